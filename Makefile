@@ -1,0 +1,95 @@
+# Both `make demo` and `make test` set up all they need first, once, in $(VENV).
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format bench readme default-model eval-model clean help
+
+VENV ?= .venv
+# Any interpreter from 3.11 on that can make virtual environments: the first that answers.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v "$$p" && break; done)
+# The version the results are checked with. With an NVIDIA GPU say TORCH=torch for the newest.
+TORCH ?= torch==2.13.0
+
+PROMPT ?= red apple, 3d emoji
+SEED ?= 42
+DATA ?= data/artwork.zip
+SIZE ?= 128
+STYLES ?= fluent,flat
+BACKGROUNDS ?= 0.33
+OUT ?= runs/default
+CONFIG ?= txt2img/train/cpu.toml
+MODEL ?= default
+PARTS := scheduler text_encoder tokenizer unet vae
+ARGS ?=
+export PROMPT
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
+
+demo: $(VENV)/run.done ## draw PROMPT with SEED and print the picture's path
+	@echo "Drawing \"$$PROMPT\" with seed $(SEED)" >&2
+	@$(VENV)/bin/txt2img "$$PROMPT" --seed $(SEED) --output outputs/ $(ARGS)
+
+test: $(VENV)/test.done ## run the tests (ARGS="-m slow" for the long ones)
+	@echo "Running the tests" >&2
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/test.done ## check style and types
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/test.done ## lay the source out
+	@$(VENV)/bin/ruff check --fix
+	@$(VENV)/bin/ruff format
+
+bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size)
+	@$(PY) tests/bench.py --json bench.json $(ARGS)
+
+readme: $(VENV)/test.done ## write the current help text and file tree into README.md
+	@$(PY) tests/test_readme.py
+
+default-model: $(VENV)/train.done $(DATA) ## train the default model from CONFIG on DATA, and ship it in the package
+	$(VENV)/bin/txt2img train $(DATA) --out $(OUT) --config $(CONFIG) $(ARGS)
+	@rm -rf txt2img/weights/default && mkdir -p txt2img/weights/default
+	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) txt2img/weights/default/
+
+eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
+	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) $(ARGS)
+
+$(DATA): | $(VENV)/train.done
+	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
+	@mkdir -p "$(dir $@)"
+	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS)
+
+clean: ## remove the environment and the tools' caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+$(VENV)/torch.done:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found. Install one" \
+		"(on Debian: apt install python3-venv) or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV) with $$("$(PYTHON)" --version)" >&2
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@echo "Installing $(TORCH): a large download, once" >&2
+	@$(PIP) "$(TORCH)" || { echo "$(TORCH) is not to be had here: taking the newest torch" >&2; \
+		$(PIP) "torch>=2.11"; }
+	@touch $@
+
+$(VENV)/run.done: $(VENV)/torch.done pyproject.toml
+	@echo "Installing txt2img and what it needs" >&2
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test.done: $(VENV)/run.done
+	@echo "Installing what the tests need: pytest, diffusers, ruff, mypy" >&2
+	@$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/train.done: $(VENV)/run.done
+	@echo "Installing what draws the training pictures" >&2
+	@$(PIP) --editable ".[train]"
+	@touch $@
