@@ -1,0 +1,117 @@
+"""From networks to denoisers."""
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor, nn
+
+from txt2img.diffusion.guidance import Cond, guided, predictor, rescaled
+from txt2img.diffusion.levels import Diffusion, Flow, Level, betas
+from txt2img.diffusion.predictions import PREDICTIONS
+
+SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
+LEVEL = SD.level(400)
+X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+POSITIVE = Cond(torch.tensor([1.0, 2.0]).reshape(2, 1, 1).expand(2, 7, 3))
+NEGATIVE = Cond(torch.tensor([-0.5, 0.25]).reshape(2, 1, 1).expand(2, 7, 3))
+
+
+class Mock(nn.Module):
+    """Gives sin(x · token + time), and remembers what it was called with."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
+        self.calls: list[tuple[Tensor, Tensor, Cond]] = []
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        self.calls.append((x, time, cond))
+        about = cond.tokens.mean((1, 2)).reshape(-1, 1, 1, 1)
+        return torch.sin(x * about * self.weight + time.reshape(-1, 1, 1, 1)).to(x.dtype).detach()
+
+
+def denoiser(network: Mock, scale: float, kind: str = "eps", **more: float | bool):
+    """The guided denoiser of a mock network."""
+    predict = predictor(network, SD, PREDICTIONS[kind])
+    return guided(predict, lambda _: POSITIVE, lambda _: NEGATIVE, scale, **more)
+
+
+def test_joined_conditions_are_one_batch():
+    sizes = torch.ones(2, 6)
+    joined = Cond(POSITIVE.tokens, extra=sizes).join(Cond(NEGATIVE.tokens, extra=2 * sizes))
+    torch.testing.assert_close(joined.tokens, torch.cat([POSITIVE.tokens, NEGATIVE.tokens]))
+    torch.testing.assert_close(joined.extra, torch.cat([sizes, 2 * sizes]))
+    assert joined.pooled is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_network_works_in_its_dtype_and_is_heard_in_float32(dtype):
+    network = Mock(dtype)
+    x0 = predictor(network, SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE)
+    x, time, cond = network.calls[0]
+    assert (x.dtype, time.dtype, cond.tokens.dtype) == (dtype, torch.float32, dtype)
+    assert x0.dtype == torch.float32
+
+
+def test_a_network_is_told_the_time_of_each_sample():
+    network = Mock()
+    predictor(network, SD, PREDICTIONS["v"])(X, SD.level(123.75), POSITIVE)
+    predictor(network, Flow(), PREDICTIONS["flow"])(X, Level(1.0, "flow"), POSITIVE)
+    torch.testing.assert_close(network.calls[0][1], torch.tensor([123.75, 123.75]))
+    torch.testing.assert_close(network.calls[1][1], torch.tensor([500.0, 500.0]))
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_guidance_of_outputs_is_guidance_of_pictures(kind):
+    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    towards, away = predict(X, LEVEL, POSITIVE), predict(X, LEVEL, NEGATIVE)
+    got = denoiser(Mock(), 7.5, kind)(X, LEVEL)
+    torch.testing.assert_close(got, away + 7.5 * (towards - away), rtol=1e-4, atol=1e-4)
+
+
+def test_one_pass_of_both_with_the_negative_first():
+    network = Mock()
+    denoiser(network, 7.5)(X, LEVEL)
+    [(x, time, cond)] = network.calls
+    assert x.shape == (4, 4, 8, 8)
+    assert time.shape == (4,)
+    torch.testing.assert_close(cond.tokens, torch.cat([NEGATIVE.tokens, POSITIVE.tokens]))
+
+
+def test_two_passes_when_memory_is_short_give_the_same():
+    network = Mock()
+    apart = denoiser(network, 7.5, together=False)(X, LEVEL)
+    assert [len(x) for x, _, _ in network.calls] == [2, 2]
+    torch.testing.assert_close(apart, denoiser(Mock(), 7.5)(X, LEVEL))
+
+
+def test_scale_one_looks_once_without_the_negative():
+    network = Mock()
+    got = denoiser(network, 1.0, rescale=0.7)(X, LEVEL)
+    assert [len(x) for x, _, _ in network.calls] == [2]
+    torch.testing.assert_close(got, predictor(Mock(), SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_equals_diffusers(share):
+    towards = 2 * X.flip(0) + 1
+    torch.testing.assert_close(rescaled(X, towards, share), rescale_noise_cfg(X, towards, share))
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_rescaled_guidance_is_done_on_the_output(kind):
+    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    towards, away = predict.output(X, LEVEL, POSITIVE), predict.output(X, LEVEL, NEGATIVE)
+    out = rescale_noise_cfg(away + 5 * (towards - away), towards, 0.7)
+    want = PREDICTIONS[kind].x0(X, out, LEVEL)
+    torch.testing.assert_close(denoiser(Mock(), 5.0, kind, rescale=0.7)(X, LEVEL), want)
+
+
+def test_conditions_may_change_with_the_level():
+    predict = predictor(Mock(), SD, PREDICTIONS["eps"])
+    early = guided(
+        predict, lambda at: POSITIVE if at.ratio > 1 else NEGATIVE, lambda _: NEGATIVE, 3
+    )
+    late = SD.level(10)
+    torch.testing.assert_close(early(X, late), predict(X, late, NEGATIVE))
+    assert not torch.allclose(early(X, SD.level(900)), predict(X, SD.level(900), NEGATIVE))

@@ -1,0 +1,1 @@
+"""The maths of diffusion: levels, schedules, predictions, guidance, samplers; no networks."""

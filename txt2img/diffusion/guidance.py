@@ -1,0 +1,126 @@
+"""From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from txt2img.diffusion.levels import Level, Process
+from txt2img.diffusion.predictions import Prediction
+
+Denoise = Callable[[Tensor, Level], Tensor]  # x, level → x0
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a network is told besides x and time; every tensor's first axis is the batch."""
+
+    tokens: Tensor  # (B, L, D)
+    pooled: Tensor | None = None  # (B, P)
+    extra: Tensor | None = None  # sizes, (B, E)
+    beside: Tensor | None = None  # more input channels, (B, C', H, W)
+
+    def join(self, other: "Cond") -> "Cond":
+        """Both as one batch, this one's first; a part that either lacks is left out."""
+        return Cond(
+            torch.cat([self.tokens, other.tokens]),
+            cat(self.pooled, other.pooled),
+            cat(self.extra, other.extra),
+            cat(self.beside, other.beside),
+        )
+
+    def to(self, dtype: torch.dtype) -> "Cond":
+        """The same in `dtype`, but for `extra`: sizes in pixels do not fit into bf16."""
+        return Cond(
+            self.tokens.to(dtype),
+            None if self.pooled is None else self.pooled.to(dtype),
+            self.extra,
+            None if self.beside is None else self.beside.to(dtype),
+        )
+
+
+def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Both along the batch axis, None if either is."""
+    return None if a is None or b is None else torch.cat([a, b])
+
+
+CondAt = Callable[[Level], Cond]
+
+
+class Network(Protocol):
+    """(x (B, C, H, W), time (B,), cond) → (B, C, H, W), in the dtype of its parameters."""
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond, /) -> Tensor:
+        """The raw output."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Its weights."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network that tells x0: `(x, level, cond) → x0`, float32 whatever the network's dtype."""
+
+    network: Network
+    process: Process
+    prediction: Prediction
+
+    def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
+        """The network's own output for x (B, C, H, W), float32."""
+        dtype = next(iter(self.network.parameters())).dtype
+        time = torch.full((len(x),), self.process.time(level), device=x.device)
+        return self.network(x.to(dtype), time, cond.to(dtype)).float()
+
+    def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
+        """x0 (B, C, H, W), float32."""
+        return self.prediction.x0(x, self.output(x, level, cond), level)
+
+
+def predictor(network: Network, process: Process, prediction: Prediction) -> Predictor:
+    """The network as `(x, level, cond) → x0`."""
+    return Predictor(network, process, prediction)
+
+
+def guided(
+    predict: Predictor,
+    positive: CondAt,
+    negative: CondAt,
+    scale: float,
+    together: bool = True,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
+
+    One pass of 2B a look, two of B when not `together`, one of B when scale is 1. It is done on
+    the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
+    """
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        """The two outputs, each (B, C, H, W), mixed, as x0."""
+        wanted, unwanted = positive(level), negative(level)
+        if together:
+            both = unwanted.join(wanted)
+            away, towards = predict.output(torch.cat([x, x]), level, both).chunk(2)
+        else:
+            away = predict.output(x, level, unwanted)
+            towards = predict.output(x, level, wanted)
+        out = away + scale * (towards - away)
+        return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
+
+    if scale == 1:
+        return lambda x, level: predict(x, level, positive(level))
+    return look
+
+
+def rescaled(out: Tensor, towards: Tensor, share: float) -> Tensor:
+    """`out` with a `share` of its contrast put back to that of `towards` (Lin et al. 2023, §3.4).
+
+    Both are network outputs, (B, C, H, W): the factor would be another one on x0.
+    """
+    if not share:
+        return out
+    axes = (1, 2, 3)
+    back = towards.std(axes, keepdim=True) / out.std(axes, keepdim=True)
+    return out * (share * back + 1 - share)

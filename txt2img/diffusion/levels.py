@@ -1,0 +1,136 @@
+"""How much picture and how much noise: a sample at a level is alpha · x0 + sigma · noise."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from txt2img.errors import BadFile
+
+Curve = Literal["diffusion", "flow"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A share of noise: `ratio` is sigma / alpha, 0 for a clean picture, inf for pure noise.
+
+    On the curve "diffusion" alpha² + sigma² = 1, on "flow" alpha + sigma = 1.
+    """
+
+    ratio: float
+    curve: Curve
+
+    @property
+    def alpha(self) -> float:
+        """The picture's factor, 0 to 1."""
+        return 1 / (math.hypot(1, self.ratio) if self.curve == "diffusion" else 1 + self.ratio)
+
+    @property
+    def sigma(self) -> float:
+        """The noise's factor, 0 to 1."""
+        return self.ratio * self.alpha if math.isfinite(self.ratio) else 1.0
+
+    @property
+    def scale(self) -> float:
+        """The divisor of x that makes its path straight along `line`: alpha, or 1 on a flow."""
+        return self.alpha if self.curve == "diffusion" else 1.0
+
+    @property
+    def line(self) -> float:
+        """sigma / scale, what slopes are taken along: the ratio, or a flow's sigma (1 at most)."""
+        return self.ratio if self.curve == "diffusion" else self.sigma
+
+    @property
+    def half_log_snr(self) -> float:
+        """ln(alpha / sigma), the solvers' clock: inf for a clean picture, -inf for pure noise."""
+        return -math.log(self.ratio) if self.ratio else math.inf
+
+
+class Diffusion:
+    """A variance-preserving process of `steps` levels (Ho et al. 2020); times are 0 to steps-1."""
+
+    def __init__(self, betas: Sequence[float]) -> None:
+        """Raises BadFile unless 0 < beta < 1, or 1 at the very end (zero terminal SNR)."""
+        *inner, last = betas or [0.0]
+        if not inner or not all(0 < beta < 1 for beta in inner) or not 0 < last <= 1:
+            raise BadFile(f"Got {len(betas)} betas; allowed are two or more, each between 0 and 1.")
+        kept = accumulate((1 - beta for beta in betas), lambda a, b: a * b)  # alpha²
+        self.steps = len(betas)
+        self.ratios = [math.sqrt((1 - part) / part) if part else math.inf for part in kept]
+
+    def level(self, time: float) -> Level:
+        """The level at `time`, which may be fractional and is clamped to the table."""
+        low = min(max(math.floor(time), 0), self.steps - 1)
+        part = min(max(time - low, 0.0), 1.0)
+        if part == 0 or low == self.steps - 1:
+            return Level(self.ratios[low], "diffusion")
+        a, b = self.ratios[low : low + 2]
+        if math.isinf(b):  # the log ratio has no end here, but alpha falls to 0 in a straight line
+            alpha = (1 - part) * Level(a, "diffusion").alpha
+            return Level(math.sqrt(1 - alpha**2) / alpha, "diffusion")
+        return Level(math.exp((1 - part) * math.log(a) + part * math.log(b)), "diffusion")
+
+    def time(self, level: Level) -> float:
+        """The fractional time of `level`, 0 to steps-1: the inverse of `level()`."""
+        low = bisect_right(self.ratios, level.ratio) - 1
+        if low < 0 or low == self.steps - 1:
+            return float(max(low, 0))
+        a, b = self.ratios[low : low + 2]
+        if math.isinf(b):
+            return low + 1 - level.alpha / Level(a, "diffusion").alpha
+        return low + math.log(level.ratio / a) / math.log(b / a)
+
+    def entry(self, index: float) -> Level:
+        """Level `index` of the table, 0 the cleanest, steps-1 the noisiest."""
+        return self.level(index)
+
+
+class Flow:
+    """A rectified flow (Liu et al. 2022): sigma = time / time_factor, from 0 to pure noise."""
+
+    def __init__(self, time_factor: float = 1000.0, steps: int = 1000) -> None:
+        """`steps` is the number of levels that schedules count in."""
+        self.time_factor = time_factor
+        self.steps = steps
+
+    def level(self, time: float) -> Level:
+        """The level at `time`, which is clamped to 0 … time_factor."""
+        sigma = min(max(time / self.time_factor, 0.0), 1.0)
+        return Level(sigma / (1 - sigma) if sigma < 1 else math.inf, "flow")
+
+    def time(self, level: Level) -> float:
+        """The time of `level`, 0 to time_factor: the inverse of `level()`."""
+        return level.sigma * self.time_factor
+
+    def entry(self, index: float) -> Level:
+        """Level `index` of a table of sigmas 1/steps … 1: steps-1 is pure noise."""
+        return self.level((index + 1) / self.steps * self.time_factor)
+
+
+Process = Diffusion | Flow
+
+
+def betas(name: str, n: int, start: float, end: float) -> list[float]:
+    """The n betas named "linear", "scaled_linear" or "cosine"; raises BadFile for another name.
+
+    Linear: Ho et al. 2020. Scaled linear, in the root of beta: Rombach et al. 2022. Cosine:
+    Nichol and Dhariwal 2021, equation 17, which has no start and no end.
+    """
+    if name == "linear":
+        return [start + (end - start) * i / (n - 1) for i in range(n)]
+    if name == "scaled_linear":
+        return [root**2 for root in betas("linear", n, math.sqrt(start), math.sqrt(end))]
+    if name == "cosine":
+        kept = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        return [min(1 - kept[i + 1] / kept[i], 0.999) for i in range(n)]
+    raise BadFile(f"Got betas {name!r}; allowed are linear, scaled_linear, cosine.")
+
+
+def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
+    """The betas moved so that the last level is pure noise (Lin et al. 2023, Algorithm 1)."""
+    alphas = [math.sqrt(kept) for kept in accumulate((1 - b for b in betas), lambda a, b: a * b)]
+    first, last = alphas[0], alphas[-1]
+    kept = [((alpha - last) * first / (first - last)) ** 2 for alpha in alphas]
+    return [1 - kept[0], *(1 - kept[i + 1] / kept[i] for i in range(len(kept) - 1))]

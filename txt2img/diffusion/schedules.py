@@ -1,0 +1,99 @@
+"""A number of steps → levels, from the noisiest to ratio 0: steps + 1 of them."""
+
+import math
+from collections.abc import Callable
+
+from txt2img.diffusion.levels import Diffusion, Level, Process
+from txt2img.errors import BadRequest
+
+Schedule = Callable[[Process, int], list[Level]]
+
+
+def ended(levels: list[Level]) -> list[Level]:
+    """The levels and the clean picture after them."""
+    return [*levels, Level(0.0, levels[0].curve)]
+
+
+def linear(process: Process, steps: int) -> list[Level]:
+    """Equal steps of time from the first table entry to the last, fractional as in k-diffusion."""
+    last = process.steps - 1
+    return ended([process.entry(last - last * i / max(steps - 1, 1)) for i in range(steps)])
+
+
+def leading(process: Process, steps: int) -> list[Level]:
+    """Whole strides of time that end at entry 1, as Stable Diffusion's own (steps_offset 1).
+
+    It starts short of the noisiest entry. Raises BadRequest for more steps than entries.
+    """
+    stride = check(process, steps, "leading") // steps
+    return ended([process.entry(i * stride + 1) for i in reversed(range(steps))])
+
+
+def trailing(process: Process, steps: int) -> list[Level]:
+    """Rounded strides of time that start at the noisiest entry (Lin et al. 2023, §3.3).
+
+    Raises BadRequest for more steps than entries.
+    """
+    entries = check(process, steps, "trailing")
+    return ended([process.entry(round(entries - i * entries / steps) - 1) for i in range(steps)])
+
+
+def check(process: Process, steps: int, name: str) -> int:
+    """The number of table entries, which must not be less than steps."""
+    if steps > process.steps:
+        raise BadRequest(
+            f"Got {steps} steps; the schedule {name} allows 1 to {process.steps}. "
+            "Take fewer, or the schedule linear."
+        )
+    return process.steps
+
+
+def karras(process: Process, steps: int, rho: float = 7.0) -> list[Level]:
+    """Equal steps of ratio^(1/rho) (Karras et al. 2022, equation 5)."""
+    return spread(process, steps, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
+
+
+def exponential(process: Process, steps: int) -> list[Level]:
+    """Equal steps of ln(ratio)."""
+    return spread(process, steps, math.log, math.exp)
+
+
+def spread(
+    process: Process, steps: int, bend: Callable[[float], float], unbend: Callable[[float], float]
+) -> list[Level]:
+    """Levels from the noisiest entry to the cleanest, evenly apart once bent.
+
+    What is bent is sigma on a flow, whose ratio has no end, and the ratio on a diffusion; there
+    pure noise, if the table ends in it, is one level more at the start.
+    """
+    last, head = process.steps - 1, list[Level]()
+    if isinstance(process, Diffusion) and math.isinf(process.ratios[-1]):
+        head, last = [process.entry(last)], last - 1
+    top, low = (bend(process.entry(index).line) for index in (last, 0))
+    gaps = max(steps - len(head) - 1, 1)
+    points = [unbend(top + (low - top) * i / gaps) for i in range(steps - len(head))]
+    if isinstance(process, Diffusion):
+        return ended([*head, *(Level(ratio, "diffusion") for ratio in points)])
+    return ended([process.level(sigma * process.time_factor) for sigma in points])
+
+
+def flow(process: Process, steps: int, shift: float = 3.0) -> list[Level]:
+    """Equal steps of a flow's sigma, then the ratio times `shift` (Esser et al. 2024, §5.3.2).
+
+    On a diffusion they start at its noisiest entry and keep its curve.
+    """
+    top = process.entry(process.steps - 1)
+    start = Level(top.ratio / shift, "flow").sigma
+    sigmas = [start * (1 - i / steps) for i in range(steps)]
+    ratios = [shift * sigma / (1 - sigma) if sigma < 1 else math.inf for sigma in sigmas]
+    return ended([Level(ratio, top.curve) for ratio in ratios])
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": linear,
+    "leading": leading,
+    "trailing": trailing,
+    "karras": karras,
+    "exponential": exponential,
+    "flow": flow,
+}

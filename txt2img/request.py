@@ -1,0 +1,232 @@
+"""All that decides a picture: one frozen Request, which travels in the picture's own file."""
+
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Self
+
+from txt2img.errors import BadRequest
+from txt2img.escape import shown
+
+SEEDS = 2**64
+STEPS = range(1, 10_001)
+SIDES = range(64, 8193, 8)
+COUNTS = range(1, 100_001)
+FLOAT_MAX = sys.float_info.max
+PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
+
+
+class _Name(StrEnum):
+    """Names that are read forgivingly: case, spaces, hyphens and underscores do not matter."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The member that `text` names; BadRequest lists the names and the nearest."""
+        wanted = _plain(text)
+        known = {_plain(member.value): member for member in cls}
+        known |= {alias: cls(name) for alias, name in ALIASES.items() if name in set(cls)}
+        if wanted in known:
+            return known[wanted]
+        near = get_close_matches(wanted, known, n=1)
+        hint = f"; did you mean {known[near[0]].value}?" if near else ""
+        names = ", ".join(member.value for member in cls)
+        raise BadRequest(f"no {cls.__name__.lower()} {shown(text)}; choose from {names}{hint}")
+
+
+class Sampler(_Name):
+    """The ways from noise to picture."""
+
+    DDPM = "ddpm"
+    DDIM = "ddim"
+    EULER = "euler"
+    EULER_A = "euler_a"
+    HEUN = "heun"
+    LMS = "lms"
+    DPMPP_2M = "dpm++2m"
+    DPMPP_2M_SDE = "dpm++2m_sde"
+    DPMPP_SDE = "dpm++sde"
+    UNIPC = "unipc"
+    LCM = "lcm"
+
+
+class Schedule(_Name):
+    """The ways to spread the steps over the noise."""
+
+    LINEAR = "linear"
+    LEADING = "leading"
+    TRAILING = "trailing"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    FLOW = "flow"
+
+
+# What other programs call the same thing, in the form that _plain gives.
+ALIASES = {
+    "eulerancestral": "euler_a",
+    "keulera": "euler_a",
+    "keulerancestral": "euler_a",
+    "keuler": "euler",
+    "kheun": "heun",
+    "klms": "lms",
+    "unipcbh2": "unipc",
+    "uniform": "linear",
+    "linspace": "linear",
+    "normal": "linear",
+    "ddim": "leading",
+    "ddimuniform": "leading",
+    "sgmuniform": "trailing",
+    "simple": "trailing",
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a family of models draws best with: fills the blanks of a Request."""
+
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    sampler: Sampler
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Request:
+    """One wish for pictures; None means that the model decides. BadRequest if out of range."""
+
+    prompt: str
+    negative: str = ""
+    model: str = "default"
+    width: int | None = None  # pixels
+    height: int | None = None
+    steps: int | None = None
+    cfg: float | None = None
+    cfg_rescale: float = 0.0
+    eta: float | None = None
+    sampler: Sampler | None = None
+    schedule: Schedule | None = None
+    seed: int | None = None
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every field, so that a Request that exists can be drawn."""
+        for name in ("prompt", "negative", "model"):
+            check_text(name, getattr(self, name))
+        for name in ("width", "height"):
+            _check_side(name, getattr(self, name))
+        _check_int("steps", self.steps, STEPS)
+        _check_int("seed", self.seed, range(SEEDS))
+        _check_int("count", self.count, COUNTS)
+        _check_float("cfg", self.cfg, FLOAT_MAX)
+        _check_float("cfg_rescale", self.cfg_rescale, 1.0)
+        _check_float("eta", self.eta, 1.0)
+
+    def filled(self, defaults: Defaults) -> "Request":
+        """The same with nothing left to decide but the seed: the only place None gets a value."""
+        blanks = {
+            f.name: getattr(defaults, f.name)
+            for f in fields(defaults)
+            if getattr(self, f.name) is None
+        }
+        return replace(self, **blanks)
+
+    def seeded(self) -> "Request":
+        """The same with a random seed below 2^32 if it has none."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
+
+    def nth(self, i: int) -> "Request":
+        """The i-th picture of this request as a request of its own: seed + i, one picture."""
+        if self.seed is None:
+            raise BadRequest("a request without a seed has no n-th picture; give it a seed")
+        return replace(self, seed=(self.seed + i) % SEEDS, count=1)
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """The fields as JSON values, in their order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> "Request":
+        """The request of such values; BadRequest names what is unknown, missing or wrong."""
+        names = [f.name for f in fields(cls)]
+        unknown = [key for key in values if key not in names]
+        if unknown:
+            near = get_close_matches(unknown[0], names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
+            raise BadRequest(f"no request has a field {shown(unknown[0])}{hint}")
+        if "prompt" not in values:
+            raise BadRequest('a request needs a "prompt"')
+        make: Callable[..., Request] = cls
+        return make(**{name: _value(name, values[name]) for name in values})
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise BadRequest unless `text` is text that can be written in a file: no NUL, real UTF-8."""
+    if not isinstance(text, str):
+        raise BadRequest(f"{name} must be text, got {shown(text)}")
+    if len(text) > PROMPT_MAX:
+        raise BadRequest(f"{name} has {len(text):,} characters; at most {PROMPT_MAX:,} are allowed")
+    if "\0" in text:
+        raise BadRequest(f"{name} holds a NUL character; remove it")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise BadRequest(f"{name} is not valid UTF-8 text: {shown(text)}")
+
+
+def _plain(text: str) -> str:
+    """A name without case, spaces, hyphens and underscores, and with ++ for pp."""
+    return re.sub(r"[\s_-]+", "", text.lower()).replace("dpmpp", "dpm++")
+
+
+def _check_int(name: str, value: object, allowed: range) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadRequest(f"{name} must be a whole number, got {shown(value)}")
+    if value not in allowed:
+        top = "2^64-1" if allowed.stop == SEEDS else f"{allowed[-1]:,}"
+        raise BadRequest(f"{name} must be {allowed.start} … {top}, got {_digits(value)}")
+
+
+def _check_side(name: str, value: object) -> None:
+    _check_int(name, value, range(SIDES.start, SIDES[-1] + 1))
+    if isinstance(value, int) and value not in SIDES:
+        raise BadRequest(size_problem(name, value, SIDES.step))
+
+
+def size_problem(name: str, value: int, factor: int) -> str:
+    """What to say of a width or height that is not a multiple of `factor` pixels."""
+    low = value // factor * factor
+    near = [str(n) for n in (low, low + factor) if SIDES.start <= n <= SIDES[-1]]
+    return f"{name} must be a multiple of {factor}, got {value}; the nearest: {' or '.join(near)}"
+
+
+def _check_float(name: str, value: object, top: float) -> None:
+    if value is None and name != "cfg_rescale":
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRequest(f"{name} must be a number, got {shown(value)}")
+    if not 0 <= value <= top:
+        allowed = f"0 … {top:g}" if top < FLOAT_MAX else "a finite number, at least 0"
+        raise BadRequest(f"{name} must be {allowed}, got {_digits(value)}")
+
+
+def _digits(value: float) -> str:
+    """A number for a message, however many digits it has."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length():,} bits"
+    return str(value)
+
+
+def _value(name: str, value: object) -> object:
+    """A JSON value as its field's type; what is wrong stays as it is, for the checks to find."""
+    if name in ("sampler", "schedule") and value is not None:
+        if not isinstance(value, str):
+            raise BadRequest(f"{name} must be a name, got {shown(value)}")
+        return (Sampler if name == "sampler" else Schedule).parse(value)
+    if name in ("cfg", "eta", "cfg_rescale") and type(value) is int and value.bit_length() < 64:
+        return float(value)
+    return value
