@@ -1,0 +1,1 @@
+"""The networks: no files, no terminal."""

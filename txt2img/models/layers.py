@@ -1,0 +1,141 @@
+"""What the networks share: residual blocks, attention, time features, resampling."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention of q (B, L, D) on k, v (B, M, D) in `heads` parts: (B, L, D)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, ·, d)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def time_features(time: Tensor, width: int) -> Tensor:
+    """Cosines and sines of time (B,) at geometric frequencies 1 … 1/10000: (B, width), float32.
+
+    Vaswani et al. 2017, §3.5, in the order cosine, sine.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=time.device)
+    angles = time.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Time features (B, width) → what residual blocks are told of the time (B, out)."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(functional.silu(self.linear_1(features)))
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut; the time, where there is one, is added between."""
+
+    def __init__(
+        self, channels: int, out: int, groups: int, eps: float, time_width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, out) if time_width is not None else None
+        self.norm2 = nn.GroupNorm(groups, out, eps=eps)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        h = self.conv1(functional.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            h = h + self.time_emb_proj(functional.silu(time))[:, :, None, None]
+        h = self.conv2(functional.silu(self.norm2(h)))
+        out: Tensor = shortcut + h
+        return out
+
+
+class Attention(nn.Module):
+    """Attention of x (B, L, D) on itself or on a context (B, M, C): (B, L, D)."""
+
+    def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(context, width, bias=bias)
+        self.to_v = nn.Linear(context, width, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        mixed = attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        out: Tensor = self.to_out[0](mixed)
+        return out
+
+
+class GatedLinear(nn.Module):
+    """GEGLU (Shazeer 2020): half of a projection, times the GELU of the other half."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = value * functional.gelu(gate)
+        return out
+
+
+class FeedForward(nn.Module):
+    """The per-token half of a transformer block: (B, L, D) → (B, L, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Index 1 is the published layout's dropout, which holds no weights.
+        self.net = nn.ModuleList(
+            [GatedLinear(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Half the height and width by a convolution of stride 2.
+
+    The VAE pads only below and on the right (`lopsided`), as its published weights expect.
+    """
+
+    def __init__(self, channels: int, lopsided: bool = False) -> None:
+        super().__init__()
+        self.lopsided = lopsided
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if lopsided else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lopsided:
+            x = functional.pad(x, (0, 1, 0, 1))
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours to `size` (height, width), or to the double, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        out: Tensor = self.conv(
+            functional.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest")
+        )
+        return out

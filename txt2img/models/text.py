@@ -1,0 +1,131 @@
+"""CLIP: prompts → tokens → conditions. The only file that uses transformers.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from torch import Tensor, nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from txt2img.diffusion.guidance import Cond
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The shape of a CLIP text encoder."""
+
+    vocab: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    length: int = 77  # tokens in one chunk, the first and last included
+    act: str = "quick_gelu"
+
+
+def normalizer() -> normalizers.Normalizer:
+    """CLIP's clean-up of text: composed Unicode, single spaces, small letters."""
+    return normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """CLIP's words: runs of letters, single digits, runs of other signs; then their bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+class Tokenizer:
+    """Byte-pair encoding in CLIP's manner, cut into chunks that the text encoder can take."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        length: int = 77,
+        pad_id: int | None = None,
+    ) -> None:
+        self.vocab, self.merges, self.length = vocab, merges, length
+        self.bos_id, self.eos_id = vocab[BOS], vocab[EOS]
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self._backend = Backend(
+            models.BPE(
+                vocab=vocab,
+                merges=merges,
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+                unk_token=EOS,
+            )
+        )
+        self._backend.normalizer = normalizer()
+        self._backend.pre_tokenizer = pre_tokenizer()
+
+    def tokens(self, prompt: str) -> list[int]:
+        """The prompt's token ids, without first and last."""
+        ids: list[int] = self._backend.encode(prompt, add_special_tokens=False).ids
+        return ids
+
+    def chunks(self, prompt: str) -> list[list[int]]:
+        """The prompt in chunks of `length` ids, each begun, ended and padded; at least one."""
+        ids, room = self.tokens(prompt), self.length - 2
+        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+        chunks = [[self.bos_id, *part, self.eos_id] for part in parts]
+        return [chunk + [self.pad_id] * (self.length - len(chunk)) for chunk in chunks]
+
+
+class TextEncoder(nn.Module):
+    """Prompts → the conditions that a U-Net attends to."""
+
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.model = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=config.vocab,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=config.mlp,
+                max_position_embeddings=config.length,
+                hidden_act=config.act,
+                bos_token_id=tokenizer.bos_id,
+                eos_token_id=tokenizer.eos_id,
+                pad_token_id=tokenizer.pad_id,
+            )
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The last hidden states (N, L, D) of token ids (N, L)."""
+        states: Tensor = self.model(input_ids=ids).last_hidden_state
+        return states
+
+    def chunks(self, prompt: str) -> int:
+        """How many chunks the prompt fills."""
+        return len(self.tokenizer.chunks(prompt))
+
+    def encode(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
+        """Conditions with tokens (B, chunks·L, D); shorter prompts end in empty chunks.
+
+        Each chunk is encoded for itself, and no prompt is cut: `chunks` is at least the longest's.
+        """
+        rows = [self.tokenizer.chunks(prompt) for prompt in prompts]
+        count = max(chunks or 1, *(len(row) for row in rows))
+        empty = self.tokenizer.chunks("")
+        rows = [row + empty * (count - len(row)) for row in rows]
+        ids = torch.tensor(rows, device=self.model.device)  # (B, chunks, L)
+        states = self.forward(ids.flatten(0, 1))  # (B·chunks, L, D)
+        return Cond(states.unflatten(0, (len(rows), count)).flatten(1, 2))

@@ -1,0 +1,208 @@
+"""The latent U-Net of SD 1 and SD 2: noisy latent, time, text → what the noise is.
+
+Parameter names are diffusers' UNet2DConditionModel's, so that its folders need no key map.
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from txt2img.diffusion.guidance import Cond
+from txt2img.models.layers import (
+    Attention,
+    Downsample,
+    FeedForward,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    time_features,
+)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a U-Net; the tuples have one entry a level, widest map first."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2  # residual blocks a level on the way down; one more on the way up
+    attention: tuple[bool, ...] = (True, True, True, False)
+    depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_dim: int = 768
+    linear_projection: bool = False
+    groups: int = 32
+
+    @property
+    def time_width(self) -> int:
+        """The width of the time embedding."""
+        return 4 * self.channels[0]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention on the text, feed-forward, each beside a shortcut."""
+
+    def __init__(self, width: int, cross_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, cross_dim, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), tokens)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over a map's pixels: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        width, self.linear = config.channels[level], config.linear_projection
+        self.norm = nn.GroupNorm(config.groups, width, eps=1e-6)
+        self.proj_in = self._projection(width)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, config.cross_dim, config.heads[level])
+            for _ in range(config.depth[level])
+        )
+        self.proj_out = self._projection(width)
+
+    def _projection(self, width: int) -> nn.Module:
+        """SD 1 projects by 1×1 convolutions, SD 2 by linear layers of the same effect."""
+        return nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        if self.linear:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, H·W, C)
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            h = block(h, tokens)
+        if self.linear:
+            h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+        else:
+            h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+        out: Tensor = x + h
+        return out
+
+
+class DownBlock(nn.Module):
+    """One level on the way down: every map it makes is kept for the way up."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        before, width = config.channels[max(level - 1, 0)], config.channels[level]
+        self.resnets = nn.ModuleList(
+            _resnet(config, before if layer == 0 else width, width)
+            for layer in range(config.layers)
+        )
+        self.attentions = _attentions(config, level, config.layers)
+        last = level == len(config.channels) - 1
+        self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        kept = []
+        for layer, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions is not None:
+                x = self.attentions[layer](x, tokens)
+            kept.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            kept.append(x)
+        return x, kept
+
+
+class MidBlock(nn.Module):
+    """The smallest map: residual, transformer, residual."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width, level = config.channels[-1], len(config.channels) - 1
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialTransformer(config, level)])
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, tokens)
+        out: Tensor = self.resnets[1](x, time)
+        return out
+
+
+class UpBlock(nn.Module):
+    """One level on the way up: each residual block also sees a map kept on the way down."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        width, count = config.channels[level], config.layers + 1
+        below = config.channels[min(level + 1, len(config.channels) - 1)]
+        kept = [width] * config.layers + [config.channels[max(level - 1, 0)]]
+        self.resnets = nn.ModuleList(
+            _resnet(config, (below if layer == 0 else width) + kept[layer], width)
+            for layer in range(count)
+        )
+        self.attentions = _attentions(config, level, count)
+        self.upsamplers = nn.ModuleList([Upsample(width)]) if level else None
+
+    def forward(self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor) -> Tensor:
+        for layer, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, kept.pop()], dim=1), time)
+            if self.attentions is not None:
+                x = self.attentions[layer](x, tokens)
+        if self.upsamplers is not None:
+            height, width = kept[-1].shape[-2:]  # an odd map is not the double of its half
+            x = self.upsamplers[0](x, (height, width))
+        return x
+
+
+def _resnet(config: UNetConfig, channels: int, out: int) -> ResnetBlock:
+    return ResnetBlock(channels, out, config.groups, 1e-5, config.time_width)
+
+
+def _attentions(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
+    if not config.attention[level]:
+        return None
+    return nn.ModuleList(SpatialTransformer(config, level) for _ in range(count))
+
+
+class UNet(nn.Module):
+    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C, H, W)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = range(len(config.channels))
+        self.conv_in = nn.Conv2d(config.in_channels, config.channels[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(config.channels[0], config.time_width)
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
+        self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """x (B, C, H, W), time (B,), cond.tokens (B, L, D) → (B, C, H, W)."""
+        tokens = cond.tokens.to(x.dtype)
+        features = time_features(time, self.config.channels[0])
+        clock = self.time_embedding(features.to(x.dtype))  # (B, 4·channels)
+        x = self.conv_in(x)
+        kept = [x]
+        for down in self.down_blocks:
+            x, maps = down(x, clock, tokens)
+            kept += maps
+        x = self.mid_block(x, clock, tokens)
+        for up in self.up_blocks:
+            x = up(x, kept, clock, tokens)
+        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return out

@@ -1,0 +1,190 @@
+"""The variational autoencoder: pictures ↔ latents an eighth as high and wide.
+
+Parameter names are diffusers' AutoencoderKL's. Kingma & Welling 2014; Rombach et al. 2022, §3.1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The shape of a VAE; `channels` has one entry a level, largest map first."""
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2  # residual blocks a level in the encoder; one more in the decoder
+    groups: int = 32
+    mid_attention: bool = True
+    quant_conv: bool = True
+    scaling: float = 0.18215  # latents are (mean − shift) · scaling, of variance near 1
+    shift: float = 0.0
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell is high and wide."""
+        return 1 << (len(self.channels) - 1)
+
+
+class PixelAttention(Attention):
+    """Attention of one head over all pixels of a map, beside a shortcut."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, channels, 1, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        pixels = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
+        mixed: Tensor = super().forward(pixels)
+        out: Tensor = x + mixed.transpose(1, 2).unflatten(2, (height, width))
+        return out
+
+
+class VAEMidBlock(nn.Module):
+    """The smallest map: residual, attention where the model has it, residual."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        width = config.channels[-1]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(width, width, config.groups, 1e-6) for _ in range(2)
+        )
+        self.attentions = (
+            nn.ModuleList([PixelAttention(width, config.groups)]) if config.mid_attention else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        out: Tensor = self.resnets[1](x)
+        return out
+
+
+class VAEBlock(nn.Module):
+    """One level: residual blocks, then half or double the map."""
+
+    def __init__(self, channels: int, out: int, layers: int, groups: int, way: str | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels if layer == 0 else out, out, groups, 1e-6)
+            for layer in range(layers)
+        )
+        if way == "down":
+            self.downsamplers = nn.ModuleList([Downsample(out, lopsided=True)])
+        if way == "up":
+            self.upsamplers = nn.ModuleList([Upsample(out)])
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        if self.way == "down":
+            x = self.downsamplers[0](x)
+        if self.way == "up":
+            x = self.upsamplers[0](x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) → mean and log variance of the latent (B, 2·C, H/f, W/f)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, last = config.channels, len(config.channels) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            VAEBlock(
+                widths[max(level - 1, 0)],
+                width,
+                config.layers,
+                config.groups,
+                None if level == last else "down",
+            )
+            for level, width in enumerate(widths)
+        )
+        self.mid_block = VAEMidBlock(config)
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.conv_in(pixels)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latent (B, C, h, w) → pixels (B, 3, f·h, f·w)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, last = config.channels[::-1], len(config.channels) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = VAEMidBlock(config)
+        self.up_blocks = nn.ModuleList(
+            VAEBlock(
+                widths[max(level - 1, 0)],
+                width,
+                config.layers + 1,
+                config.groups,
+                None if level == last else "up",
+            )
+            for level, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(latent))
+        for block in self.up_blocks:
+            x = block(x)
+        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return out
+
+
+class VAE(nn.Module):
+    """Pictures ↔ latents. Latents leave and enter scaled, as the U-Net sees them."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = (
+            nn.Conv2d(2 * channels, 2 * channels, 1) if config.quant_conv else nn.Identity()
+        )
+        self.post_quant_conv = (
+            nn.Conv2d(channels, channels, 1) if config.quant_conv else nn.Identity()
+        )
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the unscaled latent of pixels (B, 3, H, W) in −1…1."""
+        mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The latent (B, C, H/f, W/f) of pixels (B, 3, H, W): its mean, or a draw by `noise`."""
+        mean, log_variance = self.moments(pixels.to(self.encoder.conv_in.weight.dtype))
+        latent = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
+        return (latent - self.config.shift) * self.config.scaling
+
+    def reconstruct(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) of an unscaled latent (B, C, H/f, W/f), in the weights' dtype."""
+        out: Tensor = self.decoder(self.post_quant_conv(latent))
+        return out
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), near −1…1, float32, of a scaled latent (B, C, H/f, W/f)."""
+        latent = latent.to(self.decoder.conv_in.weight.dtype)
+        return self.reconstruct(latent / self.config.scaling + self.config.shift).float()
