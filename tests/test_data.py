@@ -1,0 +1,105 @@
+"""Pictures and captions read from folders and archives."""
+
+import json
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from pictures_data import archive
+from PIL import Image
+
+from txt2img.errors import BadFile
+from txt2img.train.data import Pictures, cut_out, drop_captions, indices
+
+
+def folder(path: Path, *rows: object) -> Path:
+    path.mkdir(exist_ok=True)
+    Image.new("RGBA", (8, 4), (255, 0, 0, 0)).save(path / "clear.png")
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    (path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_an_archive_and_its_folder_read_alike(tmp_path: Path) -> None:
+    packed = archive(tmp_path / "data.zip")
+    with zipfile.ZipFile(packed) as file:
+        file.extractall(tmp_path / "data")
+    one, other = Pictures(packed), Pictures(tmp_path / "data")
+    assert one.rows == other.rows
+    assert torch.equal(one.pixels(3, 32), other.pixels(3, 32))
+
+
+def test_transparent_pictures_lie_on_white_or_on_their_background(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "clear.png", "text": "nothing"},
+        {"file_name": "clear.png", "text": "nothing on blue", "background": "#0000ff"},
+    ]
+    pictures = Pictures(folder(tmp_path / "d", *rows))
+    assert torch.equal(pictures.pixels(0, 8), torch.ones(3, 8, 8))
+    blue = torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(3, 8, 8)
+    assert torch.equal(pictures.pixels(1, 8), blue)
+
+
+def test_captions_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    row = {"file_name": "clear.png", "text": ["often", "never", "seldom"], "weights": [0.9, 0, 0.1]}
+    pictures, rng = Pictures(folder(tmp_path / "d", row)), random.Random(0)
+    drawn = [pictures.caption(0, rng) for _ in range(1000)]
+    assert "never" not in drawn
+    assert 50 < drawn.count("seldom") < 150
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{", "line 1"),
+        ({"text": "no file"}, "file_name"),
+        ({"file_name": "../../etc/passwd", "text": "x"}, "leads out"),
+        ({"file_name": "/etc/passwd", "text": "x"}, "leads out"),
+        ({"file_name": "clear.png", "text": ["a", "b"], "weights": [1]}, "2 captions but 1"),
+    ],
+)
+def test_a_bad_row_is_one_line_that_says_where(tmp_path: Path, row: object, told: str) -> None:
+    with pytest.raises(BadFile, match=told) as caught:
+        Pictures(folder(tmp_path / "d", row))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    pictures = Pictures(folder(tmp_path / "d", {"file_name": "gone.png", "text": "x"}))
+    with pytest.raises(BadFile, match=r"gone\.png"):
+        pictures.pixels(0, 8)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_data_without_rows_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadFile, match="training data"):
+        Pictures(tmp_path / name)
+
+
+def test_every_round_sees_every_row_once_in_another_order() -> None:
+    first, second = indices(10, 0, 10, seed=1), indices(10, 10, 10, seed=1)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_indices_do_not_depend_on_how_they_are_asked_for() -> None:
+    whole = indices(7, 0, 30, seed=2)
+    assert [i for start in range(0, 30, 5) for i in indices(7, start, 5, seed=2)] == whole
+
+
+def test_a_cut_out_is_a_part_of_the_picture() -> None:
+    pixels = torch.arange(36.0).view(1, 6, 6)
+    part = cut_out(pixels, 2, random.Random(0))
+    assert part.shape == (1, 2, 2)
+    assert part[0, 0, 1] - part[0, 0, 0] == 1
+    assert part[0, 1, 0] - part[0, 0, 0] == 6
+    assert torch.equal(cut_out(pixels, 6, random.Random(0)), pixels)
+
+
+def test_captions_are_dropped_at_the_given_rate() -> None:
+    kept = drop_captions(["x"] * 10_000, 0.1, random.Random(0))
+    assert 900 < kept.count("") < 1100
+    assert drop_captions(["x"], 0.0, random.Random(0)) == ["x"]

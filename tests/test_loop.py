@@ -1,0 +1,154 @@
+"""Training runs: they learn, they resume exactly, and what they leave behind loads."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from pictures_data import archive
+from safetensors.torch import load_file
+
+from txt2img.device import choose
+from txt2img.errors import BadFile
+from txt2img.models.text import TextConfig
+from txt2img.models.unet import UNetConfig
+from txt2img.models.vae import VAEConfig
+from txt2img.pipeline import generate
+from txt2img.request import Request
+from txt2img.train.config import Run, TrainConfig
+from txt2img.train.data import Pictures
+from txt2img.train.loop import Report, fit, learning_rate
+from txt2img.weights.load import load
+
+TINY = TrainConfig(
+    size=64,
+    crop=32,
+    device="cpu",
+    dtype="float32",
+    save_every=4,
+    sample_every=1000,
+    caption_dropout=0.1,
+    vocab=600,
+    vae=VAEConfig(
+        latent_channels=4,
+        channels=(16, 32, 32, 32),
+        layers=1,
+        groups=8,
+        mid_attention=False,
+        scaling=1.0,
+    ),
+    text=TextConfig(vocab=600, width=32, layers=2, heads=2, mlp=64, length=16),
+    unet=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        channels=(32, 64),
+        layers=1,
+        attention=(True, True),
+        depth=(1, 1),
+        heads=(2, 4),
+        cross_dim=32,
+        linear_projection=True,
+        groups=8,
+    ),
+    vae_run=Run(steps=8, batch_size=8, lr=2e-3, warmup=2),
+    unet_run=Run(steps=8, batch_size=8, lr=2e-3, warmup=2),
+)
+
+
+def tiny(folder: Path, **options: object) -> TrainConfig:
+    data = folder / "data.zip"
+    if not data.exists():
+        archive(data)
+    return replace(TINY, data=data, **{"out": folder / "model", **options})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model's folder, by file and name."""
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in folder.glob("*/*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def run(config: TrainConfig, steps: int | None = None) -> list[Report]:
+    """The reports of a run, of `steps` steps if it is to stop there."""
+    reports: Iterator[Report] = fit(config)
+    return list(islice(reports, steps))
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    in_one_go = run(tiny(tmp_path, out=whole))
+    first = run(tiny(tmp_path, out=parts), 6)  # within the VAE, 2 steps after a checkpoint
+    second = run(tiny(tmp_path, out=parts), 10)  # within the U-Net
+    third = run(tiny(tmp_path, out=parts))
+    assert next((r.stage, r.step) for r in second) == ("vae", 5)
+    assert next((r.stage, r.step) for r in third) == ("unet", 5)
+    losses = {(r.stage, r.step): r.loss for r in first + second + third}
+    assert losses == {(r.stage, r.step): r.loss for r in in_one_go}
+    expected, got = weights(whole), weights(parts)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_what_it_leaves_is_a_model_that_draws(tmp_path: Path) -> None:
+    config = tiny(tmp_path, prediction="eps", zero_snr=False)
+    reports = run(config)
+    assert reports[-1].sheet is not None and reports[-1].sheet.exists()
+    model = load(str(config.out), choose("cpu"))
+    assert model.family.prediction == "eps"
+    [image] = generate(Request(prompt="red disc", steps=2, seed=1), model)
+    assert image.size == (64, 64)
+
+
+def test_a_flow_trains_too(tmp_path: Path) -> None:
+    reports = run(tiny(tmp_path, prediction="flow"))
+    assert all(torch.isfinite(torch.tensor(report.loss)) for report in reports)
+
+
+def test_the_vae_lowers_its_loss(tmp_path: Path) -> None:
+    config = tiny(tmp_path, what="vae", vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5))
+    losses = [report.loss for report in run(config)]
+    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+
+
+def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="--what"):
+        run(tiny(tmp_path, what="unet"))
+
+
+def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
+    plan = Run(steps=110, warmup=10, lr=1.0, final_lr=0.1)
+    rates = [learning_rate(plan, step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates == rates[:10] + sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.slow
+def test_sixteen_pictures_are_learnt_until_they_can_be_told_apart(tmp_path: Path) -> None:
+    """A few minutes on two cores: each caption's drawing is nearest to its own picture."""
+    config = tiny(
+        tmp_path,
+        vae_run=Run(steps=600, batch_size=16, lr=2e-3),
+        unet_run=Run(steps=1500, batch_size=16, lr=2e-3, ema=0.99),
+        save_every=1000,
+        caption_dropout=0.1,
+    )
+    reports = [report for report in run(config) if report.stage == "unet"]
+    losses = [report.loss for report in reports]
+    assert sum(losses[-100:]) < 0.35 * sum(losses[:100])
+    model, pictures = load(str(config.out), choose("cpu")), Pictures(config.data)
+    known = torch.stack([pictures.pixels(row, 64) for row in range(16)])
+    right = 0
+    for row in range(16):
+        request = Request(prompt=pictures.rows[row].captions[0], steps=20, cfg=2.0, seed=row)
+        [image] = generate(request, model)
+        data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        pixels = data.view(64, 64, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+        right += int((known - pixels).square().mean(dim=(1, 2, 3)).argmin().item() == row)
+    assert right >= 14

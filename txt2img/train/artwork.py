@@ -1,0 +1,227 @@
+"""The default model's data set: emoji artwork by package name → an archive of captioned pictures.
+
+`python -m txt2img.train.artwork --out artwork.zip --size 128` fetches pinned icon sets from the npm
+registry, draws every concept that all of them have, and writes a zip in the Hub's imagefolder
+convention: `3d/red-apple.webp`, transparent and lossless, and `metadata.jsonl` with its captions.
+The same packages give the same bytes.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from PIL import Image
+
+from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.train.captions import BACKGROUNDS, Row, keywords_by_code, rows, synonyms
+from txt2img.train.icons import (
+    STYLES,
+    WORDS_FILE,
+    WORDS_PACKAGE,
+    WORDS_VERSION,
+    Concept,
+    IconSet,
+    concepts,
+    read_json,
+    read_set,
+    tarball,
+)
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+
+def render(text: str, size: int) -> bytes:
+    """An SVG as a square, transparent, lossless WebP of `size` pixels."""
+    from resvg_py import svg_to_bytes
+
+    # resvg's filters leave jagged edges: drawn at twice the size, they come out smooth
+    scale = 2 if "filter=" in text else 1
+    side = size * scale
+    png = svg_to_bytes(svg_string=text, width=side, height=side, skip_system_fonts=True)
+    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    drawn = drawn.convert("RGBa").reduce(scale).convert("RGBA")  # averaged with colour × alpha
+    # an icon that is not square is drawn as large as it fits, and centred
+    square = Image.new("RGBA", (size, size))
+    square.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2))
+    out = io.BytesIO()
+    square.save(out, "WEBP", lossless=True, quality=80, method=4)
+    return out.getvalue()
+
+
+def render_in_child(svgs: Sequence[str], size: int, pipe: Connection) -> None:
+    """Send each picture's bytes, or None where it cannot be drawn (runs in a child process)."""
+    for text in svgs:
+        try:
+            pipe.send(render(text, size))
+        except ValueError:
+            pipe.send(None)
+    pipe.close()
+
+
+def render_all(svgs: Sequence[str], size: int) -> Iterator[bytes | None]:
+    """Each SVG's picture in order; None for one that cannot be drawn.
+
+    resvg aborts the whole process on some icons, so a child draws, and a new one goes on after the
+    icon on which the last one died.
+    """
+    context = multiprocessing.get_context("spawn")
+    done = 0
+    while done < len(svgs):
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=render_in_child, args=(svgs[done:], size, send))
+        child.start()
+        send.close()
+        try:
+            while done < len(svgs):
+                yield receive.recv()
+                done += 1
+        except EOFError:
+            done += 1
+            yield None
+        finally:
+            receive.close()
+            child.join()
+
+
+# --- The archive ---------------------------------------------------------------------------------
+
+
+def draw(
+    wanted: Sequence[Concept], sets: Mapping[str, IconSet], styles: Sequence[str], size: int
+) -> dict[str, dict[str, bytes]]:
+    """Style key → concept stem → picture, for the concepts that could be drawn in every style."""
+    drawn: dict[str, dict[str, bytes]] = {}
+    for key in styles:
+        start, pictures = time.monotonic(), {}
+        svgs = [sets[key].svgs[concept.icons[key]] for concept in wanted]
+        for concept, picture in zip(wanted, render_all(svgs, size), strict=True):
+            if picture is None:
+                tell(f"{key}: {concept.stem} cannot be drawn and is left out")
+            else:
+                pictures[concept.stem] = picture
+        drawn[key] = pictures
+        tell(f"{key}: {len(pictures)} pictures in {time.monotonic() - start:.0f} s")
+    everywhere = set.intersection(*(set(pictures) for pictures in drawn.values()))
+    return {
+        key: {stem: picture for stem, picture in pictures.items() if stem in everywhere}
+        for key, pictures in drawn.items()
+    }
+
+
+def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """A zip of these files, sorted and without times; it appears only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, content in sorted(files):
+                entry = zipfile.ZipInfo(name, EPOCH)
+                entry.external_attr = 0o644 << 16
+                small = name.endswith(".webp")  # pictures are compressed already
+                entry.compress_type = zipfile.ZIP_STORED if small else zipfile.ZIP_DEFLATED
+                archive.writestr(entry, content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def build(
+    out: Path, size: int, styles: Sequence[str], cache: Path, extra: float = 1, seed: int = 0
+) -> dict[str, int]:
+    """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
+    # 1. Read every set, also those that are not drawn: together they say what the concepts are.
+    tell("reading the icon sets; npm fetches those that are not here yet")
+    sets = {key: read_set(style, cache) for key, style in STYLES.items()}
+    words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, cache), WORDS_FILE)
+    wanted = concepts(sets)
+    renamed = sum(len(set(concept.icons.values())) > 1 for concept in wanted)
+    tell(f"{len(wanted)} concepts are in every set, {renamed} of them under differing names")
+
+    # 2. Draw.
+    drawn = draw(wanted, sets, styles, size)
+    wanted = [concept for concept in wanted if concept.stem in drawn[styles[0]]]
+
+    # 3. Say what is drawn.
+    others = synonyms({c.name: c.code for c in wanted}, keywords_by_code(words))
+    lines: list[Row] = []
+    for key in styles:
+        for concept in wanted:
+            file = f"{STYLES[key].folder}/{concept.stem}.webp"
+            lines += rows(file, concept.name, STYLES[key].words, others[concept.name], extra, seed)
+    metadata = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
+    credits = "".join(sets[key].credit + "\n" for key in styles)
+    files = [("metadata.jsonl", metadata.encode()), ("credits.txt", credits.encode())]
+    for key in styles:
+        folder = STYLES[key].folder
+        files += [(f"{folder}/{stem}.webp", picture) for stem, picture in drawn[key].items()]
+    write_archive(out, files)
+    return {"concepts": len(wanted), "pictures": len(files) - 2, "rows": len(lines)}
+
+
+def tell(line: str) -> None:
+    """Progress, to stderr: stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; BadRequest for values that cannot be used."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = argparse.ArgumentParser("python -m txt2img.train.artwork", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the archive to write, FILE.zip")
+    add("--size", type=int, default=128, help="width and height in pixels (128)")
+    add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
+    add("--backgrounds", type=float, default=1, help="coloured backgrounds a picture, on average (1)")
+    add("--seed", type=int, default=0, help="chooses the background colours (0)")
+    add("--cache", type=Path, default=home / "txt2img" / "packages", help="where packages are kept")
+    options = parser.parse_args(arguments)
+    options.styles = [name.strip() for name in options.styles.split(",")]
+    for name in options.styles:
+        if name not in STYLES:
+            raise BadRequest(f"no style {name!r}: choose from {', '.join(STYLES)}")
+    if not 16 <= options.size <= 1024:
+        raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
+    if not 0 <= options.backgrounds <= len(BACKGROUNDS):
+        raise BadRequest(f"--backgrounds is {options.backgrounds}: use 0 to {len(BACKGROUNDS)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the archive as the command line says; the process's exit code."""
+    try:
+        options = parse(arguments)
+        try:
+            import resvg_py  # noqa: F401
+        except ImportError as error:
+            raise BadRequest("resvg_py is missing: pip install 'txt2img[train]'") from error
+        start, out = time.monotonic(), options.out
+        counts = build(
+            out, options.size, options.styles, options.cache, options.backgrounds, options.seed
+        )
+    except Txt2imgError as error:
+        tell(f"Error: {error}")
+        return error.exit_code
+    except OSError as error:
+        tell(f"Error: cannot write {error.filename}: {error.strerror}")
+        return 1
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    megabytes, seconds = out.stat().st_size / 1e6, time.monotonic() - start
+    tell(f"{told}, {megabytes:.1f} MB, {seconds:.0f} s")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

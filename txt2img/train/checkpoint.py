@@ -1,0 +1,233 @@
+"""What a run leaves behind: a diffusers folder, and the state from which it goes on."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from txt2img.models.text import BOS, EOS, TextEncoder, Tokenizer
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
+from txt2img.train.config import TrainConfig
+from txt2img.train.ema import RunningMean
+from txt2img.weights.files import write
+
+TIMES = 1000
+BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"
+SHIPPED = torch.float16  # every dtype that anyone computes in loads from it
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_state(
+    path: Path, step: int, module: nn.Module, mean: RunningMean, optimiser: torch.optim.Optimizer
+) -> None:
+    """One file with all that a stage needs to go on after `step` steps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach()
+        tensors[f"mean.{name}"] = mean.mean[name]
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
+    write({k: v.cpu().contiguous() for k, v in tensors.items()}, path, {"step": str(step)})
+
+
+@torch.no_grad()
+def load_state(
+    path: Path, module: nn.Module, mean: RunningMean, optimiser: torch.optim.Optimizer
+) -> int:
+    """Put a saved state back into place; how many steps it had done (0 without a file)."""
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        for name, parameter in module.named_parameters():
+            parameter.copy_(file.get_tensor(f"weight.{name}"))
+            mean.mean[name].copy_(file.get_tensor(f"mean.{name}"))
+            moments = {m: file.get_tensor(f"{m}.{name}").to(parameter.device) for m in MOMENTS}
+            optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    return step
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Weights in one safetensors file, in float16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = {name: value.detach().to("cpu", SHIPPED).contiguous() for name, value in state.items()}
+    write(small, path, {"format": "pt"})
+
+
+def save_json(path: Path, content: dict[str, object]) -> None:
+    """Plain data as a readable JSON file; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_vae(folder: Path, vae: VAE, size: int) -> None:
+    """`folder`/vae as diffusers' AutoencoderKL writes it."""
+    config, levels = vae.config, len(vae.config.channels)
+    content: dict[str, object] = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.channels),
+        "layers_per_block": config.layers,
+        "norm_num_groups": config.groups,
+        "mid_block_add_attention": config.mid_attention,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.quant_conv,
+        "scaling_factor": config.scaling,
+        "sample_size": size,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    save_json(folder / "vae" / "config.json", content)
+    save_weights(vae.state_dict(), folder / "vae" / NETWORK_FILE)
+
+
+def save_unet(folder: Path, unet: UNet, cells: int) -> None:
+    """`folder`/unet as diffusers' UNet2DConditionModel writes it; `cells` is the latent's side."""
+    config = unet.config
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention]
+    content: dict[str, object] = {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "sample_size": cells,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": list(config.channels),
+        "layers_per_block": config.layers,
+        "down_block_types": down,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "transformer_layers_per_block": list(config.depth),
+        # diffusers' name for the number of heads in these models
+        "attention_head_dim": list(config.heads),
+        "cross_attention_dim": config.cross_dim,
+        "use_linear_projection": config.linear_projection,
+        "norm_num_groups": config.groups,
+        "norm_eps": 1e-05,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "center_input_sample": False,
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+    }
+    save_json(folder / "unet" / "config.json", content)
+    save_weights(unet.state_dict(), folder / "unet" / NETWORK_FILE)
+
+
+def save_text(folder: Path, text: TextEncoder) -> None:
+    """`folder`/text_encoder and `folder`/tokenizer in transformers' published layout."""
+    config, tokenizer = text.config, text.tokenizer
+    content: dict[str, object] = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp,
+        "max_position_embeddings": config.length,
+        "hidden_act": config.act,
+        "layer_norm_eps": 1e-05,
+        "projection_dim": config.width,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    save_json(folder / "text_encoder" / "config.json", content)
+    # Published folders have this prefix; the latest transformers leaves it out.
+    state = {
+        name if name.startswith("text_model.") else f"text_model.{name}": value
+        for name, value in text.model.state_dict().items()
+        if not name.endswith("position_ids")
+    }
+    save_weights(state, folder / "text_encoder" / "model.safetensors")
+    save_tokenizer(folder / "tokenizer", tokenizer)
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The tokenizer's four files as transformers' CLIPTokenizer reads them."""
+    save_json(folder / "vocab.json", dict(tokenizer.vocab))
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in tokenizer.merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special: dict[str, object] = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": EOS,
+        "pad_token": EOS,
+    }
+    save_json(folder / "special_tokens_map.json", special)
+    save_json(
+        folder / "tokenizer_config.json",
+        {
+            **special,
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": tokenizer.length,
+            "do_lower_case": True,
+            "errors": "replace",
+        },
+    )
+
+
+def schedule_of(config: TrainConfig) -> str:
+    """The schedule that suits what was learnt; trailing is the one that begins at pure noise."""
+    if config.prediction == "flow":
+        return "flow"
+    return "trailing" if config.zero_snr else "leading"
+
+
+def scheduler(config: TrainConfig) -> dict[str, object]:
+    """The forward process as a scheduler's configuration of diffusers."""
+    if config.prediction == "flow":
+        return {
+            "_class_name": "FlowMatchEulerDiscreteScheduler",
+            "num_train_timesteps": TIMES,
+            "shift": 1.0,
+        }
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": TIMES,
+        "beta_schedule": "scaled_linear",
+        "beta_start": BETA_RANGE[0],
+        "beta_end": BETA_RANGE[1],
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "prediction_type": "epsilon" if config.prediction == "eps" else "v_prediction",
+        "rescale_betas_zero_snr": config.zero_snr,
+        "timestep_spacing": schedule_of(config),
+        "steps_offset": 1,
+    }
+
+
+def save_index(folder: Path, config: TrainConfig) -> None:
+    """The scheduler's configuration, the index of parts, and this program's defaults."""
+    process = scheduler(config)
+    save_json(folder / "scheduler" / "scheduler_config.json", process)
+    parts: dict[str, object] = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", process["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    save_json(folder / "model_index.json", parts)
+    defaults: dict[str, object] = {
+        "width": config.size,
+        "height": config.size,
+        "steps": config.steps,
+        "cfg": config.cfg,
+        "sampler": config.sampler,
+        "schedule": schedule_of(config),
+    }
+    save_json(folder / "txt2img.json", defaults)

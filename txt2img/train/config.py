@@ -1,0 +1,144 @@
+"""A training run as data: read from one TOML file, overridden by options."""
+
+import tomllib
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.models.text import TextConfig
+from txt2img.models.unet import UNetConfig
+from txt2img.models.vae import VAEConfig
+
+T = TypeVar("T")
+WHAT = ("all", "vae", "unet")
+KINDS = ("eps", "v", "flow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one stage is optimised: AdamW, a cosine learning rate, a running mean of weights."""
+
+    steps: int = 10_000
+    batch_size: int = 32  # pictures a step and process
+    lr: float = 1e-3
+    final_lr: float = 0.0
+    warmup: int = 100  # steps
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0  # largest norm of the gradient
+
+
+# What trains from nothing on one small machine; a configuration file says anything else.
+SMALL_VAE = VAEConfig(
+    latent_channels=8,
+    channels=(32, 64, 128, 128),
+    layers=1,
+    groups=16,
+    mid_attention=False,
+    scaling=1.0,
+)
+SMALL_TEXT = TextConfig(vocab=4096, width=256, layers=4, heads=4, mlp=1024, length=32)
+SMALL_UNET = UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    channels=(128, 256, 256),
+    layers=1,
+    attention=(False, True, True),
+    depth=(1, 1, 1),
+    heads=(4, 8, 8),
+    cross_dim=256,
+    linear_projection=True,
+)
+VAE_RUN = Run(steps=5000, ema=0.998)
+UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a training run."""
+
+    data: Path = Path("data.zip")
+    out: Path = Path("model")
+    what: str = "all"
+    size: int = 128  # pixels
+    crop: int = 64  # pixels: the side of the cut-outs that the VAE learns from
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    resume: bool = True
+    save_every: int = 500  # steps
+    sample_every: int = 500  # steps
+    sample_prompts: tuple[str, ...] = ()
+    channels_last: bool = False
+    compile: bool = False
+    prediction: str = "v"
+    zero_snr: bool = True
+    min_snr: float | None = None  # gamma; None weighs every level alike
+    caption_dropout: float = 0.1
+    kl: float = 1e-6
+    edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
+    vocab: int = 4096
+    steps: int = 30  # default of the model that comes out, as are cfg and sampler
+    cfg: float = 7.5
+    sampler: str = "dpm++2m"
+    vae: VAEConfig = SMALL_VAE
+    text: TextConfig = SMALL_TEXT
+    unet: UNetConfig = SMALL_UNET
+    vae_run: Run = VAE_RUN
+    unet_run: Run = UNET_RUN
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("what", WHAT), ("prediction", KINDS)):
+            got = getattr(self, name)
+            if got not in allowed:
+                raise BadRequest(f"{name} is '{got}'; allowed: {', '.join(allowed)}")
+        if self.size % self.vae.factor or self.size not in range(64, 8193):
+            raise BadRequest(
+                f"size is {self.size}; allowed: multiples of {self.vae.factor} from 64 to 8192"
+            )
+
+
+def override(config: TrainConfig, options: dict[str, object]) -> TrainConfig:
+    """The configuration with every option that is not None in place of its own value.
+
+    `steps`, `batch_size` and `lr` reach the stages' runs: that is what users mean by them.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    run: dict[str, object] = {
+        name: given.pop(name) for name in ("steps", "batch_size", "lr") if name in given
+    }
+    for stage in ("vae_run", "unet_run"):
+        given[stage] = _merge(getattr(config, stage), run, stage)
+    return _merge(config, given, "training")
+
+
+def read(path: Path | None) -> TrainConfig:
+    """The configuration in a TOML file, or the default one. Raises BadFile."""
+    if path is None:
+        return TrainConfig()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadFile(f"training configuration {path.name}: {error}") from error
+    return _merge(TrainConfig(), table, path.name)
+
+
+def _merge(base: T, table: dict[str, object], name: str) -> T:
+    """`base`, a dataclass, with the table's values; sub-tables reach into sub-dataclasses."""
+    known = {f.name for f in fields(base)}  # type: ignore[arg-type]
+    new: dict[str, object] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise BadFile(f"{name}: unknown '{key}'; allowed: {', '.join(sorted(known))}")
+        old = getattr(base, key)
+        if is_dataclass(old) and isinstance(value, dict):
+            value = _merge(old, value, f"{name} [{key}]")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(old, Path):
+            value = Path(str(value))
+        elif isinstance(old, float) and isinstance(value, int):
+            value = float(value)
+        new[key] = value
+    return replace(base, **new)  # type: ignore[type-var]

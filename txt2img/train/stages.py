@@ -1,0 +1,262 @@
+"""What is learnt, in order: pictures ↔ latents, then text and noise → latents."""
+
+import copy
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from txt2img.diffusion.guidance import Cond, guided, predictor
+from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
+from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.diffusion.samplers import SAMPLERS
+from txt2img.diffusion.schedules import SCHEDULES
+from txt2img.errors import BadFile
+from txt2img.models.text import TextEncoder, Tokenizer
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
+from txt2img.train import checkpoint, vocab
+from txt2img.train.config import TrainConfig
+from txt2img.train.data import Pictures, cut_out, drop_captions, indices
+from txt2img.train.losses import LevelBatch, add_noise, noise_loss, snr_weights, vae_loss
+
+SHEET_STEPS = 20  # of each picture on a sheet
+SHEET_PICTURES = 16
+SPREAD_PICTURES = 512  # enough to know the latents' mean and spread
+
+
+class PictureLearner(nn.Module):
+    """The VAE's loss on a batch of cut-outs."""
+
+    def __init__(self, vae: VAE, config: TrainConfig) -> None:
+        super().__init__()
+        self.vae, self.kl, self.edges = vae, config.kl, config.edges
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) in −1…1, noise (B, C, H/f, W/f) → the loss, a scalar."""
+        mean, log_variance = self.vae.moments(pixels)
+        latent = mean + torch.exp(0.5 * log_variance) * noise.to(mean.dtype)
+        copied = self.vae.reconstruct(latent)
+        return vae_loss(copied, pixels, mean, log_variance, self.kl, self.edges)
+
+
+class NoiseLearner(nn.Module):
+    """The loss of text encoder and U-Net together on a batch of noisy latents."""
+
+    def __init__(self, text: TextEncoder, unet: UNet, config: TrainConfig) -> None:
+        super().__init__()
+        self.text, self.unet = text, unet
+        self.kind, self.gamma = config.prediction, config.min_snr
+
+    def forward(
+        self, x0: Tensor, noise: Tensor, ids: Tensor, time: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """x0, noise (B, C, h, w), ids (B, L), time (B,), alpha, sigma (B, 1, 1, 1) → a scalar."""
+        levels = LevelBatch(alpha, sigma)
+        output = self.unet(add_noise(x0, noise, levels), time, Cond(self.text(ids)))
+        losses = noise_loss(output, x0, noise, levels, PREDICTIONS[self.kind])
+        return (snr_weights(self.kind, levels.snr, self.gamma) * losses).mean()
+
+
+def seeded(config: TrainConfig, step: int, rank: int) -> tuple[random.Random, torch.Generator]:
+    """Chance for one step of one process, from the seed and the step alone, so that runs resume."""
+    rng = random.Random(f"{config.seed} {step} {rank}")
+    return rng, torch.Generator().manual_seed(rng.getrandbits(32))
+
+
+def rows_at(accelerator: Accelerator, count: int, size: int, step: int, seed: int) -> list[int]:
+    """The rows, `size` of `count`, that this process learns from at a step."""
+    start = (step * accelerator.num_processes + accelerator.process_index) * size
+    return indices(count, start, size, seed)
+
+
+class PictureStage:
+    """The VAE: cut-outs of the training pictures, there and back."""
+
+    name = "vae"
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.run = config, accelerator, config.vae_run
+        self.pictures, self.vae = Pictures(config.data), VAE(config.vae)
+        self.learner = in_memory_format(PictureLearner(self.vae, config), config)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """pixels and noise for PictureLearner."""
+        config, size = self.config, self.run.batch_size
+        rng, generator = seeded(config, step, self.accelerator.process_index)
+        rows = rows_at(self.accelerator, len(self.pictures.rows), size, step, config.seed)
+        whole = (self.pictures.pixels(row, config.size) for row in rows)
+        pixels = torch.stack([cut_out(picture, config.crop, rng) for picture in whole])
+        cells = pixels.shape[-1] // config.vae.factor
+        noise = torch.randn(size, config.vae.latent_channels, cells, cells, generator=generator)
+        return pixels.to(self.accelerator.device), noise.to(self.accelerator.device)
+
+    def draw(self, path: Path) -> None:
+        """Pictures, each beside its copy."""
+        rows = indices(len(self.pictures.rows), 0, SHEET_PICTURES, self.config.seed + 1)
+        pixels = torch.stack([self.pictures.pixels(row, self.config.size) for row in rows])
+        copied = self.vae.decode(self.vae.encode(pixels.to(self.accelerator.device))).cpu()
+        save_sheet(path, torch.stack([pixels, copied], dim=1).flatten(0, 1))
+
+    def export(self) -> None:
+        """The VAE's part of the folder, its latents of mean 0 and variance 1."""
+        count = len(self.pictures.rows)
+        rows = indices(count, 0, min(SPREAD_PICTURES, count), self.config.seed)
+        shipped = copy.deepcopy(self.vae)
+        latents = encode_rows(
+            shipped, self.pictures, rows, self.config.size, self.accelerator.device
+        )
+        normalise(shipped, latents)
+        checkpoint.save_vae(self.config.out, shipped, self.config.size)
+
+
+class LatentStage:
+    """Text encoder and U-Net: every picture's latent is made once and kept."""
+
+    name = "unet"
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.run = config, accelerator, config.unet_run
+        self.pictures, self.process = Pictures(config.data), process_of(config)
+        self.vae = load_vae(config).to(accelerator.device)
+        everything = list(range(len(self.pictures.rows)))
+        with accelerator.autocast():
+            self.latents = encode_rows(
+                self.vae, self.pictures, everything, config.size, accelerator.device
+            )
+        self.tokenizer = tokenizer_of(config, self.pictures)
+        shape = replace(config.text, vocab=len(self.tokenizer.vocab))
+        self.text, self.unet = TextEncoder(shape, self.tokenizer), UNet(config.unet)
+        self.learner = in_memory_format(NoiseLearner(self.text, self.unet, config), config)
+        self.ids: dict[str, list[int]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The arguments of NoiseLearner: latents, noise, captions' ids, times and levels."""
+        config, size = self.config, self.run.batch_size
+        rng, generator = seeded(config, step, self.accelerator.process_index)
+        rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
+        captions = [self.pictures.caption(row, rng) for row in rows]
+        captions = drop_captions(captions, config.caption_dropout, rng)
+        times = [self.time(rng) for _ in rows]
+        levels = LevelBatch.of([self.process.level(time) for time in times])
+        x0 = self.latents[rows]
+        noise = torch.randn(x0.shape, generator=generator)
+        ids = torch.tensor([self.ids_of(caption) for caption in captions])
+        parts = (x0, noise, ids, torch.tensor(times), levels.alpha, levels.sigma)
+        return tuple(part.to(self.accelerator.device) for part in parts)
+
+    def time(self, rng: random.Random) -> float:
+        """A time to learn at: any on a flow, an entry of the table otherwise."""
+        if isinstance(self.process, Flow):
+            return rng.uniform(0.0, self.process.time_factor)
+        return float(rng.randrange(self.process.steps))
+
+    def ids_of(self, caption: str) -> list[int]:
+        """The token ids of a caption's first chunk."""
+        if caption not in self.ids:
+            self.ids[caption] = self.tokenizer.chunks(caption)[0]
+        return self.ids[caption]
+
+    def draw(self, path: Path) -> None:
+        """Samples of the configuration's prompts, or of the first captions."""
+        config, device = self.config, self.accelerator.device
+        first = [row.captions[0] for row in self.pictures.rows[:SHEET_PICTURES]]
+        prompts = list(config.sample_prompts) or first
+        generator = torch.Generator().manual_seed(config.seed)
+        x = torch.randn(len(prompts), *self.latents.shape[1:], generator=generator).to(device)
+        positive, negative = self.text.encode(prompts), self.text.encode([""] * len(prompts))
+        predict = predictor(self.unet, self.process, PREDICTIONS[config.prediction])
+        denoise = guided(predict, lambda _: positive, lambda _: negative, config.cfg)
+        levels = SCHEDULES[checkpoint.schedule_of(config)](self.process, SHEET_STEPS)
+        for state in SAMPLERS["ddim"](denoise, x, levels, lambda: torch.randn_like(x)):
+            last = state.x
+        save_sheet(path, self.vae.decode(last).cpu())
+
+    def export(self) -> None:
+        """All of the folder but the VAE."""
+        cells = self.config.size // self.config.vae.factor
+        checkpoint.save_unet(self.config.out, self.unet, cells)
+        checkpoint.save_text(self.config.out, self.text)
+        checkpoint.save_index(self.config.out, self.config)
+
+
+def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
+    """The module in channels-last order where the configuration asks for it."""
+    if config.channels_last:
+        learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return learner
+
+
+@torch.no_grad()
+def encode_rows(
+    vae: VAE, pictures: Pictures, rows: list[int], size: int, device: torch.device
+) -> Tensor:
+    """The latents (N, C, h, w) of rows, float32, on the CPU."""
+    latents = []
+    for start in range(0, len(rows), 32):
+        pixels = torch.stack([pictures.pixels(row, size) for row in rows[start : start + 32]])
+        latents.append(vae.encode(pixels.to(device)).float().cpu())
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def normalise(vae: VAE, latents: Tensor) -> None:
+    """Fold the latents' mean and spread, channel by channel, into the 1×1 convolutions beside them.
+
+    So latents have mean 0 and variance 1 with `scaling` 1, in any program that loads the folder.
+    """
+    before, after = vae.quant_conv, vae.post_quant_conv
+    if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
+        return
+    assert before.bias is not None and after.bias is not None
+    channels = vae.config.latent_channels
+    mean = latents.mean(dim=(0, 2, 3)).to(before.weight)
+    spread = latents.std(dim=(0, 2, 3)).to(before.weight)
+    before.bias[:channels] = (before.bias[:channels] - mean) / spread
+    before.weight[:channels] /= spread[:, None, None, None]
+    before.bias[channels:] -= 2.0 * spread.log()  # the other half is the log variance
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= spread[None, :, None, None]
+
+
+def load_vae(config: TrainConfig) -> VAE:
+    """The VAE that the first stage left in the model's folder, in float32. Raises BadFile."""
+    path = config.out / "vae" / checkpoint.NETWORK_FILE
+    if not path.exists():
+        raise BadFile(f"{config.out} has no VAE yet; train it first, with --what vae or all")
+    vae = VAE(config.vae)
+    vae.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return vae.eval().requires_grad_(False)
+
+
+def process_of(config: TrainConfig) -> Process:
+    """The forward process that the configuration names."""
+    if config.prediction == "flow":
+        return Flow()
+    table = betas("scaled_linear", checkpoint.TIMES, *checkpoint.BETA_RANGE)
+    return Diffusion(zero_terminal_snr(table) if config.zero_snr else table)
+
+
+def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
+    """A vocabulary of its own, learnt from the captions."""
+    captions = (caption for row in pictures.rows for caption in row.captions)
+    words, merges = vocab.learn(captions, config.vocab)
+    return Tokenizer(words, merges, config.text.length)
+
+
+def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
+    """Pictures (N, 3, H, W) in −1…1 side by side in one PNG."""
+    count, _, height, width = pixels.shape
+    columns = min(columns, count)
+    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
+    data = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    for index, picture in enumerate(data):
+        image = Image.fromarray(picture.contiguous().numpy())
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
