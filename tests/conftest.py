@@ -1,0 +1,80 @@
+"""What many tests share: a folder to work in, tiny models, the command in this process.
+
+torch and diffusers are imported by the fixtures that need them: most tests need neither.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from txt2img.cli import app
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(folder: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs a command line of txt2img in this process, in an empty folder."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        code = app.run(arguments)
+        return Outcome(code, *capfd.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def sd1_folder() -> Path:
+    """A tiny SD 1 model in a diffusers folder."""
+    import tiny
+
+    return tiny.sd1().folder
+
+
+@pytest.fixture(scope="session")
+def sd1_model(sd1_folder: Path) -> "Model":
+    """The same, loaded on the CPU."""
+    from txt2img.device import choose
+    from txt2img.weights.load import load
+
+    return load(str(sd1_folder), choose("cpu"))
+
+
+@pytest.fixture
+def draw(command: Command, sd1_folder: Path) -> Command:
+    """Runs a command line that draws with the tiny model: 64x64, two steps."""
+    small = ("-m", str(sd1_folder), "-W", "64", "-H", "64", "--steps", "2")
+
+    def run(*arguments: str) -> Outcome:
+        first = arguments[:1] if arguments[0] == "generate" else ()
+        return command(*first, *small, *arguments[len(first) :])
+
+    return run

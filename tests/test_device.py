@@ -1,0 +1,75 @@
+"""Where to compute is chosen well, or as asked, or refused by name."""
+
+import pytest
+import torch
+
+from txt2img.device import choose, describe
+from txt2img.errors import BadRequest
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Pretends that there are two modern CUDA cards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    return monkeypatch
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretends that there is nothing but the processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_card")
+def test_a_cpu_computes_in_float32() -> None:
+    assert choose() == choose("cpu") == choose("CPU", "fp32")
+    assert (choose().torch_device.type, choose().dtype) == ("cpu", torch.float32)
+
+
+def test_a_modern_card_comes_first_and_in_half_precision(card: pytest.MonkeyPatch) -> None:
+    assert (choose().torch_device.type, choose().dtype) == ("cuda", torch.float16)
+    assert choose("cuda:1").torch_device.index == 1
+    assert choose("cpu").dtype == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "name"), [((6, 1), "GTX 1080"), ((7, 5), "GTX 1660")])
+def test_cards_that_are_bad_in_half_precision_use_float32(
+    card: pytest.MonkeyPatch, capability: tuple[int, int], name: str
+) -> None:
+    card.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    card.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert choose().dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp16", torch.float16), ("BF16", torch.bfloat16), ("float32", torch.float32)],
+)
+def test_the_precision_can_be_chosen(name: str, dtype: torch.dtype) -> None:
+    assert choose("cpu", name).dtype == dtype
+
+
+@pytest.mark.usefixtures("no_card")
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("cuda", None, "this machine has no cuda; choose from cpu"),
+        ("mps", None, "this machine has no mps"),
+        ("tpu", None, 'no device "tpu"; choose from cpu'),
+        ("meta", None, "no device"),
+        ("cpu:7", None, "no device"),
+        (None, "int8", 'no dtype "int8"; choose from float32, bf16, fp16'),
+    ],
+)
+def test_what_is_not_there_is_refused(name: str | None, dtype: str | None, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        choose(name, dtype)
+
+
+def test_a_record_names_the_card(card: pytest.MonkeyPatch) -> None:
+    assert describe(torch.device("cuda")) == "cuda (NVIDIA H200)"
+    assert describe(torch.device("cpu")) == "cpu"

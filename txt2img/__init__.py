@@ -1,0 +1,30 @@
+"""txt2img: a picture from a text prompt.
+
+The library's three words: `Request`, `load` (a model by name or path) and `generate` (a Request
+into pictures). They are imported when first used, so that `txt2img --help` needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from txt2img.pipeline import generate
+    from txt2img.request import Request
+    from txt2img.weights.load import load
+
+__version__ = "0.1.0"
+__all__ = ["Request", "__version__", "generate", "load"]
+
+_HOMES = {
+    "Request": "txt2img.request",
+    "generate": "txt2img.pipeline",
+    "load": "txt2img.weights.load",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The library's words, imported when asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

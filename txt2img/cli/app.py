@@ -1,0 +1,106 @@
+"""The commands, and what goes wrong in them as one line and an exit code.
+
+0 done, 1 failed, 2 asked for something that cannot be, 5 out of memory, 130 and 143 stopped.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+
+import typer
+
+from txt2img.cli import generate, info, train
+from txt2img.cli.show import StdoutGone, tell
+from txt2img.errors import BadRequest, Txt2imgError
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "generate": (generate.generate, generate.EPILOG),
+    "info": (info.info, info.EPILOG),
+    "train": (train.train, train.EPILOG),
+}
+
+
+class Stopped(BaseException):
+    """The user or the system asked for an end; `code` is the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
+def main() -> None:
+    """The command txt2img."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; gives the exit code. Nothing but this turns errors into words."""
+    try:
+        _settle()
+        return _dispatch(arguments)
+    except (Stopped, KeyboardInterrupt) as stop:
+        tell("Stopped; pictures that were finished are kept.")
+        return stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
+    except Txt2imgError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(" ".join(error.format_message().split()), 2)
+    except StdoutGone:
+        return 1
+    except MemoryError:
+        return _fail("the memory of this machine does not suffice; choose a smaller size", 5)
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it is one line
+        line = f"unexpected {type(error).__name__}: {error}"
+        return _fail(f"{line} (TXT2IMG_DEBUG=1 shows where)", 1)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    """Hand the line to the command it names first, or to generate; gives the exit code."""
+    named = bool(arguments) and arguments[0] in COMMANDS
+    name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
+    function, epilog = COMMANDS[name]
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    # More words than one prompt are no option's fault: generate says what to do about them.
+    settings = {"allow_extra_args": name == "generate"}
+    app.command(epilog=epilog, context_settings=settings)(function)
+    command = typer.main.get_command(app)
+    shown_as = f"txt2img {name}" if named else "txt2img"
+    return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
+
+
+def _settle() -> None:
+    """Make the process fit to work: descriptors, signals, and a folder to be in."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError):  # not the main thread: somebody else's signals
+            signal.signal(number, _stop)
+    try:
+        os.getcwd()
+    except OSError:
+        raise BadRequest("the current folder is gone; cd to one that exists") from None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop at the first signal; further ones are ignored, so that cleaning up is not disturbed."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def _fail(line: str, code: int) -> int:
+    """Say what went wrong, in one line; where it did only if TXT2IMG_DEBUG is set."""
+    if os.environ.get("TXT2IMG_DEBUG"):
+        traceback.print_exc()
+    tell(f"Error: {line}")
+    return code

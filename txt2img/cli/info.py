@@ -1,0 +1,110 @@
+"""txt2img info: what is in a picture or a weight file."""
+
+import json as jsonlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from txt2img import png
+from txt2img.cli.show import say, say_record, tell
+from txt2img.errors import Txt2imgError
+from txt2img.inputs import open_regular, parse_json
+
+EPILOG = """
+\b
+Examples:
+  txt2img info red-apple-3d-emoji-42.png
+  txt2img info default models/sd15.safetensors models/my-folder
+  txt2img info --json *.png
+"""
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE", help="PNG pictures, .safetensors files, model folders."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
+
+
+def info(files: Files, json: Json = False) -> None:
+    """Say what is in pictures and weight files."""
+    code = said = 0
+    for name in files:
+        try:
+            record = picture(Path(name)) if is_png(name) else weights(name)
+        except Txt2imgError as error:
+            tell(f"Error: {error}")
+            code = code or error.exit_code
+            continue
+        if json:
+            say_record({"file": name, **record})
+            continue
+        if said:
+            say("")
+        said += 1
+        say(f"{name}: {record['kind']}")
+        for key, value in record.items():
+            if key != "kind" and value:
+                say_field(key, value)
+    if code:
+        raise typer.Exit(code)
+
+
+def is_png(name: str) -> bool:
+    """Whether it is a file that begins as PNG files do. BadFile if it cannot be read."""
+    if name == "default" or Path(name).is_dir():
+        return False
+    with open_regular(Path(name)) as file:
+        return file.read(len(png.SIGNATURE)) == png.SIGNATURE
+
+
+def picture(path: Path) -> dict[str, object]:
+    """What a picture says of itself, in both forms."""
+    found = png.read(path)
+    texts = dict(found.texts)
+    parameters = texts.pop("parameters", "")
+    try:
+        ours: object = parse_json(texts.pop("txt2img", '""'))
+    except ValueError:
+        ours = ""  # a note says so
+    return {
+        "kind": f"a PNG picture, {found.width}x{found.height}",
+        "parameters": parameters,
+        "txt2img": ours,
+        "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
+        "notes": list(found.notes),
+    }
+
+
+def weights(name: str) -> dict[str, object]:
+    """What a weight file or folder holds."""
+    from txt2img.weights.load import summary
+
+    found = summary(name)
+    family, drawn = found.family, found.family.defaults
+    return {
+        "kind": f"weights of {family.name}",
+        "name": found.name,
+        "hash": found.hash,
+        "layout": found.layout,
+        "prediction": family.prediction,
+        "weights": f"{found.parameters:,} in {found.tensors:,} tensors",
+        "dtype": ", ".join(found.dtypes),
+        "size": f"{found.size / 1e6:,.1f} MB",
+        "draws": f"{drawn.width}x{drawn.height}, {drawn.steps} steps, cfg {drawn.cfg:g}, "
+        f"{drawn.sampler}, {drawn.schedule}",
+    }
+
+
+def say_field(key: str, value: object) -> None:
+    """One thing that is known of a file: on its line, or on the lines below."""
+    if isinstance(value, Mapping):
+        value = jsonlib.dumps(value, indent=2, ensure_ascii=False)
+    elif isinstance(value, list):
+        value = "\n".join(str(item) for item in value)
+    if "\n" not in str(value) and key not in ("parameters", "txt2img"):
+        say(f"  {key:12}{value}")
+        return
+    say(f"  {key}:")
+    for line in str(value).split("\n"):
+        say(f"    {line}")

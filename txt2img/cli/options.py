@@ -1,0 +1,195 @@
+"""The options of the commands, each said once."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from txt2img import __version__
+from txt2img.cli.show import say
+from txt2img.errors import BadRequest
+from txt2img.escape import shown
+from txt2img.request import Sampler, Schedule
+
+
+def whole(option: str) -> Callable[[str], int]:
+    """A parser of whole numbers for that option; BadRequest says what was got."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
+            raise BadRequest(f"{option} must be a whole number, got {shown(text)}")
+        return int(text)
+
+    return parse
+
+
+def number(option: str) -> Callable[[str], float]:
+    """A parser of numbers for that option; BadRequest says what was got."""
+
+    def parse(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise BadRequest(f"{option} must be a number, got {shown(text)}") from None
+
+    return parse
+
+
+def positive(option: str) -> Callable[[str], int]:
+    """A parser of counts from 1 up for that option; BadRequest says what was got."""
+
+    def parse(text: str) -> int:
+        value = whole(option)(text)
+        if value < 1:
+            raise BadRequest(f"{option} must be at least 1, got {value}")
+        return value
+
+    return parse
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"txt2img {__version__}")
+        raise typer.Exit
+
+
+def _names(kind: type[Sampler] | type[Schedule]) -> str:
+    return ", ".join(member.value for member in kind)
+
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="What to draw, in quotes.", show_default=False),
+]
+Negative = Annotated[
+    str | None,
+    typer.Option("--negative", "-n", metavar="TEXT", help="What the picture should not show."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="Model: default, a diffusers folder or a .safetensors file.",
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        "--width", "-W", metavar="PIXELS", parser=whole("--width"), help="Width, a multiple of 8."
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        "--height", "-H", metavar="PIXELS", parser=whole("--height"), help="Height, likewise."
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", metavar="N", parser=whole("--steps"), help="More steps: finer and slower."
+    ),
+]
+Cfg = Annotated[
+    float | None,
+    typer.Option(
+        "--cfg",
+        metavar="X",
+        parser=number("--cfg"),
+        help="How closely to follow the prompt; 1 is free, 7.5 is usual.",
+    ),
+]
+CfgRescale = Annotated[
+    float | None,
+    typer.Option(
+        "--cfg-rescale",
+        metavar="X",
+        parser=number("--cfg-rescale"),
+        help="0 … 1: take back the glare that a high --cfg brings.",
+    ),
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(
+        "--eta",
+        metavar="X",
+        parser=number("--eta"),
+        help="0 … 1: fresh noise in each step, for samplers that have it.",
+    ),
+]
+SamplerName = Annotated[
+    str | None, typer.Option("--sampler", metavar="NAME", help=f"One of {_names(Sampler)}.")
+]
+ScheduleName = Annotated[
+    str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {_names(Schedule)}.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        parser=whole("--seed"),
+        help="The same seed draws the same picture; drawn at random and told if not given.",
+    ),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--count", metavar="N", parser=whole("--count"), help="How many pictures: seed, seed+1, …"
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        parser=positive("--batch-size"),
+        help="Pictures drawn at once, 1 if not given; more need more memory.",
+    ),
+]
+OutputName = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="A folder/, a file.png, or a pattern such as art/{prompt}-{seed}.png.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE|-",
+        help="Draw each line of a file (- is standard input); a line may end in options: "
+        "a red apple --seed 7 --cfg 5. Or JSON lines.",
+    ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="PICTURE", help="Repeat a picture; options given here replace its own."
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="NAME", help="cuda, mps or cpu; the best there is if not given."
+    ),
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON record a picture instead of its path.")
+]
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+]

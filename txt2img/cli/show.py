@@ -1,0 +1,119 @@
+"""What reaches the terminal: results on stdout, all else on stderr, progress on a terminal only."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
+
+from txt2img.errors import BadOutput
+from txt2img.escape import escape
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class StdoutGone(Exception):
+    """Nobody reads the results any more."""
+
+
+def say(line: str) -> None:
+    """One result on stdout, escaped. StdoutGone if its reader has left, BadOutput if it fails."""
+    encoding = sys.stdout.encoding or "utf-8"
+    _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
+
+
+def say_path(path: str | os.PathLike[str]) -> None:
+    """One path on stdout, as the file system spells it."""
+    _write(os.fsencode(path) + b"\n")
+
+
+def say_record(record: Mapping[str, object]) -> None:
+    """One JSON object on one line of stdout, in ASCII."""
+    _write(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
+
+
+def tell(line: str) -> None:
+    """One remark on stderr, escaped; nobody has to read it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(escape(line) + "\n")
+        sys.stderr.flush()
+
+
+def rate(done: int, seconds: float, unit: str = "it") -> str:
+    """A speed, the right way up: "3.2 it/s" or "1.7 s/it"."""
+    if not done or seconds <= 0:
+        return ""
+    speed = done / seconds
+    return f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}"
+
+
+class Bar:
+    """A line that shows progress; this one, for where there is no terminal, shows nothing."""
+
+    visible = False
+
+    def advance(self, label: str, done: int, total: int, remark: str) -> None:
+        """Show how far it is."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """While another line is written: the bar is out of its way."""
+        return nullcontext()
+
+
+class TerminalBar(Bar):
+    """Label, bar, remark and remaining time on stderr, gone when it ends."""
+
+    visible = True
+
+    def __init__(self, bar: "Progress", label: str) -> None:
+        self.bar, self.task = bar, bar.add_task(label, total=None, remark="")
+
+    def advance(self, label: str, done: int, total: int, remark: str) -> None:
+        """Show how far it is."""
+        self.bar.update(self.task, description=label, completed=done, total=total, remark=remark)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While another line is written: the bar is out of its way."""
+        self.bar.stop()
+        try:
+            yield
+        finally:
+            self.bar.start()
+
+
+@contextmanager
+def progress(on: bool, label: str) -> Iterator[Bar]:
+    """A bar on stderr if it is `on` and that is a terminal."""
+    if not on or not sys.stderr.isatty():
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[remark]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    # Room for the "^C" that a terminal writes behind the bar: on a line of its own it would stay.
+    width = max(shutil.get_terminal_size().columns - 3, 20)
+    console = Console(stderr=True, markup=False, highlight=False, width=width)
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        yield TerminalBar(bar, label)
+
+
+def _write(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails again
+        if isinstance(error, BrokenPipeError):
+            raise StdoutGone from error
+        reason = (error.strerror or str(error)).lower()
+        raise BadOutput(f"cannot write to standard output: {reason}") from error

@@ -1,0 +1,76 @@
+"""Where and how exactly to compute."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from txt2img.errors import BadRequest
+from txt2img.escape import shown
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+DTYPE_NAMES = "float32, bf16, fp16"
+FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
+BROKEN_HALF = "GTX 16"  # cards that give black pictures in it
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to compute, and the precision of the networks there."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+
+
+def choose(name: str | None = None, dtype: str | None = None) -> Device:
+    """The device and precision asked for, or the best there are. BadRequest if there are none."""
+    if dtype is not None and dtype.lower() not in DTYPES:
+        raise BadRequest(f"no dtype {shown(dtype)}; choose from {DTYPE_NAMES}")
+    device = torch.device(_best() if name is None else _existing(name))
+    return Device(device, _default_dtype(device) if dtype is None else DTYPES[dtype.lower()])
+
+
+def describe(device: torch.device) -> str:
+    """The device for a picture's record, with the card's name: its pixels depend on it."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return device.type
+
+
+def _best() -> str:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _existing(name: str) -> str:
+    """The name of a device of this machine. BadRequest names those that are there."""
+    here = ["cpu"]
+    if torch.cuda.is_available():
+        cards = torch.cuda.device_count()
+        here += ["cuda", *(f"cuda:{i}" for i in range(cards) if cards > 1)]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    name = name.lower()
+    if name not in here and not (name == "cuda:0" and "cuda" in here):
+        known = re.fullmatch(r"(cpu|cuda(:\d+)?|mps)", name)
+        what = f"this machine has no {name}" if known else f"no device {shown(name)}"
+        raise BadRequest(f"{what}; choose from {', '.join(here)}")
+    return name
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the card is quick and right in it; bf16 on a CPU is slow and coarse."""
+    if device.type != "cuda":
+        return torch.float32
+    quick = torch.cuda.get_device_capability(device) >= FAST_HALF
+    right = BROKEN_HALF not in torch.cuda.get_device_name(device)
+    return torch.float16 if quick and right else torch.float32

@@ -1,0 +1,187 @@
+"""The `parameters` text that A1111 writes into pictures and most programs of the field read.
+
+PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key: value` entries.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from txt2img.errors import BadRequest
+from txt2img.request import Request, Sampler, Schedule
+
+NEGATIVE = "Negative prompt:"
+SAMPLER_NAMES = {
+    Sampler.DDPM: "DDPM",
+    Sampler.DDIM: "DDIM",
+    Sampler.EULER: "Euler",
+    Sampler.EULER_A: "Euler a",
+    Sampler.HEUN: "Heun",
+    Sampler.LMS: "LMS",
+    Sampler.DPMPP_2M: "DPM++ 2M",
+    Sampler.DPMPP_2M_SDE: "DPM++ 2M SDE",
+    Sampler.DPMPP_SDE: "DPM++ SDE",
+    Sampler.UNIPC: "UniPC",
+    Sampler.LCM: "LCM",
+}
+SCHEDULE_NAMES = {
+    Schedule.LINEAR: "Uniform",
+    Schedule.LEADING: "DDIM",
+    Schedule.TRAILING: "SGM Uniform",
+    Schedule.KARRAS: "Karras",
+    Schedule.EXPONENTIAL: "Exponential",
+    Schedule.FLOW: "Simple",
+}
+
+# A key, a colon, and a JSON string or a run without commas. The key's length is bounded, so that
+# a line of any size is read in linear time.
+_ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
+_ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """A parsed text; `entries` keeps the order and every value as the text that was meant."""
+
+    prompt: str
+    negative: str = ""
+    entries: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The text as A1111 writes it."""
+        negative = f"\n{NEGATIVE} {self.negative}" if self.negative else ""
+        line = ", ".join(
+            key if key == value else f"{key}: {_quoted(value)}"
+            for key, value in self.entries.items()
+        )
+        return f"{self.prompt}{negative}\n{line}".strip()
+
+
+def parse(text: str) -> Infotext:
+    """What a `parameters` text of any program says; text that says nothing is all prompt."""
+    *lines, last = text.strip().split("\n")
+    entries = _entries(last)
+    if len(entries) < _ENTRIES_MIN:
+        lines, entries = [*lines, last], {}
+    lines = [line.strip() for line in lines]
+    start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    negative = "\n".join(lines[start:])[len(NEGATIVE) :].strip()
+    return Infotext("\n".join(lines[:start]), negative, entries)
+
+
+def describe(request: Request, model: str, model_hash: str, version: str) -> Infotext:
+    """The text of one filled request, in A1111's key order and with its names.
+
+    "txt2img" stands before the version because A1111 renders pictures with a bare low version
+    number by its old rules; RNG is CPU because that is where the noise is drawn.
+    """
+    entries: dict[str, str | None] = {
+        "Steps": _maybe(request.steps),
+        "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
+        "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
+        "CFG scale": _maybe(request.cfg),
+        "Seed": _maybe(request.seed),
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": model_hash,
+        "Model": model,
+        "RNG": "CPU",
+        "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
+        "CFG rescale": _maybe(request.cfg_rescale or None),
+        "Version": f"txt2img {version}",
+    }
+    kept = {key: value for key, value in entries.items() if value is not None}
+    return Infotext(request.prompt, request.negative, kept)
+
+
+def ambiguous(request: Request) -> str | None:
+    """Why a reader of the A1111 text will get another prompt than was given, if so."""
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
+        if any(line.strip().startswith(NEGATIVE) for line in text.split("\n")):
+            return (
+                f'a line of the {name} starts with "{NEGATIVE}": other programs will read it as '
+                "the negative prompt (txt2img itself reads it right)"
+            )
+    return None
+
+
+def to_request(info: Infotext) -> tuple[Request, list[str]]:
+    """The request an infotext asks for, and a note for each thing it says that cannot be done."""
+    values: dict[str, object] = {"prompt": info.prompt, "negative": info.negative}
+    notes = []
+    for name, text in _wishes(info.entries).items():
+        try:
+            Request.from_json({"prompt": "", name: _number(text)})
+        except BadRequest as error:
+            notes.append(f"{error}; left to the model")
+        else:
+            values[name] = _number(text)
+    return Request.from_json(values), notes
+
+
+def _wishes(entries: dict[str, str]) -> dict[str, str]:
+    """The entries that a Request has fields for, under the fields' names."""
+    sampler, schedule = _split_sampler(entries)
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
+    found = {
+        "steps": entries.get("Steps"),
+        "sampler": sampler,
+        "schedule": schedule,
+        "cfg": entries.get("CFG scale"),
+        "seed": entries.get("Seed"),
+        "width": size[1] if size else None,
+        "height": size[2] if size else None,
+        "model": entries.get("Model"),
+        "eta": entries.get("Eta DDIM", entries.get("Eta")),
+        "cfg_rescale": entries.get("CFG rescale"),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _split_sampler(entries: dict[str, str]) -> tuple[str | None, str | None]:
+    """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
+    sampler, schedule = entries.get("Sampler"), entries.get("Schedule type")
+    if sampler and not schedule:
+        for name in (*SCHEDULE_NAMES.values(), "Automatic"):
+            if sampler.lower().endswith(f" {name.lower()}"):
+                sampler, schedule = sampler[: -len(name) - 1], name
+                break
+    return sampler, None if schedule == "Automatic" else schedule
+
+
+def _entries(line: str) -> dict[str, str]:
+    """The `Key: value` pairs of one line; sd.cpp's `SDCPP: {json}` reaches to its end."""
+    tail = _JSON_TAIL.search(line)
+    found = {m[1]: _unquoted(m[2].strip()) for m in _ENTRY.finditer(line[: tail and tail.start()])}
+    return found | ({"SDCPP": tail[1]} if tail else {})
+
+
+def _quoted(value: str) -> str:
+    """A value as A1111 writes it: JSON where it would be misread bare."""
+    if value != value.strip() or value[:1] in ("", '"') or re.search("[,:\r\n]", value):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _unquoted(value: str) -> str:
+    """What `value` means: decoded if it is a JSON string, else as it is."""
+    if value[:1] != '"' or value[-1:] != '"':
+        return value
+    try:
+        decoded = json.loads(value)
+    except ValueError:
+        return value
+    return decoded if isinstance(decoded, str) else value
+
+
+def _maybe(value: float | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(text: str) -> str | int | float:
+    """The number that `text` is, or the text itself."""
+    if re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?\d{1,30}\.\d{0,30}", text, re.ASCII):
+        return float(text)
+    return text

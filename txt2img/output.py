@@ -1,0 +1,216 @@
+"""Where pictures go: safe names, and files that are whole or not there.
+
+A file is written under a temporary name, flushed to the disk and then linked to its own name,
+which fails if that is taken: a crash leaves no half picture, two programs never pick one name.
+"""
+
+import os
+import re
+import secrets
+import stat
+import time
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from txt2img.errors import BadOutput, BadRequest
+from txt2img.escape import shown
+from txt2img.request import Request, check_text
+
+TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
+OTHER_KINDS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl")
+SLUG_MAX = 60  # characters
+SLUG_BYTES_MAX = 120
+TEMPORARY = ".txt2img-{}.tmp"  # in the picture's own folder
+ABANDONED_SECONDS = 3600
+
+
+@dataclass
+class Output:
+    """Names for the pictures of one run, and the way to write them."""
+
+    folder: Path
+    pattern: str  # a file name with {tokens}
+    exact: bool = False  # a name for one picture: taken means an error, not a number
+    overwrite: bool = False
+    _written: set[Path] = field(default_factory=set)
+    _made: list[Path] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        """Make the folder and prove that it can be written, before any work. BadOutput."""
+        try:
+            self._prepare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the folders that were made, if nothing is in them."""
+        for folder in reversed(self._made):
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _prepare(self) -> None:
+        try:
+            for folder in (*reversed(self.folder.parents), self.folder):
+                if not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    self._made.append(folder)
+            os.close(_create(self.folder / TEMPORARY.format(probe := secrets.token_hex(8))))
+            (self.folder / TEMPORARY.format(probe)).unlink()
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        _sweep(self.folder)
+        if self.exact and not self.overwrite and os.path.lexists(self.folder / self.pattern):
+            raise _taken(self.folder / self.pattern)
+
+    def write(self, data: bytes, request: Request, index: int) -> Path:
+        """Write one picture under its name or the next free number; gives the path. BadOutput."""
+        path = self.folder / self.name(request, index)
+        if self.exact or (self.overwrite and path not in self._written):
+            publish(data, path, self.overwrite)
+        else:
+            path = _publish_numbered(data, path)
+        self._written.add(path)
+        return path
+
+    def name(self, request: Request, index: int) -> str:
+        """The file name of picture `index` of a run, counted from 1."""
+        values = {
+            **{token: getattr(request, token, None) for token in TOKENS},
+            "index": f"{index:04}",
+            "sampler": request.sampler,
+        }
+        return re.sub(r"\{(\w+)\}", lambda m: slug(str(values[m[1]])), self.pattern)
+
+
+def parse(text: str | None, several: bool, overwrite: bool = False) -> Output:
+    """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest."""
+    default = "{prompt}-{seed}.png"
+    if text is None:
+        return Output(Path(), default, overwrite=overwrite)
+    check_text("--output", text)
+    if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
+        raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
+    if text.endswith(("/", os.sep)) or Path(text).is_dir():
+        return Output(Path(text), default, overwrite=overwrite)
+    folder, name = Path(text).parent, Path(text).name
+    if name == "..":
+        raise BadRequest(f"--output {shown(text)} is no name for a file")
+    if Path(name).suffix.lower() in OTHER_KINDS:
+        better = shown(f"{Path(name).stem}.png")
+        raise BadRequest(f"pictures are written as PNG, not {shown(name)}; name it {better}")
+    name = name if name.lower().endswith(".png") else f"{name}.png"
+    unknown = [token for token in re.findall(r"\{(.*?)\}", text) if token not in TOKENS]
+    if unknown:
+        allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
+        raise BadRequest(f"--output has no {{{unknown[0]}}}; choose from {allowed}")
+    if re.search(r"\{\w+\}", str(folder)):
+        raise BadRequest("--output takes {tokens} in the file's name only, not in its folder's")
+    pattern = bool(re.search(r"\{\w+\}", name))
+    if several and not pattern:
+        return Output(folder, f"{name[:-4]}-{{index}}{name[-4:]}", overwrite=overwrite)
+    return Output(folder, name, exact=not pattern, overwrite=overwrite)
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a file name: words joined by hyphens, nothing that leads elsewhere."""
+    text = unicodedata.normalize("NFC", text).lower()
+    kept = [
+        c if c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+" else "-" for c in text
+    ]
+    words = re.sub(r"-+", "-", "".join(kept))[:SLUG_MAX]
+    words = words.encode("utf-8")[:SLUG_BYTES_MAX].decode("utf-8", errors="ignore")
+    return words.strip("-._") or "picture"
+
+
+def publish(data: bytes, path: Path, overwrite: bool = False) -> None:
+    """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
+    try:
+        _publish(data, path, overwrite)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _publish_numbered(data: bytes, path: Path) -> Path:
+    """Write under `path`, or under the next free of its numbers: name-2, name-3, …"""
+    for number in range(1, 1_000_000):
+        wanted = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if os.path.lexists(wanted):
+            continue
+        try:
+            _publish(data, wanted, overwrite=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(wanted, error) from error
+        return wanted
+    raise _taken(path)
+
+
+def _publish(data: bytes, path: Path, overwrite: bool) -> None:
+    """Temporary file, flush, link or rename, flush of the folder. Raises OSError."""
+    if overwrite and os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise FileExistsError
+    temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
+    try:
+        with os.fdopen(_create(temporary), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems cannot flush folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _create(path: Path) -> int:
+    """A descriptor of a new file, with the permissions that the umask leaves. OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name unless that is taken (FileExistsError)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # file systems without links: reserve the name, then replace what reserves it
+        os.close(_create(path))
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that a killed run left."""
+    for path in folder.glob(TEMPORARY.format("*")):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
+
+
+def _taken(path: Path) -> BadOutput:
+    name = shown(str(path))
+    return BadOutput(f"{name} exists; add --overwrite to replace a file, or choose another name")
+
+
+def _unwritable(path: Path, error: OSError) -> BadOutput:
+    reason = (error.strerror or str(error)).lower()
+    return BadOutput(f"cannot write {shown(str(path))}: {reason}; choose another --output")

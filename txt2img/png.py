@@ -1,0 +1,204 @@
+"""Pictures out and in, with the request that made them.
+
+A picture carries two texts: `parameters` as A1111 writes it, for other programs, and `txt2img`,
+a JSON object with the whole request, the model's name and hash and the environment. Neither holds
+a path, a user, a host or a time, so the same request gives the same bytes.
+"""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from txt2img import __version__, infotext, output
+from txt2img.errors import BadFile, BadRequest
+from txt2img.escape import shown
+from txt2img.inputs import open_regular, parse_json
+from txt2img.request import Request
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FORMAT = 1  # of the JSON text
+TEXT_MAX = 2**20  # bytes of one text, unpacked
+TEXTS_MAX = 64
+CHUNKS_MAX = 100_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made a picture besides its request."""
+
+    model: str = ""
+    hash: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a PNG file says about itself."""
+
+    width: int
+    height: int
+    texts: dict[str, str]  # every text chunk
+    request: Request | None = None
+    origin: Origin = field(default_factory=Origin)
+    pixels_sha256: str = ""
+    notes: tuple[str, ...] = ()  # what could not be understood
+
+
+def encode(image: Image.Image, request: Request, origin: Origin) -> bytes:
+    """The PNG file of a picture and of the filled request that made it."""
+    request = replace(request, model=origin.model)  # a name: never the path that the user gave
+    described = {
+        "version": FORMAT,
+        "request": request.to_json(),
+        "model": {"name": origin.model, "hash": origin.hash},
+        "environment": dict(origin.environment),
+        "pixels_sha256": sha256(image.tobytes()).hexdigest(),
+    }
+    parameters = infotext.describe(request, origin.model, origin.hash, __version__)
+    texts = PngInfo()
+    _add(texts, "parameters", str(parameters))
+    _add(texts, "txt2img", json.dumps(described, ensure_ascii=False))
+    file = BytesIO()
+    image.save(file, "png", pnginfo=texts)
+    return file.getvalue()
+
+
+def save(
+    image: Image.Image, path: Path, request: Request, origin: Origin, overwrite: bool = False
+) -> None:
+    """Write a picture, whole or not at all; BadOutput if that is not possible."""
+    output.publish(encode(image, request, origin), path, overwrite)
+
+
+def read(path: Path) -> Picture:
+    """What a PNG file says, without decoding its pixels. BadFile if it is none."""
+    with open_regular(path) as file:
+        try:
+            width, height, texts = _scan(file)
+        except (ValueError, struct.error, zlib.error) as error:
+            raise BadFile(f"{shown(str(path))} is not a whole PNG file: {error}") from error
+    return _understood(Picture(width, height, texts))
+
+
+def _add(texts: PngInfo, key: str, text: str) -> None:
+    """A text chunk: plain where ASCII will do, else UTF-8."""
+    if text.isascii():
+        texts.add_text(key, text)
+    else:
+        texts.add_itxt(key, text)
+
+
+def _scan(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
+    """Width, height and texts of a PNG; ValueError says what is wrong."""
+    if file.read(8) != SIGNATURE:
+        raise ValueError("it does not begin like one")
+    texts: dict[str, str] = {}
+    size: tuple[int, int] | None = None
+    for kind, body in _chunks(file):
+        if kind == b"IHDR":
+            size = struct.unpack(">II", body[:8])
+        elif len(texts) < TEXTS_MAX:
+            key, text = _text(kind, body)
+            texts.setdefault(key, text)
+    if size is None:
+        raise ValueError("it has no header")
+    return *size, texts
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """The header and the texts of a PNG, up to its end; other chunks are passed over."""
+    for _ in range(CHUNKS_MAX):
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError("it ends too early")
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            return
+        if kind not in (b"IHDR", b"tEXt", b"zTXt", b"iTXt") or length > TEXT_MAX:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        body, check = file.read(length), file.read(4)
+        if len(check) < 4:
+            raise ValueError("it ends too early")
+        if zlib.crc32(kind + body) != int.from_bytes(check, "big"):
+            raise ValueError("a checksum is wrong")
+        yield kind, body
+    raise ValueError("it has too many chunks")
+
+
+def _text(kind: bytes, body: bytes) -> tuple[str, str]:
+    """Key and text of a tEXt, zTXt or iTXt chunk."""
+    key, _, rest = body.partition(b"\0")
+    if kind == b"iTXt":
+        packed, rest = rest[:1] == b"\1", rest[2:]
+        rest = rest.split(b"\0", 2)[-1]  # after the language and the translated key
+        text = (_unpacked(rest) if packed else rest).decode("utf-8", errors="replace")
+        return key.decode("latin-1"), text
+    raw = _unpacked(rest[1:]) if kind == b"zTXt" else rest
+    try:
+        return key.decode("latin-1"), raw.decode("utf-8")  # some programs write it raw
+    except UnicodeDecodeError:
+        return key.decode("latin-1"), raw.decode("latin-1")
+
+
+def _unpacked(data: bytes) -> bytes:
+    """A packed text, but never more than TEXT_MAX bytes of it."""
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(data, TEXT_MAX)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"a text unpacks to more than {TEXT_MAX:,} bytes")
+    return text
+
+
+def _understood(picture: Picture) -> Picture:
+    """The picture with the request in its texts: ours if it is there and whole, else A1111's."""
+    notes: list[str] = []
+    if "txt2img" in picture.texts:
+        try:
+            return _ours(picture, picture.texts["txt2img"])
+        except (ValueError, BadRequest) as error:
+            notes.append(f"its txt2img text cannot be used: {error}")
+    if "parameters" in picture.texts:
+        try:
+            info = infotext.parse(picture.texts["parameters"])
+            request, more = infotext.to_request(info)
+        except BadRequest as error:
+            notes.append(f"its parameters text cannot be used: {error}")
+        else:
+            origin = Origin(info.entries.get("Model", ""), info.entries.get("Model hash", ""))
+            return replace(picture, request=request, origin=origin, notes=(*notes, *more))
+    return replace(picture, notes=tuple(notes))
+
+
+def _ours(picture: Picture, text: str) -> Picture:
+    """The picture as its JSON text describes it. ValueError, BadRequest."""
+    found = _table(parse_json(text))
+    if found.get("version") != FORMAT:
+        raise ValueError(f"version {shown(found.get('version'))}, known is {FORMAT}")
+    model, environment = _table(found.get("model", {})), _table(found.get("environment", {}))
+    return replace(
+        picture,
+        request=Request.from_json(_table(found.get("request"))),
+        origin=Origin(
+            str(model.get("name", "")),
+            str(model.get("hash", "")),
+            {key: str(value) for key, value in environment.items()},
+        ),
+        pixels_sha256=str(found.get("pixels_sha256", "")),
+    )
+
+
+def _table(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
