@@ -1,0 +1,146 @@
+"""Key maps: full key sets map one to one onto our modules, as diffusers' own converters do."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from torch import Tensor
+
+from txt2img.errors import MissingWeights
+from txt2img.models.text import TextEncoder
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
+from txt2img.weights import keymaps
+from txt2img.weights.families import SD15, SD21, Family
+from txt2img.weights.files import Stored
+from txt2img.weights.vocabulary import shipped
+
+FAMILIES = {"sd15": (SD15, tiny.FULL_SD1), "sd21": (SD21, tiny.FULL_SD2)}
+Shapes = dict[str, tuple[int, ...]]
+
+
+@cache
+def single_file(name: str) -> dict[str, Tensor]:
+    """All tensors of a full-size single file, on the meta device."""
+    _, sizes = FAMILIES[name]
+    with torch.device("meta"):
+        return tiny.original(*tiny.networks(sizes), sizes.sd2)
+
+
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+    return {n: Stored(Path("x"), "F32", tuple(v.shape), 0, v.nbytes) for n, v in tensors.items()}
+
+
+def shapes(tensors: Mapping[str, Tensor] | Mapping[str, Stored]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unet_maps_one_to_one(name: str) -> None:
+    family, _ = FAMILIES[name]
+    found = keymaps.below(stored(single_file(name)), keymaps.UNET)
+    with torch.device("meta"):
+        wanted = shapes(UNet(family.network).state_dict())
+    assert shapes(keymaps.renamed(found, keymaps.unet_from_ldm(family.network))) == wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vae_maps_one_to_one(name: str) -> None:
+    family, _ = FAMILIES[name]
+    found = keymaps.below(stored(single_file(name)), keymaps.VAE)
+    with torch.device("meta"):
+        wanted = shapes(VAE(family.vae).state_dict())
+    ours = keymaps.renamed(found, keymaps.vae_from_ldm(family.vae))
+    assert shapes(keymaps.flattened(ours)) == wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_encoder_maps_one_to_one(name: str) -> None:
+    family, _ = FAMILIES[name]
+    tensors = stored(single_file(name))
+    if name == "sd15":
+        found = keymaps.below(tensors, keymaps.CLIP)
+        ours = keymaps.renamed(found, keymaps.clip_from_published())
+    else:
+        found = keymaps.below(keymaps.unfused(tensors), keymaps.OPEN_CLIP)
+        ours = keymaps.renamed(found, keymaps.clip_from_open_clip(family.text.layers))
+    assert shapes(ours) == text_shapes(family)
+
+
+def text_shapes(family: Family) -> Shapes:
+    with torch.device("meta"):
+        state = TextEncoder(family.text, shipped(77, family.pad)).state_dict()
+    return {
+        name.removeprefix("model.").removeprefix("text_model."): tuple(value.shape)
+        for name, value in state.items()
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unet_map_equals_diffusers_converter(name: str) -> None:
+    family, _ = FAMILIES[name]
+    marked = {n: torch.full((1,), i) for i, n in enumerate(single_file(name))}
+    config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
+    theirs = convert_ldm_unet_checkpoint(dict(marked), config)
+    table = keymaps.unet_from_ldm(family.network)
+    ours = {
+        keymaps.rename(n.removeprefix(f"{keymaps.UNET}."), table): value
+        for n, value in marked.items()
+        if n.startswith(f"{keymaps.UNET}.")
+    }
+    assert {n: int(v) for n, v in ours.items()} == {n: int(v) for n, v in theirs.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vae_map_equals_diffusers_converter(name: str) -> None:
+    family, _ = FAMILIES[name]
+    marked = {n: torch.full((1, 1, 1, 1), i) for i, n in enumerate(single_file(name))}
+    config = {"down_block_types": (0,) * 4, "up_block_types": (0,) * 4}
+    theirs = convert_ldm_vae_checkpoint(dict(marked), config)
+    table = keymaps.vae_from_ldm(family.vae)
+    ours = {
+        keymaps.rename(n.removeprefix(f"{keymaps.VAE}."), table): value
+        for n, value in marked.items()
+        if n.startswith(f"{keymaps.VAE}.")
+    }
+    assert {n: int(v) for n, v in ours.items()} == {n: int(v) for n, v in theirs.items()}
+
+
+def test_open_clip_map_equals_diffusers_converter() -> None:
+    model = tiny.sd2()
+    single = tiny.original(model.unet, model.vae, model.text, sd2=True)
+    theirs = convert_open_clip_checkpoint(model.text, single)
+    table = keymaps.clip_from_open_clip(3)
+    ours = keymaps.renamed(keymaps.below(keymaps.unfused(stored(single)), keymaps.OPEN_CLIP), table)
+    wanted = {n.removeprefix("text_model."): tuple(v.shape) for n, v in theirs.items()}
+    wanted.pop("text_projection.weight", None)
+    last = [n for n in wanted if n.startswith("encoder.layers.3.")]
+    assert shapes(ours) == {n: s for n, s in wanted.items() if n not in last}
+
+
+def test_rename_takes_the_longest_beginning() -> None:
+    table: keymaps.Table = {"a": "x", "a.b": "y", "a.b.c": None}
+    assert keymaps.rename("a.c", table) == "x.c"
+    assert keymaps.rename("a.b.d", table) == "y.d"
+    assert keymaps.rename("a.b.c.d", table) is None
+    assert keymaps.rename("ab.c", table) == "ab.c"
+
+
+def test_two_names_for_one_tensor_are_refused() -> None:
+    tensors = stored({"query": torch.zeros(1), "to_q": torch.zeros(1)})
+    with pytest.raises(MissingWeights, match="to_q"):
+        keymaps.renamed(tensors, {"query": "to_q"})
+
+
+def test_old_vae_attention_names_become_ours() -> None:
+    table = keymaps.vae_from_old_diffusers()
+    name = "encoder.mid_block.attentions.0.proj_attn.bias"
+    assert keymaps.rename(name, table) == "encoder.mid_block.attentions.0.to_out.0.bias"

@@ -1,0 +1,44 @@
+"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from txt2img.errors import BadOutput
+from txt2img.weights.disk import opened, publish
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 (64 hex digits), kept in the user's cache by place, size and time."""
+    with opened(path) as file:
+        was = os.fstat(file.fileno())
+        key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
+        kept = _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
+        if (known := _recall(kept)) is not None:
+            return known
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _remember(kept, digest)
+    return digest
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "txt2img" / "sha256"
+
+
+def _recall(kept: Path) -> str | None:
+    try:
+        text = kept.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None
+
+
+def _remember(kept: Path, digest: str) -> None:
+    """Keep a digest; a cache that cannot be written only costs time."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        publish(kept, digest.encode("ascii"), lasting=False)
+    except (OSError, BadOutput):
+        return
