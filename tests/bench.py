@@ -1,0 +1,256 @@
+"""Times txt2img and diffusers in one run, turn by turn, on the same weights and inputs.
+
+    python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
+    python tests/bench.py --full         its exact size, at 256×256 and 512×512
+    python tests/bench.py --only start   one part: network, vae, start, cold
+
+Seconds differ from hour to hour; the ratios do not, since the two take turns.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PARTS = ("network", "vae", "start", "cold")
+SD15 = (320, 640, 1280, 1280)
+SD15_VAE = (128, 256, 512, 512)
+CFG = 7.5
+COLUMNS = "{:42} {:>9} {:>10} {:>6} {:>11}"
+PROMPT = "red apple, 3d emoji"
+DEFAULT = Path(__file__).parent.parent / "txt2img" / "weights" / "default"
+THEIR_RUN = """
+import sys, torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+side = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+noise = torch.Generator().manual_seed(42)
+pipe(sys.argv[2], num_inference_steps=30, generator=noise, height=side, width=side).images[0].save(
+    sys.argv[3])
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One comparison: medians in seconds, and how far the two outputs are apart."""
+
+    name: str
+    ours: float
+    diffusers: float | None = None
+    difference: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster this is than diffusers."""
+        return None if self.diffusers is None else self.diffusers / self.ours
+
+
+def in_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> tuple[float, float]:
+    """Both medians, seconds; the two take turns in who begins, after one uncounted round."""
+    seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
+    for turn in range(rounds + 1):
+        for work in (ours, theirs) if turn % 2 else (theirs, ours):
+            start = time.perf_counter()
+            work()
+            if turn:
+                seconds[work].append(time.perf_counter() - start)
+    return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
+
+
+def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
+    """A model's channels a level, narrower by `factor`, in whole groups of 32."""
+    return tuple(max(32, round(width * factor / 32) * 32) for width in full)
+
+
+def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Give our network diffusers' random weights: the names are the same."""
+    mine.load_state_dict(other.state_dict(), strict=True)
+    mine.eval()
+    other.eval()
+
+
+def network(factor: float, pixels: int, rounds: int) -> Result:
+    """One step under guidance: two passes in one batch, and the clean picture they aim at."""
+    from diffusers import UNet2DConditionModel
+
+    from txt2img.diffusion.guidance import Cond, guided, predictor
+    from txt2img.diffusion.levels import Diffusion, betas
+    from txt2img.diffusion.predictions import PREDICTIONS
+    from txt2img.models.unet import UNet, UNetConfig
+
+    torch.manual_seed(0)
+    channels = widths(SD15, factor)
+    other = UNet2DConditionModel(
+        block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
+    )
+    mine = UNet(UNetConfig(channels=channels))
+    same_weights(mine, other)
+    process = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
+    level, x = process.level(500.0), torch.randn(1, 4, pixels // 8, pixels // 8)
+    positive, negative = torch.randn(1, 77, 768), torch.randn(1, 77, 768)
+    denoise = guided(
+        predictor(mine, process, PREDICTIONS["eps"]),
+        lambda _: Cond(tokens=positive),
+        lambda _: Cond(tokens=negative),
+        CFG,
+    )
+
+    def ours() -> Tensor:
+        return denoise(x, level)
+
+    def theirs() -> Tensor:
+        tokens = torch.cat([negative, positive])
+        low, high = other(torch.cat([x, x]), 500, tokens).sample.chunk(2)
+        return (x - level.sigma * (low + CFG * (high - low))) / level.alpha
+
+    with torch.inference_mode():
+        difference = (ours() - theirs()).abs().max().item()
+        return Result(
+            f"U-Net step under guidance, {pixels}×{pixels}",
+            *in_turns(ours, theirs, rounds),
+            difference,
+        )
+
+
+def vae(factor: float, pixels: int, rounds: int) -> Result:
+    """Latents to pixels."""
+    from diffusers import AutoencoderKL
+
+    from txt2img.models.vae import VAE, VAEConfig
+
+    torch.manual_seed(0)
+    channels = widths(SD15_VAE, factor)
+    other = AutoencoderKL(
+        block_out_channels=channels,
+        latent_channels=4,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+    )
+    mine = VAE(VAEConfig(channels=channels))
+    same_weights(mine, other)
+    x = torch.randn(1, 4, pixels // 8, pixels // 8)
+
+    def ours() -> Tensor:
+        return mine.decode(x)
+
+    def theirs() -> Tensor:
+        decoded: Tensor = other.decode(x / mine.config.scaling).sample
+        return decoded
+
+    with torch.inference_mode():
+        difference = (ours() - theirs()).abs().max().item()
+        return Result(f"VAE decode, {pixels}×{pixels}", *in_turns(ours, theirs, rounds), difference)
+
+
+def process(*command: str) -> Callable[[], object]:
+    """A run of this Python in a process of its own."""
+    return lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True)
+
+
+def start(rounds: int) -> Result:
+    """`--help` against what a script with diffusers waits for before its first line."""
+    ours = process("-m", "txt2img", "--help")
+    theirs = process("-c", "from diffusers import StableDiffusionPipeline")
+    return Result("start: --help against diffusers' import", *in_turns(ours, theirs, rounds))
+
+
+def cold(rounds: int) -> Result:
+    """The default model from a cold start to a saved picture, 30 steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = str(Path(folder) / "theirs.png")
+        options = ("--steps", "30", "--seed", "42", "--quiet", "--output", folder)
+        ours = process("-m", "txt2img", PROMPT, *options)
+        theirs = process("-c", THEIR_RUN, str(DEFAULT), PROMPT, picture)
+        try:
+            theirs()
+        except subprocess.CalledProcessError as error:
+            last = error.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
+            print(f"diffusers does not run the default model: {last}", file=sys.stderr)
+            return Result("default model, cold start to picture", in_turns(ours, ours, rounds)[0])
+        return Result("default model, cold start to picture", *in_turns(ours, theirs, rounds))
+
+
+def results(options: argparse.Namespace) -> Iterator[Result]:
+    """The chosen parts, one result at a time."""
+    sizes = (256, 512) if options.full else (256,)
+    factor = 1.0 if options.full else options.width
+    parts = options.only or PARTS
+    for pixels in sizes:
+        if "network" in parts:
+            yield network(factor, pixels, options.rounds)
+        if "vae" in parts:
+            yield vae(factor, pixels, options.rounds)
+    if "start" in parts:
+        yield start(min(options.rounds, 3))
+    if "cold" in parts:
+        if (DEFAULT / "model_index.json").exists():
+            yield cold(min(options.rounds, 3))
+        else:
+            print("no default model here: its cold start is left out", file=sys.stderr)
+
+
+def row(result: Result) -> str:
+    """One line of the table."""
+    figures = ((result.ours, ".3f"), (result.diffusers, ".3f"), (result.ratio, ".2f"))
+    shown = ["–" if figure is None else format(figure, form) for figure, form in figures]
+    difference = "–" if result.difference is None else f"{result.difference:.1e}"
+    return COLUMNS.format(result.name, *shown, difference)
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="the exact size, at 256 and 512 pixels")
+    parser.add_argument("--width", type=float, default=0.5, help="share of the channels (0.5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that count (5)")
+    parser.add_argument("--threads", type=int, help="torch's threads (its own choice)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be repeated")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table line by line, then write the figures."""
+    chosen = options()
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
+        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # for the processes started below
+    width = 1.0 if chosen.full else chosen.width
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "width": width,
+        "rounds": chosen.rounds,
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(COLUMNS.format("medians, seconds", "txt2img", "diffusers", "ratio", "difference"))
+    done = []
+    for result in results(chosen):
+        print(row(result), flush=True)
+        done.append({**asdict(result), "ratio": result.ratio})
+    if chosen.json:
+        figures = {"machine": machine, "results": done}
+        chosen.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
