@@ -1,5 +1,6 @@
 """txt2img train: a model from pictures with captions."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -118,7 +119,10 @@ def train(
     if data is not None and not data.exists():
         raise BadRequest(f"no data at {shown(str(data))}; name a folder or a .zip of pictures")
     given = {name: context.params[name] for name in FIELDS if context.params[name] is not None}
-    say_path(fit(config, given, quiet))
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks for all
+    folder = fit(config, given, quiet or not first)
+    if first:
+        say_path(folder)
 
 
 def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:

@@ -183,7 +183,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="the archive to write, FILE.zip")
     add("--size", type=int, default=128, help="width and height in pixels (128)")
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
-    add("--backgrounds", type=float, default=1, help="coloured backgrounds a picture, on average (1)")
+    add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
     add("--seed", type=int, default=0, help="chooses the background colours (0)")
     add("--cache", type=Path, default=home / "txt2img" / "packages", help="where packages are kept")
     options = parser.parse_args(arguments)
