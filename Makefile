@@ -16,7 +16,8 @@ SEED ?= 42
 DATA ?= data/artwork.zip
 SIZE ?= 128
 STYLES ?= fluent,flat
-BACKGROUNDS ?= 0.33
+BACKGROUNDS ?= 0.25
+GROUPS ?= faces,nature,foods,activity,places,objects
 OUT ?= runs/default
 CONFIG ?= txt2img/train/cpu.toml
 MODEL ?= default
@@ -61,7 +62,7 @@ eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
 $(DATA): | $(VENV)/train.done
 	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
 	@mkdir -p "$(dir $@)"
-	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS)
+	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) --groups $(GROUPS)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

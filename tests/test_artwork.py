@@ -240,3 +240,25 @@ def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
     counts = [len(list(captions.rows(name, "thing", "3d emoji", [], 0.3, 0))) for name in names]
     assert set(counts) == {1, 2}
     assert 250 < counts.count(2) < 350
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "expected"),
+    [
+        ("grinning face", "people", "faces"),
+        ("pouting cat", "people", "faces"),
+        ("woman astronaut", "people", "people"),
+        ("three o clock", "places", "symbols"),
+        ("red apple", "foods", "foods"),
+    ],
+)
+def test_concepts_are_grouped(name: str, category: str, expected: str) -> None:
+    assert captions.group(name, category) == expected
+
+
+def test_categories_are_found_by_character() -> None:
+    words = {
+        "categories": [{"id": "foods", "emojis": ["apple", "gone"]}],
+        "emojis": {"apple": {"skins": [{"unified": "1f34e-fe0f"}]}},
+    }
+    assert captions.groups_by_code(words) == {"1f34e": "foods"}

@@ -21,7 +21,16 @@ from pathlib import Path
 from PIL import Image
 
 from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.train.captions import BACKGROUNDS, Row, keywords_by_code, rows, synonyms
+from txt2img.train.captions import (
+    BACKGROUNDS,
+    GROUPS,
+    Row,
+    group,
+    groups_by_code,
+    keywords_by_code,
+    rows,
+    synonyms,
+)
 from txt2img.train.icons import (
     STYLES,
     WORDS_FILE,
@@ -137,7 +146,13 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def build(
-    out: Path, size: int, styles: Sequence[str], cache: Path, extra: float = 1, seed: int = 0
+    out: Path,
+    size: int,
+    styles: Sequence[str],
+    cache: Path,
+    extra: float = 1,
+    seed: int = 0,
+    groups: Sequence[str] = GROUPS,
 ) -> dict[str, int]:
     """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
@@ -147,6 +162,10 @@ def build(
     wanted = concepts(sets)
     renamed = sum(len(set(concept.icons.values())) > 1 for concept in wanted)
     tell(f"{len(wanted)} concepts are in every set, {renamed} of them under differing names")
+    if set(groups) != set(GROUPS):
+        categories = groups_by_code(words)
+        wanted = [c for c in wanted if group(c.name, categories.get(c.code, "")) in groups]
+        tell(f"{len(wanted)} of them are in {', '.join(groups)}")
 
     # 2. Draw.
     drawn = draw(wanted, sets, styles, size)
@@ -183,6 +202,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="the archive to write, FILE.zip")
     add("--size", type=int, default=128, help="width and height in pixels (128)")
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
+    add("--groups", default=",".join(GROUPS), help="groups of concepts, by commas (all)")
     add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
     add("--seed", type=int, default=0, help="chooses the background colours (0)")
     add("--cache", type=Path, default=home / "txt2img" / "packages", help="where packages are kept")
@@ -191,6 +211,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in options.styles:
         if name not in STYLES:
             raise BadRequest(f"no style {name!r}: choose from {', '.join(STYLES)}")
+    options.groups = [name.strip() for name in options.groups.split(",")]
+    for name in options.groups:
+        if name not in GROUPS:
+            raise BadRequest(f"no group {name!r}: choose from {', '.join(GROUPS)}")
     if not 16 <= options.size <= 1024:
         raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
     if not 0 <= options.backgrounds <= len(BACKGROUNDS):
@@ -208,7 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise BadRequest("resvg_py is missing: pip install 'txt2img[train]'") from error
         start, out = time.monotonic(), options.out
         counts = build(
-            out, options.size, options.styles, options.cache, options.backgrounds, options.seed
+            out,
+            options.size,
+            options.styles,
+            options.cache,
+            options.backgrounds,
+            options.seed,
+            options.groups,
         )
     except Txt2imgError as error:
         tell(f"Error: {error}")
