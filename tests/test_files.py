@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from txt2img import disk
 from txt2img.errors import BadFile, BadOutput, MissingWeights
-from txt2img.weights import disk, files
+from txt2img.weights import files
 from txt2img.weights.hashes import sha256
 
 CPU = torch.device("cpu")

@@ -45,7 +45,9 @@ def test_options_override_and_steps_reach_both_stages() -> None:
     assert (config.seed, config.out) == (3, Path("x"))
 
 
-@pytest.mark.parametrize("option", [{"what": "text"}, {"prediction": "x0"}, {"size": 100}])
+@pytest.mark.parametrize(
+    "option", [{"what": "text"}, {"prediction": "x0"}, {"prediction": "eps"}, {"size": 100}]
+)
 def test_impossible_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(BadRequest, match=str(next(iter(option.values())))):
         override(TrainConfig(), option)

@@ -7,7 +7,6 @@ which fails if that is taken: a crash leaves no half picture, two programs never
 import os
 import re
 import secrets
-import stat
 import time
 import unicodedata
 from contextlib import suppress
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from txt2img import disk
+from txt2img.disk import TEMPORARY
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.escape import shown
 from txt2img.request import Request, check_text
@@ -23,7 +24,6 @@ TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler
 OTHER_KINDS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl")
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
-TEMPORARY = ".txt2img-{}.tmp"  # in the picture's own folder
 ABANDONED_SECONDS = 3600
 
 
@@ -59,8 +59,9 @@ class Output:
                 if not folder.exists():
                     folder.mkdir(exist_ok=True)
                     self._made.append(folder)
-            os.close(_create(self.folder / TEMPORARY.format(probe := secrets.token_hex(8))))
-            (self.folder / TEMPORARY.format(probe)).unlink()
+            probe = self.folder / TEMPORARY.format(secrets.token_hex(8))
+            os.close(disk.create(probe))
+            probe.unlink()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         _sweep(self.folder)
@@ -130,7 +131,7 @@ def slug(text: str) -> str:
 def publish(data: bytes, path: Path, overwrite: bool = False) -> None:
     """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
     try:
-        _publish(data, path, overwrite)
+        disk.publish(data, path, overwrite)
     except FileExistsError as error:
         raise _taken(path) from error
     except OSError as error:
@@ -144,58 +145,13 @@ def _publish_numbered(data: bytes, path: Path) -> Path:
         if os.path.lexists(wanted):
             continue
         try:
-            _publish(data, wanted, overwrite=False)
+            disk.publish(data, wanted, overwrite=False)
         except FileExistsError:
             continue
         except OSError as error:
             raise _unwritable(wanted, error) from error
         return wanted
     raise _taken(path)
-
-
-def _publish(data: bytes, path: Path, overwrite: bool) -> None:
-    """Temporary file, flush, link or rename, flush of the folder. Raises OSError."""
-    if overwrite and os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise FileExistsError
-    temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
-    try:
-        with os.fdopen(_create(temporary), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # some file systems cannot flush folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _create(path: Path) -> int:
-    """A descriptor of a new file, with the permissions that the umask leaves. OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give a file its name unless that is taken (FileExistsError)."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # file systems without links: reserve the name, then replace what reserves it
-        os.close(_create(path))
-        try:
-            temporary.replace(path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
 
 
 def _sweep(folder: Path) -> None:

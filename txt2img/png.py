@@ -20,9 +20,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from txt2img import __version__, infotext, output
+from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.inputs import open_regular, parse_json
 from txt2img.request import Request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.inputs import open_regular, parse_json
 from txt2img.request import Request
 
 FILE_MAX = 2**26  # bytes

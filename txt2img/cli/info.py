@@ -9,8 +9,8 @@ import typer
 
 from txt2img import png
 from txt2img.cli.show import say, say_record, tell
+from txt2img.disk import open_regular, parse_json
 from txt2img.errors import Txt2imgError
-from txt2img.inputs import open_regular, parse_json
 
 EPILOG = """
 \b

@@ -145,6 +145,18 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def chosen(found: list[Concept], words: object, groups: Sequence[str]) -> list[Concept]:
+    """The concepts of these groups, which an emoji-mart data file tells apart."""
+    renamed = sum(len(set(concept.icons.values())) > 1 for concept in found)
+    tell(f"{len(found)} concepts are in every set, {renamed} of them under differing names")
+    if set(groups) == set(GROUPS):
+        return found
+    categories = groups_by_code(words)
+    kept = [c for c in found if group(c.name, categories.get(c.code, "")) in groups]
+    tell(f"{len(kept)} of them are in {', '.join(groups)}")
+    return kept
+
+
 def build(
     out: Path,
     size: int,
@@ -159,13 +171,7 @@ def build(
     tell("reading the icon sets; npm fetches those that are not here yet")
     sets = {key: read_set(style, cache) for key, style in STYLES.items()}
     words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, cache), WORDS_FILE)
-    wanted = concepts(sets)
-    renamed = sum(len(set(concept.icons.values())) > 1 for concept in wanted)
-    tell(f"{len(wanted)} concepts are in every set, {renamed} of them under differing names")
-    if set(groups) != set(GROUPS):
-        categories = groups_by_code(words)
-        wanted = [c for c in wanted if group(c.name, categories.get(c.code, "")) in groups]
-        tell(f"{len(wanted)} of them are in {', '.join(groups)}")
+    wanted = chosen(concepts(sets), words, groups)
 
     # 2. Draw.
     drawn = draw(wanted, sets, styles, size)

@@ -81,6 +81,7 @@ def save_vae(folder: Path, vae: VAE, size: int) -> None:
         "use_quant_conv": config.quant_conv,
         "use_post_quant_conv": config.quant_conv,
         "scaling_factor": config.scaling,
+        "shift_factor": config.shift or None,
         "sample_size": size,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,

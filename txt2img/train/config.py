@@ -75,6 +75,7 @@ class TrainConfig:
     prediction: str = "v"
     zero_snr: bool = True
     min_snr: float | None = None  # gamma; None weighs every level alike
+    noisy: float = 0.0  # how much more often noisy levels are learnt; 0 is all alike
     caption_dropout: float = 0.1
     kl: float = 1e-6
     edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
@@ -93,6 +94,8 @@ class TrainConfig:
             got = getattr(self, name)
             if got not in allowed:
                 raise BadRequest(f"{name} is '{got}'; allowed: {', '.join(allowed)}")
+        if self.prediction == "eps" and self.zero_snr:
+            raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
         if self.size % self.vae.factor or self.size not in range(64, 8193):
             raise BadRequest(
                 f"size is {self.size}; allowed: multiples of {self.vae.factor} from 64 to 8192"

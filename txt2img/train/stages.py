@@ -75,6 +75,18 @@ def rows_at(accelerator: Accelerator, count: int, size: int, step: int, seed: in
     return indices(count, start, size, seed)
 
 
+def time_to_learn(process: Process, noisy: float, rng: random.Random) -> float:
+    """A time: any on a flow, an entry of the table otherwise.
+
+    Its density grows as the power `noisy` of time: what a text decides is decided where there is
+    little else to see.
+    """
+    part: float = rng.random() ** (1.0 / (1.0 + noisy))
+    if isinstance(process, Flow):
+        return part * process.time_factor
+    return float(int(part * process.steps))
+
+
 class PictureStage:
     """The VAE: cut-outs of the training pictures, there and back."""
 
@@ -142,19 +154,13 @@ class LatentStage:
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         captions = [self.pictures.caption(row, rng) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
-        times = [self.time(rng) for _ in rows]
+        times = [time_to_learn(self.process, config.noisy, rng) for _ in rows]
         levels = LevelBatch.of([self.process.level(time) for time in times])
         x0 = self.latents[rows]
         noise = torch.randn(x0.shape, generator=generator)
         ids = torch.tensor([self.ids_of(caption) for caption in captions])
         parts = (x0, noise, ids, torch.tensor(times), levels.alpha, levels.sigma)
         return tuple(part.to(self.accelerator.device) for part in parts)
-
-    def time(self, rng: random.Random) -> float:
-        """A time to learn at: any on a flow, an entry of the table otherwise."""
-        if isinstance(self.process, Flow):
-            return rng.uniform(0.0, self.process.time_factor)
-        return float(rng.randrange(self.process.steps))
 
     def ids_of(self, caption: str) -> list[int]:
         """The token ids of a caption's first chunk."""

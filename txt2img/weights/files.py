@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from txt2img.errors import BadFile, MissingWeights, UnknownLayout
+from txt2img.disk import FETCH, open_regular, parse_object, publish, read_json
+from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights.disk import FETCH, opened, parsed, publish, read_json
 
 HEADER_MAX = 16 * 2**20  # bytes
 DIMENSIONS_MAX = 8
@@ -83,7 +83,7 @@ class Header:
 
 def header(path: Path) -> Header:
     """The checked header of one safetensors file. Raises BadFile, UnknownLayout."""
-    with opened(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
@@ -94,9 +94,7 @@ def header(path: Path) -> Header:
             raise BadFile(f"{path.name}: a header of {length:,} bytes; at most {HEADER_MAX:,}")
         file.seek(8)
         text = file.read(length)
-    rows = parsed(text, path.name)
-    if not isinstance(rows, dict):
-        raise BadFile(f"{path.name}: the header is not a JSON object")
+    rows = parse_object(text, path.name)
     metadata = _metadata(rows.pop("__metadata__", {}), path.name)
     tensors = {name: _stored(path, name, row, 8 + length) for name, row in rows.items()}
     _check_ranges(path.name, tensors, 8 + length, size)
@@ -140,7 +138,7 @@ def read(
 def tensor(name: str, stored: Stored) -> Tensor:
     """One tensor as it is stored, on the CPU. Raises BadFile if the file shrank."""
     buffer = torch.empty(stored.size, dtype=torch.uint8)
-    with opened(stored.path) as file:
+    with open_regular(stored.path) as file:
         file.seek(stored.start)
         if stored.size and file.readinto(buffer.numpy().data) != stored.size:
             raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
@@ -150,7 +148,10 @@ def tensor(name: str, stored: Stored) -> Tensor:
 def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file: whole, or not at all. Raises BadOutput."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    publish(path, save(whole, dict(metadata)))
+    try:
+        publish(save(whole, dict(metadata)), path, overwrite=True)
+    except OSError as error:
+        raise BadOutput(f"cannot write {shown(path.name)}: {error.strerror}") from error
 
 
 def _refuse(path: Path, beginning: bytes, size: int) -> None:

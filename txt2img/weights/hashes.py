@@ -5,13 +5,12 @@ import os
 import re
 from pathlib import Path
 
-from txt2img.errors import BadOutput
-from txt2img.weights.disk import opened, publish
+from txt2img.disk import open_regular, publish
 
 
 def sha256(path: Path) -> str:
     """The file's SHA-256 (64 hex digits), kept in the user's cache by place, size and time."""
-    with opened(path) as file:
+    with open_regular(path) as file:
         was = os.fstat(file.fileno())
         key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
         kept = _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
@@ -39,6 +38,6 @@ def _remember(kept: Path, digest: str) -> None:
     """Keep a digest; a cache that cannot be written only costs time."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        publish(kept, digest.encode("ascii"), lasting=False)
-    except (OSError, BadOutput):
+        publish(digest.encode("ascii"), kept, overwrite=True, lasting=False)
+    except OSError:
         return

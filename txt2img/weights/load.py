@@ -10,13 +10,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
 from txt2img.models.text import TextEncoder, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.weights import detect, disk, files, keymaps, vocabulary
+from txt2img.weights import detect, files, keymaps, vocabulary
 from txt2img.weights.configs import Config, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.files import Header, Stored

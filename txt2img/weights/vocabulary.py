@@ -5,10 +5,10 @@ from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
 
+from txt2img.disk import JSON_MAX, open_regular, read_json
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
 from txt2img.models.text import BOS, EOS, Tokenizer
-from txt2img.weights.disk import JSON_MAX, opened, read_json
 
 Vocab = dict[str, int]
 Merges = list[tuple[str, str]]
@@ -65,7 +65,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 def _lines(path: Path) -> list[str]:
     """The merges in a text file, one a line, after a first line that may name the version."""
-    with opened(path) as file:
+    with open_regular(path) as file:
         content = file.read(JSON_MAX + 1)
     try:
         text = content.decode("utf-8")
