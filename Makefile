@@ -1,7 +1,7 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench readme default-model eval-model clean help
+.PHONY: demo test lint format bench readme default-model eval-model sheet clean help
 
 VENV ?= .venv
 # Any interpreter from 3.11 on that can make virtual environments: the first that answers.
@@ -17,10 +17,11 @@ DATA ?= data/artwork.zip
 SIZE ?= 128
 STYLES ?= fluent,flat
 BACKGROUNDS ?= 0.25
-GROUPS ?= faces,nature,foods,activity,places,objects
+CONCEPTS ?= txt2img/train/concepts.txt
 OUT ?= runs/default
 CONFIG ?= txt2img/train/cpu.toml
 MODEL ?= default
+SHEET := tests/pictures/sheet.png
 PARTS := scheduler text_encoder tokenizer unet vae
 ARGS ?=
 export PROMPT
@@ -59,10 +60,13 @@ default-model: $(VENV)/train.done $(DATA) ## train the default model from CONFIG
 eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
 	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) $(ARGS)
 
+sheet: $(VENV)/run.done ## draw the README's sheet of prompts with MODEL
+	@$(PY) -m txt2img.train.evaluate --model $(MODEL) --prompts $(SHEET:.png=.txt) --sheet $(SHEET) --columns 8 $(ARGS)
+
 $(DATA): | $(VENV)/train.done
 	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
 	@mkdir -p "$(dir $@)"
-	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) --groups $(GROUPS)
+	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) --concepts $(CONCEPTS)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -242,23 +242,23 @@ def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
     assert 250 < counts.count(2) < 350
 
 
-@pytest.mark.parametrize(
-    ("name", "category", "expected"),
-    [
-        ("grinning face", "people", "faces"),
-        ("pouting cat", "people", "faces"),
-        ("woman astronaut", "people", "people"),
-        ("three o clock", "places", "symbols"),
-        ("red apple", "foods", "foods"),
-    ],
-)
-def test_concepts_are_grouped(name: str, category: str, expected: str) -> None:
-    assert captions.group(name, category) == expected
+def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:
+    everything = build(cache, tmp_path / "all.zip", ("noto",))
+    name = everything[0]["text"][0].rpartition(",")[0]
+    listed, out = tmp_path / "names.txt", tmp_path / "one.zip"
+    listed.write_text(f"# one\n\n{name}\n", encoding="utf-8")
+    artwork.build(out, 32, ("noto",), cache, names=artwork.names_in(listed))
+    with zipfile.ZipFile(out) as file:
+        rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
+    assert {row["file_name"] for row in rows} == {everything[0]["file_name"]}
 
 
-def test_categories_are_found_by_character() -> None:
-    words = {
-        "categories": [{"id": "foods", "emojis": ["apple", "gone"]}],
-        "emojis": {"apple": {"skins": [{"unified": "1f34e-fe0f"}]}},
-    }
-    assert captions.groups_by_code(words) == {"1f34e": "foods"}
+def test_a_name_that_no_set_has_is_told_with_the_nearest(cache: Path, tmp_path: Path) -> None:
+    known = build(cache, tmp_path / "all.zip", ("noto",))[0]["text"][0].rpartition(",")[0]
+    with pytest.raises(BadRequest, match=known):
+        artwork.build(tmp_path / "x.zip", 32, ("noto",), cache, names=[f"{known}x"])
+
+
+def test_every_concept_of_the_shipped_list_is_there_once() -> None:
+    names = artwork.names_in(Path(artwork.__file__).with_name("concepts.txt"))
+    assert len(names) == len(set(names)) > 200

@@ -146,7 +146,37 @@ def test_a_report_is_made_of_a_models_pictures(
         assert image.width > 64
 
 
-@pytest.mark.parametrize("options", [["--seeds", "x"], ["--captions", "0"], ["--columns", "0"]])
+def test_prompts_are_drawn_on_a_sheet_with_their_own_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = Defaults(64, 64, 30, 7.5, Sampler.DDIM, Schedule.TRAILING)
+    model = SimpleNamespace(name="known", family=SimpleNamespace(defaults=defaults))
+    drawn = []
+
+    def draw(model, requests, batch_size):
+        drawn.extend(requests)
+        return (Image.new("RGB", (64, 64), "red") for _ in requests)
+
+    monkeypatch.setattr(evaluate, "load", lambda name, device: model)
+    monkeypatch.setattr(evaluate, "draw", draw)
+    page, lines = tmp_path / "sheet.png", tmp_path / "sheet.txt"
+    lines.write_text("a cat\na dog --seed 7\n", encoding="utf-8")
+    assert evaluate.main(["--prompts", str(lines), "--sheet", str(page), "--device", "cpu"]) == 0
+    assert [(r.prompt, r.seed) for r in drawn] == [("a cat", 0), ("a dog", 7)]
+    with Image.open(page) as image:
+        assert image.width > 128
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seeds", "x"],
+        ["--captions", "0"],
+        ["--columns", "0"],
+        ["--prompts", "p.txt"],
+        ["--prompts", "p.txt", "--sheet", "s.png"],
+    ],
+)
 def test_a_bad_option_is_one_line_and_exit_code_2(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

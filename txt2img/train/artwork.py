@@ -15,22 +15,14 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from PIL import Image
 
 from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.train.captions import (
-    BACKGROUNDS,
-    GROUPS,
-    Row,
-    group,
-    groups_by_code,
-    keywords_by_code,
-    rows,
-    synonyms,
-)
+from txt2img.train.captions import BACKGROUNDS, Row, keywords_by_code, rows, synonyms
 from txt2img.train.icons import (
     STYLES,
     WORDS_FILE,
@@ -145,16 +137,17 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def chosen(found: list[Concept], words: object, groups: Sequence[str]) -> list[Concept]:
-    """The concepts of these groups, which an emoji-mart data file tells apart."""
+def chosen(found: list[Concept], names: Sequence[str]) -> list[Concept]:
+    """The concepts of these names, all without any; BadRequest for a name that no set has."""
     renamed = sum(len(set(concept.icons.values())) > 1 for concept in found)
     tell(f"{len(found)} concepts are in every set, {renamed} of them under differing names")
-    if set(groups) == set(GROUPS):
-        return found
-    categories = groups_by_code(words)
-    kept = [c for c in found if group(c.name, categories.get(c.code, "")) in groups]
-    tell(f"{len(kept)} of them are in {', '.join(groups)}")
-    return kept
+    known = {concept.name for concept in found}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadRequest(f"no concept {name!r} is in every set{hint}")
+    return [concept for concept in found if not names or concept.name in names]
 
 
 def build(
@@ -164,14 +157,14 @@ def build(
     cache: Path,
     extra: float = 1,
     seed: int = 0,
-    groups: Sequence[str] = GROUPS,
+    names: Sequence[str] = (),
 ) -> dict[str, int]:
     """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
     tell("reading the icon sets; npm fetches those that are not here yet")
     sets = {key: read_set(style, cache) for key, style in STYLES.items()}
     words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, cache), WORDS_FILE)
-    wanted = chosen(concepts(sets), words, groups)
+    wanted = chosen(concepts(sets), names)
 
     # 2. Draw.
     drawn = draw(wanted, sets, styles, size)
@@ -199,6 +192,15 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def names_in(path: Path) -> list[str]:
+    """The names in a file, one a line; blank lines and those that begin with # are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"--concepts {path.name} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; BadRequest for values that cannot be used."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -208,7 +210,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="the archive to write, FILE.zip")
     add("--size", type=int, default=128, help="width and height in pixels (128)")
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
-    add("--groups", default=",".join(GROUPS), help="groups of concepts, by commas (all)")
+    add("--concepts", type=Path, help="a file of the concepts to draw, one a line (all)")
     add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
     add("--seed", type=int, default=0, help="chooses the background colours (0)")
     add("--cache", type=Path, default=home / "txt2img" / "packages", help="where packages are kept")
@@ -217,10 +219,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in options.styles:
         if name not in STYLES:
             raise BadRequest(f"no style {name!r}: choose from {', '.join(STYLES)}")
-    options.groups = [name.strip() for name in options.groups.split(",")]
-    for name in options.groups:
-        if name not in GROUPS:
-            raise BadRequest(f"no group {name!r}: choose from {', '.join(GROUPS)}")
+    options.names = [] if options.concepts is None else names_in(options.concepts)
     if not 16 <= options.size <= 1024:
         raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
     if not 0 <= options.backgrounds <= len(BACKGROUNDS):
@@ -244,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.cache,
             options.backgrounds,
             options.seed,
-            options.groups,
+            options.names,
         )
     except Txt2imgError as error:
         tell(f"Error: {error}")

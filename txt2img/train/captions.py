@@ -19,11 +19,6 @@ BACKGROUNDS = {  # what captions call them → RGB
     "yellow": (250, 212, 62),
 }
 OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni)")  # "an umbrella", but "a unicorn"
-GROUPS = (
-    *("faces", "people", "nature", "foods", "activity", "places", "objects", "symbols", "flags"),
-)
-FACE = re.compile(r"\b(face|cat|monkey|hearts?|alien|robot|ghost|skull|ogre|goblin|poo)\b")
-CLOCK = re.compile(r"( oclock| o clock|thirty)$")
 SHARED = 3  # a keyword that more concepts than this share says too little to be a caption
 
 
@@ -56,26 +51,6 @@ def keywords_by_code(words: object) -> dict[str, set[str]]:
             code = plain_code(str(mapping(skins[0]).get("unified")))
             found[code] = {word for word in plain if is_word(word)}
     return found
-
-
-def groups_by_code(words: object) -> dict[str, str]:
-    """Code points → the category that an emoji-mart data file gives them."""
-    emojis, categories = mapping(mapping(words).get("emojis")), mapping(words).get("categories")
-    found: dict[str, str] = {}
-    for category in categories if isinstance(categories, list) else []:
-        for key in mapping(category).get("emojis") or []:  # type: ignore[attr-defined]
-            skins = mapping(emojis.get(key)).get("skins")
-            if isinstance(skins, list) and skins:
-                code = plain_code(str(mapping(skins[0]).get("unified")))
-                found[code] = str(mapping(category).get("id"))
-    return found
-
-
-def group(name: str, category: str) -> str:
-    """The group of a concept: its category, but faces apart from people, and clocks as symbols."""
-    if CLOCK.search(name):
-        return "symbols"
-    return "faces" if category == "people" and FACE.search(name) else category
 
 
 def is_word(word: str) -> bool:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from txt2img import prompts
 from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.pipeline import decode, prepare
@@ -238,7 +239,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--model", default="default", help="name or path of the model (default)")
-    add("--data", type=Path, required=True, help="what it was trained on: folder or archive")
+    add("--data", type=Path, help="what it was trained on: folder or archive")
+    add("--prompts", type=Path, help="only draw these prompts, one a line, on the --sheet")
     add("--captions", type=int, default=100, help="how many captions to draw (100)")
     add("--seeds", default="0", help="seeds to draw each with, by commas (0)")
     add("--steps", type=int, help="sampling steps (the model's own)")
@@ -253,6 +255,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise BadRequest(f"--seeds is '{options.seeds}': give whole numbers, 0,1,2") from error
+    if (options.prompts is None) == (options.data is None):
+        raise BadRequest("give --data to judge by, or --prompts to draw on a --sheet")
+    if options.prompts and not options.sheet:
+        raise BadRequest("--prompts are drawn on a --sheet: name its file")
     for name in ("captions", "batch_size", "columns"):
         if getattr(options, name) < 1:
             raise BadRequest(f"--{name.replace('_', '-')} must be 1 or more")
@@ -264,11 +270,22 @@ def label(verdict: Verdict) -> str:
     return verdict.caption if verdict.concept else f"{verdict.caption} (like {verdict.nearest})"
 
 
+def show(options: argparse.Namespace, model: Model, template: Request) -> None:
+    """Draw the prompts of a file on a labelled sheet."""
+    requests = prompts.read(str(options.prompts), sys.stdin.buffer, template)
+    images = list(draw(model, requests, options.batch_size))
+    sheet(images, [request.prompt for request in requests], options.columns).save(options.sheet)
+    print(options.sheet)
+
+
 def run(options: argparse.Namespace) -> None:
-    """Evaluate as the command line says."""
-    data = Pictures(options.data)
+    """Evaluate, or draw prompts, as the command line says."""
     model = load(options.model, choose(options.device))
-    template = Request("", steps=options.steps, cfg=options.cfg)
+    template = Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0])
+    if options.prompts:
+        show(options, model, template)
+        return
+    data = Pictures(options.data)
     report, images = evaluate(
         model, data, options.captions, options.seeds, template, options.batch_size
     )

@@ -24,6 +24,7 @@ from txt2img.train import checkpoint, vocab
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures, cut_out, drop_captions, indices
 from txt2img.train.losses import LevelBatch, add_noise, noise_loss, snr_weights, vae_loss
+from txt2img.weights import vocabulary
 
 SHEET_STEPS = 20  # of each picture on a sheet
 SHEET_PICTURES = 16
@@ -141,7 +142,8 @@ class LatentStage:
             self.latents = encode_rows(
                 self.vae, self.pictures, everything, config.size, accelerator.device
             )
-        self.tokenizer = tokenizer_of(config, self.pictures)
+        with accelerator.main_process_first():
+            self.tokenizer = tokenizer_of(config, self.pictures)
         shape = replace(config.text, vocab=len(self.tokenizer.vocab))
         self.text, self.unet = TextEncoder(shape, self.tokenizer), UNet(config.unet)
         self.learner = in_memory_format(NoiseLearner(self.text, self.unet, config), config)
@@ -249,10 +251,18 @@ def process_of(config: TrainConfig) -> Process:
 
 
 def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
-    """A vocabulary of its own, learnt from the captions."""
+    """A vocabulary of its own, learnt from the captions; a resumed run keeps what it began with.
+
+    So a run can go on with other data, and weights keep their meaning.
+    """
+    folder = config.out / "tokenizer"
+    if config.resume and (folder / "vocab.json").exists():
+        return vocabulary.tokenizer(folder, config.text.length, config.vocab)
     captions = (caption for row in pictures.rows for caption in row.captions)
     words, merges = vocab.learn(captions, config.vocab)
-    return Tokenizer(words, merges, config.text.length)
+    tokenizer = Tokenizer(words, merges, config.text.length)
+    checkpoint.save_tokenizer(folder, tokenizer)
+    return tokenizer
 
 
 def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
