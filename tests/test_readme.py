@@ -48,7 +48,7 @@ def sentence(path: Path) -> str:
     """What a file or folder is for: its first line, or what the list above says."""
     if named(path) in SENTENCES:
         return SENTENCES[named(path)]
-    if path.suffix == ".toml":
+    if path.suffix in (".toml", ".txt"):
         return path.read_text("utf-8").splitlines()[0].removeprefix("# ")
     source = path / "__init__.py" if path.is_dir() else path
     assert source.suffix == ".py" and source.exists(), f"SENTENCES has none for {named(path)}"

@@ -37,11 +37,11 @@ def parse_json(text: str) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a key is there twice")
+            raise _Odd("a key is there twice")
         return found
 
     def constant(name: str) -> float:
-        raise ValueError(f"{name} is not a number")
+        raise _Odd(f"{name} is not a number")
 
     try:
         parsed: object = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
@@ -49,13 +49,23 @@ def parse_json(text: str) -> object:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON: {error}") from error
+    except _Odd:
+        raise
+    except ValueError:
+        raise ValueError("broken JSON: a number of too many digits") from None
     return parsed
+
+
+class _Odd(ValueError):
+    """JSON that is well-formed and yet not to be believed; its text says why."""
 
 
 def parse_object(content: bytes, name: str) -> dict[str, object]:
     """The JSON object in the bytes of a file called `name`. Raises BadFile."""
     try:
         value = parse_json(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{shown(name)}: broken JSON: not UTF-8 text; {FETCH}") from error
     except ValueError as error:
         raise BadFile(f"{shown(name)}: {error}; {FETCH}") from error
     if not isinstance(value, dict):
