@@ -1,5 +1,6 @@
 """Training runs: they learn, they resume exactly, and what they leave behind loads."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +12,7 @@ from pictures_data import archive
 from safetensors.torch import load_file
 
 from txt2img.device import choose
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, MissingWeights
 from txt2img.models.text import TextConfig
 from txt2img.models.unet import UNetConfig
 from txt2img.models.vae import VAEConfig
@@ -118,6 +119,23 @@ def test_the_vae_lowers_its_loss(tmp_path: Path) -> None:
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="--what"):
         run(tiny(tmp_path, what="unet"))
+
+
+def test_a_copy_of_a_model_can_be_taught_on(tmp_path: Path) -> None:
+    """With its folder but no state, training begins from its weights, not from nothing."""
+    first = tiny(tmp_path, vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5), what="vae")
+    losses = [report.loss for report in run(first)]
+    shutil.rmtree(first.out / "state")
+    again = [r.loss for r in run(replace(first, vae_run=Run(steps=4, batch_size=8, lr=1e-5)))]
+    assert sum(again) / 4 < 0.75 * sum(losses[:4]) / 4
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path, what="vae")
+    run(config)
+    wider = replace(config, vae=replace(config.vae, channels=(16, 32, 32, 64)))
+    with pytest.raises(MissingWeights, match="another shape"):
+        run(wider)
 
 
 def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:

@@ -7,15 +7,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from txt2img.errors import MissingWeights
 from txt2img.models.text import BOS, EOS, TextEncoder, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
 from txt2img.train.ema import RunningMean
+from txt2img.weights import files
 from txt2img.weights.files import write
 
 TIMES = 1000
 BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
+TEXT_FILE = "model.safetensors"
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 SHIPPED = torch.float16  # every dtype that anyone computes in loads from it
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,6 +53,29 @@ def load_state(
             moments = {m: file.get_tensor(f"{m}.{name}").to(parameter.device) for m in MOMENTS}
             optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
     return step
+
+
+def begin_from(module: nn.Module, path: Path) -> None:
+    """Give a module the weights of a file that is there; one that is not leaves it as it is.
+
+    Raises MissingWeights where file and module differ.
+    """
+    if not path.exists():
+        return
+    wanted = module.state_dict()
+    start = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""
+    tensors = files.header(path).tensors
+    state = {
+        start + name.removeprefix("text_model."): files.tensor(name, stored).float()
+        for name, stored in tensors.items()
+    }
+    shapes = {name: value.shape for name, value in wanted.items()}
+    if {name: value.shape for name, value in state.items()} != shapes:
+        raise MissingWeights(
+            f"{path.parent.name}/{path.name} is of another shape than the configuration says; "
+            "train with the one it was made with, or into another folder"
+        )
+    module.load_state_dict(state)
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
@@ -148,7 +174,7 @@ def save_text(folder: Path, text: TextEncoder) -> None:
         for name, value in text.model.state_dict().items()
         if not name.endswith("position_ids")
     }
-    save_weights(state, folder / "text_encoder" / "model.safetensors")
+    save_weights(state, folder / "text_encoder" / TEXT_FILE)
     save_tokenizer(folder / "tokenizer", tokenizer)
 
 

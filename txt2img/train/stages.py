@@ -96,6 +96,8 @@ class PictureStage:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.run = config, accelerator, config.vae_run
         self.pictures, self.vae = Pictures(config.data), VAE(config.vae)
+        if config.resume:
+            checkpoint.begin_from(self.vae, config.out / "vae" / checkpoint.NETWORK_FILE)
         self.learner = in_memory_format(PictureLearner(self.vae, config), config)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -146,6 +148,10 @@ class LatentStage:
             self.tokenizer = tokenizer_of(config, self.pictures)
         shape = replace(config.text, vocab=len(self.tokenizer.vocab))
         self.text, self.unet = TextEncoder(shape, self.tokenizer), UNet(config.unet)
+        if config.resume:
+            checkpoint.begin_from(self.unet, config.out / "unet" / checkpoint.NETWORK_FILE)
+            text = config.out / "text_encoder" / checkpoint.TEXT_FILE
+            checkpoint.begin_from(self.text.model, text)
         self.learner = in_memory_format(NoiseLearner(self.text, self.unet, config), config)
         self.ids: dict[str, list[int]] = {}
 
