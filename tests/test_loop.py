@@ -153,7 +153,7 @@ def test_sixteen_pictures_are_learnt_until_they_can_be_told_apart(tmp_path: Path
     config = tiny(
         tmp_path,
         vae_run=Run(steps=600, batch_size=16, lr=2e-3),
-        unet_run=Run(steps=1500, batch_size=16, lr=2e-3, ema=0.99),
+        unet_run=Run(steps=3000, batch_size=16, lr=2e-3, ema=0.99),
         save_every=1000,
         caption_dropout=0.1,
     )
