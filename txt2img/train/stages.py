@@ -20,6 +20,7 @@ from txt2img.errors import BadFile
 from txt2img.models.text import TextEncoder, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
+from txt2img.pipeline import to_image
 from txt2img.train import checkpoint, vocab
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures, cut_out, drop_captions, indices
@@ -276,9 +277,7 @@ def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
     count, _, height, width = pixels.shape
     columns = min(columns, count)
     sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
-    data = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    for index, picture in enumerate(data):
-        image = Image.fromarray(picture.contiguous().numpy())
-        sheet.paste(image, (index % columns * width, index // columns * height))
+    for index, picture in enumerate(pixels):
+        sheet.paste(to_image(picture), (index % columns * width, index // columns * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
