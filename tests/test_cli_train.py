@@ -70,7 +70,7 @@ def test_a_file_says_what_options_do_not(
         ("--out m", 2, "txt2img train DATA --out FOLDER"),
         ("pictures", 2, "txt2img train DATA --out FOLDER"),
         ("nowhere --out m", 2, 'no data at "nowhere"'),
-        ("pictures --out m --what tea", 2, 'no part "tea"; choose from vae, unet, all'),
+        ("pictures --out m --what tea", 2, 'no part "tea"; choose from vae, text, unet, all'),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),
         ("pictures --out m --config no.toml", 1, "no.toml"),

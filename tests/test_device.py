@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from txt2img.device import choose, describe
+from txt2img.device import choose, describe, for_training
 from txt2img.errors import BadRequest
 
 
@@ -43,6 +43,25 @@ def test_cards_that_are_bad_in_half_precision_use_float32(
     card.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     card.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert choose().dtype == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), "bf16"), ((7, 5), "float32")])
+def test_a_card_learns_in_bf16_where_it_has_it(
+    card: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
+) -> None:
+    card.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert for_training() == choose(None, dtype)
+    assert for_training("cuda", "fp16") == choose("cuda", "fp16")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cpu_learns_in_bf16_only_where_it_is_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert for_training("cpu").dtype == (torch.bfloat16 if there else torch.float32)
+    assert for_training("cpu", "bf16").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pictures_data import archive
 from safetensors.torch import load_file
+from torch import nn
 
 from txt2img.device import choose
 from txt2img.errors import BadFile, MissingWeights
@@ -20,7 +21,7 @@ from txt2img.pipeline import generate
 from txt2img.request import Request
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.data import Pictures
-from txt2img.train.loop import Report, fit, learning_rate
+from txt2img.train.loop import Report, adamw, fit, learning_rate
 from txt2img.weights.load import load
 
 TINY = TrainConfig(
@@ -54,6 +55,7 @@ TINY = TrainConfig(
         groups=8,
     ),
     vae_run=Run(steps=8, batch_size=8, lr=2e-3, warmup=2),
+    text_run=Run(steps=8, batch_size=8, lr=2e-3, warmup=2),
     unet_run=Run(steps=8, batch_size=8, lr=2e-3, warmup=2),
 )
 
@@ -84,11 +86,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     in_one_go = run(tiny(tmp_path, out=whole))
     first = run(tiny(tmp_path, out=parts), 6)  # within the VAE, 2 steps after a checkpoint
-    second = run(tiny(tmp_path, out=parts), 10)  # within the U-Net
-    third = run(tiny(tmp_path, out=parts))
-    assert next((r.stage, r.step) for r in second) == ("vae", 5)
-    assert next((r.stage, r.step) for r in third) == ("unet", 5)
-    losses = {(r.stage, r.step): r.loss for r in first + second + third}
+    second = run(tiny(tmp_path, out=parts), 10)  # within the text encoder
+    third = run(tiny(tmp_path, out=parts), 10)  # within the U-Net
+    fourth = run(tiny(tmp_path, out=parts))
+    begun = [(part[0].stage, part[0].step) for part in (second, third, fourth)]
+    assert begun == [("vae", 5), ("text", 5), ("unet", 5)]
+    losses = {(r.stage, r.step): r.loss for r in first + second + third + fourth}
     assert losses == {(r.stage, r.step): r.loss for r in in_one_go}
     expected, got = weights(whole), weights(parts)
     assert expected.keys() == got.keys()
@@ -114,6 +117,47 @@ def test_the_vae_lowers_its_loss(tmp_path: Path) -> None:
     config = tiny(tmp_path, what="vae", vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5))
     losses = [report.loss for report in run(config)]
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+
+
+def test_the_text_encoder_learns_to_tell_captions_apart(tmp_path: Path) -> None:
+    """Sixteen captions in a batch: by chance the loss is ln 16 = 2.8; half of it goes at least."""
+    plan = Run(steps=80, batch_size=16, lr=4e-3, warmup=5, ema=0.9)
+    config = tiny(tmp_path, text_run=plan)
+    run(replace(config, what="vae"))
+    losses = [report.loss for report in run(replace(config, what="text"))]
+    assert losses[0] > 2.0
+    assert losses[-1] < 1.4
+    run(replace(config, what="unet"))  # which learns on, and must not take it back
+    assert spread(config) > 0.4
+
+
+def spread(config: TrainConfig) -> float:
+    """How far the captions' last states are from their mean, as part of their length."""
+    text = load(str(config.out), choose("cpu")).text
+    captions = [row.captions[0] for row in Pictures(config.data).rows]
+    with torch.no_grad():
+        states = text.encode(captions).tokens[:, -1]
+    return float((states - states.mean(dim=0)).norm() / states.norm())
+
+
+def test_a_text_encoder_can_learn_from_nothing_with_the_unet(tmp_path: Path) -> None:
+    config = tiny(tmp_path, text_run=Run(steps=0))
+    assert [report.stage for report in run(config)] == ["vae"] * 8 + ["unet"] * 8
+    load(str(config.out), choose("cpu"))
+
+
+def test_a_part_of_the_learner_learns_more_slowly() -> None:
+    learner = nn.ModuleDict({"text": nn.Linear(2, 2), "unet": nn.Linear(2, 2)})
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    optimiser = adamw(learner, Run(lr=1.0, weight_decay=0.0), {"text": 0.25})
+    for group in optimiser.param_groups:
+        group["lr"] = 1.0 * group["rate"]
+    for parameter in learner.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    for name, value in learner.state_dict().items():
+        moved = before[name] - value  # Adam's first step is as long as its rate
+        assert moved.mean().item() == pytest.approx(0.25 if "text" in name else 1.0, rel=1e-4)
 
 
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
@@ -153,7 +197,8 @@ def test_sixteen_pictures_are_learnt_until_they_can_be_told_apart(tmp_path: Path
     config = tiny(
         tmp_path,
         vae_run=Run(steps=600, batch_size=16, lr=2e-3),
-        unet_run=Run(steps=3000, batch_size=16, lr=2e-3, ema=0.99),
+        text_run=Run(steps=100, batch_size=16, lr=2e-3, ema=0.9),
+        unet_run=Run(steps=1500, batch_size=16, lr=2e-3, ema=0.99),
         save_every=1000,
         caption_dropout=0.1,
     )

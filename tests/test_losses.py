@@ -1,11 +1,21 @@
 """The forward process and its losses, against closed forms."""
 
+import math
+
 import pytest
 import torch
 
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.train.losses import LevelBatch, add_noise, noise_loss, psnr, snr_weights, vae_loss
+from txt2img.train.losses import (
+    LevelBatch,
+    add_noise,
+    noise_loss,
+    pair_loss,
+    psnr,
+    snr_weights,
+    vae_loss,
+)
 
 TABLE = betas("scaled_linear", 1000, 0.00085, 0.012)
 
@@ -97,3 +107,18 @@ def test_a_blurred_edge_costs_more_with_the_edge_term() -> None:
 def test_psnr_of_a_tenth_of_the_range_is_20_dB() -> None:
     pixels = torch.zeros(1, 3, 4, 4)
     assert psnr(pixels + 0.2, pixels) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_pairs_cost_nothing_when_found_and_chance_when_all_are_alike() -> None:
+    apart, scale = torch.eye(4), torch.tensor(100.0).log()
+    assert pair_loss(apart, apart, scale).item() == pytest.approx(0.0, abs=1e-6)
+    assert pair_loss(apart, apart.roll(1, 0), scale).item() == pytest.approx(100.0)
+    alike = torch.ones(4, 4) / 2.0
+    assert pair_loss(alike, alike, scale).item() == pytest.approx(math.log(4))
+
+
+def test_likeness_is_multiplied_by_a_hundred_at_most() -> None:
+    texts = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    sights = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    largest = pair_loss(texts, sights, torch.tensor(100.0).log())
+    assert torch.equal(pair_loss(texts, sights, torch.tensor(9.0)), largest)

@@ -46,7 +46,7 @@ def test_options_override_and_steps_reach_both_stages() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"what": "text"}, {"prediction": "x0"}, {"prediction": "eps"}, {"size": 100}]
+    "option", [{"what": "tea"}, {"prediction": "x0"}, {"prediction": "eps"}, {"size": 100}]
 )
 def test_impossible_options_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(BadRequest, match=str(next(iter(option.values())))):

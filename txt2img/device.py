@@ -18,6 +18,7 @@ DTYPES = {
 }
 DTYPE_NAMES = "float32, bf16, fp16"
 FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
+HARD_BF16 = (8, 0)  # the first CUDA capability that computes in bf16
 BROKEN_HALF = "GTX 16"  # cards that give black pictures in it
 
 
@@ -35,6 +36,28 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
         raise BadRequest(f"no dtype {shown(dtype)}; choose from {DTYPE_NAMES}")
     device = torch.device(_best() if name is None else _existing(name))
     return Device(device, _default_dtype(device) if dtype is None else DTYPES[dtype.lower()])
+
+
+def for_training(name: str | None = None, dtype: str | None = None) -> Device:
+    """The device and precision to learn in: bf16, whose range needs no care, where it is quick.
+
+    A CPU without it in hardware computes in it hundreds of times slower. Raises BadRequest.
+    """
+    device = choose(name, dtype)
+    if dtype is not None:
+        return device
+    quick = has_bf16(device.torch_device)
+    return Device(device.torch_device, torch.bfloat16 if quick else torch.float32)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= HARD_BF16
+    if device.type == "cpu":
+        # torch has no public name for it in all the versions that this program runs with
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
 
 
 def describe(device: torch.device) -> str:

@@ -23,7 +23,7 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped goes
 on from its last checkpoint.
 """
-STAGES = ("vae", "unet", "all")
+STAGES = ("vae", "text", "unet", "all")
 
 Data = Annotated[
     Path | None,
@@ -36,7 +36,7 @@ Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="All settings, as a TOML file.")
 ]
 What = Annotated[
-    str | None, typer.Option("--what", metavar="PART", help="Train vae, unet or all of it.")
+    str | None, typer.Option("--what", metavar="PART", help="Train vae, text, unet or all of it.")
 ]
 Steps = Annotated[
     int | None,

@@ -11,7 +11,7 @@ from txt2img.models.unet import UNetConfig
 from txt2img.models.vae import VAEConfig
 
 T = TypeVar("T")
-WHAT = ("all", "vae", "unet")
+WHAT = ("all", "vae", "text", "unet")  # a stage each, in this order
 KINDS = ("eps", "v", "flow")
 
 
@@ -51,6 +51,7 @@ SMALL_UNET = UNetConfig(
     linear_projection=True,
 )
 VAE_RUN = Run(steps=5000, ema=0.998)
+TEXT_RUN = Run(steps=1000, batch_size=128, weight_decay=0.1)
 UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
 
 
@@ -77,6 +78,7 @@ class TrainConfig:
     min_snr: float | None = None  # gamma; None weighs every level alike
     noisy: float = 0.0  # how much more often noisy levels are learnt; 0 is all alike
     caption_dropout: float = 0.1
+    text_rate: float = 0.1  # the text encoder's learning rate beside the U-Net, as part of its own
     kl: float = 1e-6
     edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
     vocab: int = 4096
@@ -87,6 +89,7 @@ class TrainConfig:
     text: TextConfig = SMALL_TEXT
     unet: UNetConfig = SMALL_UNET
     vae_run: Run = VAE_RUN
+    text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net learn together from nothing
     unet_run: Run = UNET_RUN
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ def override(config: TrainConfig, options: dict[str, object]) -> TrainConfig:
     run: dict[str, object] = {
         name: given.pop(name) for name in ("steps", "batch_size", "lr") if name in given
     }
-    for stage in ("vae_run", "unet_run"):
+    for stage in ("vae_run", "text_run", "unet_run"):
         given[stage] = _merge(getattr(config, stage), run, stage)
     return _merge(config, given, "training")
 

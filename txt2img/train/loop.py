@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from txt2img.device import choose
+from txt2img.device import for_training
 from txt2img.train.checkpoint import load_state, save_state
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.ema import RunningMean
-from txt2img.train.stages import LatentStage, PictureStage
+from txt2img.train.stages import LatentStage, PictureStage, TextStage
 
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
@@ -39,6 +39,7 @@ class Stage(Protocol):
     name: str
     learner: nn.Module
     run: Run
+    rates: dict[str, float]  # parts of the learner that learn more slowly → how much
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The learner's arguments at a step."""
@@ -55,12 +56,12 @@ def fit(config: TrainConfig) -> Iterator[Report]:
 
     A run stopped at any time goes on from its last saved state, as if it had not been stopped.
     """
-    device = choose(config.device, config.dtype)
+    device = for_training(config.device, config.dtype)
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )
-    for kind in (PictureStage, LatentStage):
+    for kind in (PictureStage, TextStage, LatentStage):
         if config.what in ("all", kind.name):
             yield from optimise(kind(config, accelerator), config, accelerator)
 
@@ -73,22 +74,27 @@ def learning_rate(run: Run, step: int) -> float:
     return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def adamw(module: nn.Module, run: Run) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that lets only matrices and kernels decay."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    groups: list[dict[str, object]] = [
-        {"params": decayed},
-        {"params": plain, "weight_decay": 0.0},
+def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) that lets only matrices and kernels decay.
+
+    A group's `rate` is the part of the learning rate that it learns at.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        rate = rates.get(name.partition(".")[0], 1.0)
+        groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+    table: list[dict[str, object]] = [
+        {"params": members, "rate": rate, "weight_decay": run.weight_decay if decays else 0.0}
+        for (rate, decays), members in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=run.lr, weight_decay=run.weight_decay, fused=True)
+    return torch.optim.AdamW(table, lr=run.lr, fused=True)
 
 
 def optimise(stage: Stage, config: TrainConfig, accelerator: Accelerator) -> Iterator[Report]:
     """Train one stage from where it stopped; its learner ends with the running mean."""
     run, state = stage.run, config.out / "state" / f"{stage.name}.safetensors"
     learner = stage.learner.to(accelerator.device)
-    optimiser, mean = adamw(learner, run), RunningMean(learner, run.ema)
+    optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
     first = load_state(state, learner, mean, optimiser) if config.resume else 0
     compiled = torch.compile(learner) if config.compile else learner
     prepared, stepper = accelerator.prepare(compiled, optimiser)
@@ -96,7 +102,7 @@ def optimise(stage: Stage, config: TrainConfig, accelerator: Accelerator) -> Ite
     for step in range(first, run.steps):
         rate = learning_rate(run, step)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         loss = prepared(*stage.batch(step))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(prepared.parameters(), run.clip)

@@ -55,6 +55,17 @@ def noise_loss(
     return (output.float() - target).square().mean(dim=(1, 2, 3))
 
 
+def pair_loss(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
+    """How ill texts (B, D) and sights (B, D), of length 1, find each other: a scalar.
+
+    The symmetric cross-entropy over all pairs of the batch (Radford et al. 2021, figure 3);
+    `scale` is the logarithm of what likeness is multiplied by, 100 at most as there.
+    """
+    alike = texts @ sights.T * scale.exp().clamp(max=100.0)
+    pairs = torch.arange(len(alike), device=alike.device)
+    return 0.5 * (functional.cross_entropy(alike, pairs) + functional.cross_entropy(alike.T, pairs))
+
+
 def vae_loss(
     copy: Tensor, pixels: Tensor, mean: Tensor, log_variance: Tensor, kl: float, edges: float
 ) -> Tensor:

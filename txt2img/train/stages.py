@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import Cond, guided, predictor
+from txt2img.diffusion.guidance import guided, predictor
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
@@ -24,45 +25,28 @@ from txt2img.pipeline import to_image
 from txt2img.train import checkpoint, vocab
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures, cut_out, drop_captions, indices
-from txt2img.train.losses import LevelBatch, add_noise, noise_loss, snr_weights, vae_loss
+from txt2img.train.learners import NoiseLearner, PairLearner, PictureLearner
+from txt2img.train.losses import LevelBatch
 from txt2img.weights import vocabulary
 
 SHEET_STEPS = 20  # of each picture on a sheet
 SHEET_PICTURES = 16
+ALIKE_PICTURES = 64  # of a sheet that shows how captions and pictures agree
 SPREAD_PICTURES = 512  # enough to know the latents' mean and spread
 
 
-class PictureLearner(nn.Module):
-    """The VAE's loss on a batch of cut-outs."""
+class Ids:
+    """Captions → the token ids (B, L) of their first chunks; each is tokenized once."""
 
-    def __init__(self, vae: VAE, config: TrainConfig) -> None:
-        super().__init__()
-        self.vae, self.kl, self.edges = vae, config.kl, config.edges
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """pixels (B, 3, H, W) in −1…1, noise (B, C, H/f, W/f) → the loss, a scalar."""
-        mean, log_variance = self.vae.moments(pixels)
-        latent = mean + torch.exp(0.5 * log_variance) * noise.to(mean.dtype)
-        copied = self.vae.reconstruct(latent)
-        return vae_loss(copied, pixels, mean, log_variance, self.kl, self.edges)
-
-
-class NoiseLearner(nn.Module):
-    """The loss of text encoder and U-Net together on a batch of noisy latents."""
-
-    def __init__(self, text: TextEncoder, unet: UNet, config: TrainConfig) -> None:
-        super().__init__()
-        self.text, self.unet = text, unet
-        self.kind, self.gamma = config.prediction, config.min_snr
-
-    def forward(
-        self, x0: Tensor, noise: Tensor, ids: Tensor, time: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> Tensor:
-        """x0, noise (B, C, h, w), ids (B, L), time (B,), alpha, sigma (B, 1, 1, 1) → a scalar."""
-        levels = LevelBatch(alpha, sigma)
-        output = self.unet(add_noise(x0, noise, levels), time, Cond(self.text(ids)))
-        losses = noise_loss(output, x0, noise, levels, PREDICTIONS[self.kind])
-        return (snr_weights(self.kind, levels.snr, self.gamma) * losses).mean()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        for caption in captions:
+            if caption not in self.known:
+                self.known[caption] = self.tokenizer.chunks(caption)[0]
+        return torch.tensor([self.known[caption] for caption in captions])
 
 
 def seeded(config: TrainConfig, step: int, rank: int) -> tuple[random.Random, torch.Generator]:
@@ -96,6 +80,7 @@ class PictureStage:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.run = config, accelerator, config.vae_run
+        self.rates: dict[str, float] = {}
         self.pictures, self.vae = Pictures(config.data), VAE(config.vae)
         if config.resume:
             checkpoint.begin_from(self.vae, config.out / "vae" / checkpoint.NETWORK_FILE)
@@ -131,6 +116,51 @@ class PictureStage:
         checkpoint.save_vae(self.config.out, shipped, self.config.size)
 
 
+class TextStage:
+    """The text encoder, beside a small network that sees: captions near their pictures' latents.
+
+    A text encoder that learns from a U-Net's loss alone may say the same of every caption, and
+    then the U-Net stops to listen; this one tells captions apart before (Radford et al. 2021).
+    """
+
+    name = "text"
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.run = config, accelerator, config.text_run
+        self.rates: dict[str, float] = {}
+        self.pictures, vae = Pictures(config.data), load_vae(config)
+        self.latents = all_latents(vae, self.pictures, config, accelerator)
+        self.text = text_encoder(config, self.pictures, accelerator)
+        if config.resume:
+            checkpoint.begin_from(
+                self.text.model, config.out / "text_encoder" / checkpoint.TEXT_FILE
+            )
+        self.pair = PairLearner(self.text, config)
+        self.learner = in_memory_format(self.pair, config)
+        self.ids = Ids(self.text.tokenizer)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The arguments of PairLearner: latents and their captions' ids."""
+        config, size = self.config, min(self.run.batch_size, len(self.latents))
+        rng, _ = seeded(config, step, self.accelerator.process_index)
+        rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
+        ids = self.ids([self.pictures.caption(row, rng) for row in rows])
+        return self.latents[rows].to(self.accelerator.device), ids.to(self.accelerator.device)
+
+    def draw(self, path: Path) -> None:
+        """How alike captions are to pictures: a square each, white where they are one."""
+        rows = indices(len(self.latents), 0, ALIKE_PICTURES, self.config.seed + 1)
+        ids = self.ids([self.pictures.rows[row].captions[0] for row in rows])
+        device = self.accelerator.device
+        texts, sights = self.pair.unit(self.latents[rows].to(device), ids.to(device))
+        alike = (texts @ sights.T).cpu().repeat_interleave(8, 0).repeat_interleave(8, 1)
+        save_sheet(path, alike.expand(1, 3, -1, -1))
+
+    def export(self) -> None:
+        """The text encoder's part of the folder."""
+        checkpoint.save_text(self.config.out, self.text)
+
+
 class LatentStage:
     """Text encoder and U-Net: every picture's latent is made once and kept."""
 
@@ -139,22 +169,19 @@ class LatentStage:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.run = config, accelerator, config.unet_run
         self.pictures, self.process = Pictures(config.data), process_of(config)
-        self.vae = load_vae(config).to(accelerator.device)
-        everything = list(range(len(self.pictures.rows)))
-        with accelerator.autocast():
-            self.latents = encode_rows(
-                self.vae, self.pictures, everything, config.size, accelerator.device
-            )
-        with accelerator.main_process_first():
-            self.tokenizer = tokenizer_of(config, self.pictures)
-        shape = replace(config.text, vocab=len(self.tokenizer.vocab))
-        self.text, self.unet = TextEncoder(shape, self.tokenizer), UNet(config.unet)
+        self.vae = load_vae(config)
+        self.latents = all_latents(self.vae, self.pictures, config, accelerator)
+        self.text, self.unet = text_encoder(config, self.pictures, accelerator), UNet(config.unet)
         if config.resume:
             checkpoint.begin_from(self.unet, config.out / "unet" / checkpoint.NETWORK_FILE)
-            text = config.out / "text_encoder" / checkpoint.TEXT_FILE
-            checkpoint.begin_from(self.text.model, text)
+        taught = config.text_run.steps > 0
+        if config.resume or taught:
+            checkpoint.begin_from(
+                self.text.model, config.out / "text_encoder" / checkpoint.TEXT_FILE
+            )
+        self.rates = {"text": config.text_rate if taught else 1.0}
         self.learner = in_memory_format(NoiseLearner(self.text, self.unet, config), config)
-        self.ids: dict[str, list[int]] = {}
+        self.ids = Ids(self.text.tokenizer)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The arguments of NoiseLearner: latents, noise, captions' ids, times and levels."""
@@ -167,15 +194,8 @@ class LatentStage:
         levels = LevelBatch.of([self.process.level(time) for time in times])
         x0 = self.latents[rows]
         noise = torch.randn(x0.shape, generator=generator)
-        ids = torch.tensor([self.ids_of(caption) for caption in captions])
-        parts = (x0, noise, ids, torch.tensor(times), levels.alpha, levels.sigma)
+        parts = (x0, noise, self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma)
         return tuple(part.to(self.accelerator.device) for part in parts)
-
-    def ids_of(self, caption: str) -> list[int]:
-        """The token ids of a caption's first chunk."""
-        if caption not in self.ids:
-            self.ids[caption] = self.tokenizer.chunks(caption)[0]
-        return self.ids[caption]
 
     def draw(self, path: Path) -> None:
         """Samples of the configuration's prompts, or of the first captions."""
@@ -198,6 +218,24 @@ class LatentStage:
         checkpoint.save_unet(self.config.out, self.unet, cells)
         checkpoint.save_text(self.config.out, self.text)
         checkpoint.save_index(self.config.out, self.config)
+
+
+def text_encoder(config: TrainConfig, pictures: Pictures, accelerator: Accelerator) -> TextEncoder:
+    """A fresh text encoder with the vocabulary of the run."""
+    with accelerator.main_process_first():
+        tokenizer = tokenizer_of(config, pictures)
+    return TextEncoder(replace(config.text, vocab=len(tokenizer.vocab)), tokenizer)
+
+
+def all_latents(
+    vae: VAE, pictures: Pictures, config: TrainConfig, accelerator: Accelerator
+) -> Tensor:
+    """Every training picture's latent (N, C, h, w), in the order of the rows, on the CPU."""
+    rows = list(range(len(pictures.rows)))
+    with accelerator.autocast():
+        return encode_rows(
+            vae.to(accelerator.device), pictures, rows, config.size, accelerator.device
+        )
 
 
 def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
