@@ -11,6 +11,8 @@ from PIL import Image
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.train import artwork, captions, icons
+from txt2img.train.data import Pictures
+from txt2img.train.scenes import KINDS
 
 DISC = '<circle cx="8" cy="8" r="8" fill="#d00"/>'
 CODES = {
@@ -63,7 +65,7 @@ def cache(tmp_path: Path) -> Path:
 def build(cache: Path, out: Path, styles: tuple[str, ...] = ("fluent", "noto")) -> list[dict]:
     """Build an archive at 32 pixels; the rows of its metadata."""
     pytest.importorskip("resvg_py")
-    artwork.build(out, 32, styles, cache)
+    artwork.build(out, artwork.Options(32, styles, cache))
     with zipfile.ZipFile(out) as archive:
         return [json.loads(line) for line in archive.read("metadata.jsonl").splitlines()]
 
@@ -180,6 +182,35 @@ def test_pictures_are_transparent_and_of_the_size(cache: Path, tmp_path: Path) -
     assert image.getpixel((16, 0))[3] < 255  # the margin
 
 
+def test_lossy_pictures_are_smaller_and_nearly_the_same() -> None:
+    pytest.importorskip("resvg_py")
+    fade = '<linearGradient id="a"><stop stop-color="#f00"/><stop offset="1" stop-color="#00f"/>'
+    body = f'{fade}</linearGradient><circle cx="8" cy="8" r="8" fill="url(#a)"/>'
+    drawn = icons.svg({"body": body}, {}, 0.0)
+    exact, lossy, least = (artwork.render(drawn, 256, quality) for quality in (None, 90, 10))
+    assert len(least) < len(lossy)
+    one, other = (Image.open(io.BytesIO(data)).getpixel((64, 128)) for data in (exact, lossy))
+    assert all(abs(a - b) < 12 for a, b in zip(one, other, strict=True))
+
+
+def test_scenes_are_taught_or_held_out(cache: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    artwork.build(tmp_path / "a.zip", artwork.Options(32, ("fluent", "noto"), cache, scenes=60))
+    with zipfile.ZipFile(tmp_path / "a.zip") as file:
+        rows, kept = (
+            [json.loads(line) for line in file.read(name).splitlines()]
+            for name in ("metadata.jsonl", "heldout.jsonl")
+        )
+    assert sum("layers" in row for row in rows) + len(kept) > 100
+    assert {row["kind"] for row in kept} <= set(KINDS)
+    assert all(captions.held_out(row["kind"], *row["combination"]) for row in kept)
+    said = {text for row in rows for text in row["text"]}
+    assert not said & {row["text"][0] for row in kept}
+    pictures = Pictures(tmp_path / "a.zip")
+    for row in range(len(pictures.rows)):
+        assert pictures.pixels(row, 32).shape == (3, 32, 32)
+
+
 def test_the_same_packages_give_the_same_bytes(cache: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.zip", tmp_path / "two.zip"
     build(cache, one, ("noto",))
@@ -224,6 +255,8 @@ def test_a_damaged_package_is_named(tmp_path: Path) -> None:
         (["--styles", "fluent,pixel"], "no style 'pixel'"),
         (["--size", "4"], "--size is 4"),
         (["--backgrounds", "99"], "--backgrounds is 99"),
+        (["--scenes", "-1"], "--scenes is -1"),
+        (["--quality", "0"], "--quality is 0"),
     ],
 )
 def test_a_bad_option_is_one_line_and_exit_code_2(
@@ -247,7 +280,7 @@ def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:
     name = everything[0]["text"][0].rpartition(",")[0]
     listed, out = tmp_path / "names.txt", tmp_path / "one.zip"
     listed.write_text(f"# one\n\n{name}\n", encoding="utf-8")
-    artwork.build(out, 32, ("noto",), cache, names=artwork.names_in(listed))
+    artwork.build(out, artwork.Options(32, ("noto",), cache, names=artwork.names_in(listed)))
     with zipfile.ZipFile(out) as file:
         rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
     assert {row["file_name"] for row in rows} == {everything[0]["file_name"]}
@@ -256,7 +289,8 @@ def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:
 def test_a_name_that_no_set_has_is_told_with_the_nearest(cache: Path, tmp_path: Path) -> None:
     known = build(cache, tmp_path / "all.zip", ("noto",))[0]["text"][0].rpartition(",")[0]
     with pytest.raises(BadRequest, match=known):
-        artwork.build(tmp_path / "x.zip", 32, ("noto",), cache, names=[f"{known}x"])
+        options = artwork.Options(32, ("noto",), cache, names=[f"{known}x"])
+        artwork.build(tmp_path / "x.zip", options)
 
 
 def test_every_concept_of_the_shipped_list_is_there_once() -> None:

@@ -50,6 +50,49 @@ def test_captions_are_drawn_by_their_weights(tmp_path: Path) -> None:
     assert 50 < drawn.count("seldom") < 150
 
 
+def squares(path: Path, **row: object) -> torch.Tensor:
+    """A row's 8×8 picture, (8, 8, 3) of 0 or 1, where red.png is a red square."""
+    path.mkdir()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 255)).save(path / "red.png")
+    pictures = Pictures(folder(path, {"file_name": "red.png", "text": "x", **row}))
+    return (pictures.pixels(0, 8).permute(1, 2, 0) + 1.0) / 2.0
+
+
+def test_layers_are_laid_where_they_say_in_their_hue(tmp_path: Path) -> None:
+    left = {"file_name": "red.png", "top": 0.25, "side": 0.5}
+    right = {"file_name": "red.png", "left": 0.5, "top": 0.25, "side": 0.5, "hue": 1 / 3}
+    pixels = squares(tmp_path / "d", layers=[left, right], background="#0000ff")
+    assert pixels[2:6, :4].eq(torch.tensor([1.0, 0.0, 0.0])).all()
+    assert pixels[2:6, 4:, 1].gt(0.95).all() and pixels[2:6, 4:, 0].lt(0.05).all()
+    assert pixels[:2].eq(torch.tensor([0.0, 0.0, 1.0])).all()
+    assert torch.equal(pixels[:2], pixels[6:])
+
+
+def test_a_background_goes_from_colour_to_colour_downwards(tmp_path: Path) -> None:
+    tiny = [{"file_name": "red.png", "side": 0.125}]
+    pixels = squares(tmp_path / "d", layers=tiny, background=["#000000", "#ffffff"])
+    column = pixels[:, 5, 0]
+    assert column[0] < 0.1 and column[-1] > 0.9
+    assert column.diff().gt(0).all()
+
+
+def test_plain_rows_are_whole_pictures_on_white(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "clear.png", "text": "a"},
+        {"file_name": "clear.png", "text": "a", "background": "#FFFFFF"},
+        {"file_name": "clear.png", "text": "a", "background": "#ff0000"},
+        {
+            "file_name": "clear.png",
+            "text": "a",
+            "layers": [{"file_name": "clear.png", "side": 0.5}],
+        },
+        {"file_name": "clear.png", "text": "a", "layers": [{"file_name": "clear.png", "hue": 0.5}]},
+        {"file_name": "clear.png", "text": "a", "layers": [{"file_name": "clear.png"}] * 2},
+    ]
+    pictures = Pictures(folder(tmp_path / "d", *rows))
+    assert [row.plain for row in pictures.rows] == [True, True, False, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
@@ -58,6 +101,16 @@ def test_captions_are_drawn_by_their_weights(tmp_path: Path) -> None:
         ({"file_name": "../../etc/passwd", "text": "x"}, "leads out"),
         ({"file_name": "/etc/passwd", "text": "x"}, "leads out"),
         ({"file_name": "clear.png", "text": ["a", "b"], "weights": [1]}, "2 captions but 1"),
+        ({"file_name": "clear.png", "text": "x", "background": "blau"}, "no colour"),
+        ({"file_name": "clear.png", "text": "x", "background": []}, "no colour"),
+        ({"file_name": "c.png", "text": "x", "layers": [{"file_name": "/etc/x"}]}, "leads out"),
+        ({"file_name": "c.png", "text": "x", "layers": [{"left": 0.5}]}, "file_name"),
+        ({"file_name": "c.png", "text": "x", "layers": [{"file_name": "c", "up": 1}]}, "left, top"),
+        (
+            {"file_name": "c.png", "text": "x", "layers": [{"file_name": "c", "left": 0.5}]},
+            "beyond",
+        ),
+        ({"file_name": "c.png", "text": "x", "layers": [{"file_name": "c", "side": 0}]}, "beyond"),
     ],
 )
 def test_a_bad_row_is_one_line_that_says_where(tmp_path: Path, row: object, told: str) -> None:

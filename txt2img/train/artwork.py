@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.train.captions import BACKGROUNDS, Row, keywords_by_code, rows, synonyms
+from txt2img.train.data import HELD_OUT_FILE, METADATA
 from txt2img.train.icons import (
     STYLES,
     WORDS_FILE,
@@ -35,15 +37,30 @@ from txt2img.train.icons import (
     read_set,
     tarball,
 )
+from txt2img.train.scenes import Thing, main_hue, scenes
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is drawn."""
+
+    size: int  # pixels
+    styles: Sequence[str]  # keys of STYLES
+    cache: Path
+    backgrounds: float = 1.0  # coloured grounds a picture, on average
+    scenes: int = 0  # of each style
+    seed: int = 0
+    names: Sequence[str] = ()  # of concepts; all without any
+    quality: int | None = None  # 1 … 100 of lossy WebP; None is lossless
 
 
 # --- Drawing -------------------------------------------------------------------------------------
 
 
-def render(text: str, size: int) -> bytes:
-    """An SVG as a square, transparent, lossless WebP of `size` pixels."""
+def render(text: str, size: int, quality: int | None = None) -> bytes:
+    """An SVG as a square, transparent WebP of `size` pixels, lossless without a quality."""
     from resvg_py import svg_to_bytes
 
     # resvg's filters leave jagged edges: drawn at twice the size, they come out smooth
@@ -56,21 +73,24 @@ def render(text: str, size: int) -> bytes:
     square = Image.new("RGBA", (size, size))
     square.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2))
     out = io.BytesIO()
-    square.save(out, "WEBP", lossless=True, quality=80, method=4)
+    lossless = quality is None
+    square.save(out, "WEBP", lossless=lossless, quality=80 if lossless else quality, method=4)
     return out.getvalue()
 
 
-def render_in_child(svgs: Sequence[str], size: int, pipe: Connection) -> None:
+def render_in_child(svgs: Sequence[str], size: int, quality: int | None, pipe: Connection) -> None:
     """Send each picture's bytes, or None where it cannot be drawn (runs in a child process)."""
     for text in svgs:
         try:
-            pipe.send(render(text, size))
+            pipe.send(render(text, size, quality))
         except ValueError:
             pipe.send(None)
     pipe.close()
 
 
-def render_all(svgs: Sequence[str], size: int) -> Iterator[bytes | None]:
+def render_all(
+    svgs: Sequence[str], size: int, quality: int | None = None
+) -> Iterator[bytes | None]:
     """Each SVG's picture in order; None for one that cannot be drawn.
 
     resvg aborts the whole process on some icons, so a child draws, and a new one goes on after the
@@ -80,7 +100,7 @@ def render_all(svgs: Sequence[str], size: int) -> Iterator[bytes | None]:
     done = 0
     while done < len(svgs):
         receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=render_in_child, args=(svgs[done:], size, send))
+        child = context.Process(target=render_in_child, args=(svgs[done:], size, quality, send))
         child.start()
         send.close()
         try:
@@ -99,14 +119,16 @@ def render_all(svgs: Sequence[str], size: int) -> Iterator[bytes | None]:
 
 
 def draw(
-    wanted: Sequence[Concept], sets: Mapping[str, IconSet], styles: Sequence[str], size: int
+    wanted: Sequence[Concept], sets: Mapping[str, IconSet], options: Options
 ) -> dict[str, dict[str, bytes]]:
     """Style key → concept stem → picture, for the concepts that could be drawn in every style."""
     drawn: dict[str, dict[str, bytes]] = {}
-    for key in styles:
+    for key in options.styles:
         start, pictures = time.monotonic(), {}
         svgs = [sets[key].svgs[concept.icons[key]] for concept in wanted]
-        for concept, picture in zip(wanted, render_all(svgs, size), strict=True):
+        for concept, picture in zip(
+            wanted, render_all(svgs, options.size, options.quality), strict=True
+        ):
             if picture is None:
                 tell(f"{key}: {concept.stem} cannot be drawn and is left out")
             else:
@@ -150,41 +172,84 @@ def chosen(found: list[Concept], names: Sequence[str]) -> list[Concept]:
     return [concept for concept in found if not names or concept.name in names]
 
 
-def build(
-    out: Path,
-    size: int,
-    styles: Sequence[str],
-    cache: Path,
-    extra: float = 1,
-    seed: int = 0,
-    names: Sequence[str] = (),
-) -> dict[str, int]:
+def build(out: Path, options: Options) -> dict[str, int]:
     """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
     tell("reading the icon sets; npm fetches those that are not here yet")
-    sets = {key: read_set(style, cache) for key, style in STYLES.items()}
-    words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, cache), WORDS_FILE)
-    wanted = chosen(concepts(sets), names)
+    sets = {key: read_set(style, options.cache) for key, style in STYLES.items()}
+    words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, options.cache), WORDS_FILE)
+    wanted = chosen(concepts(sets), options.names)
 
     # 2. Draw.
-    drawn = draw(wanted, sets, styles, size)
-    wanted = [concept for concept in wanted if concept.stem in drawn[styles[0]]]
+    drawn = draw(wanted, sets, options)
+    wanted = [concept for concept in wanted if concept.stem in drawn[options.styles[0]]]
 
-    # 3. Say what is drawn.
+    # 3. Say what is drawn, alone and in scenes.
     others = synonyms({c.name: c.code for c in wanted}, keywords_by_code(words))
-    lines: list[Row] = []
-    for key in styles:
-        for concept in wanted:
-            file = f"{STYLES[key].folder}/{concept.stem}.webp"
-            lines += rows(file, concept.name, STYLES[key].words, others[concept.name], extra, seed)
-    metadata = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
-    credits = "".join(sets[key].credit + "\n" for key in styles)
-    files = [("metadata.jsonl", metadata.encode()), ("credits.txt", credits.encode())]
-    for key in styles:
+    lines, kept = told(wanted, drawn, others, options)
+    texts = {
+        METADATA: json_lines(lines),
+        HELD_OUT_FILE: json_lines(kept),
+        "credits.txt": "".join(sets[key].credit + "\n" for key in options.styles),
+    }
+    files = [(name, text.encode()) for name, text in texts.items() if text]
+    for key in options.styles:
         folder = STYLES[key].folder
         files += [(f"{folder}/{stem}.webp", picture) for stem, picture in drawn[key].items()]
     write_archive(out, files)
-    return {"concepts": len(wanted), "pictures": len(files) - 2, "rows": len(lines)}
+    pictures = sum(len(part) for part in drawn.values())
+    counts = {"concepts": len(wanted), "pictures": pictures, "rows": len(lines)}
+    return counts | ({"held-out scenes": len(kept)} if kept else {})
+
+
+def told(
+    wanted: Sequence[Concept],
+    drawn: Mapping[str, Mapping[str, bytes]],
+    others: Mapping[str, Sequence[str]],
+    options: Options,
+) -> tuple[list[Row], list[dict[str, object]]]:
+    """The rows to be taught, and the scenes that are held out, of each combination one a style."""
+    lines: list[Row] = []
+    kept: dict[tuple[str, ...], dict[str, object]] = {}
+    for key in options.styles:
+        things = things_of(key, wanted, drawn[key], hues=options.scenes > 0)
+        for thing in things:
+            lines += rows(
+                thing.file,
+                thing.name,
+                thing.style,
+                others[thing.name],
+                options.backgrounds,
+                options.seed,
+            )
+        for scene in scenes(things, options.scenes, options.seed):
+            if scene.held_out:
+                held = {"kind": scene.kind, "combination": scene.combination, **scene.row}
+                kept[scene.kind, *scene.combination, key] = held
+            else:
+                lines.append(scene.row)
+    return lines, list(kept.values())
+
+
+def things_of(
+    key: str, wanted: Sequence[Concept], pictures: Mapping[str, bytes], hues: bool
+) -> list[Thing]:
+    """What a style draws, each with the hue that it may be turned from, where `hues` are needed."""
+    style = STYLES[key]
+    return [
+        Thing(
+            concept.name,
+            style.words,
+            f"{style.folder}/{concept.stem}.webp",
+            main_hue(pictures[concept.stem]) if hues else None,
+        )
+        for concept in wanted
+    ]
+
+
+def json_lines(rows: Sequence[Mapping[str, object]]) -> str:
+    """A JSON object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def tell(line: str) -> None:
@@ -212,7 +277,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
     add("--concepts", type=Path, help="a file of the concepts to draw, one a line (all)")
     add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
-    add("--seed", type=int, default=0, help="chooses the background colours (0)")
+    add("--scenes", type=int, default=0, help="scenes of each style: counts, relations, … (0)")
+    add("--quality", type=int, help="of lossy pictures, 1 to 100 (lossless)")
+    add("--seed", type=int, default=0, help="chooses backgrounds and scenes (0)")
     add("--cache", type=Path, default=home / "txt2img" / "packages", help="where packages are kept")
     options = parser.parse_args(arguments)
     options.styles = [name.strip() for name in options.styles.split(",")]
@@ -224,6 +291,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
     if not 0 <= options.backgrounds <= len(BACKGROUNDS):
         raise BadRequest(f"--backgrounds is {options.backgrounds}: use 0 to {len(BACKGROUNDS)}")
+    if options.quality is not None and not 1 <= options.quality <= 100:
+        raise BadRequest(f"--quality is {options.quality}: use 1 to 100")
+    if options.scenes < 0:
+        raise BadRequest(f"--scenes is {options.scenes}: use 0 or more")
     return options
 
 
@@ -236,15 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ImportError as error:
             raise BadRequest("resvg_py is missing: pip install 'txt2img[train]'") from error
         start, out = time.monotonic(), options.out
-        counts = build(
-            out,
-            options.size,
-            options.styles,
-            options.cache,
-            options.backgrounds,
-            options.seed,
-            options.names,
-        )
+        wanted = {field.name: getattr(options, field.name) for field in fields(Options)}
+        counts = build(out, Options(**wanted))
     except Txt2imgError as error:
         tell(f"Error: {error}")
         return error.exit_code

@@ -2,10 +2,11 @@
 
 import random
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-WHITE = (255, 255, 255)
+WHITE = "#ffffff"
 BACKGROUNDS = {  # what captions call them → RGB
     "black": (16, 16, 16),
     "blue": (59, 130, 246),
@@ -19,7 +20,18 @@ BACKGROUNDS = {  # what captions call them → RGB
     "yellow": (250, 212, 62),
 }
 OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni)")  # "an umbrella", but "a unicorn"
+HELD_OUT = 16  # one combination in so many is not taught
 SHARED = 3  # a keyword that more concepts than this share says too little to be a caption
+
+
+class Placed(TypedDict):
+    """One picture of several on a scene: see data.Layer."""
+
+    file_name: str
+    left: float
+    top: float
+    side: float
+    hue: float
 
 
 class Row(TypedDict):
@@ -28,7 +40,8 @@ class Row(TypedDict):
     file_name: str
     text: list[str]
     weights: list[float]  # how often each caption is drawn; they add up to 1
-    background: str
+    background: str | list[str]
+    layers: NotRequired[list[Placed]]
 
 
 def mapping(value: object) -> dict[str, object]:
@@ -103,11 +116,27 @@ def captions(
     else:
         pairs.append((f"{name}, {style},{ground}", 1.0))
     pairs += [(f"{word}, {style}{end}", 2.0 / len(others)) for word in others]
+    return weighed(pairs)
+
+
+def weighed(pairs: Sequence[tuple[str, float]]) -> tuple[list[str], list[float]]:
+    """Captions, each once, and their weights, which add up to 1."""
     merged: dict[str, float] = {}
     for text, weight in pairs:
         merged[text] = merged.get(text, 0.0) + weight
     total = sum(merged.values())
     return list(merged), [round(weight / total, 4) for weight in merged.values()]
+
+
+def held_out(*parts: str) -> bool:
+    """Whether a combination is kept from training, to ask later whether words compose."""
+    return zlib.crc32("|".join(parts).encode()) % HELD_OUT == 0
+
+
+def hexadecimal(colour: str) -> str:
+    """A background's colour as #rrggbb."""
+    red, green, blue = BACKGROUNDS[colour]
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def rows(
@@ -120,13 +149,13 @@ def rows(
     # a generator seeded by a text is the same on every machine and run
     rng = random.Random(f"{seed}/{file}")
     count = int(extra) + (rng.random() < extra % 1)
-    colours = rng.sample(sorted(BACKGROUNDS), count)
+    allowed = [colour for colour in sorted(BACKGROUNDS) if not held_out("ground", name, colour)]
+    colours = rng.sample(allowed, min(count, len(allowed)))
     for colour in (None, *colours):
         text, weights = captions(name, style, others, colour)
-        red, green, blue = BACKGROUNDS[colour] if colour else WHITE
         yield {
             "file_name": file,
             "text": text,
             "weights": weights,
-            "background": f"#{red:02x}{green:02x}{blue:02x}",
+            "background": hexadecimal(colour) if colour else WHITE,
         }

@@ -2,7 +2,9 @@
 
 The Hub's imagefolder convention: `metadata.jsonl` has a row a picture with `file_name` and `text`.
 `text` may be a list of captions of the same picture, `weights` says how often each is drawn, and
-`background` gives transparent pictures a colour (white when absent).
+`background` gives transparent pictures a colour (white when absent), or two from top to bottom.
+`layers` puts several pictures on one: each has a `file_name`, the `left`, `top` and `side` of its
+square as parts of the whole's, and a `hue` that its colours are turned by, as part of a turn.
 """
 
 import io
@@ -13,43 +15,64 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 
 from txt2img.errors import BadFile
 
 METADATA = "metadata.jsonl"
+HELD_OUT_FILE = "heldout.jsonl"  # scenes that are not taught, to ask for after training
+WHITE = "#ffffff"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A picture's place in a scene, as parts of the scene's side, and how its hues are turned."""
+
+    file: str
+    left: float = 0.0
+    top: float = 0.0
+    side: float = 1.0
+    hue: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training picture: where it is, what it may be called, what is behind it."""
+    """One training picture: what it is made of, what it may be called, what is behind it."""
 
-    file: str
+    layers: tuple[Layer, ...]
     captions: tuple[str, ...]
     weights: tuple[float, ...]
-    background: str = "#ffffff"
+    background: tuple[str, ...] = (WHITE,)  # one colour, or more from top to bottom
+    kind: str = ""  # of scene, where it is one that is asked for after training
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one whole picture as it is, on white."""
+        return len(self.layers) == 1 and self == Row(
+            (Layer(self.layers[0].file),), self.captions, self.weights
+        )
 
 
 class Pictures:
     """The rows of a data set, and each row's pixels and captions."""
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    def __init__(self, source: Path, metadata: str = METADATA) -> None:
+        self.source, self.metadata = source, metadata
         if not source.exists():
             raise BadFile(f"training data: no such folder or archive: {source}")
         self._archive = None if source.is_dir() else _archive(source)
         self.rows = [_row(line, n) for n, line in enumerate(self._metadata().splitlines(), 1)]
         if not self.rows:
-            raise BadFile(f"training data: {METADATA} in {source.name} has no rows")
+            raise BadFile(f"training data: {metadata} in {source.name} has no rows")
 
     def _metadata(self) -> str:
         try:
-            return self._bytes(METADATA).decode("utf-8")
+            return self._bytes(self.metadata).decode("utf-8")
         except (KeyError, OSError, UnicodeDecodeError) as error:
             raise BadFile(
-                f"training data: {self.source.name} has no readable {METADATA}; each of its lines "
-                """should be like {"file_name": "cat.png", "text": "a cat"}"""
+                f"training data: {self.source.name} has no readable {self.metadata}; each of its "
+                """lines should be like {"file_name": "cat.png", "text": "a cat"}"""
             ) from error
 
     def _bytes(self, name: str) -> bytes:
@@ -63,21 +86,65 @@ class Pictures:
         return rng.choices(picked.captions, picked.weights)[0]
 
     def pixels(self, row: int, size: int) -> Tensor:
-        """A row's picture (3, size, size) in −1…1: cut to a square, scaled, on its background."""
-        entry = self.rows[row]
+        """A row's picture (3, size, size) in −1…1."""
+        return self.paint(self.rows[row], size)
+
+    def paint(self, entry: Row, size: int) -> Tensor:
+        """Any row's picture (3, size, size) in −1…1: its layers, as squares, on its background."""
+        scene = ground(entry.background, size)
+        for layer in entry.layers:
+            image = turned(square(self._image(layer.file), round(layer.side * size)), layer.hue)
+            scene.alpha_composite(image, (round(layer.left * size), round(layer.top * size)))
+        return to_pixels(scene)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name beside the pictures."""
+        if self._archive is not None:
+            return name in self._archive.namelist()
+        return (self.source / name).exists()
+
+    def _image(self, name: str) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(self._bytes(entry.file))).convert("RGBA")
+            return Image.open(io.BytesIO(self._bytes(name))).convert("RGBA")
         except (KeyError, OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
-            raise BadFile(f"training data: cannot read the picture {entry.file}") from error
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-        if side != size:
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
-        behind = Image.new("RGBA", image.size, entry.background)
-        flat = Image.alpha_composite(behind, image).convert("RGB")
-        data = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8)
-        return data.view(size, size, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+            raise BadFile(f"training data: cannot read the picture {name}") from error
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A picture as (3, H, W) in −1…1."""
+    values = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The middle of a picture, cut to a square and scaled."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def ground(colours: tuple[str, ...], size: int) -> Image.Image:
+    """A plain square, or one that goes from colour to colour, top to bottom."""
+    column = Image.new("RGBA", (1, len(colours)))
+    for place, colour in enumerate(colours):
+        column.putpixel((0, place), ImageColor.getcolor(colour, "RGBA"))
+    if len(colours) == 1:
+        return column.resize((size, size))
+    # the colours are the middles of the stretched pixels: leave out what lies beyond them
+    box = (0, 0.5, 1, len(colours) - 0.5)
+    return column.resize((size, size), Image.Resampling.BILINEAR, box)
+
+
+def turned(image: Image.Image, hue: float) -> Image.Image:
+    """A picture with every hue moved on by a part of the whole turn: red by 1/3 is green."""
+    if not hue:
+        return image
+    hues, saturation, value = image.convert("RGB").convert("HSV").split()
+    hues = hues.point([(level + round(hue * 256)) % 256 for level in range(256)])
+    colours = Image.merge("HSV", (hues, saturation, value)).convert("RGB")
+    colours.putalpha(image.getchannel("A"))
+    return colours
 
 
 def _archive(source: Path) -> zipfile.ZipFile:
@@ -97,14 +164,42 @@ def _row(line: str, number: int) -> Row:
         file, text = entry["file_name"], entry["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{where}: needs a JSON object with 'file_name' and 'text'") from error
-    parts = PurePosixPath(str(file)).parts
-    if not parts or ".." in parts or PurePosixPath(file).is_absolute():
-        raise BadFile(f"{where}: file_name '{file}' leads out of the data set")
     captions = (text,) if isinstance(text, str) else tuple(text)
     weights = tuple(entry.get("weights", [1.0] * len(captions)))
     if not captions or len(weights) != len(captions):
         raise BadFile(f"{where}: {len(captions)} captions but {len(weights)} weights")
-    return Row(file, captions, weights, entry.get("background", "#ffffff"))
+    layers = tuple(_layer(layer, where) for layer in entry.get("layers", [{"file_name": file}]))
+    behind = entry.get("background", WHITE)
+    colours = (behind.lower(),) if isinstance(behind, str) else tuple(behind)
+    if not colours or not all(map(_is_colour, colours)):
+        raise BadFile(f"{where}: background {behind!r} is no colour such as '{WHITE}'")
+    return Row(layers, captions, weights, colours, str(entry.get("kind", "")))
+
+
+def _layer(entry: object, where: str) -> Layer:
+    """A layer of a row, within its scene. Raises BadFile."""
+    try:
+        fields = dict(entry)  # type: ignore[call-overload]
+        file = str(fields.pop("file_name"))
+        layer = Layer(file, **{name: float(value) for name, value in fields.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(
+            f"{where}: a layer needs 'file_name', and may have left, top, side and hue"
+        ) from error
+    parts = PurePosixPath(file).parts
+    if not parts or ".." in parts or PurePosixPath(file).is_absolute():
+        raise BadFile(f"{where}: file_name '{file}' leads out of the data set")
+    end = max(layer.left, layer.top) + layer.side
+    if not (layer.side > 0 and min(layer.left, layer.top) >= 0 and end <= 1 + 1e-6):
+        raise BadFile(f"{where}: '{file}' reaches beyond the picture: places are from 0 to 1")
+    return layer
+
+
+def _is_colour(value: object) -> bool:
+    try:
+        return bool(ImageColor.getrgb(str(value)))
+    except ValueError:
+        return False
 
 
 def indices(count: int, start: int, length: int, seed: int) -> list[int]:

@@ -1,12 +1,13 @@
 """How well a model draws what it was taught: its pictures against the training pictures.
 
 `python -m txt2img.train.evaluate --data artwork.zip` draws taught captions and asks, for each,
-which training picture on white is nearest in blurred pixels: is it the right concept and style?
+which training picture on white is nearest, in blurred pixels and in the features of a judge that
+learns from the training pictures first: is it the right concept and style? Then it draws scenes
+that the archive keeps from training, and looks for the right things in the right places.
 """
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from txt2img import prompts
@@ -23,40 +24,16 @@ from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.pipeline import decode, prepare
 from txt2img.request import Request
-from txt2img.train.data import Pictures
+from txt2img.train.composition import Scored, score, shares
+from txt2img.train.data import HELD_OUT_FILE, Pictures, to_pixels
+from txt2img.train.judge import SIDE, Caption, Judge, fresh, lessons, plain_rows
+from txt2img.train.losses import psnr
+from txt2img.train.sheet import sheet
+from txt2img.train.verdicts import Verdict, second_opinion, share, verdicts_of
 from txt2img.weights.load import Model, load
 
-SIDE = 64  # pixels: the size at which pictures are compared
-BLUR = 1.0  # pixels at that size: forgives what is a little off its place
-WHITE = "#ffffff"
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A taught caption: "red apple, 3d emoji" is a concept and a style."""
-
-    text: str
-
-    @property
-    def concept(self) -> str:
-        return self.text.rpartition(", ")[0] or self.text
-
-    @property
-    def style(self) -> str:
-        return self.text.rpartition(", ")[2] if ", " in self.text else ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One drawn picture: what was asked for, and what the nearest training picture shows."""
-
-    caption: str
-    seed: int
-    nearest: str
-    rmse: float  # to the nearest, of pixels in −1…1
-    concept: bool  # the nearest shows the right concept, in whatever style
-    style: bool  # and in the right style
-    concept_in_5: bool  # one of the five nearest shows the right concept
+COPIES = 48  # pictures that the VAE copies
+LEAST = {"captions": 1, "batch_size": 1, "columns": 1, "scenes": 0, "judge_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -65,72 +42,28 @@ class Report:
 
     model: str
     pictures: int
-    gallery: int
     steps: int
     cfg: float
     concept_at_1: float
     concept_and_style_at_1: float
     concept_at_5: float
     rmse: float
+    vae_db: float  # PSNR of the VAE's copies of taught pictures
+    judged_concept_at_1: float | None  # by the judge's features; None without a judge
+    judge_on_taught: float | None  # how often the judge is right about the training pictures
+    scenes: dict[str, float]  # of each kind of scene that was not taught, how many are right
     verdicts: tuple[Verdict, ...]
+    scored: tuple[Scored, ...]
 
 
-# --- Judging -------------------------------------------------------------------------------------
-
-
-def blurred(pixels: Tensor, sigma: float = BLUR) -> Tensor:
-    """Pixels (B, C, H, W) after a Gaussian blur of `sigma` pixels, edges repeated."""
-    reach = math.ceil(3 * sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    taps = (taps / taps.sum()).to(pixels)
-    batch, channels, height, width = pixels.shape
-    x = torch.nn.functional.pad(pixels, (reach, reach, reach, reach), mode="replicate")
-    x = x.reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-    x = torch.nn.functional.conv2d(x, taps.view(1, 1, -1, 1))
-    x = torch.nn.functional.conv2d(x, taps.view(1, 1, 1, -1))
-    return x.view(batch, channels, height, width)
-
-
-def nearest(drawn: Tensor, gallery: Tensor, count: int = 5) -> tuple[Tensor, Tensor]:
-    """For pictures (B, D): the nearest of (N, D), nearest first, (B, count), and their RMSE."""
-    distances = torch.cdist(drawn, gallery, compute_mode="donot_use_mm_for_euclid_dist")
-    rmse, places = (distances / math.sqrt(gallery.shape[1])).topk(
-        min(count, len(gallery)), largest=False
-    )
-    return places, rmse
-
-
-def judge(
-    wanted: Sequence[Caption],
-    seeds: Sequence[int],
-    drawn: Tensor,
-    known: Sequence[Caption],
-    gallery: Tensor,
-) -> list[Verdict]:
-    """A verdict a drawn picture (B, 3, H, W), against the known pictures (N, 3, H, W)."""
-    smooth = torch.cat([blurred(part) for part in gallery.split(256)])  # in parts: less memory
-    places, rmse = nearest(blurred(drawn).flatten(1), smooth.flatten(1))
-    verdicts = []
-    for i, (caption, seed) in enumerate(zip(wanted, seeds, strict=True)):
-        found = [known[place] for place in places[i].tolist()]
-        same = [other.concept == caption.concept for other in found]
-        verdicts.append(
-            Verdict(
-                caption=caption.text,
-                seed=seed,
-                nearest=found[0].text,
-                rmse=round(float(rmse[i, 0]), 4),
-                concept=same[0],
-                style=same[0] and found[0].style == caption.style,
-                concept_in_5=any(same),
-            )
-        )
-    return verdicts
-
-
-def share(hits: Sequence[bool]) -> float:
-    """How many are true, 0 to 1."""
-    return round(sum(hits) / len(hits), 4)
+@torch.no_grad()
+def copies(model: Model, data: Pictures) -> float:
+    """PSNR, dB, of the VAE's copies of some taught pictures, at the model's own size."""
+    side, rows = model.family.defaults.width, plain_rows(data)
+    device = next(model.vae.parameters()).device
+    pixels = torch.stack([data.paint(row, side) for row in rows[:: max(len(rows) // COPIES, 1)]])
+    made = [model.vae.decode(model.vae.encode(p[None].to(device))).cpu() for p in pixels]
+    return round(psnr(torch.cat(made), pixels), 2)
 
 
 # --- Pictures ------------------------------------------------------------------------------------
@@ -138,18 +71,16 @@ def share(hits: Sequence[bool]) -> float:
 
 def taught(data: Pictures) -> tuple[list[Caption], Tensor]:
     """All pictures on white: each one's first caption, and pixels (N, 3, SIDE, SIDE)."""
-    rows = [n for n, row in enumerate(data.rows) if row.background.lower() == WHITE]
+    rows = plain_rows(data)
     if not rows:
         raise BadFile(f"no picture in {data.source.name} has a white background")
-    captions = [Caption(data.rows[n].captions[0]) for n in rows]
-    return captions, torch.stack([data.pixels(n, SIDE) for n in rows])
+    captions = [Caption(row.captions[0]) for row in rows]
+    return captions, torch.stack([data.paint(row, SIDE) for row in rows])
 
 
-def to_pixels(image: Image.Image) -> Tensor:
+def small(image: Image.Image) -> Tensor:
     """A picture as (3, SIDE, SIDE) in −1…1."""
-    small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    values = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
-    return values.view(SIDE, SIDE, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+    return to_pixels(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator[Image.Image]:
@@ -160,77 +91,115 @@ def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator
         yield from decode(model, last.x)
 
 
-def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int) -> Image.Image:
-    """The pictures in rows of `columns` on white, each with its label below."""
-    width, height = (max(getattr(i, side) for i in images) for side in ("width", "height"))
-    gap, size = max(4, width // 16), max(10, width // 12)
-    font = ImageFont.load_default(size)
-    texts = ["\n".join(wrapped(label, width, font)) for label in labels]
-    lines = max(text.count("\n") + 1 for text in texts)
-    cell = (width + gap, height + gap // 2 + round(lines * size * 1.35) + gap)
-    rows = math.ceil(len(images) / columns)
-    page = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), WHITE)
-    pen = ImageDraw.Draw(page)
-    for n, (image, text) in enumerate(zip(images, texts, strict=True)):
-        left, top = gap + n % columns * cell[0], gap + n // columns * cell[1]
-        page.paste(image.convert("RGB"), (left, top))
-        middle = (left + width // 2, top + height + gap // 2)
-        pen.multiline_text(middle, text, "#333333", font, anchor="ma", align="center")
-    return page
-
-
-def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The text in lines no wider than `width` pixels, as far as its words allow."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines or [""]
-
-
 # --- The command ---------------------------------------------------------------------------------
 
 
 def evaluate(
-    model: Model, data: Pictures, captions: int, seeds: Sequence[int], template: Request, batch: int
+    model: Model, data: Pictures, options: argparse.Namespace
 ) -> tuple[Report, list[Image.Image]]:
-    """Draw `captions` of the taught captions with each seed, and judge; the drawn pictures too."""
+    """Draw taught captions with each seed, and scenes, and judge; the captions' pictures too."""
     # 1. What was taught, and a choice of it that is the same for every model.
     known, gallery = taught(data)
-    picked = random.Random(0).sample(known, min(captions, len(known)))
-    wanted = [(caption, seed) for seed in seeds for caption in picked]
+    picked = random.Random(0).sample(known, min(options.captions, len(known)))
+    wanted = [(caption.text, seed) for seed in options.seeds for caption in picked]
 
-    # 2. Draw.
-    fields = template.filled(model.family.defaults).to_json()
-    requests = [
-        Request.from_json(fields | {"prompt": caption.text, "seed": seed})
-        for caption, seed in wanted
-    ]
-    images = []
-    for image in draw(model, requests, batch):
-        images.append(image)
-        if len(images) % batch == 0 or len(images) == len(wanted):
-            print(f"{len(images)}/{len(wanted)} pictures", file=sys.stderr, flush=True)
+    # 2. A judge, taught for the occasion.
+    judge = taught_judge(data, options) if options.judge_steps else None
 
-    # 3. Judge.
-    drawn = torch.stack([to_pixels(image) for image in images])
-    verdicts = judge([c for c, _ in wanted], [s for _, s in wanted], drawn, known, gallery)
-    report = Report(
+    # 3. Draw, and compare.
+    images = drawn(model, wanted, options)
+    pixels = torch.stack([small(image) for image in images])
+    verdicts = verdicts_of(
+        [Caption(t) for t, _ in wanted], [s for _, s in wanted], pixels, known, gallery
+    )
+    sure = None
+    if judge is not None:
+        verdicts = second_opinion(judge, verdicts, pixels, known, gallery)
+        names = judge.names(gallery)
+        sure = share([a == b.concept for a, b in zip(names, known, strict=True)])
+
+    # 4. Scenes that were not taught.
+    scored = scenes(model, data, judge, options) if judge is not None else []
+    return report_of(model, options, verdicts, scored, sure, copies(model, data)), images
+
+
+def taught_judge(data: Pictures, options: argparse.Namespace) -> Judge:
+    """A judge of the data set, on the CPU; its loss is told."""
+    judge = fresh(data).to(choose(options.device).torch_device)
+    for step, loss in enumerate(lessons(judge, data, options.judge_steps, seed=0), 1):
+        if step % 100 == 0 or step == options.judge_steps:
+            tell(f"judge {step}/{options.judge_steps} loss {loss:.3f}")
+    return judge.cpu()
+
+
+def report_of(
+    model: Model,
+    options: argparse.Namespace,
+    verdicts: Sequence[Verdict],
+    scored: Sequence[Scored],
+    sure: float | None,
+    vae_db: float,
+) -> Report:
+    """All figures of a model."""
+    filled = template_of(options).filled(model.family.defaults)
+    judged = [v.judged for v in verdicts if v.judged is not None]
+    return Report(
         model=model.name,
         pictures=len(verdicts),
-        gallery=len(known),
-        steps=int(fields["steps"] or 0),
-        cfg=float(fields["cfg"] or 0),
+        steps=filled.steps or 0,
+        cfg=filled.cfg or 0.0,
         concept_at_1=share([v.concept for v in verdicts]),
         concept_and_style_at_1=share([v.style for v in verdicts]),
         concept_at_5=share([v.concept_in_5 for v in verdicts]),
         rmse=round(sum(v.rmse for v in verdicts) / len(verdicts), 4),
+        vae_db=vae_db,
+        judged_concept_at_1=share(judged) if judged else None,
+        judge_on_taught=sure,
+        scenes=shares(scored),
         verdicts=tuple(verdicts),
+        scored=tuple(scored),
     )
-    return report, images
+
+
+def template_of(options: argparse.Namespace) -> Request:
+    """What all pictures share."""
+    return Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0])
+
+
+def drawn(
+    model: Model, wanted: Sequence[tuple[str, int]], options: argparse.Namespace
+) -> list[Image.Image]:
+    """The pictures of prompts with seeds, told as they are done."""
+    fields = template_of(options).filled(model.family.defaults).to_json()
+    requests = [
+        Request.from_json(fields | {"prompt": prompt, "seed": seed}) for prompt, seed in wanted
+    ]
+    images = []
+    for image in draw(model, requests, options.batch_size):
+        images.append(image)
+        if len(images) % options.batch_size == 0 or len(images) == len(wanted):
+            tell(f"{len(images)}/{len(wanted)} pictures")
+    return images
+
+
+def scenes(model: Model, data: Pictures, judge: Judge, options: argparse.Namespace) -> list[Scored]:
+    """The scores of scenes that the data set keeps from training; none where it keeps none."""
+    if not options.scenes or not data.has(HELD_OUT_FILE):
+        return []
+    rows = Pictures(data.source, HELD_OUT_FILE).rows
+    rows = random.Random(0).sample(rows, min(options.scenes, len(rows)))
+    concepts = {row.layers[0].file: Caption(row.captions[0]).concept for row in plain_rows(data)}
+    wanted = [(row, seed) for seed in options.seeds for row in rows]
+    images = drawn(model, [(row.captions[0], seed) for row, seed in wanted], options)
+    return [
+        score(judge, row, seed, image, concepts)
+        for (row, seed), image in zip(wanted, images, strict=True)
+    ]
+
+
+def tell(line: str) -> None:
+    """Progress, to stderr: stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -243,6 +212,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompts", type=Path, help="only draw these prompts, one a line, on the --sheet")
     add("--captions", type=int, default=100, help="how many captions to draw (100)")
     add("--seeds", default="0", help="seeds to draw each with, by commas (0)")
+    add(
+        "--scenes", type=int, default=200, help="how many scenes to draw that were not taught (200)"
+    )
+    add("--judge-steps", type=int, default=1500, help="how long the judge learns; 0: none (1500)")
     add("--steps", type=int, help="sampling steps (the model's own)")
     add("--cfg", type=float, help="guidance scale (the model's own)")
     add("--batch-size", type=int, default=8, help="pictures drawn at once (8)")
@@ -259,9 +232,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise BadRequest("give --data to judge by, or --prompts to draw on a --sheet")
     if options.prompts and not options.sheet:
         raise BadRequest("--prompts are drawn on a --sheet: name its file")
-    for name in ("captions", "batch_size", "columns"):
-        if getattr(options, name) < 1:
-            raise BadRequest(f"--{name.replace('_', '-')} must be 1 or more")
+    for name, least in LEAST.items():
+        if getattr(options, name) < least:
+            raise BadRequest(f"--{name.replace('_', '-')} must be {least} or more")
     return options
 
 
@@ -270,9 +243,9 @@ def label(verdict: Verdict) -> str:
     return verdict.caption if verdict.concept else f"{verdict.caption} (like {verdict.nearest})"
 
 
-def show(options: argparse.Namespace, model: Model, template: Request) -> None:
+def show(options: argparse.Namespace, model: Model) -> None:
     """Draw the prompts of a file on a labelled sheet."""
-    requests = prompts.read(str(options.prompts), sys.stdin.buffer, template)
+    requests = prompts.read(str(options.prompts), sys.stdin.buffer, template_of(options))
     images = list(draw(model, requests, options.batch_size))
     sheet(images, [request.prompt for request in requests], options.columns).save(options.sheet)
     print(options.sheet)
@@ -281,14 +254,10 @@ def show(options: argparse.Namespace, model: Model, template: Request) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, or draw prompts, as the command line says."""
     model = load(options.model, choose(options.device))
-    template = Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0])
     if options.prompts:
-        show(options, model, template)
+        show(options, model)
         return
-    data = Pictures(options.data)
-    report, images = evaluate(
-        model, data, options.captions, options.seeds, template, options.batch_size
-    )
+    report, images = evaluate(model, Pictures(options.data), options)
     text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
     print(text, end="")
     if options.out:
