@@ -17,6 +17,8 @@ DATA ?= data/artwork.zip
 SIZE ?= 128
 STYLES ?= fluent,flat
 BACKGROUNDS ?= 0.25
+SCENES ?= 0
+QUALITY ?=
 CONCEPTS ?= txt2img/train/concepts.txt
 OUT ?= runs/default
 CONFIG ?= txt2img/train/cpu.toml
@@ -66,7 +68,8 @@ sheet: $(VENV)/run.done ## draw the README's sheet of prompts with MODEL
 $(DATA): | $(VENV)/train.done
 	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
 	@mkdir -p "$(dir $@)"
-	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) --concepts $(CONCEPTS)
+	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) \
+		--scenes $(SCENES) $(QUALITY:%=--quality %) $(CONCEPTS:%=--concepts %)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,10 +50,15 @@ class Ids:
         return torch.tensor([self.known[caption] for caption in captions])
 
 
-def seeded(config: TrainConfig, step: int, rank: int) -> tuple[random.Random, torch.Generator]:
-    """Chance for one step of one process, from the seed and the step alone, so that runs resume."""
-    rng = random.Random(f"{config.seed} {step} {rank}")
-    return rng, torch.Generator().manual_seed(rng.getrandbits(32))
+def seeded(
+    config: TrainConfig, step: int, accelerator: Accelerator
+) -> tuple[random.Random, torch.Generator]:
+    """Chance for one step of one process, from the seed and the step alone, so that runs resume.
+
+    Noise is drawn on the device that learns: a GPU would wait for a processor's.
+    """
+    rng = random.Random(f"{config.seed} {step} {accelerator.process_index}")
+    return rng, torch.Generator(accelerator.device).manual_seed(rng.getrandbits(32))
 
 
 def rows_at(accelerator: Accelerator, count: int, size: int, step: int, seed: int) -> list[int]:
@@ -89,13 +95,14 @@ class PictureStage:
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """pixels and noise for PictureLearner."""
         config, size = self.config, self.run.batch_size
-        rng, generator = seeded(config, step, self.accelerator.process_index)
+        rng, generator = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.pictures.rows), size, step, config.seed)
-        whole = (self.pictures.pixels(row, config.size) for row in rows)
+        whole = painted(self.pictures, rows, config.size)
         pixels = torch.stack([cut_out(picture, config.crop, rng) for picture in whole])
         cells = pixels.shape[-1] // config.vae.factor
-        noise = torch.randn(size, config.vae.latent_channels, cells, cells, generator=generator)
-        return pixels.to(self.accelerator.device), noise.to(self.accelerator.device)
+        shape = (size, config.vae.latent_channels, cells, cells)
+        noise = torch.randn(shape, generator=generator, device=self.accelerator.device)
+        return pixels.to(self.accelerator.device), noise
 
     def draw(self, path: Path) -> None:
         """Pictures, each beside its copy."""
@@ -142,10 +149,12 @@ class TextStage:
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The arguments of PairLearner: latents and their captions' ids."""
         config, size = self.config, min(self.run.batch_size, len(self.latents))
-        rng, _ = seeded(config, step, self.accelerator.process_index)
+        rng, _ = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         ids = self.ids([self.pictures.caption(row, rng) for row in rows])
-        return self.latents[rows].to(self.accelerator.device), ids.to(self.accelerator.device)
+        longest = int((ids == self.text.tokenizer.eos_id).int().argmax(dim=-1).max()) + 1
+        # a state does not see what follows it: what comes after the last end is work for nothing
+        return self.latents[rows], ids[:, :longest].to(self.accelerator.device)
 
     def draw(self, path: Path) -> None:
         """How alike captions are to pictures: a square each, white where they are one."""
@@ -186,14 +195,14 @@ class LatentStage:
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The arguments of NoiseLearner: latents, noise, captions' ids, times and levels."""
         config, size = self.config, self.run.batch_size
-        rng, generator = seeded(config, step, self.accelerator.process_index)
+        rng, generator = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         captions = [self.pictures.caption(row, rng) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
         times = [time_to_learn(self.process, config.noisy, rng) for _ in rows]
         levels = LevelBatch.of([self.process.level(time) for time in times])
         x0 = self.latents[rows]
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         parts = (x0, noise, self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma)
         return tuple(part.to(self.accelerator.device) for part in parts)
 
@@ -230,7 +239,7 @@ def text_encoder(config: TrainConfig, pictures: Pictures, accelerator: Accelerat
 def all_latents(
     vae: VAE, pictures: Pictures, config: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
-    """Every training picture's latent (N, C, h, w), in the order of the rows, on the CPU."""
+    """Every training picture's latent (N, C, h, w), in the order of the rows."""
     rows = list(range(len(pictures.rows)))
     with accelerator.autocast():
         return encode_rows(
@@ -245,15 +254,21 @@ def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
     return learner
 
 
+def painted(pictures: Pictures, rows: Sequence[int], size: int) -> list[Tensor]:
+    """The pixels (3, size, size) of rows, painted side by side on the processor's cores."""
+    with ThreadPoolExecutor() as painters:
+        return list(painters.map(lambda row: pictures.pixels(row, size), rows))
+
+
 @torch.no_grad()
 def encode_rows(
     vae: VAE, pictures: Pictures, rows: list[int], size: int, device: torch.device
 ) -> Tensor:
-    """The latents (N, C, h, w) of rows, float32, on the CPU."""
+    """The latents (N, C, h, w) of rows, float32."""
     latents = []
     for start in range(0, len(rows), 32):
-        pixels = torch.stack([pictures.pixels(row, size) for row in rows[start : start + 32]])
-        latents.append(vae.encode(pixels.to(device)).float().cpu())
+        pixels = torch.stack(painted(pictures, rows[start : start + 32], size))
+        latents.append(vae.encode(pixels.to(device)).float())
     return torch.cat(latents)
 
 
