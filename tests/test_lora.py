@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +27,24 @@ from txt2img.request import Request
 from txt2img.weights import spellings
 from txt2img.weights.load import Model, load
 from txt2img.weights.lora import short_hash
-from txt2img.weights.wear import ready, wear
+from txt2img.weights.wear import Wardrobe, ready, wear
 
 CPU = torch.device("cpu")
 State = dict[str, Tensor]
 IDS = torch.tensor([[49406, 320, 1125, 539, 49407]])
 
 
-@pytest.fixture
-def model() -> Model:
+@pytest.fixture(scope="module")
+def loaded() -> Model:
     return load(str(tiny.sd1().folder), Device(CPU, torch.float32))
+
+
+@pytest.fixture
+def model(loaded: Model) -> Iterator[Model]:
+    """A model that wears nothing, before and after."""
+    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
+    loaded.wardrobe = wardrobe
+    wear(loaded, Request(""))
 
 
 def put_on(model: Model, *files: Path, **weights: float) -> list[str]:
@@ -45,6 +53,11 @@ def put_on(model: Model, *files: Path, **weights: float) -> list[str]:
     loras = tuple(Lora(path.stem, **weights) for path in files)
     wear(model, ready(model, Request("", loras=loras)))
     return model.wardrobe.notes
+
+
+def in_dtype(model: Model, dtype: torch.dtype) -> Model:
+    """The same with its network in another precision, a copy."""
+    return replace(model, network=deepcopy(model.network).to(dtype))
 
 
 def states(model: Model) -> State:
@@ -219,8 +232,8 @@ def test_several_add_up_each_at_its_weights(model: Model, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_removed_lora_leaves_no_trace(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = load(str(tiny.sd1().folder), Device(CPU, dtype))
+def test_a_removed_lora_leaves_no_trace(dtype: torch.dtype, model: Model, tmp_path: Path) -> None:
+    model = in_dtype(model, dtype)
     before = states(model)
     file = write(tmp_path / "a.safetensors", as_kohya())
     put_on(model, file)
@@ -232,8 +245,8 @@ def test_a_removed_lora_leaves_no_trace(dtype: torch.dtype, tmp_path: Path) -> N
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
-def test_merging_is_done_in_float32_and_rounded_once(tmp_path: Path) -> None:
-    model = load(str(tiny.sd1().folder), Device(CPU, torch.float16))
+def test_merging_is_done_in_float32_and_rounded_once(model: Model, tmp_path: Path) -> None:
+    model = in_dtype(model, torch.float16)
     name, (down, up) = next(iter(unet_pairs().items()))
     files = [write(tmp_path / f"{n}.safetensors", peft({name: (down, up)})) for n in "ab"]
     weight = model.network.get_parameter(f"{name}.weight")
@@ -280,9 +293,8 @@ def test_what_matches_nothing_is_told_by_name(model: Model, tmp_path: Path) -> N
     assert note.endswith(" and 3 more")
 
 
-def test_an_sdxl_file_names_its_two_text_encoders() -> None:
-    model = load(str(tiny.sd1().folder), Device(CPU, torch.float32))
-    both = (model.text, load(str(tiny.sd1().file), Device(CPU, torch.float32)).text)
+def test_an_sdxl_file_names_its_two_text_encoders(model: Model) -> None:
+    both = (model.text, model.text)
     two = cast(Model, SimpleNamespace(network=model.network, text=SimpleNamespace(encoders=both)))
     known = spellings.spellings(two)
     layer = "encoder.layers.0.self_attn.q_proj"
@@ -385,8 +397,8 @@ def test_other_files_are_refused_by_what_they_are(model: Model, tmp_path: Path) 
         ready(model, Request("<lora:nowhere:1>"))
 
 
-def test_weights_that_grow_too_large_are_refused(tmp_path: Path) -> None:
-    model = load(str(tiny.sd1().folder), Device(CPU, torch.float16))
+def test_weights_that_grow_too_large_are_refused(model: Model, tmp_path: Path) -> None:
+    model = in_dtype(model, torch.float16)
     file = write(tmp_path / "a.safetensors", kohya(unet_pairs()))
     with pytest.raises(MissingWeights, match=r"too large for torch\.float16"):
         put_on(model, file, unet=1e7)

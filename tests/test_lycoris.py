@@ -1,5 +1,7 @@
 """What each kind of adapter does to a weight, against formulas written out entry by entry."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from txt2img.library import Library
 from txt2img.request import Request
 from txt2img.weights.load import Model, load
 from txt2img.weights.lycoris import changed, changed_bias
-from txt2img.weights.wear import ready, wear
+from txt2img.weights.wear import Wardrobe, ready, wear
 
 W = torch.linspace(-1, 1, 24).reshape(4, 6)
 KERNEL = torch.linspace(-1, 1, 216).reshape(4, 6, 3, 3)
@@ -141,9 +143,17 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
     close(half, (weight + full) / 2)
 
 
-@pytest.fixture
-def model() -> Model:
+@pytest.fixture(scope="module")
+def loaded() -> Model:
     return load(str(tiny.sd1().folder), CPU)
+
+
+@pytest.fixture
+def model(loaded: Model) -> Iterator[Model]:
+    """A model that wears nothing, before and after."""
+    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
+    loaded.wardrobe = wardrobe
+    wear(loaded, Request(""))
 
 
 def put_on(model: Model, file: Path) -> list[str]:

@@ -82,7 +82,7 @@ def _lokr(parts: Parts, alpha: float | None) -> Tensor:
     scale = _scale(alpha, low[0]) if low else 1.0
     for _ in range(large.ndim - small.ndim):
         small = small.unsqueeze(-1)
-    return scale * torch.kron(small, large)
+    return scale * torch.kron(small, large.contiguous())  # torch cannot take other strides
 
 
 def _low(parts: Parts, name: str, core: str) -> Tensor:
