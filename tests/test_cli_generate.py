@@ -142,9 +142,9 @@ def test_the_model_is_loaded_once(draw: Command, monkeypatch: pytest.MonkeyPatch
     calls: list[str] = []
     real: Callable[..., object] = load.load
 
-    def counted(name: str, device: object) -> object:
+    def counted(name: str, device: object, **more: object) -> object:
         calls.append(name)
-        return real(name, device)
+        return real(name, device, **more)
 
     monkeypatch.setattr(load, "load", counted)
     Path("p.txt").write_text("a\nb\n")

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from txt2img.extras import Lora
 from txt2img.infotext import Infotext, ambiguous, describe, parse, to_request
 from txt2img.request import Request, Sampler, Schedule
 
@@ -38,7 +39,8 @@ def test_golden_lines_come_back_as_they_were(text: str) -> None:
 
 def test_the_first_golden_line_is_understood() -> None:
     request, notes = to_request(parse(GOLDEN[0]))
-    assert request.prompt == "a cat, (cute:1.2) <lora:foo:0.8>"
+    assert request.prompt == "a cat, (cute:1.2)"
+    assert request.loras == (Lora("foo", 0.8, 0.8, "aabbccddeeff"),)
     assert (request.negative, request.steps, request.cfg, request.seed) == ("blurry", 20, 7.0, 1)
     assert (request.sampler, request.schedule) == (Sampler.EULER_A, None)
     assert (request.width, request.height, notes) == (512, 512, [])

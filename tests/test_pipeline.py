@@ -17,6 +17,7 @@ from txt2img.pipeline import Job, decode, fresh_noise, generate, prepare, thrift
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.families import SD15
 from txt2img.weights.load import Model
+from txt2img.weights.wear import Wardrobe
 
 LEVEL = Level(1.0, "diffusion")
 SMALL = Request(
@@ -75,7 +76,9 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts = {"network": Net(), "vae": Decoder(), "text": Words()}
-    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, **parts))
+    return cast(
+        Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, wardrobe=Wardrobe(), **parts)
+    )
 
 
 def net(model: Model) -> Net:

@@ -17,6 +17,7 @@ from txt2img.pipeline import Job, decode, latent_shape, noise_levels, one_by_one
 from txt2img.png import Origin, encode
 from txt2img.request import Request
 from txt2img.weights.load import Model
+from txt2img.weights.wear import ready
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def each(requests: Sequence[Request], model: Model) -> list[Request]:
     """One filled request a picture, in order; BadRequest if the model cannot draw one of them."""
     pictures = []
     for request in requests:
-        filled = request.seeded().filled(model.family.defaults)
+        filled = ready(model, request).seeded().filled(model.family.defaults)
         latent_shape(model, filled)
         noise_levels(model, filled)
         pictures += [filled.nth(i) for i in range(filled.count)]

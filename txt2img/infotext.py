@@ -5,9 +5,11 @@ PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key:
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
+from txt2img.extras import Embedding, OtherVAE, tagged, untagged
 from txt2img.request import Request, Sampler, Schedule
 
 NEGATIVE = "Negative prompt:"
@@ -85,13 +87,17 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Size": f"{request.width}x{request.height}",
         "Model hash": model_hash,
         "Model": model,
+        "VAE hash": request.vae.hash if request.vae else None,
+        "VAE": request.vae.name if request.vae else None,
         "RNG": "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "CFG rescale": _maybe(request.cfg_rescale or None),
+        "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
+        "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
         "Version": f"txt2img {version}",
     }
     kept = {key: value for key, value in entries.items() if value is not None}
-    return Infotext(request.prompt, request.negative, kept)
+    return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
 
 
 def ambiguous(request: Request) -> str | None:
@@ -107,7 +113,8 @@ def ambiguous(request: Request) -> str | None:
 
 def to_request(info: Infotext) -> tuple[Request, list[str]]:
     """The request an infotext asks for, and a note for each thing it says that cannot be done."""
-    values: dict[str, object] = {"prompt": info.prompt, "negative": info.negative}
+    prompt, loras = untagged(info.prompt)
+    values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
     notes = []
     for name, text in _wishes(info.entries).items():
         try:
@@ -116,7 +123,31 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = _number(text)
-    return Request.from_json(values), notes
+    entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
+    words = _hashes_by_name(entries.get("TI hashes", ""))
+    request = replace(
+        Request.from_json(values),
+        loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
+        embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
+        vae=OtherVAE(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
+    )
+    return request, notes
+
+
+def _hashes(pairs: Iterable[tuple[str, str]]) -> str | None:
+    """Names and hashes as A1111 lists them, each name once; None if there are none."""
+    return ", ".join(f"{_plain(name)}: {digits}" for name, digits in dict(pairs).items()) or None
+
+
+def _hashes_by_name(text: str) -> dict[str, str]:
+    """The hashes of such a list, by name."""
+    pairs = (pair.partition(": ") for pair in text.split(", "))
+    return {name: digits for name, _, digits in pairs if name and digits}
+
+
+def _plain(name: str) -> str:
+    """A name as it stands in a list of hashes."""
+    return re.sub("[:,]", "", name)
 
 
 def _wishes(entries: dict[str, str]) -> dict[str, str]:

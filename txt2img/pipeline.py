@@ -23,6 +23,7 @@ from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.request import Request, size_problem
 from txt2img.weights.load import Model, load
+from txt2img.weights.wear import ready, wear
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     assert all(shape(request) == shape(first) for request in requests)
     device = next(model.network.parameters()).device
 
-    # 1. Size: the VAE makes one latent cell of factor x factor pixels.
+    # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
+    wear(model, first)
 
     # 2. Prompts → conditions, the two of a picture in equally many chunks.
     with room_for("the prompts"):
@@ -216,7 +218,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
     """All pictures of a request, its i-th with seed + i; the model is loaded unless given."""
     model = load(request.model, choose()) if model is None else model
-    filled = request.seeded().filled(model.family.defaults)
+    filled = ready(model, request).seeded().filled(model.family.defaults)
     images: list[Image.Image] = []
     for i in range(filled.count):
         [last] = deque(prepare(model, [filled.nth(i)]).states(), maxlen=1)

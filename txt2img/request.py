@@ -4,13 +4,14 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -112,6 +113,9 @@ class Request:
     schedule: Schedule | None = None
     seed: int | None = None
     count: int = 1
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    vae: OtherVAE | None = None  # in place of the model's own
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
@@ -145,9 +149,9 @@ class Request:
             raise BadRequest("a request without a seed has no n-th picture; give it a seed")
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
 
-    def to_json(self) -> dict[str, str | int | float | None]:
+    def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in their order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
@@ -223,6 +227,8 @@ def _digits(value: float) -> str:
 
 def _value(name: str, value: object) -> object:
     """A JSON value as its field's type; what is wrong stays as it is, for the checks to find."""
+    if name in FROM_JSON:
+        return FROM_JSON[name](value)
     if name in ("sampler", "schedule") and value is not None:
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")

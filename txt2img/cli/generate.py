@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from txt2img import infotext, output, png, prompts
-from txt2img.cli import options
+from txt2img.cli import extras, options
 from txt2img.cli.show import Bar, progress, rate, say_path, say_record, tell
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.library import Library
 from txt2img.request import Request
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Wish:
 
     requests: list[Request]
     remarks: list[str]
+    library: Library
     hash: str = ""
 
 
@@ -66,6 +68,11 @@ def generate(
     eta: options.Eta = None,
     cfg_rescale: options.CfgRescale = None,
     model: options.Model = None,
+    lora: options.Loras = None,
+    lora_dir: options.LoraFolders = None,
+    embedding: options.Embeddings = None,
+    embedding_dir: options.EmbeddingFolders = None,
+    vae: options.VAE = None,
     device: options.DeviceName = None,
     dtype: options.Dtype = None,
     batch_size: options.BatchSize = None,
@@ -79,9 +86,9 @@ def generate(
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     note: Note = (lambda line: None) if quiet else tell
-    given = {name: context.params[name] for name in FIELDS if context.params[name] is not None}
+    given = extras.given(context.params, FIELDS)
     words = [*([] if prompt is None else [prompt]), *context.args]
-    wish = wanted(words, prompts_file, picture, given)
+    wish = wanted(words, prompts_file, picture, given, extras.library(context.params))
     several = len(wish.requests) > 1 or wish.requests[0].count > 1
     target = output.parse(out, several, overwrite)
     with target, progress(not quiet, "loading") as bar:
@@ -93,6 +100,7 @@ def wanted(
     prompts_file: str | None,
     picture: Path | None,
     given: Mapping[str, object],
+    library: Library,
 ) -> Wish:
     """The requests of a command line, all with seeds. BadRequest, BadFile."""
     if len(words) > 1:
@@ -110,10 +118,12 @@ def wanted(
     requests = [seeded]
     if prompts_file is not None:
         requests = prompts.read(prompts_file, sys.stdin.buffer, seeded)
+    requests = [library.resolved(request) for request in requests]
     if base.seed is None and any(request.seed == seeded.seed for request in requests):
         remarks.append(f"seed {seeded.seed}")
     warnings = filter(None, map(infotext.ambiguous, requests))
-    return Wish(requests, [*remarks, *(f"Note: {warning}" for warning in warnings)], recorded)
+    remarks += [f"Note: {warning}" for warning in warnings]
+    return Wish(requests, remarks, library, recorded)
 
 
 def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], str]:
@@ -145,13 +155,14 @@ def draw(
 
     device = choose(*where)
     with room_for("the model"):
-        model = load(wish.requests[0].model, device)
+        model = load(wish.requests[0].model, device, vae_path=wish.library.vae)
+    model.wardrobe.library = wish.library
     if wish.hash and wish.hash != model.hash:
         other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
         wish.remarks.append(other)
     pictures = batch.each(wish.requests, model)
     with bar.aside():
-        for line in wish.remarks:
+        for line in [*wish.remarks, *model.wardrobe.notes]:
             note(line)
     steps = sum(group[0].steps or 0 for group in batch.batches(pictures, batch_size))
     meter = Meter(bar, len(pictures), steps)

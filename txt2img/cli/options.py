@@ -193,3 +193,42 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:W[:TE]]",
+        help="Add a LoRA, W (1) times, TE times to the text encoder. Repeatable; "
+        "<lora:name:W> in a prompt does the same.",
+    ),
+]
+LoraFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora-dir",
+        metavar="DIR",
+        help="Where <lora:name> finds files, besides TXT2IMG_LORAS. Repeatable.",
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:WORD]",
+        help="Learn a word (textual inversion) from a file. Repeatable.",
+    ),
+]
+EmbeddingFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding-dir",
+        metavar="DIR",
+        help="Learn the words that files there are named after. Repeatable.",
+    ),
+]
+VAE = Annotated[
+    str | None,
+    typer.Option(
+        "--vae", metavar="PATH", help="Another VAE than the model's own; none: its own again."
+    ),
+]

@@ -14,6 +14,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from txt2img.diffusion.guidance import Cond
+from txt2img.extras import find_words
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -62,6 +63,7 @@ class Tokenizer:
         self.vocab, self.merges, self.length = vocab, merges, length
         self.bos_id, self.eos_id = vocab[BOS], vocab[EOS]
         self.pad_id = self.eos_id if pad_id is None else pad_id
+        self.words: dict[str, list[int]] = {}  # learnt ones
         self._backend = Backend(
             models.BPE(
                 vocab=vocab,
@@ -79,10 +81,23 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(prompt, add_special_tokens=False).ids
         return ids
 
+    def units(self, prompt: str) -> list[list[int]]:
+        """The prompt's ids, those that must stay together as one: each token, each learnt word."""
+        units: list[list[int]] = []
+        end = 0
+        for start, after, word in find_words(self.words, prompt):
+            units += [[index] for index in self.tokens(prompt[end:start])]
+            units.append(self.words[word])
+            end = after
+        return units + [[index] for index in self.tokens(prompt[end:])]
+
     def chunks(self, prompt: str) -> list[list[int]]:
         """The prompt in chunks of `length` ids, each begun, ended and padded; at least one."""
-        ids, room = self.tokens(prompt), self.length - 2
-        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+        parts: list[list[int]] = [[]]
+        for unit in self.units(prompt):
+            if len(parts[-1]) + len(unit) > self.length - 2:
+                parts.append([])
+            parts[-1] += unit
         chunks = [[self.bos_id, *part, self.eos_id] for part in parts]
         return [chunk + [self.pad_id] * (self.length - len(chunk)) for chunk in chunks]
 
@@ -107,6 +122,11 @@ class TextEncoder(nn.Module):
                 pad_token_id=tokenizer.pad_id,
             )
         )
+
+    @property
+    def encoders(self) -> tuple["TextEncoder", ...]:
+        """All encoders of a model that has this one alone."""
+        return (self,)
 
     def forward(self, ids: Tensor) -> Tensor:
         """The last hidden states (N, L, D) of token ids (N, L)."""

@@ -8,14 +8,19 @@ from pathlib import Path
 from txt2img.disk import open_regular, publish
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 (64 hex digits), kept in the user's cache by place, size and time."""
+def sha256(path: Path, start: int = 0) -> str:
+    """The SHA-256 (64 hex digits) of a file from the byte `start` on.
+
+    It is kept in the user's cache by place, size and time.
+    """
     with open_regular(path) as file:
         was = os.fstat(file.fileno())
         key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
+        key += f"\0{start}" if start else ""
         kept = _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
         if (known := _recall(kept)) is not None:
             return known
+        file.seek(start)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _remember(kept, digest)
     return digest

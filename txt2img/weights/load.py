@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ from txt2img.weights.configs import Config, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.files import Header, Stored
 from txt2img.weights.hashes import sha256
+from txt2img.weights.other_vae import open_vae
+from txt2img.weights.wear import Wardrobe
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -47,6 +49,7 @@ class Model:
     network: UNet
     vae: VAE
     text: TextEncoder
+    wardrobe: Wardrobe = field(default_factory=Wardrobe)
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,25 @@ class Summary:
     size: int  # bytes of weights
 
 
-def load(name_or_path: str, device: Device, prediction: str | None = None) -> Model:
-    """The model, its weights checked and on the device.
+def load(
+    name_or_path: str, device: Device, prediction: str | None = None, vae_path: str | None = None
+) -> Model:
+    """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
     plan = _plan(name_or_path, prediction)
+    other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
+    if other is not None:
+        parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
+        plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
     family = plan.family
     network = _filled(lambda: UNet(family.network), "unet", plan, device)
     vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
     text = _filled(lambda: TextEncoder(family.text, plan.tokenizer), "text_encoder", plan, device)
-    return Model(plan.name, _hash(plan.weights), family, network, vae, text)
+    wardrobe = Wardrobe(vae=None if other is None else other.record)
+    return Model(plan.name, _hash(plan.weights), family, network, vae, text, wardrobe)
 
 
 def summary(name_or_path: str, prediction: str | None = None) -> Summary:

@@ -1,0 +1,134 @@
+"""LoRAs, learnt words and VAEs from the command line into pictures, and out of them again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Command, Outcome
+
+from txt2img import png
+from txt2img.batch import Finished, batches, each, run
+from txt2img.extras import Lora
+from txt2img.library import Library
+from txt2img.output import parse
+from txt2img.request import Request, Sampler
+from txt2img.weights.load import Model
+from txt2img.weights.wear import wear
+
+SMALL = Request("a", width=64, height=64, steps=1, sampler=Sampler.EULER, seed=1)
+
+
+def bytes_of(outcome: Outcome) -> bytes:
+    """The picture that a successful command drew."""
+    assert outcome.code == 0, outcome.err
+    return Path(outcome.out.strip()).read_bytes()
+
+
+@pytest.fixture
+def files(folder: Path) -> Path:
+    """A folder of two LoRAs, a word and a VAE for the tiny model."""
+    import tiny
+    import torch
+    from adapters import ATTENTION, kohya, pairs, write
+
+    (folder / "files").mkdir()
+    for seed, name in enumerate(("style", "other")):
+        torch.manual_seed(seed)
+        write(folder / "files" / f"{name}.safetensors", kohya(pairs(tiny.sd1().unet, ATTENTION)))
+    write(folder / "files" / "blob.safetensors", {"emb_params": torch.randn(2, 32)})
+    vae = {name: 0.9 * value for name, value in tiny.sd1().vae.state_dict().items()}
+    write(folder / "files" / "soft.safetensors", tiny.ldm_vae(vae, 3))
+    return folder / "files"
+
+
+def test_a_lora_is_drawn_with_recorded_and_repeated(
+    draw: Command, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = bytes_of(draw("a", "--seed", "1", "-o", "plain"))
+    outcome = draw("a", "--seed", "1", "-o", "x", "--lora", "files/style.safetensors:0.5")
+    first = bytes_of(outcome)
+    assert outcome.err == "LoRA style: applied 48 of 48\n"
+    assert first != plain
+    found = png.read(Path("x.png"))
+    assert found.request is not None and found.request.loras[0].unet == 0.5
+    digits = found.request.loras[0].hash
+    assert found.texts["parameters"].startswith("a <lora:style:0.5>\nSteps: 1")
+    assert f'Lora hashes: "style: {digits}", Version' in found.texts["parameters"]
+    assert str(files) not in str(found.texts)
+    monkeypatch.setenv("TXT2IMG_LORAS", str(files))
+    assert bytes_of(draw("<lora:style:0.5> a", "--seed", "1", "-o", "y")) == first
+    monkeypatch.delenv("TXT2IMG_LORAS")
+    assert bytes_of(draw("--from", "x.png", "--lora-dir", "files", "-o", "z")) == first
+    refused = draw("--from", "x.png")
+    assert refused.code == 1
+    assert refused.err == (
+        'Error: no LoRA "style"; give its file with --lora or its folder with --lora-dir\n'
+    )
+
+
+def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, files: Path) -> None:
+    options = ("--embedding-dir", "files", "--vae", "files/soft.safetensors")
+    first = bytes_of(draw("a blob", "--seed", "1", "-o", "x", *options))
+    found = png.read(Path("x.png"))
+    assert found.request is not None and found.request.vae is not None
+    [word] = found.request.embeddings
+    assert (word.token, found.request.vae.name) == ("blob", "soft.safetensors")
+    text = found.texts["parameters"]
+    assert f"VAE hash: {found.request.vae.hash}, VAE: soft.safetensors, RNG" in text
+    assert f'TI hashes: "blob: {word.hash}", Version' in text
+    by_file = ("--embedding", "files/blob.safetensors", "--vae", "files/soft.safetensors")
+    assert bytes_of(draw("--from", "x.png", "-o", "y", *by_file)) == first
+    refused = draw("--from", "x.png", *options[:2])
+    assert refused.err == (
+        'Error: the VAE "soft.safetensors" is wanted; give it with --vae, or --vae none\n'
+    )
+    assert bytes_of(draw("--from", "x.png", "-o", "z", *options[:2], "--vae", "none")) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lora", "nowhere.safetensors"), '--lora: no file "nowhere.safetensors"'),
+        (("--lora", "files/style.safetensors:x"), "--lora: no file"),
+        (("--lora-dir", "nowhere"), '--lora-dir: "nowhere" is not a folder'),
+        (("--embedding", "nowhere.safetensors:<x>"), "--embedding: no file"),
+        (("--embedding-dir", "nowhere"), "is not a folder"),
+    ],
+)
+def test_files_that_are_not_there_are_refused_before_the_model_loads(
+    options: tuple[str, ...], message: str, draw: Command, files: Path
+) -> None:
+    outcome = draw("a", *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:
+    """What is finished when all are drawn, into the current folder."""
+    target = parse("{index}.png", several=True)
+    events = run(model, each(requests, model), target, batch_size)
+    return [event for event in events if isinstance(event, Finished)]
+
+
+def test_requests_with_different_loras_do_not_disturb_each_other(
+    sd1_model: Model, files: Path
+) -> None:
+    sd1_model.wardrobe.library = Library(lora_folders=(files,))
+    prompts = ["a", "a <lora:style:1>", "b <lora:style:1>", "a <lora:other:1>", "a", "b"]
+    prompts += ["a <lora:style:0.5> <lora:other:1>"]
+    try:
+        requests = [replace(SMALL, prompt=prompt) for prompt in prompts]
+        sizes = [len(batch) for batch in batches(each(requests, sd1_model), 4)]
+        assert sizes == [1, 2, 1, 2, 1]
+        together = drawn(sd1_model, requests, 4)
+        pictures = [done.path.read_bytes() for done in together]
+        assert len(set(pictures)) == 6 and pictures[0] == pictures[4]
+        for request, picture in reversed(list(zip(requests, pictures, strict=True))):
+            [alone] = drawn(sd1_model, [request], 1)
+            assert alone.path.read_bytes() == picture
+        assert together[1].request.loras == (
+            Lora("style", 1, 1, together[2].request.loras[0].hash),
+        )
+    finally:
+        wear(sd1_model, Request(""))
+        sd1_model.wardrobe.library = Library()

@@ -1,0 +1,90 @@
+"""A VAE in place of a model's own: from a file in the original layout, or a diffusers folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from txt2img import disk
+from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
+from txt2img.escape import shown
+from txt2img.extras import OtherVAE
+from txt2img.models.vae import VAEConfig
+from txt2img.weights import configs, detect, files, keymaps
+from txt2img.weights.files import Stored
+from txt2img.weights.hashes import sha256
+
+STEM = "diffusion_pytorch_model"
+# What training leaves in such files.
+LEFTOVERS: keymaps.Table = dict.fromkeys(("loss", "model_ema"))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A VAE's tensors under our names, and how to say one in the file's layout."""
+
+    record: OtherVAE
+    config: VAEConfig
+    tensors: dict[str, Stored]
+    theirs: Callable[[str], str]
+
+
+def open_vae(name: str, own: VAEConfig) -> Found:
+    """The VAE at a path, for a model whose own is `own`; no weights are read.
+
+    Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it makes other latents.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
+    if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
+        path = path.parent
+    found = _folder(path) if path.is_dir() else _file(path, own)
+    got, wanted = found.config, own
+    if (got.latent_channels, got.factor) != (wanted.latent_channels, wanted.factor):
+        raise MissingWeights(
+            f"{shown(found.record.name)} makes latents of {got.latent_channels} channels, "
+            f"{got.factor} pixels a cell; this model needs {wanted.latent_channels} channels, "
+            f"{wanted.factor} pixels"
+        )
+    return found
+
+
+def _file(path: Path, own: VAEConfig) -> Found:
+    """A single file, alone or within a whole model; it says no scale, so the model's is kept."""
+    tensors: Mapping[str, Stored] = files.header(path).tensors
+    prefix = f"{keymaps.VAE}." if any(n.startswith(f"{keymaps.VAE}.") for n in tensors) else ""
+    if prefix:
+        tensors = keymaps.below(tensors, keymaps.VAE)
+    kept = {n: s for n, s in tensors.items() if keymaps.rename(n, LEFTOVERS) is not None}
+    if any(name.startswith("decoder.up_blocks.") for name in kept):
+        raise UnknownLayout(f"{path.name} is a VAE of a diffusers folder; give the folder")
+    if "decoder.conv_in.weight" not in kept:
+        some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
+        raise UnknownLayout(f"{path.name} is no VAE: it holds {some}")
+    config = replace(detect._vae(kept), scaling=own.scaling, shift=own.shift, groups=own.groups)
+    table = keymaps.vae_from_ldm(config)
+    back = keymaps.backwards(table)
+    return Found(
+        OtherVAE(path.name, sha256(path)[:10]),
+        config,
+        keymaps.flattened(keymaps.renamed(kept, table)),
+        lambda name: f"{prefix}{keymaps.rename(name, back)}",
+    )
+
+
+def _folder(folder: Path) -> Found:
+    """A VAE's own folder, or that of a whole model."""
+    inner = folder / "vae" if (folder / "vae").is_dir() else folder
+    if not (inner / "config.json").is_file():
+        raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
+    weights = [inner / f"{STEM}{variant}.safetensors" for variant in ("", ".fp16")]
+    path = next((path for path in weights if path.is_file()), None)
+    if path is None:
+        raise MissingWeights(f"{shown(folder.name)} has no {STEM}.safetensors")
+    table = keymaps.vae_from_old_diffusers()
+    return Found(
+        OtherVAE(folder.resolve().name, sha256(path)[:10]),
+        configs._vae(disk.read_json(inner / "config.json")),
+        keymaps.flattened(keymaps.renamed(files.header(path).tensors, table)),
+        lambda name: name,
+    )

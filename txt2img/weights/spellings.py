@@ -1,0 +1,115 @@
+"""How adapter files name a model's layers and what they hold for each.
+
+Names are made from the model's own, so that every layer has every spelling: kohya's with
+underscores, diffusers' and peft's with dots, and those of the original layout.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from txt2img.weights import keymaps
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+CLIP_STARTS = ("model.text_model.", "model.")
+# How a tensor's name ends → its role in weights/lycoris.py.
+ENDINGS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".alpha": "alpha",
+    ".dora_scale": "dora",
+    ".lora_magnitude_vector": "dora",
+    ".lora_magnitude_vector.weight": "dora",
+    ".lora_magnitude_vector.default.weight": "dora",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".on_input": "side",
+    ".weight": "ia3",
+    **{
+        f".{name}": name
+        for name in (
+            *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
+            *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        )
+    },
+}
+_LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+# What early diffusers called the layers of a text encoder's attention.
+OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+def split(name: str) -> tuple[str, str]:
+    """A tensor's name as layer and role; the role is empty where the ending is not known."""
+    for ending in _LONGEST_FIRST:
+        if name.endswith(ending):
+            return name.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
+    return name, ""
+
+
+def layers(model: "Model") -> dict[str, nn.Module]:
+    """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
+    found = {f"unet.{name}": layer for name, layer in model.network.named_modules()}
+    for part, encoder in zip(("text", "text_2"), model.text.encoders, strict=False):
+        found |= {f"{part}.{_bare(name)}": layer for name, layer in encoder.named_modules()}
+    return {
+        name: layer
+        for name, layer in found.items()
+        if isinstance(getattr(layer, "weight", None), Tensor)
+        and not isinstance(layer, nn.Embedding)
+    }
+
+
+def spellings(model: "Model") -> dict[str, str]:
+    """Every name that a file may have for a layer → ours."""
+    back = keymaps.backwards(keymaps.unet_from_ldm(model.network.config))
+    made: dict[str, str] = {}
+    for home in layers(model):
+        part, _, name = home.partition(".")
+        spelled = _of_unet(name, back) if part == "unet" else _of_text(name, part)
+        made |= {other: home for other in spelled}
+    return made
+
+
+def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
+    """The spellings of a layer of the U-Net; `back` leads to the original layout's name."""
+    for spelled in (name, keymaps.rename(name, back) or name):
+        for ending in ("", ".0") if name.endswith(".to_out.0") else ("",):
+            short = spelled.removesuffix(ending)
+            yield f"lora_unet_{short.replace('.', '_')}"
+            yield from (f"unet.{short}", f"base_model.model.{short}", short)
+            yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
+
+
+def _of_text(name: str, part: str) -> Iterator[str]:
+    """The spellings of a layer of a text encoder."""
+    first = part == "text"
+    kohya = ("lora_te_", "lora_te1_") if first else ("lora_te2_",)
+    diffusers = "text_encoder." if first else "text_encoder_2."
+    layer, _, last = name.rpartition(".")
+    old = OLD_TEXT.get(last)
+    for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
+        yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in kohya)
+        yield f"{diffusers}{spelled}"
+
+
+def _bare(name: str) -> str:
+    """A text encoder's layer without the beginning that depends on the version of transformers."""
+    start = next((start for start in CLIP_STARTS if name.startswith(start)), "")
+    return name.removeprefix(start)

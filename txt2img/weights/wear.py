@@ -1,0 +1,175 @@
+"""What a model wears for a request: LoRAs merged into its weights, learnt words; and takes off.
+
+The touched weights' originals are kept in main memory, so that taking off gives the same bits.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from txt2img.errors import MissingWeights
+from txt2img.extras import Embedding, Lora, OtherVAE
+from txt2img.library import Library
+from txt2img.models.text import TextEncoder
+from txt2img.request import Request
+from txt2img.weights import lora as adapters
+from txt2img.weights import spellings
+from txt2img.weights.embeddings import Learnt, open_embedding
+from txt2img.weights.hashes import sha256
+from txt2img.weights.lora import Adapter, Piece
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+
+@dataclass
+class Wardrobe:
+    """What there is to wear, what is worn, and what is under it."""
+
+    library: Library = field(default_factory=Library)
+    notes: list[str] = field(default_factory=list)  # for the user, once a file
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    learnt: dict[str, Learnt] = field(default_factory=dict)
+    hashes: dict[tuple[str, str], str] = field(default_factory=dict)
+    vae: OtherVAE | None = None  # in place of the model's own, as long as it is loaded
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    under: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
+    tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
+
+
+def ready(model: "Model", request: Request) -> Request:
+    """The request with its files found, checked against the model and told by their hashes.
+
+    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; what is noteworthy goes to the notes.
+    """
+    wardrobe = model.wardrobe
+    resolved = wardrobe.library.resolved(request)
+    if resolved.vae is not None and wardrobe.vae is not None:
+        wardrobe.hashes["VAE", resolved.vae.name] = wardrobe.vae.hash
+        _same(wardrobe, "VAE", resolved.vae.name, resolved.vae.hash)
+    return replace(
+        resolved,
+        loras=tuple(_ready_lora(model, lora) for lora in resolved.loras),
+        embeddings=tuple(_ready_word(model, word) for word in resolved.embeddings),
+        vae=wardrobe.vae,
+    )
+
+
+def wear(model: "Model", request: Request) -> None:
+    """Change the model to what a ready request asks for. Raises MissingWeights, BadFile.
+
+    After an error it wears nothing.
+    """
+    wardrobe = model.wardrobe
+    try:
+        if request.loras != wardrobe.loras:
+            _take_off_loras(model)
+            _put_on_loras(model, request.loras)
+        if request.embeddings != wardrobe.embeddings:
+            _forget(model)
+            _learn(model, request.embeddings)
+    except BaseException:
+        _take_off_loras(model)
+        _forget(model)
+        raise
+
+
+def _ready_lora(model: "Model", lora: Lora) -> Lora:
+    wardrobe = model.wardrobe
+    path = wardrobe.library.lora(lora.name)
+    if lora.name not in wardrobe.adapters:
+        adapter = adapters.open_adapter(lora.name, path, model)
+        wardrobe.adapters[lora.name] = adapter
+        wardrobe.notes.append(adapter.report())
+        wardrobe.hashes["LoRA", lora.name] = adapters.short_hash(path)
+    return replace(lora, hash=_same(wardrobe, "LoRA", lora.name, lora.hash))
+
+
+def _ready_word(model: "Model", word: Embedding) -> Embedding:
+    wardrobe = model.wardrobe
+    path = wardrobe.library.embedding(word.token)
+    if word.token not in wardrobe.learnt:
+        wardrobe.learnt[word.token] = open_embedding(path, model)
+        wardrobe.hashes["embedding", word.token] = sha256(path)[:12]
+    return replace(word, hash=_same(wardrobe, "embedding", word.token, word.hash))
+
+
+def _same(wardrobe: Wardrobe, what: str, name: str, recorded: str) -> str:
+    """A file's hash; a note if a picture was drawn with another."""
+    found = wardrobe.hashes[what, name]
+    if recorded and recorded.lower() != found:
+        note = f"Note: the picture's {what} {name} has the hash {recorded}, this one {found}"
+        if note not in wardrobe.notes:
+            wardrobe.notes.append(note)
+    return found
+
+
+@torch.no_grad()
+def _put_on_loras(model: "Model", loras: tuple[Lora, ...]) -> None:
+    """Merge adapters into the weights that they touch, layer by layer."""
+    wardrobe, layers = model.wardrobe, spellings.layers(model)
+    wanted: dict[str, list[tuple[Piece, float]]] = {}
+    for lora in loras:
+        for piece in wardrobe.adapters[lora.name].pieces:
+            strength = lora.unet if piece.home.startswith("unet.") else lora.text
+            if strength:
+                wanted.setdefault(piece.home, []).append((piece, strength))
+    for home, pieces in wanted.items():
+        for name, value in adapters.merged(layers[home], pieces).items():
+            weight = layers[home].get_parameter(name)
+            wardrobe.under[home, name] = weight.detach().to("cpu", copy=True)
+            weight.copy_(value)
+    wardrobe.loras = loras
+
+
+@torch.no_grad()
+def _take_off_loras(model: "Model") -> None:
+    """Give all touched weights their own values back, bit for bit."""
+    wardrobe = model.wardrobe
+    layers = spellings.layers(model) if wardrobe.under else {}
+    for (home, name), value in wardrobe.under.items():
+        layers[home].get_parameter(name).copy_(value)
+    wardrobe.under.clear()
+    wardrobe.loras = ()
+
+
+def _learn(model: "Model", embeddings: tuple[Embedding, ...]) -> None:
+    """Give the text encoders a row for each learnt vector, behind their own tokens."""
+    if not embeddings:
+        return
+    wardrobe = model.wardrobe
+    learnt = [(word.token, wardrobe.learnt[word.token].read()) for word in embeddings]
+    for index, encoder in enumerate(model.text.encoders):
+        table = _table(encoder)
+        own = table.weight
+        wardrobe.tables.append(own)
+        rows = [own]
+        for token, vectors in learnt:
+            start = sum(map(len, rows))
+            rows.append(vectors[index].to(own))
+            encoder.tokenizer.words[token] = list(range(start, start + len(rows[-1])))
+        table.weight = nn.Parameter(torch.cat(rows), requires_grad=False)
+        if not bool(torch.isfinite(table.weight).all()):
+            raise MissingWeights(f"an embedding's vectors are too large for {own.dtype}")
+    wardrobe.embeddings = embeddings
+
+
+def _forget(model: "Model") -> None:
+    """Give the text encoders their own tables of tokens back."""
+    wardrobe = model.wardrobe
+    for encoder, own in zip(model.text.encoders, wardrobe.tables, strict=False):
+        _table(encoder).weight = nn.Parameter(own, requires_grad=False)
+        encoder.tokenizer.words.clear()
+    wardrobe.tables.clear()
+    wardrobe.embeddings = ()
+
+
+def _table(encoder: TextEncoder) -> nn.Embedding:
+    """A text encoder's vectors of its tokens."""
+    named = encoder.named_modules()
+    table = next(module for name, module in named if name.endswith("token_embedding"))
+    assert isinstance(table, nn.Embedding)
+    return table
