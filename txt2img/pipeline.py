@@ -114,8 +114,8 @@ def check_words_do(family: Family) -> None:
     """Raise BadRequest for a model that draws from more than words."""
     if family.needs:
         raise BadRequest(
-            f"a model of the kind {family.name} draws from {family.needs} beside the prompt, "
-            "which is not supported yet; choose another model"
+            f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
+            "supported yet; choose another with --model"
         )
 
 

@@ -8,7 +8,17 @@ from txt2img.models.text import TextConfig
 from txt2img.models.unet import Depth, UNetConfig
 from txt2img.models.vae import VAEConfig
 from txt2img.request import Defaults, Sampler, Schedule
-from txt2img.weights.families import Family, ProcessConfig, checked, named, schedule_for, told_apart
+from txt2img.weights.families import (
+    SD15,
+    SDXL,
+    Family,
+    ProcessConfig,
+    checked,
+    named,
+    schedule_for,
+    told_apart,
+)
+from txt2img.weights.fast import by_scheduler
 from txt2img.weights.values import (
     Config,
     blocks,
@@ -63,10 +73,11 @@ NOISE_FIXED: Config = {"trained_betas": None, "use_flow_sigmas": False}
 FLOW_FIXED: Config = {"shift": 1.0, "use_dynamic_shifting": False, "invert_sigmas": False}
 
 
-def from_configs(configs: Mapping[str, Config]) -> Family:
+def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     """The family of a diffusers folder, from its configs by component. Raises UnknownLayout.
 
-    `txt2img`, an optional one, says what the model draws best with. Raises BadFile for nonsense.
+    `txt2img`, an optional one, says what the model draws best with, else the scheduler's and the
+    folder's `name` may. Raises BadFile for nonsense.
     """
     big = configs["unet"].get("addition_embed_type") is not None  # an XL model
     found = [name for name in TEXTS if name in configs]
@@ -75,6 +86,7 @@ def from_configs(configs: Mapping[str, Config]) -> Family:
     vae = _vae(configs["vae"])
     process, prediction = _noise(configs["scheduler"])
     side = whole(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
+    usual = by_scheduler(_usual(process, side, big), configs["scheduler"], name)
     return checked(
         Family(
             name=named(network),
@@ -83,7 +95,7 @@ def from_configs(configs: Mapping[str, Config]) -> Family:
             text=texts[0],
             process=process,
             prediction=prediction,
-            defaults=_defaults(process, side, configs.get("txt2img", {})),
+            defaults=_said(configs.get("txt2img", {}), usual),
             text_2=texts[1] if texts[1:] else None,
             silent=big
             and flag(
@@ -238,17 +250,23 @@ def _noise(config: Config) -> tuple[ProcessConfig, str]:
     return ProcessConfig("diffusion", table, n, start, end, zero_snr), kind
 
 
-def _defaults(process: ProcessConfig, side: int, config: Config) -> Defaults:
-    """What a model draws best with: as txt2img.json says, else as its process suggests."""
+def _usual(process: ProcessConfig, side: int, big: bool) -> Defaults:
+    """What suits a process, a side in pixels and a size of model."""
     sampler = Sampler.EULER if process.kind == "flow" else Sampler.DPMPP_2M
+    cfg = (SDXL if big else SD15).defaults.cfg
+    return Defaults(side, side, 30, cfg, sampler, schedule_for(process))
+
+
+def _said(config: Config, usual: Defaults) -> Defaults:
+    """What a model draws best with: as txt2img.json says, else as usual."""
     try:
         return Defaults(
-            width=whole(config, "width", side, 8, 8192),
-            height=whole(config, "height", side, 8, 8192),
-            steps=whole(config, "steps", 30, 1, 10_000),
-            cfg=number(config, "cfg", 7.5),
-            sampler=Sampler.parse(str(config.get("sampler", sampler))),
-            schedule=Schedule.parse(str(config.get("schedule", schedule_for(process)))),
+            width=whole(config, "width", usual.width, 8, 8192),
+            height=whole(config, "height", usual.height, 8, 8192),
+            steps=whole(config, "steps", usual.steps, 1, 10_000),
+            cfg=number(config, "cfg", usual.cfg),
+            sampler=Sampler.parse(str(config.get("sampler", usual.sampler))),
+            schedule=Schedule.parse(str(config.get("schedule", usual.schedule))),
         )
     except BadRequest as error:
         raise BadFile(f"txt2img.json: {error}") from error

@@ -90,7 +90,6 @@ SD21_BASE = replace(
     pads=("!",),
 )
 SD21 = replace(SD21_BASE, prediction="v", defaults=replace(_DRAWN, width=768, height=768))
-_XL_SIZE = replace(_DRAWN, width=1024, height=1024)
 XL_BIG_G = TextConfig(
     width=1280, layers=32, heads=20, mlp=5120, act="gelu", penultimate=True, projection=1280
 )
@@ -111,7 +110,7 @@ SDXL = replace(
     text=TextConfig(penultimate=True),
     text_2=XL_BIG_G,
     pads=(EOS, "!"),
-    defaults=_XL_SIZE,
+    defaults=replace(_DRAWN, width=1024, height=1024, cfg=5.0),
     silent=True,
 )
 SDXL_REFINER = replace(

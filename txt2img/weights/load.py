@@ -21,6 +21,7 @@ from txt2img.models.vae import VAE
 from txt2img.weights import detect, files, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
+from txt2img.weights.fast import by_name
 from txt2img.weights.files import Header
 from txt2img.weights.hashes import sha256
 from txt2img.weights.parts import Part, bare, folder_parts, listed, original_parts
@@ -141,10 +142,12 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     index = path.name.endswith(".index.json")
     header = files.sharded(path) if index else files.header(path)
     family = detect.detect(header, prediction)
+    name = path.name.split(".safetensors")[0]
+    told = f"{name} {header.metadata.get('modelspec.title', '')}"
     return Plan(
-        name=path.name.split(".safetensors")[0],
+        name=name,
         layout="original",
-        family=family,
+        family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
             component: vocabulary.shipped(text.length, pad)
@@ -161,18 +164,18 @@ def _plan_folder(folder: Path) -> Plan:
     components = [*NETWORKS, *texts]
     configs: dict[str, Config] = {c: _config(folder / c / "config.json") for c in components}
     configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
-    for name in ("txt2img", "model_index"):
-        if (folder / f"{name}.json").is_file():
-            configs[name] = disk.read_json(folder / f"{name}.json")
-    family = from_configs(configs)
+    for more in ("txt2img", "model_index"):
+        if (folder / f"{more}.json").is_file():
+            configs[more] = disk.read_json(folder / f"{more}.json")
+    name = "default" if folder == DEFAULT else folder.resolve().name
+    family = from_configs(configs, name)
     headers = {c: _component(folder / c, NETWORKS.get(c, "model")) for c in components}
     tokenizers = {
-        name: vocabulary.tokenizer(folder / TOKENIZERS[name], text.length, text.vocab)
-        for name, text in zip(texts, family.texts, strict=True)
+        c: vocabulary.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
+        for c, text in zip(texts, family.texts, strict=True)
     }
     pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
     weights = tuple(path for header in headers.values() for path in _files_of(header))
-    name = "default" if folder == DEFAULT else folder.resolve().name
     parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
     return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
 
