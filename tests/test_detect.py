@@ -2,20 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import tiny
+import tiny_xl
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from txt2img.errors import UnknownLayout
+from txt2img.models.unet import UNet
 from txt2img.request import Schedule
+from txt2img.weights.configs import _unet
 from txt2img.weights.detect import detect
-from txt2img.weights.families import SD15, SD21, SD21_BASE
+from txt2img.weights.families import NETWORKS, SD15, SD21, SD21_BASE, SDXL, SDXL_REFINER
 from txt2img.weights.files import Header, Stored, header
+from txt2img.weights.keymaps import rename, unet_from_ldm
 
+UNET = "model.diffusion_model"
 NORM = "model.diffusion_model.output_blocks.5.1.transformer_blocks.0.norm1.bias"
 
 
@@ -37,6 +44,91 @@ def test_sd21_is_read_off_its_shapes() -> None:
     tensors = full(tiny.FULL_SD2)
     assert detect(head(tensors), "v") == SD21
     assert detect(head(tensors), "eps") == SD21_BASE
+
+
+@cache
+def full_xl(sizes_name: str) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return tiny_xl.original(*tiny_xl.networks(getattr(tiny_xl, sizes_name)))
+
+
+def test_sdxl_and_its_refiner_are_read_off_their_shapes() -> None:
+    assert detect(head(full_xl("FULL"))) == SDXL
+    assert detect(head(full_xl("FULL_REFINER"))) == SDXL_REFINER
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marks", "wanted"),
+    [
+        ({}, (), ("eps", False)),
+        ({}, ("v_pred",), ("v", False)),
+        ({}, ("v_pred", "ztsnr"), ("v", True)),
+        ({"modelspec.prediction_type": "v"}, (), ("v", False)),
+        ({"modelspec.prediction_type": "v"}, ("ztsnr",), ("v", True)),
+        ({"modelspec.prediction_type": "epsilon"}, ("v_pred",), ("eps", False)),
+    ],
+)
+def test_sdxl_of_another_prediction_is_marked(
+    metadata: dict[str, str], marks: tuple[str, ...], wanted: tuple[str, bool]
+) -> None:
+    marked = {mark: torch.zeros(0) for mark in marks}
+    found = detect(head(full_xl("FULL") | marked, metadata))
+    assert (found.prediction, found.process.zero_snr) == wanted
+    assert found.defaults.schedule == (Schedule.TRAILING if wanted[1] else Schedule.KARRAS)
+    assert (found.defaults.width, found.defaults.height) == (1024, 1024)
+
+
+# The shapes of published distilled models, as their configs say them.
+XL = {"channels": (320, 640, 1280), "heads": (5, 10, 20)}
+SSD_1B = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+VEGA = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [1, 1], [2, 2]],
+    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
+}
+BK_BASE: dict[str, object] = {"layers_per_block": 1}
+BK_SMALL = {"layers_per_block": 1, "mid_block_type": None}
+BK_TINY = BK_SMALL | {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+}
+DISTILLED: list[tuple[str, dict[str, object], bool]] = [
+    ("SSD-1B", SSD_1B, True),
+    ("Segmind Vega", VEGA, True),
+    ("distilled Stable Diffusion 1 (base)", BK_BASE, False),
+    ("distilled Stable Diffusion 1 (small)", BK_SMALL, False),
+    ("distilled Stable Diffusion 1 (tiny)", BK_TINY, False),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "xl"), DISTILLED)
+def test_distilled_models_are_read_off_their_shapes_and_configs(
+    name: str, config: dict[str, object], xl: bool
+) -> None:
+    with torch.device("meta"):
+        if xl:
+            unet = tiny_xl.networks(replace(tiny_xl.FULL, more=config))[0]
+        else:
+            unet = UNet2DConditionModel(cross_attention_dim=768, **config)
+    shape = unet.config
+    tensors = tiny.ldm_unet(
+        unet.state_dict(), len(shape["block_out_channels"]), shape["layers_per_block"]
+    )
+    rest = full_xl("FULL") if xl else full(tiny.FULL_SD1)
+    others = {n: v for n, v in rest.items() if not n.startswith(f"{UNET}.")}
+    found = detect(head(others | tensors))
+    assert (found.name, found.network) == (name, NETWORKS[name])
+    assert _unet({key: shape[key] for key in shape}, 1280 if xl else 0) == found.network
+    with torch.device("meta"):
+        ours = {n: tuple(v.shape) for n, v in UNet(found.network).state_dict().items()}
+    assert ours == {n: tuple(v.shape) for n, v in unet.state_dict().items()}
+    table = unet_from_ldm(found.network)
+    assert {rename(n.removeprefix(f"{UNET}."), table) for n in tensors} == set(ours)
 
 
 def test_sd2_without_its_unused_layer_keeps_all_layers() -> None:
@@ -82,10 +174,11 @@ def test_sd1_predicts_noise_unless_marked(tmp_path: Path) -> None:
     assert found.defaults.schedule == Schedule.TRAILING
 
 
-UNET = "model.diffusion_model"
 OTHERS = [
     (f"{UNET}.label_emb.0.0.weight", "XL"),
     ("conditioner.embedders.1.model.ln_final.weight", "XL"),
+    ("edm_vpred.sigma_max", "EDM"),
+    ("noise_augmentor.data_mean", "unCLIP"),
     (f"{UNET}.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
     ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
     ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight", "LoRA"),
@@ -111,12 +204,29 @@ def test_empty_file_is_no_model() -> None:
         detect(head({}))
 
 
-@pytest.mark.parametrize(("channels", "what"), [(9, "inpainting"), (8, "pix2pix"), (5, "depth")])
+@pytest.mark.parametrize(("channels", "what"), [(5, "depth"), (7, "upscaler"), (6, "unknown")])
 def test_networks_that_see_more_are_refused_by_name(channels: int, what: str) -> None:
-    tensors = full(tiny.FULL_SD1)
-    tensors[f"{UNET}.input_blocks.0.0.weight"] = torch.empty(320, channels, 3, 3, device="meta")
     with pytest.raises(UnknownLayout, match=what):
-        detect(head(tensors))
+        detect(head(wider(full(tiny.FULL_SD1), channels)))
+
+
+def wider(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """The same model with more channels in."""
+    weight = torch.empty(320, channels, 3, 3, device="meta")
+    return tensors | {f"{UNET}.input_blocks.0.0.weight": weight}
+
+
+@pytest.mark.parametrize(("channels", "what"), [(9, "inpainting"), (8, "pix2pix")])
+def test_models_that_draw_from_a_picture_are_known(channels: int, what: str) -> None:
+    for tensors, family, prediction in (
+        (full(tiny.FULL_SD1), SD15, "eps"),
+        (full(tiny.FULL_SD2), SD21, "v"),
+        (full_xl("FULL"), SDXL, "eps"),
+    ):
+        found = detect(head(wider(tensors, channels)), prediction)
+        assert found.name == f"{family.name} {what}"
+        assert found.network == replace(family.network, in_channels=channels)
+        assert found.needs.startswith("a picture")
 
 
 def test_tell_tale_tensor_that_lacks_is_named() -> None:

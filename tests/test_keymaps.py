@@ -1,11 +1,13 @@
 """Key maps: full key sets map one to one onto our modules, as diffusers' own converters do."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import tiny
+import tiny_xl
 import torch
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -15,15 +17,21 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from txt2img.errors import MissingWeights
-from txt2img.models.text import TextEncoder
+from txt2img.models.text import TextConfig, TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.weights import keymaps
-from txt2img.weights.families import SD15, SD21, Family
+from txt2img.weights.families import SD15, SD21, SDXL, SDXL_REFINER
 from txt2img.weights.files import Stored
+from txt2img.weights.parts import bare, original_parts
 from txt2img.weights.vocabulary import shipped
 
-FAMILIES = {"sd15": (SD15, tiny.FULL_SD1), "sd21": (SD21, tiny.FULL_SD2)}
+FAMILIES = {
+    "sd15": (SD15, tiny.FULL_SD1),
+    "sd21": (SD21, tiny.FULL_SD2),
+    "sdxl": (SDXL, tiny_xl.FULL),
+    "refiner": (SDXL_REFINER, tiny_xl.FULL_REFINER),
+}
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -32,6 +40,8 @@ def single_file(name: str) -> dict[str, Tensor]:
     """All tensors of a full-size single file, on the meta device."""
     _, sizes = FAMILIES[name]
     with torch.device("meta"):
+        if isinstance(sizes, tiny_xl.Sizes):
+            return tiny_xl.original(*tiny_xl.networks(sizes))
         return tiny.original(*tiny.networks(sizes), sizes.sd2)
 
 
@@ -63,32 +73,35 @@ def test_vae_maps_one_to_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_text_encoder_maps_one_to_one(name: str) -> None:
+def test_text_encoders_map_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    tensors = stored(single_file(name))
-    if name == "sd15":
-        found = keymaps.below(tensors, keymaps.CLIP)
-        ours = keymaps.renamed(found, keymaps.clip_from_published())
-    else:
-        found = keymaps.below(keymaps.unfused(tensors), keymaps.OPEN_CLIP)
-        ours = keymaps.renamed(found, keymaps.clip_from_open_clip(family.text.layers))
-    assert shapes(ours) == text_shapes(family)
+    parts = original_parts(stored(single_file(name)), family)
+    found = [part for component, part in parts.items() if component.startswith("text")]
+    assert len(found) == len(family.texts)
+    for part, config, pad in zip(found, family.texts, family.pads, strict=True):
+        with torch.device("meta"):
+            state = TextEncoder(config, shipped(77, pad)).state_dict()
+        assert shapes(part.tensors) == {bare(n): tuple(v.shape) for n, v in state.items()}
 
 
-def text_shapes(family: Family) -> Shapes:
-    with torch.device("meta"):
-        state = TextEncoder(family.text, shipped(77, family.pad)).state_dict()
-    return {
-        name.removeprefix("model.").removeprefix("text_model."): tuple(value.shape)
-        for name, value in state.items()
-    }
+@pytest.mark.parametrize("name", ["sdxl", "refiner"])
+def test_no_tensor_of_a_file_is_left_over(name: str) -> None:
+    family, _ = FAMILIES[name]
+    whole = stored(single_file(name))
+    parts = original_parts(whole, family)
+    dropped = {n for n in whole if n.endswith(("position_ids", "logit_scale"))}
+    fused = sum(3 if ".in_proj_" in n else 1 for n in whole if n not in dropped)
+    assert sum(len(part.tensors) for part in parts.values()) == fused
+    with pytest.raises(MissingWeights, match=r"something\.else"):
+        original_parts(whole | stored({"something.else": torch.zeros(1)}), family)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_unet_map_equals_diffusers_converter(name: str) -> None:
     family, _ = FAMILIES[name]
     marked = {n: torch.full((1,), i) for i, n in enumerate(single_file(name))}
-    config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
+    added = "text_time" if family.network.sizes else None
+    config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": added}
     theirs = convert_ldm_unet_checkpoint(dict(marked), config)
     table = keymaps.unet_from_ldm(family.network)
     ours = {
@@ -124,6 +137,23 @@ def test_open_clip_map_equals_diffusers_converter() -> None:
     wanted.pop("text_projection.weight", None)
     last = [n for n in wanted if n.startswith("encoder.layers.3.")]
     assert shapes(ours) == {n: s for n, s in wanted.items() if n not in last}
+
+
+def test_projected_open_clip_map_equals_diffusers_converter() -> None:
+    model = tiny_xl.refiner()
+    single = tiny_xl.original(model.unet, model.vae, model.texts)
+    prefix = f"{keymaps.REFINER_CLIP}."
+    theirs = convert_open_clip_checkpoint(model.texts[0], single, prefix)
+    theirs_by_name = {bare(name): value for name, value in theirs.items()}
+    ours = original_parts(stored(single), replace(SDXL_REFINER, text=small_text()))["text_encoder"]
+    for name in ("logit_scale", "attn_mask"):
+        theirs_by_name.pop(name, None)
+    assert {n: tuple(v.shape) for n, v in theirs_by_name.items()} == shapes(ours.tensors)
+
+
+def small_text() -> TextConfig:
+    """The tiny refiner's text encoder."""
+    return replace(SDXL_REFINER.text, width=128, layers=4, heads=2, mlp=64, projection=96)
 
 
 def test_rename_takes_the_longest_beginning() -> None:

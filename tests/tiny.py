@@ -263,7 +263,7 @@ def original(
 
 
 def ldm_unet(state: State, levels: int, layers: int) -> State:
-    """diffusers' names of a U-Net without attention at its last level → the original ones."""
+    """diffusers' names of a U-Net → the original ones."""
     made = {}
     for key, value in state.items():
         new = re.sub(r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{m[1]}", key)
@@ -282,11 +282,11 @@ def ldm_unet(state: State, levels: int, layers: int) -> State:
         )
         new = re.sub(
             r"^up_blocks\.(\d)\.upsamplers\.0",
-            lambda m: (
-                f"output_blocks.{int(m[1]) * (layers + 1) + layers}.{1 if m[1] == '0' else 2}"
-            ),
+            lambda m: _upsampler(int(m[1]), layers, state),
             new,
         )
+        new = re.sub(r"^add_embedding\.linear_([12])", lambda m: f"label_emb.0.{m[1]}", new)
+        new = new.replace("label_emb.0.1", "label_emb.0.0")
         new = new.replace("mid_block.attentions.0", "middle_block.1")
         new = new.replace("mid_block.resnets.0", "middle_block.0")
         new = new.replace("mid_block.resnets.1", "middle_block.2")
@@ -298,6 +298,12 @@ def ldm_unet(state: State, levels: int, layers: int) -> State:
         made[f"model.diffusion_model.{new}"] = value
     assert len(made) == len(state)
     return made
+
+
+def _upsampler(level: int, layers: int, state: State) -> str:
+    """Where the original lists have the step to the larger map: after attention, if any."""
+    place = 2 if f"up_blocks.{level}.attentions.0.norm.weight" in state else 1
+    return f"output_blocks.{level * (layers + 1) + layers}.{place}"
 
 
 def _block(way: str, level: int, kind: str, layer: int, layers: int) -> str:

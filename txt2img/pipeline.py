@@ -22,6 +22,7 @@ from txt2img.diffusion.samplers import SAMPLERS, State
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.request import Request, size_problem
+from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
 
@@ -61,6 +62,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     first = requests[0]
     assert all(shape(request) == shape(first) for request in requests)
     device = next(model.network.parameters()).device
+    check_words_do(model.family)
 
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
@@ -110,13 +112,33 @@ def noise_levels(model: Model, request: Request) -> list[Level]:
     return SCHEDULES[str(request.schedule)](model.family.process.build(), request.steps or 0)
 
 
+def check_words_do(family: Family) -> None:
+    """Raise BadRequest for a model that draws from more than words."""
+    if family.needs:
+        raise BadRequest(
+            f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
+            "supported yet; choose another with --model"
+        )
+
+
 def encode(model: Model, request: Request) -> tuple[Cond, Cond]:
     """The conditions of prompt and negative prompt, each of a batch of 1."""
     chunks = max(model.text.chunks(request.prompt), model.text.chunks(request.negative))
-    return (
-        model.text.encode([request.prompt], chunks),
-        model.text.encode([request.negative], chunks),
+    positive = model.text.encode([request.prompt], chunks)
+    negative = model.text.encode([request.negative], chunks)
+    if model.family.silent and not request.negative:
+        negative = negative.silent()
+    return sized(positive, model.family, request, True), sized(
+        negative, model.family, request, False
     )
+
+
+def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
+    """The condition with the sizes that a family is told beside words, if it is."""
+    sizes = family.sizes(request.height or 0, request.width or 0, wanted)
+    if not sizes:
+        return cond
+    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))
 
 
 def join(conds: Sequence[Cond]) -> Cond:

@@ -88,6 +88,7 @@ def weights(name: str) -> dict[str, object]:
         "hash": found.hash,
         "layout": found.layout,
         "prediction": family.prediction,
+        "needs": f"{family.needs} beside the prompt, not supported yet" if family.needs else "",
         "weights": f"{found.parameters:,} in {found.tensors:,} tensors",
         "dtype": ", ".join(found.dtypes),
         "size": f"{found.size / 1e6:,.1f} MB",

@@ -1,7 +1,7 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,11 @@ class Cond:
             cat(self.extra, other.extra),
             cat(self.beside, other.beside),
         )
+
+    def silent(self) -> "Cond":
+        """The same with zeros for words: what SDXL learned instead of an empty prompt."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
     def to(self, dtype: torch.dtype) -> "Cond":
         """The same in `dtype`, but for `extra`: sizes in pixels do not fit into bf16."""

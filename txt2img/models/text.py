@@ -31,6 +31,8 @@ class TextConfig:
     mlp: int = 3072
     length: int = 77  # tokens in one chunk, the first and last included
     act: str = "quick_gelu"
+    penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
+    projection: int = 0  # the width of the text as a whole, where the model is told that too
 
 
 def normalizer() -> normalizers.Normalizer:
@@ -75,6 +77,11 @@ class Tokenizer:
         )
         self._backend.normalizer = normalizer()
         self._backend.pre_tokenizer = pre_tokenizer()
+
+    @property
+    def pad(self) -> str:
+        """The token that fills short prompts."""
+        return next(word for word, index in self.vocab.items() if index == self.pad_id)
 
     def tokens(self, prompt: str) -> list[int]:
         """The prompt's token ids, without first and last."""
@@ -122,6 +129,9 @@ class TextEncoder(nn.Module):
                 pad_token_id=tokenizer.pad_id,
             )
         )
+        self.text_projection = (
+            nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+        )
 
     @property
     def encoders(self) -> tuple["TextEncoder", ...]:
@@ -129,9 +139,19 @@ class TextEncoder(nn.Module):
         return (self,)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The last hidden states (N, L, D) of token ids (N, L)."""
-        states: Tensor = self.model(input_ids=ids).last_hidden_state
-        return states
+        """The states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
+        return self.states(ids)[0]
+
+    def states(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and each text as a whole (N, P) where the model is told that: at its end."""
+        penultimate = self.config.penultimate
+        out = self.model(input_ids=ids, output_hidden_states=penultimate)
+        tokens = out.hidden_states[-2] if penultimate else out.last_hidden_state
+        if self.text_projection is None:
+            return tokens, None
+        ends = (ids == self.tokenizer.eos_id).int().argmax(dim=-1)  # the first, where more pad
+        last = out.last_hidden_state[torch.arange(len(ids), device=ids.device), ends]
+        return tokens, self.text_projection(last)
 
     def chunks(self, prompt: str) -> int:
         """How many chunks the prompt fills."""
@@ -147,5 +167,32 @@ class TextEncoder(nn.Module):
         empty = self.tokenizer.chunks("")
         rows = [row + empty * (count - len(row)) for row in rows]
         ids = torch.tensor(rows, device=self.model.device)  # (B, chunks, L)
-        states = self.forward(ids.flatten(0, 1))  # (B·chunks, L, D)
-        return Cond(states.unflatten(0, (len(rows), count)).flatten(1, 2))
+        states, pooled = self.states(ids.flatten(0, 1))  # (B·chunks, L, D), (B·chunks, P)
+        tokens = states.unflatten(0, (len(rows), count)).flatten(1, 2)
+        return Cond(tokens, None if pooled is None else pooled[::count])  # the first chunk's
+
+
+class TextEncoders(nn.Module):
+    """Several encoders of the same prompt as one: SDXL's."""
+
+    def __init__(self, encoders: Sequence[TextEncoder]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(encoders)
+
+    @property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        """The encoders, each with its own tokenizer."""
+        return tuple(part for part in self.parts if isinstance(part, TextEncoder))
+
+    def chunks(self, prompt: str) -> int:
+        """How many chunks the prompt fills in the encoder where it fills most."""
+        return max(encoder.chunks(prompt) for encoder in self.encoders)
+
+    def encode(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
+        """Conditions with all encoders' tokens (B, chunks·L, D + D' …), the last's text as a whole.
+
+        No prompt is cut: `chunks` is at least the longest's.
+        """
+        count = max(chunks or 1, *(self.chunks(prompt) for prompt in prompts))
+        conds = [encoder.encode(prompts, count) for encoder in self.encoders]
+        return Cond(torch.cat([cond.tokens for cond in conds], dim=-1), conds[-1].pooled)

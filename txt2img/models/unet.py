@@ -1,7 +1,8 @@
-"""The latent U-Net of SD 1 and SD 2: noisy latent, time, text → what the noise is.
+"""The latent U-Net of SD 1, SD 2 and SDXL: noisy latent, time, text → what the noise is.
 
 Parameter names are diffusers' UNet2DConditionModel's, so that its folders need no key map.
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al.
+2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from txt2img.models.layers import (
     time_features,
 )
 
+Depth = int | tuple[int, ...]  # the same after each residual block of a level, or one each
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -31,16 +34,31 @@ class UNetConfig:
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2  # residual blocks a level on the way down; one more on the way up
     attention: tuple[bool, ...] = (True, True, True, False)
-    depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
+    depth: tuple[Depth, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
     heads: tuple[int, ...] = (8, 8, 8, 8)
     cross_dim: int = 768
     linear_projection: bool = False
     groups: int = 32
+    up_depth: tuple[Depth, ...] | None = None  # on the way up, where it differs
+    middle: str = "full"  # "residual" without attention, "none" without anything
+    pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
+    sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
+    size_width: int = 256
 
     @property
     def time_width(self) -> int:
         """The width of the time embedding."""
         return 4 * self.channels[0]
+
+    @property
+    def beside(self) -> int:
+        """Channels that the network sees beside the noisy latent."""
+        return self.in_channels - self.out_channels
+
+    def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
+        """The depth of each of a level's `count` transformers, on the way down or up."""
+        depth = (self.up_depth or self.depth if up else self.depth)[level]
+        return (depth,) * count if isinstance(depth, int) else depth
 
 
 class TransformerBlock(nn.Module):
@@ -65,14 +83,13 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over a map's pixels: (B, C, H, W) → (B, C, H, W)."""
 
-    def __init__(self, config: UNetConfig, level: int) -> None:
+    def __init__(self, config: UNetConfig, level: int, depth: int) -> None:
         super().__init__()
         width, self.linear = config.channels[level], config.linear_projection
         self.norm = nn.GroupNorm(config.groups, width, eps=1e-6)
         self.proj_in = self._projection(width)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(width, config.cross_dim, config.heads[level])
-            for _ in range(config.depth[level])
+            TransformerBlock(width, config.cross_dim, config.heads[level]) for _ in range(depth)
         )
         self.proj_out = self._projection(width)
 
@@ -107,7 +124,8 @@ class DownBlock(nn.Module):
             _resnet(config, before if layer == 0 else width, width)
             for layer in range(config.layers)
         )
-        self.attentions = _attentions(config, level, config.layers)
+        depths = config.depths(level, config.layers)
+        self.attentions = _attentions(config, level, depths) if config.attention[level] else None
         last = level == len(config.channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
@@ -125,19 +143,21 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The smallest map: residual, transformer, residual."""
+    """The smallest map: residual, transformer, residual; distilled models keep the first alone."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         width, level = config.channels[-1], len(config.channels) - 1
-        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([SpatialTransformer(config, level)])
+        full = config.middle == "full"
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(1 + full))
+        self.attentions = _attentions(config, level, config.depths(level, 1)[:1]) if full else None
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, tokens)
-        out: Tensor = self.resnets[1](x, time)
-        return out
+        if self.attentions is not None:
+            x = self.attentions[0](x, tokens)
+            x = self.resnets[1](x, time)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -152,7 +172,8 @@ class UpBlock(nn.Module):
             _resnet(config, (below if layer == 0 else width) + kept[layer], width)
             for layer in range(count)
         )
-        self.attentions = _attentions(config, level, count)
+        depths = config.depths(level, count, up=True)
+        self.attentions = _attentions(config, level, depths) if config.attention[level] else None
         self.upsamplers = nn.ModuleList([Upsample(width)]) if level else None
 
     def forward(self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor) -> Tensor:
@@ -170,14 +191,12 @@ def _resnet(config: UNetConfig, channels: int, out: int) -> ResnetBlock:
     return ResnetBlock(channels, out, config.groups, 1e-5, config.time_width)
 
 
-def _attentions(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
-    if not config.attention[level]:
-        return None
-    return nn.ModuleList(SpatialTransformer(config, level) for _ in range(count))
+def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.ModuleList:
+    return nn.ModuleList(SpatialTransformer(config, level, depth) for depth in depths)
 
 
 class UNet(nn.Module):
-    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C, H, W)."""
+    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -185,23 +204,34 @@ class UNet(nn.Module):
         levels = range(len(config.channels))
         self.conv_in = nn.Conv2d(config.in_channels, config.channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(config.channels[0], config.time_width)
+        told = config.pooled + config.sizes * config.size_width
+        self.add_embedding = TimeEmbedding(told, config.time_width) if told else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
-        self.mid_block = MidBlock(config)
+        self.mid_block = MidBlock(config) if config.middle != "none" else None
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
+
+    def told(self, cond: Cond) -> Tensor:
+        """The text as a whole and the sizes, each as the features of its own: (B, told)."""
+        assert cond.pooled is not None and cond.extra is not None
+        sizes = time_features(cond.extra.flatten(), self.config.size_width)  # (B·sizes, width)
+        return torch.cat([cond.pooled.float(), sizes.view(len(cond.extra), -1)], dim=-1)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """x (B, C, H, W), time (B,), cond.tokens (B, L, D) → (B, C, H, W)."""
         tokens = cond.tokens.to(x.dtype)
         features = time_features(time, self.config.channels[0])
         clock = self.time_embedding(features.to(x.dtype))  # (B, 4·channels)
+        if self.add_embedding is not None:
+            clock = clock + self.add_embedding(self.told(cond).to(x.dtype))
         x = self.conv_in(x)
         kept = [x]
         for down in self.down_blocks:
             x, maps = down(x, clock, tokens)
             kept += maps
-        x = self.mid_block(x, clock, tokens)
+        if self.mid_block is not None:
+            x = self.mid_block(x, clock, tokens)
         for up in self.up_blocks:
             x = up(x, kept, clock, tokens)
         out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))

@@ -8,11 +8,32 @@ import torch
 from txt2img.errors import UnknownLayout
 from txt2img.escape import shown
 from txt2img.models.text import TextConfig
-from txt2img.models.unet import UNetConfig
+from txt2img.models.unet import Depth, UNetConfig
 from txt2img.models.vae import VAEConfig
-from txt2img.weights.families import SD15, SD21, SD21_BASE, Family, checked, schedule_for, special
+from txt2img.weights.families import (
+    SD15,
+    SD21,
+    SD21_BASE,
+    SDXL,
+    SDXL_REFINER,
+    XL_BIG_G,
+    Family,
+    checked,
+    named,
+    schedule_for,
+    told_apart,
+)
 from txt2img.weights.files import Header, Stored, tensor
-from txt2img.weights.keymaps import CLIP, OPEN_CLIP, UNET, VAE, below
+from txt2img.weights.keymaps import (
+    CLIP,
+    OPEN_CLIP,
+    REFINER_CLIP,
+    UNET,
+    VAE,
+    XL_CLIP,
+    XL_OPEN_CLIP,
+    below,
+)
 
 Tensors = Mapping[str, Stored]
 HEAD = 64  # features of one attention head in SD 2 and in every published CLIP text model
@@ -32,7 +53,14 @@ class Row:
 
 
 ROWS = (
-    Row("a Stable Diffusion XL model", (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders.")),
+    Row("an EDM model (CosXL)", ("edm_vpred.", "edm_mean")),
+    Row("an unCLIP model, which draws from a picture", ("noise_augmentor.",)),
+    Row("Stable Diffusion XL", (f"{XL_OPEN_CLIP}.transformer.resblocks.",), SDXL),
+    Row("Stable Diffusion XL refiner", (f"{REFINER_CLIP}.transformer.resblocks.",), SDXL_REFINER),
+    Row(
+        "a Stable Diffusion XL model without its text encoders",
+        (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders."),
+    ),
     Row("a Stable Diffusion 3 model", (f"{UNET}.joint_blocks.", "joint_blocks.")),
     Row("a FLUX model", (f"{UNET}.double_blocks.", "double_blocks.")),
     Row("Stable Diffusion 2", (f"{OPEN_CLIP}.transformer.resblocks.",), SD21_BASE),
@@ -60,19 +88,21 @@ def detect(header: Header, prediction: str | None = None) -> Family:
     row = _row(header.tensors)
     family = row.family
     if family is None:
-        raise UnknownLayout(f"this is {row.name}; a whole SD 1 or SD 2 model is needed here")
+        raise UnknownLayout(f"this is {row.name}; a whole SD 1, SD 2 or SDXL model is needed here")
     unet, vae = below(header.tensors, UNET), below(header.tensors, VAE)
-    network = _unet(unet, family)
+    texts = _texts(header.tensors, family)
+    network = _unet(unet, family, texts[-1].projection)
     kind = prediction or _prediction(header, family)
     process = replace(family.process, zero_snr="ztsnr" in header.tensors)
-    text = _clip(header.tensors) if family is SD15 else _open_clip(header.tensors)
     defaults = SD21.defaults if family is SD21_BASE and kind == "v" else family.defaults
     return checked(
         replace(
             family,
+            name=named(network),
             network=network,
-            vae=_vae(vae),
-            text=text,
+            vae=vae_config(vae, family.vae.scaling),
+            text=texts[0],
+            text_2=texts[1] if texts[1:] else None,
             process=process,
             prediction=kind,
             defaults=replace(defaults, schedule=schedule_for(process)),
@@ -85,7 +115,7 @@ def _row(tensors: Tensors) -> Row:
         if any(name.startswith(row.keys) for name in tensors):
             return row
     some = ", ".join(shown(name) for name in list(tensors)[:2]) or "no tensors"
-    raise UnknownLayout(f"no known layout: it holds {some}; SD 1 and SD 2 models are supported")
+    raise UnknownLayout(f"no known layout: it holds {some}; SD 1, SD 2 and SDXL are supported")
 
 
 def _prediction(header: Header, family: Family) -> str:
@@ -109,49 +139,48 @@ def _prediction(header: Header, family: Family) -> str:
     return "v" if uneven > V_UNEVEN else "eps"
 
 
-def _unet(tensors: Tensors, family: Family) -> UNetConfig:
+def _unet(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     """The U-Net's shape from its tensors' (below model.diffusion_model)."""
     inputs, width = _shape(tensors, "input_blocks.0.0.weight", 4)[1::-1]
     outputs = _shape(tensors, "out.2.weight", 4)[0]
-    if inputs != outputs:
-        raise UnknownLayout(special(inputs, outputs))
-    # 1. blocks go on until a step to the smaller map, level after level
-    channels, attention, depth, layers, here = [width], [False], [0], 0, 0
-    for block in range(1, _count(tensors, "input_blocks.")):
-        if f"input_blocks.{block}.0.op.weight" in tensors:
-            layers, here = layers or here, 0
-            channels, attention, depth = [*channels, 0], [*attention, False], [*depth, 0]
-            continue
-        here += 1
-        channels[-1] = _shape(tensors, f"input_blocks.{block}.0.out_layers.3.weight", 4)[0]
-        if blocks := _count(tensors, f"input_blocks.{block}.1.transformer_blocks."):
-            attention[-1], depth[-1] = True, blocks
-    # 2. the middle tells what all levels share, and the depth of a last one without attention
-    middle = "middle_block.1"
-    deepest = _count(tensors, f"{middle}.transformer_blocks.")
-    cross_dim = _shape(tensors, f"{middle}.transformer_blocks.0.attn2.to_k.weight", 2)[1]
+    channels, down = _way_down(tensors, width)
+    layers, levels = len(down[0]), len(channels)
+    up = _way_up(tensors, layers + 1, levels)
+    attention = tuple(any(depths) for depths in down)
+    # The middle tells the depth of a last level that has no attention itself.
+    deepest = _count(tensors, "middle_block.1.transformer_blocks.")
+    if not attention[-1]:
+        down[-1], up[-1] = [deepest or 1], [deepest or 1]
+    depth, up_depth = _depths(down, attention), _depths(up, attention)
+    first = _first_attention(tensors)
+    told = _shape(tensors, "label_emb.0.0.weight", 2)[1] if pooled else 0
     by_width = family.network.linear_projection
     return UNetConfig(
         in_channels=inputs,
         out_channels=outputs,
         channels=tuple(channels),
-        layers=layers or here,
-        attention=tuple(attention),
-        depth=tuple(blocks or deepest for blocks in depth),
+        layers=layers,
+        attention=attention,
+        depth=depth,
+        up_depth=None if up_depth == depth else up_depth,
+        middle="full" if deepest else "residual" if _count(tensors, "middle_block.") else "none",
         heads=tuple(max(1, width // HEAD) if by_width else 8 for width in channels),
-        cross_dim=cross_dim,
-        linear_projection=len(_shape(tensors, f"{middle}.proj_in.weight", None)) == 2,
+        cross_dim=_shape(tensors, f"{first}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        linear_projection=len(_shape(tensors, f"{first}.proj_in.weight", None)) == 2,
+        pooled=pooled,
+        sizes=(told - pooled) // family.network.size_width,
     )
 
 
-def _vae(tensors: Tensors) -> VAEConfig:
-    """The VAE's shape from its tensors' (below first_stage_model)."""
+def vae_config(tensors: Tensors, scaling: float) -> VAEConfig:
+    """The VAE's shape from its tensors' (below first_stage_model); its scale they do not tell."""
     levels = _count(tensors, "encoder.down.")
     channels = tuple(
         _shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
         for level in range(levels)
     )
     return VAEConfig(
+        scaling=scaling,
         latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
         channels=channels,
         layers=_count(tensors, "encoder.down.0.block."),
@@ -160,24 +189,38 @@ def _vae(tensors: Tensors) -> VAEConfig:
     )
 
 
-def _clip(tensors: Tensors) -> TextConfig:
-    """SD 1's text encoder: CLIP in transformers' layout, with or without `text_model`."""
-    found = below(tensors, CLIP)
+def _texts(tensors: Tensors, family: Family) -> tuple[TextConfig, ...]:
+    """The text encoders' shapes."""
+    if family is SDXL:
+        return _clip(tensors, XL_CLIP, SDXL.text), _open_clip(tensors, XL_OPEN_CLIP, XL_BIG_G)
+    if family is SDXL_REFINER:
+        return (_open_clip(tensors, REFINER_CLIP, XL_BIG_G),)
+    if family is SD15:
+        return (_clip(tensors, CLIP, SD15.text),)
+    return (_open_clip(tensors, OPEN_CLIP, SD21.text),)
+
+
+def _clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:
+    """CLIP in transformers' layout, with or without `text_model`."""
+    found = below(tensors, prefix)
     found = below(found, "text_model") or found
     layers = _count(found, "encoder.layers.")
     token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
     mlp = _shape(found, "encoder.layers.0.mlp.fc1.weight", 2)[0]
-    return _sized(found, token, position, layers, mlp, SD15.text)
+    return _sized(found, token, position, layers, mlp, like)
 
 
-def _open_clip(tensors: Tensors) -> TextConfig:
-    """SD 2's text encoder: OpenCLIP, of which the last layer is not used."""
-    found = below(tensors, OPEN_CLIP)
+def _open_clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:
+    """OpenCLIP, of which SD 2 does not use the last layer; SDXL does, for the text as a whole."""
+    found = below(tensors, prefix)
     layers = _count(found, "transformer.resblocks.")
     mlp = _shape(found, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
-    used = layers if layers == OPEN_CLIP_USED else max(1, layers - 1)
+    used = layers if like.projection or layers == OPEN_CLIP_USED else max(1, layers - 1)
     token, position = "token_embedding.weight", "positional_embedding"
-    return _sized(found, token, position, used, mlp, SD21.text)
+    text = _sized(found, token, position, used, mlp, like)
+    if not like.projection:
+        return text
+    return replace(text, projection=_shape(found, "text_projection", 2)[1])
 
 
 def _sized(
@@ -189,6 +232,41 @@ def _sized(
     return replace(
         like, vocab=vocab, width=width, layers=layers, heads=heads, mlp=mlp, length=length
     )
+
+
+def _way_down(tensors: Tensors, width: int) -> tuple[list[int], list[list[int]]]:
+    """Channels and transformer depths by level, widest map first: a level ends at a smaller map."""
+    channels: list[int] = [width]
+    depths: list[list[int]] = [[]]
+    for block in range(1, _count(tensors, "input_blocks.")):
+        if f"input_blocks.{block}.0.op.weight" in tensors:
+            channels, depths = [*channels, 0], [*depths, []]
+            continue
+        channels[-1] = _shape(tensors, f"input_blocks.{block}.0.out_layers.3.weight", 4)[0]
+        depths[-1].append(_count(tensors, f"input_blocks.{block}.1.transformer_blocks."))
+    return channels, depths
+
+
+def _way_up(tensors: Tensors, count: int, levels: int) -> list[list[int]]:
+    """Transformer depths by level on the way up, `count` each, widest map first too."""
+    blocks = range(_count(tensors, "output_blocks."))
+    each = [_count(tensors, f"output_blocks.{block}.1.transformer_blocks.") for block in blocks]
+    return [each[level * count :][:count] for level in reversed(range(levels))]
+
+
+def _depths(levels: list[list[int]], attention: tuple[bool, ...]) -> tuple[Depth, ...]:
+    """Transformer blocks by level: one number where all of a level have the same."""
+    each = [tuple(level) if len(set(level)) > 1 else sum(level[:1]) for level in levels]
+    return told_apart(each, attention)
+
+
+def _first_attention(tensors: Tensors) -> str:
+    """The name of the first transformer. Raises UnknownLayout if there is none."""
+    end = ".transformer_blocks.0.attn2.to_k.weight"
+    found = sorted(name for name in tensors if name.endswith(end))
+    if not found:
+        raise UnknownLayout("a U-Net without attention on the text, which no SD model has")
+    return found[0].removesuffix(end)
 
 
 def _count(tensors: Tensors, prefix: str) -> int:

@@ -64,6 +64,11 @@ class Stored:
     shape: tuple[int, ...]
     start: int  # bytes from the file's beginning
     size: int  # bytes
+    turned: bool = False  # a matrix of which `shape` says (rows, columns) the other way round
+
+    def turn(self) -> "Stored":
+        """The matrix with its two axes changed over."""
+        return replace(self, shape=self.shape[::-1], turned=not self.turned)
 
     def part(self, index: int, count: int) -> "Stored":
         """The index-th of `count` equal parts along the first axis."""
@@ -142,7 +147,10 @@ def tensor(name: str, stored: Stored) -> Tensor:
         file.seek(stored.start)
         if stored.size and file.readinto(buffer.numpy().data) != stored.size:
             raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
-    return buffer.view(DTYPES[stored.dtype]).reshape(stored.shape)
+    values = buffer.view(DTYPES[stored.dtype])
+    if stored.turned:
+        return values.reshape(stored.shape[::-1]).T.contiguous()
+    return values.reshape(stored.shape)
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

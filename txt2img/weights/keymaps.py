@@ -17,6 +17,9 @@ Table = dict[str, str | None]
 
 UNET, VAE = "model.diffusion_model", "first_stage_model"
 CLIP, OPEN_CLIP = "cond_stage_model.transformer", "cond_stage_model.model"
+# SDXL's first and second; the refiner has the second kind alone, in the first place.
+XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer", "conditioner.embedders.1.model"
+REFINER_CLIP = "conditioner.embedders.0.model"
 
 # Leftovers of training and of older programs that no picture needs.
 LEFTOVERS: Table = dict.fromkeys(
@@ -43,11 +46,16 @@ LEFTOVERS: Table = dict.fromkeys(
         "first_stage_model.model_ema",
         "cond_stage_model.logit_scale",
         "cond_stage_model.text_projection",
+        "conditioner.embedders.0.logit_scale",
+        "conditioner.embedders.0.text_projection",
+        "conditioner.embedders.1.logit_scale",
+        "denoiser.sigmas",
     )
 )
 CLIP_LEFTOVERS: Table = dict.fromkeys(
     ("embeddings.position_ids", "text_projection", "logit_scale", "attn_mask")
 )
+PROJECTION: Table = {"text_projection.weight": "text_projection.weight"}
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -114,6 +122,8 @@ def unet_from_ldm(config: UNetConfig) -> Table:
     table: Table = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
+        "label_emb.0.0": "add_embedding.linear_1",
+        "label_emb.0.2": "add_embedding.linear_2",
         "input_blocks.0.0": "conv_in",
         "out.0": "conv_norm_out",
         "out.2": "conv_out",
@@ -178,14 +188,18 @@ def vae_from_old_diffusers() -> Table:
     }
 
 
-def clip_from_published() -> Table:
-    """The names of published CLIP text models, which may begin with `text_model` → without it."""
+def clip_from_published(projected: bool = False) -> Table:
+    """The names of published CLIP text models, which may begin with `text_model` → without it.
+
+    The projection drops unless the model is `projected`.
+    """
     parts = ("embeddings", "encoder", "final_layer_norm")
     table: Table = {f"text_model.{part}": part for part in parts}
-    return table | CLIP_LEFTOVERS | {f"text_model.{name}": None for name in CLIP_LEFTOVERS}
+    table |= CLIP_LEFTOVERS | {f"text_model.{name}": None for name in CLIP_LEFTOVERS}
+    return table | (PROJECTION if projected else {})
 
 
-def clip_from_open_clip(layers: int) -> Table:
+def clip_from_open_clip(layers: int, projected: bool = False) -> Table:
     """OpenCLIP's names (fused projections already cut) → ours; the layer after `layers` drops."""
     table: Table = {
         "token_embedding": "embeddings.token_embedding",
@@ -202,13 +216,18 @@ def clip_from_open_clip(layers: int) -> Table:
             f"{theirs}.mlp.c_proj": f"{ours}.mlp.fc2",
             f"{theirs}.attn": f"{ours}.self_attn",
         }
-    return table
+    return table | ({"text_projection": PROJECTION["text_projection.weight"]} if projected else {})
 
 
 def unfused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """OpenCLIP's attention with its one projection cut into those of q, k and v."""
+    """OpenCLIP's attention with its one projection cut into those of q, k and v.
+
+    The projection of the text as a whole is turned: OpenCLIP keeps it as (from, to).
+    """
     made: dict[str, Stored] = {}
     for name, stored in tensors.items():
+        if name.endswith(".text_projection") and len(stored.shape) == 2:
+            stored = stored.turn()
         fused = next((f for f in FUSED if name.endswith(f)), None)
         if fused is None:
             made[name] = stored

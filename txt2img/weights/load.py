@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,29 +15,31 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import TextEncoder, Tokenizer
+from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.weights import detect, files, keymaps, vocabulary
-from txt2img.weights.configs import Config, from_configs
+from txt2img.weights import detect, files, vocabulary
+from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
-from txt2img.weights.files import Header, Stored
+from txt2img.weights.fast import by_name
+from txt2img.weights.files import Header
 from txt2img.weights.hashes import sha256
 from txt2img.weights.other_vae import open_vae
+from txt2img.weights.parts import Part, bare, folder_parts, listed, original_parts
+from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
 Network = TypeVar("Network", bound=nn.Module)
 
 DEFAULT = Path(__file__).with_name("default")
-COMPONENTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-# How all of a module's own names begin: CLIP's say more than files do, by transformers' version.
-CLIP_STARTS = ("model.text_model.", "model.", "")
-TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+PIPELINES = tuple(
+    f"StableDiffusion{kind}Pipeline"
+    for size in ("", "XL")
+    for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
+)
+TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
 @dataclass
@@ -48,16 +51,8 @@ class Model:
     family: Family
     network: UNet
     vae: VAE
-    text: TextEncoder
+    text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A network's tensors under our names, and how to say one in the file's layout."""
-
-    tensors: dict[str, Stored]
-    theirs: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Plan:
     layout: str  # "diffusers" or "original"
     family: Family
     parts: dict[str, Part]  # by component
-    tokenizer: Tokenizer
+    tokenizers: dict[str, Tokenizer]  # by text encoder's component
     weights: tuple[Path, ...]
 
 
@@ -102,7 +97,11 @@ def load(
     family = plan.family
     network = _filled(lambda: UNet(family.network), "unet", plan, device)
     vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
-    text = _filled(lambda: TextEncoder(family.text, plan.tokenizer), "text_encoder", plan, device)
+    encoders = [
+        _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
+        for config, component in zip(family.texts, plan.tokenizers, strict=True)
+    ]
+    text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
     return Model(plan.name, _hash(plan.weights), family, network, vae, text, wardrobe)
 
@@ -153,82 +152,50 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     index = path.name.endswith(".index.json")
     header = files.sharded(path) if index else files.header(path)
     family = detect.detect(header, prediction)
+    name = path.name.split(".safetensors")[0]
+    told = f"{name} {header.metadata.get('modelspec.title', '')}"
     return Plan(
-        name=path.name.split(".safetensors")[0],
+        name=name,
         layout="original",
-        family=family,
-        parts=_original_parts(header.tensors, family),
-        tokenizer=vocabulary.shipped(family.text.length, family.pad),
+        family=replace(family, defaults=by_name(family.defaults, told)),
+        parts=original_parts(header.tensors, family),
+        tokenizers={
+            component: vocabulary.shipped(text.length, pad)
+            for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
+        },
         weights=_files_of(header),
-    )
-
-
-def _original_parts(tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
-    """The networks' tensors in an original-layout file. Raises MissingWeights for foreign ones."""
-    table = keymaps.unet_from_ldm(family.network)
-    parts = {"unet": _part(tensors, keymaps.UNET, table)}
-    vae = _part(tensors, keymaps.VAE, keymaps.vae_from_ldm(family.vae))
-    parts["vae"] = replace(vae, tensors=keymaps.flattened(vae.tensors))
-    clip, open_clip = f"{keymaps.CLIP}.", f"{keymaps.OPEN_CLIP}."
-    if any(name.startswith(open_clip) for name in tensors):
-        whole = keymaps.unfused(tensors)
-        table = keymaps.clip_from_open_clip(family.text.layers)
-        parts["text_encoder"] = _part(whole, keymaps.OPEN_CLIP, table)
-    else:
-        parts["text_encoder"] = _part(tensors, keymaps.CLIP, keymaps.clip_from_published())
-    known = (f"{keymaps.UNET}.", f"{keymaps.VAE}.", clip, open_clip)
-    foreign = [
-        name
-        for name in tensors
-        if not name.startswith(known) and keymaps.rename(name, keymaps.LEFTOVERS) is not None
-    ]
-    if foreign:
-        raise MissingWeights(f"{_list(foreign)} of this file belong to no part of {family.name}")
-    return parts
-
-
-def _part(tensors: Mapping[str, Stored], prefix: str, table: keymaps.Table) -> Part:
-    kept = {n: s for n, s in tensors.items() if keymaps.rename(n, keymaps.LEFTOVERS) is not None}
-    back = keymaps.backwards(table)
-    return Part(
-        keymaps.renamed(keymaps.below(kept, prefix), table),
-        lambda name: f"{prefix}.{keymaps.rename(name, back)}",
     )
 
 
 def _plan_folder(folder: Path) -> Plan:
     """A diffusers folder: configs decide the shapes, and the tensors must agree."""
     _check_pipeline(folder)
-    configs: dict[str, Config] = {c: _config(folder / c / "config.json") for c in COMPONENTS}
+    texts = [name for name in TEXTS if (folder / name).is_dir()] or [TEXTS[0]]
+    components = [*NETWORKS, *texts]
+    configs: dict[str, Config] = {c: _config(folder / c / "config.json") for c in components}
     configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
-    if (folder / "txt2img.json").is_file():
-        configs["txt2img"] = disk.read_json(folder / "txt2img.json")
-    family = from_configs(configs)
-    headers = {
-        component: _component(folder / component, stem) for component, stem in COMPONENTS.items()
-    }
-    tables: dict[str, keymaps.Table] = {
-        "unet": {},
-        "vae": keymaps.vae_from_old_diffusers(),
-        "text_encoder": keymaps.clip_from_published(),
-    }
-    parts = {
-        component: Part(keymaps.renamed(header.tensors, tables[component]), lambda name: name)
-        for component, header in headers.items()
-    }
-    parts["vae"] = replace(parts["vae"], tensors=keymaps.flattened(parts["vae"].tensors))
-    tokenizer = vocabulary.tokenizer(folder / "tokenizer", family.text.length, family.text.vocab)
-    pad = next(word for word, index in tokenizer.vocab.items() if index == tokenizer.pad_id)
-    weights = tuple(path for header in headers.values() for path in _files_of(header))
+    for more in ("txt2img", "model_index"):
+        if (folder / f"{more}.json").is_file():
+            configs[more] = disk.read_json(folder / f"{more}.json")
     name = "default" if folder == DEFAULT else folder.resolve().name
-    return Plan(name, "diffusers", replace(family, pad=pad), parts, tokenizer, weights)
+    family = from_configs(configs, name)
+    headers = {c: _component(folder / c, NETWORKS.get(c, "model")) for c in components}
+    tokenizers = {
+        c: vocabulary.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
+        for c, text in zip(texts, family.texts, strict=True)
+    }
+    pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
+    weights = tuple(path for header in headers.values() for path in _files_of(header))
+    parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
+    return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
 
 
 def _check_pipeline(folder: Path) -> None:
     """Refuse folders of other kinds by name; one without model_index.json is given a chance."""
     if not (folder / "unet").is_dir():
         raise UnknownLayout(
-            f"{shown(folder.name)} is no diffusers folder of an SD 1 or SD 2 model: it has no unet/"
+            f"{shown(folder.name)} is no diffusers folder of a Stable Diffusion model: "
+            "it has no unet/"
         )
     index = folder / "model_index.json"
     if not index.is_file():
@@ -237,9 +204,10 @@ def _check_pipeline(folder: Path) -> None:
     kind = rows.get("_class_name")
     if kind not in PIPELINES:
         raise UnknownLayout(f"{shown(kind)} is not supported; supported: {', '.join(PIPELINES)}")
-    text = rows.get("text_encoder")
-    if not isinstance(text, list) or text[-1:] not in [[name] for name in TEXT_CLASSES]:
-        raise UnknownLayout(f"text_encoder {shown(text)} is not supported; only {TEXT_CLASSES[0]}")
+    for name in TEXTS:
+        text = rows.get(name, [None])
+        if not isinstance(text, list) or text[-1:] not in [[known] for known in TEXT_CLASSES]:
+            raise UnknownLayout(f"{name} {shown(text)} is not supported; only {TEXT_CLASSES[0]}")
 
 
 def _config(path: Path) -> Config:
@@ -274,12 +242,10 @@ def _filled(build: Callable[[], Network], component: str, plan: Plan, device: De
     with torch.device("meta"):
         network = build()
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    start = next(p for p in CLIP_STARTS if all(name.startswith(p) for name in shapes))
-    wanted = {name.removeprefix(start): shape for name, shape in shapes.items()}
-    _check(component, part, wanted)
+    _check(component, part, {bare(name): shape for name, shape in shapes.items()})
     theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
     read = files.read(theirs, device.torch_device, device.dtype)
-    state = {start + name: read[part.theirs(name)] for name in part.tensors}
+    state = {name: read[part.theirs(bare(name))] for name in shapes}
     network.load_state_dict(state, strict=True, assign=True)
     _number_positions(network, device.torch_device)
     return network.eval().requires_grad_(False)
@@ -290,20 +256,14 @@ def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) ->
     missing = [part.theirs(name) for name in wanted if name not in part.tensors]
     extra = [part.theirs(name) for name in part.tensors if name not in wanted]
     if missing:
-        also = f"; unknown are {_list(extra)}" if extra else ""
-        raise MissingWeights(f"{component}: {_list(missing)} missing{also}; download it again")
+        also = f"; unknown are {listed(extra)}" if extra else ""
+        raise MissingWeights(f"{component}: {listed(missing)} missing{also}; download it again")
     if extra:
-        raise MissingWeights(f"{component}: {_list(extra)} unknown to this architecture")
+        raise MissingWeights(f"{component}: {listed(extra)} unknown to this architecture")
     for name, shape in wanted.items():
         if (got := part.tensors[name].shape) != shape:
             what = shown(part.theirs(name), files.NAME_MAX)
             raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
-
-
-def _list(names: list[str]) -> str:
-    """The first names of many."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(shown(name, files.NAME_MAX) for name in names[:3]) + more
 
 
 def _number_positions(network: nn.Module, device: torch.device) -> None:

@@ -61,7 +61,8 @@ def _file(path: Path, own: VAEConfig) -> Found:
     if "decoder.conv_in.weight" not in kept:
         some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
         raise UnknownLayout(f"{path.name} is no VAE: it holds {some}")
-    config = replace(detect._vae(kept), scaling=own.scaling, shift=own.shift, groups=own.groups)
+    config = detect.vae_config(kept, own.scaling)
+    config = replace(config, shift=own.shift, groups=own.groups)
     table = keymaps.vae_from_ldm(config)
     back = keymaps.backwards(table)
     return Found(
@@ -84,7 +85,7 @@ def _folder(folder: Path) -> Found:
     table = keymaps.vae_from_old_diffusers()
     return Found(
         OtherVAE(folder.resolve().name, sha256(path)[:10]),
-        configs._vae(disk.read_json(inner / "config.json")),
+        configs.vae_config(disk.read_json(inner / "config.json")),
         keymaps.flattened(keymaps.renamed(files.header(path).tensors, table)),
         lambda name: name,
     )

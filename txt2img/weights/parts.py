@@ -1,0 +1,93 @@
+"""A file's or folder's tensors, sorted by network, under our names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from txt2img.errors import MissingWeights
+from txt2img.escape import shown
+from txt2img.models.text import TextConfig
+from txt2img.weights import files, keymaps
+from txt2img.weights.configs import TEXTS
+from txt2img.weights.families import Family
+from txt2img.weights.files import Stored
+
+Tensors = Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network's tensors under our names, and how to say one in the file's layout."""
+
+    tensors: dict[str, Stored]
+    theirs: Callable[[str], str]
+
+
+def original_parts(tensors: Tensors, family: Family) -> dict[str, Part]:
+    """The networks' tensors in an original-layout file. Raises MissingWeights for foreign ones."""
+    table = keymaps.unet_from_ldm(family.network)
+    parts = {"unet": _part(tensors, keymaps.UNET, table)}
+    vae = _part(tensors, keymaps.VAE, keymaps.vae_from_ldm(family.vae))
+    parts["vae"] = replace(vae, tensors=keymaps.flattened(vae.tensors))
+    prefixes = _clip_prefixes(tensors, family)
+    for component, (prefix, text) in zip(TEXTS, prefixes.items(), strict=False):
+        parts[component] = _text_part(tensors, prefix, text)
+    known = tuple(f"{prefix}." for prefix in (keymaps.UNET, keymaps.VAE, *prefixes))
+    foreign = [
+        name
+        for name in tensors
+        if not name.startswith(known) and keymaps.rename(name, keymaps.LEFTOVERS) is not None
+    ]
+    if foreign:
+        raise MissingWeights(f"{listed(foreign)} of this file belong to no part of {family.name}")
+    return parts
+
+
+def folder_parts(tensors: Mapping[str, Tensors], family: Family) -> dict[str, Part]:
+    """The networks' tensors in a diffusers folder, given by component."""
+    tables: dict[str, keymaps.Table] = {"unet": {}, "vae": keymaps.vae_from_old_diffusers()}
+    texts = [component for component in tensors if component not in tables]
+    for component, text in zip(texts, family.texts, strict=True):
+        tables[component] = keymaps.clip_from_published(bool(text.projection))
+    parts = {
+        component: Part(keymaps.renamed(stored, tables[component]), lambda name: name)
+        for component, stored in tensors.items()
+    }
+    parts["vae"] = replace(parts["vae"], tensors=keymaps.flattened(parts["vae"].tensors))
+    return parts
+
+
+def bare(name: str) -> str:
+    """A parameter's name in our modules without what only transformers' CLIP says."""
+    return name.removeprefix("model.").removeprefix("text_model.")
+
+
+def _clip_prefixes(tensors: Tensors, family: Family) -> dict[str, TextConfig]:
+    """Where the file has each text encoder."""
+    if family.text_2 is not None:
+        return {keymaps.XL_CLIP: family.text, keymaps.XL_OPEN_CLIP: family.text_2}
+    if family.text.projection:
+        return {keymaps.REFINER_CLIP: family.text}
+    found = any(name.startswith(f"{keymaps.OPEN_CLIP}.") for name in tensors)
+    return {keymaps.OPEN_CLIP if found else keymaps.CLIP: family.text}
+
+
+def _text_part(tensors: Tensors, prefix: str, text: TextConfig) -> Part:
+    if prefix in (keymaps.CLIP, keymaps.XL_CLIP):
+        return _part(tensors, prefix, keymaps.clip_from_published())
+    table = keymaps.clip_from_open_clip(text.layers, bool(text.projection))
+    return _part(keymaps.unfused(tensors), prefix, table)
+
+
+def _part(tensors: Tensors, prefix: str, table: keymaps.Table) -> Part:
+    kept = {n: s for n, s in tensors.items() if keymaps.rename(n, keymaps.LEFTOVERS) is not None}
+    back = keymaps.backwards(table)
+    return Part(
+        keymaps.renamed(keymaps.below(kept, prefix), table),
+        lambda name: f"{prefix}.{keymaps.rename(name, back)}",
+    )
+
+
+def listed(names: list[str]) -> str:
+    """The first names of many."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(shown(name, files.NAME_MAX) for name in names[:3]) + more
