@@ -52,7 +52,7 @@ def test_a_lora_is_drawn_with_recorded_and_repeated(
     found = png.read(Path("x.png"))
     assert found.request is not None and found.request.loras[0].unet == 0.5
     digits = found.request.loras[0].hash
-    assert found.texts["parameters"].startswith("a <lora:style:0.5>\nSteps: 1")
+    assert found.texts["parameters"].startswith("a <lora:style:0.5>\nSteps: 2")
     assert f'Lora hashes: "style: {digits}", Version' in found.texts["parameters"]
     assert str(files) not in str(found.texts)
     monkeypatch.setenv("TXT2IMG_LORAS", str(files))

@@ -392,7 +392,7 @@ def test_other_files_are_refused_by_what_they_are(model: Model, tmp_path: Path) 
         with pytest.raises(kind, match=message):
             put_on(model, tmp_path / name)
     with pytest.raises(UnknownLayout, match=r"applied 0 of .* model than latent"):
-        put_on(model, tiny.sd2().folder / "vae" / "diffusion_pytorch_model.safetensors")
+        put_on(model, tiny.sd1().folder / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ModelNotFound, match='no LoRA "nowhere"'):
         ready(model, Request("<lora:nowhere:1>"))
 
