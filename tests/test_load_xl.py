@@ -10,6 +10,7 @@ import pytest
 import tiny_xl
 import torch
 from conftest import Command
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def xl(tmp_path: Path) -> Path:
     """A tiny SDXL folder of links, free to be changed by writing new files."""
     copy = tmp_path / "xl"
     shutil.copytree(tiny_xl.base().folder, copy, copy_function=os.link)
@@ -40,14 +41,14 @@ def write(path: Path, **values: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_layouts_hold_the_same_weights() -> None:
-    for build in (tiny_xl.base, tiny_xl.refiner, tiny_xl.ssd, tiny_xl.inpaint):
-        a, b = (load(str(path), CPU) for path in (build().folder, build().file))
-        assert (a.family.network, a.family.texts) == (b.family.network, b.family.texts)
-        assert (a.family.pads, a.family.silent) == (b.family.pads, b.family.silent)
-        for mine, other in ((a.network, b.network), (a.vae, b.vae), (a.text, b.text)):
-            state = other.state_dict()
-            assert all(torch.equal(v, state[n]) for n, v in mine.state_dict().items())
+@pytest.mark.parametrize("build", [tiny_xl.base, tiny_xl.refiner, tiny_xl.ssd, tiny_xl.inpaint])
+def test_layouts_hold_the_same_weights(build: Callable[[], tiny_xl.TinyXL]) -> None:
+    a, b = (load(str(path), CPU) for path in (build().folder, build().file))
+    assert (a.family.network, a.family.texts) == (b.family.network, b.family.texts)
+    assert (a.family.pads, a.family.silent) == (b.family.pads, b.family.silent)
+    for mine, other in ((a.network, b.network), (a.vae, b.vae), (a.text, b.text)):
+        state = other.state_dict()
+        assert all(torch.equal(v, state[n]) for n, v in mine.state_dict().items())
 
 
 def test_encoders_are_those_of_the_kind() -> None:
@@ -59,25 +60,25 @@ def test_encoders_are_those_of_the_kind() -> None:
     assert (base.family.silent, refiner.family.silent) == (True, False)
 
 
-def test_a_folder_says_whether_an_empty_negative_prompt_is_zeros(folder: Path) -> None:
-    write(folder / "model_index.json", force_zeros_for_empty_prompt=False)
-    assert not load(str(folder), CPU).family.silent
-    (folder / "model_index.json").unlink()
-    assert load(str(folder), CPU).family.silent
+def test_a_folder_says_whether_an_empty_negative_prompt_is_zeros(xl: Path) -> None:
+    write(xl / "model_index.json", force_zeros_for_empty_prompt=False)
+    assert not load(str(xl), CPU).family.silent
+    (xl / "model_index.json").unlink()
+    assert load(str(xl), CPU).family.silent
 
 
-def test_half_precision_names_load(folder: Path) -> None:
-    wanted = load(str(folder), CPU)
-    for path in list(folder.rglob("*.safetensors")):
+def test_half_precision_names_load(xl: Path) -> None:
+    wanted = load(str(xl), CPU)
+    for path in list(xl.rglob("*.safetensors")):
         path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
-    model = load(str(folder), CPU)
+    model = load(str(xl), CPU)
     assert torch.equal(model.network.conv_in.weight, wanted.network.conv_in.weight)
 
 
-def test_a_refiner_in_place_of_a_base_is_named(folder: Path) -> None:
-    shutil.rmtree(folder / "text_encoder")
+def test_a_refiner_in_place_of_a_base_is_named(xl: Path) -> None:
+    shutil.rmtree(xl / "text_encoder")
     with pytest.raises(UnknownLayout, match="reads text of width 192, the encoder gives 128"):
-        load(str(folder), CPU)
+        load(str(xl), CPU)
 
 
 SECOND = "conditioner.embedders.1.model."
@@ -127,17 +128,17 @@ def test_a_turned_matrix_is_read_turned(tmp_path: Path) -> None:
     assert torch.equal(tensor("a", stored.turn().turn()), matrix)
 
 
-def test_defaults_are_those_of_the_kind(folder: Path, tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_kind(xl: Path, tmp_path: Path) -> None:
     link = tmp_path / "my_lightning_8step.safetensors"
     os.link(tiny_xl.base().file, link)
     found = summary(str(link)).family.defaults
     assert (found.width, found.steps, found.cfg) == (1024, 8, 1.0)
     assert (found.sampler, found.schedule) == (Sampler.EULER, Schedule.TRAILING)
-    assert summary(str(folder)).family.defaults.cfg == 5.0
-    write(folder / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
-    assert summary(str(folder)).family.defaults.sampler == Sampler.LCM
-    (folder / "txt2img.json").write_text('{"steps": 6, "sampler": "euler"}')
-    found = summary(str(folder)).family.defaults
+    assert summary(str(xl)).family.defaults.cfg == 5.0
+    write(xl / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
+    assert summary(str(xl)).family.defaults.sampler == Sampler.LCM
+    (xl / "txt2img.json").write_text('{"steps": 6, "sampler": "euler"}')
+    found = summary(str(xl)).family.defaults
     assert (found.steps, found.sampler, found.cfg) == (6, Sampler.EULER, 1.0)
 
 
@@ -152,6 +153,23 @@ def test_a_model_that_sees_a_picture_loads_but_does_not_draw_from_words(layout: 
     with pytest.raises(BadRequest, match="needs a picture and a mask beside the prompt") as caught:
         generate(Request("a cat", width=64, height=64, steps=1), model)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_refuses_a_model_that_sees_a_picture_in_one_line(command: Command) -> None:
+    small = ("-W", "64", "-H", "64", "--steps", "1")
+    outcome = command("-m", str(tiny_xl.inpaint().file), *small, "a cat")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("Error: ") == 1 and "choose another with --model" in outcome.err
+    assert not list(Path().iterdir())
+
+
+def test_the_command_draws_with_sdxl(command: Command) -> None:
+    small = ("-W", "64", "-H", "96", "--steps", "1", "--seed", "3")
+    outcome = command("-m", str(tiny_xl.base().file), *small, "a cat")
+    assert outcome.code == 0
+    [name] = outcome.out.split()
+    with Image.open(name) as image:
+        assert image.size == (64, 96)
 
 
 def test_info_says_what_a_model_is_made_for(command: Command) -> None:

@@ -62,7 +62,6 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     first = requests[0]
     assert all(shape(request) == shape(first) for request in requests)
     device = next(model.network.parameters()).device
-    check_words_do(model.family)
 
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
@@ -98,7 +97,11 @@ def shape(request: Request) -> Request:
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
-    """C, h, w of a filled request's latents. BadRequest names the nearest sizes."""
+    """C, h, w of a filled request's latents.
+
+    BadRequest names the nearest sizes, or what the model needs beside words.
+    """
+    check_words_do(model.family)
     factor = model.vae.config.factor
     height, width = request.height or 0, request.width or 0
     for name, pixels in (("height", height), ("width", width)):
