@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
     ("errors.py", "escape.py"),
-    ("request.py", "disk.py", "prompts.py", "infotext.py", "output.py", "png.py"),
+    (
+        *("request.py", "disk.py", "infotext.py", "lines.py", "prompts.py", "wildcards.py"),
+        *("output.py", "png.py"),
+    ),
     ("device.py", "diffusion/"),
     ("models/",),
     ("weights/",),

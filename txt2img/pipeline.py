@@ -90,7 +90,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
 
 def shape(request: Request) -> Request:
     """What requests must share to be drawn together: all but words and seed."""
-    return replace(request, prompt="", negative="", seed=0)
+    return replace(request, prompt="", negative="", seed=0, template="", negative_template="")
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:

@@ -112,10 +112,12 @@ class Request:
     schedule: Schedule | None = None
     seed: int | None = None
     count: int = 1
+    template: str = ""  # what the prompt was made from, if from wildcards
+    negative_template: str = ""
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
-        for name in ("prompt", "negative", "model"):
+        for name in ("prompt", "negative", "model", "template", "negative_template"):
             check_text(name, getattr(self, name))
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
