@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 ROWS = (
     ("errors.py", "escape.py"),
     (
-        *("request.py", "disk.py", "infotext.py", "lines.py", "prompts.py", "wildcards.py"),
-        *("output.py", "png.py"),
+        *("request.py", "locks.py", "disk.py", "infotext.py", "lines.py", "prompts.py"),
+        *("wildcards.py", "sweep.py", "output.py", "png.py", "gate.py", "ledger.py", "sheet.py"),
     ),
     ("device.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("pipeline.py", "batch.py"),
+    ("pipeline.py", "batch.py", "verify.py"),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
@@ -30,7 +30,7 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 HOMES = {
     "accelerate": ("device.py", "train/"),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
-    "PIL": ("png.py", "pipeline.py", "batch.py", "train/", "cli/"),
+    "PIL": ("png.py", "gate.py", "sheet.py", "pipeline.py", "batch.py", "train/", "cli/"),
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),

@@ -74,7 +74,7 @@ def from_line(line: str, base: Request) -> Request:
             raise BadRequest("a prompt before the options and --prompt; give one of them")
         if not text and field not in TEXTS:
             raise BadRequest(f"{option[1]} needs a value")
-        values[field] = _unquoted(text) if field in TEXTS else _number(_unquoted(text))
+        values[field] = _unquoted(text) if field in TEXTS else as_number(_unquoted(text))
     return _request(values, base)
 
 
@@ -103,7 +103,7 @@ def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Req
     for field, cell in zip(columns, cells, strict=False):
         text = cell.strip()
         if text:
-            values[field] = text if field in TEXTS else _number(text)
+            values[field] = text if field in TEXTS else as_number(text)
     return _request(values, base)
 
 
@@ -157,7 +157,7 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if text[0] == "'" else re.sub(r"\\(.)", r"\1", text[1:-1])
 
 
-def _number(text: str) -> str | int | float:
+def as_number(text: str) -> str | int | float:
     """The number that `text` is, or the text itself for the request to judge."""
     for kind in (int, float):
         try:

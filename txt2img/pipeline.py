@@ -20,7 +20,7 @@ from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS, State
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.errors import BadOutput, BadRequest, OutOfMemory
+from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.request import Request, size_problem
 from txt2img.weights.load import Model, load
 
@@ -170,9 +170,9 @@ def fresh_noise(
 
 @torch.inference_mode()
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
-    """The pictures of latents (B, C, h, w). BadOutput if they are broken, OutOfMemory."""
+    """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
     if not bool(torch.isfinite(x).all()):
-        raise BadOutput("the model gave numbers that are no picture; try --dtype float32")
+        raise Rejected("the model gave numbers that are no picture; try --dtype float32")
     batches = one_by_one(x) if x.device.type == "cpu" else [x]
     try:
         pixels = [decoded(model, batch) for batch in batches]
@@ -191,7 +191,7 @@ def one_by_one(x: Tensor) -> list[Tensor]:
 
 
 def decoded(model: Model, x: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else BadOutput."""
+    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else Rejected."""
     pixels = model.vae.decode(x)
     if bool(torch.isfinite(pixels).all()):
         return pixels
@@ -203,7 +203,7 @@ def decoded(model: Model, x: Tensor) -> Tensor:
         finally:
             model.vae.to(dtype)
     if not bool(torch.isfinite(pixels).all()):
-        raise BadOutput("the decoder gave numbers that are no picture; nothing was saved")
+        raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
     return pixels
 
 

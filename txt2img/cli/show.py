@@ -30,6 +30,11 @@ def say_path(path: str | os.PathLike[str]) -> None:
     _write(os.fsencode(path) + b"\n")
 
 
+def say_bytes(data: bytes) -> None:
+    """A whole file on stdout."""
+    _write(data)
+
+
 def say_record(record: Mapping[str, object]) -> None:
     """One JSON object on one line of stdout, in ASCII."""
     _write(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
@@ -88,7 +93,7 @@ class TerminalBar(Bar):
 @contextmanager
 def progress(on: bool, label: str) -> Iterator[Bar]:
     """A bar on stderr if it is `on` and that is a terminal."""
-    if not on or not sys.stderr.isatty():
+    if not on or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield Bar()
         return
     from rich.console import Console
