@@ -30,7 +30,16 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 HOMES = {
     "accelerate": ("device.py", "train/"),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
-    "PIL": ("png.py", "gate.py", "sheet.py", "pipeline.py", "batch.py", "train/", "cli/"),
+    "PIL": (
+        "verify.py",
+        "png.py",
+        "gate.py",
+        "sheet.py",
+        "pipeline.py",
+        "batch.py",
+        "train/",
+        "cli/",
+    ),
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
