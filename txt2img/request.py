@@ -174,7 +174,7 @@ def check_text(name: str, text: object) -> None:
         raise BadRequest(f"{name} has {len(text):,} characters; at most {PROMPT_MAX:,} are allowed")
     if "\0" in text:
         raise BadRequest(f"{name} holds a NUL character; remove it")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+    if not text.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
         raise BadRequest(f"{name} is not valid UTF-8 text: {shown(text)}")
 
 

@@ -15,8 +15,7 @@ from txt2img.cli import options
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.grouped import grouped
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, tell
-from txt2img.cli.show import say as say_line
+from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, BadRequest, Txt2imgError
@@ -160,7 +159,7 @@ def rehearse(wish: Wish, order: Order) -> int:
         if order.json:
             say_record({"path": path, "index": item.index, **described(item.request)})
         else:
-            say_line(f"{path}\tseed {item.request.seed}\t{item.request.prompt}".replace("\n", " "))
+            say_row(path, f"seed {item.request.seed}", item.request.prompt)
     for error in wish.failures():
         say_error(error, order.json)
     return SOME_FAILED if wish.failures() else 0

@@ -25,6 +25,13 @@ def say(line: str) -> None:
     _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
 
 
+def say_row(*cells: object) -> None:
+    """One result of several parts on stdout, with tabs between them and in none of them."""
+    encoding = sys.stdout.encoding or "utf-8"
+    row = "\t".join(escape(str(cell)) for cell in cells)
+    _write((row + "\n").encode(encoding, "backslashreplace"))
+
+
 def say_path(path: str | os.PathLike[str]) -> None:
     """One path on stdout, as the file system spells it."""
     _write(os.fsencode(path) + b"\n")
