@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from test_cli_errors import nothing_in, refused
 
 from txt2img import batch, gate, png
+from txt2img.cli.batching import Stdout
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.ledger import Item
 
@@ -103,23 +103,13 @@ def test_without_wildcards_braces_are_literal(draw: Command) -> None:
     assert request and (request.prompt, request.template) == ("{a|b} __c__", "")
 
 
-def test_a_picture_can_go_to_standard_output(draw: Command, folder: Path) -> None:
-    code = draw("x", *SMALL, "--seed", "1", "-o", "x.png").code
-    assert code == 0
-    stream = io.BytesIO()
-
-    class Out:
-        buffer = stream
-        encoding = "utf-8"
-
-        def isatty(self) -> bool:
-            return False
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdout", Out())
-        assert draw("x", *SMALL, "--seed", "1", "-o", "-").code == 0
-    assert stream.getvalue() == Path("x.png").read_bytes()
-    assert [path.name for path in folder.iterdir()] == ["x.png"]
+def test_a_picture_can_go_to_standard_output(
+    folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with Stdout() as target:
+        assert target.write_as(b"\x89PNG\r\n\x1a\n\0", "-") == Path("-")
+    assert capfdbinary.readouterr().out == b"\x89PNG\r\n\x1a\n\0"
+    assert nothing_in(folder)
 
 
 @pytest.mark.parametrize(

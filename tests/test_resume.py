@@ -61,15 +61,14 @@ def sound(folder: str) -> int:
 def test_killed_at_any_moment_a_batch_can_go_on(
     line: Line, whole: dict[str, bytes], command: Command
 ) -> None:
-    chance = random.Random(7)
     seen, killed = set(), 0
-    for calls in (0, *chance.sample(range(15, 45), 5)):
+    for calls in (0, 5, 6, 7, 3, 2):  # before each kind of dealing, with other pictures done
         process = doomed.start((*line, "-o", "new/"), "out", calls)
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         if Path("new").exists():
             seen.add(sound("new"))
-    assert killed > 2 and len(seen) > 2  # it died at different pictures
+    assert killed == 6 and len(seen) > 3  # it died at different pictures
     outcome = command(*line, "-o", "new/")
     assert outcome.code == 0, outcome.err
     assert left("new") == whole
@@ -91,7 +90,7 @@ def test_two_processes_lose_and_double_nothing(line: Line, whole: dict[str, byte
 def test_what_a_killed_process_had_claimed_another_draws(
     line: Line, whole: dict[str, bytes]
 ) -> None:
-    victim = doomed.start((*line, "-o", "new/"), "out-1", 30)
+    victim = doomed.start((*line, "-o", "new/"), "out-1", 9)
     other = doomed.start((*line, "-o", "new/"), "out-2")
     victim.join()
     other.join()
