@@ -101,7 +101,7 @@ def test_steps_that_the_schedule_cannot_take(draw: Command, folder: Path) -> Non
 def test_prompt_files_that_are_not_there_or_no_text(command: Command, folder: Path) -> None:
     refused(command("--prompts", "no.txt"), 1, 'cannot read "no.txt": no such file')
     refused(command("--prompts", "."), 1, "regular file")
-    Path("p.txt").write_bytes(b"\xff\xfe\x00")
+    Path("p.txt").write_bytes(b"\xff")
     refused(command("--prompts", "p.txt"), 1, "not UTF-8 text")
     Path("p.txt").write_text("fine\nx --steps 0\n")
     refused(command("--prompts", "p.txt"), 2, '"p.txt" line 2: steps must be')
@@ -148,9 +148,10 @@ def test_a_full_disk(draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatc
     assert nothing_in(folder)
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_keeps_what_is_finished(
-    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, times: int
 ) -> None:
     real = os.fsync
     flushed: list[int] = []
@@ -159,13 +160,16 @@ def test_a_stop_keeps_what_is_finished(
         real(descriptor)
         flushed.append(descriptor)
         if len(flushed) == 3:  # the second picture's file; the first one took two, with its folder
-            signal.raise_signal(number)
+            for _ in range(times):
+                signal.raise_signal(number)
 
     monkeypatch.setattr(output.os, "fsync", stopping)
     outcome = draw("x", "--seed", "1", "--count", "3")
-    assert (outcome.code, outcome.out) == (code, "x-1.png\n")
-    assert outcome.err == "Stopped; pictures that were finished are kept.\n"
-    assert [path.name for path in folder.iterdir()] == ["x-1.png"]
+    finishing = "Finishing the picture; once more stops at once.\n" * (times == 1)
+    done = ["x-1.png", "x-2.png"][: 3 - times]
+    assert (outcome.code, outcome.out.split()) == (code, done)
+    assert outcome.err == f"{finishing}Stopped; pictures that were finished are kept.\n"
+    assert sorted(path.name for path in folder.iterdir()) == done
 
 
 def test_what_nobody_foresaw_is_one_line_too(

@@ -4,11 +4,11 @@ import errno
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
+from txt2img import locks
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.output import Output, parse, publish, slug
 from txt2img.request import Request, Sampler
@@ -238,7 +238,12 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(folder: Path) -> None:
 def test_what_a_killed_run_left_is_swept(folder: Path) -> None:
     for name in (".txt2img-old.tmp", ".txt2img-new.tmp"):
         Path(name).write_bytes(b"")
-    os.utime(".txt2img-old.tmp", (time.time() - 7200,) * 2)
+    Path(".txt2img-0123.lock").write_bytes(b"")
+    with Path(".txt2img-new.tmp").open() as held:
+        assert locks.hold(held.fileno())
+        with Output(Path(), "x.png"):
+            pass
+        assert left(folder) == [".txt2img-new.tmp"]
     with Output(Path(), "x.png"):
         pass
-    assert left(folder) == [".txt2img-new.tmp"]
+    assert left(folder) == []

@@ -2,13 +2,15 @@
 
 import io
 import os
+import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from txt2img import prompts
 from txt2img.errors import BadFile, BadRequest
-from txt2img.request import Request, Sampler
+from txt2img.request import Request, Sampler, Schedule
 
 BASE = Request("", steps=9, seed=1)
 
@@ -22,6 +24,11 @@ def one(line: str) -> Request:
     """The request of one line."""
     [request] = requests(line)
     return request
+
+
+def from_file(name: str = "p.txt") -> list[str]:
+    """The prompts of a file."""
+    return [request.prompt for request in prompts.read(name, io.BytesIO(), BASE)]
 
 
 def test_blank_lines_and_comments_are_skipped() -> None:
@@ -141,29 +148,197 @@ def test_dash_is_standard_input() -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_prompt(folder: Path) -> None:
     Path("p.txt").write_bytes("\ufeffx\n".encode())
-    assert prompts.read("p.txt", io.BytesIO(), BASE)[0].prompt == "x"
+    assert from_file() == ["x"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n# x\n"])
 def test_a_file_without_prompts_is_refused(folder: Path, content: bytes) -> None:
     Path("p.txt").write_bytes(content)
     with pytest.raises(BadRequest, match="no prompts"):
-        prompts.read("p.txt", io.BytesIO(), BASE)
+        from_file()
 
 
 def test_what_is_no_text_is_refused(folder: Path) -> None:
-    Path("p.txt").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(BadFile, match="not UTF-8 text"):
-        prompts.read("p.txt", io.BytesIO(), BASE)
+    for content, message in (
+        (b"\x89PNG\r\n", "line 1 is not UTF-8 text"),
+        (b"fine\n\xff\n", "line 2 is not UTF-8 text"),
+        (b"\xff\xfea\0b", "not UTF-16 text"),
+    ):
+        Path("p.txt").write_bytes(content)
+        with pytest.raises(BadFile, match=message):
+            from_file()
 
 
 def test_what_is_no_file_is_refused(folder: Path) -> None:
     os.mkfifo("pipe")
     for name, message in ((".", "regular file"), ("pipe", "regular file"), ("no", "no such file")):
         with pytest.raises(BadFile, match=message):
-            prompts.read(name, io.BytesIO(), BASE)
+            from_file(name)
 
 
 def test_a_huge_line_is_refused_at_once() -> None:
-    with pytest.raises(BadRequest, match="line 1: prompt has 10,000,000 characters"):
+    with pytest.raises(BadRequest, match="line 1: more than 2,097,152 characters"):
         requests("x" * 10_000_000)
+    with pytest.raises(BadRequest, match="line 1: prompt has 1,000,000 characters"):
+        requests("x" * 1_000_000)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_unicode_is_read_however_it_is_written(folder: Path, encoding: str) -> None:
+    Path("p.txt").write_bytes("ä 苹\r\nb --seed 7\r\n".encode(encoding))
+    assert from_file() == ["ä 苹", "b"]
+
+
+def test_text_without_a_mark_that_is_no_utf8_is_one_error(folder: Path) -> None:
+    Path("p.txt").write_bytes("abc\n".encode("utf-16-le"))
+    with pytest.raises(BadRequest, match="line 1: prompt holds a NUL"):
+        from_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '--prompt "a red apple" --negative_prompt "b, c" --steps 3 --cfg_scale 5 --seed 7 '
+        "--width 64 --height 72 --sampler_name 'DPM++ 2M Karras' --n_iter 2 --batch_size 3 "
+        "--tiling false",
+        "a red apple --n b, c --w 64 --h 72 --d 7 --l 5 --s 3 --ss dpmpp_2m --schedule karras "
+        "--count 6",
+        'a red apple -n "b, c" -W 64 -H 72 --seed 7 --cfg 5 --steps 3 --sampler dpm++2m '
+        "--schedule karras --count 6",
+        '{"prompt": "a red apple", "negative": "b, c", "width": 64, "height": 72, "seed": 7, '
+        '"cfg": 5, "steps": 3, "sampler": "dpm++2m", "schedule": "karras", "count": 6}',
+        "prompt,negative_prompt,W,height,Seed,CFG scale,steps,sampler,count\n"
+        'a red apple,"b, c",64,72,7,5,3,DPM++ 2M Karras,6',
+        "prompt;negative;width;height;seed;cfg;steps;sampler;schedule;count\n"
+        "a red apple;b, c;64;72;7;5;3;dpm++2m;karras;6",
+    ],
+)
+def test_every_programs_form_says_the_same(line: str) -> None:
+    assert one(line) == Request(
+        "a red apple",
+        "b, c",
+        width=64,
+        height=72,
+        steps=3,
+        cfg=5.0,
+        sampler=Sampler.DPMPP_2M,
+        schedule=Schedule.KARRAS,
+        seed=7,
+        count=6,
+    )
+
+
+def test_a_random_seed_elsewhere_is_the_command_lines_here() -> None:
+    assert one("--prompt x --seed -1").seed == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x --prompt y", "give one of them"),
+        ("--prompt y --tiling true", 'no option "--tiling"'),
+        ("--prompt y --batch_size 0", "--batch-size must be"),
+        ("--prompt y --batch_size 2 --n_iter x", 'count must be a whole number, got "x"'),
+    ],
+)
+def test_what_other_programs_can_and_we_cannot_is_told(line: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests(line)
+
+
+def test_rows_have_blank_cells_and_cells_of_several_lines() -> None:
+    found = requests('\nprompt,seed,cfg\n"two\nlines",7,\n,,\n# no comment,,2\n')
+    assert found == [
+        Request("two\nlines", steps=9, seed=7),
+        Request("# no comment", steps=9, seed=1, cfg=2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,seed\na,7\na, b,7", "line 3: 3 cells under 2 columns"),
+        ("prompt,seed\na,7\na,x", "line 3: seed must be a whole number"),
+        ('prompt,seed\na,7\n"a,7', "line 3: not CSV"),
+        ("prompt,seed\n" + "x" * 200_000 + ",7", "line 2: not CSV: field larger"),
+    ],
+)
+def test_bad_rows_are_told_with_their_line(text: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests(text)
+
+
+def test_a_file_called_csv_needs_a_header(folder: Path) -> None:
+    for header, message in (
+        ("prompt,style", 'no column "style"; known: prompt, negative'),
+        ("seed,steps", "no column is called prompt"),
+        ("prompt,cfg,cfg_scale", "two columns say the same"),
+    ):
+        Path("p.csv").write_text(f"{header}\nx,1\n")
+        with pytest.raises(BadRequest, match=f"line 1: {message}"):
+            from_file("p.csv")
+    Path("p.csv").write_text("prompt\nx y\n")
+    assert from_file("p.csv") == ["x y"]
+
+
+def test_a_prompt_with_commas_is_no_header() -> None:
+    assert [request.prompt for request in requests("prompt, seed of a tree\nx")] == [
+        "prompt, seed of a tree",
+        "x",
+    ]
+
+
+def test_alternatives_are_no_json() -> None:
+    assert one("{red|blue} apple").prompt == "{red|blue} apple"
+
+
+def test_a_lenient_source_keeps_what_is_wrong(folder: Path) -> None:
+    Path("p.txt").write_text("a\nb --steps 0\nc\nd --x\n")
+    source = prompts.source("p.txt", io.BytesIO(), BASE)
+    source.lenient = True
+    for _ in range(2):
+        assert [request.prompt for request in source] == ["a", "c"]
+        assert sorted(source.errors) == [2, 4]
+    assert str(source.errors[2]).startswith('"p.txt" line 2: steps must be')
+
+
+def test_a_file_that_changes_is_not_read_on(folder: Path) -> None:
+    Path("p.txt").write_text("a\n")
+    source = prompts.source("p.txt", io.BytesIO(), BASE)
+    Path("p.txt").write_text("a\nb\n")
+    with pytest.raises(BadFile, match="changed"):
+        list(source)
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_a_long_file_needs_little_memory(folder: Path, name: str) -> None:
+    header, line = {
+        "p.txt": ("", "a red apple number {} --seed {}\n"),
+        "p.csv": ("prompt,seed\n", "a red apple number {},{}\n"),
+        "p.jsonl": ("", '{{"prompt": "a red apple number {}", "seed": {}}}\n'),
+    }[name]
+    Path(name).write_text(header + "".join(line.format(i, i) for i in range(20_000)))
+    source = prompts.source(name, io.BytesIO(), BASE)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in islice(source, 1_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 1_000
+    assert peak < 450_000 < Path(name).stat().st_size  # bytes: it is not read as a whole
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_lines_need_no_more(folder: Path) -> None:
+    line = "a red apple number {} --seed {}\n"
+    Path("p.txt").write_text("".join(line.format(i, i) for i in range(100_000)))
+    source = prompts.source("p.txt", io.BytesIO(), BASE)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 100_000
+    assert peak < 1_000_000  # bytes

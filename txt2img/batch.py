@@ -2,22 +2,36 @@
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from txt2img import __version__
+from txt2img import __version__, gate
 from txt2img.device import describe
+from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
+from txt2img.gate import Policy
+from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
-from txt2img.pipeline import Job, decode, latent_shape, noise_levels, one_by_one, prepare, shape
-from txt2img.png import Origin, encode
+from txt2img.pipeline import decode, latent_shape, noise_levels, one_by_one, prepare, shape
+from txt2img.png import Origin, encode, pixels_sha256
 from txt2img.request import Request
 from txt2img.weights.load import Model
 from txt2img.weights.wear import ready
+
+# What one picture's failure is; all else, such as a full disk, ends a run.
+FAILURES = (Rejected, OutOfMemory, BadRequest)
+
+
+@dataclass(frozen=True)
+class Started:
+    """These pictures are being drawn from now on."""
+
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -35,44 +49,83 @@ class Finished:
     """A picture is written."""
 
     path: Path
-    request: Request  # filled, this picture's own
+    item: Item
     origin: Origin
     seconds: float  # its share of the time that its batch took
+    pixels_sha256: str
+
+    @property
+    def request(self) -> Request:
+        """This picture's own request, filled."""
+        return self.item.request
 
 
-def each(requests: Sequence[Request], model: Model) -> list[Request]:
-    """One filled request a picture, in order; BadRequest if the model cannot draw one of them."""
-    pictures = []
-    for request in requests:
-        filled = ready(model, request).seeded().filled(model.family.defaults)
-        latent_shape(model, filled)
-        noise_levels(model, filled)
-        pictures += [filled.nth(i) for i in range(filled.count)]
-    return pictures
+@dataclass(frozen=True)
+class Failed:
+    """A picture could not be made, and the run goes on without it."""
+
+    item: Item
+    error: Txt2imgError
+
+
+Event = Started | Step | Finished | Failed
+
+
+def each(
+    requests: Iterable[Request], model: Model, errors: dict[int, Txt2imgError] | None = None
+) -> Iterator[Request]:
+    """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
+
+    With `errors`, those that it cannot draw are passed over and kept there by their number.
+    """
+    checked: set[Request] = set()
+    for number, request in enumerate(requests, start=1):
+        try:
+            filled = ready(model, request).seeded().filled(model.family.defaults)
+            if shape(filled) not in checked:
+                latent_shape(model, filled)
+                noise_levels(model, filled)
+                checked.add(shape(filled))
+        except BadRequest as error:
+            if errors is None:
+                raise
+            errors[number] = error
+            continue
+        yield from (filled.nth(i) for i in range(filled.count))
 
 
 def run(
-    model: Model, pictures: Sequence[Request], output: Output, batch_size: int = 1
-) -> Iterator[Step | Finished]:
-    """Draw and write the pictures that `each` gives: a Step each step, a Finished each file."""
+    model: Model, groups: Iterable[list[Item]], output: Output, policy: Policy | None = None
+) -> Iterator[Event]:
+    """Draw and write pictures, those of a group together.
+
+    Without policy.skip, raises what the first picture that fails does.
+    """
     made_by = origin(model)
-    done = 0
-    for requests in batches(pictures, batch_size):
-        start = time.perf_counter()
-        job = prepare(model, requests)
-        for state in job.states():
-            x = state.x
-            yield Step(done + 1, done + len(requests), state.step, job.steps)
-        for request, image in zip(requests, _images(model, job, x), strict=True):
-            done += 1
-            seconds = (time.perf_counter() - start) / len(requests)
-            path = output.write(encode(image, request, made_by), request, done)
-            yield Finished(path, request, made_by, seconds)
+    for group in groups:
+        yield Started(tuple(group))
+        yield from _finished(model, group, output, made_by, policy or Policy())
 
 
-def batches(pictures: Sequence[Request], size: int) -> Iterator[list[Request]]:
+def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[Item]]:
+    """Batches of what no other process draws; when these are done, what others left undone."""
+    late: list[Item] = []
+    for group in batches(ledger.free(items, late), size):
+        try:
+            yield group
+        finally:
+            ledger.release(group)
+    for item in late:  # one by one: who waits must hold nothing that others wait for
+        if ledger.wait(item):
+            try:
+                yield [item]
+            finally:
+                ledger.release([item])
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """The pictures in order, `size` at a time as long as they can be drawn together."""
-    for _, group in groupby(pictures, key=shape):
+    for _, group in groupby(items, key=lambda item: shape(item.request)):
         while batch := list(islice(group, size)):
             yield batch
 
@@ -90,7 +143,48 @@ def origin(model: Model) -> Origin:
     return Origin(model.name, model.hash, environment)
 
 
-def _images(model: Model, job: Job, x: torch.Tensor) -> Iterator[Image.Image]:
-    """The pictures of a batch: on a CPU one after the other, so that each is saved when done."""
+def _finished(
+    model: Model, group: list[Item], output: Output, made_by: Origin, policy: Policy, tries: int = 0
+) -> Iterator[Event]:
+    """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
+    left = deque(group)
+    start = time.perf_counter()
+    try:
+        for drawn in _drawn(model, group):
+            if isinstance(drawn, Step):
+                yield drawn
+                continue
+            gate.check(drawn, policy.reject)
+            item = left.popleft()
+            data = encode(drawn, item.request, made_by, item.first_seed)
+            path = output.write_as(data, item.name, item.number)
+            seconds = (time.perf_counter() - start) / len(group)
+            yield Finished(path, item, made_by, seconds, pixels_sha256(drawn))
+    except FAILURES as error:
+        if len(group) > 1:
+            for item in left:
+                yield from _finished(model, [item], output, made_by, policy)
+        elif isinstance(error, Rejected) and tries < policy.retries:
+            again = _again(group[0], tries + 1)
+            yield from _finished(model, [again], output, made_by, policy, tries + 1)
+        elif policy.skip:
+            yield Failed(group[0], error)
+        else:
+            raise
+
+
+def _again(item: Item, attempt: int) -> Item:
+    """An item with the seed of its `attempt`-th retry."""
+    first = item.request.seed if item.first_seed is None else item.first_seed
+    seed = gate.seed_again(first or 0, attempt)
+    return replace(item, request=replace(item.request, seed=seed), first_seed=first)
+
+
+def _drawn(model: Model, group: list[Item]) -> Iterator[Step | Image.Image]:
+    """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done."""
+    job = prepare(model, [item.request for item in group])
+    for state in job.states():
+        x = state.x
+        yield Step(group[0].index, group[-1].index, state.step, job.steps)
     for part in one_by_one(x) if job.device.type == "cpu" else [x]:
         yield from decode(model, part)

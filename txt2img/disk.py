@@ -8,6 +8,7 @@ from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
+from txt2img import locks
 from txt2img.errors import BadFile
 from txt2img.escape import shown
 
@@ -90,9 +91,26 @@ def publish(data: bytes, path: Path, overwrite: bool, lasting: bool = True) -> N
     """
     if overwrite and os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise FileExistsError
-    temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
+    while True:
+        temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
+        if _published(data, temporary, path, overwrite, lasting):
+            break
+    if lasting:
+        with suppress(OSError):  # some file systems cannot flush folders
+            sync_folder(path.parent)
+
+
+def _published(data: bytes, temporary: Path, path: Path, overwrite: bool, lasting: bool) -> bool:
+    """Write by way of a temporary file; False if another process swept that at its birth. OSError.
+
+    It is held until it has its name: what is not held was left by a run that was killed.
+    """
+    holder = None
     try:
         with os.fdopen(create(temporary), "wb") as file:
+            holder = os.dup(file.fileno())
+            if locks.hold(holder) is False or not locks.still(holder, temporary):
+                return False
             file.write(data)
             file.flush()
             if lasting:
@@ -101,11 +119,11 @@ def publish(data: bytes, path: Path, overwrite: bool, lasting: bool = True) -> N
             temporary.replace(path)
         else:
             link(temporary, path)
+        return True
     finally:
         temporary.unlink(missing_ok=True)
-    if lasting:
-        with suppress(OSError):  # some file systems cannot flush folders
-            sync_folder(path.parent)
+        if holder is not None:
+            os.close(holder)
 
 
 def create(path: Path) -> int:

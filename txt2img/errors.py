@@ -6,7 +6,8 @@ Txt2imgError               1   anything below; one line: what was got, what is a
 │   ├── UnknownLayout      1   weights of a family or layout that is not known
 │   └── MissingWeights     1   tensors missing, left over, of another shape, or not finite
 ├── ModelNotFound          1   no model of that name or path
-├── BadOutput              1   a picture that cannot be written, or should not be (not finite)
+├── BadOutput              1   a picture that cannot be written
+│   └── Rejected           4   a picture that should not be: not finite, or black or flat if asked
 └── OutOfMemory            5   neither the device nor the fallback has room
 """
 
@@ -41,6 +42,12 @@ class ModelNotFound(Txt2imgError):
 
 class BadOutput(Txt2imgError):
     """A picture that cannot be written, or that should not be."""
+
+
+class Rejected(BadOutput):
+    """A picture that is none: not finite; or black or flat, where that is asked for."""
+
+    exit_code = 4
 
 
 class OutOfMemory(Txt2imgError):

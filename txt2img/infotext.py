@@ -94,6 +94,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "CFG rescale": _maybe(request.cfg_rescale or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
+        "Template": request.template or None,
+        "Negative Template": request.negative_template or None,
         "Version": f"txt2img {version}",
     }
     kept = {key: value for key, value in entries.items() if value is not None}
@@ -152,7 +154,7 @@ def _plain(name: str) -> str:
 
 def _wishes(entries: dict[str, str]) -> dict[str, str]:
     """The entries that a Request has fields for, under the fields' names."""
-    sampler, schedule = _split_sampler(entries)
+    sampler, schedule = split_sampler(entries.get("Sampler"), entries.get("Schedule type"))
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
     found = {
         "steps": entries.get("Steps"),
@@ -169,9 +171,8 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def _split_sampler(entries: dict[str, str]) -> tuple[str | None, str | None]:
+def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
     """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
-    sampler, schedule = entries.get("Sampler"), entries.get("Schedule type")
     if sampler and not schedule:
         for name in (*SCHEDULE_NAMES.values(), "Automatic"):
             if sampler.lower().endswith(f" {name.lower()}"):

@@ -7,14 +7,13 @@ which fails if that is taken: a crash leaves no half picture, two programs never
 import os
 import re
 import secrets
-import time
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from txt2img import disk
+from txt2img import disk, locks
 from txt2img.disk import TEMPORARY
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.escape import shown
@@ -24,7 +23,6 @@ TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler
 OTHER_KINDS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl")
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
-ABANDONED_SECONDS = 3600
 
 
 @dataclass
@@ -35,6 +33,7 @@ class Output:
     pattern: str  # a file name with {tokens}
     exact: bool = False  # a name for one picture: taken means an error, not a number
     overwrite: bool = False
+    resume: bool = False  # what is there may be of this very batch
     _written: set[Path] = field(default_factory=set)
     _made: list[Path] = field(default_factory=list)
 
@@ -61,31 +60,51 @@ class Output:
                     self._made.append(folder)
             probe = self.folder / TEMPORARY.format(secrets.token_hex(8))
             os.close(disk.create(probe))
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        _sweep(self.folder)
-        if self.exact and not self.overwrite and os.path.lexists(self.folder / self.pattern):
-            raise _taken(self.folder / self.pattern)
+        locks.sweep(self.folder, TEMPORARY, locks.LOCK)
+        if (
+            self.exact
+            and not (self.overwrite or self.resume)
+            and os.path.lexists(self.folder / self.pattern)
+        ):
+            raise taken(self.folder / self.pattern)
 
     def write(self, data: bytes, request: Request, index: int) -> Path:
         """Write one picture under its name or the next free number; gives the path. BadOutput."""
-        path = self.folder / self.name(request, index)
+        return self.write_as(data, self.name(request, index))
+
+    def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
+        """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
+        path = self.folder / numbered(name, number)
         if self.exact or (self.overwrite and path not in self._written):
             publish(data, path, self.overwrite)
         else:
-            path = _publish_numbered(data, path)
-        self._written.add(path)
+            path = _publish_numbered(data, self.folder / name, number)
+        if self.overwrite:
+            self._written.add(path)
         return path
 
+    def write_beside(self, data: bytes, name: str) -> Path:
+        """Write a file beside the pictures, under its name or the next free number. BadOutput."""
+        return _publish_numbered(data, self.folder / name, 1)
+
+    def free(self, name: str, number: int) -> Path:
+        """The path under which `write_as` would write now."""
+        while not self.overwrite and os.path.lexists(self.folder / numbered(name, number)):
+            number += 1
+        return self.folder / numbered(name, number)
+
     def name(self, request: Request, index: int) -> str:
-        """The file name of picture `index` of a run, counted from 1."""
+        """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
         values = {
             **{token: getattr(request, token, None) for token in TOKENS},
             "index": f"{index:04}",
             "sampler": request.sampler,
         }
-        return re.sub(r"\{(\w+)\}", lambda m: slug(str(values[m[1]])), self.pattern)
+        known = {token: slug(str(value)) for token, value in values.items() if value is not None}
+        return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1], m[0]), self.pattern)
 
 
 def parse(text: str | None, several: bool, overwrite: bool = False) -> Output:
@@ -133,15 +152,21 @@ def publish(data: bytes, path: Path, overwrite: bool = False) -> None:
     try:
         disk.publish(data, path, overwrite)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise taken(path) from error
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def _publish_numbered(data: bytes, path: Path) -> Path:
-    """Write under `path`, or under the next free of its numbers: name-2, name-3, …"""
-    for number in range(1, 1_000_000):
-        wanted = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+def numbered(name: str, number: int) -> str:
+    """The first, second, … form of a name: x.png, x-2.png, …"""
+    stem, suffix = os.path.splitext(name)
+    return name if number == 1 else f"{stem}-{number}{suffix}"
+
+
+def _publish_numbered(data: bytes, path: Path, first: int) -> Path:
+    """Write under the first free of a path's numbers from `first` on: name, name-2, name-3, …"""
+    for number in range(first, first + 1_000_000):
+        wanted = path.with_name(numbered(path.name, number))
         if os.path.lexists(wanted):
             continue
         try:
@@ -151,18 +176,10 @@ def _publish_numbered(data: bytes, path: Path) -> Path:
         except OSError as error:
             raise _unwritable(wanted, error) from error
         return wanted
-    raise _taken(path)
+    raise taken(path)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove temporary files that a killed run left."""
-    for path in folder.glob(TEMPORARY.format("*")):
-        with suppress(OSError):
-            if time.time() - path.lstat().st_mtime > ABANDONED_SECONDS:
-                path.unlink()
-
-
-def _taken(path: Path) -> BadOutput:
+def taken(path: Path) -> BadOutput:
     name = shown(str(path))
     return BadOutput(f"{name} exists; add --overwrite to replace a file, or choose another name")
 

@@ -20,7 +20,7 @@ from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS, State
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.errors import BadOutput, BadRequest, OutOfMemory
+from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.request import Request, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
@@ -93,7 +93,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
 
 def shape(request: Request) -> Request:
     """What requests must share to be drawn together: all but words and seed."""
-    return replace(request, prompt="", negative="", seed=0)
+    return replace(request, prompt="", negative="", seed=0, template="", negative_template="")
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
@@ -197,9 +197,9 @@ def fresh_noise(
 
 @torch.inference_mode()
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
-    """The pictures of latents (B, C, h, w). BadOutput if they are broken, OutOfMemory."""
+    """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
     if not bool(torch.isfinite(x).all()):
-        raise BadOutput("the model gave numbers that are no picture; try --dtype float32")
+        raise Rejected("the model gave numbers that are no picture; try --dtype float32")
     batches = one_by_one(x) if x.device.type == "cpu" else [x]
     try:
         pixels = [decoded(model, batch) for batch in batches]
@@ -218,7 +218,7 @@ def one_by_one(x: Tensor) -> list[Tensor]:
 
 
 def decoded(model: Model, x: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else BadOutput."""
+    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else Rejected."""
     pixels = model.vae.decode(x)
     if bool(torch.isfinite(pixels).all()):
         return pixels
@@ -230,7 +230,7 @@ def decoded(model: Model, x: Tensor) -> Tensor:
         finally:
             model.vae.to(dtype)
     if not bool(torch.isfinite(pixels).all()):
-        raise BadOutput("the decoder gave numbers that are no picture; nothing was saved")
+        raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
     return pixels
 
 

@@ -51,19 +51,25 @@ class Picture:
     request: Request | None = None
     origin: Origin = field(default_factory=Origin)
     pixels_sha256: str = ""
+    first_seed: int | None = None  # what was asked for, if its picture was rejected
     notes: tuple[str, ...] = ()  # what could not be understood
 
 
-def encode(image: Image.Image, request: Request, origin: Origin) -> bytes:
-    """The PNG file of a picture and of the filled request that made it."""
+def encode(
+    image: Image.Image, request: Request, origin: Origin, first_seed: int | None = None
+) -> bytes:
+    """The PNG file of a picture and of the filled request that made it.
+
+    `first_seed` is the seed that was asked for, if what it gave was rejected.
+    """
     request = replace(request, model=origin.model)  # a name: never the path that the user gave
     described = {
         "version": FORMAT,
         "request": request.to_json(),
         "model": {"name": origin.model, "hash": origin.hash},
         "environment": dict(origin.environment),
-        "pixels_sha256": sha256(image.tobytes()).hexdigest(),
-    }
+        "pixels_sha256": pixels_sha256(image),
+    } | ({} if first_seed is None else {"first_seed": first_seed})
     parameters = infotext.describe(request, origin.model, origin.hash, __version__)
     texts = PngInfo()
     _add(texts, "parameters", str(parameters))
@@ -71,6 +77,11 @@ def encode(image: Image.Image, request: Request, origin: Origin) -> bytes:
     file = BytesIO()
     image.save(file, "png", pnginfo=texts)
     return file.getvalue()
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """The hash (64 hex digits) of a picture's pixels alone."""
+    return sha256(image.tobytes()).hexdigest()
 
 
 def save(
@@ -195,7 +206,14 @@ def _ours(picture: Picture, text: str) -> Picture:
             {key: str(value) for key, value in environment.items()},
         ),
         pixels_sha256=str(found.get("pixels_sha256", "")),
+        first_seed=_whole(found.get("first_seed")),
     )
+
+
+def _whole(value: object) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError("its first seed is no number")
+    return value
 
 
 def _table(value: object) -> dict[str, object]:

@@ -1,142 +1,168 @@
-"""Prompts from a file: one a line with options of its own, or one JSON object a line."""
+"""Prompts from a file: lines with options of their own, JSON objects, or CSV; line by line."""
 
+import csv
+import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
-from txt2img.disk import open_regular, parse_json
+from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.request import Request
+from txt2img.lines import columns, from_json, from_line, from_row
+from txt2img.request import PROMPT_MAX, Request
 
-FILE_MAX = 2**26  # bytes
-OPTIONS = {
-    "--negative": "negative",
-    "-n": "negative",
-    "--width": "width",
-    "-W": "width",
-    "--height": "height",
-    "-H": "height",
-    "--steps": "steps",
-    "--cfg": "cfg",
-    "--cfg-rescale": "cfg_rescale",
-    "--eta": "eta",
-    "--sampler": "sampler",
-    "--schedule": "schedule",
-    "--seed": "seed",
-    "--count": "count",
-}
-# An option where a word begins. Other short words with a hyphen are part of the prompt.
-_OPTION = re.compile(r"(?:^|(?<=\s))(--[A-Za-z][\w-]*|-[nWH](?=\s))[=\s]?")
-_QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')(?=\s|$)""")
+STREAM_MAX = 2**26  # bytes of standard input, which cannot be read twice and so is kept
+LINE_MAX = 2**21  # characters
+_OBJECT = re.compile(r'\{\s*(["}]|$)')  # not {red|blue}: that is a prompt with alternatives
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_DELIMITERS = ",;\t"
+Lines = Iterator[tuple[int, str]]
+
+
+class Source:
+    """The requests of a prompt file, read anew line by line each time they are asked for.
+
+    With `lenient`, lines that cannot be drawn are passed over and kept in `errors` by number.
+    """
+
+    def __init__(self, read: Callable[[], BinaryIO], name: str, base: Request) -> None:
+        self.read, self.name, self.base = read, name, base
+        self.lenient = False
+        self.errors: dict[int, BadRequest] = {}
+
+    def __iter__(self) -> Iterator[Request]:
+        """The request of every line. BadFile; BadRequest with the line's number."""
+        with self.read() as file:
+            utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+            file.seek(0)
+            # Bytes that are no UTF-8 become what _lines finds: the error then knows its line.
+            how = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
+            with TextIOWrapper(file, *how) as text:
+                found = False
+                try:
+                    for request in self._parsed(_lines(text, self.name)):
+                        found = True
+                        yield request
+                except UnicodeDecodeError as error:
+                    raise BadFile(f"{shown(self.name)} is not UTF-16 text") from error
+        if not found and not self.errors:
+            raise BadRequest(f"{shown(self.name)} has no prompts: write one a line")
+
+    def _parsed(self, lines: Lines) -> Iterator[Request]:
+        first = next((pair for pair in lines if pair[1].strip()), None)
+        if first is None:
+            return
+        delimiter = self._delimiter(*first)
+        if delimiter:
+            yield from self._rows(*first, lines, delimiter)
+            return
+        convert = from_json if _OBJECT.match(first[1].lstrip()) else from_line
+        for number, line in _after(first, lines):
+            line = line.strip()
+            if line and not line.startswith("#"):
+                yield from self._one(number, partial(convert, line, self.base))
+
+    def _delimiter(self, number: int, line: str) -> str:
+        """What separates a first line's cells if it is a header of CSV, else nothing."""
+        named = self.name.lower().endswith((".csv", ".tsv"))
+        delimiter = max(_DELIMITERS, key=line.count)
+        if not named and (line.count(delimiter) == 0 or len(line) > 1000):
+            return ""
+        try:
+            columns(line.strip().split(delimiter))
+        except BadRequest as error:
+            if named:
+                raise BadRequest(f"{shown(self.name)} line {number}: {error}") from error
+            return ""
+        return delimiter
+
+    def _rows(self, above: int, header: str, lines: Lines, delimiter: str) -> Iterator[Request]:
+        """The request of every row of CSV below a header, which is line number `above`."""
+        fields = columns(header.strip().split(delimiter))
+        rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                where = f"{shown(self.name)} line {above + rows.line_num}"
+                raise BadRequest(f"{where}: not CSV: {error}") from error
+            if any(cell.strip() for cell in row):
+                row_request = partial(from_row, row, fields, self.base)
+                yield from self._one(above + rows.line_num, row_request)
+
+    def _one(self, number: int, make: Callable[[], Request]) -> Iterator[Request]:
+        """One line's request; what is wrong with it is raised with its number, or kept."""
+        try:
+            request = make()
+        except BadRequest as error:
+            told = BadRequest(f"{shown(self.name)} line {number}: {error}")
+            if not self.lenient:
+                raise told from error
+            self.errors[number] = told
+        else:
+            yield request
+
+
+def source(path: str, stdin: BinaryIO, base: Request) -> Source:
+    """The requests of a file, or of `stdin` for "-"; what a line leaves open is `base`'s.
+
+    Raises BadFile for what cannot be read.
+    """
+    if path == "-":
+        content = stdin.read(STREAM_MAX + 1)
+        if len(content) > STREAM_MAX:
+            limit = STREAM_MAX >> 20
+            raise BadFile(f"standard input is larger than {limit} MiB; put the prompts in a file")
+        return Source(lambda: BytesIO(content), "standard input", base)
+    with open_regular(Path(path)) as file:
+        was = _state(file)
+
+    def again() -> BinaryIO:
+        file = open_regular(Path(path))
+        if _state(file) != was:
+            file.close()
+            raise BadFile(f"{shown(path)} changed while it was drawn from")
+        return file
+
+    return Source(again, path, base)
 
 
 def read(path: str, stdin: BinaryIO, base: Request) -> list[Request]:
-    """The requests of a file, or of `stdin` for "-"; what a line leaves open is `base`'s.
-
-    Raises BadFile for what cannot be read and BadRequest, with the line's number, for what it says.
-    """
-    name = "standard input" if path == "-" else path
-    if path == "-":
-        content = stdin.read(FILE_MAX + 1)
-    else:
-        with open_regular(Path(path)) as file:
-            content = file.read(FILE_MAX + 1)
-    if len(content) > FILE_MAX:
-        raise BadFile(f"{shown(name)} is larger than {FILE_MAX >> 20} MiB; split it")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadFile(
-            f"{shown(name)} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    requests = list(parse(text, base, name))
-    if not requests:
-        raise BadRequest(f"{shown(name)} has no prompts: write one a line")
-    return requests
+    """All requests of a file at once. BadFile, BadRequest with the line's number."""
+    return list(source(path, stdin, base))
 
 
 def parse(text: str, base: Request, name: str = "prompts") -> Iterator[Request]:
     """The request of every line; blank lines and lines that begin with # are skipped."""
-    line_to_request = from_json if text.lstrip()[:1] == "{" else from_line
-    yield from _each_line(text, base, name, line_to_request)
+    return iter(Source(lambda: BytesIO(text.encode("utf-8")), name, base))
 
 
-def from_line(line: str, base: Request) -> Request:
-    """The request of `a prompt --seed 7 --cfg 5`. BadRequest for an unknown or bad option."""
-    quoted = _QUOTED.match(line)
-    start = quoted.end() if quoted else 0
-    first = _OPTION.search(line, start)
-    end = first.start() if first else len(line)
-    values: dict[str, object] = {"prompt": _unquoted(line[:end].strip())}
-    while end < len(line):
-        option = _OPTION.match(line, end)
-        assert option is not None
-        field = OPTIONS.get(option[1])
-        if field is None:
-            raise BadRequest(f"no option {shown(option[1])} for a line; known: {_known()}")
-        text, end = _value(line, option.end())
-        if not text and field != "negative":
-            raise BadRequest(f"{option[1]} needs a value")
-        values[field] = _number(_unquoted(text)) if field != "negative" else _unquoted(text)
-    return Request.from_json(base.to_json() | values)
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def from_json(line: str, base: Request) -> Request:
-    """The request of `{"prompt": "a cat", "seed": 7}`. BadRequest."""
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise BadRequest(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise BadRequest("not a JSON object")
-    if "prompt" not in values:
-        raise BadRequest('a request needs a "prompt"')
-    if values.get("model", base.model) != base.model:
-        raise BadRequest("one model draws all lines; choose it with --model")
-    return Request.from_json(base.to_json() | values)
+def _lines(text: TextIOWrapper, name: str) -> Lines:
+    """The lines with their numbers, from 1. BadFile for what is no text, BadRequest if too long."""
+    number = 0
+    while line := text.readline(LINE_MAX + 1):
+        number += 1
+        if len(line) > LINE_MAX:
+            raise BadRequest(
+                f"{shown(name)} line {number}: more than {LINE_MAX:,} characters; "
+                f"a prompt has at most {PROMPT_MAX:,}"
+            )
+        if not line.isascii() and _UNDECODED.search(line):
+            raise BadFile(f"{shown(name)} line {number} is not UTF-8 text; save it as UTF-8")
+        yield number, line
 
 
-def _each_line(
-    text: str, base: Request, name: str, convert: Callable[[str, Request], Request]
-) -> Iterator[Request]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        try:
-            yield convert(line, base)
-        except BadRequest as error:
-            raise BadRequest(f"{shown(name)} line {number}: {error}") from error
-
-
-def _value(line: str, start: int) -> tuple[str, int]:
-    """An option's value, and where the next option begins: quotes hide options inside them."""
-    start += len(line[start:]) - len(line[start:].lstrip())
-    quoted = _QUOTED.match(line, start)
-    after = _OPTION.search(line, quoted.end() if quoted else start)
-    end = after.start() if after else len(line)
-    return line[start:end].strip(), end
-
-
-def _unquoted(text: str) -> str:
-    """Text without the quotes around all of it; an apostrophe inside is just one."""
-    match = _QUOTED.fullmatch(text)
-    if not match:
-        return text
-    return text[1:-1] if text[0] == "'" else re.sub(r"\\(.)", r"\1", text[1:-1])
-
-
-def _number(text: str) -> str | int | float:
-    """The number that `text` is, or the text itself for the request to judge."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _known() -> str:
-    return ", ".join(option for option in OPTIONS if option.startswith("--"))
+def _after(first: tuple[int, str], rest: Lines) -> Lines:
+    yield first
+    yield from rest

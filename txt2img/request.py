@@ -116,10 +116,12 @@ class Request:
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     vae: OtherVAE | None = None  # in place of the model's own
+    template: str = ""  # what the prompt was made from, if from wildcards
+    negative_template: str = ""
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
-        for name in ("prompt", "negative", "model"):
+        for name in ("prompt", "negative", "model", "template", "negative_template"):
             check_text(name, getattr(self, name))
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
@@ -176,7 +178,7 @@ def check_text(name: str, text: object) -> None:
         raise BadRequest(f"{name} has {len(text):,} characters; at most {PROMPT_MAX:,} are allowed")
     if "\0" in text:
         raise BadRequest(f"{name} holds a NUL character; remove it")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+    if not text.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
         raise BadRequest(f"{name} is not valid UTF-8 text: {shown(text)}")
 
 

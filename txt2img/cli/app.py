@@ -1,6 +1,7 @@
 """The commands, and what goes wrong in them as one line and an exit code.
 
-0 done, 1 failed, 2 asked for something that cannot be, 5 out of memory, 130 and 143 stopped.
+0 all done, 1 failed, 2 asked for something that cannot be, 3 some pictures of a batch failed,
+4 a picture was rejected, 5 out of memory, 130 and 143 stopped.
 """
 
 import os
@@ -8,28 +9,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from types import FrameType
 
 import typer
 
-from txt2img.cli import generate, info, train
+from txt2img.cli import generate, info, train, verify
 from txt2img.cli.show import StdoutGone, tell
+from txt2img.cli.signals import STOP, Stopped
 from txt2img.errors import BadRequest, Txt2imgError
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.EPILOG),
     "info": (info.info, info.EPILOG),
+    "verify": (verify.verify, verify.EPILOG),
     "train": (train.train, train.EPILOG),
 }
-
-
-class Stopped(BaseException):
-    """The user or the system asked for an end; `code` is the exit code."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.code = 128 + number
 
 
 def main() -> None:
@@ -82,20 +75,11 @@ def _settle() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError):  # not the main thread: somebody else's signals
-            signal.signal(number, _stop)
+    STOP.listen()
     try:
         os.getcwd()
     except OSError:
         raise BadRequest("the current folder is gone; cd to one that exists") from None
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Stop at the first signal; further ones are ignored, so that cleaning up is not disturbed."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(number)
 
 
 def _fail(line: str, code: int) -> int:

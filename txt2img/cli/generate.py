@@ -1,24 +1,30 @@
 """txt2img "prompt": draw pictures. The command that is meant when none is named."""
 
+import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from txt2img import infotext, output, png, prompts
+from txt2img import output
 from txt2img.cli import extras, options
-from txt2img.cli.show import Bar, progress, rate, say_path, say_record, tell
-from txt2img.errors import BadRequest
-from txt2img.escape import shown
-from txt2img.library import Library
+from txt2img.cli.batching import Batching, Stdout
+from txt2img.cli.grouped import grouped
+from txt2img.cli.results import Meter, described, say, say_error, say_failed
+from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
+from txt2img.cli.signals import STOP
+from txt2img.cli.wish import Wish, wanted
+from txt2img.errors import BadOutput, BadRequest, Txt2imgError
+from txt2img.ledger import Item, Ledger, items
 from txt2img.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.batch import Finished, Step
+    from txt2img.batch import Event
+    from txt2img.weights.load import Model
 
 EPILOG = """
 \b
@@ -27,32 +33,50 @@ Examples:
   txt2img "red apple, 3d emoji" --steps 30 --cfg 7.5 --seed 42 -o apple.png
   txt2img "a green tree" --count 4 -o trees/
   txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
-  txt2img --prompts prompts.txt -o "art/{index}-{prompt}.png"
+  txt2img --prompts prompts.txt --seed 1 -o art/ --resume
+  txt2img "a cat" --sweep cfg=4..10:1.5 --sweep sampler=euler,dpm++2m -o cats/
   txt2img --from apple.png --seed 43
+
+\b
+Exit codes:
+  0  all done                    4  a picture was rejected
+  1  a model, file or disk       5  out of memory
+  2  an option, prompt or size   130, 143  stopped by Ctrl-C, by SIGTERM: once
+  3  some pictures failed             finishes the picture, twice stops at once
 
 \b
 Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Say what is in a picture or a weight file.
+  txt2img verify FILE...     Draw pictures again and compare.
   txt2img train DATA         Train a model on pictures with captions.
 """
 FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count"),
 )
-Note = Callable[[str], None]
+SOME_FAILED = 3
+Drawn = dict[int, tuple[Path, Request]]  # by a picture's place in the batch
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be drawn, and what a picture to be repeated says that it was drawn with."""
+class Order:
+    """How a wish is to be carried out."""
 
-    requests: list[Request]
-    remarks: list[str]
-    library: Library
-    hash: str = ""
+    target: output.Output
+    batching: Batching
+    batch_size: int
+    where: tuple[str | None, str | None]  # device, dtype
+    quiet: bool
+    json: bool
+
+    def note(self, line: str) -> None:
+        """A remark, unless none are wanted."""
+        if not self.quiet:
+            tell(line)
 
 
+@grouped
 def generate(
     context: typer.Context,
     prompt: options.Prompt = None,
@@ -83,132 +107,189 @@ def generate(
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
+    batching: Batching = Batching(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
-    note: Note = (lambda line: None) if quiet else tell
-    given = extras.given(context.params, FIELDS)
     words = [*([] if prompt is None else [prompt]), *context.args]
-    wish = wanted(words, prompts_file, picture, given, extras.library(context.params))
-    several = len(wish.requests) > 1 or wish.requests[0].count > 1
-    target = output.parse(out, several, overwrite)
-    with target, progress(not quiet, "loading") as bar:
-        draw(wish, target, batch_size or 1, (device, dtype), note, bar, json)
+    try:
+        batching.check(out, overwrite, json)
+        given = extras.given(context.params, FIELDS)
+        library = extras.library(context.params)
+        wish = wanted(words, prompts_file, picture, given, library, batching)
+        code = carry_out(wish, batching, context, json)
+    except Txt2imgError as error:
+        with suppress(BadOutput):
+            say_error(error, json, aloud=False)
+        raise
+    raise typer.Exit(code)
 
 
-def wanted(
-    words: Sequence[str],
-    prompts_file: str | None,
-    picture: Path | None,
-    given: Mapping[str, object],
-    library: Library,
-) -> Wish:
-    """The requests of a command line, all with seeds. BadRequest, BadFile."""
-    if len(words) > 1:
-        raise BadRequest(
-            f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}"
-        )
-    if words and prompts_file is not None:
-        raise BadRequest("a prompt and --prompts; give one of them")
-    if not words and prompts_file is None and picture is None:
-        raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
-    base, remarks, recorded = repeated(picture, given) if picture else (Request(""), [], "")
-    prompt = {"prompt": words[0]} if words else {}
-    base = Request.from_json({**base.to_json(), **given, **prompt})
-    seeded = base.seeded()
-    requests = [seeded]
-    if prompts_file is not None:
-        requests = prompts.read(prompts_file, sys.stdin.buffer, seeded)
-    requests = [library.resolved(request) for request in requests]
-    if base.seed is None and any(request.seed == seeded.seed for request in requests):
-        remarks.append(f"seed {seeded.seed}")
-    warnings = filter(None, map(infotext.ambiguous, requests))
-    remarks += [f"Note: {warning}" for warning in warnings]
-    return Wish(requests, remarks, library, recorded)
+def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool) -> int:
+    """Draw all that is wished, or say what would be; gives the exit code."""
+    asked = context.params
+    order = Order(
+        destination(asked["out"], wish.several, asked["overwrite"], batching),
+        batching,
+        asked["batch_size"] or 1,
+        (asked["device"], asked["dtype"]),
+        asked["quiet"],
+        json,
+    )
+    if batching.dry_run:
+        return rehearse(wish, order)
+    with order.target, progress(not (order.quiet or batching.no_progress), "loading") as bar:
+        return draw(wish, order, bar)
 
 
-def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], str]:
-    """The request that a picture carries, remarks, the hash of its model. BadFile, BadRequest."""
-    found = png.read(picture)
-    if found.request is None:
-        raise BadRequest(f"{shown(str(picture))} does not say how it was drawn")
-    if "model" not in given and found.request.model != "default":
-        name = shown(found.request.model)
-        raise BadRequest(f"{shown(str(picture))} was drawn by the model {name}; give its --model")
-    remarks = [f"Note: {line}" for line in found.notes]
-    return replace(found.request, count=1), remarks, found.origin.hash
+def destination(
+    out: str | None, several: bool, overwrite: bool, batching: Batching
+) -> output.Output:
+    """Where the pictures go. BadRequest."""
+    if out != "-":
+        target = output.parse(out, several, overwrite)
+        target.resume = batching.resume
+        return target
+    if several:
+        raise BadRequest("-o - writes one picture to standard output; name a folder for several")
+    if sys.stdout.isatty():
+        raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
+    return Stdout()
 
 
-def draw(
-    wish: Wish,
-    target: output.Output,
-    batch_size: int,
-    where: tuple[str | None, str | None],
-    note: Note,
-    bar: Bar,
-    json: bool,
-) -> None:
-    """Load the model, draw all pictures, say each when it is written."""
-    from txt2img import batch
+def rehearse(wish: Wish, order: Order) -> int:
+    """Say what would be drawn, of which name; gives the exit code."""
+    for line in wish.remarks:
+        order.note(line)
+    for item in order.batching.mine(items(wish.pictures(), order.target, "")):
+        path = str(order.target.free(item.name, item.number))
+        if order.json:
+            say_record({"path": path, "index": item.index, **described(item.request)})
+        else:
+            say_row(path, f"seed {item.request.seed}", item.request.prompt)
+    for error in wish.failures():
+        say_error(error, order.json)
+    return SOME_FAILED if wish.failures() else 0
+
+
+def draw(wish: Wish, order: Order, bar: Bar) -> int:
+    """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.device import choose
     from txt2img.pipeline import room_for
     from txt2img.weights.load import load
 
-    device = choose(*where)
+    device = choose(*order.where)
     with room_for("the model"):
-        model = load(wish.requests[0].model, device, vae_path=wish.library.vae)
+        model = load(wish.model, device, vae_path=wish.library.vae)
     model.wardrobe.library = wish.library
     if wish.hash and wish.hash != model.hash:
         other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
         wish.remarks.append(other)
-    pictures = batch.each(wish.requests, model)
-    with bar.aside():
-        for line in [*wish.remarks, *model.wardrobe.notes]:
-            note(line)
-    steps = sum(group[0].steps or 0 for group in batch.batches(pictures, batch_size))
-    meter = Meter(bar, len(pictures), steps)
-    for event in batch.run(model, pictures, target, batch_size):
-        if isinstance(event, batch.Step):
-            meter.show(event)
-        else:
-            with bar.aside():
+    return draw_with(model, wish, order, bar)
+
+
+def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
+    """Draw what is not there yet; gives the exit code."""
+    from txt2img import batch
+
+    batching, size = order.batching, order.batch_size
+    refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
+
+    def plan() -> Iterator[Item]:
+        pictures = batch.each(wish.pictures(), model, refused)
+        return batching.mine(items(pictures, order.target, model.hash))
+
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
+        meter = survey(plan(), ledger, wish, order, bar)
+        failures = [*wish.failures(), *(refused or {}).values()]
+        with bar.aside():
+            for line in [*wish.remarks, *model.wardrobe.notes]:
+                order.note(line)
+            for error in failures:
+                say_error(error, order.json)
+        groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
+        drawn: Drawn | None = {} if wish.sweep else None
+        events = batch.run(model, groups, order.target, batching.policy)
+        failed = follow(events, meter, order.json, drawn)
+        if drawn is not None:
+            finish_sweep(wish, plan(), ledger, drawn, order)
+    return SOME_FAILED if failed or failures else 0
+
+
+def survey(
+    plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: Order, bar: Bar
+) -> Meter:
+    """Go through a whole batch once: what is wrong is found before any of it is drawn."""
+    from txt2img.batch import batches
+
+    total = left = steps = 0
+
+    def pending() -> Iterator[Item]:
+        nonlocal total
+        for item in plan:
+            total += 1
+            if ledger is None or not ledger.done(item):
+                yield item
+
+    for group in batches(pending(), order.batch_size):
+        left += len(group)
+        steps += group[0].request.steps or 0
+    if left < total:
+        wish.remarks.append(f"{total - left} of {total} pictures are there already")
+    path = order.target.folder / order.target.pattern
+    if order.target.exact and order.target.resume and left and os.path.lexists(path):
+        raise output.taken(path)
+    return Meter(bar, total, steps)
+
+
+def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | None) -> int:
+    """Say what happens while it does; gives how many pictures failed. Stopped."""
+    from txt2img import batch
+
+    failed = left = 0
+    told = False
+    for event in events:
+        with nullcontext() if isinstance(event, batch.Step) else meter.bar.aside():
+            if isinstance(event, batch.Started):
+                left = len(event.items)
+                STOP.finishing = True
+            elif isinstance(event, batch.Step):
+                meter.show(event)
+            elif isinstance(event, batch.Failed):
+                say_failed(event, json)
+                failed += 1
+            elif event.path != Path("-"):
                 say(event, json)
+                if drawn is not None:
+                    drawn[event.item.index] = (event.path, event.request)
+        if STOP.asked and not told:
+            told = True
+            with meter.bar.aside():
+                tell("Finishing the picture; once more stops at once.")
+        left -= isinstance(event, batch.Finished | batch.Failed)
+        if not left:
+            STOP.finished()
+    return failed
 
 
-class Meter:
-    """How far a run is, on a bar."""
+def finish_sweep(
+    wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: Drawn, order: Order
+) -> None:
+    """Write a sweep's sheet and table, and say where they are."""
+    from txt2img import sheet
 
-    def __init__(self, bar: Bar, pictures: int, steps: int) -> None:
-        self.bar, self.pictures, self.steps = bar, pictures, steps
-        self.done, self.start = 0, time.monotonic()
-
-    def show(self, step: "Step") -> None:
-        """Show one more step."""
-        self.done += 1
-        which = f"{step.first}" if step.first == step.last else f"{step.first}-{step.last}"
-        label = "drawing" if self.pictures == 1 else f"drawing {which} of {self.pictures}"
-        speed = rate(self.done, time.monotonic() - self.start)
-        self.bar.advance(label, self.done, self.steps, f"{step.step}/{step.steps} {speed}")
-
-
-def say(finished: "Finished", json: bool) -> None:
-    """A finished picture on stdout: its path, or all about it."""
-    if not json:
-        say_path(finished.path)
+    if order.batching.part != (1, 1):
+        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
         return
-    request = finished.request
-    say_record(
-        {
-            "path": str(finished.path),
-            "prompt": request.prompt,
-            "negative": request.negative,
-            "seed": request.seed,
-            "size": [request.width, request.height],
-            "steps": request.steps,
-            "cfg": request.cfg,
-            "sampler": request.sampler,
-            "schedule": request.schedule,
-            "seconds": round(finished.seconds, 3),
-            "model": finished.origin.model,
-            "hash": finished.origin.hash,
-        }
-    )
+    cells = []
+    for item in plan:
+        path = ledger and ledger.done(item)
+        known = drawn.get(item.index) or ((path, item.request) if path else None)
+        if known:
+            cells.append(known)
+    assert wish.sweep is not None
+    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
+        if order.json:
+            say_record({"path": str(path), "pictures": len(cells)})
+        else:
+            say_path(path)

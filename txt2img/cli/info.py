@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from txt2img import png
+from txt2img import __version__, infotext, png
+from txt2img.cli.commandline import command_line
 from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
-from txt2img.errors import Txt2imgError
+from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.escape import shown
+from txt2img.request import Request
 
 EPILOG = """
 \b
@@ -18,19 +21,33 @@ Examples:
   txt2img info red-apple-3d-emoji-42.png
   txt2img info default models/sd15.safetensors models/my-folder
   txt2img info --json *.png
+  txt2img info --command picture.png
 """
 Files = Annotated[
     list[str],
     typer.Argument(metavar="FILE", help="PNG pictures, .safetensors files, model folders."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
+A1111 = Annotated[
+    bool, typer.Option("--a1111", help="Print the text that other programs read in a picture.")
+]
+CommandLine = Annotated[
+    bool, typer.Option("--command", help="Print the command line that draws a picture.")
+]
 
 
-def info(files: Files, json: Json = False) -> None:
+def info(
+    files: Files, json: Json = False, a1111: A1111 = False, command: CommandLine = False
+) -> None:
     """Say what is in pictures and weight files."""
+    if json + a1111 + command > 1:
+        raise BadRequest("--json, --a1111 and --command are three forms; give one of them")
     code = said = 0
     for name in files:
         try:
+            if a1111 or command:
+                say(as_command(Path(name)) if command else as_infotext(Path(name)))
+                continue
             record = picture(Path(name)) if is_png(name) else weights(name)
         except Txt2imgError as error:
             tell(f"Error: {error}")
@@ -48,6 +65,27 @@ def info(files: Files, json: Json = False) -> None:
                 say_field(key, value)
     if code:
         raise typer.Exit(code)
+
+
+def as_infotext(path: Path) -> str:
+    """A picture's record as A1111 writes it. BadFile, BadRequest."""
+    found = png.read(path)
+    if "parameters" in found.texts:
+        return found.texts["parameters"]
+    request, origin = requested(path, found), found.origin
+    return str(infotext.describe(request, origin.model, origin.hash, __version__))
+
+
+def as_command(path: Path) -> str:
+    """The command line that draws a picture. BadFile, BadRequest."""
+    return command_line(requested(path, png.read(path)))
+
+
+def requested(path: Path, found: png.Picture) -> Request:
+    """What a picture was drawn from. BadRequest if it does not say."""
+    if found.request is None:
+        raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
+    return found.request
 
 
 def is_png(name: str) -> bool:

@@ -25,9 +25,21 @@ def say(line: str) -> None:
     _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
 
 
+def say_row(*cells: object) -> None:
+    """One result of several parts on stdout, with tabs between them and in none of them."""
+    encoding = sys.stdout.encoding or "utf-8"
+    row = "\t".join(escape(str(cell)) for cell in cells)
+    _write((row + "\n").encode(encoding, "backslashreplace"))
+
+
 def say_path(path: str | os.PathLike[str]) -> None:
     """One path on stdout, as the file system spells it."""
     _write(os.fsencode(path) + b"\n")
+
+
+def say_bytes(data: bytes) -> None:
+    """A whole file on stdout."""
+    _write(data)
 
 
 def say_record(record: Mapping[str, object]) -> None:
@@ -88,7 +100,7 @@ class TerminalBar(Bar):
 @contextmanager
 def progress(on: bool, label: str) -> Iterator[Bar]:
     """A bar on stderr if it is `on` and that is a terminal."""
-    if not on or not sys.stderr.isatty():
+    if not on or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield Bar()
         return
     from rich.console import Console

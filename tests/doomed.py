@@ -1,0 +1,59 @@
+"""Runs of the command in processes of their own that may be killed, without a start of their own.
+
+They are forked from a server that has torch loaded and never computes: a fork of a process whose
+threads compute would wait for them for ever.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from txt2img import disk
+from txt2img.cli import app
+
+PRELOADED = ["doomed", "txt2img.batch", "txt2img.weights.load"]
+HERE = Path(__file__).parent
+
+
+def start(arguments: Sequence[str], out: str, calls: int | None = None) -> ForkServerProcess:
+    """A process that runs a command line here, its stdout a file.
+
+    With `calls` it kills itself when it deals with the disk for the last time but so many.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=run, args=(list(arguments), os.getcwd(), out, calls))
+    process.start()
+    return process
+
+
+def run(arguments: list[str], folder: str, out: str, calls: int | None) -> None:
+    """What such a process does."""
+    os.chdir(folder)
+    with open(out, "wb") as file:
+        os.dup2(file.fileno(), 1)
+    if calls is not None:
+        doom(calls)
+    sys.exit(app.run(arguments))
+
+
+def doom(calls: int) -> None:
+    """Have this process kill itself once `calls` of its dealings with the disk are done."""
+    left = iter(range(calls))
+
+    def fatal(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("dup", "fsync", "link"):  # four for each picture, with its folder's
+        setattr(disk.os, name, fatal(getattr(os, name)))

@@ -1,0 +1,84 @@
+"""What a run of drawing says: each picture when it is written, what fails, how far it is."""
+
+import time
+from typing import TYPE_CHECKING
+
+from txt2img.cli.show import Bar, rate, say_path, say_record, tell
+from txt2img.errors import Txt2imgError
+from txt2img.request import Request
+
+if TYPE_CHECKING:
+    from txt2img.batch import Failed, Finished, Step
+
+
+class Meter:
+    """How far a run is, on a bar."""
+
+    def __init__(self, bar: Bar, pictures: int, steps: int) -> None:
+        self.bar, self.pictures, self.steps = bar, pictures, steps
+        self.done, self.start = 0, time.monotonic()
+
+    def show(self, step: "Step") -> None:
+        """Show one more step."""
+        self.done += 1
+        which = f"{step.first}" if step.first == step.last else f"{step.first}-{step.last}"
+        label = "drawing" if self.pictures == 1 else f"drawing {which} of {self.pictures}"
+        speed = rate(self.done, time.monotonic() - self.start)
+        self.bar.advance(label, self.done, self.steps, f"{step.step}/{step.steps} {speed}")
+
+
+def described(request: Request) -> dict[str, object]:
+    """A request as part of a record."""
+    templates = {
+        name: text for name in ("template", "negative_template") if (text := getattr(request, name))
+    }
+    return {
+        "prompt": request.prompt,
+        "negative": request.negative,
+        **templates,
+        "seed": request.seed,
+        "size": [request.width, request.height],
+        "steps": request.steps,
+        "cfg": request.cfg,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+    }
+
+
+def say(finished: "Finished", json: bool) -> None:
+    """A finished picture on stdout: its path, or all about it."""
+    if not json:
+        say_path(finished.path)
+        return
+    item = finished.item
+    retried = {} if item.first_seed is None else {"first_seed": item.first_seed}
+    say_record(
+        {
+            "path": str(finished.path),
+            "index": item.index,
+            "id": item.id,
+            **described(finished.request),
+            **retried,
+            "seconds": round(finished.seconds, 3),
+            "model": finished.origin.model,
+            "hash": finished.origin.hash,
+            "pixels_sha256": finished.pixels_sha256,
+        }
+    )
+
+
+def say_failed(failed: "Failed", json: bool) -> None:
+    """A picture that the run goes on without."""
+    item = failed.item
+    tell(f"Error: picture {item.index}: {failed.error}")
+    if json:
+        about = {"index": item.index, "id": item.id, **described(item.request)}
+        say_record({"error": str(failed.error), "code": failed.error.exit_code, **about})
+
+
+def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
+    """What went wrong, not with one picture."""
+    if aloud:
+        tell(f"Error: {error}")
+    if json:
+        say_record({"error": str(error), "code": error.exit_code})

@@ -1,0 +1,98 @@
+"""txt2img verify: draw pictures again from what they say of themselves, and compare."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from txt2img.cli import options
+from txt2img.cli.show import progress, say, say_record, tell
+from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.escape import shown
+
+if TYPE_CHECKING:
+    from txt2img.verify import Verdict
+    from txt2img.weights.load import Model
+
+EPILOG = """
+\b
+Examples:
+  txt2img verify picture.png
+  txt2img verify *.png --model models/sd15.safetensors --json
+  txt2img verify *.png --psnr 40
+
+Exit code 0 if all are identical (or as near as --psnr asks), else 1.
+"""
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="PNG pictures of txt2img's.")]
+Psnr = Annotated[
+    float | None,
+    typer.Option(
+        "--psnr",
+        metavar="DB",
+        parser=options.number("--psnr"),
+        help="Be content with pictures this near: 40 dB can hardly be seen.",
+    ),
+]
+
+
+def verify(
+    files: Files,
+    model: options.Model = None,
+    device: options.DeviceName = None,
+    dtype: options.Dtype = None,
+    psnr: Psnr = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw pictures again and compare them pixel by pixel."""
+    code = 0
+    loaded: Model | None = None
+    with progress(not quiet, "loading") as bar:
+        for i, name in enumerate(files):
+            bar.advance("verifying", i, len(files), f"{i + 1}/{len(files)}")
+            try:
+                loaded, verdict = compared(name, model, (device, dtype), loaded)
+            except Txt2imgError as error:
+                with bar.aside():
+                    tell(f"Error: {error}")
+                    if json:
+                        say_record({"file": name, "error": str(error), "code": error.exit_code})
+                code = code or error.exit_code
+                continue
+            enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
+            code = code or (0 if enough else 1)
+            with bar.aside():
+                tell_verdict(name, verdict, json)
+    if code:
+        raise typer.Exit(code)
+
+
+def compared(
+    name: str, chosen: str | None, where: tuple[str | None, str | None], loaded: "Model | None"
+) -> tuple["Model", "Verdict"]:
+    """The verdict on one file, and the model, which is loaded once for all. Txt2imgError."""
+    from txt2img.device import choose
+    from txt2img.verify import described, verify
+    from txt2img.weights.load import load
+
+    found = described(Path(name))
+    assert found.request is not None
+    if chosen is None and found.request.model != "default":
+        its = shown(found.request.model)
+        raise BadRequest(f"{shown(name)} was drawn by the model {its}; give its --model")
+    if loaded is None:
+        loaded = load(chosen or "default", choose(*where))
+    return loaded, verify(Path(name), found, loaded)
+
+
+def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:
+    """One file's verdict on stdout."""
+    if json:
+        near = None if verdict.same else round(verdict.psnr, 2)
+        say_record(
+            {"file": name, "same": verdict.same, "psnr": near, "reasons": list(verdict.reasons)}
+        )
+    elif verdict.same:
+        say(f"{name}: identical")
+    else:
+        say(f"{name}: PSNR {verdict.psnr:.1f} dB; {'; '.join(verdict.reasons)}")

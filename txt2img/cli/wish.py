@@ -1,0 +1,122 @@
+"""What a command line asks for: requests, from its words, a prompt file or a picture."""
+
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+from txt2img import infotext, png, prompts
+from txt2img.cli.batching import Batching
+from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.escape import shown
+from txt2img.library import Library
+from txt2img.request import Request
+from txt2img.sweep import Sweep
+from txt2img.wildcards import Wildcards
+
+WARNINGS_MAX = 10
+
+
+@dataclass
+class Wish:
+    """What is to be drawn, and what a picture to be repeated says that it was drawn with."""
+
+    requests: Iterable[Request]  # with seeds; they can be gone through again and again
+    model: str
+    library: Library  # where the files are that the requests name
+    hash: str = ""
+    remarks: list[str] = field(default_factory=list)
+    wildcards: Wildcards | None = None
+    sweep: Sweep | None = None
+    lenient: bool = False
+    errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)  # if lenient
+    several: bool = False
+
+    def pictures(self) -> Iterator[Request]:
+        """A request for each picture, its choices made. BadRequest, BadFile."""
+        for number, request in enumerate(self.requests):
+            for i in range(request.count):
+                one = request.nth(i)
+                try:
+                    chosen = one if self.wildcards is None else self.wildcards.resolved(one)
+                    yield self.library.resolved(chosen)
+                except BadRequest as error:
+                    if not self.lenient:
+                        raise
+                    self.errors["choices", number, i] = error
+
+    def failures(self) -> list[Txt2imgError]:
+        """What was passed over so far, in lines of a file and in choices."""
+        source = self.sweep.requests if self.sweep else self.requests
+        lines = source.errors.values() if isinstance(source, prompts.Source) else ()
+        return [*lines, *self.errors.values()]
+
+
+def wanted(
+    words: Sequence[str],
+    prompts_file: str | None,
+    picture: Path | None,
+    given: Mapping[str, object],
+    library: Library,
+    batching: Batching,
+) -> Wish:
+    """What a command line asks for, looked through once. BadRequest, BadFile."""
+    if len(words) > 1:
+        raise BadRequest(
+            f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}"
+        )
+    if words and prompts_file is not None:
+        raise BadRequest("a prompt and --prompts; give one of them")
+    if not words and prompts_file is None and picture is None:
+        raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
+    base, remarks, recorded = repeated(picture, given) if picture else (Request(""), [], "")
+    prompt = {"prompt": words[0], "template": ""} if words else {}
+    base = Request.from_json({**base.to_json(), **given, **prompt})
+    seeded = base.seeded()
+    requests: Iterable[Request] = [seeded]
+    if prompts_file is not None:
+        seeded = replace(seeded, template="")
+        requests = source = prompts.source(prompts_file, sys.stdin.buffer, seeded)
+        source.lenient = batching.policy.skip
+    wish = Wish(requests, base.model, library, recorded, remarks, lenient=batching.policy.skip)
+    if batching.wildcards is not None:
+        wish.wildcards = Wildcards(batching.wildcards)
+    if batching.sweep:
+        wish.requests = wish.sweep = Sweep(requests, batching.sweep, batching.zip)
+    _look_through(wish, seeded.seed if base.seed is None else None, batching)
+    return wish
+
+
+def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], str]:
+    """The request that a picture carries, remarks, the hash of its model. BadFile, BadRequest."""
+    found = png.read(picture)
+    if found.request is None:
+        raise BadRequest(f"{shown(str(picture))} does not say how it was drawn")
+    if "model" not in given and found.request.model != "default":
+        name = shown(found.request.model)
+        raise BadRequest(f"{shown(str(picture))} was drawn by the model {name}; give its --model")
+    remarks = [f"Note: {line}" for line in found.notes]
+    return replace(found.request, count=1), remarks, found.origin.hash
+
+
+def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:
+    """Note what there is to say of the requests. BadRequest if a drawn seed would not do."""
+    seen = 0
+    told = False
+    warnings: list[str] = []
+    for request in wish.requests:
+        seen += min(request.count, 2)
+        told = told or (drawn is not None and request.seed == drawn)
+        ambiguous = infotext.ambiguous(request)
+        if ambiguous and len(warnings) < WARNINGS_MAX:
+            warnings.append(f"Note: {ambiguous}")
+    wish.several = seen > 1
+    if told and (batching.resume or batching.shard):
+        option = "--resume" if batching.resume else "--shard"
+        raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")
+    if told:
+        wish.remarks.append(f"seed {drawn}")
+    wish.remarks += warnings
+    if seen:
+        next(chain(wish.pictures(), [None]))  # what is wrong with the first one's choices

@@ -1,0 +1,113 @@
+"""A sweep's contact sheet, each picture with what sets it apart, and the same as a table in CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from txt2img import output
+from txt2img.escape import escape
+from txt2img.output import Output, numbered
+from txt2img.request import Request
+from txt2img.sweep import Axis
+
+SIDE_MAX = 16_384  # pixels
+CELL_MAX = 512  # pixels
+GAP = 8  # pixels
+FONT = 13  # pixels
+LINE = 16  # pixels
+PAPER, INK = (255, 255, 255), (0, 0, 0)
+Cell = tuple[Path, Request]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+ALWAYS = ("prompt", "negative", "seed", "width", "height", "steps", "cfg", "sampler", "schedule")
+
+
+def write(cells: Sequence[Cell], axes: Sequence[Axis], target: Output, columns: int) -> list[Path]:
+    """Put sheet.png and sheet.csv beside the pictures; gives their paths. BadOutput, OSError."""
+    if not cells:
+        return []
+    return [
+        _publish(draw(cells, axes, columns), target, "sheet.png"),
+        _publish(table(cells, axes), target, "sheet.csv"),
+    ]
+
+
+def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:
+    """A line for each picture: its path, what was swept, and what else decides it."""
+    fields = list(dict.fromkeys([*(axis.field for axis in axes), *ALWAYS, "cfg_rescale", "eta"]))
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", *fields])
+    for path, request in cells:
+        values = ["" if (value := getattr(request, f)) is None else value for f in fields]
+        writer.writerow([path.name, *values])
+    return text.getvalue().encode("utf-8")
+
+
+def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int) -> bytes:
+    """The sheet as a PNG that says what is on it, whatever its pictures' sizes."""
+    rows = -(-len(cells) // columns)
+    fields = [axis.field for axis in axes]
+    if len({request.prompt for _, request in cells}) > 1 and "prompt" not in fields:
+        fields.append("prompt")
+    if len({request.seed for _, request in cells}) > 1 and "seed" not in fields:
+        fields.append("seed")
+    caption = LINE * len(fields)
+    room = SIDE_MAX // columns - GAP, SIDE_MAX // rows - GAP - caption
+    width = min(CELL_MAX, room[0], max(request.width or 1 for _, request in cells))
+    height = min(CELL_MAX, room[1], max(request.height or 1 for _, request in cells))
+    width, height = max(width, 16), max(height, 16)
+    across, down = width + GAP, height + caption + GAP
+    sheet = Image.new("RGB", (columns * across + GAP, rows * down + GAP), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
+    for i, (path, request) in enumerate(cells):
+        x, y = GAP + i % columns * across, GAP + i // columns * down
+        for line, field in enumerate(fields):
+            words = f"{field.replace('_', ' ')} {_said(getattr(request, field))}"
+            pen.text((x, y + line * LINE), _fitting(words, width, font), fill=INK, font=font)
+        with Image.open(path) as picture:
+            picture.thumbnail((width, height))
+            sheet.paste(picture.convert("RGB"), (x, y + caption))
+    texts = PngInfo()
+    swept = {axis.field: axis.values for axis in axes}
+    texts.add_itxt("txt2img-sheet", json.dumps({"swept": swept, "columns": columns}))
+    file = BytesIO()
+    sheet.save(file, "png", pnginfo=texts)
+    return file.getvalue()
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else escape(str(value))
+
+
+def _fitting(text: str, width: int, font: Font) -> str:
+    """As much of a text as fits a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    text = text[: width // 2]  # no letter is narrower than that: long prompts cost no more
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _publish(data: bytes, target: Output, name: str) -> Path:
+    """Write a file under its name or the next free one, unless the very same is there already."""
+    if target.overwrite:
+        output.publish(data, target.folder / name, overwrite=True)
+        return target.folder / name
+    for path in _taken(target.folder, name):
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return path
+    return target.write_beside(data, name)
+
+
+def _taken(folder: Path, name: str) -> Iterator[Path]:
+    number = 1
+    while os.path.lexists(path := folder / numbered(name, number)):
+        yield path
+        number += 1
