@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from txt2img.cli import options
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, Lora, weight
@@ -17,38 +17,42 @@ _WEIGHT = r"(?::([-+.\deE]+))?"
 _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
-def given(context: Mapping[str, object], fields: Sequence[str]) -> dict[str, object]:
-    """What the options say of a request, by its fields. BadRequest."""
-    values = {name: context[name] for name in fields if context[name] is not None}
-    if loras := _texts(context["lora"]):
-        values["loras"] = [asdict(lora) for lora, _ in map(lora_file, loras)]
-    if context["vae"] == NONE:
-        values["vae"] = None
-    return values
+@dataclass(frozen=True)
+class Named:
+    """What the options for other files than the model's ask for."""
 
+    lora: options.Loras = None
+    lora_dir: options.LoraFolders = None
+    embedding: options.Embeddings = None
+    embedding_dir: options.EmbeddingFolders = None
+    vae: options.VAE = None
 
-def library(context: Mapping[str, object]) -> Library:
-    """The files and folders that the options name. BadRequest."""
-    loras: dict[str, Path] = {}
-    for lora, path in map(lora_file, _texts(context["lora"])):
-        if loras.setdefault(lora.name, path) != path:
-            raise BadRequest(f"--lora: two files are called {shown(lora.name)}; rename one")
-    words = dict(embedding_file(text) for text in _texts(context["embedding"]))
-    own = [folder for folder in os.environ.get(LORAS, "").split(os.pathsep) if folder]
-    vae = context["vae"]
-    return Library(
-        loras,
-        (
-            *(checked_folder("--lora-dir", Path(text)) for text in _texts(context["lora_dir"])),
-            *(checked_folder(LORAS, Path(text).expanduser()) for text in own),
-        ),
-        words,
-        tuple(
-            checked_folder("--embedding-dir", Path(text))
-            for text in _texts(context["embedding_dir"])
-        ),
-        vae if isinstance(vae, str) and vae != NONE else None,
-    )
+    def given(self) -> dict[str, object]:
+        """What the options say of a request, by its fields. BadRequest."""
+        values: dict[str, object] = {}
+        if self.lora:
+            values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
+        if self.vae == NONE:
+            values["vae"] = None
+        return values
+
+    def library(self) -> Library:
+        """The files and folders that the options name. BadRequest."""
+        loras: dict[str, Path] = {}
+        for lora, path in map(lora_file, self.lora or ()):
+            if loras.setdefault(lora.name, path) != path:
+                raise BadRequest(f"--lora: two files are called {shown(lora.name)}; rename one")
+        own = [folder for folder in os.environ.get(LORAS, "").split(os.pathsep) if folder]
+        return Library(
+            loras,
+            (
+                *(checked_folder("--lora-dir", Path(text)) for text in self.lora_dir or ()),
+                *(checked_folder(LORAS, Path(text).expanduser()) for text in own),
+            ),
+            dict(embedding_file(text) for text in self.embedding or ()),
+            tuple(checked_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
+            None if self.vae == NONE else self.vae,
+        )
 
 
 def lora_file(text: str) -> tuple[Lora, Path]:
@@ -73,8 +77,3 @@ def embedding_file(text: str) -> tuple[str, Path]:
     else:
         path = checked_file("--embedding", Path(file))
     return Embedding(word).token, path
-
-
-def _texts(value: object) -> list[str]:
-    """An option's values; none if it was not given."""
-    return [str(item) for item in value] if isinstance(value, list | tuple) else []

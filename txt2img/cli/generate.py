@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from txt2img import output
-from txt2img.cli import extras, options
+from txt2img.cli import options
 from txt2img.cli.batching import Batching, Stdout
+from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
@@ -92,11 +93,6 @@ def generate(
     eta: options.Eta = None,
     cfg_rescale: options.CfgRescale = None,
     model: options.Model = None,
-    lora: options.Loras = None,
-    lora_dir: options.LoraFolders = None,
-    embedding: options.Embeddings = None,
-    embedding_dir: options.EmbeddingFolders = None,
-    vae: options.VAE = None,
     device: options.DeviceName = None,
     dtype: options.Dtype = None,
     batch_size: options.BatchSize = None,
@@ -107,15 +103,17 @@ def generate(
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
-    batching: Batching = Batching(),  # noqa: B008 - frozen; only its fields' defaults are used
+    named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
+    batching: Batching = Batching(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
-        given = extras.given(context.params, FIELDS)
-        library = extras.library(context.params)
-        wish = wanted(words, prompts_file, picture, given, library, batching)
+        fields = {name: context.params[name] for name in FIELDS}
+        given = {name: value for name, value in fields.items() if value is not None}
+        given |= named.given()
+        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
     except Txt2imgError as error:
         with suppress(BadOutput):

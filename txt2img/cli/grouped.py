@@ -1,28 +1,35 @@
 """Options that belong together as one dataclass: a command takes it as a single parameter."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from inspect import Parameter, signature
 from typing import get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with its last parameter, a dataclass of options, spread out into its fields."""
+    """The command with each parameter that is a dataclass of options spread out into its fields."""
     own = signature(command, eval_str=True)
-    *first, group = own.parameters.values()
-    hints = get_type_hints(group.annotation, include_extras=True)
-    more = [
-        Parameter(
-            f.name, Parameter.POSITIONAL_OR_KEYWORD, default=f.default, annotation=hints[f.name]
-        )
-        for f in fields(group.annotation)
+    groups: dict[str, type] = {
+        name: parameter.annotation
+        for name, parameter in own.parameters.items()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+    hints = {n: get_type_hints(group, include_extras=True) for n, group in groups.items()}
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    spread = [
+        Parameter(f.name, kind, default=f.default, annotation=hints[n][f.name])
+        for n, group in groups.items()
+        for f in fields(group)
     ]
+    alone = [p for n, p in own.parameters.items() if n not in groups]
 
     def run(**given: object) -> None:
-        values = {name: given.pop(name) for name in hints}
-        command(**given, **{group.name: group.annotation(**values)})
+        made = {
+            n: group(**{name: given.pop(name) for name in hints[n]}) for n, group in groups.items()
+        }
+        command(**given, **made)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {p.name: p.annotation for p in (*first, *more)}
-    vars(run)["__signature__"] = own.replace(parameters=[*first, *more])
+    run.__annotations__ = {p.name: p.annotation for p in (*alone, *spread)}
+    vars(run)["__signature__"] = own.replace(parameters=[*alone, *spread])
     return run
