@@ -9,6 +9,7 @@ from conftest import Command, Outcome
 from txt2img import png
 from txt2img.batch import Finished, batches, each, run
 from txt2img.extras import Lora
+from txt2img.ledger import items
 from txt2img.library import Library
 from txt2img.output import parse
 from txt2img.request import Request, Sampler
@@ -106,7 +107,8 @@ def test_files_that_are_not_there_are_refused_before_the_model_loads(
 def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:
     """What is finished when all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    events = run(model, each(requests, model), target, batch_size)
+    planned = items(each(requests, model), target, model.hash)
+    events = run(model, batches(planned, batch_size), target)
     return [event for event in events if isinstance(event, Finished)]
 
 
@@ -118,7 +120,8 @@ def test_requests_with_different_loras_do_not_disturb_each_other(
     prompts += ["a <lora:style:0.5> <lora:other:1>"]
     try:
         requests = [replace(SMALL, prompt=prompt) for prompt in prompts]
-        sizes = [len(batch) for batch in batches(each(requests, sd1_model), 4)]
+        planned = items(each(requests, sd1_model), parse("x.png", several=True), "")
+        sizes = [len(batch) for batch in batches(planned, 4)]
         assert sizes == [1, 2, 1, 2, 1]
         together = drawn(sd1_model, requests, 4)
         pictures = [done.path.read_bytes() for done in together]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from txt2img import png
 from txt2img.cli.commandline import command_line, quoted
+from txt2img.extras import Lora
 from txt2img.request import Request, Sampler, Schedule
 
 REQUEST = Request(
@@ -45,6 +46,11 @@ def test_what_is_usual_is_left_out() -> None:
     assert command_line(Request("a cat", seed=7)) == "txt2img 'a cat' --seed 7"
     assert command_line(Request("train")) == "txt2img generate train"
     assert command_line(Request("-rf /", seed=7)) == "txt2img --seed 7 -- '-rf /'"
+
+
+def test_loras_are_said_by_their_tags() -> None:
+    request = Request("a cat", loras=(Lora("style", 0.5, 0.5),))
+    assert command_line(request) == "txt2img 'a cat <lora:style:0.5>'"
 
 
 def test_all_that_decides_a_picture_is_said(command: Command) -> None:
@@ -95,7 +101,7 @@ def test_a_rehearsal_of_the_line_asks_for_the_same(command: Command) -> None:
             .stdout.decode()
             .split("\0")[1:-1]
         )
-        outcome = command(*words, "--dry-run", "--json")
+        outcome = command("--dry-run", "--json", *words)
         assert outcome.code == 0, outcome.err
         record = json.loads(outcome.out)
         assert (record["prompt"], record["negative"], record["seed"]) == (prompt, "-x", 42)

@@ -3,6 +3,7 @@
 import shlex
 
 from txt2img.escape import escape
+from txt2img.extras import tagged
 from txt2img.request import Request
 
 FLAGS = {
@@ -31,7 +32,7 @@ def command_line(request: Request) -> str:
         text = str(value)
         # After a long flag's = even a text that begins with a hyphen is a value.
         words += [f"{flag}={quoted(text)}"] if text.startswith("-") else [flag, quoted(text)]
-    prompt = quoted(request.prompt)
+    prompt = quoted(tagged(request.prompt, request.loras))
     if request.prompt.startswith("-"):
         return " ".join(["txt2img", *words, "--", prompt])
     # One word might be a command's name.

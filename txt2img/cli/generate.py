@@ -35,7 +35,7 @@ Examples:
   txt2img "a green tree" --count 4 -o trees/
   txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
   txt2img --prompts prompts.txt --seed 1 -o art/ --resume
-  txt2img "a cat" --sweep cfg=4..10:1.5 --sweep sampler=euler,dpm++2m -o cats/
+  txt2img "a cat" --sweep cfg=4..10:2 --sweep sampler=euler,heun -o cats/
   txt2img --from apple.png --seed 43
 
 \b
