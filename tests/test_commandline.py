@@ -101,7 +101,8 @@ def test_a_rehearsal_of_the_line_asks_for_the_same(command: Command) -> None:
             .stdout.decode()
             .split("\0")[1:-1]
         )
-        outcome = command("--dry-run", "--json", *words)
+        start = words[:1] if words[0] == "generate" else []
+        outcome = command(*start, "--dry-run", "--json", *words[len(start) :])
         assert outcome.code == 0, outcome.err
         record = json.loads(outcome.out)
         assert (record["prompt"], record["negative"], record["seed"]) == (prompt, "-x", 42)
