@@ -42,8 +42,8 @@ Examples:
 Exit codes:
   0  all done                    4  a picture was rejected
   1  a model, file or disk       5  out of memory
-  2  an option, prompt or size   130, 143  stopped by Ctrl-C, by SIGTERM: once
-  3  some pictures failed             finishes the picture, twice stops at once
+  2  an option, prompt or size   130, 143  stopped (Ctrl-C, SIGTERM): once
+  3  some pictures failed             finishes the picture, twice stops now
 
 \b
 Commands (each has its own --help):
@@ -110,9 +110,7 @@ def generate(
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
-        fields = {name: context.params[name] for name in FIELDS}
-        given = {name: value for name, value in fields.items() if value is not None}
-        given |= named.given()
+        given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
     except Txt2imgError as error:
@@ -120,6 +118,12 @@ def generate(
             say_error(error, json, aloud=False)
         raise
     raise typer.Exit(code)
+
+
+def chosen(context: typer.Context) -> dict[str, object]:
+    """The fields of a request that the command line gives."""
+    fields = {name: context.params[name] for name in FIELDS}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool) -> int:
