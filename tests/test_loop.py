@@ -196,7 +196,7 @@ def test_sixteen_pictures_are_learnt_until_they_can_be_told_apart(tmp_path: Path
     """A few minutes on two cores: each caption's drawing is nearest to its own picture."""
     config = tiny(
         tmp_path,
-        vae_run=Run(steps=600, batch_size=16, lr=2e-3),
+        vae_run=Run(steps=2000, batch_size=16, lr=4e-3, ema=0.99),
         text_run=Run(steps=100, batch_size=16, lr=2e-3, ema=0.9),
         unet_run=Run(steps=1500, batch_size=16, lr=2e-3, ema=0.99),
         save_every=1000,
