@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import generate, info, train, verify
+from txt2img.cli import generate, info, train, verify, worker
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, Stopped
 from txt2img.errors import BadRequest, Txt2imgError
@@ -22,12 +22,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "info": (info.info, info.EPILOG),
     "verify": (verify.verify, verify.EPILOG),
     "train": (train.train, train.EPILOG),
+    "worker": (worker.worker, worker.EPILOG),
 }
-
-
-def main() -> None:
-    """The command txt2img."""
-    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:

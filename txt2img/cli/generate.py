@@ -18,6 +18,7 @@ from txt2img.cli.grouped import grouped
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
+from txt2img.cli.warming import Warming
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, BadRequest, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
@@ -51,6 +52,7 @@ Commands (each has its own --help):
   txt2img info FILE...       Say what is in a picture or a weight file.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
 """
 FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
@@ -105,11 +107,13 @@ def generate(
     version: options.Version = False,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
+    warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
+        warming.check()
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
@@ -177,11 +181,11 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.device import choose
     from txt2img.pipeline import room_for
-    from txt2img.weights.load import load
+    from txt2img.weights.kept import KEEPER
 
     device = choose(*order.where)
     with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
+        model = KEEPER.load(wish.model, device, vae_path=wish.library.vae)
     model.wardrobe.library = wish.library
     if wish.hash and wish.hash != model.hash:
         other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
