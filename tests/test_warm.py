@@ -17,7 +17,7 @@ from txt2img.cli import app, serve, warm, wire
 
 ROOT = Path(__file__).parent.parent
 SIZE = ("-W", "64", "-H", "64", "--steps", "2", "--seed", "1")
-LONG = ("-W", "256", "-H", "256", "--steps", "1000", "--seed", "1")
+LONG = ("-W", "64", "-H", "64", "--steps", "900", "--seed", "1")
 Done = subprocess.CompletedProcess[bytes]
 
 

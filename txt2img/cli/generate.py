@@ -110,18 +110,22 @@ def generate(
     warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
-    words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
         warming.check()
         given = {**chosen(context), **named.given()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
+        wish = wanted(said(context), prompts_file, picture, given, named.library(), batching)
+        raise typer.Exit(carry_out(wish, batching, context, json))
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
         raise
-    raise typer.Exit(code)
+
+
+def said(context: typer.Context) -> list[str]:
+    """The words that belong to no option: one prompt, or more than can be."""
+    prompt = context.params["prompt"]
+    return [*([] if prompt is None else [prompt]), *context.args]
 
 
 def chosen(context: typer.Context) -> dict[str, object]:

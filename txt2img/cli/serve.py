@@ -49,7 +49,10 @@ class Worker:
     def hear(self) -> None:
         """Answer who calls, for ever: take a job if there is none, else say so at once."""
         while True:
-            connection, _ = self.server.accept()
+            try:
+                connection, _ = self.server.accept()
+            except OSError:
+                return  # the socket is closed: nobody can call any more
             try:
                 connection.settimeout(HEAR_SECONDS)
                 wire.check_peer(connection)
