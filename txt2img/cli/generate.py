@@ -49,6 +49,7 @@ Exit codes:
 Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Say what is in a picture or a weight file.
+  txt2img models VERB        List, show, hash and pull models.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img train DATA         Train a model on pictures with captions.
 """
@@ -103,6 +104,7 @@ def generate(
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
+    profile: options.Profile = None,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
 ) -> None:

@@ -1,6 +1,5 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +16,7 @@ from txt2img.escape import shown
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.weights import detect, files, vocabulary
+from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
@@ -104,13 +103,13 @@ def load(
     return Model(plan.name, model_hash(plan.weights), family, network, vae, text, wardrobe)
 
 
-def summary(name_or_path: str, prediction: str | None = None) -> Summary:
-    """What a model is, read from its headers; raises as `load` does."""
+def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
+    """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
     plan = _plan(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
-        hash=model_hash(plan.weights),
+        hash=model_hash(plan.weights) if hashed else "",
         layout=plan.layout,
         family=plan.family,
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
@@ -120,29 +119,29 @@ def summary(name_or_path: str, prediction: str | None = None) -> Summary:
     )
 
 
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
+    single = path.is_file() and not path.name.endswith(".index.json")
+    return (path,) if single else _plan(str(path), None).weights
+
+
 def _plan(name_or_path: str, prediction: str | None) -> Plan:
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
-    path = _find(name_or_path)
+    path = find(name_or_path)
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
     return plan
 
 
-def _find(name_or_path: str) -> Path:
-    """Where a model is on this machine. Raises ModelNotFound."""
+def find(name_or_path: str) -> Path:
+    """Where a model is on this machine. Raises ModelNotFound, BadRequest."""
     if name_or_path == "default":
         if not (DEFAULT / "unet").is_dir():
             raise ModelNotFound("the default model is not in this installation; install it again")
         return DEFAULT
-    path = os.path.expanduser(name_or_path)
-    if not os.path.exists(path):
-        raise ModelNotFound(
-            f"no model {shown(name_or_path)}: give 'default', a diffusers folder or a .safetensors "
-            "file; nothing is fetched from the network, so download it first"
-        )
-    return Path(path)
+    return places.find(name_or_path)
 
 
 def _plan_file(path: Path, prediction: str | None) -> Plan:
