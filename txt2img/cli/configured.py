@@ -57,11 +57,12 @@ class Configured(TyperCommand):
             name, switch = options[key]
             many = isinstance(value, list)
             single = value if isinstance(value, list) else [value]
-            kinds = bool if switch else (str, int, float)
             odd = [
-                one for one in single if not isinstance(one, kinds) or (not switch and one is True)
+                one
+                for one in single
+                if not isinstance(one, bool if switch else str | int | float)
+                or isinstance(one, bool) != switch
             ]
-            odd += [one for one in single if not switch and isinstance(one, bool)]
             repeats = any(param.name == name and param.multiple for param in self.params)
             if odd or (many and not repeats):
                 kind = "true or false" if switch else "a text or a number"

@@ -26,6 +26,7 @@ class Named:
     embedding: options.Embeddings = None
     embedding_dir: options.EmbeddingFolders = None
     vae: options.VAE = None
+    profile: options.Profile = None  # its options are read before: cli/configured.py
 
     def given(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""

@@ -104,7 +104,6 @@ def generate(
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
-    profile: options.Profile = None,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
 ) -> None:
