@@ -18,7 +18,7 @@ class Hub:
     files: dict[str, bytes]
     url: str = ""
     gated: bool = False
-    cut: str = ""  # a file whose transfer stops half-way, each time
+    cut: str = ""  # a file whose transfer stops half-way, once
     gone: str = ""  # a file that is listed and yet not there
     lie: str = ""  # a file whose bytes are others than its checksum says
     ranges: list[str] = field(default_factory=list)  # that were asked for
@@ -96,6 +96,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if body:
                 hub.fetched.append(name)
                 end = start + (whole - start) // 2 if name == hub.cut else whole
+                hub.cut = "" if name == hub.cut else hub.cut
                 self.wfile.write(data[start:end])
                 self.close_connection = True
 

@@ -78,22 +78,29 @@ def test_a_wrong_checksum_leaves_nothing(hub: Hub, command: Command) -> None:
     assert command("models", "pull", "a/m", "-q").code == 0
 
 
-def test_an_interrupted_file_is_resumed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = places.Wanted("a/m")
-    offered = weights_hub.offer(wanted)
+def test_an_interrupted_file_is_resumed(hub: Hub, command: Command) -> None:
     name = f"unet/{WEIGHTS}.safetensors"
+    home = places.Wanted("a/m").place
+    staged = places.data() / weights_hub.STAGING / "a--m" / f"{name}.{COMMIT[:12]}.part"
+    staged.parent.mkdir(parents=True)
     half = len(FILES[name]) // 2
-    incomplete = places.data() / weights_hub.STAGING / "a--m"
-    from huggingface_hub import file_download
-    from huggingface_hub._local_folder import get_local_download_paths
-
-    paths = get_local_download_paths(incomplete, name)
-    etag = next(file.sha256 for file in offered.files if file.name == name)
-    paths.incomplete_path(etag).write_bytes(FILES[name][:half])
-    monkeypatch.setattr(file_download.logger, "disabled", True)
-    list(weights_hub.pull(offered))
+    staged.write_bytes(FILES[name][:half])
+    outcome = command("models", "pull", "a/m", "-q")
+    assert outcome.code == 0, outcome.err
     assert f"bytes={half}-" in hub.ranges
-    assert (wanted.place / name).read_bytes() == FILES[name]
+    assert (home / name).read_bytes() == FILES[name]
+    assert not list(places.data().rglob("*.part"))
+
+
+def test_a_transfer_that_breaks_is_gone_on_with(
+    hub: Hub, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.cut = name = f"unet/{WEIGHTS}.safetensors"
+    outcome = command("models", "pull", "a/m", "-q")
+    assert outcome.code == 0 and len(hub.ranges) == 1, outcome.err
+    assert (places.Wanted("a/m").place / name).read_bytes() == FILES[name]
 
 
 def test_what_goes_wrong_is_one_line(hub: Hub, command: Command) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from txt2img.disk import publish
 from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound
@@ -98,8 +99,6 @@ def pull(offered: Offer, endpoint: str | None = None) -> Iterator[Remote]:
 
     What an interruption leaves is gone on with. ModelNotFound, BadFile, BadOutput.
     """
-    from huggingface_hub import hf_hub_download
-
     wanted = offered.wanted
     kind = "--files" if wanted.file else ""
     staging = data() / STAGING / (wanted.id.replace("/", "--") + kind)
@@ -107,20 +106,46 @@ def pull(offered: Offer, endpoint: str | None = None) -> Iterator[Remote]:
         staging.mkdir(parents=True, exist_ok=True)
         _check_room(offered, staging)
         for file in offered.files:
-            with _told(wanted, endpoint):
-                hf_hub_download(
-                    wanted.id,
-                    file.name,
-                    revision=offered.revision,
-                    local_dir=staging,
-                    endpoint=_endpoint(endpoint),
-                )
-            _check(staging / file.name, file)
+            target = staging / file.name
+            if not target.exists():
+                _fetch(offered, file, target, endpoint)
             yield file
         _settle(offered, staging)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BadOutput(f"cannot write to {shown(str(data()), 200)}: {reason}") from error
+
+
+def _fetch(offered: Offer, file: Remote, target: Path, endpoint: str | None) -> None:
+    """One file, checked before it has its name; what an earlier run got of it is gone on with.
+
+    huggingface_hub's own hf_hub_download begins each file anew in a new process.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    wanted, where = offered.wanted, _endpoint(endpoint)
+    part = target.with_name(f"{target.name}.{offered.revision[:12]}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    headers = build_hf_headers()
+    with _told(wanted, endpoint), part.open("ab") as opened:
+        url = hf_hub_url(wanted.id, file.name, revision=offered.revision, endpoint=where)
+        found = get_hf_file_metadata(url, endpoint=where)
+        if urlsplit(found.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # the token is the Hub's business only
+        got = opened.tell()
+        if got < file.size:
+            http_get(
+                found.location,
+                opened,
+                resume_size=got,
+                headers=headers,
+                expected_size=file.size,
+                displayed_filename=file.name,
+            )
+    _check(part, file)
+    part.replace(target)
 
 
 def keep_quiet(quiet: bool) -> None:
