@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from txt2img.compat import Reading
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
@@ -63,10 +64,10 @@ class Decoder(nn.Module):
 class Words:
     """As many chunks as words, each of one token that counts letters."""
 
-    def chunks(self, prompt: str) -> int:
+    def chunks(self, prompt: str, reading: Reading) -> int:
         return max(len(prompt.split()), 1)
 
-    def encode(self, prompts: list[str], chunks: int) -> Cond:
+    def encode(self, prompts: list[str], chunks: int, reading: Reading) -> Cond:
         rows = [[float(len(w)) for w in p.split()] for p in prompts]
         padded = [row + [0.0] * (chunks - len(row)) for row in rows]
         return Cond(torch.tensor(padded)[..., None])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.extras import Embedding, OtherVAE, tagged, untagged
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -89,7 +89,10 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Model": model,
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
-        "RNG": "CPU",
+        "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
+        "Variation seed strength": _maybe(request.subseed_strength or None),
+        "Clip skip": _maybe(request.clip_skip),
+        "RNG": "NV" if request.compat is Compat.A1111_GPU else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "CFG rescale": _maybe(request.cfg_rescale or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
@@ -165,6 +168,9 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "width": size[1] if size else None,
         "height": size[2] if size else None,
         "model": entries.get("Model"),
+        "subseed": entries.get("Variation seed"),
+        "subseed_strength": entries.get("Variation seed strength"),
+        "clip_skip": entries.get("Clip skip"),
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         "cfg_rescale": entries.get("CFG rescale"),
     }

@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img.compat import rules, unit, whole_times
 from txt2img.device import choose
-from txt2img.diffusion.guidance import Cond, Denoise, guided, predictor
+from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
 from txt2img.diffusion.levels import Level
+from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS, State
-from txt2img.diffusion.schedules import SCHEDULES
+from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
-from txt2img.request import Request, size_problem
+from txt2img.prompt import schedule
+from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
@@ -36,6 +39,7 @@ class Job:
     denoise: Denoise
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
+    start: float  # the spread of the noise that is drawn first
 
     @property
     def steps(self) -> int:
@@ -48,7 +52,7 @@ class Job:
         request = self.requests[0]
         sampler = SAMPLERS[str(request.sampler)]
         noise = fresh_noise(self.requests, self.latent, self.device)
-        x = self.levels[0].sigma * noise()
+        x = self.start * noise()
         with room_for(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
@@ -76,24 +80,33 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
 
     # 4. Network and conditions → a denoiser, picture by picture on a CPU.
     process = model.family.process.build()
-    predict = predictor(model.network, process, PREDICTIONS[model.family.prediction])
+    found = rules(first)
+    kind = PREDICTIONS[model.family.prediction]
+    predict = predictor(model.network, process, kind, whole_times(found, first))
 
     def look(part: slice, together: bool = True) -> Denoise:
-        positive = join([wanted for wanted, _ in conds[part]])
-        negative = join([unwanted for _, unwanted in conds[part]])
+        positive = side(part, 0)
+        negative = side(part, 1)
         scale, rescale = first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, lambda _: positive, lambda _: negative, scale, together, rescale)
+        return guided(predict, positive, negative, scale, together, rescale)
+
+    def side(part: slice, which: int) -> CondAt:
+        each = [over_time(pair[which], levels, found.late) for pair in conds[part]]
+        return lambda level: join([at(level) for at in each])
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device)
+    top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    start = 1.0 if unit(found, first, top) else levels[0].sigma
+    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device, start)
 
 
 def shape(request: Request) -> Request:
     """What requests must share to be drawn together: all but words and seed."""
-    return replace(request, prompt="", negative="", seed=0, template="", negative_template="")
+    words = replace(request, prompt="", negative="", template="", negative_template="")
+    return replace(words, seed=0, subseed=None)
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
@@ -112,7 +125,13 @@ def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
 
 def noise_levels(model: Model, request: Request) -> list[Level]:
     """The levels of a filled request, from noise to picture. BadRequest for too many steps."""
-    return SCHEDULES[str(request.schedule)](model.family.process.build(), request.steps or 0)
+    process, found, steps = model.family.process.build(), rules(request), request.steps or 0
+    if found.old_ddim and request.sampler is Sampler.DDIM:
+        return strided(process, steps)
+    if request.sampler in found.without_penultimate:
+        levels = SCHEDULES[str(request.schedule)](process, steps + 1)
+        return [*levels[:-2], levels[-1]]
+    return SCHEDULES[str(request.schedule)](process, steps)
 
 
 def check_words_do(family: Family) -> None:
@@ -124,16 +143,28 @@ def check_words_do(family: Family) -> None:
         )
 
 
-def encode(model: Model, request: Request) -> tuple[Cond, Cond]:
-    """The conditions of prompt and negative prompt, each of a batch of 1."""
-    chunks = max(model.text.chunks(request.prompt), model.text.chunks(request.negative))
-    positive = model.text.encode([request.prompt], chunks)
-    negative = model.text.encode([request.negative], chunks)
-    if model.family.silent and not request.negative:
-        negative = negative.silent()
-    return sized(positive, model.family, request, True), sized(
-        negative, model.family, request, False
+def encode(model: Model, request: Request) -> tuple[Course, Course]:
+    """The conditions of prompt and negative prompt over the steps, each of a batch of 1."""
+    found = rules(request)
+    reading, silent = found.reading, model.family.silent and found.silent
+    over = [(request.prompt, True), (request.negative, False)]
+    courses = [
+        schedule(text, request.steps or 1) if reading.grammar == "a1111" else [(1, text)]
+        for text, _ in over
+    ]
+    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
+
+    def cond(text: str, wanted: bool) -> Cond:
+        said = model.text.encode([text], chunks, reading)
+        if silent and not wanted and not request.negative:
+            said = said.silent()
+        return sized(said, model.family, request, wanted)
+
+    positive, negative = (
+        [(until, cond(text, wanted)) for until, text in course]
+        for course, (_, wanted) in zip(courses, over, strict=True)
     )
+    return positive, negative
 
 
 def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
@@ -152,9 +183,9 @@ def join(conds: Sequence[Cond]) -> Cond:
     return joined
 
 
-def alike(conds: Sequence[tuple[Cond, Cond]]) -> list[slice]:
+def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
     """The longest runs of conditions that are equally long, so that they fit in one batch."""
-    groups = groupby(conds, key=lambda pair: pair[0].tokens.shape[1])
+    groups = groupby(conds, key=lambda pair: pair[0][0][1].tokens.shape[1])
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
@@ -191,8 +222,22 @@ def fresh_noise(
     It is drawn on the CPU, one picture at a time, so that it is the same on every device and in
     every batch.
     """
-    generators = [torch.Generator().manual_seed(request.seed or 0) for request in requests]
-    return lambda: torch.stack([torch.randn(latent, generator=g) for g in generators]).to(device)
+    streams = [own_noise(request, latent) for request in requests]
+    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
+
+
+def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
+    """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
+    found, seed = rules(request), request.seed or 0
+    first = later = source(found.first, seed, latent)
+    if found.later or found.delta:
+        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
+    other = None
+    if request.subseed_strength:
+        if request.subseed is None:
+            raise BadRequest("a subseed strength needs a subseed: give --subseed")
+        other = source(found.first, request.subseed, latent)
+    return stream(first, later, other, request.subseed_strength)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -54,6 +54,23 @@ def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 CondAt = Callable[[Level], Cond]
 
 
+Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
+
+
+def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> CondAt:
+    """The condition of each level: the course's for the step that leaves it.
+
+    Levels between two are of the step that passes them. `late` changes come a step later.
+    """
+    ratios = [level.ratio for level in levels]
+
+    def at(level: Level) -> Cond:
+        step = max(sum(ratio >= level.ratio for ratio in ratios), 1) - late
+        return next((cond for until, cond in course if step <= until), course[-1][1])
+
+    return at
+
+
 class Network(Protocol):
     """(x (B, C, H, W), time (B,), cond) → (B, C, H, W), in the dtype of its parameters."""
 
@@ -71,11 +88,15 @@ class Predictor:
     network: Network
     process: Process
     prediction: Prediction
+    whole_times: bool = False  # the network is told the nearest whole time
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """The network's own output for x (B, C, H, W), float32."""
         dtype = next(iter(self.network.parameters())).dtype
-        time = torch.full((len(x),), self.process.time(level), device=x.device)
+        clock = self.process.time(level)
+        if self.whole_times:
+            clock = float(round(clock))
+        time = torch.full((len(x),), clock, device=x.device)
         return self.network(x.to(dtype), time, cond.to(dtype)).float()
 
     def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
@@ -83,9 +104,11 @@ class Predictor:
         return self.prediction.x0(x, self.output(x, level, cond), level)
 
 
-def predictor(network: Network, process: Process, prediction: Prediction) -> Predictor:
+def predictor(
+    network: Network, process: Process, prediction: Prediction, whole_times: bool = False
+) -> Predictor:
     """The network as `(x, level, cond) → x0`."""
-    return Predictor(network, process, prediction)
+    return Predictor(network, process, prediction, whole_times)
 
 
 def guided(
