@@ -16,6 +16,11 @@ from txt2img.request import Request, Sampler
 REQUEST = Request("Red apple, 3D emoji!", "", "m", 64, 72, 3, 7.5, sampler=Sampler.EULER_A, seed=42)
 
 
+def written(target: Output, data: bytes) -> Path:
+    """Where an output writes the first picture of that request."""
+    return target.write_as(data, target.name(REQUEST, 1))
+
+
 def left(folder: Path) -> list[str]:
     """The names of all that is in a folder."""
     return sorted(path.name for path in folder.iterdir())
@@ -23,20 +28,22 @@ def left(folder: Path) -> list[str]:
 
 def test_the_default_name_is_the_prompt_and_the_seed(folder: Path) -> None:
     with parse(None, several=False) as target:
-        assert target.write(b"1", REQUEST, 1) == Path("red-apple-3d-emoji-42.png")
+        assert target.write_as(b"1", target.name(REQUEST, 1)) == Path("red-apple-3d-emoji-42.png")
     assert left(folder) == ["red-apple-3d-emoji-42.png"]
 
 
 def test_a_taken_name_gets_the_next_free_number(folder: Path) -> None:
     target = parse(None, several=False)
-    names = [target.write(b"%d" % i, REQUEST, 1).name for i in range(3)]
+    names = [target.write_as(b"%d" % i, target.name(REQUEST, 1)).name for i in range(3)]
     assert names == [f"red-apple-3d-emoji-42{end}.png" for end in ("", "-2", "-3")]
     assert [Path(name).read_bytes() for name in names] == [b"0", b"1", b"2"]
 
 
 def test_a_folder_is_made_and_used(folder: Path) -> None:
     with parse("a/b/", several=True) as target:
-        assert target.write(b"", REQUEST, 1) == Path("a/b/red-apple-3d-emoji-42.png")
+        assert target.write_as(b"", target.name(REQUEST, 1)) == Path(
+            "a/b/red-apple-3d-emoji-42.png"
+        )
 
 
 def test_an_existing_folder_needs_no_slash(folder: Path) -> None:
@@ -52,7 +59,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(folder: Path) -> None:
 
 @pytest.mark.parametrize(("text", "name"), [("b.png", "b.png"), ("b", "b.png"), ("B.PNG", "B.PNG")])
 def test_a_file_name_is_kept(folder: Path, text: str, name: str) -> None:
-    assert parse(text, several=False).write(b"", REQUEST, 1) == Path(name)
+    assert written(parse(text, several=False), b"") == Path(name)
 
 
 def test_an_exact_name_that_exists_is_an_error_before_any_work(folder: Path) -> None:
@@ -66,9 +73,9 @@ def test_overwrite_replaces_a_file_but_never_one_of_the_same_run(folder: Path) -
     Path("b.png").write_bytes(b"old")
     with parse("{prompt}.png", several=True, overwrite=True) as target:
         for data in (b"1", b"2"):
-            target.write(data, REQUEST, 1)
+            target.write_as(data, target.name(REQUEST, 1))
     with parse("b.png", several=False, overwrite=True) as target:
-        target.write(b"new", REQUEST, 1)
+        target.write_as(b"new", target.name(REQUEST, 1))
     assert Path("b.png").read_bytes() == b"new"
     assert left(folder) == ["b.png", "red-apple-3d-emoji-2.png", "red-apple-3d-emoji.png"]
 
@@ -128,7 +135,7 @@ def test_a_long_prompt_is_a_short_name(text: str) -> None:
 
 def test_no_prompt_leads_out_of_the_folder(folder: Path) -> None:
     with parse("in/{prompt}.png", several=False) as target:
-        target.write(b"", Request("../../out"), 1)
+        target.write_as(b"", target.name(Request("../../out"), 1))
     assert left(folder) == ["in"]
 
 
@@ -201,7 +208,7 @@ def test_two_writers_never_take_one_name(folder: Path) -> None:
     def write(data: bytes) -> None:
         target = parse(None, several=True)
         for _ in range(20):
-            target.write(data, REQUEST, 1)
+            target.write_as(data, target.name(REQUEST, 1))
 
     writers = [threading.Thread(target=write, args=(data,)) for data in (b"a", b"b")]
     for writer in writers:
@@ -222,7 +229,7 @@ def test_only_regular_files_are_overwritten(folder: Path) -> None:
 
 def test_a_planted_link_under_a_free_name_is_not_followed(folder: Path) -> None:
     Path("red-apple-3d-emoji-42.png").symlink_to("elsewhere.png")
-    path = parse(None, several=False).write(b"x", REQUEST, 1)
+    path = written(parse(None, several=False), b"x")
     assert path.name == "red-apple-3d-emoji-42-2.png"
     assert not Path("elsewhere.png").exists()
 
