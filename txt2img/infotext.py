@@ -112,15 +112,17 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     "txt2img" stands before the version because A1111 renders pictures with a bare low version
     number by its old rules; RNG is CPU because that is where the noise is drawn.
     """
+    known = request.width is not None and request.height is not None
+    size = f"{request.width}x{request.height}" if known else None
     entries: dict[str, str | None] = {
         "Steps": _maybe(request.steps),
         "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
         "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
         "CFG scale": _maybe(request.cfg),
         "Seed": _maybe(request.seed),
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": model_hash,
-        "Model": model,
+        "Size": size,
+        "Model hash": model_hash or None,
+        "Model": model or None,
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
         "RNG": "CPU",

@@ -172,7 +172,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _understood(picture: Picture) -> Picture:
-    """The picture with the request in its texts: ours if it is there and whole, else another program's."""
+    """The picture with the request in its texts: ours if that is whole, else another program's."""
     notes: list[str] = []
     if "txt2img" in picture.texts:
         try:
