@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sd_parsers import ParserManager
 
 from txt2img import png
 from txt2img.extras import Lora, OtherVAE
@@ -255,6 +257,21 @@ def test_no_name_leads_anywhere(tmp_path: Path) -> None:
     graph["10"]["inputs"]["lora_name"] = "..\\..\\y.safetensors"
     request = read(tmp_path, {"prompt": json.dumps(graph)}).request
     assert request and (request.model, request.loras[0].name) == ("x", "y")
+
+
+@pytest.mark.parametrize("prompt", ["a cat, in a hat", "ä 苹果"])
+def test_a_public_parser_reads_what_we_write(tmp_path: Path, prompt: str) -> None:
+    request = replace(COMFY, prompt=prompt, loras=(), model="m")
+    data = png.encode(Image.new("RGB", (8, 8)), request, png.Origin("m", "0123456789"))
+    (tmp_path / "x.png").write_bytes(data)
+    found = ParserManager().parse(tmp_path / "x.png")
+    assert found is not None
+    [sampler] = found.samplers
+    assert [str(one) for one in sampler.prompts] == [prompt]
+    assert [str(one) for one in sampler.negative_prompts] == ["blurry"]
+    assert sampler.model and (sampler.model.name, sampler.model.hash) == ("m", "0123456789")
+    said = {name: str(sampler.parameters[name]) for name in ("seed", "steps", "cfg_scale")}
+    assert said == {"seed": "42", "steps": "20", "cfg_scale": "8.0"}
 
 
 RING = {str(i): {"class_type": "X", "inputs": {"model": [str(i + 1), 0]}} for i in range(3)}

@@ -75,7 +75,7 @@ LOST = (
     *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
     *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
 )
-USUAL = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
+USUAL: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def again(
 
     `given` replaces what they say. BadRequest, BadFile.
     """
-    requests, remarks, made_by = [], [], []
+    requests: list[Request] = []
+    remarks: list[str] = []
+    made_by: list[png.Origin] = []
     for picture in pictures:
         base, lines, origin = repeated(picture, given)
         request = Request.from_json({**base.to_json(), **given}).seeded()
