@@ -15,7 +15,15 @@ ROWS = (
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
-        *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
+        *(
+            "ledger.py",
+            "sheet.py",
+            "settings.py",
+            "prompt.py",
+            "compat.py",
+            "comfy.py",
+            "foreign.py",
+        ),
     ),
     ("device.py", "diffusion/"),
     ("models/",),

@@ -6,9 +6,10 @@ PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key:
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from txt2img.errors import BadRequest
+from txt2img.escape import shown
 from txt2img.extras import Embedding, OtherVAE, tagged, untagged
 from txt2img.request import Compat, Request, Sampler, Schedule
 
@@ -34,11 +35,44 @@ SCHEDULE_NAMES = {
     Schedule.EXPONENTIAL: "Exponential",
     Schedule.FLOW: "Simple",
 }
+# Theirs without one of ours: the model's own, and stable-diffusion.cpp's word for A1111's Uniform.
+SCHEDULE_WORDS = {"Automatic": None, "discrete": "Uniform"}
 
 # A key, a colon, and a JSON string or a run without commas. The key's length is bounded, so that
 # a line of any size is read in linear time.
 _ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
+# What decides a picture, and what a Request has no word for; and the value that decides nothing.
+_LOST = {
+    "Seed resize from": "",
+    "Denoising strength": "",
+    "ENSD": "0",
+    "RNG": "CPU",
+    "Face restoration": "",
+    "Tiling": "False",
+    "Refiner": "",
+    "Init image hash": "",
+    "Mask mode": "",
+    "Inpaint area": "",
+    "Token merging ratio": "0",
+    "Skip Early CFG": "0",
+    "NGMS": "0",
+    "Emphasis": "Original",
+    "Sigma churn": "0",
+    "Extra noise": "0",
+    "Schedule min sigma": "0",
+    "Schedule max sigma": "0",
+    "Schedule rho": "0",
+    "Discard penultimate sigma": "False",
+    "Pad conds": "False",
+    "Noise Schedule": "Default",
+    "FP8 weight": "Disable",
+    "SGM noise multiplier": "False",
+    "Skip layers": "",
+    "Image CFG scale": "",
+    "Conditional mask weight": "",
+    "VAE Decoder": "Full",
+}
 _ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
 
 
@@ -78,15 +112,17 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     "txt2img" stands before the version because A1111 renders pictures with a bare low version
     number by its old rules; RNG is CPU because that is where the noise is drawn.
     """
+    known = request.width is not None and request.height is not None
+    size = f"{request.width}x{request.height}" if known else None
     entries: dict[str, str | None] = {
         "Steps": _maybe(request.steps),
         "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
         "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
         "CFG scale": _maybe(request.cfg),
         "Seed": _maybe(request.seed),
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": model_hash,
-        "Model": model,
+        "Size": size,
+        "Model hash": model_hash or None,
+        "Model": model or None,
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
         "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
@@ -121,13 +157,18 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     prompt, loras = untagged(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
     notes = []
+    known = {one.name for one in fields(Request)}
     for name, text in _wishes(info.entries).items():
+        if name not in known:
+            notes.append(f"{name} {shown(text, 40)} is not carried over")
+            continue
         try:
             Request.from_json({"prompt": "", name: _number(text)})
         except BadRequest as error:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = _number(text)
+    notes += _lost(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))
     request = replace(
@@ -168,23 +209,34 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "width": size[1] if size else None,
         "height": size[2] if size else None,
         "model": entries.get("Model"),
-        "subseed": entries.get("Variation seed"),
-        "subseed_strength": entries.get("Variation seed strength"),
-        "clip_skip": entries.get("Clip skip"),
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         "cfg_rescale": entries.get("CFG rescale"),
+        "clip_skip": entries.get("Clip skip"),
+        "subseed": entries.get("Variation seed"),
+        "subseed_strength": entries.get("Variation seed strength"),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _lost(entries: dict[str, str]) -> list[str]:
+    """What decided the picture and cannot be carried over."""
+    lost = [
+        f"{key}: {shown(entries[key], 40)} is not carried over"
+        for key, usual in _LOST.items()
+        if entries.get(key, usual) != usual
+    ]
+    enlarged = any(key.startswith("Hires") for key in entries)
+    return [*lost, *(["its second pass (hires) is not carried over"] if enlarged else [])]
 
 
 def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
     """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
     if sampler and not schedule:
-        for name in (*SCHEDULE_NAMES.values(), "Automatic"):
+        for name in (*SCHEDULE_NAMES.values(), "Automatic", "discrete"):
             if sampler.lower().endswith(f" {name.lower()}"):
                 sampler, schedule = sampler[: -len(name) - 1], name
                 break
-    return sampler, None if schedule == "Automatic" else schedule
+    return sampler, SCHEDULE_WORDS.get(schedule or "", schedule)
 
 
 def _entries(line: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from txt2img import __version__, infotext, output
+from txt2img import __version__, foreign, infotext, output
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
@@ -172,14 +172,14 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _understood(picture: Picture) -> Picture:
-    """The picture with the request in its texts: ours if it is there and whole, else A1111's."""
+    """The picture with the request in its texts: ours if that is whole, else another program's."""
     notes: list[str] = []
     if "txt2img" in picture.texts:
         try:
             return _ours(picture, picture.texts["txt2img"])
         except (ValueError, BadRequest) as error:
             notes.append(f"its txt2img text cannot be used: {error}")
-    if "parameters" in picture.texts:
+    if not picture.texts.get("parameters", "{").startswith("{"):
         try:
             info = infotext.parse(picture.texts["parameters"])
             request, more = infotext.to_request(info)
@@ -187,6 +187,15 @@ def _understood(picture: Picture) -> Picture:
             notes.append(f"its parameters text cannot be used: {error}")
         else:
             origin = Origin(info.entries.get("Model", ""), info.entries.get("Model hash", ""))
+            return replace(picture, request=request, origin=origin, notes=(*notes, *more))
+    try:
+        found = foreign.read(picture.texts)
+    except ValueError as error:
+        notes.append(f"what another program says of it cannot be used: {error}")
+    else:
+        if found is not None:
+            request, more = foreign.to_request(found)
+            origin = Origin(request.model)
             return replace(picture, request=request, origin=origin, notes=(*notes, *more))
     return replace(picture, notes=tuple(notes))
 

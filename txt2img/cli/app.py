@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import generate, info, models, train, verify
+from txt2img.cli import generate, info, models, replay, train, verify
 from txt2img.cli.configured import Configured
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, Stopped
@@ -21,6 +21,7 @@ from txt2img.errors import BadRequest, Txt2imgError
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.EPILOG),
     "info": (info.info, info.EPILOG),
+    "replay": (replay.replay, replay.EPILOG),
     "verify": (verify.verify, verify.EPILOG),
     "train": (train.train, train.EPILOG),
 }

@@ -15,6 +15,7 @@ from txt2img.cli import options
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
+from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
@@ -50,6 +51,7 @@ Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Say what is in a picture or a weight file.
   txt2img models VERB        List, show, hash and pull models.
+  txt2img replay FILE...     Draw pictures again, from what they say.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img train DATA         Train a model on pictures with captions.
 """
@@ -176,6 +178,7 @@ def rehearse(wish: Wish, order: Order) -> int:
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
+    from txt2img.batch import origin
     from txt2img.device import choose
     from txt2img.pipeline import room_for
     from txt2img.weights.load import load
@@ -184,9 +187,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
     model.wardrobe.library = wish.library
-    if wish.hash and wish.hash != model.hash:
-        other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
-        wish.remarks.append(other)
+    wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 
 

@@ -69,7 +69,7 @@ def info(
 def as_infotext(path: Path) -> str:
     """A picture's record as A1111 writes it. BadFile, BadRequest."""
     found = png.read(path)
-    if "parameters" in found.texts:
+    if not found.texts.get("parameters", "{").startswith("{"):  # Fooocus' is JSON
         return found.texts["parameters"]
     request, origin = requested(path, found), found.origin
     return str(infotext.describe(request, origin.model, origin.hash, __version__))
@@ -101,6 +101,7 @@ def picture(path: Path) -> dict[str, object]:
         "kind": f"a PNG picture, {found.width}x{found.height}",
         "parameters": parameters,
         "txt2img": ours,
+        "request": found.request.to_json() if found.request and not ours else "",
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(found.notes),
     }
