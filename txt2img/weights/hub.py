@@ -123,7 +123,7 @@ def _fetch(offered: Offer, file: Remote, target: Path, endpoint: str | None) -> 
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     wanted, where = offered.wanted, _endpoint(endpoint)
     part = target.with_name(f"{target.name}.{offered.revision[:12]}.part")
