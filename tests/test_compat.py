@@ -61,6 +61,8 @@ def of_diffusers(scheduler: SchedulerMixin, clip_skip: int | None = None) -> Ten
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    # Where diffusers still looks for the last norm, transformers no longer has it.
+    object.__setattr__(model.text, "text_model", model.text)
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         ASKED.prompt,
