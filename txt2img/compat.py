@@ -41,6 +41,7 @@ class Rules:
     whole_times: frozenset[Sampler] = frozenset()  # the samplers whose times are rounded
     without_penultimate: frozenset[Sampler] = frozenset()
     old_ddim: bool = False  # DDIM stops at the table's second entry
+    skip_negative: bool = True  # the clip skip holds for the negative prompt too
     silent: bool = True  # an empty negative prompt is zeros where the family learned so
 
 
@@ -58,6 +59,7 @@ A1111 = Rules(
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
 DIFFUSERS = Rules(
     reading=Reading("text", cut=True),
+    skip_negative=False,  # pipeline_stable_diffusion.py: encode_prompt
     unit=EVERY - SLOPED,
     unit_if_leading=True,
     whole_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),

@@ -155,7 +155,9 @@ def encode(model: Model, request: Request) -> tuple[Course, Course]:
     chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
 
     def cond(text: str, wanted: bool) -> Cond:
-        said = model.text.encode([text], chunks, reading)
+        whole = not wanted and not found.skip_negative
+        how = replace(reading, clip_skip=1) if whole else reading
+        said = model.text.encode([text], chunks, how)
         if silent and not wanted and not request.negative:
             said = said.silent()
         return sized(said, model.family, request, wanted)

@@ -3,7 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -204,7 +204,7 @@ class TextEncoder(nn.Module):
     @property
     def last_norm(self) -> nn.Module:
         """The norm after the last layer."""
-        named = self.model.named_modules()
+        named: Iterator[tuple[str, nn.Module]] = self.model.named_modules()
         return next(module for name, module in named if name.endswith("final_layer_norm"))
 
     def ends(self, ids: Tensor) -> Tensor:
