@@ -5,7 +5,7 @@ torch and diffusers are imported by the fixtures that need them: most tests need
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,17 @@ def sd1_model(sd1_folder: Path) -> "Model":
     from txt2img.weights.load import load
 
     return load(str(sd1_folder), choose("cpu"))
+
+
+@pytest.fixture
+def model(sd1_model: "Model") -> Iterator["Model"]:
+    """The same, wearing nothing, before and after."""
+    from txt2img.request import Request
+    from txt2img.weights.wear import Wardrobe, wear
+
+    yield replace(sd1_model, wardrobe=(wardrobe := Wardrobe()))
+    sd1_model.wardrobe = wardrobe
+    wear(sd1_model, Request(""))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from txt2img.disk import open_regular, publish
@@ -24,6 +25,14 @@ def sha256(path: Path, start: int = 0) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _remember(kept, digest)
     return digest
+
+
+def short_hash(weights: Sequence[Path]) -> str:
+    """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
+    digests = [sha256(path) for path in weights]
+    if len(digests) == 1:
+        return digests[0][:10]
+    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
 
 
 def _cache() -> Path:

@@ -1,6 +1,5 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,10 +21,17 @@ from txt2img.weights import detect, files, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
-from txt2img.weights.files import Header
-from txt2img.weights.hashes import sha256
+from txt2img.weights.hashes import short_hash
 from txt2img.weights.other_vae import open_vae
-from txt2img.weights.parts import Part, bare, folder_parts, listed, original_parts
+from txt2img.weights.parts import (
+    Part,
+    bare,
+    component_header,
+    files_of,
+    folder_parts,
+    listed,
+    original_parts,
+)
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
@@ -103,7 +109,7 @@ def load(
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
-    return Model(plan.name, _hash(plan.weights), family, network, vae, text, wardrobe)
+    return Model(plan.name, short_hash(plan.weights), family, network, vae, text, wardrobe)
 
 
 def summary(name_or_path: str, prediction: str | None = None) -> Summary:
@@ -112,7 +118,7 @@ def summary(name_or_path: str, prediction: str | None = None) -> Summary:
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
-        hash=_hash(plan.weights),
+        hash=short_hash(plan.weights),
         layout=plan.layout,
         family=plan.family,
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
@@ -163,7 +169,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
             component: vocabulary.shipped(text.length, pad)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
-        weights=_files_of(header),
+        weights=files_of(header),
     )
 
 
@@ -179,13 +185,13 @@ def _plan_folder(folder: Path) -> Plan:
             configs[more] = disk.read_json(folder / f"{more}.json")
     name = "default" if folder == DEFAULT else folder.resolve().name
     family = from_configs(configs, name)
-    headers = {c: _component(folder / c, NETWORKS.get(c, "model")) for c in components}
+    headers = {c: component_header(folder / c, NETWORKS.get(c, "model")) for c in components}
     tokenizers = {
         c: vocabulary.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
         for c, text in zip(texts, family.texts, strict=True)
     }
     pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
-    weights = tuple(path for header in headers.values() for path in _files_of(header))
+    weights = tuple(path for header in headers.values() for path in files_of(header))
     parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
     return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
 
@@ -216,24 +222,6 @@ def _config(path: Path) -> Config:
             f"{path.parent.name}/{path.name} is missing; download the folder again"
         )
     return disk.read_json(path)
-
-
-def _component(folder: Path, stem: str) -> Header:
-    """The header of one network's weights in a folder; full precision before half."""
-    for variant in ("", ".fp16"):
-        single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if (folder / single).is_file():
-            return files.header(folder / single)
-        if (folder / index).is_file():
-            return files.sharded(folder / index)
-    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in files.PICKLES)
-    if pickled:
-        raise UnknownLayout(f"{folder.name}/{shown(pickled[0])} is {files.PICKLE}; {files.CONVERT}")
-    raise MissingWeights(f"{folder.name}/{stem}.safetensors is missing; download the folder again")
-
-
-def _files_of(header: Header) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys(stored.path for stored in header.tensors.values()))
 
 
 def _filled(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
@@ -273,11 +261,3 @@ def _number_positions(network: nn.Module, device: torch.device) -> None:
             owner, _, attribute = name.rpartition(".")
             numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
             setattr(network.get_submodule(owner), attribute, numbers)
-
-
-def _hash(weights: tuple[Path, ...]) -> str:
-    """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
-    digests = [sha256(path) for path in weights]
-    if len(digests) == 1:
-        return digests[0][:10]
-    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
