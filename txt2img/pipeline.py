@@ -16,9 +16,9 @@ from torch import Tensor
 
 from txt2img.device import choose
 from txt2img.diffusion.guidance import Cond, Denoise, guided, predictor
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.samplers import SAMPLERS, State
+from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.request import Request, size_problem
@@ -36,6 +36,7 @@ class Job:
     denoise: Denoise
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
+    clock: Process | None = None  # the times that the network was trained with
 
     @property
     def steps(self) -> int:
@@ -46,7 +47,7 @@ class Job:
     def states(self) -> Iterator[State]:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
-        sampler = SAMPLERS[str(request.sampler)]
+        sampler = sampler_on(str(request.sampler), self.clock)
         noise = fresh_noise(self.requests, self.latent, self.device)
         x = self.levels[0].sigma * noise()
         with room_for(f"{request.width}x{request.height} pixels"):
@@ -81,14 +82,15 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     def look(part: slice, together: bool = True) -> Denoise:
         positive = join([wanted for wanted, _ in conds[part]])
         negative = join([unwanted for _, unwanted in conds[part]])
-        scale, rescale = first.cfg or 0.0, first.cfg_rescale
+        told = model.family.network.scale_width  # such a network guides itself
+        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
         return guided(predict, lambda _: positive, lambda _: negative, scale, together, rescale)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device)
+    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device, process)
 
 
 def shape(request: Request) -> Request:
@@ -137,7 +139,10 @@ def encode(model: Model, request: Request) -> tuple[Cond, Cond]:
 
 
 def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with the sizes that a family is told beside words, if it is."""
+    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
+    if family.network.scale_width:
+        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
+        cond = replace(cond, scale=scale)
     sizes = family.sizes(request.height or 0, request.width or 0, wanted)
     if not sizes:
         return cond
