@@ -69,17 +69,6 @@ def sd1_model(sd1_folder: Path) -> "Model":
 
 
 @pytest.fixture
-def model(sd1_model: "Model") -> Iterator["Model"]:
-    """The same, wearing nothing, before and after."""
-    from txt2img.request import Request
-    from txt2img.weights.wear import Wardrobe, wear
-
-    yield replace(sd1_model, wardrobe=(wardrobe := Wardrobe()))
-    sd1_model.wardrobe = wardrobe
-    wear(sd1_model, Request(""))
-
-
-@pytest.fixture
 def draw(command: Command, sd1_folder: Path) -> Command:
     """Runs a command line that draws with the tiny model: 64x64, two steps."""
     small = ("-m", str(sd1_folder), "-W", "64", "-H", "64", "--steps", "2")
@@ -89,3 +78,25 @@ def draw(command: Command, sd1_folder: Path) -> Command:
         return command(*first, *small, *arguments[len(first) :])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def loaded(sd1_folder: Path) -> "Model":
+    """A tiny SD 1 model of this module's own, which may be changed and changed back."""
+    import torch
+
+    from txt2img.device import Device
+    from txt2img.weights.load import load
+
+    return load(str(sd1_folder), Device(torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture
+def model(loaded: "Model") -> "Iterator[Model]":
+    """A model that wears nothing, before and after."""
+    from txt2img.request import Request
+    from txt2img.weights.wear import Wardrobe, wear
+
+    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
+    loaded.wardrobe = wardrobe
+    wear(loaded, Request(""))

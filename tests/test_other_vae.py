@@ -194,3 +194,13 @@ def test_what_is_no_vae_is_refused(other: AutoencoderKL, tmp_path: Path) -> None
     file.unlink()
     with pytest.raises(MissingWeights, match=r"diffusion_pytorch_model\.safetensors is missing"):
         with_vae(tmp_path / "mine")
+
+
+def test_a_sharded_folder_is_read_like_a_whole_one(other: AutoencoderKL, tmp_path: Path) -> None:
+    whole = with_vae(as_folder(other, tmp_path))
+    shards = tmp_path / "shards"
+    other.save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    sharded = with_vae(shards)
+    for name, value in whole.vae.state_dict().items():
+        assert torch.equal(value, sharded.vae.state_dict()[name])

@@ -9,11 +9,10 @@ import typer
 
 from txt2img import __version__, infotext, png
 from txt2img.cli.commandline import command_line
+from txt2img.cli.recorded import requested
 from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.escape import shown
-from txt2img.request import Request
 
 EPILOG = """
 \b
@@ -79,13 +78,6 @@ def as_infotext(path: Path) -> str:
 def as_command(path: Path) -> str:
     """The command line that draws a picture. BadFile, BadRequest."""
     return command_line(requested(path, png.read(path)))
-
-
-def requested(path: Path, found: png.Picture) -> Request:
-    """What a picture was drawn from. BadRequest if it does not say."""
-    if found.request is None:
-        raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
-    return found.request
 
 
 def is_png(name: str) -> bool:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli import options
+from txt2img.cli.recorded import with_model
 from txt2img.cli.show import progress, say, say_record, tell
-from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.escape import shown
+from txt2img.errors import Txt2imgError
 
 if TYPE_CHECKING:
     from txt2img.verify import Verdict
@@ -76,10 +76,7 @@ def compared(
     from txt2img.weights.load import load
 
     found = described(Path(name))
-    assert found.request is not None
-    if chosen is None and found.request.model != "default":
-        its = shown(found.request.model)
-        raise BadRequest(f"{shown(name)} was drawn by the model {its}; give its --model")
+    with_model(Path(name), found, chosen)
     if loaded is None:
         loaded = load(chosen or "default", choose(*where))
     return loaded, verify(Path(name), found, loaded)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from txt2img import infotext, png, prompts
 from txt2img.cli.batching import Batching
+from txt2img.cli.recorded import with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.escape import shown
 from txt2img.library import Library
@@ -91,13 +92,10 @@ def wanted(
 def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], str]:
     """The request that a picture carries, remarks, the hash of its model. BadFile, BadRequest."""
     found = png.read(picture)
-    if found.request is None:
-        raise BadRequest(f"{shown(str(picture))} does not say how it was drawn")
-    if "model" not in given and found.request.model != "default":
-        name = shown(found.request.model)
-        raise BadRequest(f"{shown(str(picture))} was drawn by the model {name}; give its --model")
+    chosen = given.get("model")
+    request = with_model(picture, found, None if chosen is None else str(chosen))
     remarks = [f"Note: {line}" for line in found.notes]
-    return replace(found.request, count=1), remarks, found.origin.hash
+    return replace(request, count=1), remarks, found.origin.hash
 
 
 def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:

@@ -149,9 +149,12 @@ class TextEncoder(nn.Module):
         tokens = out.hidden_states[-2] if penultimate else out.last_hidden_state
         if self.text_projection is None:
             return tokens, None
-        ends = (ids == self.tokenizer.eos_id).int().argmax(dim=-1)  # the first, where more pad
-        last = out.last_hidden_state[torch.arange(len(ids), device=ids.device), ends]
-        return tokens, self.text_projection(last)
+        rows = torch.arange(len(ids), device=ids.device)
+        return tokens, self.text_projection(out.last_hidden_state[rows, self.ends(ids)])
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
+        return (ids == self.tokenizer.eos_id).int().argmax(dim=-1)
 
     def chunks(self, prompt: str) -> int:
         """How many chunks the prompt fills."""

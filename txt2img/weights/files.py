@@ -92,6 +92,28 @@ class Header:
     metadata: dict[str, str]
     tensors: dict[str, Stored]
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return tuple(dict.fromkeys(stored.path for stored in self.tensors.values()))
+
+
+def component(folder: Path, stem: str) -> Header:
+    """The header of one network's weights in a folder, whole or in shards; full precision first.
+
+    Raises MissingWeights, BadFile; UnknownLayout if they are there as a pickle only.
+    """
+    for variant in ("", ".fp16"):
+        single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
+        if (folder / single).is_file():
+            return header(folder / single)
+        if (folder / index).is_file():
+            return sharded(folder / index)
+    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickled:
+        raise UnknownLayout(f"{folder.name}/{shown(pickled[0])} is {PICKLE}; {CONVERT}")
+    raise MissingWeights(f"{folder.name}/{stem}.safetensors is missing; download the folder again")
+
 
 def header(path: Path) -> Header:
     """The checked header of one safetensors file, its scales folded in; raises as `_header`."""

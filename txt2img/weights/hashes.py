@@ -27,9 +27,9 @@ def sha256(path: Path, start: int = 0) -> str:
     return digest
 
 
-def short_hash(weights: Sequence[Path]) -> str:
+def model_hash(paths: Sequence[Path]) -> str:
     """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
-    digests = [sha256(path) for path in weights]
+    digests = [sha256(path) for path in paths]
     if len(digests) == 1:
         return digests[0][:10]
     return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]

@@ -21,13 +21,11 @@ from txt2img.weights import detect, files, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
-from txt2img.weights.hashes import short_hash
+from txt2img.weights.hashes import model_hash
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
     bare,
-    component_header,
-    files_of,
     folder_parts,
     listed,
     original_parts,
@@ -112,7 +110,7 @@ def load(
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
-    return Model(plan.name, short_hash(plan.weights), family, network, vae, text, wardrobe)
+    return Model(plan.name, model_hash(plan.weights), family, network, vae, text, wardrobe)
 
 
 def summary(name_or_path: str, prediction: str | None = None) -> Summary:
@@ -121,7 +119,7 @@ def summary(name_or_path: str, prediction: str | None = None) -> Summary:
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
-        hash=short_hash(plan.weights),
+        hash=model_hash(plan.weights),
         layout=plan.layout,
         family=plan.family,
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
@@ -174,7 +172,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
             component: vocabulary.shipped(text.length, pad)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
-        weights=files_of(header),
+        weights=header.paths,
     )
 
 
@@ -190,13 +188,13 @@ def _plan_folder(folder: Path) -> Plan:
             configs[more] = disk.read_json(folder / f"{more}.json")
     name = "default" if folder == DEFAULT else folder.resolve().name
     family = from_configs(configs, name)
-    headers = {c: component_header(folder / c, NETWORKS.get(c, "model")) for c in components}
+    headers = {c: files.component(folder / c, NETWORKS.get(c, "model")) for c in components}
     tokenizers = {
         c: vocabulary.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
         for c, text in zip(texts, family.texts, strict=True)
     }
     pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
-    weights = tuple(path for header in headers.values() for path in files_of(header))
+    weights = tuple(path for header in headers.values() for path in header.paths)
     parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
     return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
 

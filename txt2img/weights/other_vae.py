@@ -11,8 +11,7 @@ from txt2img.extras import OtherVAE
 from txt2img.models.vae import VAEConfig
 from txt2img.weights import configs, detect, files, keymaps
 from txt2img.weights.files import Stored
-from txt2img.weights.hashes import sha256, short_hash
-from txt2img.weights.parts import component_header, files_of
+from txt2img.weights.hashes import model_hash
 
 STEM = "diffusion_pytorch_model"
 # What training leaves in such files.
@@ -67,7 +66,7 @@ def _file(path: Path, own: VAEConfig) -> Found:
     table = keymaps.vae_from_ldm(config)
     back = keymaps.backwards(table)
     return Found(
-        OtherVAE(path.name, sha256(path)[:10]),
+        OtherVAE(path.name, model_hash((path,))),
         config,
         keymaps.flattened(keymaps.renamed(kept, table)),
         lambda name: f"{prefix}{keymaps.rename(name, back)}",
@@ -79,10 +78,10 @@ def _folder(folder: Path) -> Found:
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
         raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
-    header = component_header(inner, STEM)
+    header = files.component(inner, STEM)
     table = keymaps.vae_from_old_diffusers()
     return Found(
-        OtherVAE(folder.resolve().name, short_hash(files_of(header))),
+        OtherVAE(folder.resolve().name, model_hash(header.paths)),
         configs.vae_config(disk.read_json(inner / "config.json")),
         keymaps.flattened(keymaps.renamed(header.tensors, table)),
         lambda name: name,

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from txt2img.errors import MissingWeights, UnknownLayout
+from txt2img.errors import MissingWeights
 from txt2img.escape import shown
 from txt2img.models.text import TextConfig
 from txt2img.weights import files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family
-from txt2img.weights.files import Header, Stored
+from txt2img.weights.files import Stored
 
 Tensors = Mapping[str, Stored]
 
@@ -21,28 +20,6 @@ class Part:
 
     tensors: dict[str, Stored]
     theirs: Callable[[str], str]
-
-
-def component_header(folder: Path, stem: str) -> Header:
-    """The header of one network's weights in a folder, whole or in shards; full precision first.
-
-    Raises MissingWeights, UnknownLayout, BadFile.
-    """
-    for variant in ("", ".fp16"):
-        single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if (folder / single).is_file():
-            return files.header(folder / single)
-        if (folder / index).is_file():
-            return files.sharded(folder / index)
-    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in files.PICKLES)
-    if pickled:
-        raise UnknownLayout(f"{folder.name}/{shown(pickled[0])} is {files.PICKLE}; {files.CONVERT}")
-    raise MissingWeights(f"{folder.name}/{stem}.safetensors is missing; download the folder again")
-
-
-def files_of(header: Header) -> tuple[Path, ...]:
-    """The weight files that a header is of."""
-    return tuple(dict.fromkeys(stored.path for stored in header.tensors.values()))
 
 
 def original_parts(tensors: Tensors, family: Family) -> dict[str, Part]:
