@@ -26,6 +26,7 @@ SAMPLER_NAMES = {
     Sampler.DPMPP_SDE: "DPM++ SDE",
     Sampler.UNIPC: "UniPC",
     Sampler.LCM: "LCM",
+    Sampler.TCD: "TCD",
 }
 SCHEDULE_NAMES = {
     Schedule.LINEAR: "Uniform",

@@ -17,10 +17,10 @@ from torch import Tensor
 from txt2img.compat import rules, unit, whole_times
 from txt2img.device import choose
 from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.samplers import SAMPLERS, State
+from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.prompt import schedule
@@ -40,6 +40,7 @@ class Job:
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
     start: float  # the spread of the noise that is drawn first
+    clock: Process | None = None  # the times that the network was trained with
 
     @property
     def steps(self) -> int:
@@ -50,7 +51,7 @@ class Job:
     def states(self) -> Iterator[State]:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
-        sampler = SAMPLERS[str(request.sampler)]
+        sampler = sampler_on(str(request.sampler), self.clock)
         noise = fresh_noise(self.requests, self.latent, self.device)
         x = self.start * noise()
         with room_for(f"{request.width}x{request.height} pixels"):
@@ -85,9 +86,9 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     predict = predictor(model.network, process, kind, whole_times(found, first))
 
     def look(part: slice, together: bool = True) -> Denoise:
-        positive = side(part, 0)
-        negative = side(part, 1)
-        scale, rescale = first.cfg or 0.0, first.cfg_rescale
+        positive, negative = side(part, 0), side(part, 1)
+        told = model.family.network.scale_width  # such a network guides itself
+        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
         return guided(predict, positive, negative, scale, together, rescale)
 
     def side(part: slice, which: int) -> CondAt:
@@ -100,7 +101,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
     start = 1.0 if unit(found, first, top) else levels[0].sigma
-    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device, start)
+    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device, start, process)
 
 
 def shape(request: Request) -> Request:
@@ -170,7 +171,10 @@ def encode(model: Model, request: Request) -> tuple[Course, Course]:
 
 
 def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with the sizes that a family is told beside words, if it is."""
+    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
+    if family.network.scale_width:
+        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
+        cond = replace(cond, scale=scale)
     sizes = family.sizes(request.height or 0, request.width or 0, wanted)
     if not sizes:
         return cond

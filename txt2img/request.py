@@ -52,6 +52,7 @@ class Sampler(_Name):
     DPMPP_SDE = "dpm++sde"
     UNIPC = "unipc"
     LCM = "lcm"
+    TCD = "tcd"
 
 
 class Schedule(_Name):

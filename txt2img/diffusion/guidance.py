@@ -21,6 +21,7 @@ class Cond:
     pooled: Tensor | None = None  # (B, P)
     extra: Tensor | None = None  # sizes, (B, E)
     beside: Tensor | None = None  # more input channels, (B, C', H, W)
+    scale: Tensor | None = None  # of the guidance, less 1, for a network that is told it, (B,)
 
     def join(self, other: "Cond") -> "Cond":
         """Both as one batch, this one's first; a part that either lacks is left out."""
@@ -29,6 +30,7 @@ class Cond:
             cat(self.pooled, other.pooled),
             cat(self.extra, other.extra),
             cat(self.beside, other.beside),
+            cat(self.scale, other.scale),
         )
 
     def silent(self) -> "Cond":
@@ -37,12 +39,13 @@ class Cond:
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
     def to(self, dtype: torch.dtype) -> "Cond":
-        """The same in `dtype`, but for `extra`: sizes in pixels do not fit into bf16."""
+        """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels."""
         return Cond(
             self.tokens.to(dtype),
             None if self.pooled is None else self.pooled.to(dtype),
             self.extra,
             None if self.beside is None else self.beside.to(dtype),
+            self.scale,
         )
 
 

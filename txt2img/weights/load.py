@@ -22,7 +22,13 @@ from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import model_hash
 from txt2img.weights.other_vae import open_vae
-from txt2img.weights.parts import Part, bare, folder_parts, listed, original_parts
+from txt2img.weights.parts import (
+    Part,
+    bare,
+    folder_parts,
+    listed,
+    original_parts,
+)
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
@@ -31,10 +37,13 @@ Network = TypeVar("Network", bound=nn.Module)
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PIPELINES = tuple(
-    f"StableDiffusion{kind}Pipeline"
-    for size in ("", "XL")
-    for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
+PIPELINES = (
+    *(
+        f"StableDiffusion{kind}Pipeline"
+        for size in ("", "XL")
+        for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
+    ),
+    "LatentConsistencyModelPipeline",
 )
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
@@ -150,7 +159,9 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     header = files.sharded(path) if index else files.header(path)
     family = detect.detect(header, prediction)
     name = path.name.split(".safetensors")[0]
-    told = f"{name} {header.metadata.get('modelspec.title', '')}"
+    title = header.metadata.get("modelspec.title", "")
+    # A network that is told the guidance scale is known as an LCM whatever its name.
+    told = "" if family.network.scale_width else f"{name} {title}"
     return Plan(
         name=name,
         layout="original",
