@@ -15,6 +15,7 @@ from txt2img.cli import options
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
+from txt2img.cli.precision import Precision
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
@@ -70,6 +71,7 @@ class Order:
     where: tuple[str | None, str | None]  # device, dtype
     quiet: bool
     json: bool
+    tiling: str
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -93,8 +95,6 @@ def generate(
     eta: options.Eta = None,
     cfg_rescale: options.CfgRescale = None,
     model: options.Model = None,
-    device: options.DeviceName = None,
-    dtype: options.Dtype = None,
     batch_size: options.BatchSize = None,
     out: options.OutputName = None,
     overwrite: options.Overwrite = False,
@@ -105,11 +105,13 @@ def generate(
     version: options.Version = False,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
+    precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
+        precision.check()
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
@@ -136,6 +138,7 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
         (asked["device"], asked["dtype"]),
         asked["quiet"],
         json,
+        asked["vae_tiling"],
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -176,13 +179,14 @@ def rehearse(wish: Wish, order: Order) -> int:
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.device import choose
-    from txt2img.pipeline import room_for
+    from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
 
+    memory = Memory(order.tiling)
     device = choose(*order.where)
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
-    model.wardrobe.library = wish.library
+    model.memory, model.wardrobe.library = memory, wish.library
     if wish.hash and wish.hash != model.hash:
         other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
         wish.remarks.append(other)
@@ -257,6 +261,8 @@ def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | N
                 STOP.finishing = True
             elif isinstance(event, batch.Step):
                 meter.show(event)
+            elif isinstance(event, batch.Told):
+                tell(event.line)
             elif isinstance(event, batch.Failed):
                 say_failed(event, json)
                 failed += 1

@@ -183,7 +183,12 @@ DeviceName = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Precision: float32, bf16 or fp16; or of single parts: unet=bf16,vae=fp32,text=fp32.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]
 Json = Annotated[

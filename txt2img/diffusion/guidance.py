@@ -45,6 +45,13 @@ class Cond:
             None if self.beside is None else self.beside.to(dtype),
         )
 
+    def at(self, device: torch.device) -> "Cond":
+        """The same on a device."""
+        parts = (self.tokens, self.pooled, self.extra, self.beside)
+        tokens, *others = (None if part is None else part.to(device) for part in parts)
+        assert tokens is not None
+        return Cond(tokens, *others)
+
 
 def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Both along the batch axis, None if either is."""

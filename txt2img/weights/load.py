@@ -15,6 +15,7 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.memory import Memory
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -53,6 +54,7 @@ class Model:
     vae: VAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _filled(build: Callable[[], Network], component: str, plan: Plan, device: De
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check(component, part, {bare(name): shape for name, shape in shapes.items()})
     theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    read = files.read(theirs, device.torch_device, device.dtype)
+    read = files.read(theirs, device.torch_device, device.dtype_of(component))
     state = {name: read[part.theirs(bare(name))] for name in shapes}
     network.load_state_dict(state, strict=True, assign=True)
     _number_positions(network, device.torch_device)
