@@ -27,3 +27,9 @@ def test_what_cannot_be_is_refused(draw: Command, option: str, value: str, messa
     outcome = draw("a", option, value)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_low_memory_draws_the_same_picture(draw: Command) -> None:
+    assert draw("a", "--seed", "1", "--low-memory", "-o", "low.png").code == 0
+    assert draw("a", "--seed", "1", "-o", "plain.png").code == 0
+    assert Path("low.png").read_bytes() == Path("plain.png").read_bytes()

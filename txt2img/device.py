@@ -30,6 +30,7 @@ class Device:
     torch_device: torch.device
     dtype: torch.dtype
     parts: tuple[tuple[str, torch.dtype], ...] = ()  # of PARTS, those of another precision
+    low: bool = False  # keep large weights as they are stored, and upcast them at use
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The precision of a model's component, such as "unet" or "text_encoder_2"."""

@@ -19,6 +19,7 @@ class Memory:
     """What a model may do to fit, and what it did; lines for the user are said once each."""
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
+    low: bool = False  # weights stay as they are stored
     told: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)  # fallbacks of the picture being drawn

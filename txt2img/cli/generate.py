@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,7 @@ class Order:
     quiet: bool
     json: bool
     tiling: str
+    low: bool
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -139,6 +140,7 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
         asked["quiet"],
         json,
         asked["vae_tiling"],
+        asked["low_memory"],
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -182,8 +184,8 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
 
-    memory = Memory(order.tiling)
-    device = choose(*order.where)
+    memory = Memory(order.tiling, order.low)
+    device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
     model.memory, model.wardrobe.library = memory, wish.library

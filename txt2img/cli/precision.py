@@ -18,6 +18,13 @@ VaeTiling = Annotated[
         "large or memory runs out.",
     ),
 ]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Keep weights in memory as they are stored (fp16, fp8), each upcast when used.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Precision:
     device: options.DeviceName = None
     dtype: options.Dtype = None
     vae_tiling: VaeTiling = "auto"
+    low_memory: LowMemory = False
 
     def check(self) -> None:
         """Raise BadRequest for what cannot be chosen, before anything is loaded."""
