@@ -178,7 +178,7 @@ def test_what_nobody_foresaw_is_one_line_too(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("odd\n\x1b[31m")
 
-    monkeypatch.setattr(batch, "prepare", broken)
+    monkeypatch.setattr(batch, "sampled", broken)
     refused(
         draw("x", "--seed", "1"),
         1,

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from txt2img import __version__, gate
+from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.gate import Policy
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
-from txt2img.pipeline import decode, latent_shape, noise_levels, one_by_one, prepare, shape
+from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
 from txt2img.png import Origin, encode, pixels_sha256
 from txt2img.request import Request
 from txt2img.weights.load import Model
@@ -68,7 +69,15 @@ class Failed:
     error: Txt2imgError
 
 
-Event = Started | Step | Finished | Failed
+@dataclass(frozen=True)
+class Told:
+    """What the user should know of how a picture is drawn."""
+
+    line: str
+
+
+SMALLER = "Out of memory for a batch: drawn one by one instead"
+Event = Started | Step | Finished | Failed | Told
 
 
 def each(
@@ -130,17 +139,26 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             yield batch
 
 
-def origin(model: Model) -> Origin:
-    """The model and the environment, for the pictures' records."""
+def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
+    """The model and the environment, with the fallbacks `used`, for the pictures' records."""
     weights = next(model.network.parameters())
     environment = {
         "txt2img": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": describe(weights.device),
-        "dtype": str(weights.dtype).removeprefix("torch."),
+        "dtype": precision(model),
     }
-    return Origin(model.name, model.hash, environment)
+    return Origin(model.name, model.hash, environment | (used or {}))
+
+
+def precision(model: Model) -> str:
+    """The dtype of the networks, or of each where they differ, for records."""
+    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
+    names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
+    if len(set(names.values())) == 1:
+        return names["unet"]
+    return ",".join(f"{part}={name}" for part, name in names.items())
 
 
 def _finished(
@@ -151,17 +169,21 @@ def _finished(
     start = time.perf_counter()
     try:
         for drawn in _drawn(model, group):
-            if isinstance(drawn, Step):
+            if isinstance(drawn, Step | Told):
                 yield drawn
                 continue
             gate.check(drawn, policy.reject)
             item = left.popleft()
-            data = encode(drawn, item.request, made_by, item.first_seed)
+            its = replace(made_by, environment={**made_by.environment, **model.memory.used})
+            data = encode(drawn, item.request, its, item.first_seed)
             path = output.write_as(data, item.name, item.number)
             seconds = (time.perf_counter() - start) / len(group)
-            yield Finished(path, item, made_by, seconds, pixels_sha256(drawn))
+            yield Finished(path, item, its, seconds, pixels_sha256(drawn))
     except FAILURES as error:
+        yield from map(Told, model.memory.news())
         if len(group) > 1:
+            if isinstance(error, OutOfMemory):
+                yield Told(SMALLER)
             for item in left:
                 yield from _finished(model, [item], output, made_by, policy)
         elif isinstance(error, Rejected) and tries < policy.retries:
@@ -180,11 +202,15 @@ def _again(item: Item, attempt: int) -> Item:
     return replace(item, request=replace(item.request, seed=seed), first_seed=first)
 
 
-def _drawn(model: Model, group: list[Item]) -> Iterator[Step | Image.Image]:
+def _drawn(model: Model, group: list[Item]) -> Iterator[Step | Told | Image.Image]:
     """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done."""
-    job = prepare(model, [item.request for item in group])
-    for state in job.states():
+    requests = [item.request for item in group]
+    steps = len(noise_levels(model, requests[0])) - 1
+    for state in sampled(model, requests):
         x = state.x
-        yield Step(group[0].index, group[-1].index, state.step, job.steps)
-    for part in one_by_one(x) if job.device.type == "cpu" else [x]:
-        yield from decode(model, part)
+        yield from map(Told, model.memory.news())
+        yield Step(group[0].index, group[-1].index, state.step, steps)
+    for part in one_by_one(x) if x.device.type == "cpu" else [x]:
+        pictures = decode(model, part)
+        yield from map(Told, model.memory.news())
+        yield from pictures

@@ -6,7 +6,6 @@ pictures beside it; on other devices a batch is one pass.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from txt2img.compat import rules, unit, whole_times
+from txt2img.decoding import pixels_of
 from txt2img.device import choose
 from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
 from txt2img.diffusion.levels import Level, Process
@@ -23,11 +23,17 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.memory import CPU, free, is_short, placed, room_for
 from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
+
+PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
+ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
+FLOAT32 = "The model overflowed in half precision: drawn again in float32"
+BROKEN = "the model gave numbers that are no picture; try --dtype float32"
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
         return guided(predict, positive, negative, scale, together, rescale)
 
     def side(part: slice, which: int) -> CondAt:
-        each = [over_time(pair[which], levels, found.late) for pair in conds[part]]
+        courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
+        each = [over_time(course, levels, found.late) for course in courses]
         return lambda level: join([at(level) for at in each])
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
@@ -101,7 +108,46 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
     start = 1.0 if unit(found, first, top) else levels[0].sigma
-    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device, start, process)
+    denoise = thrifty(fast, slow, model.memory.tell)
+    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
+    """The states of filled requests of one shape; the last one is the pictures' latents.
+
+    A single picture that overflows in half precision begins again in float32, one for which
+    memory is short on the CPU, so that its bits are those of a run that began like that; the
+    states then begin again too. Raises as `prepare` and `Job.states` do.
+    """
+    weight = next(model.network.parameters())
+    own, device, dtype = weight.device, weight.device, weight.dtype
+    model.memory.used.pop("unet", None)
+    while True:
+        try:
+            with room_for("the model"), placed(model.network, device, dtype):
+                job = prepare(model, requests)
+                for state in job.states():
+                    if state.step in (1, job.steps):  # each look makes a card wait for the host
+                        check_finite(state.x)
+                    yield state
+            return
+        except Rejected:
+            if len(requests) > 1 or dtype == torch.float32:
+                raise
+            dtype, line = torch.float32, FLOAT32
+        except OutOfMemory:
+            if len(requests) > 1 or device.type == "cpu":
+                raise
+            device, dtype, line = CPU, torch.float32, ON_CPU
+        free()
+        model.memory.tell(line)
+        model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise Rejected for latents that no picture can be made of."""
+    if not bool(torch.isfinite(x).all()):
+        raise Rejected(BROKEN)
 
 
 def shape(request: Request) -> Request:
@@ -203,8 +249,8 @@ def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
     return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
 
 
-def thrifty(fast: Denoise, slow: Denoise) -> Denoise:
-    """`fast` until memory is short, from then on `slow`."""
+def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denoise:
+    """`fast` until memory is short, from then on `slow`, which is told."""
     short = False
 
     def denoise(x: Tensor, level: Level) -> Tensor:
@@ -212,8 +258,11 @@ def thrifty(fast: Denoise, slow: Denoise) -> Denoise:
         if not short:
             try:
                 return fast(x, level)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_short(error):
+                    raise
                 short = True
+                tell(PIECEMEAL)
         free()
         return slow(x, level)
 
@@ -249,40 +298,8 @@ def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor
 @torch.inference_mode()
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
     """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
-    if not bool(torch.isfinite(x).all()):
-        raise Rejected("the model gave numbers that are no picture; try --dtype float32")
-    batches = one_by_one(x) if x.device.type == "cpu" else [x]
-    try:
-        pixels = [decoded(model, batch) for batch in batches]
-    except torch.OutOfMemoryError:
-        pixels = []
-    if not pixels:
-        free()
-        with room_for("decoding the picture"):
-            pixels = [decoded(model, one) for one in one_by_one(x)]
-    return [to_image(picture) for picture in torch.cat(pixels)]
-
-
-def one_by_one(x: Tensor) -> list[Tensor]:
-    """A batch (B, …) as B batches (1, …)."""
-    return [x[i : i + 1] for i in range(len(x))]
-
-
-def decoded(model: Model, x: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else Rejected."""
-    pixels = model.vae.decode(x)
-    if bool(torch.isfinite(pixels).all()):
-        return pixels
-    dtype = next(model.vae.parameters()).dtype
-    if dtype != torch.float32:
-        model.vae.float()
-        try:
-            pixels = model.vae.decode(x)
-        finally:
-            model.vae.to(dtype)
-    if not bool(torch.isfinite(pixels).all()):
-        raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
-    return pixels
+    check_finite(x)
+    return [to_image(picture) for picture in pixels_of(model, x)]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -297,24 +314,6 @@ def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
     filled = ready(model, request).seeded().filled(model.family.defaults)
     images: list[Image.Image] = []
     for i in range(filled.count):
-        [last] = deque(prepare(model, [filled.nth(i)]).states(), maxlen=1)
+        [last] = deque(sampled(model, [filled.nth(i)]), maxlen=1)
         images += decode(model, last.x)
     return images
-
-
-def free() -> None:
-    """Give unused memory back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def room_for(what: str) -> Iterator[None]:
-    """Turn the device's lack of memory into OutOfMemory."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"the device has not enough memory for {what}; choose a smaller size, "
-            "--batch-size 1 or --device cpu"
-        ) from error

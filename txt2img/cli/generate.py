@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from txt2img.cli import options
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
+from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
@@ -73,6 +74,8 @@ class Order:
     where: tuple[str | None, str | None]  # device, dtype
     quiet: bool
     json: bool
+    tiling: str
+    low: bool
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -96,8 +99,6 @@ def generate(
     eta: options.Eta = None,
     cfg_rescale: options.CfgRescale = None,
     model: options.Model = None,
-    device: options.DeviceName = None,
-    dtype: options.Dtype = None,
     batch_size: options.BatchSize = None,
     out: options.OutputName = None,
     overwrite: options.Overwrite = False,
@@ -108,11 +109,13 @@ def generate(
     version: options.Version = False,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
+    precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(out, overwrite, json)
+        precision.check()
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
@@ -139,6 +142,8 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
         (asked["device"], asked["dtype"]),
         asked["quiet"],
         json,
+        asked["vae_tiling"],
+        asked["low_memory"],
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -180,13 +185,14 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
     from txt2img.device import choose
-    from txt2img.pipeline import room_for
+    from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
 
-    device = choose(*order.where)
+    memory = Memory(order.tiling, order.low)
+    device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
-    model.wardrobe.library = wish.library
+    model.memory, model.wardrobe.library = memory, wish.library
     wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 
@@ -259,6 +265,8 @@ def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | N
                 STOP.finishing = True
             elif isinstance(event, batch.Step):
                 meter.show(event)
+            elif isinstance(event, batch.Told):
+                tell(event.line)
             elif isinstance(event, batch.Failed):
                 say_failed(event, json)
                 failed += 1

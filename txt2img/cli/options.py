@@ -214,7 +214,7 @@ Dtype = Annotated[
         "--dtype",
         metavar="NAME",
         autocompletion=complete.dtypes,
-        help="Precision: float32, bf16 or fp16.",
+        help="Precision: float32, bf16 or fp16; or of single parts: unet=bf16,vae=fp32,text=fp32.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]

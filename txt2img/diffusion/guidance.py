@@ -48,6 +48,13 @@ class Cond:
             self.scale,
         )
 
+    def at(self, device: torch.device) -> "Cond":
+        """The same on a device."""
+        parts = (self.tokens, self.pooled, self.extra, self.beside, self.scale)
+        tokens, *others = (None if part is None else part.to(device) for part in parts)
+        assert tokens is not None
+        return Cond(tokens, *others)
+
 
 def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Both along the batch axis, None if either is."""

@@ -6,7 +6,7 @@ copied by `read`, so that a file that shrinks meanwhile is an error, not a dead 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -165,14 +165,24 @@ def sharded(index: Path) -> Header:
 
 
 def read(
-    stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+    kept: Set[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """The tensors as finite floats of `dtype` on `device`, read in the file's order.
+
+    Those `kept` stay in the type that they are stored in, where it is the narrower one.
 
     Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
     """
     in_order = sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
-    return {name: _read(name, at, device, dtype) for name, at in in_order}
+
+    def kind(name: str, at: Stored) -> torch.dtype:
+        own = DTYPES[at.dtype]
+        return own if name in kept and own.itemsize < dtype.itemsize else dtype
+
+    return {name: _read(name, at, device, kind(name, at)) for name, at in in_order}
 
 
 def tensor(name: str, stored: Stored) -> Tensor:
@@ -306,5 +316,5 @@ def _finite(value: Tensor) -> bool:
     """Whether no value is NaN or infinite: both show in the least and the greatest."""
     if not value.numel():
         return True
-    low, high = torch.aminmax(value)
+    low, high = torch.aminmax(value.float() if value.dtype.itemsize == 1 else value)
     return math.isfinite(low.item()) and math.isfinite(high.item())

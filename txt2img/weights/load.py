@@ -13,6 +13,8 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.memory import Memory
+from txt2img.models.lean import slim
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -59,6 +61,7 @@ class Model:
     vae: VAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def load(
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
-    return Model(plan.name, model_hash(plan.weights), family, network, vae, text, wardrobe)
+    memory = Memory(low=device.low)
+    hashed = model_hash(plan.weights)
+    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
@@ -234,7 +239,9 @@ def _filled(build: Callable[[], Network], component: str, plan: Plan, device: De
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check(component, part, {bare(name): shape for name, shape in shapes.items()})
     theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    read = files.read(theirs, device.torch_device, device.dtype)
+    slimmed = slim(network) if device.low else set()
+    kept = {part.theirs(bare(name)) for name in slimmed}
+    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
     state = {name: read[part.theirs(bare(name))] for name in shapes}
     network.load_state_dict(state, strict=True, assign=True)
     _number_positions(network, device.torch_device)
