@@ -20,7 +20,7 @@ ROWS = (
     ("device.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("pipeline.py", "batch.py", "verify.py"),
+    ("pipeline.py", "latents.py", "batch.py", "verify.py"),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import generate, info, train, verify
+from txt2img.cli import decode, generate, info, train, verify
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, Stopped
 from txt2img.errors import BadRequest, Txt2imgError
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.EPILOG),
     "info": (info.info, info.EPILOG),
     "verify": (verify.verify, verify.EPILOG),
+    "decode": (decode.decode, decode.EPILOG),
     "train": (train.train, train.EPILOG),
 }
 
