@@ -23,10 +23,10 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[Item
     """Make the drawing of some pictures fail."""
     real = batch._drawn
 
-    def drawn(model: object, group: list[Item]) -> object:
+    def drawn(model: object, group: list[Item], shelf: object) -> object:
         if any(when(item) for item in group):
             raise error
-        return real(model, group)  # type: ignore[arg-type]
+        return real(model, group, shelf)  # type: ignore[arg-type]
 
     monkeypatch.setattr(batch, "_drawn", drawn)
 
@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     def full(descriptor: int) -> None:
         flushed.append(descriptor)
-        if len(flushed) > 2:  # the second picture's file
+        if len(flushed) > 4:  # the second picture's latent; each file takes two, with its folder
             raise OSError(28, "No space left on device")
         real(descriptor)
 

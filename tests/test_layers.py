@@ -28,7 +28,7 @@ ROWS = (
     ("device.py", "memory.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("decoding.py", "pipeline.py", "batch.py", "verify.py"),
+    ("decoding.py", "pipeline.py", "latents.py", "batch.py", "verify.py"),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import generate, info, models, replay, train, verify
+from txt2img.cli import decode, generate, info, models, replay, train, verify
 from txt2img.cli.configured import Configured
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, Stopped
@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "info": (info.info, info.EPILOG),
     "replay": (replay.replay, replay.EPILOG),
     "verify": (verify.verify, verify.EPILOG),
+    "decode": (decode.decode, decode.EPILOG),
     "train": (train.train, train.EPILOG),
 }
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from txt2img.request import Request
 
 if TYPE_CHECKING:
     from txt2img.batch import Event
+    from txt2img.latents import Shelf
     from txt2img.weights.load import Model
 
 EPILOG = """
@@ -54,6 +55,7 @@ Commands (each has its own --help):
   txt2img models VERB        List, show, hash and pull models.
   txt2img replay FILE...     Draw pictures again, from what they say.
   txt2img verify FILE...     Draw pictures again and compare.
+  txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
 """
 FIELDS = (
@@ -200,6 +202,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
 def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     """Draw what is not there yet; gives the exit code."""
     from txt2img import batch
+    from txt2img.latents import Shelf
 
     batching, size = order.batching, order.batch_size
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
@@ -219,11 +222,21 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
         drawn: Drawn | None = {} if wish.sweep else None
-        events = batch.run(model, groups, order.target, batching.policy)
-        failed = follow(events, meter, order.json, drawn)
+        shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
+        stack.callback(tell_kept, shelf, bar)
+        events = batch.run(model, groups, order.target, batching.policy, shelf)
+        with closing(events):
+            failed = follow(events, meter, order.json, drawn)
         if drawn is not None:
             finish_sweep(wish, plan(), ledger, drawn, order)
     return SOME_FAILED if failed or failures else 0
+
+
+def tell_kept(shelf: "Shelf", bar: Bar) -> None:
+    """Say which latents have no picture yet, and how to get it."""
+    with bar.aside():
+        for line in shelf.remarks():
+            tell(line)
 
 
 def survey(
