@@ -13,7 +13,7 @@ from sd_parsers import ParserManager
 
 from txt2img import png
 from txt2img.extras import Lora, OtherVAE
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 GRAPH: dict[str, dict[str, object]] = {
     "3": {
@@ -53,7 +53,7 @@ GRAPH: dict[str, dict[str, object]] = {
 }
 COMFY = Request(
     "a cat", "blurry", "v1-5", 512, 768, 20, 8.0, 0.0, None,
-    Sampler.EULER_A, Schedule.KARRAS, 42, loras=(Lora("pixel", 0.8, 0.5),),
+    Sampler.EULER_A, Schedule.KARRAS, 42, loras=(Lora("pixel", 0.8, 0.5),), compat=Compat.COMFYUI,
 )  # fmt: skip
 SCREEN = {
     "nodes": [
@@ -159,7 +159,7 @@ def test_a_graph_of_the_screen_is_read_too(tmp_path: Path) -> None:
     request = read(tmp_path, {"workflow": json.dumps(SCREEN)}).request
     assert request == Request(
         "a dog", "ugly", "m", 64, 72, 3, 5.0, 0.0, None,
-        Sampler.DPMPP_2M, Schedule.TRAILING, 7,
+        Sampler.DPMPP_2M, Schedule.TRAILING, 7, compat=Compat.COMFYUI,
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_novelai(tmp_path: Path) -> None:
     found = read(tmp_path, texts)
     assert found.request == Request(
         "{a girl}", "lowres", "default", 512, 640, 28, 11.0, 0.0, None,
-        Sampler.EULER_A, Schedule.KARRAS, 9,
+        Sampler.EULER_A, Schedule.KARRAS, 9, compat=Compat.NOVELAI,
     )  # fmt: skip
     assert {"sm True is not carried over"} < set(found.notes)
     assert any("{emphasis}" in note for note in found.notes)
@@ -214,6 +214,7 @@ def test_invokeai(tmp_path: Path) -> None:
     assert found.request == Request(
         "a fox", "dull", "dreams", 512, 512, 30, 7.5, 0.0, None,
         Sampler.DPMPP_2M, Schedule.KARRAS, 5, loras=(Lora("line", 0.75, 0.75),),
+        compat=Compat.INVOKEAI,
     )  # fmt: skip
     assert "seamless_x True is not carried over" in found.notes
     assert not any("generation_mode" in note or "clip_skip" in note for note in found.notes)
@@ -223,7 +224,7 @@ def test_invokeai_2_writes_what_is_not_wanted_in_brackets(tmp_path: Path) -> Non
     found = read(tmp_path, {"sd-metadata": json.dumps(INVOKEAI_2)})
     assert found.request == Request(
         "a fox in snow", "dull", "stable-diffusion-1.5", 512, 512, 50, 7.5, sampler=Sampler.LMS,
-        seed=6,
+        seed=6, compat=Compat.INVOKEAI,
     )  # fmt: skip
 
 
@@ -232,6 +233,7 @@ def test_fooocus(tmp_path: Path) -> None:
     assert found.request == Request(
         "a fox", "", "jugger", 896, 1152, 30, 4.0, 0.0, None,
         Sampler.DPMPP_2M_SDE, Schedule.KARRAS, 12, loras=(Lora("off", 0.1, 0.1),),
+        compat=Compat.COMFYUI,
     )  # fmt: skip
     assert "sharpness 2.0 is not carried over" in found.notes
 

@@ -106,10 +106,14 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    start = 1.0 if unit(found, first, top) else levels[0].sigma
-    denoise = thrifty(fast, slow, model.memory.tell)
+    denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
+    """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
+    top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    return 1.0 if unit(rules(request), request, top) else levels[0].sigma
 
 
 def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:

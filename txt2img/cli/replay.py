@@ -11,6 +11,7 @@ from txt2img.cli.batching import Batching
 from txt2img.cli.extras import Named
 from txt2img.cli.generate import carry_out, chosen
 from txt2img.cli.grouped import grouped
+from txt2img.cli.precision import Precision
 from txt2img.cli.results import say_error
 from txt2img.cli.wish import again
 from txt2img.errors import BadOutput, Txt2imgError
@@ -46,8 +47,6 @@ def replay(
     eta: options.Eta = None,
     cfg_rescale: options.CfgRescale = None,
     model: options.Model = None,
-    device: options.DeviceName = None,
-    dtype: options.Dtype = None,
     batch_size: options.BatchSize = None,
     out: options.OutputName = None,
     overwrite: options.Overwrite = False,
@@ -55,10 +54,12 @@ def replay(
     json: options.Json = False,
     named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
     batching: Batching = Batching(),  # noqa: B008 - as above
+    precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     try:
         batching.check(out, overwrite, json)
+        precision.check()
         given = {**chosen(context), **named.given()}
         wish = again(files, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)

@@ -59,7 +59,7 @@ def every() -> Iterator[tuple[str, Path]]:
 def find(name: str) -> Path:
     """Where the model of that name or path is. ModelNotFound; BadRequest if two are meant."""
     given = Path(name).expanduser()
-    if os.path.lexists(given):
+    if name and os.path.lexists(given):
         return given
     known = settings.read().models.get(name)
     if known is not None and Path(known.target).exists():
