@@ -297,7 +297,7 @@ RING["3"] = {"class_type": "KSampler", "inputs": {"model": ["0", 0], "steps": ["
     ],
 )
 def test_broken_texts_do_no_harm(tmp_path: Path, key: str, text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     found = read(tmp_path, {key: text})
     assert found.request is None or found.notes or found.request.prompt == ""
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 10  # not quadratic, on any machine

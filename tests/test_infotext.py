@@ -156,6 +156,6 @@ def test_a_prompt_that_will_be_misread_is_told() -> None:
     ['ab:"' * 50_000, " " * 200_000, "a " * 100_000, 'ab:"\\",' * 30_000, ", SDCPP: {" * 20_000],
 )
 def test_no_text_takes_long(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     parse(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 10  # not quadratic, on any machine
