@@ -15,7 +15,7 @@ ROWS = (
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
-        *("ledger.py", "sheet.py", "comfy.py", "foreign.py"),
+        *("ledger.py", "sheet.py", "comfy.py", "exif.py", "foreign.py"),
     ),
     ("device.py", "diffusion/"),
     ("models/",),
@@ -34,6 +34,7 @@ HOMES = {
     "PIL": (
         "verify.py",
         "png.py",
+        "exif.py",
         "gate.py",
         "sheet.py",
         "pipeline.py",

@@ -71,7 +71,9 @@ def wanted(
         raise BadRequest("a prompt and --prompts; give one of them")
     if not words and prompts_file is None and picture is None:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
-    base, remarks, made_by = Request(""), [], []
+    base = Request("")
+    remarks: list[str] = []
+    made_by: list[png.Origin] = []
     if picture:
         base, remarks, recorded = repeated(picture, given)
         made_by = [recorded]
