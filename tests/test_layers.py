@@ -15,15 +15,8 @@ ROWS = (
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
-        *(
-            "ledger.py",
-            "sheet.py",
-            "settings.py",
-            "prompt.py",
-            "compat.py",
-            "comfy.py",
-            "foreign.py",
-        ),
+        *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
+        *("comfy.py", "exif.py", "foreign.py"),
     ),
     ("device.py", "memory.py", "diffusion/"),
     ("models/",),
@@ -43,6 +36,7 @@ HOMES = {
     "PIL": (
         "verify.py",
         "png.py",
+        "exif.py",
         "gate.py",
         "sheet.py",
         "pipeline.py",

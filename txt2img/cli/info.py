@@ -24,7 +24,7 @@ Examples:
 """
 Files = Annotated[
     list[str],
-    typer.Argument(metavar="FILE", help="PNG pictures, .safetensors files, model folders."),
+    typer.Argument(metavar="FILE", help="Pictures, .safetensors files, model folders."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
 A1111 = Annotated[
@@ -47,7 +47,8 @@ def info(
             if a1111 or command:
                 say(as_command(Path(name)) if command else as_infotext(Path(name)))
                 continue
-            record = picture(Path(name)) if is_png(name) else weights(name)
+            kind = picture_kind(name)
+            record = picture(Path(name), kind) if kind else weights(name)
         except Txt2imgError as error:
             tell(f"Error: {error}")
             code = code or error.exit_code
@@ -80,15 +81,15 @@ def as_command(path: Path) -> str:
     return command_line(requested(path, png.read(path)))
 
 
-def is_png(name: str) -> bool:
-    """Whether it is a file that begins as PNG files do. BadFile if it cannot be read."""
+def picture_kind(name: str) -> str:
+    """Which kind of picture begins as the file does; empty if none. BadFile."""
     if name == "default" or Path(name).is_dir():
-        return False
+        return ""
     with open_regular(Path(name)) as file:
-        return file.read(len(png.SIGNATURE)) == png.SIGNATURE
+        return png.kind_of(file.read(png.HEAD))
 
 
-def picture(path: Path) -> dict[str, object]:
+def picture(path: Path, kind: str) -> dict[str, object]:
     """What a picture says of itself, in both forms."""
     found = png.read(path)
     texts = dict(found.texts)
@@ -98,7 +99,7 @@ def picture(path: Path) -> dict[str, object]:
     except ValueError:
         ours = ""  # a note says so
     return {
-        "kind": f"a PNG picture, {found.width}x{found.height}",
+        "kind": f"a {kind} picture, {found.width}x{found.height}",
         "parameters": parameters,
         "txt2img": ours,
         "request": found.request.to_json() if found.request and not ours else "",

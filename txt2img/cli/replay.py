@@ -27,7 +27,7 @@ Options given here replace the pictures' own. What another program says of a
 picture and txt2img has no word for is told, one line each.
 """
 Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE", help="PNG pictures of txt2img's or others'.")
+    list[Path], typer.Argument(metavar="FILE", help="Pictures of txt2img's or others'.")
 ]
 
 
