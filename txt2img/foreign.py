@@ -6,7 +6,7 @@ Names of files keep their last part only, so that none leads anywhere.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from txt2img import comfy
 from txt2img.disk import parse_json
@@ -111,22 +111,15 @@ def read(texts: Mapping[str, str]) -> Found | None:
 def to_request(found: Found) -> tuple[Request, list[str]]:
     """The request of what was found, and a remark for each thing that cannot be done."""
     remarks = [*found.remarks]
-    known = {one.name for one in fields(Request)}
     kept: dict[str, object] = {"prompt": ""}
     for name, value in found.values.items():
-        text = f"{name} {shown(value, 40)}"
-        if name == "compat" and name not in known:
-            remarks.append(f"{found.program} draws by other rules; the picture will differ")
-        elif name not in known:
-            remarks.append(f"{text} is not carried over")
+        try:
+            value = FORMS.get(name, _as_is)(value)
+            Request.from_json({"prompt": "", name: value})
+        except BadRequest as error:
+            remarks.append(f"{error}; left to the model")
         else:
-            try:
-                value = FORMS.get(name, _as_is)(value)
-                Request.from_json({"prompt": "", name: value})
-            except BadRequest as error:
-                remarks.append(f"{error}; left to the model")
-            else:
-                kept[name] = value
+            kept[name] = value
     if len(remarks) > REMARKS_MAX:
         remarks[REMARKS_MAX:] = [f"and {len(remarks) - REMARKS_MAX} things more"]
     return Request.from_json(kept), remarks

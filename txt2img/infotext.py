@@ -6,7 +6,7 @@ PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key:
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
@@ -158,11 +158,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     prompt, loras = untagged(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
     notes = []
-    known = {one.name for one in fields(Request)}
     for name, text in _wishes(info.entries).items():
-        if name not in known:
-            notes.append(f"{name} {shown(text, 40)} is not carried over")
-            continue
         try:
             Request.from_json({"prompt": "", name: _number(text)})
         except BadRequest as error:

@@ -9,7 +9,9 @@ import typer
 from txt2img import output
 from txt2img.cli import options
 from txt2img.cli.extras import NONE
-from txt2img.cli.show import progress, say_path, say_record, tell
+from txt2img.cli.recorded import check_model
+from txt2img.cli.results import say_file_error
+from txt2img.cli.show import progress, say_path, say_record
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.escape import shown
 
@@ -55,9 +57,7 @@ def decode(
                 )
             except Txt2imgError as error:
                 with bar.aside():
-                    tell(f"Error: {error}")
-                    if json:
-                        say_record({"file": name, "error": str(error), "code": error.exit_code})
+                    say_file_error(name, error, json)
                 code = code or error.exit_code
                 continue
             with bar.aside():
@@ -74,11 +74,10 @@ def opened(path: Path, model: str | None, vae: str | None) -> "Latent":
     from txt2img.latents import read
 
     latent = read(path)
-    name, its = shown(str(path)), latent.request
-    if model is None and its.model != "default":
-        raise BadRequest(f"{name} was drawn by the model {shown(its.model)}; give its --model")
-    if vae is None and its.vae is not None:
-        raise BadRequest(f"{name} was drawn with the VAE {shown(its.vae.name)}; give its --vae")
+    check_model(path, latent.request, model)
+    if vae is None and (own := latent.request.vae) is not None:
+        its = shown(own.name)
+        raise BadRequest(f"{shown(str(path))} was drawn with the VAE {its}; give its --vae")
     return latent
 
 

@@ -12,6 +12,7 @@ import typer
 
 from txt2img import output
 from txt2img.cli import options
+from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
@@ -89,34 +90,20 @@ class Order:
 def generate(
     context: typer.Context,
     prompt: options.Prompt = None,
-    negative: options.Negative = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    steps: options.Steps = None,
-    cfg: options.Cfg = None,
-    seed: options.Seed = None,
-    count: options.Count = None,
-    sampler: options.SamplerName = None,
-    schedule: options.ScheduleName = None,
-    eta: options.Eta = None,
-    cfg_rescale: options.CfgRescale = None,
-    model: options.Model = None,
-    batch_size: options.BatchSize = None,
-    out: options.OutputName = None,
-    overwrite: options.Overwrite = False,
+    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
     prompts_file: options.Prompts = None,
     picture: options.From = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
-    named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
+    named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
-        batching.check(out, overwrite, json)
+        batching.check(asked.out, asked.overwrite, json)
         precision.check()
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)

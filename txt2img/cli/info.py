@@ -59,10 +59,7 @@ def info(
         if said:
             say("")
         said += 1
-        say(f"{name}: {record['kind']}")
-        for key, value in record.items():
-            if key != "kind" and value:
-                say_field(key, value)
+        say_known(name, record)
     if code:
         raise typer.Exit(code)
 
@@ -127,6 +124,14 @@ def weights(name: str) -> dict[str, object]:
         "draws": f"{drawn.width}x{drawn.height}, {drawn.steps} steps, cfg {drawn.cfg:g}, "
         f"{drawn.sampler}, {drawn.schedule}",
     }
+
+
+def say_known(name: str, record: Mapping[str, object]) -> None:
+    """All that is known of a file, beginning with its kind."""
+    say(f"{name}: {record['kind']}")
+    for key, value in record.items():
+        if key != "kind" and value:
+            say_field(key, value)
 
 
 def say_field(key: str, value: object) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli.complete import known_models, pullable
-from txt2img.cli.info import Json, say_field, weights
-from txt2img.cli.show import progress, say, say_path, say_record, say_row, tell
+from txt2img.cli.info import Json, say_known, weights
+from txt2img.cli.show import progress, say_path, say_record, say_row, tell
 from txt2img.errors import BadFile, Txt2imgError
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def show_model(name: Name, json: Json = False) -> None:
     if json:
         say_record(record)
         return
-    say(f"{name}: {record['kind']}")
-    for key, value in record.items():
-        if key != "kind" and value:
-            say_field(key, value)
+    say_known(name, record)
 
 
 def path_of(name: Name) -> None:
@@ -95,7 +92,8 @@ def hash_models(names: Names, json: Json = False) -> None:
         digests: list[str] = []
         with progress(True, name) as bar:
             for path in paths:
-                for start in (0, tensors_start(path)):
+                # The second is a LoRA's, which is one file.
+                for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
                     reading = hashing(path, start)
                     try:
                         while True:
@@ -111,7 +109,7 @@ def hash_models(names: Names, json: Json = False) -> None:
             "sha256": digests[0] if single else "",
         }
         if json:
-            files = {str(path): digests[2 * i] for i, path in enumerate(paths)}
+            files = dict(zip(map(str, paths), digests, strict=not single))
             say_record({**record, "files": files})
         else:
             say_row(*(record[key] or "-" for key in ("hash", "lora", "sha256", "name")))

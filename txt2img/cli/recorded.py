@@ -22,10 +22,15 @@ def with_model(path: Path, found: png.Picture, chosen: str | None) -> Request:
     BadRequest unless that is `chosen`, or in the package.
     """
     request = requested(path, found)
+    check_model(path, request, chosen)
+    return request
+
+
+def check_model(path: Path, request: Request, chosen: str | None) -> None:
+    """Raise BadRequest unless the model to draw with is `chosen`, or in the package."""
     if chosen is None and request.model != "default":
         name = shown(request.model)
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
-    return request
 
 
 def changed(then: Iterable[png.Origin], now: png.Origin) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli import options
+from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching
 from txt2img.cli.extras import Named
 from txt2img.cli.generate import carry_out, chosen
@@ -35,30 +36,16 @@ Files = Annotated[
 def replay(
     context: typer.Context,
     files: Files,
-    negative: options.Negative = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    steps: options.Steps = None,
-    cfg: options.Cfg = None,
-    seed: options.Seed = None,
-    count: options.Count = None,
-    sampler: options.SamplerName = None,
-    schedule: options.ScheduleName = None,
-    eta: options.Eta = None,
-    cfg_rescale: options.CfgRescale = None,
-    model: options.Model = None,
-    batch_size: options.BatchSize = None,
-    out: options.OutputName = None,
-    overwrite: options.Overwrite = False,
+    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
     quiet: options.Quiet = False,
     json: options.Json = False,
-    named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
+    named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     try:
-        batching.check(out, overwrite, json)
+        batching.check(asked.out, asked.overwrite, json)
         precision.check()
         given = {**chosen(context), **named.given()}
         wish = again(files, given, named.library(), batching)
