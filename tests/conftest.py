@@ -5,7 +5,7 @@ torch and diffusers are imported by the fixtures that need them: most tests need
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,3 +78,25 @@ def draw(command: Command, sd1_folder: Path) -> Command:
         return command(*first, *small, *arguments[len(first) :])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def loaded(sd1_folder: Path) -> "Model":
+    """A tiny SD 1 model of this module's own, which may be changed and changed back."""
+    import torch
+
+    from txt2img.device import Device
+    from txt2img.weights.load import load
+
+    return load(str(sd1_folder), Device(torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture
+def model(loaded: "Model") -> "Iterator[Model]":
+    """A model that wears nothing, before and after."""
+    from txt2img.request import Request
+    from txt2img.weights.wear import Wardrobe, wear
+
+    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
+    loaded.wardrobe = wardrobe
+    wear(loaded, Request(""))

@@ -1,7 +1,5 @@
 """Learnt words draw as diffusers' do, stay whole, and go without a trace."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,24 +19,11 @@ from txt2img.library import Library
 from txt2img.request import Request
 from txt2img.weights.embeddings import open_embedding, word_of
 from txt2img.weights.hashes import sha256
-from txt2img.weights.load import Model, load
-from txt2img.weights.wear import Wardrobe, ready, wear
+from txt2img.weights.load import Model
+from txt2img.weights.wear import ready, wear
 
 CPU = Device(torch.device("cpu"), torch.float32)
 ONE, THREE = torch.randn(32), torch.randn(3, 32)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Model:
-    return load(str(tiny.sd1().folder), CPU)
-
-
-@pytest.fixture
-def model(loaded: Model) -> Iterator[Model]:
-    """A model that wears nothing, before and after."""
-    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
-    loaded.wardrobe = wardrobe
-    wear(loaded, Request(""))
 
 
 def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,33 +18,19 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import BadFile, MissingWeights, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.extras import Lora
 from txt2img.library import Library
 from txt2img.request import Request
 from txt2img.weights import spellings
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import Model
 from txt2img.weights.lora import short_hash
-from txt2img.weights.wear import Wardrobe, ready, wear
+from txt2img.weights.wear import ready, wear
 
 CPU = torch.device("cpu")
 State = dict[str, Tensor]
 IDS = torch.tensor([[49406, 320, 1125, 539, 49407]])
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Model:
-    return load(str(tiny.sd1().folder), Device(CPU, torch.float32))
-
-
-@pytest.fixture
-def model(loaded: Model) -> Iterator[Model]:
-    """A model that wears nothing, before and after."""
-    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
-    loaded.wardrobe = wardrobe
-    wear(loaded, Request(""))
 
 
 def put_on(model: Model, *files: Path, **weights: float) -> list[str]:

@@ -1,11 +1,8 @@
 """What each kind of adapter does to a weight, against formulas written out entry by entry."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from adapters import write
 from torch import Tensor
@@ -15,9 +12,9 @@ from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.extras import Lora
 from txt2img.library import Library
 from txt2img.request import Request
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import Model
 from txt2img.weights.lycoris import changed, changed_bias
-from txt2img.weights.wear import Wardrobe, ready, wear
+from txt2img.weights.wear import ready, wear
 
 W = torch.linspace(-1, 1, 24).reshape(4, 6)
 KERNEL = torch.linspace(-1, 1, 216).reshape(4, 6, 3, 3)
@@ -141,19 +138,6 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
     half = changed(weight, {"up": up, "down": down, "dora": length}, None, 0.5)
     full = changed(weight, {"up": up, "down": down, "dora": length}, None, 1.0)
     close(half, (weight + full) / 2)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Model:
-    return load(str(tiny.sd1().folder), CPU)
-
-
-@pytest.fixture
-def model(loaded: Model) -> Iterator[Model]:
-    """A model that wears nothing, before and after."""
-    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
-    loaded.wardrobe = wardrobe
-    wear(loaded, Request(""))
 
 
 def put_on(model: Model, file: Path) -> list[str]:

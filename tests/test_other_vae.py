@@ -1,5 +1,7 @@
 """Another VAE takes the place of the model's own, from every layout, or is refused in one line."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,25 @@ def test_a_folders_own_scale_is_kept(tmp_path: Path) -> None:
     assert (model.vae.config.scaling, model.vae.config.shift) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder_in_shards_decodes_as_diffusers(
+    variant: str | None, other: AutoencoderKL, tmp_path: Path
+) -> None:
+    other.save_pretrained(tmp_path / "mine", max_shard_size="300KB", variant=variant)
+    [index] = (tmp_path / "mine").glob("*.index*.json")
+    shards = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
+    assert len(shards) > 1
+    model, x = with_vae(tmp_path / "mine"), torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        wanted = other.decode(x / 0.18215).sample
+        got = model.vae.decode(x)
+    assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    digests = "".join(sha256(tmp_path / "mine" / shard) for shard in shards)
+    record = model.wardrobe.vae
+    assert record is not None
+    assert record.hash == hashlib.sha256(digests.encode()).hexdigest()[:10]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -171,5 +192,15 @@ def test_what_is_no_vae_is_refused(other: AutoencoderKL, tmp_path: Path) -> None
     with pytest.raises(BadFile, match="truncated"):
         with_vae(tmp_path / "mine")
     file.unlink()
-    with pytest.raises(MissingWeights, match="has no diffusion_pytorch_model"):
+    with pytest.raises(MissingWeights, match=r"diffusion_pytorch_model\.safetensors is missing"):
         with_vae(tmp_path / "mine")
+
+
+def test_a_sharded_folder_is_read_like_a_whole_one(other: AutoencoderKL, tmp_path: Path) -> None:
+    whole = with_vae(as_folder(other, tmp_path))
+    shards = tmp_path / "shards"
+    other.save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    sharded = with_vae(shards)
+    for name, value in whole.vae.state_dict().items():
+        assert torch.equal(value, sharded.vae.state_dict()[name])

@@ -16,6 +16,11 @@ from txt2img.request import Request, Sampler
 REQUEST = Request("Red apple, 3D emoji!", "", "m", 64, 72, 3, 7.5, sampler=Sampler.EULER_A, seed=42)
 
 
+def put(target: Output, data: bytes, request: Request) -> Path:
+    """Write a request's picture; gives where."""
+    return target.write_as(data, target.name(request, 1))
+
+
 def left(folder: Path) -> list[str]:
     """The names of all that is in a folder."""
     return sorted(path.name for path in folder.iterdir())
@@ -23,20 +28,20 @@ def left(folder: Path) -> list[str]:
 
 def test_the_default_name_is_the_prompt_and_the_seed(folder: Path) -> None:
     with parse(None, several=False) as target:
-        assert target.write(b"1", REQUEST, 1) == Path("red-apple-3d-emoji-42.png")
+        assert put(target, b"1", REQUEST) == Path("red-apple-3d-emoji-42.png")
     assert left(folder) == ["red-apple-3d-emoji-42.png"]
 
 
 def test_a_taken_name_gets_the_next_free_number(folder: Path) -> None:
     target = parse(None, several=False)
-    names = [target.write(b"%d" % i, REQUEST, 1).name for i in range(3)]
+    names = [put(target, b"%d" % i, REQUEST).name for i in range(3)]
     assert names == [f"red-apple-3d-emoji-42{end}.png" for end in ("", "-2", "-3")]
     assert [Path(name).read_bytes() for name in names] == [b"0", b"1", b"2"]
 
 
 def test_a_folder_is_made_and_used(folder: Path) -> None:
     with parse("a/b/", several=True) as target:
-        assert target.write(b"", REQUEST, 1) == Path("a/b/red-apple-3d-emoji-42.png")
+        assert put(target, b"", REQUEST) == Path("a/b/red-apple-3d-emoji-42.png")
 
 
 def test_an_existing_folder_needs_no_slash(folder: Path) -> None:
@@ -52,7 +57,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(folder: Path) -> None:
 
 @pytest.mark.parametrize(("text", "name"), [("b.png", "b.png"), ("b", "b.png"), ("B.PNG", "B.PNG")])
 def test_a_file_name_is_kept(folder: Path, text: str, name: str) -> None:
-    assert parse(text, several=False).write(b"", REQUEST, 1) == Path(name)
+    assert put(parse(text, several=False), b"", REQUEST) == Path(name)
 
 
 def test_an_exact_name_that_exists_is_an_error_before_any_work(folder: Path) -> None:
@@ -66,9 +71,9 @@ def test_overwrite_replaces_a_file_but_never_one_of_the_same_run(folder: Path) -
     Path("b.png").write_bytes(b"old")
     with parse("{prompt}.png", several=True, overwrite=True) as target:
         for data in (b"1", b"2"):
-            target.write(data, REQUEST, 1)
+            put(target, data, REQUEST)
     with parse("b.png", several=False, overwrite=True) as target:
-        target.write(b"new", REQUEST, 1)
+        put(target, b"new", REQUEST)
     assert Path("b.png").read_bytes() == b"new"
     assert left(folder) == ["b.png", "red-apple-3d-emoji-2.png", "red-apple-3d-emoji.png"]
 
@@ -128,7 +133,7 @@ def test_a_long_prompt_is_a_short_name(text: str) -> None:
 
 def test_no_prompt_leads_out_of_the_folder(folder: Path) -> None:
     with parse("in/{prompt}.png", several=False) as target:
-        target.write(b"", Request("../../out"), 1)
+        put(target, b"", Request("../../out"))
     assert left(folder) == ["in"]
 
 
@@ -201,7 +206,7 @@ def test_two_writers_never_take_one_name(folder: Path) -> None:
     def write(data: bytes) -> None:
         target = parse(None, several=True)
         for _ in range(20):
-            target.write(data, REQUEST, 1)
+            put(target, data, REQUEST)
 
     writers = [threading.Thread(target=write, args=(data,)) for data in (b"a", b"b")]
     for writer in writers:
@@ -222,7 +227,7 @@ def test_only_regular_files_are_overwritten(folder: Path) -> None:
 
 def test_a_planted_link_under_a_free_name_is_not_followed(folder: Path) -> None:
     Path("red-apple-3d-emoji-42.png").symlink_to("elsewhere.png")
-    path = parse(None, several=False).write(b"x", REQUEST, 1)
+    path = put(parse(None, several=False), b"x", REQUEST)
     assert path.name == "red-apple-3d-emoji-42-2.png"
     assert not Path("elsewhere.png").exists()
 

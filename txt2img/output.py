@@ -71,10 +71,6 @@ class Output:
         ):
             raise taken(self.folder / self.pattern)
 
-    def write(self, data: bytes, request: Request, index: int) -> Path:
-        """Write one picture under its name or the next free number; gives the path. BadOutput."""
-        return self.write_as(data, self.name(request, index))
-
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
         path = self.folder / numbered(name, number)

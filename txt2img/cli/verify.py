@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli import options
-from txt2img.cli.show import progress, say, say_record, tell
-from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.escape import shown
+from txt2img.cli.recorded import with_model
+from txt2img.cli.results import say_file_error
+from txt2img.cli.show import progress, say, say_record
+from txt2img.errors import Txt2imgError
 
 if TYPE_CHECKING:
     from txt2img.verify import Verdict
@@ -54,9 +55,7 @@ def verify(
                 loaded, verdict = compared(name, model, (device, dtype), loaded)
             except Txt2imgError as error:
                 with bar.aside():
-                    tell(f"Error: {error}")
-                    if json:
-                        say_record({"file": name, "error": str(error), "code": error.exit_code})
+                    say_file_error(name, error, json)
                 code = code or error.exit_code
                 continue
             enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
@@ -76,10 +75,7 @@ def compared(
     from txt2img.weights.load import load
 
     found = described(Path(name))
-    assert found.request is not None
-    if chosen is None and found.request.model != "default":
-        its = shown(found.request.model)
-        raise BadRequest(f"{shown(name)} was drawn by the model {its}; give its --model")
+    with_model(Path(name), found, chosen)
     if loaded is None:
         loaded = load(chosen or "default", choose(*where))
     return loaded, verify(Path(name), found, loaded)

@@ -24,6 +24,7 @@ from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.pipeline import decode, prepare
 from txt2img.request import Request
+from txt2img.train.artwork import tell
 from txt2img.train.composition import Scored, score, shares
 from txt2img.train.data import HELD_OUT_FILE, Pictures, to_pixels
 from txt2img.train.judge import SIDE, Caption, Judge, fresh, lessons, plain_rows
@@ -195,11 +196,6 @@ def scenes(model: Model, data: Pictures, judge: Judge, options: argparse.Namespa
         score(judge, row, seed, image, concepts)
         for (row, seed), image in zip(wanted, images, strict=True)
     ]
-
-
-def tell(line: str) -> None:
-    """Progress, to stderr: stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,7 +6,6 @@ is a second opinion beside the nearest pixels.
 
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,23 +89,20 @@ def lessons(judge: Judge, data: Pictures, steps: int, seed: int) -> Iterator[flo
     optimiser = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=0.05)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     device = next(judge.parameters()).device
-    with ThreadPoolExecutor() as painters:
-        for step in range(steps):
-            rng = random.Random(f"{seed} {step}")
-            picked = indices(len(rows), step * BATCH, BATCH, seed)
-            varied = [variation(rows[n], rng) for n in picked]
-            pixels = torch.stack(list(painters.map(lambda row: data.paint(row, SIDE), varied)))
-            pixels = worn(pixels, torch.Generator().manual_seed(rng.getrandbits(32))).to(device)
-            concept, style = judge(pixels)
-            loss = functional.cross_entropy(
-                concept, concepts[picked].to(device), label_smoothing=0.1
-            )
-            loss = loss + 0.2 * functional.cross_entropy(style, styles[picked].to(device))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            plan.step()
-            yield loss.item()
+    for step in range(steps):
+        rng = random.Random(f"{seed} {step}")
+        picked = indices(len(rows), step * BATCH, BATCH, seed)
+        varied = [variation(rows[n], rng) for n in picked]
+        pixels = data.paint_all(varied, SIDE)
+        pixels = worn(pixels, torch.Generator().manual_seed(rng.getrandbits(32))).to(device)
+        concept, style = judge(pixels)
+        loss = functional.cross_entropy(concept, concepts[picked].to(device), label_smoothing=0.1)
+        loss = loss + 0.2 * functional.cross_entropy(style, styles[picked].to(device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        plan.step()
+        yield loss.item()
 
 
 def variation(row: Row, rng: random.Random) -> Row:

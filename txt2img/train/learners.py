@@ -42,8 +42,8 @@ class PairLearner(nn.Module):
 
     def unit(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Texts and sights (B, D) of length 1, of latents (B, C, h, w) and ids (B, L)."""
-        ends = (ids == self.text.tokenizer.eos_id).int().argmax(dim=-1)
-        states = self.text(ids)[torch.arange(len(ids), device=ids.device), ends]
+        rows = torch.arange(len(ids), device=ids.device)
+        states = self.text(ids)[rows, self.text.ends(ids)]
         texts = functional.normalize(self.project(states).float(), dim=-1)
         return texts, functional.normalize(self.eye(latents).float(), dim=-1)
 

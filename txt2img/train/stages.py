@@ -3,7 +3,6 @@
 import copy
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +96,7 @@ class PictureStage:
         config, size = self.config, self.run.batch_size
         rng, generator = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.pictures.rows), size, step, config.seed)
-        whole = painted(self.pictures, rows, config.size)
+        whole = self.pictures.paint_all([self.pictures.rows[row] for row in rows], config.size)
         pixels = torch.stack([cut_out(picture, config.crop, rng) for picture in whole])
         cells = pixels.shape[-1] // config.vae.factor
         shape = (size, config.vae.latent_channels, cells, cells)
@@ -137,11 +136,7 @@ class TextStage:
         self.rates: dict[str, float] = {}
         self.pictures, vae = Pictures(config.data), load_vae(config)
         self.latents = all_latents(vae, self.pictures, config, accelerator)
-        self.text = text_encoder(config, self.pictures, accelerator)
-        if config.resume:
-            checkpoint.begin_from(
-                self.text.model, config.out / "text_encoder" / checkpoint.TEXT_FILE
-            )
+        self.text = text_encoder(config, self.pictures, accelerator, taught=config.resume)
         self.pair = PairLearner(self.text, config)
         self.learner = in_memory_format(self.pair, config)
         self.ids = Ids(self.text.tokenizer)
@@ -152,7 +147,7 @@ class TextStage:
         rng, _ = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         ids = self.ids([self.pictures.caption(row, rng) for row in rows])
-        longest = int((ids == self.text.tokenizer.eos_id).int().argmax(dim=-1).max()) + 1
+        longest = int(self.text.ends(ids).max()) + 1
         # a state does not see what follows it: what comes after the last end is work for nothing
         return self.latents[rows], ids[:, :longest].to(self.accelerator.device)
 
@@ -160,8 +155,7 @@ class TextStage:
         """How alike captions are to pictures: a square each, white where they are one."""
         rows = indices(len(self.latents), 0, ALIKE_PICTURES, self.config.seed + 1)
         ids = self.ids([self.pictures.rows[row].captions[0] for row in rows])
-        device = self.accelerator.device
-        texts, sights = self.pair.unit(self.latents[rows].to(device), ids.to(device))
+        texts, sights = self.pair.unit(self.latents[rows], ids.to(self.accelerator.device))
         alike = (texts @ sights.T).cpu().repeat_interleave(8, 0).repeat_interleave(8, 1)
         save_sheet(path, alike.expand(1, 3, -1, -1))
 
@@ -180,14 +174,11 @@ class LatentStage:
         self.pictures, self.process = Pictures(config.data), process_of(config)
         self.vae = load_vae(config)
         self.latents = all_latents(self.vae, self.pictures, config, accelerator)
-        self.text, self.unet = text_encoder(config, self.pictures, accelerator), UNet(config.unet)
+        taught = config.text_run.steps > 0
+        self.text = text_encoder(config, self.pictures, accelerator, config.resume or taught)
+        self.unet = UNet(config.unet)
         if config.resume:
             checkpoint.begin_from(self.unet, config.out / "unet" / checkpoint.NETWORK_FILE)
-        taught = config.text_run.steps > 0
-        if config.resume or taught:
-            checkpoint.begin_from(
-                self.text.model, config.out / "text_encoder" / checkpoint.TEXT_FILE
-            )
         self.rates = {"text": config.text_rate if taught else 1.0}
         self.learner = in_memory_format(NoiseLearner(self.text, self.unet, config), config)
         self.ids = Ids(self.text.tokenizer)
@@ -229,11 +220,16 @@ class LatentStage:
         checkpoint.save_index(self.config.out, self.config)
 
 
-def text_encoder(config: TrainConfig, pictures: Pictures, accelerator: Accelerator) -> TextEncoder:
-    """A fresh text encoder with the vocabulary of the run."""
+def text_encoder(
+    config: TrainConfig, pictures: Pictures, accelerator: Accelerator, taught: bool
+) -> TextEncoder:
+    """A text encoder with the vocabulary of the run: the one in its folder if `taught`, or new."""
     with accelerator.main_process_first():
         tokenizer = tokenizer_of(config, pictures)
-    return TextEncoder(replace(config.text, vocab=len(tokenizer.vocab)), tokenizer)
+    text = TextEncoder(replace(config.text, vocab=len(tokenizer.vocab)), tokenizer)
+    if taught:
+        checkpoint.begin_from(text.model, config.out / "text_encoder" / checkpoint.TEXT_FILE)
+    return text
 
 
 def all_latents(
@@ -254,12 +250,6 @@ def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
     return learner
 
 
-def painted(pictures: Pictures, rows: Sequence[int], size: int) -> list[Tensor]:
-    """The pixels (3, size, size) of rows, painted side by side on the processor's cores."""
-    with ThreadPoolExecutor() as painters:
-        return list(painters.map(lambda row: pictures.pixels(row, size), rows))
-
-
 @torch.no_grad()
 def encode_rows(
     vae: VAE, pictures: Pictures, rows: list[int], size: int, device: torch.device
@@ -267,7 +257,7 @@ def encode_rows(
     """The latents (N, C, h, w) of rows, float32."""
     latents = []
     for start in range(0, len(rows), 32):
-        pixels = torch.stack(painted(pictures, rows[start : start + 32], size))
+        pixels = pictures.paint_all([pictures.rows[n] for n in rows[start : start + 32]], size)
         latents.append(vae.encode(pixels.to(device)).float())
     return torch.cat(latents)
 

@@ -11,7 +11,7 @@ from txt2img.extras import OtherVAE
 from txt2img.models.vae import VAEConfig
 from txt2img.weights import configs, detect, files, keymaps
 from txt2img.weights.files import Stored
-from txt2img.weights.hashes import sha256
+from txt2img.weights.hashes import model_hash
 
 STEM = "diffusion_pytorch_model"
 # What training leaves in such files.
@@ -66,7 +66,7 @@ def _file(path: Path, own: VAEConfig) -> Found:
     table = keymaps.vae_from_ldm(config)
     back = keymaps.backwards(table)
     return Found(
-        OtherVAE(path.name, sha256(path)[:10]),
+        OtherVAE(path.name, model_hash((path,))),
         config,
         keymaps.flattened(keymaps.renamed(kept, table)),
         lambda name: f"{prefix}{keymaps.rename(name, back)}",
@@ -78,14 +78,11 @@ def _folder(folder: Path) -> Found:
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
         raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
-    weights = [inner / f"{STEM}{variant}.safetensors" for variant in ("", ".fp16")]
-    path = next((path for path in weights if path.is_file()), None)
-    if path is None:
-        raise MissingWeights(f"{shown(folder.name)} has no {STEM}.safetensors")
+    header = files.component(inner, STEM)
     table = keymaps.vae_from_old_diffusers()
     return Found(
-        OtherVAE(folder.resolve().name, sha256(path)[:10]),
+        OtherVAE(folder.resolve().name, model_hash(header.paths)),
         configs.vae_config(disk.read_json(inner / "config.json")),
-        keymaps.flattened(keymaps.renamed(files.header(path).tensors, table)),
+        keymaps.flattened(keymaps.renamed(header.tensors, table)),
         lambda name: name,
     )
