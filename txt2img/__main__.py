@@ -1,6 +1,5 @@
 """python -m txt2img: the same as the command txt2img."""
 
-import os
 import sys
 
 
@@ -9,16 +8,14 @@ def main() -> None:
 
     A worker is asked before typer is imported, which would take longer than all the rest.
     """
-    arguments = sys.argv[1:]
-    if os.environ.get("TXT2IMG_WARM") or any(word.startswith("--warm") for word in arguments):
-        from txt2img.cli.warm import by_worker
+    from txt2img.cli.warm import by_worker
 
-        code = by_worker(arguments)
-        if code is not None:
-            sys.exit(code)
-    from txt2img.cli import app
+    code = by_worker(sys.argv[1:])
+    if code is None:
+        from txt2img.cli import app
 
-    sys.exit(app.run(arguments))
+        code = app.run(sys.argv[1:])
+    sys.exit(code)
 
 
 if __name__ == "__main__":

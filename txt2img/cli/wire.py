@@ -1,4 +1,12 @@
-"""How a call and a warm worker talk: a Unix socket that only this user can reach."""
+"""How a call and a warm worker talk: a Unix socket that only this user can reach.
+
+A caller sends {"do": "run" | "status" | "stop"}. To "run" the worker answers whether it is free:
+{"go": bool, "ending": bool}. Only a caller that was told to go sends its order, and with it its
+standard streams and its folder as open files: a worker that is busy, late or dead never holds them.
+From then on the caller sends signals, a byte each, and the worker {"touched": true} before it first
+reads the caller's input or writes its output, and {"code": N} at the end. Whoever dies is known by
+the end of the stream.
+"""
 
 import hashlib
 import json
@@ -7,7 +15,6 @@ import socket
 import stat
 import struct
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,14 +22,16 @@ from txt2img import __version__
 
 HAS_SOCKETS = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
 PATH_MAX = 100  # bytes; a Unix socket's name has room for 104 to 108
+NAME_BYTES = 24  # of a socket in its folder, more than enough
 MESSAGE_MAX = 64 << 20  # bytes
+ANSWER_SECONDS = 30.0  # for who is at the other end to answer at all
 # What a process can be told at its start only: a worker that was told otherwise is another one.
 AT_START = (
     *("CUDA", "DYLD_", "GOMP_", "HIP", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_"),
     *("NVIDIA_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "ROCR_", "TORCH", "TZ"),
 )
 _SIZE = struct.Struct("!Q")
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 
 class NotOurs(Exception):
@@ -32,16 +41,17 @@ class NotOurs(Exception):
 def folder() -> Path:
     """The private folder of this user's sockets, made if there is none. NotOurs, OSError."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    path = Path(runtime, "txt2img") if runtime else _in_temp()
-    if len(os.fsencode(path)) > PATH_MAX - 24 or not path.parent.is_dir():
+    path = Path(runtime, "txt2img") if os.path.isdir(runtime) else _in_temp()
+    if len(os.fsencode(path)) > PATH_MAX - NAME_BYTES:
         path = _in_temp()
-    path.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
     check_private(path)
     return path
 
 
 def _in_temp() -> Path:
-    return Path(tempfile.gettempdir()) / f"txt2img-{os.getuid()}"
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"txt2img-{os.getuid()}"
 
 
 def check_private(path: Path) -> None:
@@ -61,7 +71,7 @@ def check_peer(connection: socket.socket) -> None:
 
 
 def state_of_source() -> str:
-    """What changes when a file of this program does."""
+    """What changes when a file of this program does, as in an upgrade. OSError."""
     digest = hashlib.sha256(__version__.encode())
     root = Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
@@ -70,21 +80,19 @@ def state_of_source() -> str:
     return digest.hexdigest()
 
 
-def name_of(about: Sequence[str | None]) -> str:
-    """The socket's name for a model, device and dtype, as this process could serve them."""
+def name_of(model: str) -> str:
+    """The name of the socket for a model, of workers that are what this process is. OSError."""
     import resource
 
     limits = [resource.getrlimit(n) for n in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
-    mask = os.umask(0o077)
-    os.umask(mask)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     told = sorted(pair for pair in os.environ.items() if pair[0].startswith(AT_START))
-    parts = [list(about), state_of_source(), sys.executable, sys.flags.dev_mode]
-    text = json.dumps([*parts, limits, mask, cores, os.nice(0), told])
+    process = [sys.executable, sys.flags.dev_mode, limits, cores, os.nice(0), told]
+    text = json.dumps([model, state_of_source(), *process])
     return hashlib.sha256(text.encode()).hexdigest()[:16] + ".sock"
 
 
-def connect(path: Path, seconds: float = 5.0) -> socket.socket:
+def connect(path: Path, seconds: float = ANSWER_SECONDS) -> socket.socket:
     """A connection to the worker at `path`. OSError if there is none, NotOurs."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -98,7 +106,7 @@ def connect(path: Path, seconds: float = 5.0) -> socket.socket:
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket at `path` that this user alone can connect to; what was there is removed."""
+    """A socket at `path` that this user alone can connect to; one that was there goes. OSError."""
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -106,7 +114,7 @@ def listen(path: Path) -> socket.socket:
         server.bind(str(path))
     finally:
         os.umask(mask)
-    server.listen(16)
+    server.listen(64)
     return server
 
 
@@ -114,13 +122,11 @@ def send(
     connection: socket.socket, message: Mapping[str, object], files: Sequence[int] = ()
 ) -> None:
     """One message, with open files. OSError."""
-    data = json.dumps(message).encode("ascii")
-    head = _SIZE.pack(len(data))
-    if files:
-        socket.send_fds(connection, [head], list(files))
-    else:
-        connection.sendall(head)
-    connection.sendall(data)
+    text = json.dumps(message).encode("ascii")
+    data = _SIZE.pack(len(text)) + text
+    # In one piece where it fits: who is interrupted must not have sent half a message.
+    sent = socket.send_fds(connection, [data], list(files)) if files else 0
+    connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket, files: int = 0) -> tuple[dict[str, object], list[int]]:
@@ -133,7 +139,7 @@ def receive(connection: socket.socket, files: int = 0) -> tuple[dict[str, object
         if size > MESSAGE_MAX:
             raise ValueError(f"a message of {size} bytes")
         message = json.loads(_exactly(connection, size))
-        if not isinstance(message, dict) or len(came) != files * bool(came):
+        if not isinstance(message, dict) or len(came) != files:
             raise ValueError("no message")
     except BaseException:
         for file in came:

@@ -1,13 +1,28 @@
-"""Models that stay in memory between calls, as long as their files stay as they are."""
+"""Models that stay in memory between calls, as long as their files stay as they are.
+
+torch is imported when the first is loaded: who keeps models is there before it needs one.
+"""
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from txt2img.device import Device
-from txt2img.weights.load import DEFAULT, Model, load
-from txt2img.weights.wear import undress
+if TYPE_CHECKING:
+    from txt2img.device import Device
+    from txt2img.weights.load import Model
 
 Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model, what it was loaded from and how, and what its weights then were."""
+
+    key: Key
+    model: "Model"
+    form: Key
 
 
 class Keeper:
@@ -15,34 +30,54 @@ class Keeper:
 
     def __init__(self) -> None:
         self.keeps = False
-        self.key: Key | None = None
-        self.model: Model | None = None
+        self.kept: Kept | None = None
 
-    def load(self, name: str, device: Device, vae_path: str | None = None) -> Model:
-        """As `weights.load.load`; the one in memory if it is that one, and wears nothing."""
+    def load(self, name: str, device: "Device", vae_path: str | None = None) -> "Model":
+        """As `weights.load.load`; the one in memory if it is that one, wearing nothing.
+
+        How it decodes and what it wears is the caller's to set: its `memory` and `wardrobe`.
+        """
+        from txt2img.weights.load import find, load
+        from txt2img.weights.wear import undress
+
         if not self.keeps:
             return load(name, device, vae_path=vae_path)
-        key = (name, device, vae_path, state(name), state(vae_path))
-        if self.model is None or key != self.key:
-            self.key = self.model = None  # not two at once
-            self.model, self.key = load(name, device, vae_path=vae_path), key
-        undress(self.model)
-        return self.model
+        key = (device, state(find(name)), vae_path and state(Path(vae_path).expanduser()))
+        last, self.kept = self.kept, None  # whoever is interrupted in here keeps nothing
+        if last is None or (last.key, last.form) != (key, form(last.model)):
+            last = None  # not two in memory at once
+            model = load(name, device, vae_path=vae_path)
+            last = Kept(key, model, form(model))
+        undress(last.model)
+        self.kept = last
+        return last.model
 
 
 KEEPER = Keeper()
 
 
-def keep() -> None:
-    """Keep the model that is loaded last, from now on: for a process that serves many calls."""
-    KEEPER.keeps = True
+def form(model: "Model") -> Key:
+    """Where each weight is and in what precision: a run that was stopped may have left it between
+    two of them.
+    """
+    networks = (model.network, model.vae, *model.text.encoders)
+    return tuple((weight.device, weight.dtype) for n in networks for weight in n.parameters())
 
 
-def state(name: str | None) -> tuple[tuple[str, int, int, int], ...]:
-    """What tells whether files are as they were: full names, sizes, times and places on disk."""
-    if name is None:
-        return ()
-    root = DEFAULT if name == "default" else Path(os.path.realpath(name))
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    known = [(str(path), path.stat()) for path in files if path.is_file()]
-    return tuple((path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in known)
+def state(path: Path) -> Key:
+    """What tells whether a model's files are as they were: names, sizes, times, places on disk."""
+    known = []
+    for file in sorted(_files(path)):
+        about = file.stat()
+        known.append((str(file), about.st_size, about.st_mtime_ns, about.st_ino))
+    return (os.path.abspath(path), *known)
+
+
+def _files(path: Path) -> Iterable[Path]:
+    """The files that loading may look at; a folder's components may be links to other folders."""
+    if path.is_dir():
+        inside = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
+        return [file for folder in inside for file in folder.iterdir() if file.is_file()]
+    # Shards lie beside their index, and a VAE's config beside its weights.
+    beside = path.name.endswith(".json") or (path.parent / "config.json").is_file()
+    return [file for file in (path.parent.iterdir() if beside else [path]) if file.is_file()]
