@@ -126,7 +126,8 @@ def send(
     data = _SIZE.pack(len(text)) + text
     # In one piece where it fits: who is interrupted must not have sent half a message.
     sent = socket.send_fds(connection, [data], list(files)) if files else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):  # no bytes at all are an error too when the other end is gone
+        connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket, files: int = 0) -> tuple[dict[str, object], list[int]]:
