@@ -22,6 +22,7 @@ class Library:
     embeddings: Mapping[str, Path] = field(default_factory=dict)
     embedding_folders: tuple[Path, ...] = ()
     vae: str | None = None  # where the VAE is that is used in place of the model's own
+    refiner: str | None = None  # where the model is that draws the last steps
 
     def lora(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound says where it was looked for."""
@@ -62,6 +63,11 @@ class Library:
         if request.vae is not None and self.vae is None:
             name = shown(request.vae.name)
             raise ModelNotFound(f"the VAE {name} is wanted; give it with --vae, or --vae none")
+        if request.refiner is not None and self.refiner is None:
+            name = shown(request.refiner.name)
+            raise ModelNotFound(
+                f"the refiner {name} is wanted; give it with --refiner, or --refiner none"
+            )
         for lora in (*request.loras, *tags):
             self.lora(lora.name)
         return replace(

@@ -1,4 +1,4 @@
-"""LoRAs, learnt words and a VAE from the command line: which files, how strongly."""
+"""LoRAs, learnt words, a VAE and a refiner from the command line: which files, how strongly."""
 
 import os
 import re
@@ -13,8 +13,9 @@ from txt2img.extras import Embedding, Lora, weight
 from txt2img.library import SUFFIX, Library, checked_file, checked_folder
 
 LORAS = "TXT2IMG_LORAS"  # the environment's name for folders of LoRAs
-NONE = "none"  # the VAE of a model that keeps its own
+NONE = "none"  # the VAE of a model that keeps its own, the refiner of one that draws alone
 _WEIGHT = r"(?::([-+.\deE]+))?"
+_REFINER = re.compile(r"(.+):(\d*\.?\d+|\d+\.)", re.DOTALL | re.ASCII)
 _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
@@ -27,6 +28,7 @@ class Named(Likeness):
     embedding: options.Embeddings = None
     embedding_dir: options.EmbeddingFolders = None
     vae: options.VAE = None
+    refiner: options.RefinerName = None
     profile: options.Profile = None  # its options are read before: cli/configured.py
 
     def given(self) -> dict[str, object]:
@@ -36,6 +38,10 @@ class Named(Likeness):
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:
             values["vae"] = None
+        if self.refiner == NONE:
+            values["refiner"] = None
+        elif self.refiner and (switch := refiner(self.refiner)[1]) is not None:
+            values["refiner_switch"] = switch
         return values
 
     def library(self) -> Library:
@@ -54,7 +60,19 @@ class Named(Likeness):
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(checked_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
             None if self.vae == NONE else self.vae,
+            None if self.refiner in (None, NONE) else refiner(self.refiner)[0],
         )
+
+
+def refiner(text: str) -> tuple[str, float | None]:
+    """What MODEL[:SWITCH] means. BadRequest."""
+    match = _REFINER.fullmatch(text)
+    if match is None or os.path.lexists(text):
+        return text, None
+    switch = float(match[2])
+    if switch > 1:
+        raise BadRequest(f"--refiner {shown(text)}: it takes over after a part of 0 … 1 of the way")
+    return match[1], switch
 
 
 def lora_file(text: str) -> tuple[Lora, Path]:

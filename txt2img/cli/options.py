@@ -264,3 +264,13 @@ VAE = Annotated[
         "--vae", metavar="PATH", help="Another VAE than the model's own; none: its own again."
     ),
 ]
+RefinerName = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="MODEL[:SWITCH]",
+        autocompletion=complete.known_models,
+        help="Let another model, such as SDXL's refiner, draw the last steps, after a part SWITCH "
+        "(0.8) of the way from noise to picture; none: no other.",
+    ),
+]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
 from txt2img.memory import Memory
-from txt2img.models.lean import slim
+from txt2img.models.lean import lean_weights, slim
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -33,6 +33,9 @@ from txt2img.weights.parts import (
 )
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
+
+if TYPE_CHECKING:
+    from txt2img.weights.stages import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -62,6 +65,7 @@ class Model:
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
+    second: "SecondStage | None" = None  # a refiner, for the last steps
 
 
 @dataclass(frozen=True)
@@ -98,28 +102,44 @@ def load(
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
+    vae = _made(lambda: VAE(plan.family.vae), "vae", plan, device)
+    _fill(vae, "vae", plan, device)
+    model = without_weights(plan, device, vae)
+    model.wardrobe.vae = None if other is None else other.record
+    fill(model, plan, device)
+    return model
+
+
+def without_weights(plan: Plan, device: Device, vae: VAE) -> Model:
+    """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
     family = plan.family
-    network = _filled(lambda: UNet(family.network), "unet", plan, device)
-    vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
+    network = _made(lambda: UNet(family.network), "unet", plan, device)
     encoders = [
-        _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
+        _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    wardrobe = Wardrobe(vae=None if other is None else other.record)
     memory = Memory(low=device.low)
-    hashed = model_hash(plan.weights)
-    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+    return Model(
+        plan.name, model_hash(plan.weights), family, network, vae, text, Wardrobe(), memory
+    )
+
+
+def fill(model: Model, plan: Plan, device: Device) -> None:
+    """Read the weights of a model that was made by that plan. Raises MissingWeights, BadFile."""
+    _fill(model.network, "unet", plan, device)
+    for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
+        _fill(encoder, component, plan, device)
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
     """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
@@ -136,10 +156,11 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
     single = path.is_file() and not path.name.endswith(".index.json")
-    return (path,) if single else _plan(str(path), None).weights
+    return (path,) if single else planned(str(path)).weights
 
 
-def _plan(name_or_path: str, prediction: str | None) -> Plan:
+def planned(name_or_path: str, prediction: str | None = None) -> Plan:
+    """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find(name_or_path)
@@ -231,21 +252,28 @@ def _config(path: Path) -> Config:
     return disk.read_json(path)
 
 
-def _filled(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
-    """A network with its weights: built without memory, compared with the headers, then read."""
-    part = plan.parts[component]
+def _made(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
+    """A network that takes no memory yet, compared with the headers."""
     with torch.device("meta"):
         network = build()
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    _check(component, part, {bare(name): shape for name, shape in shapes.items()})
-    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    slimmed = slim(network) if device.low else set()
-    kept = {part.theirs(bare(name)) for name in slimmed}
-    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
-    state = {name: read[part.theirs(bare(name))] for name in shapes}
-    network.load_state_dict(state, strict=True, assign=True)
-    _number_positions(network, device.torch_device)
+    shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
+    _check(component, plan.parts[component], shapes)
+    if device.low:
+        slim(network)
     return network.eval().requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _fill(network: nn.Module, component: str, plan: Plan, device: Device) -> None:
+    """Read a network's weights."""
+    part = plan.parts[component]
+    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
+    kept = {part.theirs(bare(name)) for name in lean_weights(network)}
+    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
+    state = {name: read[part.theirs(bare(name))] for name in network.state_dict()}
+    network.load_state_dict(state, strict=True, assign=True)
+    network.requires_grad_(False)
+    _number_positions(network, device.torch_device)
 
 
 def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
