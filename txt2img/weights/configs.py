@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from txt2img.errors import BadFile, BadRequest, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
+from txt2img.models.clip import TextConfig
 from txt2img.models.unet import Depth, UNetConfig
 from txt2img.models.vae import VAEConfig
 from txt2img.request import Defaults, Sampler, Schedule
@@ -228,11 +228,15 @@ def _text(config: Config, penultimate: bool, projected: bool) -> TextConfig:
     act = config.get("hidden_act", "quick_gelu")
     if act not in ("quick_gelu", "gelu"):
         raise UnknownLayout(f"text_encoder: hidden_act is {shown(act)}; allowed: quick_gelu, gelu")
+    width = whole(config, "hidden_size", 512, 1, 16384)
+    heads = whole(config, "num_attention_heads", 8, 1, 256)
+    if width % heads:
+        raise UnknownLayout(f"text_encoder: hidden_size {width} is no multiple of {heads} heads")
     return TextConfig(
         vocab=whole(config, "vocab_size", 49408, 3, 2**20),
-        width=whole(config, "hidden_size", 512, 1, 16384),
+        width=width,
         layers=whole(config, "num_hidden_layers", 12, 1, 128),
-        heads=whole(config, "num_attention_heads", 8, 1, 256),
+        heads=heads,
         mlp=whole(config, "intermediate_size", 2048, 1, 65536),
         length=whole(config, "max_position_embeddings", 77, 3, 4096),
         act=str(act),

@@ -7,7 +7,7 @@ import torch
 
 from txt2img.errors import UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
+from txt2img.models.clip import TextConfig
 from txt2img.models.unet import Depth, UNetConfig
 from txt2img.models.vae import VAEConfig
 from txt2img.weights.families import (

@@ -273,7 +273,6 @@ def _fill(network: nn.Module, component: str, plan: Plan, device: Device) -> Non
     state = {name: read[part.theirs(bare(name))] for name in network.state_dict()}
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)
-    _number_positions(network, device.torch_device)
 
 
 def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -289,12 +288,3 @@ def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) ->
         if (got := part.tensors[name].shape) != shape:
             what = shown(part.theirs(name), files.NAME_MAX)
             raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
-
-
-def _number_positions(network: nn.Module, device: torch.device) -> None:
-    """Give CLIP's position numbers their values: a buffer that no file holds."""
-    for name, buffer in network.named_buffers():
-        if buffer.is_meta:
-            owner, _, attribute = name.rpartition(".")
-            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            setattr(network.get_submodule(owner), attribute, numbers)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
+from txt2img.models.clip import TextConfig
 from txt2img.weights import files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family
@@ -57,8 +57,8 @@ def folder_parts(tensors: Mapping[str, Tensors], family: Family) -> dict[str, Pa
 
 
 def bare(name: str) -> str:
-    """A parameter's name in our modules without what only transformers' CLIP says."""
-    return name.removeprefix("model.").removeprefix("text_model.")
+    """A parameter's name in our modules as the files of a text encoder have it."""
+    return name.removeprefix("model.")
 
 
 def _clip_prefixes(tensors: Tensors, family: Family) -> dict[str, TextConfig]:

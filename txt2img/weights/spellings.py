@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from txt2img.weights import keymaps
+from txt2img.weights.parts import bare
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
 
-CLIP_STARTS = ("model.text_model.", "model.")
 # How a tensor's name ends → its role in weights/lycoris.py.
 ENDINGS = {
     ".lora_down.weight": "down",
@@ -71,7 +71,7 @@ def layers(model: "Model") -> dict[str, nn.Module]:
     """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
     found = {f"unet.{name}": layer for name, layer in model.network.named_modules()}
     for part, encoder in zip(("text", "text_2"), model.text.encoders, strict=False):
-        found |= {f"{part}.{_bare(name)}": layer for name, layer in encoder.named_modules()}
+        found |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
     return {
         name: layer
         for name, layer in found.items()
@@ -114,9 +114,3 @@ def _of_text(name: str, part: str) -> Iterator[str]:
         yield f"{diffusers}{spelled}"
         if first:
             yield f"base_model.model.{spelled}"
-
-
-def _bare(name: str) -> str:
-    """A text encoder's layer without the beginning that depends on the version of transformers."""
-    start = next((start for start in CLIP_STARTS if name.startswith(start)), "")
-    return name.removeprefix(start)

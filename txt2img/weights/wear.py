@@ -181,7 +181,4 @@ def _forget(model: "Model") -> None:
 
 def _table(encoder: TextEncoder) -> nn.Embedding:
     """A text encoder's vectors of its tokens."""
-    named = encoder.named_modules()
-    table = next(module for name, module in named if name.endswith("token_embedding"))
-    assert isinstance(table, nn.Embedding)
-    return table
+    return encoder.model.embeddings.token_embedding
