@@ -36,7 +36,7 @@ def both(device: Device = CPU) -> Model:
     """The base, with its refiner."""
     model = load(BASE, device)
     model.memory = Memory(low=device.low)
-    add_refiner(model, BASE, REFINER, device)
+    add_refiner(model, REFINER, device)
     return model
 
 

@@ -181,11 +181,12 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
+        library = wish.library
+        model = load(wish.model, device, vae_path=library.vae, others=library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
     if wish.library.refiner is not None:
         with room_for("the refiner"):
-            add_refiner(model, wish.model, wish.library.refiner, device)
+            add_refiner(model, wish.library.refiner, device)
     wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 

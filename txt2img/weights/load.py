@@ -13,6 +13,7 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.library import OtherParts
 from txt2img.memory import Memory
 from txt2img.models.lean import lean_weights, slim
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
@@ -23,6 +24,7 @@ from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import model_hash
+from txt2img.weights.other_parts import open_texts, open_unet
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
+OWN_PARTS = OtherParts()
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -66,6 +69,7 @@ class Model:
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
     second: "SecondStage | None" = None  # a refiner, for the last steps
+    plan: "Plan | None" = None  # where its weights come from
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,19 @@ class Summary:
 
 
 def load(
-    name_or_path: str, device: Device, prediction: str | None = None, vae_path: str | None = None
+    name_or_path: str,
+    device: Device,
+    prediction: str | None = None,
+    vae_path: str | None = None,
+    others: OtherParts = OWN_PARTS,
 ) -> Model:
     """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 
+    `others` in place of its own networks make another model of it, with a hash of all files.
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = planned(name_or_path, prediction)
+    plan = planned(name_or_path, prediction, others)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
@@ -111,7 +120,7 @@ def load(
     _fill(vae, "vae", plan, device)
     model = without_weights(plan, device, vae)
     model.wardrobe.vae = None if other is None else other.record
-    fill(model, plan, device)
+    fill(model, device)
     return model
 
 
@@ -125,13 +134,14 @@ def without_weights(plan: Plan, device: Device, vae: VAE) -> Model:
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = Memory(low=device.low)
-    return Model(
-        plan.name, model_hash(plan.weights), family, network, vae, text, Wardrobe(), memory
-    )
+    hashed = model_hash(plan.weights)
+    return Model(plan.name, hashed, family, network, vae, text, Wardrobe(), memory, plan=plan)
 
 
-def fill(model: Model, plan: Plan, device: Device) -> None:
-    """Read the weights of a model that was made by that plan. Raises MissingWeights, BadFile."""
+def fill(model: Model, device: Device) -> None:
+    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile."""
+    plan = model.plan
+    assert plan is not None
     _fill(model.network, "unet", plan, device)
     for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
         _fill(encoder, component, plan, device)
@@ -159,7 +169,9 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     return (path,) if single else planned(str(path)).weights
 
 
-def planned(name_or_path: str, prediction: str | None = None) -> Plan:
+def planned(
+    name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
+) -> Plan:
     """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
@@ -167,7 +179,18 @@ def planned(name_or_path: str, prediction: str | None = None) -> Plan:
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan
+    return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+
+
+def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:
+    """The plan with other networks in it."""
+    if others.unet is not None:
+        found = open_unet(others.unet, plan.family, prediction)
+        parts = plan.parts | found.parts
+        plan = replace(plan, name=found.name, family=found.family, parts=parts)
+    parts = plan.parts | open_texts(others.texts, plan.family)
+    paths = [stored.path for part in parts.values() for stored in part.tensors.values()]
+    return replace(plan, parts=parts, weights=tuple(dict.fromkeys(paths)))
 
 
 def find(name_or_path: str) -> Path:
@@ -194,7 +217,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad)
+            component: vocabulary.shipped(text.length, pad, text.vocab)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,

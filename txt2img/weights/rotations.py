@@ -40,13 +40,15 @@ def _bounded(skew: Tensor, bound: float) -> Tensor:
     """All blocks together no longer than the bound, if there is one."""
     if bound <= 0:
         return skew
-    return skew * (bound / (skew.norm() + TINY)).clamp(max=1)
+    length: Tensor = torch.linalg.vector_norm(skew)
+    return skew * torch.clamp(bound / (length + TINY), max=1)
 
 
 def _cayley(skew: Tensor) -> Tensor:
     """(I + Q)(I − Q)⁻¹ of blocks (…, n, n): a rotation, for Q is skew."""
     one = torch.eye(skew.shape[-1], device=skew.device)
-    return (one + skew) @ torch.linalg.inv(one - skew)
+    inverse: Tensor = torch.linalg.inv(one - skew)
+    return (one + skew) @ inverse
 
 
 def _butterfly(weight: Tensor, turns: Tensor, strength: float) -> Tensor:

@@ -17,33 +17,32 @@ from txt2img.extras import Refiner
 from txt2img.memory import free
 from txt2img.request import Request
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, Plan, fill, planned, without_weights
+from txt2img.weights.load import Model, fill, planned, without_weights
 from txt2img.weights.wear import wear
 
 
 @dataclass(frozen=True)
 class SecondStage:
-    """A refiner and where its weights, and those of the model before it, come from."""
+    """A refiner, and where it and the model before it were loaded to."""
 
     record: Refiner
     model: Model
-    plans: tuple[Plan, Plan]  # the first model's, the refiner's
     device: Device
 
 
-def add_refiner(model: Model, first: str, name: str, device: Device) -> None:
-    """Let the model at `name` draw the last steps of what the model, which `first` finds, begins.
+def add_refiner(model: Model, name: str, device: Device) -> None:
+    """Let the model at `name` draw the last steps of what the model begins.
 
     Its weights are read now, or, where memory is low, when it is its turn. Raises as `load` does,
     BadRequest if the two do not draw the same latents.
     """
-    plans = planned(first), planned(name)
-    _check_alike(plans[1].name, plans[1].family, model.family)
-    other = without_weights(plans[1], device, model.vae)
+    plan = planned(name)
+    _check_alike(plan.name, plan.family, model.family)
+    other = without_weights(plan, device, model.vae)
     other.memory = model.memory
     if not model.memory.low:
-        fill(other, plans[1], device)
-    model.second = SecondStage(Refiner(other.name, other.hash), other, plans, device)
+        fill(other, device)
+    model.second = SecondStage(Refiner(other.name, other.hash), other, device)
 
 
 def alone(requests: Sequence[Request]) -> list[Request]:
@@ -71,7 +70,7 @@ def take_turn(model: Model) -> Model:
     if model.memory.low:
         wear(model, Request(""))  # learnt words are rows of the encoders' own tables
         _empty(model)
-        fill(stage.model, stage.plans[1], stage.device)
+        fill(stage.model, stage.device)
     own = next(stage.model.network.parameters())
     if (own.device, own.dtype) != place:  # the model had to draw on the CPU, or in float32
         stage.model.network.to(*place)
@@ -87,7 +86,7 @@ def by_turns(model: Model) -> Iterator[None]:
         stage = model.second
         if stage is not None and next(model.network.parameters()).is_meta:
             _empty(stage.model)
-            fill(model, stage.plans[0], stage.device)
+            fill(model, stage.device)
 
 
 def _empty(model: Model) -> None:
