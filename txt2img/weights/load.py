@@ -15,9 +15,9 @@ from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLay
 from txt2img.escape import shown
 from txt2img.memory import Memory
 from txt2img.models.lean import slim
+from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
-from txt2img.models.vae import VAE
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
@@ -58,7 +58,7 @@ class Model:
     hash: str  # ten hex digits that tell its weights from others'
     family: Family
     network: UNet
-    vae: VAE
+    vae: AnyVAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
@@ -102,10 +102,11 @@ def load(
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
-        plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
+        plan = replace(plan, parts=parts)
     family = plan.family
     network = _filled(lambda: UNet(family.network), "unet", plan, device)
-    vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
+    shape = family.vae if other is None else other.config
+    vae = _filled(lambda: vae_of(shape), "vae", plan, device)
     encoders = [
         _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
@@ -115,6 +116,14 @@ def load(
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
     return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+
+
+def load_vae(name: str, model: Model, device: Device) -> AnyVAE:
+    """Another VAE, on the device, for the latents of a model; raises as `open_vae` and `load` do."""
+    other = open_vae(name, model.family.vae)
+    parts = {"vae": Part(other.tensors, other.theirs)}
+    plan = Plan(other.record.name, "", model.family, parts, {}, ())
+    return _filled(lambda: vae_of(other.config), "vae", plan, device)
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
