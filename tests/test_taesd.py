@@ -114,7 +114,7 @@ def test_a_picture_drawn_with_it_says_so(
 
 def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Path) -> None:
     model = load(str(tiny.sd1().folder), CPU)
-    vae = load_vae(str(as_decoder(other, tmp_path)), model, CPU)
+    vae = load_vae(str(as_decoder(other, tmp_path)), model)
     assert isinstance(vae, TinyVAE) and not isinstance(model.vae, TinyVAE)
     assert model.wardrobe.vae is None
 

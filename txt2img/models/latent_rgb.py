@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.taesd import AnyVAE
+from txt2img.models.vae import VAEConfig
 
 Row = tuple[float, float, float]
 SIDE = 8  # latent cells of the noise that a decoder is asked about are high and wide
 ASKED = 3  # how many pieces of noise
-RIDGE = 0.1  # in units of the noise's variance: what decoders do to noise says too much
+SPREAD = 1.5  # the noise's: pictures' latents spread farther than 1 where they have contrast
+RIDGE = 0.1  # holds the factors back: what decoders do to noise says a little too much
 SEED = 0
 
 
@@ -54,22 +56,20 @@ PUBLISHED: dict[float, tuple[tuple[Row, ...], Row]] = {
 }
 
 
-def colours(vae: VAE) -> Colours:
-    """A VAE's colours: published ones if it is of a shape that has them, else fitted."""
-    config = vae.config
-    known = VAEConfig(scaling=config.scaling)
-    if config == known and config.scaling in PUBLISHED:
-        factors, bias = PUBLISHED[config.scaling]
+def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
+    """The colours of a model's latents: published ones if its `own` VAE has such, else fitted."""
+    if own == VAEConfig(scaling=own.scaling) and own.scaling in PUBLISHED:
+        factors, bias = PUBLISHED[own.scaling]
         return Colours(torch.tensor(factors), torch.tensor(bias))
     return fitted(vae)
 
 
 @torch.inference_mode()
-def fitted(vae: VAE) -> Colours:
+def fitted(vae: AnyVAE) -> Colours:
     """The colours that come nearest, by least squares, to a decoder's mean ones for noise."""
     channels = vae.config.latent_channels
     generator = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(ASKED, channels, SIDE, SIDE, generator=generator)
+    noise = SPREAD * torch.randn(ASKED, channels, SIDE, SIDE, generator=generator)
     device = next(vae.parameters()).device
     pixels = torch.cat([vae.decode(one[None].to(device)).cpu() for one in noise])
     cells = functional.avg_pool2d(pixels.clamp(-1, 1), vae.config.factor)  # (N, 3, h, w)

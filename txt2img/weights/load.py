@@ -118,8 +118,13 @@ def load(
     return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
 
 
-def load_vae(name: str, model: Model, device: Device) -> AnyVAE:
-    """Another VAE, on the device, for the latents of a model; raises as `open_vae` and `load` do."""
+def load_vae(name: str, model: Model) -> AnyVAE:
+    """Another VAE beside a model's own, where that is and as precise.
+
+    Raises as `open_vae` and `load` do.
+    """
+    weight = next(model.vae.parameters())
+    device = Device(weight.device, weight.dtype)
     other = open_vae(name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
