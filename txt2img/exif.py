@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 KINDS = ("JPEG", "WEBP", "AVIF")
 TEXT_MAX = 2**20  # bytes
+STEP = "txt2img-step"  # what a step or an animation says of itself, of which picture it is
 ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
 
 
@@ -18,6 +19,7 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
         with Image.open(file, formats=KINDS) as image:
             exif = image.getexif()
             held = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+            described = exif.get(ExifTags.Base.ImageDescription, "")
             comment = image.info.get("comment", b"")
             size = image.size
     except UnidentifiedImageError:
@@ -29,6 +31,8 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
     if said:
         # JSON is another program's; all else is A1111's text.
         texts["UserComment" if said.startswith("{") else "parameters"] = said
+    if isinstance(described, str) and described.startswith(f'{{"{STEP}":'):
+        texts[STEP] = described[:TEXT_MAX]  # an animation of ours
     if isinstance(comment, bytes) and comment.startswith(b"parameters\0"):
         # The way of stable-diffusion.cpp.
         _, _, text = comment[:TEXT_MAX].partition(b"\0")

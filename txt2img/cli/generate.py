@@ -21,6 +21,8 @@ from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
+from txt2img.cli.viewer import viewer_of
+from txt2img.cli.viewing import Viewing
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, BadRequest, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
@@ -79,6 +81,7 @@ class Order:
     json: bool
     tiling: str
     low: bool
+    viewing: Viewing
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -99,15 +102,17 @@ def generate(
     named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
+    viewing: Viewing = Viewing(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
+        viewing.check(asked.out, asked.overwrite)
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
+        code = carry_out(wish, batching, context, json, viewing)
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
@@ -121,7 +126,9 @@ def chosen(context: typer.Context) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool) -> int:
+def carry_out(
+    wish: Wish, batching: Batching, context: typer.Context, json: bool, viewing: Viewing
+) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked = context.params
     order = Order(
@@ -133,6 +140,7 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
         json,
         asked["vae_tiling"],
         asked["low_memory"],
+        viewing,
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -216,7 +224,8 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        events = batch.run(model, groups, order.target, batching.policy, shelf)
+        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
+        events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)
         if drawn is not None:
