@@ -10,6 +10,7 @@ from txt2img.cli import options
 from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching
 from txt2img.cli.extras import Named
+from txt2img.cli.filing import Filed
 from txt2img.cli.generate import carry_out, chosen
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
@@ -42,6 +43,7 @@ def replay(
     named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
+    filed: Filed = Filed(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     try:
@@ -49,7 +51,7 @@ def replay(
         precision.check()
         given = {**chosen(context), **named.given()}
         wish = again(files, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
+        code = carry_out(wish, batching, filed, context, json)
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
