@@ -16,12 +16,13 @@ from txt2img import __version__, gate
 from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
+from txt2img.formats import PNG, Format
 from txt2img.gate import Policy
 from txt2img.latents import Shelf
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
 from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
-from txt2img.png import Origin, encode, pixels_sha256
+from txt2img.png import Origin, check_room, encode, pixels_sha256
 from txt2img.request import Request
 from txt2img.weights.load import Model
 from txt2img.weights.wear import ready
@@ -93,13 +94,17 @@ Event = Started | Step | Finished | Failed | Told
 
 
 def each(
-    requests: Iterable[Request], model: Model, errors: dict[int, Txt2imgError] | None = None
+    requests: Iterable[Request],
+    model: Model,
+    errors: dict[int, Txt2imgError] | None = None,
+    form: Format = PNG,
 ) -> Iterator[Request]:
     """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
 
     With `errors`, those that it cannot draw are passed over and kept there by their number.
     """
     checked: set[Request] = set()
+    made_by = origin(model)
     for number, request in enumerate(requests, start=1):
         try:
             filled = ready(model, request).seeded().filled(model.family.defaults)
@@ -107,6 +112,7 @@ def each(
                 latent_shape(model, filled)
                 noise_levels(model, filled)
                 checked.add(shape(filled))
+            check_room(filled, made_by, form)
         except BadRequest as error:
             if errors is None:
                 raise
@@ -193,7 +199,7 @@ def _finished(
             yield Decoded(item, drawn)
             made_by = shelf.origin
             its = replace(made_by, environment={**made_by.environment, **model.memory.used})
-            data = encode(drawn, item.request, its, item.first_seed)
+            data = encode(drawn, item.request, its, item.first_seed, output.form)
             path = output.write_as(data, item.name, item.number)
             shelf.drop(item, path)
             seconds = (time.perf_counter() - start) / len(group)

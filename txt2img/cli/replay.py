@@ -10,6 +10,7 @@ from txt2img.cli import options
 from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching
 from txt2img.cli.extras import Named
+from txt2img.cli.filing import Filed
 from txt2img.cli.generate import carry_out, chosen
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
@@ -44,6 +45,7 @@ def replay(
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
     viewing: Viewing = Viewing(),  # noqa: B008 - as above
+    filed: Filed = Filed(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     try:
@@ -52,7 +54,7 @@ def replay(
         viewing.check(asked.out, asked.overwrite)
         given = {**chosen(context), **named.given()}
         wish = again(files, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json, viewing)
+        code = carry_out(wish, batching, filed, viewing, context, json)
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)

@@ -69,8 +69,8 @@ class Bar:
     rows = 0  # that something above the bar takes
     gone = ""  # what takes it away
 
-    def advance(self, label: str, done: int, total: int, remark: str) -> None:
-        """Show how far it is."""
+    def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
+        """Show how far it is, and with what: as much of the `subject` as there is room for."""
 
     def aside(self) -> AbstractContextManager[None]:
         """While another line is written: the bar and what is above it are out of its way."""
@@ -100,16 +100,18 @@ class Bar:
 
 
 class TerminalBar(Bar):
-    """Label, bar, remark and remaining time on stderr, gone when it ends."""
+    """Label, subject, bar, remark and remaining time on stderr, gone when it ends."""
 
     visible = True
 
     def __init__(self, bar: "Progress", label: str) -> None:
         self.bar, self.task = bar, bar.add_task(label, total=None, remark="")
+        self.room = bar.console.width * 2 // 5  # cells of the terminal's line
 
-    def advance(self, label: str, done: int, total: int, remark: str) -> None:
-        """Show how far it is."""
-        self.bar.update(self.task, description=label, completed=done, total=total, remark=remark)
+    def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
+        """Show how far it is, and with what: as much of the `subject` as there is room for."""
+        words = f"{label}: {fitting(subject, self.room)}" if subject else label
+        self.bar.update(self.task, description=words, completed=done, total=total, remark=remark)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -128,6 +130,16 @@ class TerminalBar(Bar):
             super().above(text, rows, gone)
         finally:
             self.bar.start()
+
+
+def fitting(text: str, cells: int) -> str:
+    """A text from outside, escaped, in so many of a terminal's cells."""
+    from rich.cells import cell_len, set_cell_size
+
+    safe = escape(text[: cells + 1])
+    if len(text) <= cells and cell_len(safe) <= cells:
+        return safe
+    return set_cell_size(safe, cells - 1).rstrip() + "…"
 
 
 @contextmanager
