@@ -23,6 +23,7 @@ from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.viewer import viewer_of
 from txt2img.cli.viewing import Viewing
+from txt2img.cli.warming import Warming
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
@@ -59,6 +60,7 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
 """
 FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
@@ -102,21 +104,27 @@ def generate(
     precision: Precision = Precision(),  # noqa: B008 - as above
     viewing: Viewing = Viewing(),  # noqa: B008 - as above
     filed: Filed = Filed(),  # noqa: B008 - as above
+    warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
-    words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
         viewing.check(asked.out, asked.overwrite)
+        warming.check()
         given = {**chosen(context), **named.given()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, filed, viewing, context, json)
+        wish = wanted(said(context), prompts_file, picture, given, named.library(), batching)
+        raise typer.Exit(carry_out(wish, batching, filed, viewing, context, json))
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
         raise
-    raise typer.Exit(code)
+
+
+def said(context: typer.Context) -> list[str]:
+    """The words that belong to no option: one prompt, or more than can be."""
+    prompt = context.params["prompt"]
+    return [*([] if prompt is None else [prompt]), *context.args]
 
 
 def chosen(context: typer.Context) -> dict[str, object]:
@@ -174,14 +182,14 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.batch import origin
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
-    from txt2img.weights.load import load
+    from txt2img.weights.kept import KEEPER
     from txt2img.weights.stages import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         library = wish.library
-        model = load(wish.model, device, vae_path=library.vae, others=library.parts)
+        model = KEEPER.load(wish.model, device, library.vae, library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
     if wish.library.refiner is not None:
         with room_for("the refiner"):

@@ -13,7 +13,7 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.library import OtherParts
+from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.memory import Memory
 from txt2img.models.lean import lean_weights, slim
 from txt2img.models.taesd import AnyVAE, vae_of
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-OWN_PARTS = OtherParts()
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
