@@ -11,17 +11,17 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
-    ("errors.py", "escape.py"),
+    ("errors.py", "escape.py", "launch.py"),
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
-        *("comfy.py", "exif.py", "foreign.py"),
+        *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py"),
     ),
-    ("device.py", "memory.py", "diffusion/"),
+    ("device.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("decoding.py", "pipeline.py", "latents.py", "batch.py", "verify.py"),
+    ("decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py", "verify.py"),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
@@ -39,7 +39,9 @@ HOMES = {
         "exif.py",
         "gate.py",
         "sheet.py",
+        "frames.py",
         "pipeline.py",
+        "previews.py",
         "batch.py",
         "train/",
         "cli/",

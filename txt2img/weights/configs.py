@@ -81,7 +81,7 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     big = configs["unet"].get("addition_embed_type") is not None  # an XL model
     found = [name for name in TEXTS if name in configs]
     texts = [_text(configs[name], big, big and name == found[-1]) for name in found]
-    network = _unet(configs["unet"], texts[-1].projection)
+    network = unet_config(configs["unet"], texts[-1].projection)
     vae = vae_config(configs["vae"])
     process, prediction = _noise(configs["scheduler"])
     side = whole(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
@@ -105,7 +105,8 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     )
 
 
-def _unet(config: Config, pooled: int) -> UNetConfig:
+def unet_config(config: Config, pooled: int) -> UNetConfig:
+    """A U-Net's shape from its config. UnknownLayout, BadFile."""
     # 1. what nobody's weights could show
     check_class(config, "unet", ("UNet2DConditionModel",))
     inputs = whole(config, "in_channels", 4, 1, 64)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from txt2img.library import OWN_PARTS, OtherParts
+
 if TYPE_CHECKING:
     from txt2img.device import Device
     from txt2img.weights.load import Model
@@ -32,23 +34,32 @@ class Keeper:
         self.keeps = False
         self.kept: Kept | None = None
 
-    def load(self, name: str, device: "Device", vae_path: str | None = None) -> "Model":
+    def load(
+        self,
+        name: str,
+        device: "Device",
+        vae_path: str | None = None,
+        others: OtherParts = OWN_PARTS,
+    ) -> "Model":
         """As `weights.load.load`; the one in memory if it is that one, wearing nothing.
 
-        How it decodes and what it wears is the caller's to set: its `memory` and `wardrobe`.
+        How it decodes, what it wears and who goes on after it is the caller's to set: its `memory`,
+        `wardrobe` and `second`.
         """
         from txt2img.weights.load import find, load
         from txt2img.weights.wear import undress
 
         if not self.keeps:
-            return load(name, device, vae_path=vae_path)
-        key = (device, state(find(name)), vae_path and state(Path(vae_path).expanduser()))
+            return load(name, device, vae_path=vae_path, others=others)
+        paths = [Path(p).expanduser() for p in (vae_path, others.unet, *others.texts) if p]
+        key = (device, vae_path, others, state(find(name)), *map(state, paths))
         last, self.kept = self.kept, None  # whoever is interrupted in here keeps nothing
         if last is None or (last.key, last.form) != (key, form(last.model)):
             last = None  # not two in memory at once
-            model = load(name, device, vae_path=vae_path)
+            model = load(name, device, vae_path=vae_path, others=others)
             last = Kept(key, model, form(model))
         undress(last.model)
+        last.model.second = None
         self.kept = last
         return last.model
 

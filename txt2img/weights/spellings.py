@@ -41,12 +41,16 @@ ENDINGS = {
     ".b_norm": "b_norm",
     ".on_input": "side",
     ".weight": "ia3",
+    ".oft_R.weight": "oft_r",
+    ".oft_R.default.weight": "oft_r",
+    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{
         f".{name}": name
         for name in (
             *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
             *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
             *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+            *("oft_blocks", "rescale"),
         )
     },
 }
@@ -92,7 +96,8 @@ def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
     for spelled in (name, keymaps.rename(name, back) or name):
         for ending in ("", ".0") if name.endswith(".to_out.0") else ("",):
             short = spelled.removesuffix(ending)
-            yield f"lora_unet_{short.replace('.', '_')}"
+            flat = short.replace(".", "_")
+            yield from (f"lora_unet_{flat}", f"oft_unet_{flat}", f"lycoris_{flat}")
             yield from (f"unet.{short}", f"base_model.model.{short}", short)
             yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
 
@@ -107,3 +112,5 @@ def _of_text(name: str, part: str) -> Iterator[str]:
     for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
         yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in kohya)
         yield f"{diffusers}{spelled}"
+        if first:
+            yield f"base_model.model.{spelled}"
