@@ -4,7 +4,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -46,6 +46,16 @@ class Step:
     last: int
     step: int
     steps: int
+    items: tuple[Item, ...] = field(default=(), compare=False)
+    x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w): what they may become
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture that will be, and is not written yet."""
+
+    item: Item
+    picture: Image.Image
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def run(
     output: Output,
     policy: Policy | None = None,
     shelf: Shelf | None = None,
-) -> Generator[Event, None, None]:
+) -> Generator[Event | Decoded, None, None]:
     """Draw and write pictures, those of a group together.
 
     Without policy.skip, raises what the first picture that fails does.
@@ -175,7 +185,7 @@ def precision(model: Model) -> str:
 
 def _finished(
     model: Model, group: list[Item], output: Output, shelf: Shelf, policy: Policy, tries: int = 0
-) -> Iterator[Event]:
+) -> Iterator[Event | Decoded]:
     """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
@@ -186,6 +196,7 @@ def _finished(
                 continue
             _check(drawn, left[0], policy, shelf)
             item = left.popleft()
+            yield Decoded(item, drawn)
             made_by = shelf.origin
             its = replace(made_by, environment={**made_by.environment, **model.memory.used})
             data = encode(drawn, item.request, its, item.first_seed, output.form)
@@ -254,7 +265,7 @@ def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | 
         for state in sampled(model, requests):
             step, x, x0 = state.step, state.x, state.x0
             yield from map(Told, model.memory.news())
-            yield Step(group[0].index, group[-1].index, step, steps)
+            yield Step(group[0].index, group[-1].index, step, steps, tuple(group), x0)
     except BaseException as stop:
         if x0 is not None and not isinstance(stop, Exception):
             for item, latent in zip(group, x if step == steps else x0, strict=True):

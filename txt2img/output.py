@@ -159,10 +159,10 @@ def slug(text: str) -> str:
     return words.strip("-._") or "picture"
 
 
-def publish(data: bytes, path: Path, overwrite: bool = False) -> None:
+def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = True) -> None:
     """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
     try:
-        disk.publish(data, path, overwrite)
+        disk.publish(data, path, overwrite, lasting)
     except FileExistsError as error:
         raise taken(path) from error
     except OSError as error:

@@ -19,8 +19,11 @@ from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
+from txt2img.cli.show import Bar, progress, say_record, say_row, tell
 from txt2img.cli.signals import STOP
+from txt2img.cli.sweeping import finish_sweep
+from txt2img.cli.viewer import viewer_of
+from txt2img.cli.viewing import Viewing
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
@@ -77,6 +80,7 @@ class Order:
     json: bool
     tiling: str
     low: bool
+    viewing: Viewing
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -98,15 +102,17 @@ def generate(
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
     filed: Filed = Filed(),  # noqa: B008 - as above
+    viewing: Viewing = Viewing(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
+        viewing.check(asked.out, asked.overwrite)
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, filed, context, json)
+        code = carry_out(wish, batching, filed, context, json, viewing)
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
@@ -121,7 +127,12 @@ def chosen(context: typer.Context) -> dict[str, object]:
 
 
 def carry_out(
-    wish: Wish, batching: Batching, filed: Filed, context: typer.Context, json: bool
+    wish: Wish,
+    batching: Batching,
+    filed: Filed,
+    context: typer.Context,
+    json: bool,
+    viewing: Viewing,
 ) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked = context.params
@@ -134,6 +145,7 @@ def carry_out(
         json,
         asked["vae_tiling"],
         asked["low_memory"],
+        viewing,
     )
     if batching.dry_run:
         return rehearse(wish, order) if launch.found().first else 0
@@ -164,12 +176,17 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
+    from txt2img.weights.stages import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
+        library = wish.library
+        model = load(wish.model, device, vae_path=library.vae, others=library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
+    if wish.library.refiner is not None:
+        with room_for("the refiner"):
+            add_refiner(model, wish.library.refiner, device)
     wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 
@@ -202,7 +219,8 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        events = batch.run(model, groups, order.target, batching.policy, shelf)
+        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
+        events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)
         code, drawn = launched.together(SOME_FAILED if failed or failures else 0, drawn)
@@ -279,26 +297,3 @@ def follow(
         if not left:
             STOP.finished()
     return failed
-
-
-def finish_sweep(
-    wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: launched.Drawn, order: Order
-) -> None:
-    """Write a sweep's sheet and table, and say where they are."""
-    from txt2img import sheet
-
-    if order.batching.part != (1, 1):
-        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
-        return
-    cells = []
-    for item in plan:
-        before = ledger and ledger.done(item)
-        known = drawn.get(item.index) or (before and (before, item.request.seed))
-        if known:
-            cells.append((known[0], replace(item.request, seed=known[1])))
-    assert wish.sweep is not None
-    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
-        if order.json:
-            say_record({"path": str(path), "pictures": len(cells)})
-        else:
-            say_path(path)

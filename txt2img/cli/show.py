@@ -66,13 +66,37 @@ class Bar:
     """A line that shows progress; this one, for where there is no terminal, shows nothing."""
 
     visible = False
+    rows = 0  # that something above the bar takes
+    gone = ""  # what takes it away
 
     def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
         """Show how far it is, and with what: as much of the `subject` as there is room for."""
 
     def aside(self) -> AbstractContextManager[None]:
-        """While another line is written: the bar is out of its way."""
+        """While another line is written: the bar and what is above it are out of its way."""
+        self.clear()
         return nullcontext()
+
+    def above(self, text: str, rows: int, gone: str = "") -> None:
+        """Write a text of so many rows above the bar, in place of the last one.
+
+        `gone` is what takes it away beside the clearing of its rows.
+        """
+        before = ""
+        if self.rows:
+            before = f"\x1b[{self.rows}A" + ("" if self.rows == rows else f"{self.gone}\x1b[J")
+        _to_terminal(before + text)
+        self.rows, self.gone = rows, gone
+
+    def settle(self) -> None:
+        """Let what is above the bar stay where it is."""
+        self.rows, self.gone = 0, ""
+
+    def clear(self) -> None:
+        """Take away what is above the bar."""
+        if self.rows:
+            _to_terminal(f"\x1b[{self.rows}A{self.gone}\x1b[J")
+        self.settle()
 
 
 class TerminalBar(Bar):
@@ -91,10 +115,19 @@ class TerminalBar(Bar):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """While another line is written: the bar is out of its way."""
+        """While another line is written: the bar and what is above it are out of its way."""
         self.bar.stop()
         try:
+            self.clear()
             yield
+        finally:
+            self.bar.start()
+
+    def above(self, text: str, rows: int, gone: str = "") -> None:
+        """Write a text of so many rows above the bar, in place of the last one."""
+        self.bar.stop()
+        try:
+            super().above(text, rows, gone)
         finally:
             self.bar.start()
 
@@ -129,6 +162,13 @@ def progress(on: bool, label: str) -> Iterator[Bar]:
     console = Console(stderr=True, markup=False, highlight=False, width=width)
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
         yield TerminalBar(bar, label)
+
+
+def _to_terminal(text: str) -> None:
+    """What a terminal draws, on stderr; nobody has to see it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _write(data: bytes) -> None:
