@@ -206,6 +206,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         pictures = batch.each(wish.pictures(), model, refused)
         return batching.mine(items(pictures, order.target, model.hash))
 
+    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         meter = survey(plan(), ledger, wish, order, bar)
@@ -219,7 +220,6 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
         events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)

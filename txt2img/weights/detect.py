@@ -86,6 +86,7 @@ ROWS = (
         ("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
+    Row("a TAESD, which is for --vae and --preview-vae", ("decoder.layers.", "3.conv.0.")),
 )
 
 

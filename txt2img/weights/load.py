@@ -31,6 +31,7 @@ from txt2img.weights.parts import (
     listed,
     original_parts,
 )
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
@@ -113,19 +114,21 @@ def load(
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
+    wardrobe.notes += [] if other is None else doubts(other.record.name, family.vae)
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
     return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that is and as precise.
+    """Another VAE beside a model's own, where that is and as precise; doubts go to the notes.
 
     Raises as `open_vae` and `load` do.
     """
     weight = next(model.vae.parameters())
     device = Device(weight.device, weight.dtype)
     other = open_vae(name, model.family.vae)
+    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     return _filled(lambda: vae_of(other.config), "vae", plan, device)
