@@ -1,13 +1,15 @@
-"""What the stages learn from: times, and latents made plain."""
+"""What the stages learn from: which rows, at which times."""
 
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
-import torch
+from accelerate import Accelerator
 
 from txt2img.diffusion.levels import Diffusion, Flow, betas
-from txt2img.models.vae import VAE, VAEConfig
-from txt2img.train.stages import normalise, time_to_learn
+from txt2img.train.data import Layer, Pictures, Row
+from txt2img.train.stages import Mixed, time_to_learn
 
 TABLE = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 
@@ -22,16 +24,26 @@ def test_times_are_spread_as_a_power(process: Diffusion | Flow, noisy: float) ->
     assert sum(times) / len(times) == pytest.approx(1000 * (noisy + 1) / (noisy + 2), rel=0.01)
 
 
-def test_normalised_latents_have_mean_0_and_variance_1_and_decode_alike() -> None:
-    config = VAEConfig(latent_channels=4, channels=(8, 16), layers=1, groups=4, scaling=1.0)
-    torch.manual_seed(0)
-    vae, pixels = VAE(config).eval(), torch.rand(16, 3, 16, 16) * 2 - 1
-    noise = torch.randn(16, 4, 8, 8)
-    with torch.no_grad():
-        before, drawn = vae.decode(vae.encode(pixels)), vae.decode(vae.encode(pixels, noise))
-        normalise(vae, vae.encode(pixels))
-        latents = vae.encode(pixels)
-        assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4)
-        assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4)
-        assert torch.allclose(vae.decode(latents), before, atol=1e-4)
-        assert torch.allclose(vae.decode(vae.encode(pixels, noise)), drawn, atol=1e-4)
+class Plain:
+    """In place of an accelerator: one process."""
+
+    num_processes, process_index = 1, 0
+
+
+def rows(*sides: float) -> Pictures:
+    """Rows of one thing each, as large as said, without pictures."""
+    made = [Row((Layer("a.png", side=side),), ("a",), (1.0,)) for side in sides]
+    return cast(Pictures, SimpleNamespace(rows=made))
+
+
+def test_every_batch_has_its_part_of_single_things_and_all_rows_come() -> None:
+    choose = Mixed(rows(1.0, 0.5, 1.0, 0.4, 0.5, 0.5), 0.25)
+    batches = [choose(cast(Accelerator, Plain), 4, step, seed=0) for step in range(8)]
+    assert all(sum(n in (0, 2) for n in batch) == 1 for batch in batches)
+    assert {n for batch in batches for n in batch} == set(range(6))
+
+
+@pytest.mark.parametrize("sides", [(1.0, 1.0), (0.5, 0.5)])
+def test_data_of_one_sort_comes_as_it_is(sides: tuple[float, ...]) -> None:
+    picked = Mixed(rows(*sides), 0.25)(cast(Accelerator, Plain), 4, 0, seed=0)
+    assert sorted(picked) == [0, 0, 1, 1]
