@@ -184,7 +184,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
     from txt2img.weights.kept import KEEPER
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.refiner import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)

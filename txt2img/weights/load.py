@@ -38,7 +38,7 @@ from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
 if TYPE_CHECKING:
-    from txt2img.weights.stages import SecondStage
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
