@@ -21,6 +21,7 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS, State
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.models import prepared
 from txt2img.request import Request, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
@@ -66,6 +67,8 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
     wear(model, first)
+    prepared.prepare(model.network)
+    prepared.prepare(model.vae)
 
     # 2. Prompts → conditions, the two of a picture in equally many chunks.
     with room_for("the prompts"):

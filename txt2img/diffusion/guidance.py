@@ -73,7 +73,9 @@ class Predictor:
     prediction: Prediction
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """The network's own output for x (B, C, H, W), float32."""
+        """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
+        if not getattr(self.network, "shares", False):
+            x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
         dtype = next(iter(self.network.parameters())).dtype
         time = torch.full((len(x),), self.process.time(level), device=x.device)
         return self.network(x.to(dtype), time, cond.to(dtype)).float()
@@ -102,21 +104,35 @@ def guided(
     the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
     """
 
+    both = paired(negative, positive)
+
     def look(x: Tensor, level: Level) -> Tensor:
         """The two outputs, each (B, C, H, W), mixed, as x0."""
-        wanted, unwanted = positive(level), negative(level)
         if together:
-            both = unwanted.join(wanted)
-            away, towards = predict.output(torch.cat([x, x]), level, both).chunk(2)
+            away, towards = predict.output(x, level, both(level)).chunk(2)
         else:
-            away = predict.output(x, level, unwanted)
-            towards = predict.output(x, level, wanted)
+            away = predict.output(x, level, negative(level))
+            towards = predict.output(x, level, positive(level))
         out = away + scale * (towards - away)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
 
     if scale == 1:
         return lambda x, level: predict(x, level, positive(level))
     return look
+
+
+def paired(first: CondAt, second: CondAt) -> CondAt:
+    """Both as one batch, the same object while both are: networks keep what they made of it."""
+    last: tuple[Cond, Cond, Cond] | None = None
+
+    def at(level: Level) -> Cond:
+        nonlocal last
+        a, b = first(level), second(level)
+        if last is None or last[0] is not a or last[1] is not b:
+            last = a, b, a.join(b)
+        return last[2]
+
+    return at
 
 
 def rescaled(out: Tensor, towards: Tensor, share: float) -> Tensor:
