@@ -55,5 +55,6 @@ def doom(calls: int) -> None:
 
         return call
 
-    for name in ("dup", "fsync", "link"):  # four for each picture, with its folder's
+    # Four for each picture's latent, and four for the picture: a folder is flushed, too.
+    for name in ("dup", "fsync", "replace", "link"):
         setattr(disk.os, name, fatal(getattr(os, name)))

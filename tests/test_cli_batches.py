@@ -23,10 +23,10 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[Item
     """Make the drawing of some pictures fail."""
     real = batch._drawn
 
-    def drawn(model: object, group: list[Item]) -> object:
+    def drawn(model: object, group: list[Item], shelf: object) -> object:
         if any(when(item) for item in group):
             raise error
-        return real(model, group)  # type: ignore[arg-type]
+        return real(model, group, shelf)  # type: ignore[arg-type]
 
     monkeypatch.setattr(batch, "_drawn", drawn)
 
@@ -51,7 +51,8 @@ def test_a_failure_stops_a_run_unless_it_is_to_go_on(
     records = [json.loads(line) for line in skipped.out.splitlines()]
     assert [record.get("path") for record in records] == ["b/x-1.png", None, "b/x-3.png"]
     assert (records[1]["index"], records[1]["seed"], records[1]["code"]) == (2, 2, code)
-    assert skipped.err == f"Error: picture 2: {error}\n"
+    told = f"{batch.SMALLER}\n" if isinstance(error, OutOfMemory) else ""
+    assert skipped.err == f"{told}Error: picture 2: {error}\n"
 
 
 def test_lines_that_cannot_be_are_passed_over_if_asked(draw: Command, folder: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     def full(descriptor: int) -> None:
         flushed.append(descriptor)
-        if len(flushed) > 2:  # the second picture's file
+        if len(flushed) > 4:  # the second picture's latent; each file takes two, with its folder
             raise OSError(28, "No space left on device")
         real(descriptor)
 

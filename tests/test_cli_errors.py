@@ -159,7 +159,7 @@ def test_a_stop_keeps_what_is_finished(
     def stopping(descriptor: int) -> None:
         real(descriptor)
         flushed.append(descriptor)
-        if len(flushed) == 3:  # the second picture's file; the first one took two, with its folder
+        if len(flushed) == 7:  # the second picture's file, after its latent; two each, with folders
             for _ in range(times):
                 signal.raise_signal(number)
 
@@ -168,8 +168,12 @@ def test_a_stop_keeps_what_is_finished(
     finishing = "Finishing the picture; once more stops at once.\n" * (times == 1)
     done = ["x-1.png", "x-2.png"][: 3 - times]
     assert (outcome.code, outcome.out.split()) == (code, done)
-    assert outcome.err == f"{finishing}Stopped; pictures that were finished are kept.\n"
-    assert sorted(path.name for path in folder.iterdir()) == done
+    left = [path.name for path in folder.iterdir() if path.suffix != ".png"]
+    kept = [f"The latent is kept: txt2img decode {name}\n" for name in left]
+    assert len(left) == times - 1
+    said = "Stopped; pictures that were finished are kept.\n"
+    assert outcome.err == f"{finishing}{''.join(kept)}{said}"
+    assert sorted(path.name for path in folder.glob("*.png")) == done
 
 
 def test_what_nobody_foresaw_is_one_line_too(
@@ -178,7 +182,7 @@ def test_what_nobody_foresaw_is_one_line_too(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("odd\n\x1b[31m")
 
-    monkeypatch.setattr(batch, "prepare", broken)
+    monkeypatch.setattr(batch, "sampled", broken)
     refused(
         draw("x", "--seed", "1"),
         1,

@@ -72,6 +72,29 @@ def test_the_precision_can_be_chosen(name: str, dtype: torch.dtype) -> None:
     assert choose("cpu", name).dtype == dtype
 
 
+def test_each_part_can_have_a_precision_of_its_own() -> None:
+    device = choose("cpu", "bf16,vae=fp32,TEXT=float16")
+    found = {part: device.dtype_of(part) for part in ("unet", "vae", "text_encoder_2")}
+    assert list(found.values()) == [torch.bfloat16, torch.float32, torch.float16]
+    assert choose("cpu", "unet=fp16").dtype_of("vae") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("unet=int8", 'no dtype "int8"'),
+        ("lora=fp16", 'dtype: "lora" is no part; parts are unet, vae, text'),
+        ("vae=fp16,vae=fp32", 'dtype: "vae" is there twice'),
+        ("fp16,fp32", 'dtype: "fp32" is there twice'),
+        ("=fp16", "is no part"),
+        ("fp16,", 'no dtype ""'),
+    ],
+)
+def test_precisions_that_make_no_sense_are_refused(dtype: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        choose("cpu", dtype)
+
+
 @pytest.mark.usefixtures("no_card")
 @pytest.mark.parametrize(
     ("name", "dtype", "message"),

@@ -12,8 +12,10 @@ NAMES = [
     ("sd-turbo", 512, 4, 1.0, Sampler.EULER_A, TRAILING),
     ("sdxl_lightning_4step", 1024, 4, 1.0, Sampler.EULER, TRAILING),
     ("sdxl_lightning_8step", 1024, 8, 1.0, Sampler.EULER, TRAILING),
-    ("Hyper-SDXL-1step-Unet", 1024, 1, 1.0, Sampler.DDIM, TRAILING),
-    ("realisticVision_v51Hyper", 1024, 8, 1.0, Sampler.DDIM, TRAILING),
+    ("Hyper-SDXL-1step-Unet", 1024, 1, 1.0, Sampler.TCD, TRAILING),
+    ("realisticVision_v51Hyper", 1024, 8, 1.0, Sampler.TCD, TRAILING),
+    ("Hyper-SD15-4steps", 1024, 4, 1.0, Sampler.DDIM, TRAILING),
+    ("sdxl-tcd", 1024, 8, 1.0, Sampler.TCD, TRAILING),
     ("LCM_Dreamshaper_v7", 1024, 4, 1.0, Sampler.LCM, TRAILING),
     ("dreamshaper_8LCM", 1024, 4, 1.0, Sampler.LCM, TRAILING),
     ("model_dmd2_sdxl_4step", 1024, 4, 1.0, Sampler.LCM, TRAILING),
@@ -38,7 +40,7 @@ def test_other_names_change_nothing(name: str) -> None:
 
 SCHEDULERS: list[tuple[dict[str, object], Sampler]] = [
     ({"_class_name": "LCMScheduler"}, Sampler.LCM),
-    ({"_class_name": "TCDScheduler"}, Sampler.DDIM),
+    ({"_class_name": "TCDScheduler"}, Sampler.TCD),
     (
         {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
         Sampler.EULER_A,

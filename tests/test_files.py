@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,37 @@ def test_every_float_is_read_with_a_cast(tmp_path: Path, dtype: torch.dtype) -> 
     save_file({"a": torch.tensor([1.0, -2.0, 0.5]).to(dtype)}, tmp_path / "a.safetensors")
     read = files.read(files.header(tmp_path / "a.safetensors").tensors, CPU, torch.float32)
     assert read["a"].tolist() == [1.0, -2.0, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_multiplied_by_the_scale_beside_them(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    weight, scale = torch.randn(6, 4), torch.tensor(0.25)
+    save_file(
+        {
+            "unet.scaled_fp8": torch.empty(0, dtype=dtype),
+            "unet.a.weight": (weight / scale).to(dtype),
+            "unet.a.scale_weight": scale,
+            "unet.a.scale_input": torch.tensor(3.0),
+            "unet.b.weight": weight.to(dtype),
+        },
+        tmp_path / "a.safetensors",
+    )
+    stored = files.header(tmp_path / "a.safetensors").tensors
+    assert set(stored) == {"unet.a.weight", "unet.b.weight"}
+    read = files.read(stored, CPU, torch.float32)
+    assert torch.equal(read["unet.a.weight"], (weight / scale).to(dtype).float() * scale)
+    assert torch.equal(read["unet.b.weight"], weight.to(dtype).float())
+    part = files.read({"q": stored["unet.a.weight"].part(1, 3)}, CPU, torch.float32)
+    assert torch.equal(part["q"], read["unet.a.weight"][2:4])
+
+
+def test_a_scale_of_another_kind_is_left_to_be_refused_by_name(tmp_path: Path) -> None:
+    rows = {"a.weight": torch.ones(3, 2), "a.scale_weight": torch.tensor(2.0)}
+    eight = {"b.weight": torch.ones(3, 2).to(torch.float8_e5m2), "b.scale_weight": torch.ones(3)}
+    save_file(rows | eight, tmp_path / "a.safetensors")
+    assert set(files.header(tmp_path / "a.safetensors").tensors) == set(rows | eight)
 
 
 def test_part_is_a_chunk_of_the_first_axis(tmp_path: Path) -> None:
@@ -111,6 +143,12 @@ def old_torch_file(path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
 
 
+def zip_bomb(path: Path) -> None:
+    """20 MB of zeros in 20 kB, which must never be unpacked."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(20 * 2**20))
+
+
 def holds(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
@@ -119,6 +157,8 @@ LOOKALIKES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("zip", torch_file, "a.ckpt", "pickled.*convert it to safetensors"),
     ("old", old_torch_file, "a.pt", "pickled.*convert it to safetensors"),
     ("renamed pickle", torch_file, "a.safetensors", "pickled.*convert"),
+    ("zip bomb", zip_bomb, "a.safetensors", "pickled.*convert"),
+    ("empty zip", holds(b"PK\x05\x06" + bytes(18)), "a.safetensors", "pickled.*convert"),
     ("by name", holds(b"nonsense, but long enough"), "a.bin", "pickled"),
     ("lfs", holds(b"version https://git-lfs.github.com/spec/v1\noid"), "a.safetensors", "LFS"),
     ("html", holds(b"\n<!DOCTYPE html><html>"), "a.safetensors", "web page"),

@@ -1,5 +1,7 @@
 """Another VAE takes the place of the model's own, from every layout, or is refused in one line."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,25 @@ def test_every_layout_decodes_as_diffusers(
 def test_a_folders_own_scale_is_kept(tmp_path: Path) -> None:
     model = with_vae(as_folder(small(scaling_factor=0.5, shift_factor=0.25), tmp_path))
     assert (model.vae.config.scaling, model.vae.config.shift) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder_in_shards_decodes_as_diffusers(
+    variant: str | None, other: AutoencoderKL, tmp_path: Path
+) -> None:
+    other.save_pretrained(tmp_path / "mine", max_shard_size="300KB", variant=variant)
+    [index] = (tmp_path / "mine").glob("*.index*.json")
+    shards = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
+    assert len(shards) > 1
+    model, x = with_vae(tmp_path / "mine"), torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        wanted = other.decode(x / 0.18215).sample
+        got = model.vae.decode(x)
+    assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    digests = "".join(sha256(tmp_path / "mine" / shard) for shard in shards)
+    record = model.wardrobe.vae
+    assert record is not None
+    assert record.hash == hashlib.sha256(digests.encode()).hexdigest()[:10]
 
 
 @pytest.mark.parametrize(

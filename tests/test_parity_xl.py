@@ -76,7 +76,7 @@ def test_text_conditions_equal_diffusers(name: str, layout: str, words: list[str
         tokens, away, pooled, away_pooled = theirs(name).encode_prompt(
             words[0], negative_prompt=words[1] or None
         )
-        positive, negative = encode(model, request)
+        [(_, positive)], [(_, negative)] = encode(model, request)
     assert off(positive.tokens, tokens) < 1e-5
     assert off(negative.tokens, away) < 1e-5
     assert positive.pooled is not None and negative.pooled is not None
@@ -86,7 +86,7 @@ def test_text_conditions_equal_diffusers(name: str, layout: str, words: list[str
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_sizes_equal_diffusers(name: str, layout: str) -> None:
-    positive, negative = encode(ours(name, layout), REQUEST)
+    [(_, positive)], [(_, negative)] = encode(ours(name, layout), REQUEST)
     assert positive.extra is not None and negative.extra is not None
     start = [96, 64, 0, 0]
     wanted = ([6.0], [2.5]) if name == "refiner" else ([96, 64], [96, 64])

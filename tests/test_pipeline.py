@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from txt2img.compat import Reading
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
-from txt2img.pipeline import Job, decode, fresh_noise, generate, prepare, thrifty
+from txt2img.memory import Memory
+from txt2img.pipeline import PIECEMEAL, Job, decode, fresh_noise, generate, prepare, thrifty
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.families import SD15
 from txt2img.weights.load import Model
@@ -63,10 +65,10 @@ class Decoder(nn.Module):
 class Words:
     """As many chunks as words, each of one token that counts letters."""
 
-    def chunks(self, prompt: str) -> int:
+    def chunks(self, prompt: str, reading: Reading) -> int:
         return max(len(prompt.split()), 1)
 
-    def encode(self, prompts: list[str], chunks: int) -> Cond:
+    def encode(self, prompts: list[str], chunks: int, reading: Reading) -> Cond:
         rows = [[float(len(w)) for w in p.split()] for p in prompts]
         padded = [row + [0.0] * (chunks - len(row)) for row in rows]
         return Cond(torch.tensor(padded)[..., None])
@@ -75,10 +77,9 @@ class Words:
 @pytest.fixture
 def mock() -> Model:
     """A model of a few lines."""
-    parts = {"network": Net(), "vae": Decoder(), "text": Words()}
-    return cast(
-        Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, wardrobe=Wardrobe(), **parts)
-    )
+    parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
+    parts |= {"wardrobe": Wardrobe(), "memory": Memory()}
+    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, **parts))
 
 
 def net(model: Model) -> Net:
@@ -186,10 +187,12 @@ def test_short_memory_is_met_with_smaller_passes() -> None:
         calls.append("slow")
         return x
 
-    denoise = thrifty(fast, slow)
+    lines: list[str] = []
+    denoise = thrifty(fast, slow, lines.append)
     for _ in range(2):
         denoise(torch.zeros(1), LEVEL)
     assert calls == ["fast", "slow", "slow"]
+    assert lines == [PIECEMEAL]
 
 
 def test_a_network_short_of_memory_still_draws(mock: Model) -> None:

@@ -28,6 +28,7 @@ SENTENCES = {
     "txt2img/weights/default/": "The default model, an ordinary diffusers folder.",
     "txt2img/weights/tokenizer/": "CLIP's merges, which single files lack, and their licence.",
     "tests/": "Named after what they test.",
+    "tests/keys/": "Names and shapes of the tensors of published models, in both layouts.",
     "tests/pictures/": "The pictures of this page.",
 }
 TOP = [name for name in SENTENCES if "/" not in name] + [".ci/run"]

@@ -3,7 +3,7 @@
 import pytest
 
 from txt2img.errors import BadRequest
-from txt2img.request import SEEDS, Defaults, Request, Sampler, Schedule
+from txt2img.request import SEEDS, Compat, Defaults, Request, Sampler, Schedule
 
 DEFAULTS = Defaults(512, 256, 30, 7.5, Sampler.DPMPP_2M, Schedule.KARRAS)
 
@@ -59,6 +59,11 @@ def test_an_unknown_sampler_is_answered_with_the_names_and_the_nearest() -> None
         ("cfg_rescale", None, "must be a number"),
         ("eta", 2, "0 … 1"),
         ("count", 0, "1 … 100,000"),
+        ("compat", "a1112", "did you mean a1111"),
+        ("clip_skip", 0, "1 … 12, got 0"),
+        ("subseed", -1, r"0 … 2\^64-1"),
+        ("subseed_strength", 1.5, "0 … 1"),
+        ("subseed_strength", None, "must be a number"),
         ("prompt", "a\0b", "NUL"),
         ("prompt", "a\ud800", "UTF-8"),
         ("prompt", 3, "must be text"),
@@ -111,3 +116,23 @@ def test_json_gives_the_same_request_back() -> None:
         DEFAULTS
     )
     assert Request.from_json(request.to_json()) == request
+
+
+def test_later_fields_are_written_only_if_they_say_something() -> None:
+    plain = Request("x", seed=1)
+    assert not {"compat", "clip_skip", "subseed", "subseed_strength"} & set(plain.to_json())
+    said = {"compat": "comfyui", "clip_skip": 2, "subseed": 3, "subseed_strength": 0.25}
+    written = Request.from_json({"prompt": "x", **said}).to_json()
+    assert {name: written[name] for name in said} == said
+    assert Request.from_json(written).to_json() == written
+
+
+def test_our_own_rules_are_none_at_all() -> None:
+    assert Request.from_json({"prompt": "x", "compat": "txt2img"}) == Request("x")
+    assert Request.from_json({"prompt": "x", "compat": "A1111 NV"}).compat is Compat.A1111_GPU
+
+
+def test_where_seeds_are_mixed_the_second_one_is_counted() -> None:
+    mixed = Request("x", seed=5, subseed=7, subseed_strength=0.5)
+    assert (mixed.nth(2).seed, mixed.nth(2).subseed) == (5, 9)
+    assert Request("x", seed=5, subseed=7).nth(2).seed == 7

@@ -70,13 +70,14 @@ def sound(folder: str) -> int:
 
 def test_killed_at_any_moment_a_batch_can_go_on(line: Line, whole: dict[str, bytes]) -> None:
     seen, killed = set(), 0
-    for calls in (0, 5, 6, 7, 3, 2):  # before each kind of dealing, with other pictures done
+    # Before each kind of dealing, with other pictures done; at 11 its latent is of no use.
+    for calls in (0, 6, 2, 7, 11, 5, 12):
         process = doomed.start((*line, "-o", "new/"), "out", calls)
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         if Path("new").exists():
             seen.add(sound("new"))
-    assert killed == 6 and len(seen) > 3  # it died at different pictures
+    assert killed == 7 and len(seen) > 3  # it died at different pictures
     finish(*line, "-o", "new/")
     assert left("new") == whole
     assert finish(*line, "-o", "new/") == []

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from txt2img import request
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
-from txt2img.diffusion.samplers import ETA_SAMPLERS, SAMPLERS, State, ancestral, dpmpp_sde, lms
+from txt2img.diffusion.samplers import (
+    ETA_SAMPLERS,
+    SAMPLERS,
+    State,
+    ancestral,
+    dpmpp_sde,
+    lms,
+    sampler_on,
+)
 from txt2img.diffusion.schedules import SCHEDULES, flow
 from txt2img.errors import BadRequest
 
@@ -147,6 +155,33 @@ def test_lcm_equals_diffusers(steps):
     assert difference(drain("lcm", falling(levels)), want) < 2e-5
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_tcd_equals_diffusers(eta, steps):
+    """Theirs ends at the cleanest entry of the table, ours in the clean picture behind it."""
+    scheduler = diffusers.TCDScheduler(**THEIRS)
+    scheduler.set_timesteps(steps)
+    levels = [SD.level(int(time)) for time in scheduler.timesteps]
+    want = reference(scheduler, scheduler.timesteps, levels, eta=eta)
+    assert difference(drain("tcd", [*levels, SD.entry(0)], eta=eta), want) < 1e-5
+
+
+def test_tcd_keeps_to_the_times_of_the_models_table():
+    other = Diffusion(betas("linear", 500, 0.0001, 0.04))
+    scheduler = diffusers.TCDScheduler(
+        num_train_timesteps=500, beta_start=0.0001, beta_end=0.04, beta_schedule="linear"
+    )
+    scheduler.set_timesteps(4)
+    levels = [other.level(int(time)) for time in scheduler.timesteps]
+    want = reference(scheduler, scheduler.timesteps, levels)
+    ends = [
+        list(sampler_on("tcd", clock)(DENOISE, noises(1)(), [*levels, other.entry(0)], noises(5)))
+        for clock in (other, None)
+    ]
+    assert difference(ends[0][-1].x, want) < 1e-5
+    assert difference(ends[1][-1].x, want) > 1e-3
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_from_zero_terminal_snr_equals_diffusers(eta):
     scheduler = diffusers.DDIMScheduler(
@@ -250,7 +285,7 @@ def test_fresh_noise_does_not_matter_at_eta_0(name):
     torch.testing.assert_close(drain(name, levels, 5), drain(name, levels, 6), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "lcm"])
+@pytest.mark.parametrize("name", ["ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "lcm", "tcd"])
 def test_fresh_noise_matters_where_it_is_drawn(name):
     levels = SCHEDULES["karras"](SD, 8)
     assert difference(drain(name, levels, 5), drain(name, levels, 6)) > 0.01

@@ -3,21 +3,24 @@
 import platform
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from txt2img import __version__, gate
+from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.gate import Policy
+from txt2img.latents import Shelf
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
-from txt2img.pipeline import decode, latent_shape, noise_levels, one_by_one, prepare, shape
+from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
 from txt2img.png import Origin, encode, pixels_sha256
 from txt2img.request import Request
 from txt2img.weights.load import Model
@@ -68,7 +71,15 @@ class Failed:
     error: Txt2imgError
 
 
-Event = Started | Step | Finished | Failed
+@dataclass(frozen=True)
+class Told:
+    """What the user should know of how a picture is drawn."""
+
+    line: str
+
+
+SMALLER = "Out of memory for a batch: drawn one by one instead"
+Event = Started | Step | Finished | Failed | Told
 
 
 def each(
@@ -95,16 +106,20 @@ def each(
 
 
 def run(
-    model: Model, groups: Iterable[list[Item]], output: Output, policy: Policy | None = None
-) -> Iterator[Event]:
+    model: Model,
+    groups: Iterable[list[Item]],
+    output: Output,
+    policy: Policy | None = None,
+    shelf: Shelf | None = None,
+) -> Generator[Event, None, None]:
     """Draw and write pictures, those of a group together.
 
     Without policy.skip, raises what the first picture that fails does.
     """
-    made_by = origin(model)
+    shelf = shelf or Shelf(output, origin(model))
     for group in groups:
         yield Started(tuple(group))
-        yield from _finished(model, group, output, made_by, policy or Policy())
+        yield from _finished(model, group, output, shelf, policy or Policy())
 
 
 def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[Item]]:
@@ -130,43 +145,58 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             yield batch
 
 
-def origin(model: Model) -> Origin:
-    """The model and the environment, for the pictures' records."""
+def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
+    """The model and the environment, with the fallbacks `used`, for the pictures' records."""
     weights = next(model.network.parameters())
     environment = {
         "txt2img": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": describe(weights.device),
-        "dtype": str(weights.dtype).removeprefix("torch."),
+        "dtype": precision(model),
     }
-    return Origin(model.name, model.hash, environment)
+    return Origin(model.name, model.hash, environment | (used or {}))
+
+
+def precision(model: Model) -> str:
+    """The dtype of the networks, or of each where they differ, for records."""
+    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
+    names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
+    if len(set(names.values())) == 1:
+        return names["unet"]
+    return ",".join(f"{part}={name}" for part, name in names.items())
 
 
 def _finished(
-    model: Model, group: list[Item], output: Output, made_by: Origin, policy: Policy, tries: int = 0
+    model: Model, group: list[Item], output: Output, shelf: Shelf, policy: Policy, tries: int = 0
 ) -> Iterator[Event]:
     """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
     try:
-        for drawn in _drawn(model, group):
-            if isinstance(drawn, Step):
+        for drawn in _drawn(model, group, shelf):
+            if isinstance(drawn, Step | Told):
                 yield drawn
                 continue
-            gate.check(drawn, policy.reject)
+            _check(drawn, left[0], policy, shelf)
             item = left.popleft()
-            data = encode(drawn, item.request, made_by, item.first_seed)
+            made_by = shelf.origin
+            its = replace(made_by, environment={**made_by.environment, **model.memory.used})
+            data = encode(drawn, item.request, its, item.first_seed)
             path = output.write_as(data, item.name, item.number)
+            shelf.drop(item, path)
             seconds = (time.perf_counter() - start) / len(group)
-            yield Finished(path, item, made_by, seconds, pixels_sha256(drawn))
+            yield Finished(path, item, its, seconds, pixels_sha256(drawn))
     except FAILURES as error:
+        yield from map(Told, model.memory.news())
         if len(group) > 1:
+            if isinstance(error, OutOfMemory):
+                yield Told(SMALLER)
             for item in left:
-                yield from _finished(model, [item], output, made_by, policy)
+                yield from _finished(model, [item], output, shelf, policy)
         elif isinstance(error, Rejected) and tries < policy.retries:
             again = _again(group[0], tries + 1)
-            yield from _finished(model, [again], output, made_by, policy, tries + 1)
+            yield from _finished(model, [again], output, shelf, policy, tries + 1)
         elif policy.skip:
             yield Failed(group[0], error)
         else:
@@ -180,11 +210,50 @@ def _again(item: Item, attempt: int) -> Item:
     return replace(item, request=replace(item.request, seed=seed), first_seed=first)
 
 
-def _drawn(model: Model, group: list[Item]) -> Iterator[Step | Image.Image]:
-    """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done."""
-    job = prepare(model, [item.request for item in group])
-    for state in job.states():
-        x = state.x
-        yield Step(group[0].index, group[-1].index, state.step, job.steps)
-    for part in one_by_one(x) if job.device.type == "cpu" else [x]:
-        yield from decode(model, part)
+def _check(picture: Image.Image, item: Item, policy: Policy, shelf: Shelf) -> None:
+    """Raise Rejected for a picture that must not be; its latent is not wanted either."""
+    try:
+        gate.check(picture, policy.reject)
+    except Rejected:
+        shelf.drop(item)
+        raise
+
+
+def _drawn(model: Model, group: list[Item], shelf: Shelf) -> Iterator[Step | Told | Image.Image]:
+    """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done.
+
+    What was drawn before and kept is only decoded.
+    """
+    device = next(model.network.parameters()).device
+    before = [x for item in group if (x := shelf.take(item)) is not None]
+    if len(before) == len(group):
+        x = torch.stack(before).to(device)
+    else:
+        x = yield from _sampled(model, group, shelf)
+    for part in one_by_one(x) if x.device.type == "cpu" else [x]:
+        pictures = decode(model, part)
+        yield from map(Told, model.memory.news())
+        yield from pictures
+
+
+def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | Told, None, Tensor]:
+    """The steps of a batch; gives its latents (B, C, h, w), which are kept.
+
+    Whoever stops in between finds what the picture was thought to become.
+    """
+    requests = [item.request for item in group]
+    steps = len(noise_levels(model, requests[0])) - 1
+    step, x0 = 0, None
+    try:
+        for state in sampled(model, requests):
+            step, x, x0 = state.step, state.x, state.x0
+            yield from map(Told, model.memory.news())
+            yield Step(group[0].index, group[-1].index, step, steps)
+    except BaseException as stop:
+        if x0 is not None and not isinstance(stop, Exception):
+            for item, latent in zip(group, x if step == steps else x0, strict=True):
+                shelf.put(item, latent, step, steps)
+        raise
+    for item, latent in zip(group, x, strict=True):
+        shelf.put(item, latent, step, steps)
+    return x

@@ -16,6 +16,7 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+PARTS = ("unet", "vae", "text")
 DTYPE_NAMES = "float32, bf16, fp16"
 FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
 HARD_BF16 = (8, 0)  # the first CUDA capability that computes in bf16
@@ -24,18 +25,38 @@ BROKEN_HALF = "GTX 16"  # cards that give black pictures in it
 
 @dataclass(frozen=True)
 class Device:
-    """A place to compute, and the precision of the networks there."""
+    """A place to compute, and the precision of the networks there, or of single ones."""
 
     torch_device: torch.device
     dtype: torch.dtype
+    parts: tuple[tuple[str, torch.dtype], ...] = ()  # of PARTS, those of another precision
+    low: bool = False  # keep large weights as they are stored, and upcast them at use
+
+    def dtype_of(self, component: str) -> torch.dtype:
+        """The precision of a model's component, such as "unet" or "text_encoder_2"."""
+        return dict(self.parts).get(component.split("_")[0], self.dtype)
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:
     """The device and precision asked for, or the best there are. BadRequest if there are none."""
-    if dtype is not None and dtype.lower() not in DTYPES:
-        raise BadRequest(f"no dtype {shown(dtype)}; choose from {DTYPE_NAMES}")
+    asked = {} if dtype is None else dtypes(dtype)
     device = torch.device(_best() if name is None else _existing(name))
-    return Device(device, _default_dtype(device) if dtype is None else DTYPES[dtype.lower()])
+    most = asked.pop("", None) or _default_dtype(device)
+    return Device(device, most, tuple(sorted(asked.items())))
+
+
+def dtypes(text: str) -> dict[str, torch.dtype]:
+    """What "fp16" or "unet=bf16,vae=fp32" asks for, by part; "" is all others. BadRequest."""
+    asked: dict[str, torch.dtype] = {}
+    for row in text.split(","):
+        part, sign, name = row.strip().lower().rpartition("=")
+        if name not in DTYPES:
+            raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}")
+        if (sign and part not in PARTS) or part in asked:
+            why = "is there twice" if part in asked else f"is no part; parts are {', '.join(PARTS)}"
+            raise BadRequest(f"--dtype: {shown(part or name)} {why}")
+        asked[part] = DTYPES[name]
+    return asked
 
 
 def for_training(name: str | None = None, dtype: str | None = None) -> Device:

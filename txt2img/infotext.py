@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
+from txt2img.escape import shown
 from txt2img.extras import Embedding, OtherVAE, tagged, untagged
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -25,6 +26,7 @@ SAMPLER_NAMES = {
     Sampler.DPMPP_SDE: "DPM++ SDE",
     Sampler.UNIPC: "UniPC",
     Sampler.LCM: "LCM",
+    Sampler.TCD: "TCD",
 }
 SCHEDULE_NAMES = {
     Schedule.LINEAR: "Uniform",
@@ -34,11 +36,44 @@ SCHEDULE_NAMES = {
     Schedule.EXPONENTIAL: "Exponential",
     Schedule.FLOW: "Simple",
 }
+# Theirs without one of ours: the model's own, and stable-diffusion.cpp's word for A1111's Uniform.
+SCHEDULE_WORDS = {"Automatic": None, "discrete": "Uniform"}
 
 # A key, a colon, and a JSON string or a run without commas. The key's length is bounded, so that
 # a line of any size is read in linear time.
 _ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
+# What decides a picture, and what a Request has no word for; and the value that decides nothing.
+_LOST = {
+    "Seed resize from": "",
+    "Denoising strength": "",
+    "ENSD": "0",
+    "RNG": "CPU",
+    "Face restoration": "",
+    "Tiling": "False",
+    "Refiner": "",
+    "Init image hash": "",
+    "Mask mode": "",
+    "Inpaint area": "",
+    "Token merging ratio": "0",
+    "Skip Early CFG": "0",
+    "NGMS": "0",
+    "Emphasis": "Original",
+    "Sigma churn": "0",
+    "Extra noise": "0",
+    "Schedule min sigma": "0",
+    "Schedule max sigma": "0",
+    "Schedule rho": "0",
+    "Discard penultimate sigma": "False",
+    "Pad conds": "False",
+    "Noise Schedule": "Default",
+    "FP8 weight": "Disable",
+    "SGM noise multiplier": "False",
+    "Skip layers": "",
+    "Image CFG scale": "",
+    "Conditional mask weight": "",
+    "VAE Decoder": "Full",
+}
 _ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
 
 
@@ -78,18 +113,23 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     "txt2img" stands before the version because A1111 renders pictures with a bare low version
     number by its old rules; RNG is CPU because that is where the noise is drawn.
     """
+    known = request.width is not None and request.height is not None
+    size = f"{request.width}x{request.height}" if known else None
     entries: dict[str, str | None] = {
         "Steps": _maybe(request.steps),
         "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
         "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
         "CFG scale": _maybe(request.cfg),
         "Seed": _maybe(request.seed),
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": model_hash,
-        "Model": model,
+        "Size": size,
+        "Model hash": model_hash or None,
+        "Model": model or None,
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
-        "RNG": "CPU",
+        "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
+        "Variation seed strength": _maybe(request.subseed_strength or None),
+        "Clip skip": _maybe(request.clip_skip),
+        "RNG": "NV" if request.compat is Compat.A1111_GPU else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "CFG rescale": _maybe(request.cfg_rescale or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
@@ -125,6 +165,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = _number(text)
+    notes += _lost(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))
     request = replace(
@@ -167,18 +208,32 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "model": entries.get("Model"),
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         "cfg_rescale": entries.get("CFG rescale"),
+        "clip_skip": entries.get("Clip skip"),
+        "subseed": entries.get("Variation seed"),
+        "subseed_strength": entries.get("Variation seed strength"),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _lost(entries: dict[str, str]) -> list[str]:
+    """What decided the picture and cannot be carried over."""
+    lost = [
+        f"{key}: {shown(entries[key], 40)} is not carried over"
+        for key, usual in _LOST.items()
+        if entries.get(key, usual) != usual
+    ]
+    enlarged = any(key.startswith("Hires") for key in entries)
+    return [*lost, *(["its second pass (hires) is not carried over"] if enlarged else [])]
 
 
 def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
     """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
     if sampler and not schedule:
-        for name in (*SCHEDULE_NAMES.values(), "Automatic"):
+        for name in (*SCHEDULE_NAMES.values(), "Automatic", "discrete"):
             if sampler.lower().endswith(f" {name.lower()}"):
                 sampler, schedule = sampler[: -len(name) - 1], name
                 break
-    return sampler, None if schedule == "Automatic" else schedule
+    return sampler, SCHEDULE_WORDS.get(schedule or "", schedule)
 
 
 def _entries(line: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from txt2img.output import Output, numbered
 from txt2img.request import Request
 
 POLL_SECONDS = 0.2
+LATENT, PARTIAL = ".txt2img-{}.latent", ".txt2img-{}.partial"  # beside the pictures
 LATE_MAX = 256  # pictures of others that are remembered before it is looked which are done
 
 
@@ -71,6 +73,18 @@ def items(requests: Iterable[Request], output: Output, model_hash: str) -> Itera
         copies[key] += 1
 
 
+def kept(folder: Path, item: Item, whole: bool = True) -> Path:
+    """Where an item's latent is kept, after the last step or before."""
+    return folder / (LATENT if whole else PARTIAL).format(f"{item.id}-{item.copy}")
+
+
+def forget(folder: Path, item: Item) -> None:
+    """Remove an item's latents, if there are any: its picture is there, or is not wanted."""
+    for whole in (True, False):
+        with suppress(OSError):
+            kept(folder, item, whole).unlink()
+
+
 class Ledger:
     """A folder's pictures by their ids, and this process's claims, which end with the context."""
 
@@ -114,6 +128,7 @@ class Ledger:
     def take(self, item: Item) -> bool | None:
         """True: it is to be drawn, by us. False: it is there. None: another process draws it."""
         if self.done(item):
+            forget(self.folder, item)  # of a run that was killed before it did
             return False
         if item.id not in self.held:
             try:
@@ -128,6 +143,7 @@ class Ledger:
         descriptor, count = self.held[item.id]
         if path := self._placed(item):
             self._note(item.id, path)
+            forget(self.folder, item)
             if not count:
                 self._let_go(item.id)
             return False

@@ -6,7 +6,6 @@ pictures beside it; on other devices a batch is one pass.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -14,18 +13,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img.compat import rules, unit, whole_times
+from txt2img.decoding import pixels_of
 from txt2img.device import choose
-from txt2img.diffusion.guidance import Cond, Denoise, guided, predictor
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
+from txt2img.diffusion.levels import Level, Process
+from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.samplers import SAMPLERS, State
-from txt2img.diffusion.schedules import SCHEDULES
+from txt2img.diffusion.samplers import State, sampler_on
+from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.memory import CPU, free, is_short, placed, room_for
 from txt2img.models import prepared
-from txt2img.request import Request, size_problem
+from txt2img.prompt import schedule
+from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
+
+PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
+ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
+FLOAT32 = "The model overflowed in half precision: drawn again in float32"
+BROKEN = "the model gave numbers that are no picture; try --dtype float32"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Job:
     denoise: Denoise
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
+    start: float  # the spread of the noise that is drawn first
+    clock: Process | None = None  # the times that the network was trained with
 
     @property
     def steps(self) -> int:
@@ -47,9 +58,9 @@ class Job:
     def states(self) -> Iterator[State]:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
-        sampler = SAMPLERS[str(request.sampler)]
+        sampler = sampler_on(str(request.sampler), self.clock)
         noise = fresh_noise(self.requests, self.latent, self.device)
-        x = self.levels[0].sigma * noise()
+        x = self.start * noise()
         with room_for(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
@@ -79,24 +90,77 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
 
     # 4. Network and conditions → a denoiser, picture by picture on a CPU.
     process = model.family.process.build()
-    predict = predictor(model.network, process, PREDICTIONS[model.family.prediction])
+    found = rules(first)
+    kind = PREDICTIONS[model.family.prediction]
+    predict = predictor(model.network, process, kind, whole_times(found, first))
 
     def look(part: slice, together: bool = True) -> Denoise:
-        positive = join([wanted for wanted, _ in conds[part]])
-        negative = join([unwanted for _, unwanted in conds[part]])
-        scale, rescale = first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, lambda _: positive, lambda _: negative, scale, together, rescale)
+        positive, negative = side(part, 0), side(part, 1)
+        told = model.family.network.scale_width  # such a network guides itself
+        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
+        return guided(predict, positive, negative, scale, together, rescale)
+
+    def side(part: slice, which: int) -> CondAt:
+        courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
+        each = [over_time(course, levels, found.late) for course in courses]
+        return lambda level: join([at(level) for at in each])
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    return Job(tuple(requests), levels, thrifty(fast, slow), latent, device)
+    denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
+    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
+    """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
+    top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    return 1.0 if unit(rules(request), request, top) else levels[0].sigma
+
+
+def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
+    """The states of filled requests of one shape; the last one is the pictures' latents.
+
+    A single picture that overflows in half precision begins again in float32, one for which
+    memory is short on the CPU, so that its bits are those of a run that began like that; the
+    states then begin again too. Raises as `prepare` and `Job.states` do.
+    """
+    weight = next(model.network.parameters())
+    own, device, dtype = weight.device, weight.device, weight.dtype
+    model.memory.used.pop("unet", None)
+    while True:
+        try:
+            with room_for("the model"), placed(model.network, device, dtype):
+                job = prepare(model, requests)
+                for state in job.states():
+                    if state.step in (1, job.steps):  # each look makes a card wait for the host
+                        check_finite(state.x)
+                    yield state
+            return
+        except Rejected:
+            if len(requests) > 1 or dtype == torch.float32:
+                raise
+            dtype, line = torch.float32, FLOAT32
+        except OutOfMemory:
+            if len(requests) > 1 or device.type == "cpu":
+                raise
+            device, dtype, line = CPU, torch.float32, ON_CPU
+        free()
+        model.memory.tell(line)
+        model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise Rejected for latents that no picture can be made of."""
+    if not bool(torch.isfinite(x).all()):
+        raise Rejected(BROKEN)
 
 
 def shape(request: Request) -> Request:
     """What requests must share to be drawn together: all but words and seed."""
-    return replace(request, prompt="", negative="", seed=0, template="", negative_template="")
+    words = replace(request, prompt="", negative="", template="", negative_template="")
+    return replace(words, seed=0, subseed=None)
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
@@ -115,7 +179,13 @@ def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
 
 def noise_levels(model: Model, request: Request) -> list[Level]:
     """The levels of a filled request, from noise to picture. BadRequest for too many steps."""
-    return SCHEDULES[str(request.schedule)](model.family.process.build(), request.steps or 0)
+    process, found, steps = model.family.process.build(), rules(request), request.steps or 0
+    if found.old_ddim and request.sampler is Sampler.DDIM:
+        return strided(process, steps)
+    if request.sampler in found.without_penultimate:
+        levels = SCHEDULES[str(request.schedule)](process, steps + 1)
+        return [*levels[:-2], levels[-1]]
+    return SCHEDULES[str(request.schedule)](process, steps)
 
 
 def check_words_do(family: Family) -> None:
@@ -127,20 +197,37 @@ def check_words_do(family: Family) -> None:
         )
 
 
-def encode(model: Model, request: Request) -> tuple[Cond, Cond]:
-    """The conditions of prompt and negative prompt, each of a batch of 1."""
-    chunks = max(model.text.chunks(request.prompt), model.text.chunks(request.negative))
-    positive = model.text.encode([request.prompt], chunks)
-    negative = model.text.encode([request.negative], chunks)
-    if model.family.silent and not request.negative:
-        negative = negative.silent()
-    return sized(positive, model.family, request, True), sized(
-        negative, model.family, request, False
+def encode(model: Model, request: Request) -> tuple[Course, Course]:
+    """The conditions of prompt and negative prompt over the steps, each of a batch of 1."""
+    found = rules(request)
+    reading, silent = found.reading, model.family.silent and found.silent
+    over = [(request.prompt, True), (request.negative, False)]
+    courses = [
+        schedule(text, request.steps or 1) if reading.grammar == "a1111" else [(1, text)]
+        for text, _ in over
+    ]
+    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
+
+    def cond(text: str, wanted: bool) -> Cond:
+        whole = not wanted and not found.skip_negative
+        how = replace(reading, clip_skip=1) if whole else reading
+        said = model.text.encode([text], chunks, how)
+        if silent and not wanted and not request.negative:
+            said = said.silent()
+        return sized(said, model.family, request, wanted)
+
+    positive, negative = (
+        [(until, cond(text, wanted)) for until, text in course]
+        for course, (_, wanted) in zip(courses, over, strict=True)
     )
+    return positive, negative
 
 
 def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with the sizes that a family is told beside words, if it is."""
+    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
+    if family.network.scale_width:
+        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
+        cond = replace(cond, scale=scale)
     sizes = family.sizes(request.height or 0, request.width or 0, wanted)
     if not sizes:
         return cond
@@ -155,9 +242,9 @@ def join(conds: Sequence[Cond]) -> Cond:
     return joined
 
 
-def alike(conds: Sequence[tuple[Cond, Cond]]) -> list[slice]:
+def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
     """The longest runs of conditions that are equally long, so that they fit in one batch."""
-    groups = groupby(conds, key=lambda pair: pair[0].tokens.shape[1])
+    groups = groupby(conds, key=lambda pair: pair[0][0][1].tokens.shape[1])
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
@@ -169,8 +256,8 @@ def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
     return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
 
 
-def thrifty(fast: Denoise, slow: Denoise) -> Denoise:
-    """`fast` until memory is short, from then on `slow`."""
+def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denoise:
+    """`fast` until memory is short, from then on `slow`, which is told."""
     short = False
 
     def denoise(x: Tensor, level: Level) -> Tensor:
@@ -178,8 +265,11 @@ def thrifty(fast: Denoise, slow: Denoise) -> Denoise:
         if not short:
             try:
                 return fast(x, level)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_short(error):
+                    raise
                 short = True
+                tell(PIECEMEAL)
         free()
         return slow(x, level)
 
@@ -194,47 +284,29 @@ def fresh_noise(
     It is drawn on the CPU, one picture at a time, so that it is the same on every device and in
     every batch.
     """
-    generators = [torch.Generator().manual_seed(request.seed or 0) for request in requests]
-    return lambda: torch.stack([torch.randn(latent, generator=g) for g in generators]).to(device)
+    streams = [own_noise(request, latent) for request in requests]
+    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
+
+
+def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
+    """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
+    found, seed = rules(request), request.seed or 0
+    first = later = source(found.first, seed, latent)
+    if found.later or found.delta:
+        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
+    other = None
+    if request.subseed_strength:
+        if request.subseed is None:
+            raise BadRequest("a subseed strength needs a subseed: give --subseed")
+        other = source(found.first, request.subseed, latent)
+    return stream(first, later, other, request.subseed_strength)
 
 
 @torch.inference_mode()
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
     """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
-    if not bool(torch.isfinite(x).all()):
-        raise Rejected("the model gave numbers that are no picture; try --dtype float32")
-    batches = one_by_one(x) if x.device.type == "cpu" else [x]
-    try:
-        pixels = [decoded(model, batch) for batch in batches]
-    except torch.OutOfMemoryError:
-        pixels = []
-    if not pixels:
-        free()
-        with room_for("decoding the picture"):
-            pixels = [decoded(model, one) for one in one_by_one(x)]
-    return [to_image(picture) for picture in torch.cat(pixels)]
-
-
-def one_by_one(x: Tensor) -> list[Tensor]:
-    """A batch (B, …) as B batches (1, …)."""
-    return [x[i : i + 1] for i in range(len(x))]
-
-
-def decoded(model: Model, x: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else Rejected."""
-    pixels = model.vae.decode(x)
-    if bool(torch.isfinite(pixels).all()):
-        return pixels
-    dtype = next(model.vae.parameters()).dtype
-    if dtype != torch.float32:
-        model.vae.float()
-        try:
-            pixels = model.vae.decode(x)
-        finally:
-            model.vae.to(dtype)
-    if not bool(torch.isfinite(pixels).all()):
-        raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
-    return pixels
+    check_finite(x)
+    return [to_image(picture) for picture in pixels_of(model, x)]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -249,24 +321,6 @@ def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
     filled = ready(model, request).seeded().filled(model.family.defaults)
     images: list[Image.Image] = []
     for i in range(filled.count):
-        [last] = deque(prepare(model, [filled.nth(i)]).states(), maxlen=1)
+        [last] = deque(sampled(model, [filled.nth(i)]), maxlen=1)
         images += decode(model, last.x)
     return images
-
-
-def free() -> None:
-    """Give unused memory back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def room_for(what: str) -> Iterator[None]:
-    """Turn the device's lack of memory into OutOfMemory."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"the device has not enough memory for {what}; choose a smaller size, "
-            "--batch-size 1 or --device cpu"
-        ) from error

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from txt2img import __version__, infotext, output
+from txt2img import __version__, exif, foreign, infotext, output
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
@@ -30,6 +30,7 @@ FORMAT = 1  # of the JSON text
 TEXT_MAX = 2**20  # bytes of one text, unpacked
 TEXTS_MAX = 64
 CHUNKS_MAX = 100_000
+HEAD = 16  # bytes of a file that tell what it is
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a PNG file says about itself."""
+    """What a picture says about itself."""
 
     width: int
     height: int
@@ -92,13 +93,28 @@ def save(
 
 
 def read(path: Path) -> Picture:
-    """What a PNG file says, without decoding its pixels. BadFile if it is none."""
+    """What a picture says, without decoding its pixels. BadFile if it is none, or broken."""
     with open_regular(path) as file:
+        kind = kind_of(file.read(HEAD))
+        file.seek(0)
         try:
-            width, height, texts = _scan(file)
+            width, height, texts = _scan(file) if kind in ("", "PNG") else exif.read(file)
         except (ValueError, struct.error, zlib.error) as error:
-            raise BadFile(f"{shown(str(path))} is not a whole PNG file: {error}") from error
+            raise BadFile(
+                f"{shown(str(path))} is not a whole {kind or 'PNG'} file: {error}"
+            ) from error
     return _understood(Picture(width, height, texts))
+
+
+def kind_of(head: bytes) -> str:
+    """PNG, JPEG, WEBP or AVIF, told by a file's first bytes; empty if it is none of them."""
+    if head.startswith(SIGNATURE):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return "AVIF" if head[4:12] in (b"ftypavif", b"ftypavis") else ""
 
 
 def _add(texts: PngInfo, key: str, text: str) -> None:
@@ -172,14 +188,14 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _understood(picture: Picture) -> Picture:
-    """The picture with the request in its texts: ours if it is there and whole, else A1111's."""
+    """The picture with the request in its texts: ours if that is whole, else another program's."""
     notes: list[str] = []
     if "txt2img" in picture.texts:
         try:
             return _ours(picture, picture.texts["txt2img"])
         except (ValueError, BadRequest) as error:
             notes.append(f"its txt2img text cannot be used: {error}")
-    if "parameters" in picture.texts:
+    if not picture.texts.get("parameters", "{").startswith("{"):
         try:
             info = infotext.parse(picture.texts["parameters"])
             request, more = infotext.to_request(info)
@@ -187,6 +203,15 @@ def _understood(picture: Picture) -> Picture:
             notes.append(f"its parameters text cannot be used: {error}")
         else:
             origin = Origin(info.entries.get("Model", ""), info.entries.get("Model hash", ""))
+            return replace(picture, request=request, origin=origin, notes=(*notes, *more))
+    try:
+        found = foreign.read(picture.texts)
+    except ValueError as error:
+        notes.append(f"what another program says of it cannot be used: {error}")
+    else:
+        if found is not None:
+            request, more = foreign.to_request(found)
+            origin = Origin(request.model)
             return replace(picture, request=request, origin=origin, notes=(*notes, *more))
     return replace(picture, notes=tuple(notes))
 

@@ -52,6 +52,7 @@ class Sampler(_Name):
     DPMPP_SDE = "dpm++sde"
     UNIPC = "unipc"
     LCM = "lcm"
+    TCD = "tcd"
 
 
 class Schedule(_Name):
@@ -63,6 +64,19 @@ class Schedule(_Name):
     KARRAS = "karras"
     EXPONENTIAL = "exponential"
     FLOW = "flow"
+
+
+class Compat(_Name):
+    """Whose rules a picture is drawn by: their noise, prompt weights and times (compat.py)."""
+
+    TXT2IMG = "txt2img"
+    A1111 = "a1111"  # its noise from the processor: RNG CPU
+    A1111_GPU = "a1111-gpu"  # its noise from a graphics card: RNG GPU or NV
+    COMFYUI = "comfyui"
+    DIFFUSERS = "diffusers"
+    SDCPP = "sdcpp"
+    INVOKEAI = "invokeai"
+    NOVELAI = "novelai"
 
 
 # What other programs call the same thing, in the form that _plain gives.
@@ -81,7 +95,21 @@ ALIASES = {
     "ddimuniform": "leading",
     "sgmuniform": "trailing",
     "simple": "trailing",
+    "automatic1111": "a1111",
+    "a1111cpu": "a1111",
+    "a1111nv": "a1111-gpu",
+    "comfy": "comfyui",
+    "sd.cpp": "sdcpp",
+    "stablediffusion.cpp": "sdcpp",
 }
+NAMED: Mapping[str, type[Sampler] | type[Schedule] | type[Compat]] = {
+    "sampler": Sampler,
+    "schedule": Schedule,
+    "compat": Compat,
+}
+CLIP_SKIPS = range(1, 13)  # 1 is none
+# Fields that came later: left out of a record at their defaults, so that older ones stay equal.
+LATER = ("compat", "clip_skip", "subseed", "subseed_strength")
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,10 @@ class Request:
     vae: OtherVAE | None = None  # in place of the model's own
     template: str = ""  # what the prompt was made from, if from wildcards
     negative_template: str = ""
+    compat: Compat | None = None  # whose rules; None: our own
+    clip_skip: int | None = None  # A1111's count: the text encoder's last layers, 1 is all of it
+    subseed: int | None = None  # the noise of another seed, mixed into this one's
+    subseed_strength: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
@@ -128,6 +160,9 @@ class Request:
         _check_int("steps", self.steps, STEPS)
         _check_int("seed", self.seed, range(SEEDS))
         _check_int("count", self.count, COUNTS)
+        _check_int("clip_skip", self.clip_skip, CLIP_SKIPS)
+        _check_int("subseed", self.subseed, range(SEEDS))
+        _check_float("subseed_strength", self.subseed_strength, 1.0)
         _check_float("cfg", self.cfg, FLOAT_MAX)
         _check_float("cfg_rescale", self.cfg_rescale, 1.0)
         _check_float("eta", self.eta, 1.0)
@@ -146,14 +181,20 @@ class Request:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     def nth(self, i: int) -> "Request":
-        """The i-th picture of this request as a request of its own: seed + i, one picture."""
+        """The i-th picture of this request as a request of its own: seed + i, one picture.
+
+        Where a second seed is mixed in, that is the one which is counted, as A1111 does.
+        """
         if self.seed is None:
             raise BadRequest("a request without a seed has no n-th picture; give it a seed")
+        if self.subseed is not None and self.subseed_strength:
+            return replace(self, subseed=(self.subseed + i) % SEEDS, count=1)
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, in their order."""
-        return asdict(self)
+        """The fields as JSON values, in their order; later ones only if they say something."""
+        plain = {f.name: f.default for f in fields(self) if f.name in LATER}
+        return {k: v for k, v in asdict(self).items() if k not in plain or v != plain[k]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
@@ -211,7 +252,7 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 
 def _check_float(name: str, value: object, top: float) -> None:
-    if value is None and name != "cfg_rescale":
+    if value is None and name not in ("cfg_rescale", "subseed_strength"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} must be a number, got {shown(value)}")
@@ -231,10 +272,15 @@ def _value(name: str, value: object) -> object:
     """A JSON value as its field's type; what is wrong stays as it is, for the checks to find."""
     if name in FROM_JSON:
         return FROM_JSON[name](value)
-    if name in ("sampler", "schedule") and value is not None:
+    if name in NAMED and value is not None:
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
-        return (Sampler if name == "sampler" else Schedule).parse(value)
-    if name in ("cfg", "eta", "cfg_rescale") and type(value) is int and value.bit_length() < 64:
+        member = NAMED[name].parse(value)
+        return None if member is Compat.TXT2IMG else member
+    if (
+        name in ("cfg", "eta", "cfg_rescale", "subseed_strength")
+        and type(value) is int
+        and value.bit_length() < 64
+    ):
         return float(value)
     return value

@@ -13,7 +13,7 @@ from txt2img.batch import origin
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.pipeline import decode, prepare
+from txt2img.pipeline import decode, sampled
 from txt2img.weights.load import Model
 
 
@@ -52,11 +52,13 @@ def verify(path: Path, found: png.Picture, model: Model) -> Verdict:
     if png.pixels_sha256(then) != found.pixels_sha256:
         raise BadFile(f"{shown(str(path))} was changed: its pixels are not those of its record")
     request = replace(found.request, model=model.name).filled(model.family.defaults)
-    [last] = deque(prepare(model, [request]).states(), maxlen=1)
+    tiled = found.origin.environment.get("vae", "").startswith("tiled")
+    model.memory.tiling = "on" if tiled else "auto"
+    [last] = deque(sampled(model, [request]), maxlen=1)
     [now] = decode(model, last.x)
     if png.pixels_sha256(now) == found.pixels_sha256:
         return Verdict(math.inf)
-    return Verdict(psnr(then, now), reasons(found.origin, origin(model)))
+    return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:

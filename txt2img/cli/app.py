@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import generate, info, train, verify
+from txt2img.cli import decode, generate, info, models, replay, train, verify
+from txt2img.cli.configured import Configured
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, Stopped
 from txt2img.errors import BadRequest, Txt2imgError
@@ -20,9 +21,13 @@ from txt2img.errors import BadRequest, Txt2imgError
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.EPILOG),
     "info": (info.info, info.EPILOG),
+    "replay": (replay.replay, replay.EPILOG),
     "verify": (verify.verify, verify.EPILOG),
+    "decode": (decode.decode, decode.EPILOG),
     "train": (train.train, train.EPILOG),
 }
+
+COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
 
 
 def main() -> None:
@@ -53,16 +58,66 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     """Hand the line to the command it names first, or to generate; gives the exit code."""
+    if COMPLETE in os.environ:
+        return _complete()
+    if arguments and arguments[0] == "models":
+        group = typer.main.get_command(_models())
+        said = group.main(list(arguments[1:]), prog_name="txt2img models", standalone_mode=False)
+        return int(said or 0)
     named = bool(arguments) and arguments[0] in COMMANDS
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
     function, epilog = COMMANDS[name]
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = _app(completion=not named)
     # More words than one prompt are no option's fault: generate says what to do about them.
     settings = {"allow_extra_args": name == "generate"}
-    app.command(epilog=epilog, context_settings=settings)(function)
+    kind = Configured if name == "generate" else None
+    app.command(epilog=epilog, context_settings=settings, cls=kind)(function)
     command = typer.main.get_command(app)
     shown_as = f"txt2img {name}" if named else "txt2img"
     return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
+
+
+def _app(completion: bool = False) -> typer.Typer:
+    """A plain application, with the options that install completions if wanted."""
+    return typer.Typer(
+        add_completion=completion, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+
+
+def _models() -> typer.Typer:
+    """The commands of `txt2img models`."""
+    app = _app()
+    app.callback()(models_help)
+    for verb, (function, epilog) in models.VERBS.items():
+        app.command(verb, epilog=epilog)(function)
+    return app
+
+
+def models_help() -> None:
+    """List, show, hash and pull models."""
+
+
+def _complete() -> int:
+    """Print what a shell may offer next, for the command that its line names first."""
+    from typer._completion_classes import completion_init
+
+    completion_init()
+    text = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    words = text.split()[1:]
+    app = _app()
+    if words and words[0] in (*COMMANDS, "models"):
+        app.callback()(models_help)
+        app.add_typer(_models(), name="models")
+        for name, (function, _) in COMMANDS.items():
+            app.command(name)(function)
+    else:
+        app.command()(generate.generate)
+    command = typer.main.get_command(app)
+    try:
+        command.main([], prog_name="txt2img", complete_var=COMPLETE, standalone_mode=False)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def _settle() -> None:

@@ -74,6 +74,10 @@ Retries = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say names, seeds and prompts; draw nothing.")
 ]
+KeepLatents = Annotated[
+    bool,
+    typer.Option("--keep-latents", help="Keep each picture's latent beside it, for decode."),
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 
 
@@ -91,6 +95,7 @@ class Batching:
     retries: Retries = None
     dry_run: DryRun = False
     no_progress: NoProgress = False
+    keep_latents: KeepLatents = False
 
     def check(self, out: str | None, overwrite: bool, json: bool) -> None:
         """Raise BadRequest for options that cannot be, or not together."""
@@ -104,6 +109,8 @@ class Batching:
             raise BadRequest("--zip goes with --sweep")
         if out == "-" and (json or self.resume or self.sweep):
             raise BadRequest("-o - writes one picture to standard output, and nothing else does")
+        if out == "-" and self.keep_latents:
+            raise BadRequest("--keep-latents needs files to be beside; name a folder with -o")
         _ = self.part, self.policy
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from txt2img.cli import options
+from txt2img.cli.likeness import Likeness
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, Lora, weight
@@ -18,18 +19,19 @@ _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Named:
-    """What the options for other files than the model's ask for."""
+class Named(Likeness):
+    """What the options for other files than the model's ask for, and for other programs' rules."""
 
     lora: options.Loras = None
     lora_dir: options.LoraFolders = None
     embedding: options.Embeddings = None
     embedding_dir: options.EmbeddingFolders = None
     vae: options.VAE = None
+    profile: options.Profile = None  # its options are read before: cli/configured.py
 
     def given(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""
-        values: dict[str, object] = {}
+        values = super().given()
         if self.lora:
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:

@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,12 @@ import typer
 
 from txt2img import output
 from txt2img.cli import options
+from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
+from txt2img.cli.precision import Precision
+from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
 from txt2img.cli.signals import STOP
@@ -25,6 +28,7 @@ from txt2img.request import Request
 
 if TYPE_CHECKING:
     from txt2img.batch import Event
+    from txt2img.latents import Shelf
     from txt2img.weights.load import Model
 
 EPILOG = """
@@ -49,7 +53,10 @@ Exit codes:
 Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Say what is in a picture or a weight file.
+  txt2img models VERB        List, show, hash and pull models.
+  txt2img replay FILE...     Draw pictures again, from what they say.
   txt2img verify FILE...     Draw pictures again and compare.
+  txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
 """
 FIELDS = (
@@ -70,6 +77,8 @@ class Order:
     where: tuple[str | None, str | None]  # device, dtype
     quiet: bool
     json: bool
+    tiling: str
+    low: bool
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -81,35 +90,21 @@ class Order:
 def generate(
     context: typer.Context,
     prompt: options.Prompt = None,
-    negative: options.Negative = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    steps: options.Steps = None,
-    cfg: options.Cfg = None,
-    seed: options.Seed = None,
-    count: options.Count = None,
-    sampler: options.SamplerName = None,
-    schedule: options.ScheduleName = None,
-    eta: options.Eta = None,
-    cfg_rescale: options.CfgRescale = None,
-    model: options.Model = None,
-    device: options.DeviceName = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = None,
-    out: options.OutputName = None,
-    overwrite: options.Overwrite = False,
+    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
     prompts_file: options.Prompts = None,
     picture: options.From = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
     version: options.Version = False,
-    named: Named = Named(),  # noqa: B008 - frozen; only its fields' defaults are used
+    named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
+    precision: Precision = Precision(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
     try:
-        batching.check(out, overwrite, json)
+        batching.check(asked.out, asked.overwrite, json)
+        precision.check()
         given = {**chosen(context), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), batching)
         code = carry_out(wish, batching, context, json)
@@ -136,6 +131,8 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
         (asked["device"], asked["dtype"]),
         asked["quiet"],
         json,
+        asked["vae_tiling"],
+        asked["low_memory"],
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -175,23 +172,24 @@ def rehearse(wish: Wish, order: Order) -> int:
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
+    from txt2img.batch import origin
     from txt2img.device import choose
-    from txt2img.pipeline import room_for
+    from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
 
-    device = choose(*order.where)
+    memory = Memory(order.tiling, order.low)
+    device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
-    model.wardrobe.library = wish.library
-    if wish.hash and wish.hash != model.hash:
-        other = f"Note: the picture's model has the hash {wish.hash}, this one {model.hash}"
-        wish.remarks.append(other)
+    model.memory, model.wardrobe.library = memory, wish.library
+    wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 
 
 def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     """Draw what is not there yet; gives the exit code."""
     from txt2img import batch
+    from txt2img.latents import Shelf
 
     batching, size = order.batching, order.batch_size
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
@@ -211,11 +209,21 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
         drawn: Drawn | None = {} if wish.sweep else None
-        events = batch.run(model, groups, order.target, batching.policy)
-        failed = follow(events, meter, order.json, drawn)
+        shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
+        stack.callback(tell_kept, shelf, bar)
+        events = batch.run(model, groups, order.target, batching.policy, shelf)
+        with closing(events):
+            failed = follow(events, meter, order.json, drawn)
         if drawn is not None:
             finish_sweep(wish, plan(), ledger, drawn, order)
     return SOME_FAILED if failed or failures else 0
+
+
+def tell_kept(shelf: "Shelf", bar: Bar) -> None:
+    """Say which latents have no picture yet, and how to get it."""
+    with bar.aside():
+        for line in shelf.remarks():
+            tell(line)
 
 
 def survey(
@@ -257,6 +265,8 @@ def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | N
                 STOP.finishing = True
             elif isinstance(event, batch.Step):
                 meter.show(event)
+            elif isinstance(event, batch.Told):
+                tell(event.line)
             elif isinstance(event, batch.Failed):
                 say_failed(event, json)
                 failed += 1

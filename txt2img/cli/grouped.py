@@ -16,12 +16,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     }
     hints = {n: get_type_hints(group, include_extras=True) for n, group in groups.items()}
     kind = Parameter.POSITIONAL_OR_KEYWORD
-    spread = [
-        Parameter(f.name, kind, default=f.default, annotation=hints[n][f.name])
-        for n, group in groups.items()
-        for f in fields(group)
-    ]
-    alone = [p for n, p in own.parameters.items() if n not in groups]
+    spread: list[Parameter] = []
+    for n, parameter in own.parameters.items():
+        if n not in groups:
+            spread.append(parameter)
+            continue
+        spread += [
+            Parameter(f.name, kind, default=f.default, annotation=hints[n][f.name])
+            for f in fields(groups[n])
+        ]
 
     def run(**given: object) -> None:
         made = {
@@ -30,6 +33,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         command(**given, **made)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {p.name: p.annotation for p in (*alone, *spread)}
-    vars(run)["__signature__"] = own.replace(parameters=[*alone, *spread])
+    run.__annotations__ = {p.name: p.annotation for p in spread}
+    vars(run)["__signature__"] = own.replace(parameters=spread)
     return run

@@ -24,7 +24,7 @@ Examples:
 """
 Files = Annotated[
     list[str],
-    typer.Argument(metavar="FILE", help="PNG pictures, .safetensors files, model folders."),
+    typer.Argument(metavar="FILE", help="Pictures, .safetensors files, model folders."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
 A1111 = Annotated[
@@ -47,7 +47,8 @@ def info(
             if a1111 or command:
                 say(as_command(Path(name)) if command else as_infotext(Path(name)))
                 continue
-            record = picture(Path(name)) if is_png(name) else weights(name)
+            kind = picture_kind(name)
+            record = picture(Path(name), kind) if kind else weights(name)
         except Txt2imgError as error:
             tell(f"Error: {error}")
             code = code or error.exit_code
@@ -58,10 +59,7 @@ def info(
         if said:
             say("")
         said += 1
-        say(f"{name}: {record['kind']}")
-        for key, value in record.items():
-            if key != "kind" and value:
-                say_field(key, value)
+        say_known(name, record)
     if code:
         raise typer.Exit(code)
 
@@ -69,7 +67,7 @@ def info(
 def as_infotext(path: Path) -> str:
     """A picture's record as A1111 writes it. BadFile, BadRequest."""
     found = png.read(path)
-    if "parameters" in found.texts:
+    if not found.texts.get("parameters", "{").startswith("{"):  # Fooocus' is JSON
         return found.texts["parameters"]
     request, origin = requested(path, found), found.origin
     return str(infotext.describe(request, origin.model, origin.hash, __version__))
@@ -80,15 +78,15 @@ def as_command(path: Path) -> str:
     return command_line(requested(path, png.read(path)))
 
 
-def is_png(name: str) -> bool:
-    """Whether it is a file that begins as PNG files do. BadFile if it cannot be read."""
+def picture_kind(name: str) -> str:
+    """Which kind of picture begins as the file does; empty if none. BadFile."""
     if name == "default" or Path(name).is_dir():
-        return False
+        return ""
     with open_regular(Path(name)) as file:
-        return file.read(len(png.SIGNATURE)) == png.SIGNATURE
+        return png.kind_of(file.read(png.HEAD))
 
 
-def picture(path: Path) -> dict[str, object]:
+def picture(path: Path, kind: str) -> dict[str, object]:
     """What a picture says of itself, in both forms."""
     found = png.read(path)
     texts = dict(found.texts)
@@ -98,9 +96,10 @@ def picture(path: Path) -> dict[str, object]:
     except ValueError:
         ours = ""  # a note says so
     return {
-        "kind": f"a PNG picture, {found.width}x{found.height}",
+        "kind": f"a {kind} picture, {found.width}x{found.height}",
         "parameters": parameters,
         "txt2img": ours,
+        "request": found.request.to_json() if found.request and not ours else "",
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(found.notes),
     }
@@ -125,6 +124,14 @@ def weights(name: str) -> dict[str, object]:
         "draws": f"{drawn.width}x{drawn.height}, {drawn.steps} steps, cfg {drawn.cfg:g}, "
         f"{drawn.sampler}, {drawn.schedule}",
     }
+
+
+def say_known(name: str, record: Mapping[str, object]) -> None:
+    """All that is known of a file, beginning with its kind."""
+    say(f"{name}: {record['kind']}")
+    for key, value in record.items():
+        if key != "kind" and value:
+            say_field(key, value)
 
 
 def say_field(key: str, value: object) -> None:

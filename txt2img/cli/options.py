@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from txt2img import __version__
+from txt2img.cli import complete
 from txt2img.cli.show import say
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
@@ -73,7 +74,17 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|PATH",
-        help="Model: default, a diffusers folder or a .safetensors file.",
+        autocompletion=complete.known_models,
+        help="Model: a name that txt2img models list shows, a folder or a file.",
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        autocompletion=complete.profiles,
+        help="Options of [profiles.NAME] in config.toml.",
     ),
 ]
 Width = Annotated[
@@ -122,10 +133,22 @@ Eta = Annotated[
     ),
 ]
 SamplerName = Annotated[
-    str | None, typer.Option("--sampler", metavar="NAME", help=f"One of {_names(Sampler)}.")
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        autocompletion=complete.samplers,
+        help=f"One of {_names(Sampler)}.",
+    ),
 ]
 ScheduleName = Annotated[
-    str | None, typer.Option("--schedule", metavar="NAME", help=f"One of {_names(Schedule)}.")
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        autocompletion=complete.schedules,
+        help=f"One of {_names(Schedule)}.",
+    ),
 ]
 Seed = Annotated[
     int | None,
@@ -179,11 +202,20 @@ From = Annotated[
 DeviceName = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="NAME", help="cuda, mps or cpu; the best there is if not given."
+        "--device",
+        metavar="NAME",
+        autocompletion=complete.devices,
+        help="cuda, mps or cpu; the best there is if not given.",
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        autocompletion=complete.dtypes,
+        help="Precision: float32, bf16 or fp16; or of single parts: unet=bf16,vae=fp32,text=fp32.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]
 Json = Annotated[

@@ -1,10 +1,11 @@
 """What a picture must say of itself, to be drawn again."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from txt2img import png
 from txt2img.errors import BadRequest
-from txt2img.escape import shown
+from txt2img.escape import escape, shown
 from txt2img.request import Request
 
 
@@ -21,7 +22,26 @@ def with_model(path: Path, found: png.Picture, chosen: str | None) -> Request:
     BadRequest unless that is `chosen`, or in the package.
     """
     request = requested(path, found)
+    check_model(path, request, chosen)
+    return request
+
+
+def check_model(path: Path, request: Request, chosen: str | None) -> None:
+    """Raise BadRequest unless the model to draw with is `chosen`, or in the package."""
     if chosen is None and request.model != "default":
         name = shown(request.model)
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
-    return request
+
+
+def changed(then: Iterable[png.Origin], now: png.Origin) -> list[str]:
+    """A remark for each thing that is not as it was when pictures were drawn, each said once."""
+    remarks = []
+    for made_by in then:
+        if made_by.hash and made_by.hash != now.hash:
+            hashes = f"{escape(made_by.hash)}, this one {now.hash}"
+            remarks.append(f"Note: the picture's model has the hash {hashes}")
+        for name, value in now.environment.items():
+            old = made_by.environment.get(name, value)
+            if old != value:
+                remarks.append(f"Note: {name} was {shown(old)}, now {value}; bytes may differ")
+    return list(dict.fromkeys(remarks))

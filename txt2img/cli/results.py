@@ -76,6 +76,13 @@ def say_failed(failed: "Failed", json: bool) -> None:
         say_record({"error": str(failed.error), "code": failed.error.exit_code, **about})
 
 
+def say_file_error(name: str, error: Txt2imgError, json: bool) -> None:
+    """What is wrong with one of the files that a command was given, which goes on without it."""
+    tell(f"Error: {error}")
+    if json:
+        say_record({"file": name, "error": str(error), "code": error.exit_code})
+
+
 def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
     """What went wrong, not with one picture."""
     if aloud:

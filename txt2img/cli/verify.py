@@ -7,7 +7,8 @@ import typer
 
 from txt2img.cli import options
 from txt2img.cli.recorded import with_model
-from txt2img.cli.show import progress, say, say_record, tell
+from txt2img.cli.results import say_file_error
+from txt2img.cli.show import progress, say, say_record
 from txt2img.errors import Txt2imgError
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def verify(
                 loaded, verdict = compared(name, model, (device, dtype), loaded)
             except Txt2imgError as error:
                 with bar.aside():
-                    tell(f"Error: {error}")
-                    if json:
-                        say_record({"file": name, "error": str(error), "code": error.exit_code})
+                    say_file_error(name, error, json)
                 code = code or error.exit_code
                 continue
             enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)

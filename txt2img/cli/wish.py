@@ -26,7 +26,7 @@ class Wish:
     requests: Iterable[Request]  # with seeds; they can be gone through again and again
     model: str
     library: Library  # where the files are that the requests name
-    hash: str = ""
+    made_by: list[png.Origin] = field(default_factory=list)  # pictures that are to be repeated
     remarks: list[str] = field(default_factory=list)
     wildcards: Wildcards | None = None
     sweep: Sweep | None = None
@@ -71,7 +71,12 @@ def wanted(
         raise BadRequest("a prompt and --prompts; give one of them")
     if not words and prompts_file is None and picture is None:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
-    base, remarks, recorded = repeated(picture, given) if picture else (Request(""), [], "")
+    base = Request("")
+    remarks: list[str] = []
+    made_by: list[png.Origin] = []
+    if picture:
+        base, remarks, recorded = repeated(picture, given)
+        made_by = [recorded]
     prompt = {"prompt": words[0], "template": ""} if words else {}
     base = Request.from_json({**base.to_json(), **given, **prompt})
     seeded = base.seeded()
@@ -80,7 +85,7 @@ def wanted(
         seeded = replace(seeded, template="")
         requests = source = prompts.source(prompts_file, sys.stdin.buffer, seeded)
         source.lenient = batching.policy.skip
-    wish = Wish(requests, base.model, library, recorded, remarks, lenient=batching.policy.skip)
+    wish = Wish(requests, base.model, library, made_by, remarks, lenient=batching.policy.skip)
     if batching.wildcards is not None:
         wish.wildcards = Wildcards(batching.wildcards)
     if batching.sweep:
@@ -89,13 +94,42 @@ def wanted(
     return wish
 
 
-def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], str]:
-    """The request that a picture carries, remarks, the hash of its model. BadFile, BadRequest."""
+def again(
+    pictures: Sequence[Path], given: Mapping[str, object], library: Library, batching: Batching
+) -> Wish:
+    """The wish for pictures as they say they were drawn, looked through once.
+
+    `given` replaces what they say. BadRequest, BadFile.
+    """
+    requests: list[Request] = []
+    remarks: list[str] = []
+    made_by: list[png.Origin] = []
+    for picture in pictures:
+        base, lines, origin = repeated(picture, given)
+        request = Request.from_json({**base.to_json(), **given}).seeded()
+        which = f" of {shown(str(picture))}" if len(pictures) > 1 else ""
+        lines += [] if base.seed is not None or "seed" in given else [f"seed {request.seed}{which}"]
+        remarks += [line.replace("Note:", f"Note{which}:", 1) for line in lines]
+        requests.append(request)
+        made_by.append(origin)
+    wish = Wish(
+        requests, requests[0].model, library, made_by, remarks, lenient=batching.policy.skip
+    )
+    if batching.wildcards is not None:
+        wish.wildcards = Wildcards(batching.wildcards)
+    if batching.sweep:
+        wish.requests = wish.sweep = Sweep(requests, batching.sweep, batching.zip)
+    _look_through(wish, None, batching)
+    return wish
+
+
+def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], png.Origin]:
+    """The request that a picture carries, remarks, what drew it. BadFile, BadRequest."""
     found = png.read(picture)
     chosen = given.get("model")
     request = with_model(picture, found, None if chosen is None else str(chosen))
     remarks = [f"Note: {line}" for line in found.notes]
-    return replace(request, count=1), remarks, found.origin.hash
+    return replace(request, count=1), remarks, found.origin
 
 
 def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:

@@ -1,6 +1,6 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ class Cond:
     pooled: Tensor | None = None  # (B, P)
     extra: Tensor | None = None  # sizes, (B, E)
     beside: Tensor | None = None  # more input channels, (B, C', H, W)
+    scale: Tensor | None = None  # of the guidance, less 1, for a network that is told it, (B,)
 
     def join(self, other: "Cond") -> "Cond":
         """Both as one batch, this one's first; a part that either lacks is left out."""
@@ -29,6 +30,7 @@ class Cond:
             cat(self.pooled, other.pooled),
             cat(self.extra, other.extra),
             cat(self.beside, other.beside),
+            cat(self.scale, other.scale),
         )
 
     def silent(self) -> "Cond":
@@ -37,13 +39,21 @@ class Cond:
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
     def to(self, dtype: torch.dtype) -> "Cond":
-        """The same in `dtype`, but for `extra`: sizes in pixels do not fit into bf16."""
+        """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels."""
         return Cond(
             self.tokens.to(dtype),
             None if self.pooled is None else self.pooled.to(dtype),
             self.extra,
             None if self.beside is None else self.beside.to(dtype),
+            self.scale,
         )
+
+    def at(self, device: torch.device) -> "Cond":
+        """The same on a device."""
+        parts = (self.tokens, self.pooled, self.extra, self.beside, self.scale)
+        tokens, *others = (None if part is None else part.to(device) for part in parts)
+        assert tokens is not None
+        return Cond(tokens, *others)
 
 
 def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -52,6 +62,23 @@ def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 CondAt = Callable[[Level], Cond]
+
+
+Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
+
+
+def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> CondAt:
+    """The condition of each level: the course's for the step that leaves it.
+
+    Levels between two are of the step that passes them. `late` changes come a step later.
+    """
+    ratios = [level.ratio for level in levels]
+
+    def at(level: Level) -> Cond:
+        step = max(sum(ratio >= level.ratio for ratio in ratios), 1) - late
+        return next((cond for until, cond in course if step <= until), course[-1][1])
+
+    return at
 
 
 class Network(Protocol):
@@ -71,13 +98,17 @@ class Predictor:
     network: Network
     process: Process
     prediction: Prediction
+    whole_times: bool = False  # the network is told the nearest whole time
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
         if not getattr(self.network, "shares", False):
             x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
         dtype = next(iter(self.network.parameters())).dtype
-        time = torch.full((len(x),), self.process.time(level), device=x.device)
+        clock = self.process.time(level)
+        if self.whole_times:
+            clock = float(round(clock))
+        time = torch.full((len(x),), clock, device=x.device)
         return self.network(x.to(dtype), time, cond.to(dtype)).float()
 
     def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
@@ -85,9 +116,11 @@ class Predictor:
         return self.prediction.x0(x, self.output(x, level, cond), level)
 
 
-def predictor(network: Network, process: Process, prediction: Prediction) -> Predictor:
+def predictor(
+    network: Network, process: Process, prediction: Prediction, whole_times: bool = False
+) -> Predictor:
     """The network as `(x, level, cond) → x0`."""
-    return Predictor(network, process, prediction)
+    return Predictor(network, process, prediction, whole_times)
 
 
 def guided(

@@ -7,14 +7,14 @@ may start at pure noise (ratio inf), where every formula here has its finite lim
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
 
 from txt2img.diffusion.guidance import Denoise
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas
 from txt2img.errors import BadRequest
 
 Noise = Callable[[], Tensor]  # fresh standard noise, (B, C, H, W) float32
@@ -236,6 +236,39 @@ def lcm(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> I
         yield State(step, x, x0)
 
 
+def tcd(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 0.3,
+    clock: Process | None = None,
+) -> Iterator[State]:
+    """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, §4.3).
+
+    Each step goes to 1 − eta of the next level's time on `clock`, and back to it by fresh noise;
+    eta, the paper's gamma, is 0 for DDIM and 1 for LCM. Without a clock times are the curve's own.
+    """
+    for step, (a, b) in pairs(levels):
+        x0 = denoise(x, a)
+        process = clock or usual(b.curve)
+        # Times are those of a table: whole, as in training.
+        early = process.level(math.floor((1 - eta) * process.time(b))) if b.sigma and eta else b
+        kept = b.alpha / early.alpha
+        x = kept * move(x, x0, a, early)
+        if early != b:
+            x = x + math.sqrt(max(b.sigma**2 - (kept * early.sigma) ** 2, 0.0)) * noise()
+        yield State(step, x, x0)
+
+
+@cache
+def usual(curve: str) -> Process:
+    """The process that most models on a curve were trained with."""
+    if curve == "flow":
+        return Flow()
+    return Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
+
+
 ETA_SAMPLERS: dict[str, Sampler] = {
     "ddpm": partial(euler, eta=1.0),
     "ddim": euler,
@@ -244,6 +277,7 @@ ETA_SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": dpmpp_2m,
     "dpm++2m_sde": partial(dpmpp_2m, eta=1.0),
     "dpm++sde": dpmpp_sde,
+    "tcd": tcd,
 }
 
 
@@ -271,3 +305,8 @@ SAMPLERS: dict[str, Sampler] = ETA_SAMPLERS | {
     "unipc": without_eta(unipc),
     "lcm": without_eta(lcm),
 }
+
+
+def sampler_on(name: str, clock: Process | None) -> Sampler:
+    """The sampler of that name for a model whose times are `clock`'s."""
+    return partial(tcd, clock=clock) if name == "tcd" else SAMPLERS[name]

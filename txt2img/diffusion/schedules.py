@@ -29,6 +29,17 @@ def leading(process: Process, steps: int) -> list[Level]:
     return ended([process.entry(i * stride + 1) for i in reversed(range(steps))])
 
 
+def strided(process: Process, steps: int) -> list[Level]:
+    """A1111's for DDIM (sd_samplers_timesteps.py): whole strides up to the table's end.
+
+    They stop at entry 1, so that `steps` is their number only nearly. BadRequest as leading.
+    """
+    stride = check(process, steps, "leading") // steps
+    top = process.steps - 1
+    levels = [process.entry(min(i + 1, top)) for i in reversed(range(0, process.steps, stride))]
+    return levels if len(levels) > 1 else ended(levels)
+
+
 def trailing(process: Process, steps: int) -> list[Level]:
     """Rounded strides of time that start at the noisiest entry (Lin et al. 2023, §3.3).
 

@@ -3,7 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
+from txt2img.compat import Reading
 from txt2img.diffusion.guidance import Cond
+from txt2img.errors import BadRequest
 from txt2img.extras import find_words
+from txt2img.prompt import spans
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+PLAIN = Reading("text")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -99,14 +103,49 @@ class Tokenizer:
         return units + [[index] for index in self.tokens(prompt[end:])]
 
     def chunks(self, prompt: str) -> list[list[int]]:
-        """The prompt in chunks of `length` ids, each begun, ended and padded; at least one."""
-        parts: list[list[int]] = [[]]
-        for unit in self.units(prompt):
-            if len(parts[-1]) + len(unit) > self.length - 2:
+        """A plain text in chunks of `length` ids, each begun, ended and padded; at least one."""
+        return [chunk.ids for chunk in self.read(prompt)]
+
+    def read(self, prompt: str, reading: Reading = PLAIN) -> list["Chunk"]:
+        """The same of a prompt that is read so, with its weights. BadRequest."""
+        parts: list[list[Token]] = [[]]
+        room = self.length - 2
+        comma = self.vocab.get(",</w>")
+        for span in spans(prompt, reading.grammar):
+            if span.fresh:
                 parts.append([])
-            parts[-1] += unit
-        chunks = [[self.bos_id, *part, self.eos_id] for part in parts]
-        return [chunk + [self.pad_id] * (self.length - len(chunk)) for chunk in chunks]
+            for unit in self.units(span.text):
+                if len(parts[-1]) + len(unit) > room:
+                    back = reading.backtrack if len(parts[-1]) == room else 0
+                    kept = held(parts[-1], comma, 0 if unit == [comma] else back)
+                    parts[-1], moved = parts[-1][:kept], parts[-1][kept:]
+                    parts.append(moved)
+                parts[-1] += [(index, span.weight) for index in unit]
+        return [self.chunk(part) for part in (parts[:1] if reading.cut else parts)]
+
+    def chunk(self, part: "list[Token]") -> "Chunk":
+        """Tokens as a chunk of its own."""
+        ids = [self.bos_id, *(index for index, _ in part), self.eos_id]
+        weights = [1.0, *(weight for _, weight in part), 1.0]
+        empty = self.length - len(ids)
+        return Chunk(ids + [self.pad_id] * empty, weights + [1.0] * empty)
+
+
+Token = tuple[int, float]  # id, weight
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the text encoder takes at once, and how much each token counts."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def held(part: list[Token], comma: int | None, backtrack: int) -> int:
+    """How many tokens a full chunk keeps: up to its last comma, if few enough come after it."""
+    after = next((i for i, (index, _) in enumerate(reversed(part)) if index == comma), backtrack)
+    return len(part) - after if after < backtrack else len(part)
 
 
 class TextEncoder(nn.Module):
@@ -142,37 +181,76 @@ class TextEncoder(nn.Module):
         """The states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
         return self.states(ids)[0]
 
-    def states(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same, and each text as a whole (N, P) where the model is told that: at its end."""
-        penultimate = self.config.penultimate
-        out = self.model(input_ids=ids, output_hidden_states=penultimate)
+    def states(self, ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """The same, and each text as a whole (N, P) where the model is told that: at its end.
+
+        `clip_skip` is A1111's count, where the tokens leave the last layer. BadRequest.
+        """
+        layers, penultimate = self.config.layers, self.config.penultimate
+        if clip_skip > layers:
+            raise BadRequest(
+                f"clip skip {clip_skip}: this model's text encoder has {layers} layers"
+            )
+        skips = clip_skip > 1 and not penultimate
+        out = self.model(input_ids=ids, output_hidden_states=penultimate or skips)
         tokens = out.hidden_states[-2] if penultimate else out.last_hidden_state
+        if skips:
+            tokens = self.last_norm(out.hidden_states[-clip_skip])
         if self.text_projection is None:
             return tokens, None
         rows = torch.arange(len(ids), device=ids.device)
         return tokens, self.text_projection(out.last_hidden_state[rows, self.ends(ids)])
 
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm after the last layer."""
+        named: Iterator[tuple[str, nn.Module]] = self.model.named_modules()
+        return next(module for name, module in named if name.endswith("final_layer_norm"))
+
     def ends(self, ids: Tensor) -> Tensor:
         """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
         return (ids == self.tokenizer.eos_id).int().argmax(dim=-1)
 
-    def chunks(self, prompt: str) -> int:
+    def chunks(self, prompt: str, reading: Reading = PLAIN) -> int:
         """How many chunks the prompt fills."""
-        return len(self.tokenizer.chunks(prompt))
+        return len(self.tokenizer.read(prompt, reading))
 
-    def encode(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
+    def encode(
+        self, prompts: Sequence[str], chunks: int | None = None, reading: Reading = PLAIN
+    ) -> Cond:
         """Conditions with tokens (B, chunks·L, D); shorter prompts end in empty chunks.
 
         Each chunk is encoded for itself, and no prompt is cut: `chunks` is at least the longest's.
         """
-        rows = [self.tokenizer.chunks(prompt) for prompt in prompts]
+        rows = [self.tokenizer.read(prompt, reading) for prompt in prompts]
         count = max(chunks or 1, *(len(row) for row in rows))
-        empty = self.tokenizer.chunks("")
-        rows = [row + empty * (count - len(row)) for row in rows]
-        ids = torch.tensor(rows, device=self.model.device)  # (B, chunks, L)
-        states, pooled = self.states(ids.flatten(0, 1))  # (B·chunks, L, D), (B·chunks, P)
+        empty = self.tokenizer.read("")
+        flat = [chunk for row in rows for chunk in row + empty * (count - len(row))]
+        ids = torch.tensor([chunk.ids for chunk in flat], device=self.model.device)
+        states, pooled = self.states(ids, reading.clip_skip)  # (B·chunks, L, D), (B·chunks, P)
+        weights = torch.tensor([chunk.weights for chunk in flat], device=ids.device)[..., None]
+        if bool((weights != 1).any()):
+            blank = torch.tensor([empty[0].ids], device=ids.device)
+            about = None
+            if reading.emphasis == "from_empty":
+                about = self.states(blank, reading.clip_skip)[0]
+            states = weighted(states, weights.to(states.dtype), about)
         tokens = states.unflatten(0, (len(rows), count)).flatten(1, 2)
         return Cond(tokens, None if pooled is None else pooled[::count])  # the first chunk's
+
+
+def weighted(states: Tensor, weights: Tensor, empty: Tensor | None) -> Tensor:
+    """States (N, L, D), each token's (N, L, 1) times as strong.
+
+    Away from the `empty` prompt's states (1, L, D) as in ComfyUI, or, where there are none, times
+    the weight, and then the chunk's mean brought back to what it was, as in A1111.
+    """
+    if empty is not None:
+        return empty + (states - empty) * weights
+    strong = states * weights
+    means = [x.mean((1, 2), keepdim=True) for x in (states, strong)]
+    touched = (weights != 1).any(1, keepdim=True)
+    return torch.where(touched, strong * (means[0] / means[1]), states)
 
 
 class TextEncoders(nn.Module):
@@ -187,15 +265,17 @@ class TextEncoders(nn.Module):
         """The encoders, each with its own tokenizer."""
         return tuple(part for part in self.parts if isinstance(part, TextEncoder))
 
-    def chunks(self, prompt: str) -> int:
+    def chunks(self, prompt: str, reading: Reading = PLAIN) -> int:
         """How many chunks the prompt fills in the encoder where it fills most."""
-        return max(encoder.chunks(prompt) for encoder in self.encoders)
+        return max(encoder.chunks(prompt, reading) for encoder in self.encoders)
 
-    def encode(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
+    def encode(
+        self, prompts: Sequence[str], chunks: int | None = None, reading: Reading = PLAIN
+    ) -> Cond:
         """Conditions with all encoders' tokens (B, chunks·L, D + D' …), the last's text as a whole.
 
         No prompt is cut: `chunks` is at least the longest's.
         """
-        count = max(chunks or 1, *(self.chunks(prompt) for prompt in prompts))
-        conds = [encoder.encode(prompts, count) for encoder in self.encoders]
+        count = max(chunks or 1, *(self.chunks(prompt, reading) for prompt in prompts))
+        conds = [encoder.encode(prompts, count, reading) for encoder in self.encoders]
         return Cond(torch.cat([cond.tokens for cond in conds], dim=-1), conds[-1].pooled)

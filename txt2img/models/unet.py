@@ -20,6 +20,7 @@ from txt2img.models.layers import (
     TimeEmbedding,
     Upsample,
     alongside,
+    scale_features,
     time_features,
 )
 
@@ -45,6 +46,7 @@ class UNetConfig:
     pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
     sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
     size_width: int = 256
+    scale_width: int = 0  # features of the guidance scale, where an LCM is told that
 
     @property
     def time_width(self) -> int:
@@ -210,7 +212,9 @@ class UNet(nn.Module):
         self.config = config
         levels = range(len(config.channels))
         self.conv_in = nn.Conv2d(config.in_channels, config.channels[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(config.channels[0], config.time_width)
+        self.time_embedding = TimeEmbedding(
+            config.channels[0], config.time_width, config.scale_width
+        )
         told = config.pooled + config.sizes * config.size_width
         self.add_embedding = TimeEmbedding(told, config.time_width) if told else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
@@ -225,13 +229,22 @@ class UNet(nn.Module):
         sizes = time_features(cond.extra.flatten(), self.config.size_width)  # (B·sizes, width)
         return torch.cat([cond.pooled.float(), sizes.view(len(cond.extra), -1)], dim=-1)
 
+    def scale(self, cond: Cond) -> Tensor | None:
+        """The features (B, scale_width) of how strongly an LCM is to be guided, if it is told."""
+        if not self.config.scale_width:
+            return None
+        assert cond.scale is not None
+        return scale_features(cond.scale, self.config.scale_width)
+
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W)."""
         tokens = cond.tokens.to(x.dtype)
         if self.add_embedding is not None:  # the time comes with the text as a whole
             x, time = alongside(x, tokens), alongside(time, tokens)
         features = time_features(time, self.config.channels[0])
-        clock = self.time_embedding(features.to(x.dtype))  # (B, 4·channels)
+        scale = self.scale(cond)
+        scale = None if scale is None else scale.to(x.dtype)
+        clock = self.time_embedding(features.to(x.dtype), scale)  # (B, 4·channels)
         if self.add_embedding is not None:
             clock = clock + self.add_embedding(self.told(cond).to(x.dtype))
         x = self.conv_in(x)

@@ -18,7 +18,7 @@ from txt2img.weights.families import (
     schedule_for,
     told_apart,
 )
-from txt2img.weights.fast import by_scheduler
+from txt2img.weights.fast import by_scheduler, told
 from txt2img.weights.values import (
     Config,
     blocks,
@@ -60,7 +60,6 @@ UNET_FIXED: Config = {
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
@@ -87,6 +86,7 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     process, prediction = _noise(configs["scheduler"])
     side = whole(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
     usual = by_scheduler(_usual(process, side, big), configs["scheduler"], name)
+    usual = told(usual) if network.scale_width else usual
     return checked(
         Family(
             name=named(network),
@@ -142,6 +142,7 @@ def _unet(config: Config, pooled: int) -> UNetConfig:
         pooled=pooled,
         sizes=sizes,
         size_width=size_width,
+        scale_width=_told_scale(config),
     )
 
 
@@ -153,6 +154,12 @@ def _sizes(config: Config, pooled: int) -> tuple[int, int]:
     width = whole(config, "addition_time_embed_dim", 256, 2, 4096)
     told = whole(config, "projection_class_embeddings_input_dim", 2816, 1, 65536)
     return width, (told - pooled) // width
+
+
+def _told_scale(config: Config) -> int:
+    """In how many features an LCM is told how strongly it is guided; 0 for other networks."""
+    told = config.get("time_cond_proj_dim") is not None
+    return whole(config, "time_cond_proj_dim", 256, 4, 4096) if told else 0
 
 
 def _middle(config: Config) -> str:

@@ -23,6 +23,7 @@ from txt2img.weights.families import (
     schedule_for,
     told_apart,
 )
+from txt2img.weights.fast import told as few_steps
 from txt2img.weights.files import Header, Stored, tensor
 from txt2img.weights.keymaps import (
     CLIP,
@@ -74,8 +75,16 @@ ROWS = (
         "a LoRA, which changes a model and is not one", ("lora_unet_", "lora_te_", "unet.down_blo")
     ),
     Row("a single network of a diffusers folder; give the folder", ("down_blocks.", "encoder.do")),
-    Row("a VAE alone", (f"{VAE}.", "encoder.down.", "decoder.up.")),
-    Row("a text encoder alone", ("text_model.", "embeddings.token_embedding")),
+    Row("a U-Net alone", ("input_blocks.", "time_embed.")),
+    Row(
+        "a VAE alone, which --vae takes beside a model",
+        (f"{VAE}.", "encoder.down.", "decoder.up."),
+    ),
+    Row("a tiny VAE (TAESD), which is not supported yet", ("decoder.layers.",)),
+    Row(
+        "a text encoder alone",
+        ("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
+    ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
 )
 
@@ -95,6 +104,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
     kind = prediction or _prediction(header, family)
     process = replace(family.process, zero_snr="ztsnr" in header.tensors)
     defaults = SD21.defaults if family is SD21_BASE and kind == "v" else family.defaults
+    defaults = replace(defaults, schedule=schedule_for(process))
     return checked(
         replace(
             family,
@@ -105,7 +115,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
             text_2=texts[1] if texts[1:] else None,
             process=process,
             prediction=kind,
-            defaults=replace(defaults, schedule=schedule_for(process)),
+            defaults=few_steps(defaults) if network.scale_width else defaults,
         )
     )
 
@@ -154,7 +164,7 @@ def _unet(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     depth, up_depth = _depths(down, attention), _depths(up, attention)
     first = _first_attention(tensors)
     told = _shape(tensors, "label_emb.0.0.weight", 2)[1] if pooled else 0
-    by_width = family.network.linear_projection
+    by_width, told_scale = family.network.linear_projection, "time_embed.cond_proj.weight"
     return UNetConfig(
         in_channels=inputs,
         out_channels=outputs,
@@ -169,6 +179,7 @@ def _unet(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
         linear_projection=len(_shape(tensors, f"{first}.proj_in.weight", None)) == 2,
         pooled=pooled,
         sizes=(told - pooled) // family.network.size_width,
+        scale_width=_shape(tensors, told_scale, 2)[1] if told_scale in tensors else 0,
     )
 
 

@@ -157,7 +157,7 @@ def named(network: UNetConfig) -> str:
     """What a network is known as, and what it is made for. Raises UnknownLayout."""
     if network.beside and network.beside not in NEEDS:
         raise UnknownLayout(special(network.in_channels, network.out_channels))
-    plain = replace(network, in_channels=network.out_channels)
+    plain = replace(network, in_channels=network.out_channels, scale_width=0)
     known = [name for name, other in NETWORKS.items() if other == plain]
     return " ".join([*(known or ["latent diffusion"]), *MADE_FOR.get(network.beside, "").split()])
 

@@ -6,7 +6,7 @@ copied by `read`, so that a file that shrinks meanwhile is an error, not a dead 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,12 +38,18 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+SCALED = "scaled_fp8"  # an empty tensor that says which 8-bit type a file has
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PICKLE = "a pickled checkpoint, which can run any code when it is opened and so is refused"
 CONVERT = "convert it to safetensors with a tool you trust, or download the .safetensors version"
 # How other things that end up under a model's name begin, and what to do about each.
 LOOKALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
-    ((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE, CONVERT),
+    (
+        (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        PICKLE,
+        CONVERT,
+    ),
     (
         (b"version https://git-lfs",),
         "a Git LFS pointer, not the weights themselves",
@@ -65,6 +71,7 @@ class Stored:
     start: int  # bytes from the file's beginning
     size: int  # bytes
     turned: bool = False  # a matrix of which `shape` says (rows, columns) the other way round
+    scale: "Stored | None" = None  # one number that all values are to be multiplied by
 
     def turn(self) -> "Stored":
         """The matrix with its two axes changed over."""
@@ -109,6 +116,12 @@ def component(folder: Path, stem: str) -> Header:
 
 
 def header(path: Path) -> Header:
+    """The checked header of one safetensors file, its scales folded in; raises as `_header`."""
+    whole = _header(path)
+    return replace(whole, tensors=_scaled(whole.tensors))
+
+
+def _header(path: Path) -> Header:
     """The checked header of one safetensors file. Raises BadFile, UnknownLayout."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -134,7 +147,7 @@ def sharded(index: Path) -> Header:
     table = content.get("weight_map")
     if not isinstance(table, dict) or not table:
         raise BadFile(f"{index.name}: no weight_map, so it is not the index of a sharded model")
-    headers = {name: header(index.parent / _base(index, name)) for name in _unique(table)}
+    headers = {name: _header(index.parent / _base(index, name)) for name in _unique(table)}
     for name, shard in table.items():
         if name not in headers[shard].tensors:
             raise MissingWeights(
@@ -148,18 +161,28 @@ def sharded(index: Path) -> Header:
                     f"{shard}: {shown(name, NAME_MAX)} is not in the index {index.name}"
                 )
             tensors[name] = stored
-    return Header({}, tensors)
+    return Header({}, _scaled(tensors))
 
 
 def read(
-    stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+    kept: Set[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """The tensors as finite floats of `dtype` on `device`, read in the file's order.
+
+    Those `kept` stay in the type that they are stored in, where it is the narrower one.
 
     Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
     """
     in_order = sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
-    return {name: _read(name, at, device, dtype) for name, at in in_order}
+
+    def kind(name: str, at: Stored) -> torch.dtype:
+        own = DTYPES[at.dtype]
+        return own if name in kept and own.itemsize < dtype.itemsize else dtype
+
+    return {name: _read(name, at, device, kind(name, at)) for name, at in in_order}
 
 
 def tensor(name: str, stored: Stored) -> Tensor:
@@ -242,6 +265,22 @@ def _check_ranges(where: str, tensors: dict[str, Stored], base: int, size: int) 
         raise BadFile(f"{where}: {size - end:,} bytes too many at the end; {FETCH}")
 
 
+def _scaled(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """The tensors, each 8-bit weight with the factor that is stored beside it, as ComfyUI does.
+
+    The factors of what goes into a layer serve arithmetic in 8 bits alone, and are left out.
+    """
+    made = dict(tensors)
+    for name, scale in tensors.items():
+        weight = name.removesuffix("scale_weight") + "weight"
+        if not name.endswith(".scale_weight") or weight not in tensors:
+            continue
+        if tensors[weight].dtype in EIGHT_BITS and math.prod(scale.shape) == 1:
+            made[weight] = replace(tensors[weight], scale=made.pop(name))
+            made.pop(name.removesuffix("scale_weight") + "scale_input", None)
+    return {name: stored for name, stored in made.items() if name.split(".")[-1] != SCALED}
+
+
 def _unique(table: dict[str, object]) -> list[str]:
     """The shards' names, each once."""
     return list(
@@ -263,6 +302,8 @@ def _read(name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -
     where = f"{stored.path.name}: {shown(name, NAME_MAX)}"
     if not value.is_floating_point():
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
+    if stored.scale is not None:
+        value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
     cast = value.to(device=device, dtype=dtype)
     if not _finite(cast):
         if _finite(value.float()):
@@ -275,5 +316,5 @@ def _finite(value: Tensor) -> bool:
     """Whether no value is NaN or infinite: both show in the least and the greatest."""
     if not value.numel():
         return True
-    low, high = torch.aminmax(value)
+    low, high = torch.aminmax(value.float() if value.dtype.itemsize == 1 else value)
     return math.isfinite(low.item()) and math.isfinite(high.item())

@@ -3,14 +3,26 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from txt2img.disk import open_regular, publish
 
+BLOCK = 2**22  # bytes
+
 
 def sha256(path: Path, start: int = 0) -> str:
-    """The SHA-256 (64 hex digits) of a file from the byte `start` on.
+    """The SHA-256 (64 hex digits) of a file from the byte `start` on."""
+    reading = hashing(path, start)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return str(end.value)
+
+
+def hashing(path: Path, start: int = 0) -> Generator[tuple[int, int], None, str]:
+    """The same, giving now and then how many bytes of how many are read.
 
     It is kept in the user's cache by place, size and time.
     """
@@ -22,9 +34,19 @@ def sha256(path: Path, start: int = 0) -> str:
         if (known := _recall(kept)) is not None:
             return known
         file.seek(start)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        running = hashlib.sha256()
+        while block := file.read(BLOCK):
+            running.update(block)
+            yield file.tell() - start, was.st_size - start
+        digest = running.hexdigest()
     _remember(kept, digest)
     return digest
+
+
+def tensors_start(path: Path) -> int:
+    """Where a safetensors file's tensors begin: LoRAs are told apart by the hash from there on."""
+    with open_regular(path) as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def model_hash(paths: Sequence[Path]) -> str:

@@ -1,6 +1,5 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,16 +13,24 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.memory import Memory
+from txt2img.models.lean import slim
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.weights import detect, files, vocabulary
+from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import model_hash
 from txt2img.weights.other_vae import open_vae
-from txt2img.weights.parts import Part, bare, folder_parts, listed, original_parts
+from txt2img.weights.parts import (
+    Part,
+    bare,
+    folder_parts,
+    listed,
+    original_parts,
+)
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
@@ -32,10 +39,13 @@ Network = TypeVar("Network", bound=nn.Module)
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PIPELINES = tuple(
-    f"StableDiffusion{kind}Pipeline"
-    for size in ("", "XL")
-    for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
+PIPELINES = (
+    *(
+        f"StableDiffusion{kind}Pipeline"
+        for size in ("", "XL")
+        for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
+    ),
+    "LatentConsistencyModelPipeline",
 )
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
@@ -51,6 +61,7 @@ class Model:
     vae: VAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)
@@ -101,16 +112,18 @@ def load(
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
-    return Model(plan.name, model_hash(plan.weights), family, network, vae, text, wardrobe)
+    memory = Memory(low=device.low)
+    hashed = model_hash(plan.weights)
+    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
 
 
-def summary(name_or_path: str, prediction: str | None = None) -> Summary:
-    """What a model is, read from its headers; raises as `load` does."""
+def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
+    """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
     plan = _plan(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
-        hash=model_hash(plan.weights),
+        hash=model_hash(plan.weights) if hashed else "",
         layout=plan.layout,
         family=plan.family,
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
@@ -120,29 +133,29 @@ def summary(name_or_path: str, prediction: str | None = None) -> Summary:
     )
 
 
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
+    single = path.is_file() and not path.name.endswith(".index.json")
+    return (path,) if single else _plan(str(path), None).weights
+
+
 def _plan(name_or_path: str, prediction: str | None) -> Plan:
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
-    path = _find(name_or_path)
+    path = find(name_or_path)
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
     return plan
 
 
-def _find(name_or_path: str) -> Path:
-    """Where a model is on this machine. Raises ModelNotFound."""
+def find(name_or_path: str) -> Path:
+    """Where a model is on this machine. Raises ModelNotFound, BadRequest."""
     if name_or_path == "default":
         if not (DEFAULT / "unet").is_dir():
             raise ModelNotFound("the default model is not in this installation; install it again")
         return DEFAULT
-    path = os.path.expanduser(name_or_path)
-    if not os.path.exists(path):
-        raise ModelNotFound(
-            f"no model {shown(name_or_path)}: give 'default', a diffusers folder or a .safetensors "
-            "file; nothing is fetched from the network, so download it first"
-        )
-    return Path(path)
+    return places.find(name_or_path)
 
 
 def _plan_file(path: Path, prediction: str | None) -> Plan:
@@ -151,7 +164,9 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     header = files.sharded(path) if index else files.header(path)
     family = detect.detect(header, prediction)
     name = path.name.split(".safetensors")[0]
-    told = f"{name} {header.metadata.get('modelspec.title', '')}"
+    title = header.metadata.get("modelspec.title", "")
+    # A network that is told the guidance scale is known as an LCM whatever its name.
+    told = "" if family.network.scale_width else f"{name} {title}"
     return Plan(
         name=name,
         layout="original",
@@ -224,7 +239,9 @@ def _filled(build: Callable[[], Network], component: str, plan: Plan, device: De
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check(component, part, {bare(name): shape for name, shape in shapes.items()})
     theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    read = files.read(theirs, device.torch_device, device.dtype)
+    slimmed = slim(network) if device.low else set()
+    kept = {part.theirs(bare(name)) for name in slimmed}
+    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
     state = {name: read[part.theirs(bare(name))] for name in shapes}
     network.load_state_dict(state, strict=True, assign=True)
     _number_positions(network, device.torch_device)

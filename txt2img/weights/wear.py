@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from txt2img.errors import MissingWeights
+from txt2img.errors import BadRequest, MissingWeights
 from txt2img.extras import Embedding, Lora, OtherVAE
 from txt2img.library import Library
 from txt2img.models.text import TextEncoder
@@ -78,6 +78,11 @@ def wear(model: "Model", request: Request) -> None:
 
 
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
+    if model.memory.low:
+        raise BadRequest(
+            "--low-memory keeps weights as they are stored, where a LoRA cannot be merged exactly; "
+            "leave out one of the two"
+        )
     wardrobe = model.wardrobe
     path = wardrobe.library.lora(lora.name)
     if lora.name not in wardrobe.adapters:

@@ -1,0 +1,88 @@
+"""txt2img models: list, show, path and hash, and what shells complete."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command
+
+
+@pytest.fixture
+def lora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of models with one file, which is no model."""
+    for name in ("DATA", "CONFIG", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name))
+    monkeypatch.setenv("TXT2IMG_MODELS", str(folder / "own"))
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = folder / "own/style.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
+    return path
+
+
+def test_list_says_what_is_there(lora: Path, command: Command) -> None:
+    rows = [json.loads(line) for line in command("models", "list", "--json").out.splitlines()]
+    assert [(row["name"], bool(row["family"])) for row in rows] == [
+        ("default", True),
+        ("style", False),
+    ]
+    assert rows[1]["path"] == str(lora) and rows[1]["size"] == lora.stat().st_size
+
+
+def test_hashes_are_those_of_other_programs(lora: Path, command: Command) -> None:
+    content = lora.read_bytes()
+    whole, rest = hashlib.sha256(content).hexdigest(), hashlib.sha256(content[-4:]).hexdigest()
+    outcome = command("models", "hash", "style")
+    assert outcome.out.split("\t") == [whole[:10], rest[:12], whole, "style\n"]
+    assert outcome.err == ""
+    assert command("models", "hash", "style").out == outcome.out  # from the cache
+
+
+def test_path_and_show(lora: Path, command: Command) -> None:
+    assert command("models", "path", "style").out == f"{lora}\n"
+    shown = json.loads(command("models", "show", "default", "--json").out)
+    assert shown["layout"] == "diffusers" and Path(shown["path"]).is_dir()
+    assert command("models", "show", "nope").code == 1
+    assert command("models", "shwo", "nope").code == 2
+
+
+def test_a_prompt_may_be_called_models(command: Command) -> None:
+    outcome = command("generate", "models", "--dry-run", "--seed", "1")
+    assert outcome.code == 0 and outcome.out.endswith("models\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("txt2img a --model sty", {"style"}),
+        ("txt2img a --sampler he", {"heun"}),
+        ("txt2img a --dtype ", {"float32", "bf16", "fp16"}),
+        ("txt2img models pull sdxl-", {"sdxl-turbo", "sdxl-refiner"}),
+        ("txt2img models pa", {"path"}),
+        ("txt2img models show sty", {"style"}),
+        ("txt2img generate a --profile f", set()),
+    ],
+)
+def test_shells_are_offered_words_without_torch(
+    lora: Path, monkeypatch: pytest.MonkeyPatch, line: str, offered: set[str]
+) -> None:
+    monkeypatch.setenv("TXT2IMG_CONFIG", "broken" if "profile" in line else "")
+    code = (
+        "import sys; from txt2img.cli import app; app.run([]); "
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    asked = {
+        "_TXT2IMG_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) == offered
+    assert done.stderr == "False\n"

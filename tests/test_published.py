@@ -1,0 +1,122 @@
+"""Published models' complete key lists map one to one onto our modules, from headers alone."""
+
+import json
+import struct
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+
+import published
+import pytest
+import tiny
+import torch
+from published import Shapes
+from torch import nn
+
+from txt2img.models.text import TextConfig, TextEncoder
+from txt2img.models.unet import UNet, UNetConfig
+from txt2img.models.vae import VAE, VAEConfig
+from txt2img.weights import keymaps
+from txt2img.weights.configs import from_configs
+from txt2img.weights.families import Family
+from txt2img.weights.load import Plan, _check, _plan
+from txt2img.weights.parts import bare
+from txt2img.weights.vocabulary import shipped
+
+MODELS = list(published.MODELS)
+NAMES = {
+    "sd15": "Stable Diffusion 1",
+    "sd21": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+    "refiner": "Stable Diffusion XL refiner",
+    "ssd-1b": "SSD-1B",
+    "vega": "Segmind Vega",
+    "bk-sdm-base": "distilled Stable Diffusion 1 (base)",
+    "bk-sdm-small": "distilled Stable Diffusion 1 (small)",
+    "bk-sdm-tiny": "distilled Stable Diffusion 1 (tiny)",
+    "sd15-inpainting": "Stable Diffusion 1 inpainting",
+    "instruct-pix2pix": "Stable Diffusion 1 pix2pix",
+    "lcm-dreamshaper": "Stable Diffusion 1",
+}
+
+
+def hollow(path: Path, shapes: Shapes) -> Path:
+    """A safetensors file with a header as of half-precision weights, and a hole for them."""
+    rows, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * prod(shape)
+        rows[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(rows).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def hollow_folder(folder: Path, model: str) -> Path:
+    """A diffusers folder with all configs and no weights behind the headers."""
+    for component, config in published.configs(model).items():
+        (folder / component).mkdir()
+        name = "scheduler_config" if component == "scheduler" else "config"
+        (folder / component / f"{name}.json").write_text(json.dumps(config))
+    for component, shapes in published.folder_keys(model).items():
+        stem = "model" if component.startswith("text") else "diffusion_pytorch_model"
+        hollow(folder / component / f"{stem}.safetensors", shapes)
+    for component, text in published.MODELS[model].texts.items():
+        pad = "<|endoftext|>" if text == "clip-l" else "!"
+        tiny.write_tokenizer(
+            folder / component.replace("text_encoder", "tokenizer"), shipped(77, pad)
+        )
+    return folder
+
+
+@cache
+def module_shapes(kind: type[nn.Module], config: UNetConfig | VAEConfig | TextConfig) -> Shapes:
+    build = (
+        partial(kind, config, shipped(77, "!")) if kind is TextEncoder else partial(kind, config)
+    )
+    with torch.device("meta"):
+        return {bare(name): tuple(v.shape) for name, v in build().state_dict().items()}
+
+
+def wanted(family: Family) -> list[Shapes]:
+    """What our own modules hold, in the order of a plan's parts."""
+    texts = [module_shapes(TextEncoder, text) for text in family.texts]
+    return [module_shapes(UNet, family.network), module_shapes(VAE, family.vae), *texts]
+
+
+def matched(plan: Plan) -> None:
+    """Every tensor of the plan has its module's name and shape, and none is left over."""
+    for (component, part), shapes in zip(plan.parts.items(), wanted(plan.family), strict=True):
+        _check(component, part, shapes)
+        assert {name: stored.shape for name, stored in part.tensors.items()} == shapes
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_single_file_is_planned_from_its_header(model: str, tmp_path: Path) -> None:
+    path = hollow(tmp_path / f"{model}.safetensors", published.file_keys(model))
+    plan = _plan(str(path), None)
+    assert plan.family.name == NAMES[model]
+    matched(plan)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_folder_is_planned_from_its_headers(model: str, tmp_path: Path) -> None:
+    plan = _plan(str(hollow_folder(tmp_path, model)), None)
+    assert plan.family.name == NAMES[model]
+    matched(plan)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_both_layouts_give_the_same_network(model: str) -> None:
+    network = from_configs(published.configs(model)).network
+    table = keymaps.unet_from_ldm(network)
+    mapped = {
+        keymaps.rename(name, table): shape
+        for name, shape in published.shapes(f"original-unet-{model}").items()
+    }
+    assert mapped == published.shapes(f"unet-{model}")
+
+
+def test_the_lists_are_small() -> None:
+    assert sum(path.stat().st_size for path in published.KEYS.glob("*.txt")) < 2**20

@@ -1,0 +1,134 @@
+"""txt2img decode: make the pictures of latents that were kept when a run ended before it could."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from txt2img import output
+from txt2img.cli import options
+from txt2img.cli.extras import NONE
+from txt2img.cli.recorded import check_model
+from txt2img.cli.results import say_file_error
+from txt2img.cli.show import progress, say_path, say_record
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
+from txt2img.escape import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from txt2img.latents import Latent
+    from txt2img.weights.load import Model
+
+EPILOG = """
+\b
+Examples:
+  txt2img decode .txt2img-*.latent
+  txt2img decode x-1.latent --model models/sd15.safetensors -o again.png
+"""
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Latents that a run has kept.")]
+
+
+def decode(
+    files: Files,
+    model: options.Model = None,
+    vae: options.VAE = None,
+    device: options.DeviceName = None,
+    dtype: options.Dtype = None,
+    out: options.OutputName = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make the pictures of kept latents. Prints the path of each; a hidden latent then goes."""
+    code = 0
+    loaded: dict[str, Model] = {}
+    with progress(not quiet, "loading") as bar:
+        for i, name in enumerate(files):
+            bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
+            try:
+                latent = opened(Path(name), model, vae)
+                wanted = model or latent.request.model
+                if wanted not in loaded:
+                    loaded[wanted] = load_model(wanted, vae, (device, dtype))
+                path = made(
+                    Path(name), latent, loaded[wanted], target(name, out, overwrite, files), i + 1
+                )
+            except Txt2imgError as error:
+                with bar.aside():
+                    say_file_error(name, error, json)
+                code = code or error.exit_code
+                continue
+            with bar.aside():
+                if json:
+                    say_record({"file": name, "path": str(path), "step": latent.step})
+                else:
+                    say_path(path)
+    if code:
+        raise typer.Exit(code)
+
+
+def opened(path: Path, model: str | None, vae: str | None) -> "Latent":
+    """A kept latent, if it is said what decodes it. BadFile, BadRequest."""
+    from txt2img.latents import read
+
+    latent = read(path)
+    check_model(path, latent.request, model)
+    if vae is None and (own := latent.request.vae) is not None:
+        its = shown(own.name)
+        raise BadRequest(f"{shown(str(path))} was drawn with the VAE {its}; give its --vae")
+    return latent
+
+
+def load_model(name: str, vae: str | None, where: tuple[str | None, str | None]) -> "Model":
+    """The model that decodes. Txt2imgError."""
+    from txt2img.device import choose
+    from txt2img.weights.load import load
+
+    return load(name, choose(*where), vae_path=None if vae == NONE else vae)
+
+
+def target(name: str, out: str | None, overwrite: bool, files: list[str]) -> output.Output:
+    """Where a picture goes: beside its latent unless it is said. BadRequest."""
+    if out is not None:
+        return output.parse(out, len(files) > 1, overwrite)
+    return output.Output(Path(name).parent, "", overwrite=overwrite)
+
+
+def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index: int) -> Path:
+    """Write the picture of a latent, the `index`-th of all; gives its path. Txt2imgError."""
+    from txt2img import pipeline, png
+    from txt2img.batch import origin
+
+    request = latent.request
+    if tuple(latent.x.shape) != pipeline.latent_shape(model, request):
+        raise BadFile(f"{shown(str(path))} is of another shape than this model's latents")
+    device = next(model.network.parameters()).device
+    [picture] = pipeline.decode(model, latent.x[None].to(device))
+    if latent.whole:
+        by = latent.origin if latent.origin.hash == model.hash else origin(model)
+        data = png.encode(picture, request, by, latent.first_seed)
+    else:
+        data = unfinished(picture, latent)
+    name = latent.name if not to.pattern else to.name(request, index)
+    if not latent.whole and not to.pattern:
+        name = f"{Path(name).stem}-step{latent.step}.png"
+    with to:
+        written = to.write_as(data, name)
+    if path.name.startswith(".txt2img-"):
+        path.unlink(missing_ok=True)
+    return written
+
+
+def unfinished(picture: "Image.Image", latent: "Latent") -> bytes:
+    """A PNG file that says it is not what its request makes, so that no batch takes it for that."""
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    request = latent.request
+    comment = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
+    texts.add_itxt("Comment", comment)
+    file = BytesIO()
+    picture.save(file, "png", pnginfo=texts)
+    return file.getvalue()
