@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img import quick
 from txt2img.compat import rules, unit, whole_times
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
@@ -24,7 +25,6 @@ from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.memory import CPU, free, is_short, placed, room_for
-from txt2img.models import prepared
 from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
@@ -78,8 +78,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
     wear(model, first)
-    prepared.prepare(model.network)
-    prepared.prepare(model.vae)
+    quick.network(model, first, latent)
 
     # 2. Prompts → conditions, the two of a picture in equally many chunks.
     with room_for("the prompts"):
@@ -96,9 +95,9 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
 
     def look(part: slice, together: bool = True) -> Denoise:
         positive, negative = side(part, 0), side(part, 1)
-        told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, positive, negative, scale, together, rescale)
+        itself = model.family.network.scale_width  # such a network guides itself
+        scale = 1.0 if itself else first.cfg or 0.0
+        return guided(predict, positive, negative, scale, together, first.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]

@@ -16,7 +16,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def alongside(x: Tensor, other: Tensor) -> Tensor:
     """x (B, …) again and again, as often as it goes into the batch of `other`, N·B: (N·B, …)."""
     times = len(other) // len(x)
-    return x if times == 1 else x.repeat(times, *(1,) * (x.dim() - 1))
+    return x if times == 1 else torch.cat([x] * times)  # keeps the layout in memory
 
 
 def time_features(time: Tensor, width: int) -> Tensor:
