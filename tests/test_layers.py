@@ -48,7 +48,6 @@ HOMES = {
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
     "tokenizers": ("models/text.py", "weights/", "train/"),
-    "transformers": ("models/text.py",),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.

@@ -8,7 +8,7 @@ import typer
 
 from txt2img import output
 from txt2img.cli import options
-from txt2img.cli.extras import NONE
+from txt2img.cli.extras import NONE, found
 from txt2img.cli.recorded import check_model
 from txt2img.cli.results import say_file_error
 from txt2img.cli.show import progress, say_path, say_record
@@ -86,7 +86,8 @@ def load_model(name: str, vae: str | None, where: tuple[str | None, str | None])
     from txt2img.device import choose
     from txt2img.weights.load import load
 
-    return load(name, choose(*where), vae_path=None if vae == NONE else vae)
+    path = None if vae in (None, NONE) else found("--vae", vae)
+    return load(name, choose(*where), vae_path=path)
 
 
 def target(name: str, out: str | None, overwrite: bool, files: list[str]) -> output.Output:

@@ -176,12 +176,17 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
+    from txt2img.weights.stages import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
+        library = wish.library
+        model = load(wish.model, device, vae_path=library.vae, others=library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
+    if wish.library.refiner is not None:
+        with room_for("the refiner"):
+            add_refiner(model, wish.library.refiner, device)
     wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 

@@ -1,6 +1,7 @@
 """What a run of drawing says: each picture when it is written, what fails, how far it is."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from txt2img.cli.show import Bar, rate, say_path, say_record, tell
@@ -32,6 +33,7 @@ def described(request: Request) -> dict[str, object]:
     templates = {
         name: text for name in ("template", "negative_template") if (text := getattr(request, name))
     }
+    second, switch = request.refiner, request.refiner_switch
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -42,6 +44,7 @@ def described(request: Request) -> dict[str, object]:
         "cfg": request.cfg,
         "sampler": request.sampler,
         "schedule": request.schedule,
+        **({} if second is None else {"refiner": {**asdict(second), "switch": switch}}),
     }
 
 

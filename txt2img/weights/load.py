@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.library import OtherParts
 from txt2img.memory import Memory
-from txt2img.models.lean import slim
+from txt2img.models.lean import lean_weights, slim
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -23,6 +24,7 @@ from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import model_hash
+from txt2img.weights.other_parts import open_texts, open_unet
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
@@ -34,8 +36,12 @@ from txt2img.weights.parts import (
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
+if TYPE_CHECKING:
+    from txt2img.weights.stages import SecondStage
+
 Network = TypeVar("Network", bound=nn.Module)
 
+OWN_PARTS = OtherParts()
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -62,6 +68,8 @@ class Model:
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
+    second: "SecondStage | None" = None  # a refiner, for the last steps
+    plan: "Plan | None" = None  # where its weights come from
 
 
 @dataclass(frozen=True)
@@ -91,35 +99,57 @@ class Summary:
 
 
 def load(
-    name_or_path: str, device: Device, prediction: str | None = None, vae_path: str | None = None
+    name_or_path: str,
+    device: Device,
+    prediction: str | None = None,
+    vae_path: str | None = None,
+    others: OtherParts = OWN_PARTS,
 ) -> Model:
     """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 
+    `others` in place of its own networks make another model of it, with a hash of all files.
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction, others)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
+    vae = _made(lambda: VAE(plan.family.vae), "vae", plan, device)
+    _fill(vae, "vae", plan, device)
+    model = without_weights(plan, device, vae)
+    model.wardrobe.vae = None if other is None else other.record
+    fill(model, device)
+    return model
+
+
+def without_weights(plan: Plan, device: Device, vae: VAE) -> Model:
+    """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
     family = plan.family
-    network = _filled(lambda: UNet(family.network), "unet", plan, device)
-    vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
+    network = _made(lambda: UNet(family.network), "unet", plan, device)
     encoders = [
-        _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
+        _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    wardrobe = Wardrobe(vae=None if other is None else other.record)
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
-    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+    return Model(plan.name, hashed, family, network, vae, text, Wardrobe(), memory, plan=plan)
+
+
+def fill(model: Model, device: Device) -> None:
+    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile."""
+    plan = model.plan
+    assert plan is not None
+    _fill(model.network, "unet", plan, device)
+    for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
+        _fill(encoder, component, plan, device)
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
     """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
@@ -136,17 +166,31 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
     single = path.is_file() and not path.name.endswith(".index.json")
-    return (path,) if single else _plan(str(path), None).weights
+    return (path,) if single else planned(str(path)).weights
 
 
-def _plan(name_or_path: str, prediction: str | None) -> Plan:
+def planned(
+    name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
+) -> Plan:
+    """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find(name_or_path)
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan
+    return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+
+
+def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:
+    """The plan with other networks in it."""
+    if others.unet is not None:
+        found = open_unet(others.unet, plan.family, prediction)
+        parts = plan.parts | found.parts
+        plan = replace(plan, name=found.name, family=found.family, parts=parts)
+    parts = plan.parts | open_texts(others.texts, plan.family)
+    paths = [stored.path for part in parts.values() for stored in part.tensors.values()]
+    return replace(plan, parts=parts, weights=tuple(dict.fromkeys(paths)))
 
 
 def find(name_or_path: str) -> Path:
@@ -173,7 +217,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad)
+            component: vocabulary.shipped(text.length, pad, text.vocab)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,
@@ -231,21 +275,27 @@ def _config(path: Path) -> Config:
     return disk.read_json(path)
 
 
-def _filled(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
-    """A network with its weights: built without memory, compared with the headers, then read."""
-    part = plan.parts[component]
+def _made(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
+    """A network that takes no memory yet, compared with the headers."""
     with torch.device("meta"):
         network = build()
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    _check(component, part, {bare(name): shape for name, shape in shapes.items()})
-    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    slimmed = slim(network) if device.low else set()
-    kept = {part.theirs(bare(name)) for name in slimmed}
-    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
-    state = {name: read[part.theirs(bare(name))] for name in shapes}
-    network.load_state_dict(state, strict=True, assign=True)
-    _number_positions(network, device.torch_device)
+    shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
+    _check(component, plan.parts[component], shapes)
+    if device.low:
+        slim(network)
     return network.eval().requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _fill(network: nn.Module, component: str, plan: Plan, device: Device) -> None:
+    """Read a network's weights."""
+    part = plan.parts[component]
+    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
+    kept = {part.theirs(bare(name)) for name in lean_weights(network)}
+    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
+    state = {name: read[part.theirs(bare(name))] for name in network.state_dict()}
+    network.load_state_dict(state, strict=True, assign=True)
+    network.requires_grad_(False)
 
 
 def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -261,12 +311,3 @@ def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) ->
         if (got := part.tensors[name].shape) != shape:
             what = shown(part.theirs(name), files.NAME_MAX)
             raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
-
-
-def _number_positions(network: nn.Module, device: torch.device) -> None:
-    """Give CLIP's position numbers their values: a buffer that no file holds."""
-    for name, buffer in network.named_buffers():
-        if buffer.is_meta:
-            owner, _, attribute = name.rpartition(".")
-            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            setattr(network.get_submodule(owner), attribute, numbers)

@@ -50,20 +50,22 @@ def open_vae(name: str, own: VAEConfig) -> Found:
 
 
 def _file(path: Path, own: VAEConfig) -> Found:
-    """A single file, alone or within a whole model; it says no scale, so the model's is kept."""
+    """A single file in either layout, alone or within a whole model.
+
+    It says no scale, so the model's is kept.
+    """
     tensors: Mapping[str, Stored] = files.header(path).tensors
     prefix = f"{keymaps.VAE}." if any(n.startswith(f"{keymaps.VAE}.") for n in tensors) else ""
     if prefix:
         tensors = keymaps.below(tensors, keymaps.VAE)
     kept = {n: s for n, s in tensors.items() if keymaps.rename(n, LEFTOVERS) is not None}
-    if any(name.startswith("decoder.up_blocks.") for name in kept):
-        raise UnknownLayout(f"{path.name} is a VAE of a diffusers folder; give the folder")
     if "decoder.conv_in.weight" not in kept:
         some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
         raise UnknownLayout(f"{path.name} is no VAE: it holds {some}")
-    config = detect.vae_config(kept, own.scaling)
+    theirs = any(name.startswith("decoder.up_blocks.") for name in kept)
+    config = (detect.vae_of_diffusers if theirs else detect.vae_config)(kept, own.scaling)
     config = replace(config, shift=own.shift, groups=own.groups)
-    table = keymaps.vae_from_ldm(config)
+    table = keymaps.vae_from_old_diffusers() if theirs else keymaps.vae_from_ldm(config)
     back = keymaps.backwards(table)
     return Found(
         OtherVAE(path.name, model_hash((path,))),
