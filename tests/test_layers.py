@@ -16,7 +16,7 @@ ROWS = (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
-        *("comfy.py", "exif.py", "foreign.py", "room.py"),
+        *("comfy.py", "exif.py", "foreign.py", "room.py", "interval.py"),
     ),
     ("device.py", "memory.py", "diffusion/"),
     ("models/",),

@@ -64,6 +64,8 @@ def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 CondAt = Callable[[Level], Cond]
 
 
+Scale = float | Callable[[Level], float]  # of the guidance: one for all levels, or each its own
+
 Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
 
 
@@ -127,43 +129,43 @@ def guided(
     predict: Predictor,
     positive: CondAt,
     negative: CondAt,
-    scale: float,
+    scale: Scale,
     together: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
 
-    One pass of 2B a look, two of B when not `together`, one of B when scale is 1. It is done on
-    the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
+    One pass of 2B a look, two of B when not `together`, one of B where the scale is 1. It is done
+    on the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
     """
-
     both = paired(negative, positive)
 
     def look(x: Tensor, level: Level) -> Tensor:
         """The two outputs, each (B, C, H, W), mixed, as x0."""
+        times = scale(level) if callable(scale) else scale
+        if times == 1:
+            return predict(x, level, positive(level))
         if together:
             away, towards = predict.output(x, level, both(level)).chunk(2)
         else:
             away = predict.output(x, level, negative(level))
             towards = predict.output(x, level, positive(level))
-        out = away + scale * (towards - away)
+        out = away + times * (towards - away)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
 
-    if scale == 1:
-        return lambda x, level: predict(x, level, positive(level))
     return look
 
 
 def paired(first: CondAt, second: CondAt) -> CondAt:
     """Both as one batch, the same object while both are: networks keep what they made of it."""
-    last: tuple[Cond, Cond, Cond] | None = None
+    made: dict[tuple[int, int], tuple[Cond, Cond, Cond]] = {}
 
     def at(level: Level) -> Cond:
-        nonlocal last
         a, b = first(level), second(level)
-        if last is None or last[0] is not a or last[1] is not b:
-            last = a, b, a.join(b)
-        return last[2]
+        key = id(a), id(b)  # no other's: both are kept
+        if key not in made:
+            made[key] = a, b, a.join(b)
+        return made[key][2]
 
     return at
 
