@@ -149,7 +149,7 @@ def test_the_doubt_is_told(draw: Command, other: AutoencoderTiny, folder: Path) 
 
 def test_it_is_no_model(command: Command, other: AutoencoderTiny, folder: Path) -> None:
     for write in (as_decoder, as_diffusers_file):
-        refused(command("x", "-m", str(write(other, folder))), 1, "TAESD, which is for --vae")
+        refused(command("x", "-m", str(write(other, folder))), 1, "(TAESD), which --vae takes")
 
 
 def encoder_alone(state: State) -> None:

@@ -85,7 +85,7 @@ ROWS = (
         "a VAE alone, which --vae takes beside a model",
         (f"{VAE}.", "encoder.down", "decoder.up"),
     ),
-    Row("a tiny VAE (TAESD), which is not supported yet", ("decoder.layers.",)),
+    Row("a tiny VAE (TAESD), which --vae takes beside a model", ("decoder.layers.", "3.conv.0.")),
     Row(
         "a text encoder alone, which --text-encoder takes beside a model",
         (
@@ -94,7 +94,6 @@ ROWS = (
         ),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
-    Row("a TAESD, which is for --vae and --preview-vae", ("decoder.layers.", "3.conv.0.")),
 )
 
 
