@@ -198,7 +198,7 @@ def test_a_drawn_seed_cannot_be_resumed(draw: Command) -> None:
 
 FORTY = 40
 MOMENTS = 10
-SLOWEST_SECONDS = 60.0  # until a process of a batch listens to signals
+SLOWEST_SECONDS = 600.0  # until a process of a batch listens to signals
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from txt2img import __version__, formats, png, sheet
+from txt2img import __version__, formats, frames, png, sheet
 from txt2img.batch import origin
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
@@ -44,7 +44,10 @@ def described(path: Path) -> png.Picture:
 
 
 def pictures(name: str) -> list[str]:
-    """The picture of that name, or those in the folder but for sheets. BadFile, BadRequest."""
+    """The picture of that name, or all in that folder but for sheets and steps.
+
+    BadFile, BadRequest.
+    """
     if not Path(name).is_dir():
         return [name]
     try:
@@ -52,7 +55,7 @@ def pictures(name: str) -> list[str]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BadFile(f"cannot read {shown(name)}: {reason}") from error
-    found = [str(path) for path in entries if formats.of(path.name) and not _is_sheet(path)]
+    found = [str(path) for path in entries if formats.of(path.name) and not _is_beside(path)]
     if not found:
         raise BadRequest(f"{shown(name)} has no pictures")
     return found
@@ -100,10 +103,10 @@ def _check(path: Path, found: png.Picture, then: Image.Image, loses: str, lossy:
         raise BadFile(f"{name} was changed: its two texts do not say the same")
 
 
-def _is_sheet(path: Path) -> bool:
-    """Whether a picture is a sweep's sheet; what cannot be read is none."""
+def _is_beside(path: Path) -> bool:
+    """Whether a picture is a sheet, a step or an animation; what cannot be read is none."""
     try:
-        return sheet.SHEET in png.read(path).texts
+        return not {sheet.SHEET, frames.MARK}.isdisjoint(png.read(path).texts)
     except BadFile:
         return False
 

@@ -19,8 +19,9 @@ from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
 from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
+from txt2img.cli.show import Bar, progress, say_record, say_row, tell
 from txt2img.cli.signals import STOP
+from txt2img.cli.sweeping import finish_sweep
 from txt2img.cli.viewer import viewer_of
 from txt2img.cli.viewing import Viewing
 from txt2img.cli.warming import Warming
@@ -183,7 +184,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
     from txt2img.weights.kept import KEEPER
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.refiner import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
@@ -213,6 +214,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     def plan() -> Iterator[Item]:
         return launch.found().mine(shard())
 
+    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         meter = survey(plan(), ledger, wish, order, bar)
@@ -226,7 +228,6 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
         events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)
@@ -304,26 +305,3 @@ def follow(
         if not left:
             STOP.finished()
     return failed
-
-
-def finish_sweep(
-    wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: launched.Drawn, order: Order
-) -> None:
-    """Write a sweep's sheet and table, and say where they are."""
-    from txt2img import sheet
-
-    if order.batching.part != (1, 1):
-        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
-        return
-    cells = []
-    for item in plan:
-        before = ledger and ledger.done(item)
-        known = drawn.get(item.index) or (before and (before, item.request.seed))
-        if known:
-            cells.append((known[0], replace(item.request, seed=known[1])))
-    assert wish.sweep is not None
-    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
-        if order.json:
-            say_record({"path": str(path), "pictures": len(cells)})
-        else:
-            say_path(path)

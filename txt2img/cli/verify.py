@@ -91,7 +91,7 @@ def load_with(name: str, where: tuple[str | None, str | None], library: Library)
     """The model with all that goes beside it. Txt2imgError."""
     from txt2img.device import choose
     from txt2img.weights.load import load
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.refiner import add_refiner
 
     device = choose(*where)
     model = load(name, device, vae_path=library.vae, others=library.parts)

@@ -77,11 +77,12 @@ def form(model: "Model") -> Key:
 
 def state(path: Path) -> Key:
     """What tells whether a model's files are as they were: names, sizes, times, places on disk."""
+    full = Path(os.path.abspath(path))
     known = []
-    for file in sorted(_files(path)):
+    for file in sorted(_files(full)):
         about = file.stat()
         known.append((str(file), about.st_size, about.st_mtime_ns, about.st_ino))
-    return (os.path.abspath(path), *known)
+    return (str(full), *known)
 
 
 def _files(path: Path) -> Iterable[Path]:
