@@ -49,9 +49,7 @@ KINDS = {
     "image_encoder": [None, None],
 }
 LAYOUTS = [(name, layout) for name in FAMILIES for layout in ("folder", "file")]
-REQUEST = Request(
-    "a red apple", "blurry", "m", 64, 64, 3, 7.5, None, seed=5, schedule=Schedule.LEADING
-)
+REQUEST = Request("a red apple", "blurry", "m", 64, 64, 3, 7.5, seed=5, schedule=Schedule.LEADING)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,9 @@ from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
     bare,
+    check,
+    check_size,
     folder_parts,
-    listed,
     original_parts,
 )
 from txt2img.weights.tiny_vae import doubts
@@ -130,6 +131,7 @@ def load(
 def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
     """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
     family = plan.family
+    check_size(family.network, plan.parts["unet"])
     network = _made(lambda: UNet(family.network), "unet", plan, device)
     encoders = [
         _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
@@ -299,7 +301,7 @@ def _made(build: Callable[[], Network], component: str, plan: Plan, device: Devi
     with torch.device("meta"):
         network = build()
     shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
-    _check(component, plan.parts[component], shapes)
+    check(component, plan.parts[component], shapes)
     if device.low:
         slim(network)
     return network.eval().requires_grad_(False)
@@ -315,18 +317,3 @@ def _fill(network: nn.Module, component: str, plan: Plan, device: Device) -> Non
     state = {name: read[part.theirs(bare(name))] for name in network.state_dict()}
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)
-
-
-def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Every tensor must be there, in its shape, and no other. Raises MissingWeights."""
-    missing = [part.theirs(name) for name in wanted if name not in part.tensors]
-    extra = [part.theirs(name) for name in part.tensors if name not in wanted]
-    if missing:
-        also = f"; unknown are {listed(extra)}" if extra else ""
-        raise MissingWeights(f"{component}: {listed(missing)} missing{also}; download it again")
-    if extra:
-        raise MissingWeights(f"{component}: {listed(extra)} unknown to this architecture")
-    for name, shape in wanted.items():
-        if (got := part.tensors[name].shape) != shape:
-            what = shown(part.theirs(name), files.NAME_MAX)
-            raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
