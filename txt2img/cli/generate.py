@@ -145,7 +145,7 @@ def carry_out(
         json,
         asked["vae_tiling"],
         asked["low_memory"],
-        viewing,
+        viewing if launch.found().first else replace(viewing, preview=None),
     )
     if batching.dry_run:
         return rehearse(wish, order) if launch.found().first else 0
