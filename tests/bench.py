@@ -2,7 +2,7 @@
 
     python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
     python tests/bench.py --full         its exact size, at 256×256 and 512×512
-    python tests/bench.py --only start   one part: network, vae, start, cold
+    python tests/bench.py --only start   one part: network, vae, start, cold, warm
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
 """
@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import bench_warm
 import torch
 from torch import Tensor
 
-PARTS = ("network", "vae", "start", "cold")
+PARTS = ("network", "vae", "start", "cold", "warm")
 SD15 = (320, 640, 1280, 1280)
 SD15_VAE = (128, 256, 512, 512)
 CFG = 7.5
@@ -58,16 +59,19 @@ class Result:
 
 
 def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
     """Both medians, seconds; the two take turns in who begins, after one uncounted round."""
     seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for turn in range(rounds + 1):
         for work in (ours, theirs) if turn % 2 else (theirs, ours):
-            start = time.perf_counter()
+            start = clock()
             work()
             if turn:
-                seconds[work].append(time.perf_counter() - start)
+                seconds[work].append(clock() - start)
     return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
 
 
@@ -77,9 +81,12 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
 
 
 def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Give our network diffusers' random weights: the names are the same."""
+    """Give our network diffusers' random weights, and prepare it as for drawing."""
+    from txt2img.models import prepared
+
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval()
+    prepared.prepare(mine)
     other.eval()
 
 
@@ -185,6 +192,12 @@ def cold(rounds: int) -> Result:
         return Result("default model, cold start to picture", *in_turns(ours, theirs, rounds))
 
 
+def warm(rounds: int) -> Iterator[Result]:
+    """The default model by a call that loads it and by one that finds it loaded."""
+    for name, seconds in bench_warm.figures(rounds).items():
+        yield Result(name, seconds)
+
+
 def results(options: argparse.Namespace) -> Iterator[Result]:
     """The chosen parts, one result at a time."""
     sizes = (256, 512) if options.full else (256,)
@@ -202,6 +215,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             yield cold(min(options.rounds, 3))
         else:
             print("no default model here: its cold start is left out", file=sys.stderr)
+    if "warm" in parts and (DEFAULT / "model_index.json").exists():
+        yield from warm(min(options.rounds, 3))
 
 
 def row(result: Result) -> str:

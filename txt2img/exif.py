@@ -22,7 +22,6 @@ JPEG_MAX = 65_533  # bytes of EXIF data in a JPEG, which has it in one segment
 UTF16 = b"UNICODE\0"
 ENCODINGS = {UTF16: "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
 FINE = 90  # JPEG's quality from which colours are kept at full size
-STEP = "txt2img-step"  # what a step or an animation says of itself, of which picture it is
 
 
 def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
@@ -32,7 +31,6 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
             exif = image.getexif()
             held = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
             history = exif.get(ExifTags.Base.ImageHistory, b"")
-            caption = exif.get(ExifTags.Base.ImageDescription, "")
             comment = image.info.get("comment", b"")
             size = image.size
     except UnidentifiedImageError:
@@ -45,8 +43,6 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
         # JSON is another program's, unless we wrote it; all else is A1111's text.
         other = said.startswith("{") and not texts
         texts["UserComment" if other else "parameters"] = said
-    if isinstance(caption, str) and caption.startswith(f'{{"{STEP}":'):
-        texts[STEP] = caption[:TEXT_MAX]  # an animation of ours
     if isinstance(comment, bytes) and comment.startswith(b"parameters\0"):
         # The way of stable-diffusion.cpp.
         _, _, text = comment[:TEXT_MAX].partition(b"\0")

@@ -20,7 +20,7 @@ from txt2img.errors import BadFile
 from txt2img.png import Origin
 from txt2img.request import Request
 
-MARK = exif.STEP
+MARK = "txt2img-step"  # what such a file says of itself, of which picture it is
 FORMAT = 1  # of the record
 KINDS = ("webp", "gif", "png")
 SECONDS = 3.0  # all steps of an animation take about so long
@@ -48,7 +48,7 @@ def animation(frames: Sequence[Image.Image], kind: str, said: str) -> bytes:
     steps = max(len(frames) - 1, 1)
     shown = min(max(round(1000 * SECONDS / steps), SHOWN[0]), SHOWN[1])
     ways: dict[str, dict[str, object]] = {
-        "webp": {"exif": _exif(said), "quality": 90},
+        "webp": {"exif": exif.described({MARK: said}), "quality": 90},
         "gif": {"comment": said.encode()},
         "png": {"pnginfo": _texts(said)},
     }
@@ -81,9 +81,9 @@ def marked(path: Path) -> bool:
     """Whether a file is a step's or an animation, by what it says of itself."""
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
-            held = image.getexif().get(ExifTags.Base.ImageDescription, "")
+            held = exif.more_texts(image.getexif().get(ExifTags.Base.ImageHistory))
             comment = image.info.get("comment", b"")
-            return MARK in image.info or f'{{"{MARK}":' in f"{held}{comment!r}"
+            return MARK in image.info or MARK in held or f'{{"{MARK}":' in repr(comment)
     except (BadFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
@@ -115,9 +115,3 @@ def _texts(said: str) -> PngInfo:
     texts = PngInfo()
     texts.add_text(MARK, said)
     return texts
-
-
-def _exif(said: str) -> bytes:
-    held = Image.Exif()
-    held[ExifTags.Base.ImageDescription] = said
-    return held.tobytes()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img import quick
 from txt2img.compat import rules, unit, whole_times
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
@@ -21,6 +22,7 @@ from txt2img.diffusion.guidance import (
     CondAt,
     Course,
     Denoise,
+    Scale,
     guided,
     in_turn,
     over_time,
@@ -37,7 +39,7 @@ from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
-from txt2img.weights.stages import alone, by_turns, its_turn, take_turn
+from txt2img.weights.refiner import alone, by_turns, its_turn, take_turn
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
@@ -87,6 +89,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
     wear(model, first)
+    quick.network(model, first, latent)
 
     # 2. Prompts → conditions, the two of a picture in equally many chunks.
     with room_for("the prompts"):
@@ -100,12 +103,11 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     found = rules(first)
     kind = PREDICTIONS[model.family.prediction]
     predict = predictor(model.network, process, kind, whole_times(found, first))
+    scale = strength(model.family, first, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
         positive, negative = side(part, 0), side(part, 1)
-        told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, positive, negative, scale, together, rescale)
+        return guided(predict, positive, negative, scale, together, first.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -118,6 +120,25 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def strength(family: Family, request: Request, process: Process) -> Scale:
+    """How strongly each level is guided; where not at all, by 1.
+
+    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval": at much noise guidance
+    costs variety, at little it does nothing.
+    """
+    scale, interval = request.cfg or 0.0, request.cfg_interval
+    if family.network.scale_width:  # such a network guides itself
+        return 1.0
+    if interval is None:
+        return scale
+
+    def at(level: Level) -> float:
+        part = 1 - process.time(level) / (process.steps - 1)
+        return scale if min(max(part, 0.0), 1.0) in interval else 1.0
+
+    return at
 
 
 def staged(model: Model, requests: Sequence[Request]) -> Job:

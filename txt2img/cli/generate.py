@@ -24,6 +24,7 @@ from txt2img.cli.signals import STOP
 from txt2img.cli.sweeping import finish_sweep
 from txt2img.cli.viewer import viewer_of
 from txt2img.cli.viewing import Viewing
+from txt2img.cli.warming import Warming
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
@@ -60,6 +61,7 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
 """
 FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
@@ -101,23 +103,29 @@ def generate(
     named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
-    filed: Filed = Filed(),  # noqa: B008 - as above
     viewing: Viewing = Viewing(),  # noqa: B008 - as above
+    filed: Filed = Filed(),  # noqa: B008 - as above
+    warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
-    words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
         viewing.check(asked.out, asked.overwrite)
+        warming.check()
         given = {**chosen(context), **named.given()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, filed, context, json, viewing)
+        wish = wanted(said(context), prompts_file, picture, given, named.library(), batching)
+        raise typer.Exit(carry_out(wish, batching, filed, viewing, context, json))
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
         raise
-    raise typer.Exit(code)
+
+
+def said(context: typer.Context) -> list[str]:
+    """The words that belong to no option: one prompt, or more than can be."""
+    prompt = context.params["prompt"]
+    return [*([] if prompt is None else [prompt]), *context.args]
 
 
 def chosen(context: typer.Context) -> dict[str, object]:
@@ -130,9 +138,9 @@ def carry_out(
     wish: Wish,
     batching: Batching,
     filed: Filed,
+    viewing: Viewing,
     context: typer.Context,
     json: bool,
-    viewing: Viewing,
 ) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked = context.params
@@ -175,14 +183,14 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.batch import origin
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
-    from txt2img.weights.load import load
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.kept import KEEPER
+    from txt2img.weights.refiner import add_refiner
 
     memory = Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         library = wish.library
-        model = load(wish.model, device, vae_path=library.vae, others=library.parts)
+        model = KEEPER.load(wish.model, device, library.vae, library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
     if wish.library.refiner is not None:
         with room_for("the refiner"):
@@ -206,6 +214,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     def plan() -> Iterator[Item]:
         return launch.found().mine(shard())
 
+    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         meter = survey(plan(), ledger, wish, order, bar)
@@ -219,7 +228,6 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
         events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)

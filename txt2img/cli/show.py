@@ -176,7 +176,9 @@ def _write(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails again
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)  # or the interpreter's last flush fails again
+        os.close(nothing)
         if isinstance(error, BrokenPipeError):
             raise StdoutGone from error
         reason = (error.strerror or str(error)).lower()

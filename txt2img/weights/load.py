@@ -13,7 +13,7 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.library import OtherParts
+from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.memory import Memory
 from txt2img.models.lean import lean_weights, slim
 from txt2img.models.taesd import AnyVAE, vae_of
@@ -33,15 +33,15 @@ from txt2img.weights.parts import (
     listed,
     original_parts,
 )
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
 if TYPE_CHECKING:
-    from txt2img.weights.stages import SecondStage
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
-OWN_PARTS = OtherParts()
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -120,7 +120,9 @@ def load(
     vae = _made(lambda: vae_of(shape), "vae", plan, device)
     _fill(vae, "vae", plan, device)
     model = without_weights(plan, device, vae)
-    model.wardrobe.vae = None if other is None else other.record
+    if other is not None:
+        model.wardrobe.vae = other.record
+        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
@@ -149,13 +151,14 @@ def fill(model: Model, device: Device) -> None:
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that is and as precise.
+    """Another VAE beside a model's own, where that is and as precise; doubts go to the notes.
 
     Raises as `open_vae` and `load` do.
     """
     weight = next(model.vae.parameters())
     device = Device(weight.device, weight.dtype)
     other = open_vae(name, model.family.vae)
+    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)
