@@ -175,6 +175,25 @@ def test_processes_that_cannot_meet_need_a_seed(
     assert outcome.code == 2 and "a launch needs the seed to be known" in outcome.err
 
 
+def test_a_rehearsal_is_said_by_the_first_process(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        outcome: Outcome = command("x", "--seed", "1", "--count", "3", "--dry-run")
+        said.append((outcome.code, outcome.out.count("\n"), outcome.err))
+    assert said == [(0, 3, ""), (0, 0, "")]
+
+
+def test_what_cannot_be_said_ends_a_run_and_costs_no_picture(line: Line) -> None:
+    process = doomed.start((*line, "-o", "new/"), "/dev/full")
+    process.join()
+    assert process.exitcode == 1
+    assert sound("new") == len(left("new")) == 1
+
+
 def test_pictures_that_are_there_are_told(
     line: Line, whole: dict[str, bytes], command: Command
 ) -> None:
