@@ -153,7 +153,7 @@ def carry_out(
         json,
         asked["vae_tiling"],
         asked["low_memory"],
-        viewing,
+        viewing if launch.found().first else replace(viewing, preview=None),
     )
     if batching.dry_run:
         return rehearse(wish, order) if launch.found().first else 0
@@ -225,6 +225,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
             for error in failures if launch.found().first else ():
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
+        stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img import launch
-from txt2img.cli import options
+from txt2img.cli import launched, options
 from txt2img.cli.extras import OtherFiles
 from txt2img.cli.grouped import grouped
 from txt2img.cli.recorded import with_model
@@ -83,7 +83,7 @@ def verify(
                 tell_verdict(name, verdict, json)
     if len(names) > 1 and not quiet:
         tell(", ".join(f"{count} {word}" for word, count in counts.items()))
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 
