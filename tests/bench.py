@@ -27,6 +27,7 @@ PARTS = ("network", "vae", "start", "cold")
 SD15 = (320, 640, 1280, 1280)
 SD15_VAE = (128, 256, 512, 512)
 CFG = 7.5
+LOOKS = 30  # steps that a prepared network is made for
 COLUMNS = "{:42} {:>9} {:>10} {:>6} {:>11}"
 PROMPT = "red apple, 3d emoji"
 DEFAULT = Path(__file__).parent.parent / "txt2img" / "weights" / "default"
@@ -85,7 +86,7 @@ def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
 
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval()
-    prepared.prepare(mine)
+    prepared.prepare(mine, prepared.Plan(looks=LOOKS))
     other.eval()
 
 
