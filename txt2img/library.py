@@ -21,6 +21,9 @@ class OtherParts:
     texts: tuple[str, ...] = ()
 
 
+OWN_PARTS = OtherParts()
+
+
 @dataclass(frozen=True)
 class Library:
     """Files by the names that requests call them; a file given by itself comes before folders."""
@@ -31,7 +34,7 @@ class Library:
     embedding_folders: tuple[Path, ...] = ()
     vae: str | None = None  # where the VAE is that is used in place of the model's own
     refiner: str | None = None  # where the model is that draws the last steps
-    parts: OtherParts = OtherParts()
+    parts: OtherParts = OWN_PARTS
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
 
     def lora(self, name: str) -> Path:

@@ -39,7 +39,7 @@ from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
-from txt2img.weights.stages import alone, by_turns, its_turn, take_turn
+from txt2img.weights.refiner import alone, by_turns, its_turn, take_turn
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"

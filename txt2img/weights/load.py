@@ -13,12 +13,12 @@ from txt2img import disk
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.library import OtherParts
+from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.memory import Memory
 from txt2img.models.lean import lean_weights, slim
+from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
-from txt2img.models.vae import VAE
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
@@ -33,15 +33,15 @@ from txt2img.weights.parts import (
     listed,
     original_parts,
 )
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
 if TYPE_CHECKING:
-    from txt2img.weights.stages import SecondStage
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
-OWN_PARTS = OtherParts()
 DEFAULT = Path(__file__).with_name("default")
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -64,7 +64,7 @@ class Model:
     hash: str  # ten hex digits that tell its weights from others'
     family: Family
     network: UNet
-    vae: VAE
+    vae: AnyVAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
@@ -115,16 +115,19 @@ def load(
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
-        plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
-    vae = _made(lambda: VAE(plan.family.vae), "vae", plan, device)
+        plan = replace(plan, parts=parts)
+    shape = plan.family.vae if other is None else other.config
+    vae = _made(lambda: vae_of(shape), "vae", plan, device)
     _fill(vae, "vae", plan, device)
     model = without_weights(plan, device, vae)
-    model.wardrobe.vae = None if other is None else other.record
+    if other is not None:
+        model.wardrobe.vae = other.record
+        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
 
-def without_weights(plan: Plan, device: Device, vae: VAE) -> Model:
+def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
     """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
     family = plan.family
     network = _made(lambda: UNet(family.network), "unet", plan, device)
@@ -145,6 +148,22 @@ def fill(model: Model, device: Device) -> None:
     _fill(model.network, "unet", plan, device)
     for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
         _fill(encoder, component, plan, device)
+
+
+def load_vae(name: str, model: Model) -> AnyVAE:
+    """Another VAE beside a model's own, where that is and as precise; doubts go to the notes.
+
+    Raises as `open_vae` and `load` do.
+    """
+    weight = next(model.vae.parameters())
+    device = Device(weight.device, weight.dtype)
+    other = open_vae(name, model.family.vae)
+    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
+    parts = {"vae": Part(other.tensors, other.theirs)}
+    plan = Plan(other.record.name, "", model.family, parts, {}, ())
+    vae = _made(lambda: vae_of(other.config), "vae", plan, device)
+    _fill(vae, "vae", plan, device)
+    return vae
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:

@@ -84,6 +84,13 @@ def wear(model: "Model", request: Request) -> None:
         raise
 
 
+def undress(model: "Model") -> None:
+    """Make the model as if just loaded: nothing worn, no file of an earlier run remembered."""
+    _take_off_loras(model)
+    _forget(model)
+    model.wardrobe = Wardrobe(vae=model.wardrobe.vae)
+
+
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
     if model.memory.low:
         raise BadRequest(
