@@ -26,6 +26,7 @@ MODEL ?= default
 SHEET := tests/pictures/sheet.png
 PARTS := scheduler text_encoder tokenizer unet vae
 ARGS ?=
+BENCH ?= bench.json
 export PROMPT
 
 PY := $(VENV)/bin/python
@@ -48,8 +49,8 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
 
-bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size)
-	@$(PY) tests/bench.py --json bench.json $(ARGS)
+bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size)
+	@$(PY) tests/bench.py --json "$(BENCH)" $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) tests/test_readme.py

@@ -16,20 +16,15 @@ ROWS = (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
-<<<<<<< HEAD
-        *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py"),
-=======
-        *("comfy.py", "exif.py", "foreign.py", "room.py", "interval.py"),
->>>>>>> speed
+        *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
     ),
     ("device.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-<<<<<<< HEAD
-    ("decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py", "verify.py"),
-=======
-    ("quick.py", "decoding.py", "pipeline.py", "latents.py", "batch.py", "verify.py"),
->>>>>>> speed
+    (
+        *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
+        "verify.py",
+    ),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),

@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry_run", "no_warm")
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-<<<<<<< HEAD
-    *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner"),
-    *("unet", "text_encoder"),
-=======
     *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
->>>>>>> speed
+    *("unet", "text_encoder"),
 )
 
 
