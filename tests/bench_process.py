@@ -18,8 +18,7 @@ CFG = 5.0
 SEED = 42
 PROMPT = "red apple, 3d emoji"
 FIGURES = ("import", "load", "first picture", "later picture", "memory")
-LOOP_STEPS = 1000
-LOOP_SIDE = 64  # pixels: the smallest picture there is
+LOOP_STEPS = 200
 
 HEAD = """
 import json, resource, sys, time
@@ -54,7 +53,8 @@ THEIRS = """
 import torch
 from diffusers import StableDiffusionPipeline
 mark()
-pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+pipe = StableDiffusionPipeline.from_pretrained(
+    folder, safety_checker=None, torch_dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 side = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 mark()
@@ -103,7 +103,10 @@ def medians(runs: list[Run]) -> dict[str, float]:
 
 
 def loop_microseconds() -> float:
-    """What our own loop costs a step: all but the network, which does nothing here."""
+    """What our own loop costs a step: all but the network, which does nothing here.
+
+    It is this thread's processor time, which other programs do not lengthen.
+    """
     import torch
 
     from txt2img.device import choose
@@ -123,9 +126,9 @@ def loop_microseconds() -> float:
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x: torch.Tensor, time_: torch.Tensor, cond: Cond) -> torch.Tensor:
-            start = time.perf_counter()
+            start = time.thread_time()
             out = torch.cat([x, x])
-            self.spent += time.perf_counter() - start
+            self.spent += time.thread_time() - start
             return out
 
     model = load("default", choose("cpu"))
@@ -136,8 +139,8 @@ def loop_microseconds() -> float:
     best = float("inf")
     for _ in range(3):
         job, null.spent = prepare(model, [asked]), 0.0
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in job.states():
             pass
-        best = min(best, time.perf_counter() - start - null.spent)
+        best = min(best, time.thread_time() - start - null.spent)
     return best / LOOP_STEPS * 1e6
