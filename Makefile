@@ -28,6 +28,7 @@ LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large SIZE=2
 	STYLES=fluent,flat,noto,twemoji BACKGROUNDS=0.5 SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 ARGS ?=
+BENCH ?= bench.json
 export PROMPT
 
 PY := $(VENV)/bin/python
@@ -50,8 +51,8 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
 
-bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size)
-	@$(PY) tests/bench.py --json bench.json $(ARGS)
+bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size)
+	@$(PY) tests/bench.py --json "$(BENCH)" $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) tests/test_readme.py

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from txt2img import room
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.launch import found
@@ -39,9 +40,14 @@ class Device:
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:
-    """The device and precision asked for, or the best there are. BadRequest if there are none."""
+    """The device and precision asked for, or the best there are. BadRequest if there are none.
+
+    On a CPU torch is told to compute in as many threads as there are cores.
+    """
     asked = {} if dtype is None else dtypes(dtype)
     device = torch.device(_best() if name is None else _existing(name))
+    if device.type == "cpu":
+        _use_cores()
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
     if cards > 1 and (here := found()).world > 1:
         device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
@@ -90,6 +96,13 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
+
+
+def _use_cores() -> None:
+    """No more threads than physical cores: a second one on a core has nothing to multiply with."""
+    cores = room.cores()
+    if cores is not None and cores < torch.get_num_threads():
+        torch.set_num_threads(cores)
 
 
 def _best() -> str:

@@ -294,7 +294,9 @@ def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
 
 
 def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
-    """One denoiser of several, each for its part of the batch."""
+    """One denoiser of several, each for its part of the batch; together they are all of it."""
+    if len(parts) == 1:
+        return parts[0][1]
     return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
 
 

@@ -1,5 +1,6 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -74,10 +75,10 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 
     Levels between two are of the step that passes them. `late` changes come a step later.
     """
-    ratios = [level.ratio for level in levels]
+    ratios = [-level.ratio for level in levels]  # upwards
 
     def at(level: Level) -> Cond:
-        step = max(sum(ratio >= level.ratio for ratio in ratios), 1) - late
+        step = max(bisect_right(ratios, -level.ratio), 1) - late
         return next((cond for until, cond in course if step <= until), course[-1][1])
 
     return at
@@ -150,7 +151,7 @@ def guided(
         else:
             away = predict.output(x, level, negative(level))
             towards = predict.output(x, level, positive(level))
-        out = away + times * (towards - away)
+        out = torch.add(away, towards - away, alpha=times)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
 
     return look

@@ -54,7 +54,7 @@ def move(
 ) -> Tensor:
     """Take x from level a to b towards aim, with `fresh` of b's noise drawn anew."""
     keep = math.sqrt(b.sigma**2 - fresh**2) / a.sigma
-    x = keep * x + (b.alpha - keep * a.alpha) * aim
+    x = (keep * x).add_(aim, alpha=b.alpha - keep * a.alpha)
     return x + fresh * noise() if fresh and noise else x
 
 
