@@ -176,13 +176,21 @@ def read(
 
     Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
     """
-    in_order = sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
+    return {
+        name: _read(name, at, device, kind(at, dtype, name in kept))
+        for name, at in in_order(stored)
+    }
 
-    def kind(name: str, at: Stored) -> torch.dtype:
-        own = DTYPES[at.dtype]
-        return own if name in kept and own.itemsize < dtype.itemsize else dtype
 
-    return {name: _read(name, at, device, kind(name, at)) for name, at in in_order}
+def in_order(stored: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
+    """Tensors with their names as they follow each other in their files."""
+    return sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
+
+
+def kind(stored: Stored, dtype: torch.dtype, kept: bool) -> torch.dtype:
+    """The type that a tensor is to have: its own where it is `kept` and that is the narrower."""
+    own = DTYPES[stored.dtype]
+    return own if kept and own.itemsize < dtype.itemsize else dtype
 
 
 def tensor(name: str, stored: Stored) -> Tensor:
