@@ -18,10 +18,10 @@ ROWS = (
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py"),
     ),
-    ("device.py", "memory.py", "diffusion/"),
+    ("device.py", "offload.py", "memory.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("decoding.py", "pipeline.py", "latents.py", "batch.py", "verify.py"),
+    ("decoding.py", "pipeline.py", "latents.py", "batch.py", "amount.py", "verify.py"),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
@@ -30,7 +30,7 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 
 # The only homes of each library that is not a standard one; torch lives in TORCH_ROWS.
 HOMES = {
-    "accelerate": ("device.py", "train/"),
+    "accelerate": ("device.py", "offload.py", "train/"),
     "huggingface_hub": ("weights/hub.py",),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
     "PIL": (
@@ -47,6 +47,7 @@ HOMES = {
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
+    "torchao": ("models/quantized.py",),
     "tokenizers": ("models/text.py", "weights/", "train/"),
     "transformers": ("models/text.py",),
     "typer": ("cli/",),

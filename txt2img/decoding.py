@@ -24,13 +24,14 @@ Way = Callable[[], list[Tensor]]
 def pixels_of(model: Model, x: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
     error: OutOfMemory | None = None
-    for way in ways(model, x):
-        try:
-            with room_for("decoding the picture"):
-                return torch.cat(way())
-        except OutOfMemory as short:
-            error = OutOfMemory(str(short))  # without the frames that hold what filled the memory
-        free()
+    with room_for("decoding the picture"), model.memory.placement.using("vae", model.vae):
+        for way in ways(model, x):
+            try:
+                with room_for("decoding the picture"):
+                    return torch.cat(way())
+            except OutOfMemory as short:
+                error = OutOfMemory(str(short))  # without the frames that hold what filled memory
+            free()
     assert error is not None
     raise error
 

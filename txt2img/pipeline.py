@@ -6,6 +6,7 @@ pictures beside it; on other devices a batch is one pass.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -27,7 +28,7 @@ from txt2img.memory import CPU, free, is_short, placed, room_for
 from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import Model, device_of, load
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
@@ -68,33 +69,48 @@ class Job:
 
 
 @torch.inference_mode()
-def prepare(model: Model, requests: Sequence[Request]) -> Job:
-    """The job that draws filled requests of one shape together. BadRequest, OutOfMemory."""
+def prepare(model: Model, requests: Sequence[Request], device: torch.device | None = None) -> Job:
+    """The job that draws filled requests of one shape together, on `device` or where the model is.
+
+    Raises BadRequest, OutOfMemory.
+    """
     first = requests[0]
     assert all(shape(request) == shape(first) for request in requests)
-    device = next(model.network.parameters()).device
+    device = device or device_of(model)
 
-    # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
+    # 1. Size: the VAE makes one latent cell of factor x factor pixels.
     latent = latent_shape(model, first)
-    wear(model, first)
 
-    # 2. Prompts → conditions, the two of a picture in equally many chunks.
-    with room_for("the prompts"):
-        conds = [encode(model, request) for request in requests]
+    # 2. LoRAs and learnt words; prompts → conditions, the two of a picture in as many chunks.
+    conds = conditions(model, requests)
 
     # 3. Steps → levels, from noise to picture.
     levels = noise_levels(model, first)
 
-    # 4. Network and conditions → a denoiser, picture by picture on a CPU.
+    # 4. Network and conditions → a denoiser.
     process = model.family.process.build()
-    found = rules(first)
-    kind = PREDICTIONS[model.family.prediction]
-    predict = predictor(model.network, process, kind, whole_times(found, first))
+    denoise = denoiser(model, first, conds, levels, device)
+    start = first_spread(first, levels, process)
+    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def denoiser(
+    model: Model,
+    request: Request,
+    conds: Sequence[tuple[Course, Course]],
+    levels: Sequence[Level],
+    device: torch.device,
+) -> Denoise:
+    """What tells x0 of pictures that are drawn together: picture by picture on a CPU."""
+    found, kind = rules(request), PREDICTIONS[model.family.prediction]
+    network = model.graphed if device == device_of(model) else None
+    process = model.family.process.build()
+    predict = predictor(network or model.network, process, kind, whole_times(found, request))
 
     def look(part: slice, together: bool = True) -> Denoise:
         positive, negative = side(part, 0), side(part, 1)
         told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
+        scale, rescale = 1.0 if told else request.cfg or 0.0, request.cfg_rescale
         return guided(predict, positive, negative, scale, together, rescale)
 
     def side(part: slice, which: int) -> CondAt:
@@ -106,8 +122,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
-    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+    return thrifty(fast, slow, model.memory.tell)
 
 
 def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
@@ -123,13 +138,17 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
     memory is short on the CPU, so that its bits are those of a run that began like that; the
     states then begin again too. Raises as `prepare` and `Job.states` do.
     """
-    weight = next(model.network.parameters())
-    own, device, dtype = weight.device, weight.device, weight.dtype
-    model.memory.used.pop("unet", None)
+    own, own_dtype = device_of(model), next(model.network.parameters()).dtype
+    device, dtype = own, own_dtype
+    for key in ("unet", "batch"):
+        model.memory.used.pop(key, None)
+    if len(requests) > 1 and own.type != "cpu":
+        model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
     while True:
         try:
-            with room_for("the model"), placed(model.network, device, dtype):
-                job = prepare(model, requests)
+            with room_for("the model"):
+                job = prepare(model, requests, device)
+            with room_for("the model"), drawing(model, device, dtype):
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
@@ -146,6 +165,22 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         free()
         model.memory.tell(line)
         model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+
+
+@contextmanager
+def drawing(model: Model, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The network where and in the precision that it is to draw in, for as long as it does."""
+    placement, own_dtype = model.memory.placement, next(model.network.parameters()).dtype
+    if (device, dtype) == (device_of(model), own_dtype):
+        with placement.using("unet", model.network):
+            if model.graphed:
+                model.graphed.check()
+            yield
+    else:
+        with placement.at_hand(model.network), placed(model.network, device, dtype):
+            if model.graphed:
+                model.graphed.check()
+            yield
 
 
 def check_finite(x: Tensor) -> None:
@@ -192,6 +227,15 @@ def check_words_do(family: Family) -> None:
             f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
             "supported yet; choose another with --model"
         )
+
+
+def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, Course]]:
+    """Each picture's conditions, once the model wears what is asked for. OutOfMemory."""
+    placement = model.memory.placement
+    with room_for("the prompts"), placement.at_hand(model.text):
+        wear(model, requests[0])
+        with placement.using("text", model.text):
+            return [encode(model, request) for request in requests]
 
 
 def encode(model: Model, request: Request) -> tuple[Course, Course]:

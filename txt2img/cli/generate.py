@@ -73,12 +73,10 @@ class Order:
 
     target: output.Output
     batching: Batching
-    batch_size: int
-    where: tuple[str | None, str | None]  # device, dtype
+    batch_size: int  # 0: what the device has room for
+    precision: Precision
     quiet: bool
     json: bool
-    tiling: str
-    low: bool
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -127,12 +125,10 @@ def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool
     order = Order(
         destination(asked["out"], wish.several, asked["overwrite"], batching),
         batching,
-        asked["batch_size"] or 1,
-        (asked["device"], asked["dtype"]),
+        asked["batch_size"] or 0,
+        Precision.of(asked),
         asked["quiet"],
         json,
-        asked["vae_tiling"],
-        asked["low_memory"],
     )
     if batching.dry_run:
         return rehearse(wish, order)
@@ -173,15 +169,13 @@ def rehearse(wish: Wish, order: Order) -> int:
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
-    from txt2img.device import choose
-    from txt2img.memory import Memory, room_for
+    from txt2img.memory import room_for
     from txt2img.weights.load import load
 
-    memory = Memory(order.tiling, order.low)
-    device = replace(choose(*order.where), low=order.low)
+    device = order.precision.place()
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
-    model.memory, model.wardrobe.library = memory, wish.library
+    model.memory, model.wardrobe.library = order.precision.memory(model.memory), wish.library
     wish.remarks += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar)
 
@@ -189,9 +183,11 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
 def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     """Draw what is not there yet; gives the exit code."""
     from txt2img import batch
+    from txt2img.amount import roomy
     from txt2img.latents import Shelf
 
-    batching, size = order.batching, order.batch_size
+    size = order.batch_size or roomy(model, wish.pictures())
+    order, batching = replace(order, batch_size=size), order.batching
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
 
     def plan() -> Iterator[Item]:

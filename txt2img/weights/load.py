@@ -9,20 +9,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from txt2img import disk
+from txt2img import disk, offload
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.memory import Memory
+from txt2img.memory import CPU, Memory
+from txt2img.models.graphed import Graphed, recorded_on_card
 from txt2img.models.lean import slim
+from txt2img.models.quantized import quantize
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
+from txt2img.offload import Placement
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
-from txt2img.weights.hashes import model_hash
+from txt2img.weights.hashes import compiler_cache, model_hash
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
@@ -31,6 +34,7 @@ from txt2img.weights.parts import (
     listed,
     original_parts,
 )
+from txt2img.weights.reader import reader
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
@@ -47,6 +51,9 @@ PIPELINES = (
     ),
     "LatentConsistencyModelPipeline",
 )
+NOT_COMPILED = (
+    "--compile is for models that lie on a CUDA card as a whole: this one is not compiled"
+)
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
@@ -62,6 +69,7 @@ class Model:
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
+    graphed: Graphed | None = None  # the network as a card draws with it, sooner
 
 
 @dataclass(frozen=True)
@@ -104,17 +112,59 @@ def load(
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
     family = plan.family
-    network = _filled(lambda: UNet(family.network), "unet", plan, device)
-    vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
+    placement = placed(plan, device)
+    filled = partial(_filled, plan=plan, device=device, placement=placement)
+    network = filled(lambda: UNet(family.network), "unet")
+    vae = filled(lambda: VAE(family.vae), "vae")
     encoders = [
-        _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
+        filled(partial(TextEncoder, config, plan.tokenizers[component]), component)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     wardrobe = Wardrobe(vae=None if other is None else other.record)
-    memory = Memory(low=device.low)
+    memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
+    if device.quantize:
+        quantize(network, device.quantize)
     hashed = model_hash(plan.weights)
-    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+    model = Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+    return quickened(model, device)
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model computes; its weights may wait elsewhere."""
+    return model.memory.placement.device or next(model.network.parameters()).device
+
+
+def quickened(model: Model, device: Device) -> Model:
+    """The same model; on a card as that draws soonest: channels last, recorded for each shape."""
+    if device.torch_device.type != "cuda":
+        return model
+    for network in (model.network, model.vae):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if model.memory.placement.mode == "none":
+        model.graphed = Graphed(
+            model.network,
+            lambda line: model.memory.tell(line),
+            recorded_on_card,
+            compiler_cache() if device.compile else "",
+        )
+    return model
+
+
+def placed(plan: Plan, device: Device) -> Placement:
+    """How a model's parts get to the device, with lines that say so. BadRequest."""
+    sizes = {
+        component: device.dtype_of(component).itemsize
+        * sum(torch.Size(stored.shape).numel() for stored in part.tensors.values())
+        for component, part in plan.parts.items()
+    }
+    where = device.torch_device
+    free = offload.free_memory(where) if device.offload == "auto" else None
+    mode, line = offload.chosen(device.offload, where, sizes, free)
+    notes = [line] if line else []
+    if device.compile and (where.type != "cuda" or mode != "none"):
+        notes.append(NOT_COMPILED)
+    return Placement(where, mode, tuple(notes))
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
@@ -231,20 +281,27 @@ def _config(path: Path) -> Config:
     return disk.read_json(path)
 
 
-def _filled(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
-    """A network with its weights: built without memory, compared with the headers, then read."""
-    part = plan.parts[component]
+def _filled(
+    build: Callable[[], Network], component: str, plan: Plan, device: Device, placement: Placement
+) -> Network:
+    """A network with its weights: built without memory, compared with the headers, then read.
+
+    Where main memory is short and computes, they are read for each use only.
+    """
+    part, dtype = plan.parts[component], device.dtype_of(component)
     with torch.device("meta"):
         network = build()
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check(component, part, {bare(name): shape for name, shape in shapes.items()})
-    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
     slimmed = slim(network) if device.low else set()
-    kept = {part.theirs(bare(name)) for name in slimmed}
-    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
-    state = {name: read[part.theirs(bare(name))] for name in shapes}
-    network.load_state_dict(state, strict=True, assign=True)
-    _number_positions(network, device.torch_device)
+    home = device.torch_device if placement.mode == "none" else CPU
+    read = reader(part, home, dtype, slimmed)
+    if device.low and device.torch_device.type == "cpu":
+        network.to(dtype)
+        placement.shelves[network] = read
+    else:
+        network.load_state_dict(read(shapes), strict=True, assign=True)
+    _number_positions(network, home)
     return network.eval().requires_grad_(False)
 
 
