@@ -13,7 +13,8 @@ import torch
 from published import Shapes
 from torch import nn
 
-from txt2img.models.text import TextConfig, TextEncoder
+from txt2img.models.clip import TextConfig
+from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet, UNetConfig
 from txt2img.models.vae import VAE, VAEConfig
 from txt2img.weights import keymaps

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from txt2img.batch import each
+from txt2img.models.vae import VAEConfig
 from txt2img.offload import free_memory
 from txt2img.request import Request
 from txt2img.weights.load import Model, device_of
@@ -33,10 +34,11 @@ def needs(model: Model, request: Request) -> int:
     """About how many bytes one picture takes beside the weights, under guidance."""
     pixels = (request.width or 0) * (request.height or 0)
     cells = pixels // model.vae.config.factor**2
-    widths = model.vae.config.channels
+    shape = model.vae.config
+    width = shape.channels[:2][-1] if isinstance(shape, VAEConfig) else shape.width
     passes = 1 if request.cfg == 1 else 2
     unet = UNET_MAPS * passes * cells * model.network.config.channels[0] * _bytes(model.network)
-    vae = VAE_MAPS * pixels * widths[min(1, len(widths) - 1)] * _bytes(model.vae)
+    vae = VAE_MAPS * pixels * width * _bytes(model.vae)
     return max(unet, vae, 1)
 
 

@@ -6,7 +6,7 @@ pictures beside it; on other devices a batch is one pass.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -17,7 +17,16 @@ from torch import Tensor
 from txt2img.compat import rules, unit, whole_times
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
-from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
+from txt2img.diffusion.guidance import (
+    Cond,
+    CondAt,
+    Course,
+    Denoise,
+    guided,
+    in_turn,
+    over_time,
+    predictor,
+)
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
@@ -29,12 +38,15 @@ from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of, load
+from txt2img.weights.stages import alone, its_turn, second
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
+
+Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,27 @@ def denoiser(
     return thrifty(fast, slow, model.memory.tell)
 
 
+def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
+    """The same, the last steps by the model's refiner where the requests want that.
+
+    `way` is where and in what precision the networks draw; the stack holds the one that does.
+    """
+    job, switch = prepare(model, requests, way[0]), requests[0].refiner_switch
+    if requests[0].refiner is None:
+        return job
+    process = model.family.process.build()
+
+    def take_turn() -> Denoise:
+        other = second(model)
+        stack.close()  # where memory is short, the first network leaves before the other comes
+        made = prepare(other, alone(requests), way[0]).denoise
+        stack.enter_context(drawing(other, *way))
+        return made
+
+    later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
+    return replace(job, denoise=later)
+
+
 def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
     """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
@@ -146,9 +179,9 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
     while True:
         try:
-            with room_for("the model"):
-                job = prepare(model, requests, device)
-            with room_for("the model"), drawing(model, device, dtype):
+            with room_for("the model"), ExitStack() as stack:
+                job = staged(model, requests, (device, dtype), stack)
+                stack.enter_context(drawing(model, device, dtype))
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from txt2img import infotext, png, prompts
+from txt2img import infotext, launch, png, prompts
+from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.recorded import with_model
 from txt2img.errors import BadRequest, Txt2imgError
@@ -79,7 +80,7 @@ def wanted(
         made_by = [recorded]
     prompt = {"prompt": words[0], "template": ""} if words else {}
     base = Request.from_json({**base.to_json(), **given, **prompt})
-    seeded = base.seeded()
+    seeded = launched.seeded(base)
     requests: Iterable[Request] = [seeded]
     if prompts_file is not None:
         seeded = replace(seeded, template="")
@@ -108,7 +109,10 @@ def again(
         base, lines, origin = repeated(picture, given)
         request = Request.from_json({**base.to_json(), **given}).seeded()
         which = f" of {shown(str(picture))}" if len(pictures) > 1 else ""
-        lines += [] if base.seed is not None or "seed" in given else [f"seed {request.seed}{which}"]
+        if base.seed is None and "seed" not in given:
+            if launch.found().world > 1:
+                raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
+            lines.append(f"seed {request.seed}{which}")
         remarks += [line.replace("Note:", f"Note{which}:", 1) for line in lines]
         requests.append(request)
         made_by.append(origin)
@@ -144,8 +148,10 @@ def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:
         if ambiguous and len(warnings) < WARNINGS_MAX:
             warnings.append(f"Note: {ambiguous}")
     wish.several = seen > 1
-    if told and (batching.resume or batching.shard):
-        option = "--resume" if batching.resume else "--shard"
+    here = launch.found()
+    apart = here.world > 1 and not here.meets
+    if told and (batching.resume or batching.shard or apart):
+        option = "--resume" if batching.resume else "--shard" if batching.shard else "a launch"
         raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")
     if told:
         wish.remarks.append(f"seed {drawn}")

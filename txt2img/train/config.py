@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.models.text import TextConfig
+from txt2img.models.clip import TextConfig
 from txt2img.models.unet import UNetConfig
 from txt2img.models.vae import VAEConfig
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,19 +13,21 @@ from txt2img import disk, offload
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.memory import CPU, Memory
 from txt2img.models.graphed import Graphed, recorded_on_card
-from txt2img.models.lean import slim
+from txt2img.models.lean import lean_weights, slim
 from txt2img.models.quantized import quantize
+from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
-from txt2img.models.vae import VAE
 from txt2img.offload import Placement
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import compiler_cache, model_hash
+from txt2img.weights.other_parts import open_texts, open_unet
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
     Part,
@@ -37,6 +39,9 @@ from txt2img.weights.parts import (
 from txt2img.weights.reader import reader
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
+
+if TYPE_CHECKING:
+    from txt2img.weights.stages import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -65,11 +70,13 @@ class Model:
     hash: str  # ten hex digits that tell its weights from others'
     family: Family
     network: UNet
-    vae: VAE
+    vae: AnyVAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
     graphed: Graphed | None = None  # the network as a card draws with it, sooner
+    second: "SecondStage | None" = None  # a refiner, for the last steps
+    plan: "Plan | None" = None  # where its weights come from
 
 
 @dataclass(frozen=True)
@@ -99,56 +106,74 @@ class Summary:
 
 
 def load(
-    name_or_path: str, device: Device, prediction: str | None = None, vae_path: str | None = None
+    name_or_path: str,
+    device: Device,
+    prediction: str | None = None,
+    vae_path: str | None = None,
+    others: OtherParts = OWN_PARTS,
 ) -> Model:
     """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 
+    `others` in place of its own networks make another model of it, with a hash of all files.
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction, others)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
-        plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
-    family = plan.family
+        plan = replace(plan, parts=parts)
+    shape = plan.family.vae if other is None else other.config
     placement = placed(plan, device)
-    filled = partial(_filled, plan=plan, device=device, placement=placement)
-    network = filled(lambda: UNet(family.network), "unet")
-    vae = filled(lambda: VAE(family.vae), "vae")
+    vae = _made(lambda: vae_of(shape), "vae", plan, device)
+    _fill(vae, "vae", plan, device, placement)
+    model = without_weights(plan, device, vae)
+    model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
+    model.wardrobe.vae = None if other is None else other.record
+    fill(model, device)
+    return model
+
+
+def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
+    """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
+    family = plan.family
+    network = _made(lambda: UNet(family.network), "unet", plan, device)
     encoders = [
-        filled(partial(TextEncoder, config, plan.tokenizers[component]), component)
+        _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    wardrobe = Wardrobe(vae=None if other is None else other.record)
-    memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
-    if device.quantize:
-        quantize(network, device.quantize)
+    memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
-    model = Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
-    return quickened(model, device)
+    return Model(plan.name, hashed, family, network, vae, text, Wardrobe(), memory, plan=plan)
+
+
+def fill(model: Model, device: Device) -> None:
+    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile.
+
+    On a card they are laid out, and the U-Net recorded or compiled, as that draws soonest.
+    """
+    plan, placement = model.plan, model.memory.placement
+    assert plan is not None
+    _fill(model.network, "unet", plan, device, placement)
+    for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
+        _fill(encoder, component, plan, device, placement)
+    if device.quantize:
+        quantize(model.network, device.quantize)
+    if device.torch_device.type != "cuda":
+        return
+    for network in (model.network, model.vae):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if placement.mode == "none":
+        cache = compiler_cache() if device.compile else ""
+        model.graphed = Graphed(
+            model.network, lambda line: model.memory.tell(line), recorded_on_card, cache
+        )
 
 
 def device_of(model: Model) -> torch.device:
     """Where a model computes; its weights may wait elsewhere."""
     return model.memory.placement.device or next(model.network.parameters()).device
-
-
-def quickened(model: Model, device: Device) -> Model:
-    """The same model; on a card as that draws soonest: channels last, recorded for each shape."""
-    if device.torch_device.type != "cuda":
-        return model
-    for network in (model.network, model.vae):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if model.memory.placement.mode == "none":
-        model.graphed = Graphed(
-            model.network,
-            lambda line: model.memory.tell(line),
-            recorded_on_card,
-            compiler_cache() if device.compile else "",
-        )
-    return model
 
 
 def placed(plan: Plan, device: Device) -> Placement:
@@ -167,9 +192,23 @@ def placed(plan: Plan, device: Device) -> Placement:
     return Placement(where, mode, tuple(notes))
 
 
+def load_vae(name: str, model: Model) -> AnyVAE:
+    """Another VAE beside a model's own, where that computes and as precise.
+
+    Raises as `open_vae` and `load` do.
+    """
+    device = Device(device_of(model), next(model.vae.parameters()).dtype)
+    other = open_vae(name, model.family.vae)
+    parts = {"vae": Part(other.tensors, other.theirs)}
+    plan = Plan(other.record.name, "", model.family, parts, {}, ())
+    vae = _made(lambda: vae_of(other.config), "vae", plan, device)
+    _fill(vae, "vae", plan, device, Placement())
+    return vae
+
+
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
     """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
@@ -186,17 +225,31 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
     single = path.is_file() and not path.name.endswith(".index.json")
-    return (path,) if single else _plan(str(path), None).weights
+    return (path,) if single else planned(str(path)).weights
 
 
-def _plan(name_or_path: str, prediction: str | None) -> Plan:
+def planned(
+    name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
+) -> Plan:
+    """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find(name_or_path)
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan
+    return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+
+
+def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:
+    """The plan with other networks in it."""
+    if others.unet is not None:
+        found = open_unet(others.unet, plan.family, prediction)
+        parts = plan.parts | found.parts
+        plan = replace(plan, name=found.name, family=found.family, parts=parts)
+    parts = plan.parts | open_texts(others.texts, plan.family)
+    paths = [stored.path for part in parts.values() for stored in part.tensors.values()]
+    return replace(plan, parts=parts, weights=tuple(dict.fromkeys(paths)))
 
 
 def find(name_or_path: str) -> Path:
@@ -223,7 +276,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad)
+            component: vocabulary.shipped(text.length, pad, text.vocab)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,
@@ -281,28 +334,31 @@ def _config(path: Path) -> Config:
     return disk.read_json(path)
 
 
-def _filled(
-    build: Callable[[], Network], component: str, plan: Plan, device: Device, placement: Placement
-) -> Network:
-    """A network with its weights: built without memory, compared with the headers, then read.
-
-    Where main memory is short and computes, they are read for each use only.
-    """
-    part, dtype = plan.parts[component], device.dtype_of(component)
+def _made(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
+    """A network that takes no memory yet, compared with the headers."""
     with torch.device("meta"):
         network = build()
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    _check(component, part, {bare(name): shape for name, shape in shapes.items()})
-    slimmed = slim(network) if device.low else set()
+    shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
+    _check(component, plan.parts[component], shapes)
+    if device.low:
+        slim(network)
+    return network.eval().requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _fill(
+    network: nn.Module, component: str, plan: Plan, device: Device, placement: Placement
+) -> None:
+    """Read a network's weights; where main memory is short and computes, for each use only."""
+    dtype = device.dtype_of(component)
     home = device.torch_device if placement.mode == "none" else CPU
-    read = reader(part, home, dtype, slimmed)
-    if device.low and device.torch_device.type == "cpu":
+    read = reader(plan.parts[component], home, dtype, lean_weights(network))
+    if device.low and device.torch_device.type == "cpu" and placement.device is not None:
         network.to(dtype)
         placement.shelves[network] = read
     else:
-        network.load_state_dict(read(shapes), strict=True, assign=True)
-    _number_positions(network, home)
-    return network.eval().requires_grad_(False)
+        network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
+    network.requires_grad_(False)
 
 
 def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -318,12 +374,3 @@ def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) ->
         if (got := part.tensors[name].shape) != shape:
             what = shown(part.theirs(name), files.NAME_MAX)
             raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
-
-
-def _number_positions(network: nn.Module, device: torch.device) -> None:
-    """Give CLIP's position numbers their values: a buffer that no file holds."""
-    for name, buffer in network.named_buffers():
-        if buffer.is_meta:
-            owner, _, attribute = name.rpartition(".")
-            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            setattr(network.get_submodule(owner), attribute, numbers)
