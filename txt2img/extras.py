@@ -1,7 +1,7 @@
 """What a request wears beside its model: LoRAs, learnt words, another VAE; and A1111's tags."""
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +12,7 @@ from txt2img.escape import escape, shown
 T = TypeVar("T")
 
 NAME_MAX = 255  # characters
+MAX = sys.float_info.max
 # A1111's tag for a LoRA; its LyCORIS extension's came to mean the same.
 _TAG = re.compile(r" ?<(?:lora|lyco):([^>]*)>")
 
@@ -182,7 +183,7 @@ def _check_name(what: str, name: object, banned: str) -> None:
 
 
 def _check_weight(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
         raise BadRequest(f"LoRA {shown(name)}: its weight must be a number, got {shown(value)}")
 
 

@@ -38,7 +38,7 @@ from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of, load
-from txt2img.weights.stages import alone, its_turn, second
+from txt2img.weights.refiner import alone, its_turn, second
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"

@@ -16,6 +16,7 @@ UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner"),
+    *("unet", "text_encoder"),
 )
 
 

@@ -179,7 +179,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.batch import origin
     from txt2img.memory import room_for
     from txt2img.weights.kept import KEEPER
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.refiner import add_refiner
 
     device = order.precision.place()
     with room_for("the model"):
@@ -210,6 +210,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     def plan() -> Iterator[Item]:
         return launch.found().mine(shard())
 
+    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         meter = survey(plan(), ledger, wish, order, bar)
@@ -223,7 +224,6 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
         events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         with closing(events):
             failed = follow(events, meter, order.json, drawn)

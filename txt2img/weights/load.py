@@ -37,11 +37,12 @@ from txt2img.weights.parts import (
     original_parts,
 )
 from txt2img.weights.reader import reader
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
 
 if TYPE_CHECKING:
-    from txt2img.weights.stages import SecondStage
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -129,7 +130,9 @@ def load(
     _fill(vae, "vae", plan, device, placement)
     model = without_weights(plan, device, vae)
     model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
-    model.wardrobe.vae = None if other is None else other.record
+    if other is not None:
+        model.wardrobe.vae = other.record
+        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
@@ -193,12 +196,13 @@ def placed(plan: Plan, device: Device) -> Placement:
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that computes and as precise.
+    """Another VAE beside a model's own, where that computes and as precise; doubts are noted.
 
     Raises as `open_vae` and `load` do.
     """
     device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
+    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)
