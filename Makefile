@@ -1,7 +1,7 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench readme default-model eval-model sheet clean help
+.PHONY: demo test lint format bench bench-memory readme default-model eval-model sheet clean help
 
 VENV ?= .venv
 # Any interpreter from 3.11 on that can make virtual environments: the first that answers.
@@ -48,8 +48,12 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
 
-bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size)
-	@$(PY) tests/bench.py --json bench.json $(ARGS)
+bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
+	@if [ "$(DEVICE)" = cuda ]; then $(PY) tests/bench_cuda.py --json bench-cuda.json $(ARGS); \
+		else $(PY) tests/bench.py --json bench.json $(ARGS); fi
+
+bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it
+	@$(PY) tests/bench_memory.py --json bench-memory.json $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) tests/test_readme.py

@@ -74,11 +74,11 @@ class Weight:
     seconds: float
 
 
-def write_file(path: Path) -> None:
-    """Stable Diffusion 1.5 in half precision as a single file, of random weights."""
+def write_file(path: Path, model: str = "sd15") -> None:
+    """A published model in half precision as a single file, of random weights."""
     random = np.random.default_rng(0)
     block = random.normal(0, 0.02, 2**22).astype(np.float16).tobytes()
-    shapes = published.file_keys("sd15")
+    shapes = published.file_keys(model)
     rows: dict[str, object] = {}
     end = 0
     for name, shape in shapes.items():

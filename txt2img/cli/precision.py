@@ -112,7 +112,12 @@ class Precision:
         """What a loaded model may do to fit in this run."""
         from txt2img.memory import Memory
 
-        made = Memory(self.vae_tiling, loaded.low, loaded.quantized, loaded.placement)
+        made = Memory(
+            tiling=self.vae_tiling,
+            low=loaded.low,
+            quantized=loaded.quantized,
+            placement=loaded.placement,
+        )
         for note in loaded.placement.notes:
             made.tell(note)
         return made

@@ -312,7 +312,7 @@ def _read(name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
     if stored.scale is not None:
         value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
-    cast = value.to(device=device, dtype=dtype)
+    cast = value.to(dtype).to(device)  # in this order: MPS has no float64
     if not _finite(cast):
         if _finite(value.float()):
             raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
