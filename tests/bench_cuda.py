@@ -106,7 +106,7 @@ def busy(model: Model, asked: Request) -> float:
     """The share of the time between steps in which the card computes."""
     device, dtype = torch.device("cuda"), next(model.network.parameters()).dtype
     job = prepare(model, [asked])
-    with drawing(model, device, dtype):
+    with drawing(model, job, device, dtype):
         states = job.states()
         next(states)
         torch.cuda.synchronize()

@@ -75,7 +75,7 @@ def test_the_host_is_not_waited_for_between_steps() -> None:
     request = replace(APPLE, sampler=Sampler.DPMPP_2M)
     request = ready(model, request).seeded().filled(model.family.defaults)
     job = prepare(model, [request])
-    with drawing(model, torch.device("cuda"), torch.float16):
+    with drawing(model, job, torch.device("cuda"), torch.float16):
         states = job.states()
         for _ in range(3):  # the first step records the network
             next(states)

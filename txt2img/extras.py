@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from txt2img.errors import BadRequest
 from txt2img.escape import escape, shown
+from txt2img.interval import Interval, parse
 
 T = TypeVar("T")
 
@@ -156,11 +157,20 @@ def refiner_from_json(value: object) -> Refiner | None:
     return None if value is None else _made(Refiner, "refiner", value)
 
 
+def interval_from_json(value: object) -> Interval | None:
+    """A part of the way from a JSON object or LO..HI; None and all of it are None. BadRequest."""
+    if value is None:
+        return None
+    found = parse(value) if isinstance(value, str) else _made(Interval, "cfg_interval", value)
+    return None if (found.low, found.high) == (0, 1) else found
+
+
 FROM_JSON: Mapping[str, Callable[[object], object]] = {
     "loras": loras_from_json,
     "embeddings": embeddings_from_json,
     "vae": vae_from_json,
     "refiner": refiner_from_json,
+    "cfg_interval": interval_from_json,
 }
 
 

@@ -23,6 +23,7 @@ class Memory:
     low: bool = False  # weights stay as they are stored
     quantized: str | None = None  # how narrow the U-Net's weights were made
     placement: Placement = field(default_factory=Placement)
+    spare: int | None = None  # bytes for weights laid out for speed; found out when first asked
     told: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)  # fallbacks of the picture being drawn

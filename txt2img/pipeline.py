@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img import quick
 from txt2img.compat import rules, unit, whole_times
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
@@ -22,6 +23,7 @@ from txt2img.diffusion.guidance import (
     CondAt,
     Course,
     Denoise,
+    Scale,
     guided,
     in_turn,
     over_time,
@@ -118,12 +120,11 @@ def denoiser(
     network = model.graphed if device == device_of(model) else None
     process = model.family.process.build()
     predict = predictor(network or model.network, process, kind, whole_times(found, request))
+    scale = strength(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
         positive, negative = side(part, 0), side(part, 1)
-        told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else request.cfg or 0.0, request.cfg_rescale
-        return guided(predict, positive, negative, scale, together, rescale)
+        return guided(predict, positive, negative, scale, together, request.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -135,6 +136,25 @@ def denoiser(
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     return thrifty(fast, slow, model.memory.tell)
+
+
+def strength(family: Family, request: Request, process: Process) -> Scale:
+    """How strongly each level is guided; where not at all, by 1.
+
+    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval": at much noise guidance
+    costs variety, at little it does nothing.
+    """
+    scale, interval = request.cfg or 0.0, request.cfg_interval
+    if family.network.scale_width:  # such a network guides itself
+        return 1.0
+    if interval is None:
+        return scale
+
+    def at(level: Level) -> float:
+        part = 1 - process.time(level) / (process.steps - 1)
+        return scale if min(max(part, 0.0), 1.0) in interval else 1.0
+
+    return at
 
 
 def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
@@ -150,9 +170,9 @@ def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack
     def take_turn() -> Denoise:
         other = second(model)
         stack.close()  # where memory is short, the first network leaves before the other comes
-        made = prepare(other, alone(requests), way[0]).denoise
-        stack.enter_context(drawing(other, *way))
-        return made
+        made = prepare(other, alone(requests), way[0])
+        stack.enter_context(drawing(other, made, *way))
+        return made.denoise
 
     later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
     return replace(job, denoise=later)
@@ -181,7 +201,7 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         try:
             with room_for("the model"), ExitStack() as stack:
                 job = staged(model, requests, (device, dtype), stack)
-                stack.enter_context(drawing(model, device, dtype))
+                stack.enter_context(drawing(model, job, device, dtype))
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
@@ -201,19 +221,20 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
 
 
 @contextmanager
-def drawing(model: Model, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """The network where and in the precision that it is to draw in, for as long as it does."""
-    placement, own_dtype = model.memory.placement, next(model.network.parameters()).dtype
-    if (device, dtype) == (device_of(model), own_dtype):
-        with placement.using("unet", model.network):
-            if model.graphed:
-                model.graphed.check()
-            yield
-    else:
-        with placement.at_hand(model.network), placed(model.network, device, dtype):
-            if model.graphed:
-                model.graphed.check()
-            yield
+def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The network where and in the precision that it is to draw a job in, made quick for it."""
+    placement, network = model.memory.placement, model.network
+    own = device_of(model), next(network.parameters()).dtype
+    with ExitStack() as stack:
+        if (device, dtype) == own:
+            stack.enter_context(placement.using("unet", network))
+        else:
+            stack.enter_context(placement.at_hand(network))
+            stack.enter_context(placed(network, device, dtype))
+        quick.network(model, job.requests[0], job.latent)
+        if model.graphed:
+            model.graphed.check()
+        yield
 
 
 def check_finite(x: Tensor) -> None:

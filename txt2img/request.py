@@ -12,6 +12,7 @@ from typing import Any, Self
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE, Refiner
+from txt2img.interval import Interval
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -111,7 +112,7 @@ CLIP_SKIPS = range(1, 13)  # 1 is none
 # Fields that came later: left out of a record at their defaults, so that older ones stay equal.
 LATER = (
     *("compat", "clip_skip", "subseed", "subseed_strength"),
-    *("refiner", "refiner_switch"),
+    *("refiner", "refiner_switch", "cfg_interval"),
 )
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 
@@ -156,6 +157,7 @@ class Request:
     subseed_strength: float = 0.0
     refiner: Refiner | None = None  # the model that draws the last steps
     refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
+    cfg_interval: Interval | None = None  # where on that way guidance is; None: everywhere
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
