@@ -18,11 +18,12 @@ ROWS = (
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
     ),
-    ("device.py", "memory.py", "meeting.py", "diffusion/"),
+    ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
     (
         *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
+        "amount.py",
         "verify.py",
     ),
     ("train/",),
@@ -33,7 +34,7 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 
 # The only homes of each library that is not a standard one; torch lives in TORCH_ROWS.
 HOMES = {
-    "accelerate": ("device.py", "train/"),
+    "accelerate": ("device.py", "offload.py", "train/"),
     "huggingface_hub": ("weights/hub.py",),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
     "PIL": (
@@ -52,6 +53,7 @@ HOMES = {
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
+    "torchao": ("models/quantized.py",),
     "tokenizers": ("models/text.py", "weights/", "train/"),
     "typer": ("cli/",),
 }

@@ -33,6 +33,9 @@ class Device:
     dtype: torch.dtype
     parts: tuple[tuple[str, torch.dtype], ...] = ()  # of PARTS, those of another precision
     low: bool = False  # keep large weights as they are stored, and upcast them at use
+    offload: str = "none"  # of offload.MODES: where parts that are not in use wait
+    compile: bool = False  # the U-Net, by torch.compile
+    quantize: str | None = None  # of models.quantized.KINDS: how narrow the U-Net's weights become
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The precision of a model's component, such as "unet" or "text_encoder_2"."""

@@ -6,6 +6,7 @@ pictures beside it; on other devices a batch is one pass.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -38,14 +39,16 @@ from txt2img.memory import CPU, free, is_short, placed, room_for
 from txt2img.prompt import schedule
 from txt2img.request import SEEDS, Request, Sampler, size_problem
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, load
-from txt2img.weights.refiner import alone, by_turns, its_turn, take_turn
+from txt2img.weights.load import Model, device_of, load
+from txt2img.weights.refiner import alone, its_turn, second
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
+
+Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
 
 
 @dataclass(frozen=True)
@@ -80,34 +83,48 @@ class Job:
 
 
 @torch.inference_mode()
-def prepare(model: Model, requests: Sequence[Request]) -> Job:
-    """The job that draws filled requests of one shape together. BadRequest, OutOfMemory."""
+def prepare(model: Model, requests: Sequence[Request], device: torch.device | None = None) -> Job:
+    """The job that draws filled requests of one shape together, on `device` or where the model is.
+
+    Raises BadRequest, OutOfMemory.
+    """
     first = requests[0]
     assert all(shape(request) == shape(first) for request in requests)
-    device = next(model.network.parameters()).device
+    device = device or device_of(model)
 
-    # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
+    # 1. Size: the VAE makes one latent cell of factor x factor pixels.
     latent = latent_shape(model, first)
-    wear(model, first)
-    quick.network(model, first, latent)
 
-    # 2. Prompts → conditions, the two of a picture in equally many chunks.
-    with room_for("the prompts"):
-        conds = [encode(model, request) for request in requests]
+    # 2. LoRAs and learnt words; prompts → conditions, the two of a picture in as many chunks.
+    conds = conditions(model, requests)
 
     # 3. Steps → levels, from noise to picture.
     levels = noise_levels(model, first)
 
-    # 4. Network and conditions → a denoiser, picture by picture on a CPU.
+    # 4. Network and conditions → a denoiser.
     process = model.family.process.build()
-    found = rules(first)
-    kind = PREDICTIONS[model.family.prediction]
-    predict = predictor(model.network, process, kind, whole_times(found, first))
-    scale = strength(model.family, first, process)
+    denoise = denoiser(model, first, conds, levels, device)
+    start = first_spread(first, levels, process)
+    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def denoiser(
+    model: Model,
+    request: Request,
+    conds: Sequence[tuple[Course, Course]],
+    levels: Sequence[Level],
+    device: torch.device,
+) -> Denoise:
+    """What tells x0 of pictures that are drawn together: picture by picture on a CPU."""
+    found, kind = rules(request), PREDICTIONS[model.family.prediction]
+    network = model.graphed if device == device_of(model) else None
+    process = model.family.process.build()
+    predict = predictor(network or model.network, process, kind, whole_times(found, request))
+    scale = strength(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
         positive, negative = side(part, 0), side(part, 1)
-        return guided(predict, positive, negative, scale, together, first.cfg_rescale)
+        return guided(predict, positive, negative, scale, together, request.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -118,8 +135,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     parts = singles if device.type == "cpu" else alike(conds)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
-    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+    return thrifty(fast, slow, model.memory.tell)
 
 
 def strength(family: Family, request: Request, process: Process) -> Scale:
@@ -141,18 +157,25 @@ def strength(family: Family, request: Request, process: Process) -> Scale:
     return at
 
 
-def staged(model: Model, requests: Sequence[Request]) -> Job:
-    """The same, the last steps by the model's refiner where the requests want that."""
-    job, switch = prepare(model, requests), requests[0].refiner_switch
+def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
+    """The same, the last steps by the model's refiner where the requests want that.
+
+    `way` is where and in what precision the networks draw; the stack holds the one that does.
+    """
+    job, switch = prepare(model, requests, way[0]), requests[0].refiner_switch
     if requests[0].refiner is None:
         return job
     process = model.family.process.build()
-    second = in_turn(
-        job.denoise,
-        lambda: prepare(take_turn(model), alone(requests)).denoise,
-        lambda level: its_turn(process, level, switch),
-    )
-    return replace(job, denoise=second)
+
+    def take_turn() -> Denoise:
+        other = second(model)
+        stack.close()  # where memory is short, the first network leaves before the other comes
+        made = prepare(other, alone(requests), way[0])
+        stack.enter_context(drawing(other, made, *way))
+        return made.denoise
+
+    later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
+    return replace(job, denoise=later)
 
 
 def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
@@ -168,13 +191,17 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
     memory is short on the CPU, so that its bits are those of a run that began like that; the
     states then begin again too. Raises as `prepare` and `Job.states` do.
     """
-    weight = next(model.network.parameters())
-    own, device, dtype = weight.device, weight.device, weight.dtype
-    model.memory.used.pop("unet", None)
+    own, own_dtype = device_of(model), next(model.network.parameters()).dtype
+    device, dtype = own, own_dtype
+    for key in ("unet", "batch"):
+        model.memory.used.pop(key, None)
+    if len(requests) > 1 and own.type != "cpu":
+        model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
     while True:
         try:
-            with room_for("the model"), placed(model.network, device, dtype), by_turns(model):
-                job = staged(model, requests)
+            with room_for("the model"), ExitStack() as stack:
+                job = staged(model, requests, (device, dtype), stack)
+                stack.enter_context(drawing(model, job, device, dtype))
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
@@ -191,6 +218,23 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         free()
         model.memory.tell(line)
         model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+
+
+@contextmanager
+def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The network where and in the precision that it is to draw a job in, made quick for it."""
+    placement, network = model.memory.placement, model.network
+    own = device_of(model), next(network.parameters()).dtype
+    with ExitStack() as stack:
+        if (device, dtype) == own:
+            stack.enter_context(placement.using("unet", network))
+        else:
+            stack.enter_context(placement.at_hand(network))
+            stack.enter_context(placed(network, device, dtype))
+        quick.network(model, job.requests[0], job.latent)
+        if model.graphed:
+            model.graphed.check()
+        yield
 
 
 def check_finite(x: Tensor) -> None:
@@ -237,6 +281,15 @@ def check_words_do(family: Family) -> None:
             f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
             "supported yet; choose another with --model"
         )
+
+
+def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, Course]]:
+    """Each picture's conditions, once the model wears what is asked for. OutOfMemory."""
+    placement = model.memory.placement
+    with room_for("the prompts"), placement.at_hand(model.text):
+        wear(model, requests[0])
+        with placement.using("text", model.text):
+            return [encode(model, request) for request in requests]
 
 
 def encode(model: Model, request: Request) -> tuple[Course, Course]:

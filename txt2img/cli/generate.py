@@ -76,12 +76,10 @@ class Order:
 
     target: output.Output
     batching: Batching
-    batch_size: int
-    where: tuple[str | None, str | None]  # device, dtype
+    batch_size: int  # 0: what the device has room for
+    precision: Precision
     quiet: bool
     json: bool
-    tiling: str
-    low: bool
     viewing: Viewing
 
     def note(self, line: str) -> None:
@@ -147,12 +145,10 @@ def carry_out(
     order = Order(
         destination(filed, wish.several, batching, context),
         batching,
-        asked["batch_size"] or 1,
-        (asked["device"], asked["dtype"]),
+        asked["batch_size"] or 0,
+        Precision.of(asked),
         asked["quiet"] or not launch.found().first,  # one speaks for all
         json,
-        asked["vae_tiling"],
-        asked["low_memory"],
         viewing if launch.found().first else replace(viewing, preview=None),
     )
     if batching.dry_run:
@@ -181,17 +177,15 @@ def rehearse(wish: Wish, order: Order) -> int:
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
-    from txt2img.device import choose
-    from txt2img.memory import Memory, room_for
+    from txt2img.memory import room_for
     from txt2img.weights.kept import KEEPER
     from txt2img.weights.refiner import add_refiner
 
-    memory = Memory(order.tiling, order.low)
-    device = replace(choose(*order.where), low=order.low)
+    device = order.precision.place()
     with room_for("the model"):
         library = wish.library
         model = KEEPER.load(wish.model, device, library.vae, library.parts)
-    model.memory, model.wardrobe.library = memory, wish.library
+    model.memory, model.wardrobe.library = order.precision.memory(model.memory), wish.library
     if wish.library.refiner is not None:
         with room_for("the refiner"):
             add_refiner(model, wish.library.refiner, device)
@@ -202,9 +196,11 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
 def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     """Draw what is not there yet; gives the exit code."""
     from txt2img import batch
+    from txt2img.amount import roomy
     from txt2img.latents import Shelf
 
-    batching, size = order.batching, order.batch_size
+    size = order.batch_size or roomy(model, wish.pictures())
+    order, batching = replace(order, batch_size=size), order.batching
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
 
     def shard() -> Iterator[Item]:

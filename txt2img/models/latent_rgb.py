@@ -90,7 +90,7 @@ def is_default(vae: AnyVAE) -> bool:
         return False
     if not vae.config.quant_conv:
         return False
-    told = vae.quant_conv.bias[: len(DEFAULT_TOLD)].float().cpu()
+    told = vae.get_parameter("quant_conv.bias")[: len(DEFAULT_TOLD)].float().cpu()
     return torch.allclose(told, torch.tensor(DEFAULT_TOLD), rtol=0.01, atol=0.001)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txt2img.diffusion.guidance import Cond
 from txt2img.models.layers import (
@@ -21,6 +20,7 @@ from txt2img.models.layers import (
     Upsample,
     alongside,
     scale_features,
+    swish,
     time_features,
 )
 
@@ -256,5 +256,5 @@ class UNet(nn.Module):
             x = self.mid_block(x, clock, tokens)
         for up in self.up_blocks:
             x = up(x, kept, clock, tokens)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return alongside(out, tokens)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample
+from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample, swish
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return out
 
 
@@ -148,7 +147,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latent))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return out
 
 

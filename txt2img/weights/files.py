@@ -176,13 +176,21 @@ def read(
 
     Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
     """
-    in_order = sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
+    return {
+        name: _read(name, at, device, kind(at, dtype, name in kept))
+        for name, at in in_order(stored)
+    }
 
-    def kind(name: str, at: Stored) -> torch.dtype:
-        own = DTYPES[at.dtype]
-        return own if name in kept and own.itemsize < dtype.itemsize else dtype
 
-    return {name: _read(name, at, device, kind(name, at)) for name, at in in_order}
+def in_order(stored: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
+    """Tensors with their names as they follow each other in their files."""
+    return sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
+
+
+def kind(stored: Stored, dtype: torch.dtype, kept: bool) -> torch.dtype:
+    """The type that a tensor is to have: its own where it is `kept` and that is the narrower."""
+    own = DTYPES[stored.dtype]
+    return own if kept and own.itemsize < dtype.itemsize else dtype
 
 
 def tensor(name: str, stored: Stored) -> Tensor:
@@ -304,7 +312,7 @@ def _read(name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
     if stored.scale is not None:
         value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
-    cast = value.to(device=device, dtype=dtype)
+    cast = value.to(dtype).to(device)  # in this order: MPS has no float64
     if not _finite(cast):
         if _finite(value.float()):
             raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")

@@ -1,4 +1,7 @@
-"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read."""
+"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read.
+
+Where in that cache other things lie that are made once.
+"""
 
 import hashlib
 import os
@@ -57,9 +60,14 @@ def model_hash(paths: Sequence[Path]) -> str:
     return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
 
 
-def _cache() -> Path:
+def compiler_cache() -> str:
+    """The folder where torch's compiler keeps what it made, from now on the user's cache."""
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache("compiled")))
+
+
+def _cache(kind: str = "sha256") -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "txt2img" / "sha256"
+    return Path(base) / "txt2img" / kind
 
 
 def _recall(kept: Path) -> str | None:

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from txt2img import disk
+from txt2img import disk, offload
 from txt2img.device import Device
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
 from txt2img.library import OWN_PARTS, OtherParts
-from txt2img.memory import Memory
+from txt2img.memory import CPU, Memory
+from txt2img.models.graphed import Graphed, recorded_on_card
 from txt2img.models.lean import lean_weights, slim
+from txt2img.models.quantized import quantize
 from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
 from txt2img.models.unet import UNet
+from txt2img.offload import Placement
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
-from txt2img.weights.hashes import model_hash
+from txt2img.weights.hashes import compiler_cache, model_hash
 from txt2img.weights.other_parts import open_texts, open_unet
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import (
@@ -34,6 +37,7 @@ from txt2img.weights.parts import (
     folder_parts,
     original_parts,
 )
+from txt2img.weights.reader import reader
 from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.values import Config
 from txt2img.weights.wear import Wardrobe
@@ -54,6 +58,9 @@ PIPELINES = (
     ),
     "LatentConsistencyModelPipeline",
 )
+NOT_COMPILED = (
+    "--compile is for models that lie on a CUDA card as a whole: this one is not compiled"
+)
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
@@ -69,6 +76,7 @@ class Model:
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
+    graphed: Graphed | None = None  # the network as a card draws with it, sooner
     second: "SecondStage | None" = None  # a refiner, for the last steps
     plan: "Plan | None" = None  # where its weights come from
 
@@ -118,9 +126,11 @@ def load(
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, parts=parts)
     shape = plan.family.vae if other is None else other.config
+    placement = placed(plan, device)
     vae = _made(lambda: vae_of(shape), "vae", plan, device)
-    _fill(vae, "vae", plan, device)
+    _fill(vae, "vae", plan, device, placement)
     model = without_weights(plan, device, vae)
+    model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
     if other is not None:
         model.wardrobe.vae = other.record
         model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
@@ -144,27 +154,61 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
 
 
 def fill(model: Model, device: Device) -> None:
-    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile."""
-    plan = model.plan
+    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile.
+
+    On a card they are laid out, and the U-Net recorded or compiled, as that draws soonest.
+    """
+    plan, placement = model.plan, model.memory.placement
     assert plan is not None
-    _fill(model.network, "unet", plan, device)
+    _fill(model.network, "unet", plan, device, placement)
     for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
-        _fill(encoder, component, plan, device)
+        _fill(encoder, component, plan, device, placement)
+    if device.quantize:
+        quantize(model.network, device.quantize)
+    if device.torch_device.type != "cuda":
+        return
+    for network in (model.network, model.vae):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if placement.mode == "none":
+        cache = compiler_cache() if device.compile else ""
+        model.graphed = Graphed(
+            model.network, lambda line: model.memory.tell(line), recorded_on_card, cache
+        )
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model computes; its weights may wait elsewhere."""
+    return model.memory.placement.device or next(model.network.parameters()).device
+
+
+def placed(plan: Plan, device: Device) -> Placement:
+    """How a model's parts get to the device, with lines that say so. BadRequest."""
+    sizes = {
+        component: device.dtype_of(component).itemsize
+        * sum(torch.Size(stored.shape).numel() for stored in part.tensors.values())
+        for component, part in plan.parts.items()
+    }
+    where = device.torch_device
+    free = offload.free_memory(where) if device.offload == "auto" else None
+    mode, line = offload.chosen(device.offload, where, sizes, free)
+    notes = [line] if line else []
+    if device.compile and (where.type != "cuda" or mode != "none"):
+        notes.append(NOT_COMPILED)
+    return Placement(where, mode, tuple(notes))
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that is and as precise; doubts go to the notes.
+    """Another VAE beside a model's own, where that computes and as precise; doubts are noted.
 
     Raises as `open_vae` and `load` do.
     """
-    weight = next(model.vae.parameters())
-    device = Device(weight.device, weight.dtype)
+    device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
     model.wardrobe.notes += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)
-    _fill(vae, "vae", plan, device)
+    _fill(vae, "vae", plan, device, Placement())
     return vae
 
 
@@ -308,12 +352,16 @@ def _made(build: Callable[[], Network], component: str, plan: Plan, device: Devi
 
 
 @torch.inference_mode(False)
-def _fill(network: nn.Module, component: str, plan: Plan, device: Device) -> None:
-    """Read a network's weights."""
-    part = plan.parts[component]
-    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    kept = {part.theirs(bare(name)) for name in lean_weights(network)}
-    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
-    state = {name: read[part.theirs(bare(name))] for name in network.state_dict()}
-    network.load_state_dict(state, strict=True, assign=True)
+def _fill(
+    network: nn.Module, component: str, plan: Plan, device: Device, placement: Placement
+) -> None:
+    """Read a network's weights; where main memory is short and computes, for each use only."""
+    dtype = device.dtype_of(component)
+    home = device.torch_device if placement.mode == "none" else CPU
+    read = reader(plan.parts[component], home, dtype, lean_weights(network))
+    if device.low and device.torch_device.type == "cpu" and placement.device is not None:
+        network.to(dtype)
+        placement.shelves[network] = read
+    else:
+        network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
     network.requires_grad_(False)
