@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from txt2img.diffusion.levels import Diffusion, Flow, betas
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.shapes import VAEConfig
+from txt2img.models.vae import VAE
 from txt2img.train.stages import normalise, time_to_learn
 
 TABLE = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
