@@ -62,11 +62,12 @@ class Library:
         if request.vae is not None and self.vae is None:
             name = shown(request.vae.name)
             raise ModelNotFound(f"the VAE {name} is wanted; give it with --vae, or --vae none")
-        for lora in (*request.loras, *tags):
+        loras, embeddings = (*request.loras, *tags), tuple(used)
+        for lora in loras:
             self.lora(lora.name)
-        return replace(
-            request, prompt=prompt, loras=(*request.loras, *tags), embeddings=tuple(used)
-        )
+        if (prompt, loras, embeddings) == (request.prompt, request.loras, request.embeddings):
+            return request
+        return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
 
 
 def below(folder: Path, name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from txt2img import output
 from txt2img.cli import options
 from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching, Stdout
+from txt2img.cli.care import Care
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
-from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
+from txt2img.cli.rehearsal import SOME_FAILED, rehearse
+from txt2img.cli.results import Meter, say, say_error, say_failed
+from txt2img.cli.show import Bar, progress, say_path, say_record, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.wish import Wish, wanted
 from txt2img.errors import BadOutput, BadRequest, Txt2imgError
@@ -63,7 +66,6 @@ FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count"),
 )
-SOME_FAILED = 3
 Drawn = dict[int, tuple[Path, Request]]  # by a picture's place in the batch
 
 
@@ -155,21 +157,6 @@ def destination(
     return Stdout()
 
 
-def rehearse(wish: Wish, order: Order) -> int:
-    """Say what would be drawn, of which name; gives the exit code."""
-    for line in wish.remarks:
-        order.note(line)
-    for item in order.batching.mine(items(wish.pictures(), order.target, "")):
-        path = str(order.target.free(item.name, item.number))
-        if order.json:
-            say_record({"path": path, "index": item.index, **described(item.request)})
-        else:
-            say_row(path, f"seed {item.request.seed}", item.request.prompt)
-    for error in wish.failures():
-        say_error(error, order.json)
-    return SOME_FAILED if wish.failures() else 0
-
-
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
@@ -177,19 +164,20 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.memory import Memory, room_for
     from txt2img.weights.load import load
 
-    memory = Memory(order.tiling, order.low)
+    began, memory = time.perf_counter(), Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
         model = load(wish.model, device, vae_path=wish.library.vae)
     model.memory, model.wardrobe.library = memory, wish.library
-    wish.remarks += changed(wish.made_by, origin(model))
-    return draw_with(model, wish, order, bar)
+    wish.warnings += changed(wish.made_by, origin(model))
+    return draw_with(model, wish, order, bar, time.perf_counter() - began)
 
 
-def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
-    """Draw what is not there yet; gives the exit code."""
+def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float) -> int:
+    """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img import batch
     from txt2img.latents import Shelf
+    from txt2img.stopwatch import Stopwatch
 
     batching, size = order.batching, order.batch_size
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
@@ -200,11 +188,13 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
 
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
-        meter = survey(plan(), ledger, wish, order, bar)
+        care = Care(batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
+        meter = survey(care.over(plan(), wish.lenient), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.aside():
-            for line in [*wish.remarks, *model.wardrobe.notes]:
+            for line in wish.remarks:
                 order.note(line)
+            care.settle([*wish.warnings, *model.wardrobe.notes], order.note)
             for error in failures:
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
@@ -212,8 +202,8 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
         events = batch.run(model, groups, order.target, batching.policy, shelf)
-        with closing(events):
-            failed = follow(events, meter, order.json, drawn)
+        with closing(events), closing(Stopwatch(model, loading).through(events)) as timed:
+            failed = follow(timed, meter, order.json, drawn)
         if drawn is not None:
             finish_sweep(wish, plan(), ledger, drawn, order)
     return SOME_FAILED if failed or failures else 0
