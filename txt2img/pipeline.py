@@ -13,19 +13,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img import prompt
 from txt2img.compat import rules, unit, whole_times
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
-from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
+from txt2img.diffusion.guidance import (
+    Cond,
+    CondAt,
+    Course,
+    Denoise,
+    composed,
+    over_time,
+    predictor,
+)
 from txt2img.diffusion.levels import Level, Process
-from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.memory import CPU, free, is_short, placed, room_for
-from txt2img.prompt import schedule
-from txt2img.request import SEEDS, Request, Sampler, size_problem
+from txt2img.request import Request, Sampler, size_problem
+from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
@@ -58,8 +66,9 @@ class Job:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
         sampler = sampler_on(str(request.sampler), self.clock)
-        noise = fresh_noise(self.requests, self.latent, self.device)
-        x = self.start * noise()
+        fresh = fresh_noise(self.requests, self.latent, self.device)
+        x = self.start * fresh()
+        noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)
         with room_for(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
@@ -92,10 +101,10 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     predict = predictor(model.network, process, kind, whole_times(found, first))
 
     def look(part: slice, together: bool = True) -> Denoise:
-        positive, negative = side(part, 0), side(part, 1)
+        parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
         told = model.family.network.scale_width  # such a network guides itself
         scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, positive, negative, scale, together, rescale)
+        return composed(predict, parts, side(part, -1), scale, together, rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -103,7 +112,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
         return lambda level: join([at(level) for at in each])
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
-    parts = singles if device.type == "cpu" else alike(conds)
+    parts = singles if device.type == "cpu" else alike(conds, requests)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
@@ -194,13 +203,16 @@ def check_words_do(family: Family) -> None:
         )
 
 
-def encode(model: Model, request: Request) -> tuple[Course, Course]:
-    """The conditions of prompt and negative prompt over the steps, each of a batch of 1."""
+def encode(model: Model, request: Request) -> tuple[Course, ...]:
+    """The conditions of all prompts over the steps, each of a batch of 1; the negative comes last.
+
+    There are several before it where AND joins them.
+    """
     found = rules(request)
     reading, silent = found.reading, model.family.silent and found.silent
-    over = [(request.prompt, True), (request.negative, False)]
+    over = [(text, True) for _, text in joined(request)] + [(request.negative, False)]
     courses = [
-        schedule(text, request.steps or 1) if reading.grammar == "a1111" else [(1, text)]
+        prompt.schedule(text, request.steps or 1) if found.changes else [(1, text)]
         for text, _ in over
     ]
     chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
@@ -213,11 +225,23 @@ def encode(model: Model, request: Request) -> tuple[Course, Course]:
             said = said.silent()
         return sized(said, model.family, request, wanted)
 
-    positive, negative = (
+    return tuple(
         [(until, cond(text, wanted)) for until, text in course]
         for course, (_, wanted) in zip(courses, over, strict=True)
     )
-    return positive, negative
+
+
+def joined(request: Request) -> list[tuple[float, str]]:
+    """The prompts that AND joins in a request's, each with its weight."""
+    found = rules(request)
+    if not found.changes:
+        return [(1.0, request.prompt)]
+    return prompt.composed(request.prompt, found.suffix)
+
+
+def weights(request: Request) -> list[float]:
+    """The weights of the prompts that are drawn at once."""
+    return [weight for weight, _ in joined(request)]
 
 
 def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
@@ -239,9 +263,10 @@ def join(conds: Sequence[Cond]) -> Cond:
     return joined
 
 
-def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
-    """The longest runs of conditions that are equally long, so that they fit in one batch."""
-    groups = groupby(conds, key=lambda pair: pair[0][0][1].tokens.shape[1])
+def alike(conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]) -> list[slice]:
+    """The longest runs of equally long conditions with the same weights: each fits in one batch."""
+    rows = zip(conds, requests, strict=True)
+    groups = groupby(rows, key=lambda row: (row[0][0][0][1].tokens.shape[1], weights(row[1])))
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
@@ -271,32 +296,6 @@ def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denois
         return slow(x, level)
 
     return denoise
-
-
-def fresh_noise(
-    requests: Sequence[Request], latent: tuple[int, int, int], device: torch.device
-) -> Callable[[], Tensor]:
-    """Noise (B, C, h, w), float32, another at each call; each picture's comes from its own seed.
-
-    It is drawn on the CPU, one picture at a time, so that it is the same on every device and in
-    every batch.
-    """
-    streams = [own_noise(request, latent) for request in requests]
-    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
-
-
-def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
-    """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
-    found, seed = rules(request), request.seed or 0
-    first = later = source(found.first, seed, latent)
-    if found.later or found.delta:
-        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
-    other = None
-    if request.subseed_strength:
-        if request.subseed is None:
-            raise BadRequest("a subseed strength needs a subseed: give --subseed")
-        other = source(found.first, request.subseed, latent)
-    return stream(first, later, other, request.subseed_strength)
 
 
 @torch.inference_mode()

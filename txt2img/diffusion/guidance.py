@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -150,6 +151,48 @@ def guided(
     if scale == 1:
         return lambda x, level: predict(x, level, positive(level))
     return look
+
+
+def composed(
+    predict: Predictor,
+    parts: Sequence[tuple[float, CondAt]],
+    negative: CondAt,
+    scale: float,
+    together: bool = True,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Several prompts at once: away from negative, `scale` times each one's weight, all added.
+
+    Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation
+    11. One prompt of weight 1 is `guided`. `rescale` goes by the mean of what is wanted.
+    """
+    if [weight for weight, _ in parts] == [1.0]:
+        return guided(predict, parts[0][1], negative, scale, together, rescale)
+    weights = [weight for weight, _ in parts]
+    size = sum(abs(weight) for weight in weights)
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        """The outputs, each (B, C, H, W), mixed, as x0."""
+        away, *towards = outputs(predict, x, level, [negative, *(at for _, at in parts)], together)
+        each = list(zip(weights, towards, strict=True))
+        out = away + scale * sum(weight * (toward - away) for weight, toward in each)
+        if size:
+            mean = sum(abs(weight) * toward for weight, toward in each) / size
+            out = rescaled(out, torch.as_tensor(mean), rescale)
+        return predict.prediction.x0(x, out, level)
+
+    return look
+
+
+def outputs(
+    predict: Predictor, x: Tensor, level: Level, conds: Sequence[CondAt], together: bool
+) -> Sequence[Tensor]:
+    """The network's output for x (B, C, H, W) under each condition: one pass of all, or many."""
+    told = [at(level) for at in conds]
+    if not together:
+        return [predict.output(x, level, cond) for cond in told]
+    everything = reduce(Cond.join, told)
+    return predict.output(torch.cat([x] * len(told)), level, everything).chunk(len(told))
 
 
 def rescaled(out: Tensor, towards: Tensor, share: float) -> Tensor:
