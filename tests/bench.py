@@ -2,7 +2,7 @@
 
     python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
     python tests/bench.py --full         its exact size, at 256×256 and 512×512
-    python tests/bench.py --only start   one part: network, vae, start, cold
+    python tests/bench.py --only start   one part: network, vae, start, cold, warm
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
 """
@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import bench_warm
 import torch
 from torch import Tensor
 
-PARTS = ("network", "vae", "start", "cold")
+PARTS = ("network", "vae", "start", "cold", "warm")
 SD15 = (320, 640, 1280, 1280)
 SD15_VAE = (128, 256, 512, 512)
 CFG = 7.5
@@ -187,6 +188,12 @@ def cold(rounds: int) -> Result:
         return Result("default model, cold start to picture", *in_turns(ours, theirs, rounds))
 
 
+def warm(rounds: int) -> Iterator[Result]:
+    """The default model by a call that loads it and by one that finds it loaded."""
+    for name, seconds in bench_warm.figures(rounds).items():
+        yield Result(name, seconds)
+
+
 def results(options: argparse.Namespace) -> Iterator[Result]:
     """The chosen parts, one result at a time."""
     sizes = (256, 512) if options.full else (256,)
@@ -204,6 +211,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             yield cold(min(options.rounds, 3))
         else:
             print("no default model here: its cold start is left out", file=sys.stderr)
+    if "warm" in parts and (DEFAULT / "model_index.json").exists():
+        yield from warm(min(options.rounds, 3))
 
 
 def row(result: Result) -> str:

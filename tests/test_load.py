@@ -306,6 +306,7 @@ CONFIGS: list[tuple[str, dict[str, object], str]] = [
     ("vae", {"use_quant_conv": True}, "use_post_quant_conv"),
     ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
     ("text_encoder", {"hidden_act": "relu"}, "hidden_act"),
+    ("text_encoder", {"num_attention_heads": 5}, "no multiple of 5 heads"),
     ("text_encoder", {"model_type": "t5"}, "t5"),
     ("text_encoder", {"num_hidden_layers": -1}, "num_hidden_layers"),
     ("text_encoder", {"vocab_size": 10**9}, "vocab_size"),

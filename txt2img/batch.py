@@ -4,7 +4,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from txt2img import __version__, gate
 from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
+from txt2img.formats import PNG, Format
 from txt2img.gate import Policy
 from txt2img.latents import Shelf
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
 from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
-from txt2img.png import Origin, encode, pixels_sha256
+from txt2img.png import Origin, check_room, encode, pixels_sha256
 from txt2img.request import Request
 from txt2img.weights.load import Model
 from txt2img.weights.wear import ready
@@ -45,6 +46,16 @@ class Step:
     last: int
     step: int
     steps: int
+    items: tuple[Item, ...] = field(default=(), compare=False)
+    x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w): what they may become
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture that will be, and is not written yet."""
+
+    item: Item
+    picture: Image.Image
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,17 @@ Event = Started | Step | Finished | Failed | Told
 
 
 def each(
-    requests: Iterable[Request], model: Model, errors: dict[int, Txt2imgError] | None = None
+    requests: Iterable[Request],
+    model: Model,
+    errors: dict[int, Txt2imgError] | None = None,
+    form: Format = PNG,
 ) -> Iterator[Request]:
     """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
 
     With `errors`, those that it cannot draw are passed over and kept there by their number.
     """
     checked: set[Request] = set()
+    made_by = origin(model)
     for number, request in enumerate(requests, start=1):
         try:
             filled = ready(model, request).seeded().filled(model.family.defaults)
@@ -97,6 +112,7 @@ def each(
                 latent_shape(model, filled)
                 noise_levels(model, filled)
                 checked.add(shape(filled))
+            check_room(filled, made_by, form)
         except BadRequest as error:
             if errors is None:
                 raise
@@ -111,7 +127,7 @@ def run(
     output: Output,
     policy: Policy | None = None,
     shelf: Shelf | None = None,
-) -> Generator[Event, None, None]:
+) -> Generator[Event | Decoded, None, None]:
     """Draw and write pictures, those of a group together.
 
     Without policy.skip, raises what the first picture that fails does.
@@ -169,7 +185,7 @@ def precision(model: Model) -> str:
 
 def _finished(
     model: Model, group: list[Item], output: Output, shelf: Shelf, policy: Policy, tries: int = 0
-) -> Iterator[Event]:
+) -> Iterator[Event | Decoded]:
     """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
@@ -180,9 +196,10 @@ def _finished(
                 continue
             _check(drawn, left[0], policy, shelf)
             item = left.popleft()
+            yield Decoded(item, drawn)
             made_by = shelf.origin
             its = replace(made_by, environment={**made_by.environment, **model.memory.used})
-            data = encode(drawn, item.request, its, item.first_seed)
+            data = encode(drawn, item.request, its, item.first_seed, output.form)
             path = output.write_as(data, item.name, item.number)
             shelf.drop(item, path)
             seconds = (time.perf_counter() - start) / len(group)
@@ -248,7 +265,7 @@ def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | 
         for state in sampled(model, requests):
             step, x, x0 = state.step, state.x, state.x0
             yield from map(Told, model.memory.news())
-            yield Step(group[0].index, group[-1].index, step, steps)
+            yield Step(group[0].index, group[-1].index, step, steps, tuple(group), x0)
     except BaseException as stop:
         if x0 is not None and not isinstance(stop, Exception):
             for item, latent in zip(group, x if step == steps else x0, strict=True):

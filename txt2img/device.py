@@ -8,6 +8,7 @@ import torch
 from txt2img import machine
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.launch import found
 
 FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
 HARD_BF16 = (8, 0)  # the first CUDA capability that computes in bf16
@@ -32,6 +33,9 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     """The device and precision asked for, or the best there are. BadRequest if there are none."""
     asked = {} if dtype is None else dtypes(dtype)
     device = torch.device(_best() if name is None else _existing(name))
+    cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
+    if cards > 1 and (here := found()).world > 1:
+        device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
     most = asked.pop("", None) or _default_dtype(device)
     return Device(device, most, tuple(sorted(asked.items())))
 

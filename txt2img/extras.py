@@ -62,6 +62,19 @@ class OtherVAE:
         _check_hash(self.name, self.hash)
 
 
+@dataclass(frozen=True)
+class Refiner:
+    """A model that finishes what another began, by its name; `hash` has ten digits."""
+
+    name: str
+    hash: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field. BadRequest."""
+        _check_name("a refiner", self.name, "")
+        _check_hash(self.name, self.hash)
+
+
 def untagged(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     """A prompt without its `<lora:…>` tags, and what they ask for. BadRequest."""
     loras = tuple(_from_tag(match[1]) for match in _TAG.finditer(prompt))
@@ -137,10 +150,16 @@ def vae_from_json(value: object) -> OtherVAE | None:
     return None if value is None else _made(OtherVAE, "vae", value)
 
 
+def refiner_from_json(value: object) -> Refiner | None:
+    """A refiner from a JSON object, or None. BadRequest."""
+    return None if value is None else _made(Refiner, "refiner", value)
+
+
 FROM_JSON: Mapping[str, Callable[[object], object]] = {
     "loras": loras_from_json,
     "embeddings": embeddings_from_json,
     "vae": vae_from_json,
+    "refiner": refiner_from_json,
 }
 
 

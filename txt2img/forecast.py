@@ -79,7 +79,7 @@ def foresee(model: str, library: Library, device: str | None, dtype: str | None)
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
     where = machine.likely_device(device)
     dtypes = machine.likely_dtypes(where, dtype)
-    plan = planned(model)
+    plan = planned(model, others=library.parts)
     if library.vae is not None:
         find_vae(library.vae)
     for tokenizer in plan.tokenizers.values():

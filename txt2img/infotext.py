@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
-from txt2img.extras import Embedding, OtherVAE, tagged, untagged
+from txt2img.extras import Embedding, OtherVAE, Refiner, tagged, untagged
 from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.writers import CARDS, writer
 
@@ -50,7 +50,7 @@ _LOST = {
     "Denoising strength": "",
     "Face restoration": "",
     "Tiling": "False",
-    "Refiner": "",
+    "Refiner switch by sampling steps": "False",
     "Init image hash": "",
     "Mask mode": "",
     "Inpaint area": "",
@@ -131,6 +131,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "ENSD": _maybe(request.ensd),
         "RNG": "NV" if _by_card(request) else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
+        "Refiner": _with_hash(request.refiner),
+        "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
         "CFG rescale": _maybe(request.cfg_rescale or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
@@ -183,6 +185,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
         loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
         embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
         vae=OtherVAE(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
+        refiner=_refiner(entries.get("Refiner", "")),
     )
     return request, notes
 
@@ -196,6 +199,19 @@ def _hashes_by_name(text: str) -> dict[str, str]:
     """The hashes of such a list, by name."""
     pairs = (pair.partition(": ") for pair in text.split(", "))
     return {name: digits for name, _, digits in pairs if name and digits}
+
+
+def _with_hash(refiner: Refiner | None) -> str | None:
+    """A refiner as A1111 writes it: `name [hash]`."""
+    if refiner is None:
+        return None
+    return f"{refiner.name} [{refiner.hash}]" if refiner.hash else refiner.name
+
+
+def _refiner(text: str) -> Refiner | None:
+    """The refiner that such a text names. BadRequest."""
+    found = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
+    return None if found is None else Refiner(found[1], found[2] or "")
 
 
 def _plain(name: str) -> str:
@@ -221,6 +237,7 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "clip_skip": entries.get("Clip skip"),
         "subseed": entries.get("Variation seed"),
         "subseed_strength": entries.get("Variation seed strength"),
+        "refiner_switch": entries.get("Refiner switch at"),
     }
     return {name: text for name, text in found.items() if text}
 

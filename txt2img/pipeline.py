@@ -23,6 +23,7 @@ from txt2img.diffusion.guidance import (
     Course,
     Denoise,
     composed,
+    in_turn,
     over_time,
     predictor,
 )
@@ -36,6 +37,7 @@ from txt2img.request import Request, Sampler, size_problem
 from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
+from txt2img.weights.stages import alone, by_turns, its_turn, take_turn
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
@@ -119,6 +121,20 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
 
 
+def staged(model: Model, requests: Sequence[Request]) -> Job:
+    """The same, the last steps by the model's refiner where the requests want that."""
+    job, switch = prepare(model, requests), requests[0].refiner_switch
+    if requests[0].refiner is None:
+        return job
+    process = model.family.process.build()
+    second = in_turn(
+        job.denoise,
+        lambda: prepare(take_turn(model), alone(requests)).denoise,
+        lambda level: its_turn(process, level, switch),
+    )
+    return replace(job, denoise=second)
+
+
 def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
     """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
@@ -137,8 +153,8 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
     model.memory.used.pop("unet", None)
     while True:
         try:
-            with room_for("the model"), placed(model.network, device, dtype):
-                job = prepare(model, requests)
+            with room_for("the model"), placed(model.network, device, dtype), by_turns(model):
+                job = staged(model, requests)
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)

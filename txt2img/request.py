@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
-from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE
+from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE, Refiner
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -111,8 +111,12 @@ NAMED: Mapping[str, type[Sampler] | type[Schedule] | type[Compat]] = {
 }
 CLIP_SKIPS = range(1, 13)  # 1 is none
 # Fields that came later: left out of a record at their defaults, so that older ones stay equal.
-LATER = ("compat", "clip_skip", "subseed", "subseed_strength", "ensd", "rng")
+LATER = (
+    *("compat", "clip_skip", "subseed", "subseed_strength"),
+    *("refiner", "refiner_switch", "ensd", "rng"),
+)
 RNG = re.compile(r"cpu|nv(:[1-9]\d{0,9})?")
+SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ class Request:
     clip_skip: int | None = None  # A1111's count: the text encoder's last layers, 1 is all of it
     subseed: int | None = None  # the noise of another seed, mixed into this one's
     subseed_strength: float = 0.0
+    refiner: Refiner | None = None  # the model that draws the last steps
+    refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
     ensd: int | None = None  # A1111's eta noise seed delta: what the steps' seed is more
     rng: str | None = None  # where numbers come from: cpu, nv, or nv:N, a card of N threads
 
@@ -171,6 +177,7 @@ class Request:
         if self.rng is not None and not RNG.fullmatch(str(self.rng)):
             raise BadRequest(f"rng must be cpu, nv or nv:THREADS, got {shown(self.rng)}")
         _check_float("subseed_strength", self.subseed_strength, 1.0)
+        _check_float("refiner_switch", self.refiner_switch, 1.0)
         _check_float("cfg", self.cfg, FLOAT_MAX)
         _check_float("cfg_rescale", self.cfg_rescale, 1.0)
         _check_float("eta", self.eta, 1.0)
@@ -231,7 +238,7 @@ def _plain_value(value: object) -> object:
     """A field's value as JSON has it."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
-    return asdict(value) if isinstance(value, OtherVAE) else value
+    return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
 
 
 def check_text(name: str, text: object) -> None:
@@ -275,7 +282,7 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 
 def _check_float(name: str, value: object, top: float) -> None:
-    if value is None and name not in ("cfg_rescale", "subseed_strength"):
+    if value is None and name not in ("cfg_rescale", "subseed_strength", "refiner_switch"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} must be a number, got {shown(value)}")
@@ -301,7 +308,7 @@ def _value(name: str, value: object) -> object:
         member = NAMED[name].parse(value)
         return None if member is Compat.TXT2IMG else member
     if (
-        name in ("cfg", "eta", "cfg_rescale", "subseed_strength")
+        name in ("cfg", "eta", "cfg_rescale", "subseed_strength", "refiner_switch")
         and type(value) is int
         and value.bit_length() < 64
     ):

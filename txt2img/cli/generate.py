@@ -1,7 +1,6 @@
 """txt2img "prompt": draw pictures. The command that is meant when none is named."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext, suppress
@@ -11,23 +10,27 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from txt2img import output
-from txt2img.cli import options
+from txt2img import launch, output
+from txt2img.cli import launched, options
 from txt2img.cli.asked import Asked
-from txt2img.cli.batching import Batching, Stdout
+from txt2img.cli.batching import Batching
 from txt2img.cli.care import Care
 from txt2img.cli.extras import Named
+from txt2img.cli.filing import Filed, destination
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
 from txt2img.cli.rehearsal import SOME_FAILED, rehearse
 from txt2img.cli.results import Meter, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, tell
+from txt2img.cli.show import Bar, progress, tell
 from txt2img.cli.signals import STOP
+from txt2img.cli.sweeping import finish_sweep
+from txt2img.cli.viewer import viewer_of
+from txt2img.cli.viewing import Viewing
+from txt2img.cli.warming import Warming
 from txt2img.cli.wish import Wish, wanted
-from txt2img.errors import BadOutput, BadRequest, Txt2imgError
+from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.ledger import Item, Ledger, items
-from txt2img.request import Request
 
 if TYPE_CHECKING:
     from txt2img.batch import Event
@@ -61,12 +64,12 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
 """
 FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count"),
 )
-Drawn = dict[int, tuple[Path, Request]]  # by a picture's place in the batch
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Order:
     json: bool
     tiling: str
     low: bool
+    viewing: Viewing
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -101,20 +105,29 @@ def generate(
     named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
+    viewing: Viewing = Viewing(),  # noqa: B008 - as above
+    filed: Filed = Filed(),  # noqa: B008 - as above
+    warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
-    words = [*([] if prompt is None else [prompt]), *context.args]
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
+        viewing.check(asked.out, asked.overwrite)
+        warming.check()
         given = {**chosen(context), **named.given()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
+        wish = wanted(said(context), prompts_file, picture, given, named.library(), batching)
+        raise typer.Exit(carry_out(wish, batching, filed, viewing, context, json))
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)
         raise
-    raise typer.Exit(code)
+
+
+def said(context: typer.Context) -> list[str]:
+    """The words that belong to no option: one prompt, or more than can be."""
+    prompt = context.params["prompt"]
+    return [*([] if prompt is None else [prompt]), *context.args]
 
 
 def chosen(context: typer.Context) -> dict[str, object]:
@@ -123,38 +136,33 @@ def chosen(context: typer.Context) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool) -> int:
+def carry_out(
+    wish: Wish,
+    batching: Batching,
+    filed: Filed,
+    viewing: Viewing,
+    context: typer.Context,
+    json: bool,
+) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked = context.params
     order = Order(
-        destination(asked["out"], wish.several, asked["overwrite"], batching),
+        destination(filed, wish.several, batching, context),
         batching,
         asked["batch_size"] or 1,
         (asked["device"], asked["dtype"]),
-        asked["quiet"],
+        asked["quiet"] or not launch.found().first,  # one speaks for all
         json,
         asked["vae_tiling"],
         asked["low_memory"],
+        viewing,
     )
     if batching.dry_run:
-        return rehearse(wish, order)
+        return rehearse(wish, order) if launch.found().first else 0
+    if not wish.several and not launch.found().first:
+        return launched.together(0, None)[0]
     with order.target, progress(not (order.quiet or batching.no_progress), "loading") as bar:
         return draw(wish, order, bar)
-
-
-def destination(
-    out: str | None, several: bool, overwrite: bool, batching: Batching
-) -> output.Output:
-    """Where the pictures go. BadRequest."""
-    if out != "-":
-        target = output.parse(out, several, overwrite)
-        target.resume = batching.resume
-        return target
-    if several:
-        raise BadRequest("-o - writes one picture to standard output; name a folder for several")
-    if sys.stdout.isatty():
-        raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
-    return Stdout()
 
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
@@ -162,13 +170,18 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.batch import origin
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
-    from txt2img.weights.load import load
+    from txt2img.weights.kept import KEEPER
+    from txt2img.weights.stages import add_refiner
 
     began, memory = time.perf_counter(), Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
     with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
+        library = wish.library
+        model = KEEPER.load(wish.model, device, library.vae, library.parts)
     model.memory, model.wardrobe.library = memory, wish.library
+    if wish.library.refiner is not None:
+        with room_for("the refiner"):
+            add_refiner(model, wish.library.refiner, device)
     wish.warnings += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar, time.perf_counter() - began)
 
@@ -182,31 +195,38 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
     batching, size = order.batching, order.batch_size
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
 
-    def plan() -> Iterator[Item]:
-        pictures = batch.each(wish.pictures(), model, refused)
+    def shard() -> Iterator[Item]:
+        pictures = batch.each(wish.pictures(), model, refused, order.target.form)
         return batching.mine(items(pictures, order.target, model.hash))
+
+    def plan() -> Iterator[Item]:
+        return launch.found().mine(shard())
 
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         care = Care(batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
-        meter = survey(care.over(plan(), wish.lenient), ledger, wish, order, bar)
+        looked = launch.found().mine(care.over(shard(), wish.lenient))
+        meter = survey(looked, ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.aside():
             for line in wish.remarks:
                 order.note(line)
             care.settle([*wish.warnings, *model.wardrobe.notes], order.note)
-            for error in failures:
+            for error in failures if launch.found().first else ():
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
-        drawn: Drawn | None = {} if wish.sweep else None
+        drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        events = batch.run(model, groups, order.target, batching.policy, shelf)
-        with closing(events), closing(Stopwatch(model, loading).through(events)) as timed:
-            failed = follow(timed, meter, order.json, drawn)
+        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
+        drawing = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
+        events = Stopwatch(model, loading).through(drawing)
+        with closing(drawing), closing(events):
+            failed = follow(events, meter, order.json, drawn)
+        code, drawn = launched.together(SOME_FAILED if failed or failures else 0, drawn)
         if drawn is not None:
-            finish_sweep(wish, plan(), ledger, drawn, order)
-    return SOME_FAILED if failed or failures else 0
+            finish_sweep(wish, shard(), ledger, drawn, order)
+    return code
 
 
 def tell_kept(shelf: "Shelf", bar: Bar) -> None:
@@ -239,10 +259,12 @@ def survey(
     path = order.target.folder / order.target.pattern
     if order.target.exact and order.target.resume and left and os.path.lexists(path):
         raise output.taken(path)
-    return Meter(bar, total, steps)
+    return Meter(bar, total, total - left, steps)
 
 
-def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | None) -> int:
+def follow(
+    events: "Iterable[Event]", meter: Meter, json: bool, drawn: launched.Drawn | None
+) -> int:
     """Say what happens while it does; gives how many pictures failed. Stopped."""
     from txt2img import batch
 
@@ -253,6 +275,7 @@ def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | N
             if isinstance(event, batch.Started):
                 left = len(event.items)
                 STOP.finishing = True
+                meter.begin(event)
             elif isinstance(event, batch.Step):
                 meter.show(event)
             elif isinstance(event, batch.Told):
@@ -263,35 +286,14 @@ def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | N
             elif event.path != Path("-"):
                 say(event, json)
                 if drawn is not None:
-                    drawn[event.item.index] = (event.path, event.request)
+                    drawn[event.item.index] = (event.path, event.request.seed)
         if STOP.asked and not told:
             told = True
             with meter.bar.aside():
                 tell("Finishing the picture; once more stops at once.")
-        left -= isinstance(event, batch.Finished | batch.Failed)
+        if isinstance(event, batch.Finished | batch.Failed):
+            left -= 1
+            meter.ready += 1
         if not left:
             STOP.finished()
     return failed
-
-
-def finish_sweep(
-    wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: Drawn, order: Order
-) -> None:
-    """Write a sweep's sheet and table, and say where they are."""
-    from txt2img import sheet
-
-    if order.batching.part != (1, 1):
-        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
-        return
-    cells = []
-    for item in plan:
-        path = ledger and ledger.done(item)
-        known = drawn.get(item.index) or ((path, item.request) if path else None)
-        if known:
-            cells.append(known)
-    assert wish.sweep is not None
-    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
-        if order.json:
-            say_record({"path": str(path), "pictures": len(cells)})
-        else:
-            say_path(path)

@@ -41,20 +41,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and e
 
 
 def list_models(json: Json = False) -> None:
-    """List the models that --model finds by name: family, layout, size, place."""
+    """List the models and other weights that are found by name: family, layout, size, place."""
+    from txt2img.weights.kinds import kind_of
     from txt2img.weights.places import every
     from txt2img.weights.plan import DEFAULT
 
     for name, path in (("default", DEFAULT), *every()):
         found = _summary(name, path)
         family, layout = (found.family.name, found.layout) if found else ("", "")
+        kind = "model" if found else kind_of(path) if path.is_file() else ""
         if json:
             size = found.size if found else _size(path)
-            row = {"name": name, "family": family, "layout": layout, "size": size}
+            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
             say_record({**row, "path": str(path)})
         else:
             size_text = f"{(found.size if found else _size(path)) / 1e6:,.1f} MB"
-            say_row(name, family or "-", layout or "-", size_text, path)
+            say_row(name, family or kind or "-", layout or "-", size_text, path)
 
 
 def show_model(name: Name, json: Json = False) -> None:
@@ -135,7 +137,9 @@ def pull_model(
         tell(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
     hub.keep_quiet(quiet or not sys.stderr.isatty())
     for file in hub.pull(found, endpoint):
-        if not quiet and not sys.stderr.isatty():
+        if file is None:
+            tell(f"another process is pulling {wanted.id}: waiting until it is done")
+        elif not quiet and not sys.stderr.isatty():
             tell(f"{file.name} is whole")
     say_path(wanted.place)
 

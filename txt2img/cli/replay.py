@@ -10,10 +10,13 @@ from txt2img.cli import options
 from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching
 from txt2img.cli.extras import Named
+from txt2img.cli.filing import Filed
 from txt2img.cli.generate import carry_out, chosen
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.results import say_error
+from txt2img.cli.viewing import Viewing
+from txt2img.cli.warming import Warming
 from txt2img.cli.wish import again
 from txt2img.errors import BadOutput, Txt2imgError
 
@@ -42,14 +45,19 @@ def replay(
     named: Named = Named(),  # noqa: B008 - as above
     batching: Batching = Batching(),  # noqa: B008 - as above
     precision: Precision = Precision(),  # noqa: B008 - as above
+    viewing: Viewing = Viewing(),  # noqa: B008 - as above
+    filed: Filed = Filed(),  # noqa: B008 - as above
+    warming: Warming = Warming(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     try:
         batching.check(asked.out, asked.overwrite, json)
         precision.check()
+        viewing.check(asked.out, asked.overwrite)
+        warming.check()
         given = {**chosen(context), **named.given()}
         wish = again(files, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
+        code = carry_out(wish, batching, filed, viewing, context, json)
     except Txt2imgError as error:
         with suppress(BadOutput):
             say_error(error, json, aloud=False)

@@ -1,14 +1,16 @@
 """txt2img verify: draw pictures again from what they say of themselves, and compare."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from txt2img import launch
 from txt2img.cli import options
 from txt2img.cli.recorded import with_model
 from txt2img.cli.results import say_file_error
-from txt2img.cli.show import progress, say, say_record
+from txt2img.cli.show import progress, say, say_record, tell
 from txt2img.errors import Txt2imgError
 
 if TYPE_CHECKING:
@@ -20,11 +22,13 @@ EPILOG = """
 Examples:
   txt2img verify picture.png
   txt2img verify *.png --model models/sd15.safetensors --json
-  txt2img verify *.png --psnr 40
+  txt2img verify art/ --psnr 40
 
 Exit code 0 if all are identical (or as near as --psnr asks), else 1.
 """
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help="PNG pictures of txt2img's.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE", help="Pictures of txt2img's, or folders.")
+]
 Psnr = Annotated[
     float | None,
     typer.Option(
@@ -46,39 +50,52 @@ def verify(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    code = 0
+    from txt2img.verify import pictures
+
+    code, counts = 0, Counter[str]()
     loaded: Model | None = None
+    names = list(launch.found().mine(one for name in files for one in pictures(name)))
     with progress(not quiet, "loading") as bar:
-        for i, name in enumerate(files):
-            bar.advance("verifying", i, len(files), f"{i + 1}/{len(files)}")
+        for i, name in enumerate(names):
+            bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                loaded, verdict = compared(name, model, (device, dtype), loaded)
+                loaded, verdict = compared(
+                    Path(name), model, (device, dtype), loaded, psnr is not None
+                )
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
                 code = code or error.exit_code
+                counts["not comparable"] += 1
                 continue
             enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
             code = code or (0 if enough else 1)
+            counts["identical" if verdict.same else "near" if enough else "different"] += 1
             with bar.aside():
                 tell_verdict(name, verdict, json)
+    if len(names) > 1 and not quiet:
+        tell(", ".join(f"{count} {word}" for word, count in counts.items()))
     if code:
         raise typer.Exit(code)
 
 
 def compared(
-    name: str, chosen: str | None, where: tuple[str | None, str | None], loaded: "Model | None"
+    path: Path,
+    chosen: str | None,
+    where: tuple[str | None, str | None],
+    loaded: "Model | None",
+    lossy: bool,
 ) -> tuple["Model", "Verdict"]:
     """The verdict on one file, and the model, which is loaded once for all. Txt2imgError."""
     from txt2img.device import choose
     from txt2img.verify import described, verify
     from txt2img.weights.load import load
 
-    found = described(Path(name))
-    with_model(Path(name), found, chosen)
+    found = described(path)
+    with_model(path, found, chosen)
     if loaded is None:
         loaded = load(chosen or "default", choose(*where))
-    return loaded, verify(Path(name), found, loaded)
+    return loaded, verify(path, found, loaded, lossy)
 
 
 def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:

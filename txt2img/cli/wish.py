@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from txt2img import png, prompts
+from txt2img import launch, png, prompts
+from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.recorded import with_model
 from txt2img.errors import BadRequest, Txt2imgError
@@ -78,7 +79,7 @@ def wanted(
         made_by = [recorded]
     prompt = {"prompt": words[0], "template": ""} if words else {}
     base = Request.from_json({**base.to_json(), **given, **prompt})
-    seeded = base.seeded()
+    seeded = launched.seeded(base)
     requests: Iterable[Request] = [seeded]
     if prompts_file is not None:
         seeded = replace(seeded, template="")
@@ -109,6 +110,8 @@ def again(
         request = Request.from_json({**base.to_json(), **given}).seeded()
         which = f" of {shown(str(picture))}" if len(pictures) > 1 else ""
         if base.seed is None and "seed" not in given:
+            if launch.found().world > 1:
+                raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
             remarks.append(f"seed {request.seed}{which}")
         warnings += [line.replace("Note:", f"Note{which}:", 1) for line in lines]
         requests.append(request)
@@ -140,8 +143,10 @@ def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:
         seen += min(request.count, 2)
         told = told or (drawn is not None and request.seed == drawn)
     wish.several = seen > 1
-    if told and (batching.resume or batching.shard):
-        option = "--resume" if batching.resume else "--shard"
+    here = launch.found()
+    apart = here.world > 1 and not here.meets
+    if told and (batching.resume or batching.shard or apart):
+        option = "--resume" if batching.resume else "--shard" if batching.shard else "a launch"
         raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")
     if told:
         wish.remarks.append(f"seed {drawn}")

@@ -195,6 +195,22 @@ def outputs(
     return predict.output(torch.cat([x] * len(told)), level, everything).chunk(len(told))
 
 
+def in_turn(
+    first: Denoise, make_second: Callable[[], Denoise], later: Callable[[Level], bool]
+) -> Denoise:
+    """`first` until a level is `later`, from there on a second, which is made when it is needed."""
+    second: list[Denoise] = []
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        if not later(level):
+            return first(x, level)
+        if not second:
+            second.append(make_second())
+        return second[0](x, level)
+
+    return look
+
+
 def rescaled(out: Tensor, towards: Tensor, share: float) -> Tensor:
     """`out` with a `share` of its contrast put back to that of `towards` (Lin et al. 2023, §3.4).
 

@@ -75,3 +75,18 @@ class TextConfig:
     act: str = "quick_gelu"
     penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
     projection: int = 0  # the width of the text as a whole, where the model is told that too
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The shape of a TAESD: residual blocks a level, in the order of computation."""
+
+    latent_channels: int = 4
+    width: int = 64
+    encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: a decoder alone
+    decoder: tuple[int, ...] = (3, 3, 3, 1)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell is high and wide."""
+        return 1 << (len(self.decoder) - 1)

@@ -1,18 +1,14 @@
-"""CLIP: prompts → tokens → conditions. The only file that uses transformers.
+"""Prompts → tokens → the conditions that a U-Net attends to."""
 
-Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from txt2img.compat import Reading
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import BadRequest
+from txt2img.models.clip import CLIPText
 from txt2img.models.shapes import TextConfig
 from txt2img.models.tokens import PLAIN, Tokenizer
 
@@ -23,20 +19,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.model = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=config.vocab,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=config.mlp,
-                max_position_embeddings=config.length,
-                hidden_act=config.act,
-                bos_token_id=tokenizer.bos_id,
-                eos_token_id=tokenizer.eos_id,
-                pad_token_id=tokenizer.pad_id,
-            )
-        )
+        self.model = CLIPText(config)
         self.text_projection = (
             nn.Linear(config.width, config.projection, bias=False) if config.projection else None
         )
@@ -45,6 +28,11 @@ class TextEncoder(nn.Module):
     def encoders(self) -> tuple["TextEncoder", ...]:
         """All encoders of a model that has this one alone."""
         return (self,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.final_layer_norm.weight.device
 
     def forward(self, ids: Tensor) -> Tensor:
         """The states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
@@ -60,21 +48,17 @@ class TextEncoder(nn.Module):
             raise BadRequest(
                 f"clip skip {clip_skip}: this model's text encoder has {layers} layers"
             )
-        skips = clip_skip > 1 and not penultimate
-        out = self.model(input_ids=ids, output_hidden_states=penultimate or skips)
-        tokens = out.hidden_states[-2] if penultimate else out.last_hidden_state
-        if skips:
-            tokens = self.last_norm(out.hidden_states[-clip_skip])
+        states = self.model(ids)
+        last = self.model.final_layer_norm(states[-1])
+        tokens = last
+        if penultimate:
+            tokens = states[-2]
+        elif clip_skip > 1:
+            tokens = self.model.final_layer_norm(states[-clip_skip])
         if self.text_projection is None:
             return tokens, None
         rows = torch.arange(len(ids), device=ids.device)
-        return tokens, self.text_projection(out.last_hidden_state[rows, self.ends(ids)])
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The norm after the last layer."""
-        named: Iterator[tuple[str, nn.Module]] = self.model.named_modules()
-        return next(module for name, module in named if name.endswith("final_layer_norm"))
+        return tokens, self.text_projection(last[rows, self.ends(ids)])
 
     def ends(self, ids: Tensor) -> Tensor:
         """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
@@ -95,7 +79,7 @@ class TextEncoder(nn.Module):
         count = max(chunks or 1, *(len(row) for row in rows))
         empty = self.tokenizer.read("")
         flat = [chunk for row in rows for chunk in row + empty * (count - len(row))]
-        ids = torch.tensor([chunk.ids for chunk in flat], device=self.model.device)
+        ids = torch.tensor([chunk.ids for chunk in flat], device=self.device)
         states, pooled = self.states(ids, reading.clip_skip)  # (B·chunks, L, D), (B·chunks, P)
         weights = torch.tensor([chunk.weights for chunk in flat], device=ids.device)[..., None]
         if bool((weights != 1).any()):

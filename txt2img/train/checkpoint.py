@@ -64,10 +64,9 @@ def begin_from(module: nn.Module, path: Path) -> None:
     if not path.exists():
         return
     wanted = module.state_dict()
-    start = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""
     tensors = files.header(path).tensors
     state = {
-        start + name.removeprefix("text_model."): files.tensor(name, stored).float()
+        name.removeprefix("text_model."): files.tensor(name, stored).float()
         for name, stored in tensors.items()
     }
     shapes = {name: value.shape for name, value in wanted.items()}
@@ -169,12 +168,8 @@ def save_text(folder: Path, text: TextEncoder) -> None:
         "pad_token_id": tokenizer.pad_id,
     }
     save_json(folder / "text_encoder" / "config.json", content)
-    # Published folders have this prefix; the latest transformers leaves it out.
-    state = {
-        name if name.startswith("text_model.") else f"text_model.{name}": value
-        for name, value in text.model.state_dict().items()
-        if not name.endswith("position_ids")
-    }
+    # Published folders have this prefix.
+    state = {f"text_model.{name}": value for name, value in text.model.state_dict().items()}
     save_weights(state, folder / "text_encoder" / TEXT_FILE)
     save_tokenizer(folder / "tokenizer", tokenizer)
 

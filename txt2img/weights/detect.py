@@ -59,7 +59,7 @@ ROWS = (
     Row("Stable Diffusion XL", (f"{XL_OPEN_CLIP}.transformer.resblocks.",), SDXL),
     Row("Stable Diffusion XL refiner", (f"{REFINER_CLIP}.transformer.resblocks.",), SDXL_REFINER),
     Row(
-        "a Stable Diffusion XL model without its text encoders",
+        "a Stable Diffusion XL model without its text encoders, whose U-Net --unet takes",
         (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders."),
     ),
     Row("a Stable Diffusion 3 model", (f"{UNET}.joint_blocks.", "joint_blocks.")),
@@ -70,20 +70,28 @@ ROWS = (
         (f"{CLIP}.text_model.encoder.layers.", f"{CLIP}.encoder.layers."),
         SD15,
     ),
-    Row("a Stable Diffusion model without its text encoder", (f"{UNET}.input_blocks.",)),
+    Row(
+        "a Stable Diffusion model without its text encoder, whose U-Net --unet takes",
+        (f"{UNET}.input_blocks.",),
+    ),
     Row(
         "a LoRA, which changes a model and is not one", ("lora_unet_", "lora_te_", "unet.down_blo")
     ),
-    Row("a single network of a diffusers folder; give the folder", ("down_blocks.", "encoder.do")),
-    Row("a U-Net alone", ("input_blocks.", "time_embed.")),
+    Row(
+        "a U-Net alone, which --unet takes beside a model",
+        ("input_blocks.", "time_embed.", "down_blocks."),
+    ),
     Row(
         "a VAE alone, which --vae takes beside a model",
-        (f"{VAE}.", "encoder.down.", "decoder.up."),
+        (f"{VAE}.", "encoder.down", "decoder.up"),
     ),
     Row("a tiny VAE (TAESD), which is not supported yet", ("decoder.layers.",)),
     Row(
-        "a text encoder alone",
-        ("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
+        "a text encoder alone, which --text-encoder takes beside a model",
+        (
+            *("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
+            *("text_encoders.", "token_embedding."),
+        ),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
 )
@@ -100,8 +108,8 @@ def detect(header: Header, prediction: str | None = None) -> Family:
         raise UnknownLayout(f"this is {row.name}; a whole SD 1, SD 2 or SDXL model is needed here")
     unet, vae = below(header.tensors, UNET), below(header.tensors, VAE)
     texts = _texts(header.tensors, family)
-    network = _unet(unet, family, texts[-1].projection)
-    kind = prediction or _prediction(header, family)
+    network = unet_config(unet, family, texts[-1].projection)
+    kind = prediction or prediction_of(header, family)
     process = replace(family.process, zero_snr="ztsnr" in header.tensors)
     defaults = SD21.defaults if family is SD21_BASE and kind == "v" else family.defaults
     defaults = replace(defaults, schedule=schedule_for(process))
@@ -128,7 +136,7 @@ def _row(tensors: Tensors) -> Row:
     raise UnknownLayout(f"no known layout: it holds {some}; SD 1, SD 2 and SDXL are supported")
 
 
-def _prediction(header: Header, family: Family) -> str:
+def prediction_of(header: Header, family: Family) -> str:
     """What the U-Net predicts: by metadata, else marker tensors, else (SD 2) a look at weights."""
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     if said in PREDICTIONS:
@@ -163,7 +171,7 @@ def _floats(stored: Stored) -> list[float]:
     return [value for (value,) in struct.iter_unpack(FORMATS[stored.dtype], content)]
 
 
-def _unet(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
+def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     """The U-Net's shape from its tensors' (below model.diffusion_model)."""
     inputs, width = _shape(tensors, "input_blocks.0.0.weight", 4)[1::-1]
     outputs = _shape(tensors, "out.2.weight", 4)[0]
@@ -210,6 +218,22 @@ def vae_config(tensors: Tensors, scaling: float) -> VAEConfig:
         channels=channels,
         layers=_count(tensors, "encoder.down.0.block."),
         mid_attention="decoder.mid.attn_1.q.weight" in tensors,
+        quant_conv="quant_conv.weight" in tensors,
+    )
+
+
+def vae_of_diffusers(tensors: Tensors, scaling: float) -> VAEConfig:
+    """The same from the names that diffusers gives a VAE's tensors."""
+    start = "encoder.down_blocks."
+    return VAEConfig(
+        scaling=scaling,
+        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
+        channels=tuple(
+            _shape(tensors, f"{start}{level}.resnets.0.conv1.weight", 4)[0]
+            for level in range(_count(tensors, start))
+        ),
+        layers=_count(tensors, f"{start}0.resnets."),
+        mid_attention=any(name.startswith("decoder.mid_block.attentions.") for name in tensors),
         quant_conv="quant_conv.weight" in tensors,
     )
 

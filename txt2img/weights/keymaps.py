@@ -226,7 +226,7 @@ def unfused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """
     made: dict[str, Stored] = {}
     for name, stored in tensors.items():
-        if name.endswith(".text_projection") and len(stored.shape) == 2:
+        if name.rpartition(".")[2] == "text_projection" and len(stored.shape) == 2:
             stored = stored.turn()
         fused = next((f for f in FUSED if name.endswith(f)), None)
         if fused is None:

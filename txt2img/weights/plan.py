@@ -10,12 +10,14 @@ from pathlib import Path
 from txt2img import disk
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
+from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.models.tokens import Tokenizer
 from txt2img.weights import detect, files, places, vocabulary
 from txt2img.weights.configs import TEXTS, from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.fast import by_name
 from txt2img.weights.hashes import model_hash
+from txt2img.weights.other_parts import open_texts, open_unet
 from txt2img.weights.parts import Part, folder_parts, original_parts
 from txt2img.weights.values import Config
 
@@ -81,15 +83,28 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     return (path,) if single else planned(str(path)).weights
 
 
-def planned(name_or_path: str, prediction: str | None = None) -> Plan:
-    """What is to be loaded, `prediction` as in `load`. Raises as that does."""
+def planned(
+    name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
+) -> Plan:
+    """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find(name_or_path)
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan
+    return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+
+
+def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:
+    """The plan with other networks in it."""
+    if others.unet is not None:
+        found = open_unet(others.unet, plan.family, prediction)
+        parts = plan.parts | found.parts
+        plan = replace(plan, name=found.name, family=found.family, parts=parts)
+    parts = plan.parts | open_texts(others.texts, plan.family)
+    paths = [stored.path for part in parts.values() for stored in part.tensors.values()]
+    return replace(plan, parts=parts, weights=tuple(dict.fromkeys(paths)))
 
 
 def find(name_or_path: str) -> Path:
@@ -116,7 +131,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad)
+            component: vocabulary.shipped(text.length, pad, text.vocab)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,

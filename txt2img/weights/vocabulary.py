@@ -15,9 +15,16 @@ Merges = list[tuple[str, str]]
 WORD_MAX = 256  # characters in one token
 
 
-def shipped(length: int, pad: str) -> Tokenizer:
-    """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`."""
+def shipped(length: int, pad: str, rows: int | None = None) -> Tokenizer:
+    """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`.
+
+    Raises BadFile for a text encoder of fewer `rows`, or one that has no place for a word.
+    """
     vocab, merges = _clip()
+    if (rows is not None and rows < len(vocab)) or length < 3:
+        raise BadFile(
+            f"a text encoder of {rows} tokens, {length} at once; CLIP has {len(vocab):,} and 77"
+        )
     return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
 
 

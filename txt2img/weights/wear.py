@@ -13,7 +13,7 @@ from txt2img.errors import BadRequest, MissingWeights
 from txt2img.extras import Embedding, Lora, OtherVAE
 from txt2img.library import Library
 from txt2img.models.text import TextEncoder
-from txt2img.request import Request
+from txt2img.request import SWITCH, Request
 from txt2img.weights import lora as adapters
 from txt2img.weights import spellings
 from txt2img.weights.embeddings import Learnt, open_embedding
@@ -47,14 +47,21 @@ def ready(model: "Model", request: Request) -> Request:
     """
     wardrobe = model.wardrobe
     resolved = wardrobe.library.resolved(request)
-    if resolved.vae is not None and wardrobe.vae is not None:
-        wardrobe.hashes["VAE", resolved.vae.name] = wardrobe.vae.hash
-        _same(wardrobe, "VAE", resolved.vae.name, resolved.vae.hash)
+    second = None if model.second is None else model.second.record
+    for what, recorded, own in (
+        ("VAE", resolved.vae, wardrobe.vae),
+        ("refiner", resolved.refiner, second),
+    ):
+        if recorded is not None and own is not None:
+            wardrobe.hashes[what, recorded.name] = own.hash
+            _same(wardrobe, what, recorded.name, recorded.hash)
     return replace(
         resolved,
         loras=tuple(_ready_lora(model, lora) for lora in resolved.loras),
         embeddings=tuple(_ready_word(model, word) for word in resolved.embeddings),
         vae=wardrobe.vae,
+        refiner=second,
+        refiner_switch=SWITCH if second is None else resolved.refiner_switch,
     )
 
 
@@ -75,6 +82,13 @@ def wear(model: "Model", request: Request) -> None:
         _take_off_loras(model)
         _forget(model)
         raise
+
+
+def undress(model: "Model") -> None:
+    """Make the model as if just loaded: nothing worn, no file of an earlier run remembered."""
+    _take_off_loras(model)
+    _forget(model)
+    model.wardrobe = Wardrobe(vae=model.wardrobe.vae)
 
 
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
@@ -174,7 +188,4 @@ def _forget(model: "Model") -> None:
 
 def _table(encoder: TextEncoder) -> nn.Embedding:
     """A text encoder's vectors of its tokens."""
-    named = encoder.named_modules()
-    table = next(module for name, module in named if name.endswith("token_embedding"))
-    assert isinstance(table, nn.Embedding)
-    return table
+    return encoder.model.embeddings.token_embedding
