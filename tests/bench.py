@@ -59,16 +59,19 @@ class Result:
 
 
 def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
     """Both medians, seconds; the two take turns in who begins, after one uncounted round."""
     seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for turn in range(rounds + 1):
         for work in (ours, theirs) if turn % 2 else (theirs, ours):
-            start = time.perf_counter()
+            start = clock()
             work()
             if turn:
-                seconds[work].append(time.perf_counter() - start)
+                seconds[work].append(clock() - start)
     return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
 
 
@@ -78,9 +81,12 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
 
 
 def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Give our network diffusers' random weights: the names are the same."""
+    """Give our network diffusers' random weights, and prepare it as for drawing."""
+    from txt2img.models import prepared
+
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval()
+    prepared.prepare(mine)
     other.eval()
 
 

@@ -29,14 +29,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
 def test_options_reach_the_loop(command: Command, folder: Path, seen: list[TrainConfig]) -> None:
     Path("pictures").mkdir()
     words = "--what unet --steps 5 --batch-size 2 --lr 0.01 --size 64 --seed 3 --no-resume"
-    more = "--sample-every 7 --save-every 8 --device cpu --dtype bf16"
+    more = "--sample-every 7 --save-every 8 --stop-after 9.5 --device cpu --dtype bf16"
     outcome = command("train", "pictures", "--out", "m", *words.split(), *more.split())
     assert outcome.code == 0, outcome.err
     assert outcome.out == "m\n"
     [config] = seen
     assert (config.data, config.out, config.what) == (Path("pictures"), Path("m"), "unet")
     assert (config.size, config.seed, config.resume) == (64, 3, False)
-    assert (config.sample_every, config.save_every) == (7, 8)
+    assert (config.sample_every, config.save_every, config.stop_after) == (7, 8, 9.5)
+    assert "the same line goes on" in outcome.err.splitlines()[-1]  # nothing was saved as done
     assert (config.device, config.dtype) == ("cpu", "bf16")
     assert (config.unet_run.steps, config.unet_run.batch_size, config.unet_run.lr) == (5, 2, 0.01)
 
@@ -70,7 +71,11 @@ def test_a_file_says_what_options_do_not(
         ("--out m", 2, "txt2img train DATA --out FOLDER"),
         ("pictures", 2, "txt2img train DATA --out FOLDER"),
         ("nowhere --out m", 2, 'no data at "nowhere"'),
-        ("pictures --out m --what tea", 2, 'no part "tea"; choose from vae, text, unet, all'),
+        (
+            "pictures --out m --what tea",
+            2,
+            'no part "tea"; choose from vae, text, unet, decoder, all',
+        ),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),
         ("pictures --out m --config no.toml", 1, "no.toml"),

@@ -15,6 +15,7 @@ from test_frames import milliseconds
 from txt2img import batch, frames, png, previews
 from txt2img.cli import viewer
 from txt2img.errors import BadOutput, Rejected
+from txt2img.memory import Memory
 from txt2img.models.latent_rgb import colours
 from txt2img.pipeline import to_image
 from txt2img.previews import Previewer
@@ -209,13 +210,13 @@ def test_previews_are_coarse_once_memory_is_short(
     def short(_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    vae = replace(sd1_model).vae
-    made = Previewer(sd1_model, vae)
-    made._colours = colours(vae, sd1_model.family.vae)
+    model = replace(sd1_model, memory=Memory())
+    made = Previewer(model, vae := model.vae)
+    made._colours = colours(vae, model.family.vae)
     monkeypatch.setattr(vae, "decode", short)
     [picture] = made.pictures(torch.randn(1, 4, 5, 6))
     assert picture.size == (6, 5)
-    assert sd1_model.memory.news() == [previews.SHORT]
+    assert model.memory.news() == [previews.SHORT]
 
 
 def test_what_is_no_number_is_still_a_picture(sd1_model: "Model") -> None:

@@ -11,7 +11,17 @@ from pictures_data import archive
 from PIL import Image
 
 from txt2img.errors import BadFile
-from txt2img.train.data import Pictures, cut_out, drop_captions, indices
+from txt2img.train.data import (
+    Kept,
+    Layer,
+    Pictures,
+    Row,
+    centred,
+    cut_out,
+    drop_captions,
+    indices,
+    singles_of,
+)
 
 
 def folder(path: Path, *rows: object) -> Path:
@@ -40,6 +50,38 @@ def test_transparent_pictures_lie_on_white_or_on_their_background(tmp_path: Path
     assert torch.equal(pictures.pixels(0, 8), torch.ones(3, 8, 8))
     blue = torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(3, 8, 8)
     assert torch.equal(pictures.pixels(1, 8), blue)
+
+
+def test_painted_pictures_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = Pictures(archive(tmp_path / "data.zip"))
+    painted: list[int] = []
+    paint = pictures.scene
+    monkeypatch.setattr(
+        pictures, "scene", lambda row, size: painted.append(size) or paint(row, size)
+    )
+    kept = Kept(pictures, 32, room=2 * 3 * 32 * 32)
+    for _ in range(2):
+        got = [centred(pixels) for pixels in kept([5, 6, 5, 7])]
+    assert all(map(torch.equal, got, [pictures.pixels(row, 32) for row in (5, 6, 5, 7)]))
+    assert len(painted) - 4 == 3 + 1  # three at first, and then the one there was no room for
+
+
+def test_what_one_thing_alone_shows_is_told_from_scenes() -> None:
+    alone, small = Layer("a.png"), Layer("a.png", side=0.5)
+    layers = [(alone,), (small,), (alone, small), (Layer("a.png", hue=0.2),), (Layer("b.png"),)]
+    assert singles_of([Row(each, ("a",), (1.0,)) for each in layers]) == [0, 4]
+
+
+def test_a_fingerprint_differs_where_pictures_do(tmp_path: Path) -> None:
+    one, same = (Pictures(archive(tmp_path / f"{n}.zip")) for n in range(2))
+    other = Pictures(archive(tmp_path / "other.zip", size=16))
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+    loose = folder(tmp_path / "d", {"file_name": "clear.png", "text": "nothing"})
+    first = Pictures(loose).fingerprint()
+    Image.new("RGBA", (9, 9)).save(loose / "clear.png")
+    assert Pictures(loose).fingerprint() != first
 
 
 def test_captions_are_drawn_by_their_weights(tmp_path: Path) -> None:

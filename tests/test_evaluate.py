@@ -14,6 +14,7 @@ from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.train import evaluate
 from txt2img.train.data import Pictures
 from txt2img.train.judge import SIDE, Caption
+from txt2img.train.measures import Copies
 
 
 def write_folder(folder: Path, backgrounds: list[str]) -> Pictures:
@@ -58,7 +59,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     monkeypatch.setattr(evaluate, "load", lambda name, device: model)
     monkeypatch.setattr(evaluate, "draw", draw)
-    monkeypatch.setattr(evaluate, "copies", lambda model, data: 30.0)
+    monkeypatch.setattr(evaluate, "copies", lambda model, data: Copies(30.0, 1.0))
     return done
 
 
@@ -75,7 +76,9 @@ def test_a_report_is_made_of_a_models_pictures(
     assert evaluate.main([*options, *files, "--judge-steps", "0"]) == 0
     report = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == report
-    assert (report["concept_at_1"], report["pictures"], report["vae_db"]) == (1, 2, 30)
+    assert (report["concept_at_1"], report["pictures"]) == (1, 2)
+    assert report["measured"]["vae"] == {"db": 30, "edges": 1}
+    assert report["measured"]["cost"] is None
     assert (report["judged_concept_at_1"], report["scenes"]) == (None, {})
     assert [(r.prompt, r.seed, r.steps, r.cfg) for r in painter] == [
         ("thing, 3d emoji", 3, 5, 7.5),
@@ -102,6 +105,10 @@ def test_scenes_that_were_not_taught_are_drawn_and_scored(
     assert (report["judged_concept_at_1"], report["judge_on_taught"]) == (1, 1)
     # white, with nothing on it: right about the one thing there is, but not one in number
     assert report["scenes"] == {"all": 0.3333, "count": 0, "ground": 1, "size": 0}
+    # one of three is as it should be, and two as the one picture that was taught
+    new = report["measured"]["novelty"]
+    assert new["drawn_to_taught"] == 0
+    assert 0 < new["true_to_taught"] == pytest.approx(new["drawn_to_true"], abs=2e-4)
 
 
 def test_the_vae_is_measured_by_its_copies(tmp_path: Path) -> None:
@@ -119,7 +126,7 @@ def test_the_vae_is_measured_by_its_copies(tmp_path: Path) -> None:
 
     defaults = Defaults(64, 64, 30, 7.5, Sampler.DDIM, Schedule.TRAILING)
     model = SimpleNamespace(vae=Off(), family=SimpleNamespace(defaults=defaults))
-    assert evaluate.copies(model, write_folder(tmp_path, ["#ffffff"])) == pytest.approx(26.02)
+    assert evaluate.copies(model, write_folder(tmp_path, ["#ffffff"])).db == pytest.approx(26.02)
 
 
 def test_prompts_are_drawn_on_a_sheet_with_their_own_options(

@@ -46,11 +46,25 @@ def test_equal_half_blocks_are_painted_at_once() -> None:
         ((255, 0, 0), 196),
         ((95, 135, 175), 67),
         ((128, 128, 128), 244),
-        ((9, 9, 9), 232),
+        ((8, 8, 8), 232),
     ],
 )
-def test_the_nearest_of_256_colours(colour: tuple[int, int, int], number: int) -> None:
-    assert graphics.nearest(*colour) == number
+def test_a_colour_of_the_256_is_shown_as_it_is(colour: tuple[int, int, int], number: int) -> None:
+    text = graphics.blocks(Image.new("RGB", (4, 8), colour), (4, 4), deep=False)
+    assert text == 4 * f"\x1b[38;5;{number};48;5;{number}m▀▀▀▀\x1b[0m\x1b[K\n"
+
+
+def test_other_colours_are_mixed_of_the_256() -> None:
+    text = graphics.blocks(Image.new("RGB", (32, 32), (160, 60, 30)), (32, 16), deep=False)
+    shown = []
+    for first, second, run in re.findall(r"38;5;(\d+);48;5;(\d+)m(▀+)", text):
+        for number in (int(first) - 16, int(second) - 16):
+            assert 0 <= number < 216
+            levels = number // 36, number // 6 % 6, number % 6
+            shown += [[graphics.CUBE[level] for level in levels]] * len(run)
+    assert len(shown) == 32 * 32
+    mean = [sum(levels) / len(shown) for levels in zip(*shown, strict=True)]
+    assert all(abs(a - b) < 8 for a, b in zip(mean, (160, 60, 30), strict=True))
 
 
 def test_kitty_sends_a_png_in_chunks_that_say_whether_more_come() -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from txt2img.extras import Lora
+from txt2img.extras import Lora, Refiner
 from txt2img.infotext import Infotext, ambiguous, describe, parse, to_request
 from txt2img.request import Compat, Request, Sampler, Schedule
 
@@ -158,3 +158,19 @@ def test_no_text_takes_long(text: str) -> None:
     start = time.process_time()
     parse(text)
     assert time.process_time() - start < 10  # not quadratic, on any machine
+
+
+def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, "
+        "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75"
+    )
+    request, notes = to_request(parse(text))
+    assert request.refiner == Refiner("sd_xl_refiner_1.0", "7440042bbd")
+    assert (request.refiner_switch, notes) == (0.75, [])
+    written = str(describe(request, "m", "", "1"))
+    assert "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75" in written
+    assert to_request(parse(written))[0] == request
+    bare, notes = to_request(parse(f"{text}, Refiner switch by sampling steps: True"))
+    assert bare == request and "switch by sampling steps" in notes[0]
+    assert to_request(parse("a\nSteps: 2, Seed: 1, Size: 64x64"))[0].refiner is None

@@ -17,9 +17,9 @@ from txt2img.errors import BadFile, MissingWeights
 from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 from txt2img.pipeline import generate
 from txt2img.request import Request
-from txt2img.train.config import Run, TrainConfig
+from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.data import Pictures
-from txt2img.train.loop import Report, adamw, fit, learning_rate
+from txt2img.train.loop import Report, adamw, fit, is_whole
 from txt2img.weights.load import load
 
 TINY = TrainConfig(
@@ -180,13 +180,49 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         run(wider)
 
 
-def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
-    plan = Run(steps=110, warmup=10, lr=1.0, final_lr=0.1)
-    rates = [learning_rate(plan, step) for step in range(110)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55)
-    assert rates == rates[:10] + sorted(rates[10:], reverse=True)
+def test_calls_that_stop_by_the_clock_add_up_to_the_same_run(tmp_path: Path) -> None:
+    few = {f"{stage}_run": Run(steps=2, batch_size=4, warmup=1) for stage in STAGES}
+    small: dict[str, object] = {"drafts": 4, "sample_prompts": ("red disc",), **few}
+    run(tiny(tmp_path, out=tmp_path / "whole", **small))
+    config = tiny(tmp_path, out=tmp_path / "parts", stop_after=1e-6, **small)
+    calls = 0
+    while not is_whole(config):
+        assert len(run(config)) == 1  # a step is always done, or a short call would never end
+        calls += 1
+    assert calls == 8
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert run(config) == []
+
+
+def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> None:
+    plan = Run(steps=10**6, minutes=0.01, batch_size=2, lr=1e-3, final_lr=1e-5, warmup=1)
+    config = tiny(tmp_path, what="vae", vae_run=plan)
+    reports = run(config)
+    assert 1 < len(reports) < 10**6
+    assert reports[-1].sheet is not None
+    assert is_whole(config)
+    assert run(config) == []
+
+
+def test_the_decoder_learns_alone_from_drafts(tmp_path: Path) -> None:
+    config = tiny(tmp_path, drafts=8, decoder_run=Run(steps=12, batch_size=4, lr=1e-3, warmup=1))
+    run(replace(config, decoder_run=Run(steps=0)))
+    before = weights(config.out)
+    reports = run(config)
+    assert {report.stage for report in reports} == {"decoder"}
+    losses = [report.loss for report in reports]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    changed = {name for name, value in weights(config.out).items() if name in before
+               and not torch.equal(value, before[name])}  # fmt: skip
+    assert changed
+    assert all(name.startswith(("vae/decoder.", "vae/post_quant_conv.")) for name in changed)
+
+
+def test_a_decoder_without_a_unet_is_told_what_to_do(tmp_path: Path) -> None:
+    run(tiny(tmp_path, what="vae"))
+    with pytest.raises(BadFile, match="--what unet"):
+        run(tiny(tmp_path, what="decoder", decoder_run=Run(steps=2)))
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ def test_the_environment_tells_the_way(environ: dict[str, str], kind: str) -> No
 def test_colours_are_deep_where_the_terminal_says_so() -> None:
     assert deep({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
     assert deep({"TERM": "xterm-direct"})
+    assert deep({"TERM": "tmux-256color", "TMUX": "/tmp/tmux,1,0"})
     assert not deep({"TERM": "xterm-256color"})
 
 

@@ -10,14 +10,16 @@ import torch
 from conftest import Command
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
+from test_cli_errors import refused
 from torch import Tensor
 
 from txt2img import png
 from txt2img.device import Device
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
-from txt2img.models.shapes import TinyConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
 from txt2img.models.taesd import TinyVAE
 from txt2img.weights.load import Model, load, load_vae
+from txt2img.weights.tiny_vae import doubts
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]
@@ -118,6 +120,36 @@ def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Pat
     vae = load_vae(str(as_decoder(other, tmp_path)), model)
     assert isinstance(vae, TinyVAE) and not isinstance(model.vae, TinyVAE)
     assert model.wardrobe.vae is None
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "doubted"),
+    [
+        ("taesd_decoder.safetensors", 0.18215, False),
+        ("taesdxl_decoder.safetensors", 0.13025, False),
+        ("taesdxl_decoder.safetensors", 0.18215, True),
+        ("taesd", 0.13025, True),
+        ("mine.safetensors", 0.13025, False),
+        ("taesdxl", 1.0, False),
+    ],
+)
+def test_a_name_that_speaks_of_other_latents_is_doubted(
+    name: str, scaling: float, doubted: bool
+) -> None:
+    lines = doubts(name, VAEConfig(scaling=scaling))
+    assert len(lines) == doubted and all(line.startswith("Note: ") for line in lines)
+
+
+def test_the_doubt_is_told(draw: Command, other: AutoencoderTiny, folder: Path) -> None:
+    path = as_decoder(other, folder).rename("taesdxl_decoder.safetensors")
+    for option in ("--vae", "--preview-vae"):
+        outcome = draw("x", "--seed", "1", option, str(path), "-o", "x.png", "--overwrite")
+        assert "seems made for SDXL; this model's latents are SD 1 and SD 2's" in outcome.err
+
+
+def test_it_is_no_model(command: Command, other: AutoencoderTiny, folder: Path) -> None:
+    for write in (as_decoder, as_diffusers_file):
+        refused(command("x", "-m", str(write(other, folder))), 1, "TAESD, which is for --vae")
 
 
 def encoder_alone(state: State) -> None:

@@ -1,11 +1,12 @@
 """A training run's configuration."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.train.config import TrainConfig, override, read
+from txt2img.train.config import Run, TrainConfig, override, read
 
 RECIPES = sorted((Path(__file__).parent.parent / "txt2img" / "train").glob("*.toml"))
 
@@ -23,6 +24,32 @@ def test_tables_reach_into_the_parts(tmp_path: Path) -> None:
     config = read(path)
     assert (config.size, config.unet.channels, config.vae_run.lr) == (64, (32, 64), 1.0)
     assert config.unet.cross_dim == TrainConfig().unet.cross_dim
+
+
+def test_minutes_may_be_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("singles = 1\n[unet_run]\nminutes = 3\n", "utf-8")
+    config = read(path)
+    assert (config.singles, config.unet_run.minutes, config.vae_run.minutes) == (1.0, 3.0, None)
+
+
+def test_steps_reach_the_stages_that_have_some_or_are_asked_for() -> None:
+    everything = override(TrainConfig(), {"steps": 5})
+    assert (everything.unet_run.steps, everything.decoder_run.steps) == (5, 0)
+    assert override(TrainConfig(), {"steps": 5, "what": "decoder"}).decoder_run.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"stop_after": 0.0}, "stop_after"),
+        ({"singles": 1.5}, "singles"),
+        ({"unet_run": Run(minutes=-1.0)}, "unet_run"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(BadRequest, match=told):
+        replace(TrainConfig(), **options)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from txt2img import quick
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.memory import CPU, free, placed, room_for
 from txt2img.models.tiling import decode_tiled
@@ -23,6 +24,7 @@ Way = Callable[[], list[Tensor]]
 
 def pixels_of(model: Model, x: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
+    quick.vae(model, x)
     error: OutOfMemory | None = None
     for way in ways(model, x):
         try:

@@ -71,7 +71,7 @@ EASY_DIFFUSION = {
 LOST = (
     *("sm", "sm_dyn", "strength", "image", "init_image", "init_image_strength"),
     *("controlnets", "ipAdapters", "t2iAdapters", "hrf_enabled", "hires_fix", "seamless"),
-    *("seamless_x", "seamless_y", "refiner_model", "refiner_steps", "variations", "perlin"),
+    *("seamless_x", "seamless_y", "refiner_steps", "variations", "perlin"),
     *("threshold", "sharpness", "styles", "adm_guidance", "mask_prompt", "fix_faces", "upscale"),
     *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
     *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
@@ -153,6 +153,7 @@ def _invokeai(said: Table) -> Found:
             {"name": _model_name(one.get("model", one.get("lora"))), "unet": one.get("weight")}
             for one in listed
         ]
+    _add_refiner(found.values, said, "refiner_start")
     skipped = found.values.pop("clip_skip", None)
     if isinstance(skipped, int) and skipped:
         found.values["clip_skip"] = skipped + 1  # there 0 is none, elsewhere 1
@@ -186,6 +187,7 @@ def _fooocus(said: Table) -> Found:
     listed = [one for one in rows if isinstance(one, list) and len(one) > 1]
     if listed:
         found.values["loras"] = [{"name": n, "unet": w} for n, w, *_ in listed]
+    _add_refiner(found.values, said, "refiner_switch")
     found.values["compat"] = "comfyui"  # whose code it draws with
     return found
 
@@ -221,6 +223,15 @@ def _taken(program: str, said: Table, names: Mapping[str, str]) -> Found:
     if program in WITHOUT_RULES:
         remarks.append(NO_RULES.format(f"by {program}"))
     return Found(program, values, remarks)
+
+
+def _add_refiner(values: dict[str, object], said: Table, switch: str) -> None:
+    """The refiner that they say and, under that name, when it took over; if there was one."""
+    name = _model_name(said.get("refiner_model"))
+    if name not in USUAL:
+        values["refiner"] = {"name": file_stem(name)}
+        if said.get(switch) is not None:
+            values["refiner_switch"] = said[switch]
 
 
 def _split_karras(values: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ OURS = {
     "--steps": "steps",
     "--cfg": "cfg",
     "--cfg-rescale": "cfg_rescale",
+    "--cfg-interval": "cfg_interval",
     "--eta": "eta",
     "--sampler": "sampler",
     "--schedule": "schedule",

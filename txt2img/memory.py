@@ -20,6 +20,7 @@ class Memory:
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
     low: bool = False  # weights stay as they are stored
+    spare: int | None = None  # bytes for weights laid out for speed; found out when first asked
     told: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)  # fallbacks of the picture being drawn

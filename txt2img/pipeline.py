@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from txt2img import prompt
+from txt2img import quick
 from txt2img.compat import rules, unit, whole_times
+from txt2img.conditions import encode, weights
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
 from txt2img.diffusion.guidance import (
@@ -22,6 +23,7 @@ from txt2img.diffusion.guidance import (
     CondAt,
     Course,
     Denoise,
+    Scale,
     composed,
     in_turn,
     over_time,
@@ -37,7 +39,7 @@ from txt2img.request import Request, Sampler, size_problem
 from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, load
-from txt2img.weights.stages import alone, by_turns, its_turn, take_turn
+from txt2img.weights.refiner import alone, by_turns, its_turn, take_turn
 from txt2img.weights.wear import ready, wear
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
@@ -88,6 +90,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
     latent = latent_shape(model, first)
     wear(model, first)
+    quick.network(model, first, latent)
 
     # 2. Prompts → conditions, the two of a picture in equally many chunks.
     with room_for("the prompts"):
@@ -101,12 +104,11 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     found = rules(first)
     kind = PREDICTIONS[model.family.prediction]
     predict = predictor(model.network, process, kind, whole_times(found, first))
+    scale = strength(model.family, first, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
         parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
-        told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
-        return composed(predict, parts, side(part, -1), scale, together, rescale)
+        return composed(predict, parts, side(part, -1), scale, together, first.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -119,6 +121,25 @@ def prepare(model: Model, requests: Sequence[Request]) -> Job:
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def strength(family: Family, request: Request, process: Process) -> Scale:
+    """How strongly each level is guided; where not at all, by 1.
+
+    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval": at much noise guidance
+    costs variety, at little it does nothing.
+    """
+    scale, interval = request.cfg or 0.0, request.cfg_interval
+    if family.network.scale_width:  # such a network guides itself
+        return 1.0
+    if interval is None:
+        return scale
+
+    def at(level: Level) -> float:
+        part = 1 - process.time(level) / (process.steps - 1)
+        return scale if min(max(part, 0.0), 1.0) in interval else 1.0
+
+    return at
 
 
 def staged(model: Model, requests: Sequence[Request]) -> Job:
@@ -217,58 +238,6 @@ def check_words_do(family: Family) -> None:
             f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
             "supported yet; choose another with --model"
         )
-
-
-def encode(model: Model, request: Request) -> tuple[Course, ...]:
-    """The conditions of all prompts over the steps, each of a batch of 1; the negative comes last.
-
-    There are several before it where AND joins them.
-    """
-    found = rules(request)
-    reading, silent = found.reading, model.family.silent and found.silent
-    over = [(text, True) for _, text in joined(request)] + [(request.negative, False)]
-    courses = [
-        prompt.schedule(text, request.steps or 1) if found.changes else [(1, text)]
-        for text, _ in over
-    ]
-    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
-
-    def cond(text: str, wanted: bool) -> Cond:
-        whole = not wanted and not found.skip_negative
-        how = replace(reading, clip_skip=1) if whole else reading
-        said = model.text.encode([text], chunks, how)
-        if silent and not wanted and not request.negative:
-            said = said.silent()
-        return sized(said, model.family, request, wanted)
-
-    return tuple(
-        [(until, cond(text, wanted)) for until, text in course]
-        for course, (_, wanted) in zip(courses, over, strict=True)
-    )
-
-
-def joined(request: Request) -> list[tuple[float, str]]:
-    """The prompts that AND joins in a request's, each with its weight."""
-    found = rules(request)
-    if not found.changes:
-        return [(1.0, request.prompt)]
-    return prompt.composed(request.prompt, found.suffix)
-
-
-def weights(request: Request) -> list[float]:
-    """The weights of the prompts that are drawn at once."""
-    return [weight for weight, _ in joined(request)]
-
-
-def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
-    if family.network.scale_width:
-        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
-        cond = replace(cond, scale=scale)
-    sizes = family.sizes(request.height or 0, request.width or 0, wanted)
-    if not sizes:
-        return cond
-    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))
 
 
 def join(conds: Sequence[Cond]) -> Cond:

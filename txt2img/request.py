@@ -12,6 +12,7 @@ from typing import Any, Self
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE, Refiner
+from txt2img.interval import Interval
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -113,7 +114,7 @@ CLIP_SKIPS = range(1, 13)  # 1 is none
 # Fields that came later: left out of a record at their defaults, so that older ones stay equal.
 LATER = (
     *("compat", "clip_skip", "subseed", "subseed_strength"),
-    *("refiner", "refiner_switch", "ensd", "rng"),
+    *("refiner", "refiner_switch", "cfg_interval", "ensd", "rng"),
 )
 RNG = re.compile(r"cpu|nv(:[1-9]\d{0,9})?")
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
@@ -159,6 +160,7 @@ class Request:
     subseed_strength: float = 0.0
     refiner: Refiner | None = None  # the model that draws the last steps
     refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
+    cfg_interval: Interval | None = None  # where on that way guidance is; None: everywhere
     ensd: int | None = None  # A1111's eta noise seed delta: what the steps' seed is more
     rng: str | None = None  # where numbers come from: cpu, nv, or nv:N, a card of N threads
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from txt2img import __version__, exif, formats, png, sheet
+from txt2img import __version__, formats, frames, png, sheet
 from txt2img.batch import origin
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
@@ -104,7 +104,7 @@ def _check(path: Path, found: png.Picture, then: Image.Image, loses: str, lossy:
 def _is_beside(path: Path) -> bool:
     """Whether a picture is a sheet, a step or an animation; what cannot be read is none."""
     try:
-        return not {sheet.SHEET, exif.STEP}.isdisjoint(png.read(path).texts)
+        return not {sheet.SHEET, frames.MARK}.isdisjoint(png.read(path).texts)
     except BadFile:
         return False
 

@@ -52,8 +52,12 @@ class Care:
                 self.others += 1
         return lines, counts
 
-    def settle(self, more: Sequence[str], tell: Callable[[str], None]) -> None:
-        """Tell all warnings, those of the pictures after `more`. BadRequest if they are errors."""
+    def settle(
+        self, more: Sequence[str], tell: Callable[[str], None], remarks: Sequence[str] = ()
+    ) -> None:
+        """Tell remarks, `more` warnings, those of the pictures. BadRequest if they are errors."""
+        for line in remarks:
+            tell(line)
         lines = [*(line.removeprefix("Note: ") for line in more), *self.lines()]
         count = len(lines) + self.others
         if not count:

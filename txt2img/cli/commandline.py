@@ -14,6 +14,7 @@ FLAGS = {
     "steps": "--steps",
     "cfg": "--cfg",
     "cfg_rescale": "--cfg-rescale",
+    "cfg_interval": "--cfg-interval",
     "eta": "--eta",
     "sampler": "--sampler",
     "schedule": "--schedule",

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry_run", "no_warm")
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-    *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner"),
+    *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
+    *("unet", "text_encoder"),
 )
 
 

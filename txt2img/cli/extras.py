@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from txt2img.cli import options
+from txt2img.cli.fewer import Fewer
 from txt2img.cli.likeness import Likeness
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
@@ -20,7 +21,7 @@ _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Named(Likeness):
+class Named(Likeness, Fewer):
     """What the options for other files than the model's ask for, and for other programs' rules."""
 
     lora: options.Loras = None
@@ -35,7 +36,7 @@ class Named(Likeness):
 
     def given(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""
-        values = super().given()
+        values = super().given() | self.left_out()
         if self.lora:
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:

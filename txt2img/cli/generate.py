@@ -171,7 +171,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.device import choose
     from txt2img.memory import Memory, room_for
     from txt2img.weights.kept import KEEPER
-    from txt2img.weights.stages import add_refiner
+    from txt2img.weights.refiner import add_refiner
 
     began, memory = time.perf_counter(), Memory(order.tiling, order.low)
     device = replace(choose(*order.where), low=order.low)
@@ -202,23 +202,21 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
     def plan() -> Iterator[Item]:
         return launch.found().mine(shard())
 
+    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         care = Care(batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
-        looked = launch.found().mine(care.over(shard(), wish.lenient))
-        meter = survey(looked, ledger, wish, order, bar)
+        looked = care.over(shard(), wish.lenient)
+        meter = survey(launch.found().mine(looked), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.aside():
-            for line in wish.remarks:
-                order.note(line)
-            care.settle([*wish.warnings, *model.wardrobe.notes], order.note)
+            care.settle([*wish.warnings, *model.wardrobe.notes], order.note, wish.remarks)
             for error in failures if launch.found().first else ():
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
         drawing = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
         events = Stopwatch(model, loading).through(drawing)
         with closing(drawing), closing(events):

@@ -8,14 +8,14 @@ import base64
 import re
 from collections.abc import Iterator
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, product
 
 from PIL import Image
 
 Cells = tuple[int, int]  # columns, rows
 CHUNK = 4096  # bytes of a kitty command's payload
 COLOURS = 256  # of a sixel picture
-CUBE = (0, 95, 135, 175, 215, 255)  # the levels of the 256 colours' cube; the grays go by tens
+CUBE = (0, 95, 135, 175, 215, 255)  # the levels of the 256 colours' cube; the greys go by tens
 UPPER_HALF = "▀"
 
 
@@ -92,33 +92,33 @@ def blocks(picture: Image.Image, cells: Cells, deep: bool) -> str:
     """A picture of half blocks: two pixels a cell, in 24-bit colours if `deep`, else of the 256."""
     columns, rows = cells
     small = picture.convert("RGB").resize((columns, 2 * rows), Image.Resampling.BICUBIC)
-    data = small.tobytes()
-    pixels = [tuple(data[i : i + 3]) for i in range(0, len(data), 3)]
+    pixels = _deep(small) if deep else _of_256(small)
     lines = []
     for top in range(0, len(pixels), 2 * columns):
         upper, lower = pixels[top : top + columns], pixels[top + columns : top + 2 * columns]
         runs = groupby(zip(upper, lower, strict=True))
-        line = "".join(_painted(*pair, len(list(run)), deep) for pair, run in runs)
+        line = "".join(
+            f"\x1b[38;{front};48;{back}m{UPPER_HALF * len(list(run))}"
+            for (front, back), run in runs
+        )
         lines.append(f"{line}\x1b[0m\x1b[K\n")
     return "".join(lines)
 
 
-def _painted(upper: tuple[int, ...], lower: tuple[int, ...], count: int, deep: bool) -> str:
-    """So many half blocks of two colours."""
-    front, back = (
-        f"2;{red};{green};{blue}" if deep else f"5;{nearest(red, green, blue)}"
-        for red, green, blue in (upper, lower)
-    )
-    return f"\x1b[38;{front};48;{back}m{UPPER_HALF * count}"
+def _deep(picture: Image.Image) -> list[str]:
+    """Each pixel's colour as a terminal of 24-bit colours is told it."""
+    data = picture.tobytes()
+    return ["2;{};{};{}".format(*data[i : i + 3]) for i in range(0, len(data), 3)]
 
 
-def nearest(red: int, green: int, blue: int) -> int:
-    """The number of the nearest of xterm's 256 colours; the first 16 are the user's own."""
-    steps = [min(range(6), key=lambda i: abs(CUBE[i] - level)) for level in (red, green, blue)]
-    gray = min(max(round(((red + green + blue) / 3 - 8) / 10), 0), 23)
-    cube = sum((CUBE[i] - c) ** 2 for i, c in zip(steps, (red, green, blue), strict=True))
-    grays = sum((8 + 10 * gray - c) ** 2 for c in (red, green, blue))
-    return 232 + gray if grays < cube else 16 + 36 * steps[0] + 6 * steps[1] + steps[2]
+def _of_256(picture: Image.Image) -> list[str]:
+    """Each pixel's colour of xterm's 256, dithered; the first 16 are the user's own, and left."""
+    cube = [level for colour in product(CUBE, repeat=3) for level in colour]
+    greys = [level for grey in range(8, 248, 10) for level in (grey,) * 3]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(cube + greys)
+    numbers = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    return [f"5;{16 + number}" for number in numbers.tobytes()]
 
 
 def _over(drawing: str, rows: int) -> str:

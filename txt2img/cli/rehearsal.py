@@ -51,9 +51,7 @@ def rehearse(wish: Wish, order: "Order") -> int:
     if last is not None:
         for line in summary(forecast, last, care.pictures, total, most or 0):
             order.note(line)
-    for line in wish.remarks:
-        order.note(line)
-    care.settle(wish.warnings, order.note)
+    care.settle(wish.warnings, order.note, wish.remarks)
     for error in wish.failures():
         say_error(error, order.json)
     return SOME_FAILED if wish.failures() else 0

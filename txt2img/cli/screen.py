@@ -50,8 +50,8 @@ def multiplexed(environ: Mapping[str, str]) -> bool:
 
 
 def deep(environ: Mapping[str, str]) -> bool:
-    """Whether the terminal says that it has 24-bit colours."""
-    direct = environ.get("TERM", "").endswith("-direct")
+    """Whether the terminal says that it has 24-bit colours; tmux makes others of them itself."""
+    direct = environ.get("TERM", "").endswith("-direct") or "TMUX" in environ
     return direct or environ.get("COLORTERM") in ("truecolor", "24bit")
 
 

@@ -23,7 +23,7 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped goes
 on from its last checkpoint.
 """
-STAGES = ("vae", "text", "unet", "all")
+STAGES = ("vae", "text", "unet", "decoder", "all")
 
 Data = Annotated[
     Path | None,
@@ -36,7 +36,8 @@ Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="All settings, as a TOML file.")
 ]
 What = Annotated[
-    str | None, typer.Option("--what", metavar="PART", help="Train vae, text, unet or all of it.")
+    str | None,
+    typer.Option("--what", metavar="PART", help="vae, text, unet, decoder or all of it."),
 ]
 Steps = Annotated[
     int | None,
@@ -81,6 +82,15 @@ SaveEvery = Annotated[
         help="Steps from one checkpoint to the next.",
     ),
 ]
+StopAfter = Annotated[
+    float | None,
+    typer.Option(
+        "--stop-after",
+        metavar="MINUTES",
+        parser=number("--stop-after"),
+        help="Save and stop then; the same line goes on.",
+    ),
+]
 DeviceName = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cuda, mps or cpu.")
 ]
@@ -89,7 +99,7 @@ Dtype = Annotated[
 ]
 FIELDS = (
     *("data", "out", "what", "steps", "batch_size", "lr", "size", "seed", "resume"),
-    *("sample_every", "save_every", "device", "dtype"),
+    *("sample_every", "save_every", "stop_after", "device", "dtype"),
 )
 
 
@@ -107,6 +117,7 @@ def train(
     resume: Resume = None,
     sample_every: SampleEvery = None,
     save_every: SaveEvery = None,
+    stop_after: StopAfter = None,
     device: DeviceName = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -130,6 +141,7 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
     with progress(not quiet, "loading") as bar:
         from txt2img.train.config import override, read
         from txt2img.train.loop import fit as steps
+        from txt2img.train.loop import is_whole
 
         settings = override(read(config), given)
         stage, told = "", 0.0
@@ -146,4 +158,6 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
                     sheet = f"  {report.sheet}" if report.sheet else ""
                     tell(f"{report.stage} {report.step}/{report.steps} {line}{sheet}")
                 told = time.monotonic()
+        if settings.stop_after is not None and not quiet and not is_whole(settings):
+            tell(f"stopped after {settings.stop_after:g} minutes; the same line goes on from here")
     return settings.out

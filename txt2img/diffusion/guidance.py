@@ -65,6 +65,8 @@ def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 CondAt = Callable[[Level], Cond]
 
 
+Scale = float | Callable[[Level], float]  # of the guidance: one for all levels, or each its own
+
 Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
 
 
@@ -102,7 +104,9 @@ class Predictor:
     whole_times: bool = False  # the network is told the nearest whole time
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """The network's own output for x (B, C, H, W), float32."""
+        """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
+        if not getattr(self.network, "shares", False):
+            x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
         dtype = next(iter(self.network.parameters())).dtype
         clock = self.process.time(level)
         if self.whole_times:
@@ -126,30 +130,30 @@ def guided(
     predict: Predictor,
     positive: CondAt,
     negative: CondAt,
-    scale: float,
+    scale: Scale,
     together: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
 
-    One pass of 2B a look, two of B when not `together`, one of B when scale is 1. It is done on
-    the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
+    One pass of 2B a look, two of B when not `together`, one of B where the scale is 1. It is done
+    on the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
     """
+    both = paired(negative, positive)
 
     def look(x: Tensor, level: Level) -> Tensor:
         """The two outputs, each (B, C, H, W), mixed, as x0."""
-        wanted, unwanted = positive(level), negative(level)
+        times = scale(level) if callable(scale) else scale
+        if times == 1:
+            return predict(x, level, positive(level))
         if together:
-            both = unwanted.join(wanted)
-            away, towards = predict.output(torch.cat([x, x]), level, both).chunk(2)
+            away, towards = predict.output(x, level, both(level)).chunk(2)
         else:
-            away = predict.output(x, level, unwanted)
-            towards = predict.output(x, level, wanted)
-        out = away + scale * (towards - away)
+            away = predict.output(x, level, negative(level))
+            towards = predict.output(x, level, positive(level))
+        out = away + times * (towards - away)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
 
-    if scale == 1:
-        return lambda x, level: predict(x, level, positive(level))
     return look
 
 
@@ -157,7 +161,7 @@ def composed(
     predict: Predictor,
     parts: Sequence[tuple[float, CondAt]],
     negative: CondAt,
-    scale: float,
+    scale: Scale,
     together: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
@@ -170,12 +174,21 @@ def composed(
         return guided(predict, parts[0][1], negative, scale, together, rescale)
     weights = [weight for weight, _ in parts]
     size = sum(abs(weight) for weight in weights)
+    everyone = [negative, *(at for _, at in parts)]
+    everything = reduce(paired, everyone)
+
+    def outputs(x: Tensor, level: Level) -> Sequence[Tensor]:
+        """The network's output under each condition: one pass of all, or one of each."""
+        if together:
+            return predict.output(x, level, everything(level)).chunk(len(everyone))
+        return [predict.output(x, level, at(level)) for at in everyone]
 
     def look(x: Tensor, level: Level) -> Tensor:
         """The outputs, each (B, C, H, W), mixed, as x0."""
-        away, *towards = outputs(predict, x, level, [negative, *(at for _, at in parts)], together)
+        times = scale(level) if callable(scale) else scale
+        away, *towards = outputs(x, level)
         each = list(zip(weights, towards, strict=True))
-        out = away + scale * sum(weight * (toward - away) for weight, toward in each)
+        out = away + times * sum(weight * (toward - away) for weight, toward in each)
         if size:
             mean = sum(abs(weight) * toward for weight, toward in each) / size
             out = rescaled(out, torch.as_tensor(mean), rescale)
@@ -184,15 +197,18 @@ def composed(
     return look
 
 
-def outputs(
-    predict: Predictor, x: Tensor, level: Level, conds: Sequence[CondAt], together: bool
-) -> Sequence[Tensor]:
-    """The network's output for x (B, C, H, W) under each condition: one pass of all, or many."""
-    told = [at(level) for at in conds]
-    if not together:
-        return [predict.output(x, level, cond) for cond in told]
-    everything = reduce(Cond.join, told)
-    return predict.output(torch.cat([x] * len(told)), level, everything).chunk(len(told))
+def paired(first: CondAt, second: CondAt) -> CondAt:
+    """Both as one batch, the same object while both are: networks keep what they made of it."""
+    made: dict[tuple[int, int], tuple[Cond, Cond, Cond]] = {}
+
+    def at(level: Level) -> Cond:
+        a, b = first(level), second(level)
+        key = id(a), id(b)  # no other's: both are kept
+        if key not in made:
+            made[key] = a, b, a.join(b)
+        return made[key][2]
+
+    return at
 
 
 def in_turn(

@@ -13,6 +13,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
+def alongside(x: Tensor, other: Tensor) -> Tensor:
+    """x (B, …) again and again, as often as it goes into the batch of `other`, N·B: (N·B, …)."""
+    times = len(other) // len(x)
+    return x if times == 1 else torch.cat([x] * times)  # keeps the layout in memory
+
+
 def time_features(time: Tensor, width: int) -> Tensor:
     """Cosines and sines of time (B,) at geometric frequencies 1 … 1/10000: (B, width), float32.
 
@@ -72,7 +78,8 @@ class ResnetBlock(nn.Module):
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         h = self.conv1(functional.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            h = h + self.time_emb_proj(functional.silu(time))[:, :, None, None]
+            told = self.time_emb_proj(functional.silu(time))  # (B, out)
+            h = h + alongside(told, h)[:, :, None, None]
         h = self.conv2(functional.silu(self.norm2(h)))
         out: Tensor = shortcut + h
         return out

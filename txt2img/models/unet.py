@@ -17,6 +17,7 @@ from txt2img.models.layers import (
     ResnetBlock,
     TimeEmbedding,
     Upsample,
+    alongside,
     scale_features,
     time_features,
 )
@@ -36,7 +37,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        x = alongside(x + self.attn1(self.norm1(x)), tokens)  # here texts begin to tell
         x = x + self.attn2(self.norm2(x), tokens)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
@@ -72,7 +73,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         else:
             h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
-        out: Tensor = x + h
+        out: Tensor = alongside(x, h) + h
         return out
 
 
@@ -140,7 +141,7 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, kept.pop()], dim=1), time)
+            x = resnet(torch.cat([x, alongside(kept.pop(), x)], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
         if self.upsamplers is not None:
@@ -158,7 +159,13 @@ def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.M
 
 
 class UNet(nn.Module):
-    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W)."""
+    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W).
+
+    With N times as many texts as latents, each N-th of the texts is about all of the latents: what
+    comes before the first attention on texts is computed once for them.
+    """
+
+    shares = True
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -190,8 +197,10 @@ class UNet(nn.Module):
         return scale_features(cond.scale, self.config.scale_width)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """x (B, C, H, W), time (B,), cond.tokens (B, L, D) → (B, C, H, W)."""
+        """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W)."""
         tokens = cond.tokens.to(x.dtype)
+        if self.add_embedding is not None:  # the time comes with the text as a whole
+            x, time = alongside(x, tokens), alongside(time, tokens)
         features = time_features(time, self.config.channels[0])
         scale = self.scale(cond)
         scale = None if scale is None else scale.to(x.dtype)
@@ -208,4 +217,4 @@ class UNet(nn.Module):
         for up in self.up_blocks:
             x = up(x, kept, clock, tokens)
         out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
-        return out
+        return alongside(out, tokens)

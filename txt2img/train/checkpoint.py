@@ -26,9 +26,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(
-    path: Path, step: int, module: nn.Module, mean: RunningMean, optimiser: torch.optim.Optimizer
+    path: Path,
+    step: int,
+    spent: float,
+    module: nn.Module,
+    mean: RunningMean,
+    optimiser: torch.optim.Optimizer,
 ) -> None:
-    """One file with all that a stage needs to go on after `step` steps."""
+    """One file with all that a stage needs to go on after `step` steps in `spent` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -36,24 +41,33 @@ def save_state(
         tensors[f"mean.{name}"] = mean.mean[name]
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
-    write({k: v.cpu().contiguous() for k, v in tensors.items()}, path, {"step": str(step)})
+    write(tensors, path, {"step": str(step), "seconds": str(spent)})
+
+
+def progress(path: Path) -> tuple[int, float]:
+    """How many steps a saved state had done, in how many seconds; 0 and 0 without a file."""
+    if not path.exists():
+        return 0, 0.0
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+    return int(said["step"]), float(said.get("seconds", 0.0))
 
 
 @torch.no_grad()
 def load_state(
     path: Path, module: nn.Module, mean: RunningMean, optimiser: torch.optim.Optimizer
-) -> int:
-    """Put a saved state back into place; how many steps it had done (0 without a file)."""
+) -> tuple[int, float]:
+    """Put a saved state back into place; its steps and seconds, 0 and 0 without a file."""
+    step, spent = progress(path)
     if not path.exists():
-        return 0
+        return step, spent
     with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
         for name, parameter in module.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
             mean.mean[name].copy_(file.get_tensor(f"mean.{name}"))
             moments = {m: file.get_tensor(f"{m}.{name}").to(parameter.device) for m in MOMENTS}
             optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-    return step
+    return step, spent
 
 
 def begin_from(module: nn.Module, path: Path) -> None:

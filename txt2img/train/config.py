@@ -9,8 +9,10 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
-WHAT = ("all", "vae", "text", "unet")  # a stage each, in this order
+WHAT = ("all", "vae", "text", "unet", "decoder")  # a stage each, in this order
+STAGES = WHAT[1:]
 KINDS = ("eps", "v", "flow")
+MAYBE = ("minutes", "stop_after", "singles", "min_snr")  # numbers, where they are not None
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Run:
     """How one stage is optimised: AdamW, a cosine learning rate, a running mean of weights."""
 
     steps: int = 10_000
+    minutes: float | None = None  # of learning; the run ends sooner when they are over
     batch_size: int = 32  # pictures a step and process
     lr: float = 1e-3
     final_lr: float = 0.0
@@ -51,6 +54,7 @@ SMALL_UNET = UNetConfig(
 VAE_RUN = Run(steps=5000, ema=0.998)
 TEXT_RUN = Run(steps=1000, batch_size=128, weight_decay=0.1)
 UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
+DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class TrainConfig:
     device: str | None = None
     dtype: str | None = None
     resume: bool = True
+    stop_after: float | None = None  # minutes of one call; another goes on where it stopped
     save_every: int = 500  # steps
     sample_every: int = 500  # steps
     sample_prompts: tuple[str, ...] = ()
@@ -77,8 +82,11 @@ class TrainConfig:
     noisy: float = 0.0  # how much more often noisy levels are learnt; 0 is all alike
     caption_dropout: float = 0.1
     text_rate: float = 0.1  # the text encoder's learning rate beside the U-Net, as part of its own
+    singles: float | None = None  # part of the U-Net's batches with one thing; None: as it comes
+    keep_gib: float = 2.0  # of memory for painted pictures; others are painted again and again
     kl: float = 1e-6
     edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
+    drafts: int = 1024  # pictures that the decoder learns to clean
     vocab: int = 4096
     steps: int = 30  # default of the model that comes out, as are cfg and sampler
     cfg: float = 7.5
@@ -89,12 +97,21 @@ class TrainConfig:
     vae_run: Run = VAE_RUN
     text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net learn together from nothing
     unet_run: Run = UNET_RUN
+    decoder_run: Run = DECODER_RUN  # 0 steps: the decoder stays as the VAE's stage left it
 
     def __post_init__(self) -> None:
         for name, allowed in (("what", WHAT), ("prediction", KINDS)):
             got = getattr(self, name)
             if got not in allowed:
                 raise BadRequest(f"{name} is '{got}'; allowed: {', '.join(allowed)}")
+        for stage in STAGES:
+            minutes = getattr(self, f"{stage}_run").minutes
+            if minutes is not None and not minutes > 0:
+                raise BadRequest(f"[{stage}_run] minutes is {minutes}; it must be above 0")
+        if self.singles is not None and not 0 <= self.singles <= 1:
+            raise BadRequest(f"singles is {self.singles}; allowed: 0 to 1, or none")
+        if self.stop_after is not None and not self.stop_after > 0:
+            raise BadRequest(f"stop_after is {self.stop_after} minutes; it must be above 0")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
         if self.size % self.vae.factor or self.size not in range(64, 8193):
@@ -112,9 +129,15 @@ def override(config: TrainConfig, options: dict[str, object]) -> TrainConfig:
     run: dict[str, object] = {
         name: given.pop(name) for name in ("steps", "batch_size", "lr") if name in given
     }
-    for stage in ("vae_run", "text_run", "unet_run"):
-        given[stage] = _merge(getattr(config, stage), run, stage)
+    for stage in STAGES:
+        given[f"{stage}_run"] = _reach(config, stage, str(given.get("what", config.what)), run)
     return _merge(config, given, "training")
+
+
+def _reach(config: TrainConfig, stage: str, what: str, run: dict[str, object]) -> Run:
+    """A stage's run with these values; one of 0 steps stays so, unless it alone is asked for."""
+    old: Run = getattr(config, f"{stage}_run")
+    return _merge(old, run, stage) if old.steps or stage == what else old
 
 
 def read(path: Path | None) -> TrainConfig:
@@ -142,7 +165,7 @@ def _merge(base: T, table: dict[str, object], name: str) -> T:
             value = tuple(value)
         elif isinstance(old, Path):
             value = Path(str(value))
-        elif isinstance(old, float) and isinstance(value, int):
+        elif isinstance(value, int) and (isinstance(old, float) or key in MAYBE):
             value = float(value)
         new[key] = value
     return replace(base, **new)  # type: ignore[type-var]

@@ -56,6 +56,15 @@ class Row:
         )
 
 
+def singles_of(rows: Sequence[Row]) -> list[int]:
+    """The places of rows that show one thing, whole and in its own colours."""
+    return [
+        n
+        for n, row in enumerate(rows)
+        if len(row.layers) == 1 and row.layers[0].side == 1.0 and not row.layers[0].hue
+    ]
+
+
 class Pictures:
     """The rows of a data set, and each row's pixels and captions."""
 
@@ -92,17 +101,30 @@ class Pictures:
         return self.paint(self.rows[row], size)
 
     def paint(self, entry: Row, size: int) -> Tensor:
-        """Any row's picture (3, size, size) in −1…1: its layers, as squares, on its background."""
+        """Any row's picture (3, size, size) in −1…1."""
+        return to_pixels(self.scene(entry, size))
+
+    def scene(self, entry: Row, size: int) -> Image.Image:
+        """Any row's picture: its layers, as squares, on its background."""
         scene = ground(entry.background, size)
         for layer in entry.layers:
             image = turned(square(self._image(layer.file), round(layer.side * size)), layer.hue)
             scene.alpha_composite(image, (round(layer.left * size), round(layer.top * size)))
-        return to_pixels(scene)
+        return scene
 
     def paint_all(self, entries: Sequence[Row], size: int) -> Tensor:
         """Rows' pictures (N, 3, size, size), painted side by side on the processor's cores."""
         with ThreadPoolExecutor() as painters:
             return torch.stack(list(painters.map(lambda entry: self.paint(entry, size), entries)))
+
+    def fingerprint(self) -> str:
+        """A text that differs where rows or pictures do, as far as can be told unread."""
+        if self._archive is not None:
+            return str([(entry.filename, entry.CRC) for entry in self._archive.infolist()])
+        files = sorted({layer.file for row in self.rows for layer in row.layers})
+        known = [(self.source / name).stat() for name in files if (self.source / name).exists()]
+        sizes = [(stat.st_size, stat.st_mtime_ns) for stat in known]
+        return str([self._metadata(), *zip(files, sizes, strict=False)])
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name beside the pictures."""
@@ -117,10 +139,45 @@ class Pictures:
             raise BadFile(f"training data: cannot read the picture {name}") from error
 
 
+class Kept:
+    """The rows' pixels, (3, size, size) bytes each, painted when first asked for.
+
+    They are kept as far as `room` bytes reach; others are painted again each time.
+    """
+
+    def __init__(self, pictures: Pictures, size: int, room: float) -> None:
+        self.pictures, self.size = pictures, size
+        self.most = int(room // (3 * size * size))
+        self.known: dict[int, Tensor] = {}
+
+    def __call__(self, rows: Sequence[int]) -> list[Tensor]:
+        """The rows' pixels, 0 to 255."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self.known]
+        with ThreadPoolExecutor() as painters:
+            painted = dict(zip(missing, painters.map(self._paint, missing), strict=True))
+        found = [self.known[row] if row in self.known else painted[row] for row in rows]
+        for row in missing[: max(self.most - len(self.known), 0)]:
+            self.known[row] = painted[row]
+        return found
+
+    def _paint(self, row: int) -> Tensor:
+        return to_bytes(self.pictures.scene(self.pictures.rows[row], self.size))
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """A picture as (3, H, W) bytes."""
+    values = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+def centred(values: Tensor) -> Tensor:
+    """Bytes as numbers in −1…1."""
+    return values.float() / 127.5 - 1.0
+
+
 def to_pixels(image: Image.Image) -> Tensor:
     """A picture as (3, H, W) in −1…1."""
-    values = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return values.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1.0
+    return centred(to_bytes(image))
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

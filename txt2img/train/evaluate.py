@@ -3,7 +3,8 @@
 `python -m txt2img.train.evaluate --data artwork.zip` draws taught captions and asks, for each,
 which training picture on white is nearest, in blurred pixels and in the features of a judge that
 learns from the training pictures first: is it the right concept and style? Then it draws scenes
-that the archive keeps from training, and looks for the right things in the right places.
+that the archive keeps from training, and looks for the right things in the right places, and for
+the nearest picture that was taught. Last it measures what a picture costs.
 """
 
 import argparse
@@ -26,14 +27,15 @@ from txt2img.pipeline import decode, prepare
 from txt2img.request import Request
 from txt2img.train.artwork import tell
 from txt2img.train.composition import Scored, score, shares
-from txt2img.train.data import HELD_OUT_FILE, Pictures, to_pixels
+from txt2img.train.data import HELD_OUT_FILE, Pictures, Row, to_pixels
 from txt2img.train.judge import SIDE, Caption, Judge, fresh, lessons, plain_rows
-from txt2img.train.losses import psnr
+from txt2img.train.measures import Copies, Measured, Novelty, copied, cost, novelty, spread
 from txt2img.train.sheet import sheet
 from txt2img.train.verdicts import Verdict, second_opinion, share, verdicts_of
 from txt2img.weights.load import Model, load
 
 COPIES = 48  # pictures that the VAE copies
+PART = 256  # pictures painted at once
 LEAST = {"captions": 1, "batch_size": 1, "columns": 1, "scenes": 0, "judge_steps": 0}
 
 
@@ -49,22 +51,22 @@ class Report:
     concept_and_style_at_1: float
     concept_at_5: float
     rmse: float
-    vae_db: float  # PSNR of the VAE's copies of taught pictures
     judged_concept_at_1: float | None  # by the judge's features; None without a judge
     judge_on_taught: float | None  # how often the judge is right about the training pictures
     scenes: dict[str, float]  # of each kind of scene that was not taught, how many are right
+    measured: Measured
     verdicts: tuple[Verdict, ...]
     scored: tuple[Scored, ...]
 
 
 @torch.no_grad()
-def copies(model: Model, data: Pictures) -> float:
-    """PSNR, dB, of the VAE's copies of some taught pictures, at the model's own size."""
+def copies(model: Model, data: Pictures) -> Copies:
+    """How good the VAE's copies of some taught pictures are, at the model's own size."""
     side, rows = model.family.defaults.width, plain_rows(data)
     device = next(model.vae.parameters()).device
     pixels = torch.stack([data.paint(row, side) for row in rows[:: max(len(rows) // COPIES, 1)]])
     made = [model.vae.decode(model.vae.encode(p[None].to(device))).cpu() for p in pixels]
-    return round(psnr(torch.cat(made), pixels), 2)
+    return copied(torch.cat(made), pixels)
 
 
 # --- Pictures ------------------------------------------------------------------------------------
@@ -120,8 +122,12 @@ def evaluate(
         sure = share([a == b.concept for a, b in zip(names, known, strict=True)])
 
     # 4. Scenes that were not taught.
-    scored = scenes(model, data, judge, options) if judge is not None else []
-    return report_of(model, options, verdicts, scored, sure, copies(model, data)), images
+    scored, new = scenes(model, data, judge, options) if judge is not None else ([], None)
+
+    # 5. What does not depend on what is drawn.
+    price = cost(options.model, words(options)) if options.cost else None
+    measured = Measured(copies(model, data), spread(pixels, len(options.seeds)), new, price)
+    return report_of(model, options, verdicts, scored, sure, measured), images
 
 
 def taught_judge(data: Pictures, options: argparse.Namespace) -> Judge:
@@ -139,7 +145,7 @@ def report_of(
     verdicts: Sequence[Verdict],
     scored: Sequence[Scored],
     sure: float | None,
-    vae_db: float,
+    measured: Measured,
 ) -> Report:
     """All figures of a model."""
     filled = template_of(options).filled(model.family.defaults)
@@ -153,10 +159,10 @@ def report_of(
         concept_and_style_at_1=share([v.style for v in verdicts]),
         concept_at_5=share([v.concept_in_5 for v in verdicts]),
         rmse=round(sum(v.rmse for v in verdicts) / len(verdicts), 4),
-        vae_db=vae_db,
         judged_concept_at_1=share(judged) if judged else None,
         judge_on_taught=sure,
         scenes=shares(scored),
+        measured=measured,
         verdicts=tuple(verdicts),
         scored=tuple(scored),
     )
@@ -183,19 +189,38 @@ def drawn(
     return images
 
 
-def scenes(model: Model, data: Pictures, judge: Judge, options: argparse.Namespace) -> list[Scored]:
-    """The scores of scenes that the data set keeps from training; none where it keeps none."""
+def scenes(
+    model: Model, data: Pictures, judge: Judge, options: argparse.Namespace
+) -> tuple[list[Scored], Novelty | None]:
+    """The scores of scenes that the data set keeps from training, drawn with the first seed.
+
+    Nothing where it keeps none.
+    """
     if not options.scenes or not data.has(HELD_OUT_FILE):
-        return []
+        return [], None
     rows = Pictures(data.source, HELD_OUT_FILE).rows
     rows = random.Random(0).sample(rows, min(options.scenes, len(rows)))
     concepts = {row.layers[0].file: Caption(row.captions[0]).concept for row in plain_rows(data)}
-    wanted = [(row, seed) for seed in options.seeds for row in rows]
-    images = drawn(model, [(row.captions[0], seed) for row, seed in wanted], options)
-    return [
-        score(judge, row, seed, image, concepts)
-        for (row, seed), image in zip(wanted, images, strict=True)
+    seed = options.seeds[0]
+    images = drawn(model, [(row.captions[0], seed) for row in rows], options)
+    scored = [
+        score(judge, row, seed, image, concepts) for row, image in zip(rows, images, strict=True)
     ]
+    pixels = torch.stack([small(image) for image in images])
+    return scored, novelty(pixels, painted(data, rows), painted(data, data.rows))
+
+
+def painted(data: Pictures, rows: Sequence[Row]) -> Tensor:
+    """Rows' pictures (N, 3, SIDE, SIDE) in −1…1."""
+    parts = [data.paint_all(rows[n : n + PART], SIDE) for n in range(0, len(rows), PART)]
+    return torch.cat(parts)
+
+
+def words(options: argparse.Namespace) -> list[str]:
+    """The options that the program itself has too, as it takes them."""
+    given = {"--steps": options.steps, "--cfg": options.cfg, "--device": options.device}
+    pairs = [(name, str(value)) for name, value in given.items() if value is not None]
+    return [word for pair in pairs for word in pair]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -216,6 +241,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--cfg", type=float, help="guidance scale (the model's own)")
     add("--batch-size", type=int, default=8, help="pictures drawn at once (8)")
     add("--device", help="cpu, cuda, … (the best there is)")
+    add("--cost", action="store_true", help="measure a cold start and further pictures too")
     add("--out", type=Path, help="write the report here too, as JSON")
     add("--sheet", type=Path, help="write a labelled sheet of the pictures here, as PNG")
     add("--columns", type=int, default=10, help="pictures in a row of the sheet (10)")

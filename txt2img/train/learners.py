@@ -12,7 +12,15 @@ from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
-from txt2img.train.losses import LevelBatch, add_noise, noise_loss, pair_loss, snr_weights, vae_loss
+from txt2img.train.losses import (
+    LevelBatch,
+    add_noise,
+    copy_loss,
+    noise_loss,
+    pair_loss,
+    snr_weights,
+    vae_loss,
+)
 
 
 class PictureLearner(nn.Module):
@@ -28,6 +36,21 @@ class PictureLearner(nn.Module):
         latent = mean + torch.exp(0.5 * log_variance) * noise.to(mean.dtype)
         copied = self.vae.reconstruct(latent)
         return vae_loss(copied, pixels, mean, log_variance, self.kl, self.edges)
+
+
+class DecoderLearner(nn.Module):
+    """The loss of a VAE's decoder alone on a batch of latents, drawn ones among them."""
+
+    def __init__(self, vae: VAE, config: TrainConfig) -> None:
+        super().__init__()
+        # as a tuple, hidden from `parameters`: what is not listed below must not learn
+        self.whole, self.edges = (vae,), config.edges
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+        self.requires_grad_(True)
+
+    def forward(self, latents: Tensor, pixels: Tensor) -> Tensor:
+        """latents (B, C, h, w), pixels (B, 3, f·h, f·w) in −1…1 → the loss, a scalar."""
+        return copy_loss(self.whole[0].decode(latents), pixels, self.edges)
 
 
 class PairLearner(nn.Module):

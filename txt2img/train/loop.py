@@ -2,19 +2,21 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from txt2img.device import for_training
-from txt2img.train.checkpoint import load_state, save_state
-from txt2img.train.config import Run, TrainConfig
+from txt2img.train.checkpoint import load_state, progress, save_state
+from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.ema import RunningMean
+from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
+from txt2img.train.polish import DecoderStage
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
@@ -56,22 +58,35 @@ def fit(config: TrainConfig) -> Iterator[Report]:
 
     A run stopped at any time goes on from its last saved state, as if it had not been stopped.
     """
+    begun = time.monotonic()
+    deadline = begun + MINUTE * config.stop_after if config.stop_after else math.inf
     device = for_training(config.device, config.dtype)
-    torch.manual_seed(config.seed)
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )
-    for kind in (PictureStage, TextStage, LatentStage):
-        if config.what in ("all", kind.name):
-            yield from optimise(kind(config, accelerator), config, accelerator)
+    for kind in (PictureStage, TextStage, LatentStage, DecoderStage):
+        if config.what in ("all", kind.name) and getattr(config, f"{kind.name}_run").steps:
+            torch.manual_seed(config.seed)  # a stage begins alike, whatever was done before it
+            stage: Stage = kind(config, accelerator)
+            if not (yield from optimise(stage, config, accelerator, deadline)):
+                return
 
 
-def learning_rate(run: Run, step: int) -> float:
-    """A short rise, then half a cosine from lr to final_lr (Loshchilov and Hutter 2017)."""
-    if step < run.warmup:
-        return run.lr * (step + 1) / run.warmup
-    done = (step - run.warmup) / max(run.steps - run.warmup, 1)
-    return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+def state_of(config: TrainConfig, name: str) -> Path:
+    """The file that a stage goes on from."""
+    return config.out / "state" / f"{name}.safetensors"
+
+
+def is_done(config: TrainConfig, name: str) -> bool:
+    """Whether a stage has nothing to learn: it has no steps, or its state has done them all."""
+    run: Run = getattr(config, f"{name}_run")
+    step, spent = progress(state_of(config, name))
+    return finished(run, step, spent)
+
+
+def is_whole(config: TrainConfig) -> bool:
+    """Whether all that the configuration asks for is done; not so after a call's `stop_after`."""
+    return all(is_done(config, name) for name in STAGES if config.what in ("all", name))
 
 
 def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.AdamW:
@@ -90,41 +105,69 @@ def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.A
     return torch.optim.AdamW(table, lr=run.lr, fused=True)
 
 
-def optimise(stage: Stage, config: TrainConfig, accelerator: Accelerator) -> Iterator[Report]:
-    """Train one stage from where it stopped; its learner ends with the running mean."""
-    run, state = stage.run, config.out / "state" / f"{stage.name}.safetensors"
+def optimise(
+    stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
+) -> Generator[Report, None, bool]:
+    """Train one stage from where it stopped; its learner ends with the running mean.
+
+    Gives whether it is done: it is not when the deadline came first.
+    """
+    run, state = stage.run, state_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
-    first = load_state(state, learner, mean, optimiser) if config.resume else 0
-    compiled = torch.compile(learner) if config.compile else learner
-    prepared, stepper = accelerator.prepare(compiled, optimiser)
-    clock, pictures = time.perf_counter(), 0
-    for step in range(first, run.steps):
-        rate = learning_rate(run, step)
+    first, spent = load_state(state, learner, mean, optimiser) if config.resume else (0, 0.0)
+    prepared, stepper = accelerator.prepare(compiled(learner, config), optimiser)
+    pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
+    batch = stage.batch(first)
+    for step in range(first, first if finished(run, first, spent) else run.steps):
+        rate = learning_rate(run, step, pace.spent)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        loss = prepared(*stage.batch(step))
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(prepared.parameters(), run.clip)
-        stepper.step()
-        stepper.zero_grad()
+        loss = prepared(*batch)
+        descend(loss, prepared, stepper, run.clip, accelerator)
         mean.update(learner, step)
-        pictures += run.batch_size * accelerator.num_processes
-        speed = pictures / (time.perf_counter() - clock)
         done, sheet = step + 1, None
-        if accelerator.is_main_process and due(done, run.steps, config.save_every):
-            save_state(state, done, learner, mean, optimiser)
-        if accelerator.is_main_process and due(done, run.steps, config.sample_every):
+        if done < run.steps:
+            batch = stage.batch(done)  # while a GPU is still busy with this one
+        value = loss.item()
+        pace.tick()
+        ends = finished(run, done, pace.spent) or pace.late
+        if accelerator.is_main_process and (ends or done % config.sample_every == 0):
             sheet = sample(stage, config.out, mean, done)
-        yield Report(stage.name, done, run.steps, loss.item(), rate, speed, sheet)
+        if accelerator.is_main_process and (ends or done % config.save_every == 0):
+            save_state(state, done, pace.spent, learner, mean, optimiser)
+        pictures = (done - first) * run.batch_size * accelerator.num_processes
+        speed = pictures / (time.perf_counter() - clock)
+        yield Report(stage.name, done, run.steps, value, rate, speed, sheet)
+        if ends:
+            break
     mean.swap(learner)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
+    return not pace.late
 
 
-def due(done: int, steps: int, every: int) -> bool:
-    """Whether something done `every` so many steps, and after the last, is to be done now."""
-    return done % every == 0 or done == steps
+def descend(
+    loss: Tensor,
+    learner: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+    accelerator: Accelerator,
+) -> None:
+    """One step of the optimiser down the loss's gradient, which is no longer than `clip`."""
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(learner.parameters(), clip)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def compiled(learner: nn.Module, config: TrainConfig) -> nn.Module:
+    """The learner, compiled where the configuration asks for it."""
+    if not config.compile:
+        return learner
+    # a part that this machine cannot compile runs as it is
+    torch._dynamo.config.suppress_errors = True
+    return cast(nn.Module, torch.compile(learner))
 
 
 def sample(stage: Stage, out: Path, mean: RunningMean, done: int) -> Path:

@@ -66,17 +66,22 @@ def pair_loss(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
     return 0.5 * (functional.cross_entropy(alike, pairs) + functional.cross_entropy(alike.T, pairs))
 
 
+def copy_loss(copy: Tensor, pixels: Tensor, edges: float) -> Tensor:
+    """Mean absolute miss of a copy (B, 3, H, W) and of its edges, a scalar.
+
+    The differences between neighbours count for themselves (Mathieu et al. 2016, §3.2), or sharp
+    edges come back soft.
+    """
+    miss = copy.float() - pixels
+    slopes = miss.diff(dim=-1).abs().mean() + miss.diff(dim=-2).abs().mean()
+    return miss.abs().mean() + edges * slopes
+
+
 def vae_loss(
     copy: Tensor, pixels: Tensor, mean: Tensor, log_variance: Tensor, kl: float, edges: float
 ) -> Tensor:
-    """Mean absolute miss of a copy (B, 3, H, W) and of its edges, plus a little KL (scalar).
-
-    The differences between neighbours count for themselves (Mathieu et al. 2016, §3.2), or sharp
-    edges come back soft; the KL term only keeps latents near the unit ball.
-    """
-    miss = copy.float() - pixels
-    loss = miss.abs().mean()
-    loss = loss + edges * (miss.diff(dim=-1).abs().mean() + miss.diff(dim=-2).abs().mean())
+    """`copy_loss`, plus a little KL (scalar), which only keeps latents near the unit ball."""
+    loss = copy_loss(copy, pixels, edges)
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
     return loss + kl * divergence.sum(dim=(1, 2, 3)).mean()

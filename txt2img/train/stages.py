@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from txt2img.diffusion.guidance import guided, predictor
@@ -17,7 +16,6 @@ from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_termi
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.errors import BadFile
 from txt2img.models.text import TextEncoder
 from txt2img.models.tokens import Tokenizer
 from txt2img.models.unet import UNet
@@ -25,11 +23,13 @@ from txt2img.models.vae import VAE
 from txt2img.pipeline import to_image
 from txt2img.train import checkpoint, vocab
 from txt2img.train.config import TrainConfig
-from txt2img.train.data import Pictures, cut_out, drop_captions, indices
+from txt2img.train.data import Kept, Pictures, centred, cut_out, drop_captions, indices, singles_of
+from txt2img.train.encoded import all_latents, encode_rows, load_vae, normalise
 from txt2img.train.learners import NoiseLearner, PairLearner, PictureLearner
 from txt2img.train.losses import LevelBatch
 from txt2img.weights import vocabulary
 
+GIB = 2**30
 SHEET_STEPS = 20  # of each picture on a sheet
 SHEET_PICTURES = 16
 ALIKE_PICTURES = 64  # of a sheet that shows how captions and pictures agree
@@ -67,6 +67,29 @@ def rows_at(accelerator: Accelerator, count: int, size: int, step: int, seed: in
     return indices(count, start, size, seed)
 
 
+class Mixed:
+    """A choice of rows with a fixed part of one thing alone in every batch, the rest of scenes.
+
+    Without such a part, or where the data has but one of both, all rows come equally often.
+    """
+
+    def __init__(self, pictures: Pictures, part: float | None) -> None:
+        self.count = len(pictures.rows)
+        alone = set(singles_of(pictures.rows))
+        self.pools = sorted(alone), [n for n in range(self.count) if n not in alone]
+        self.part = part if all(self.pools) else None
+
+    def __call__(self, accelerator: Accelerator, size: int, step: int, seed: int) -> list[int]:
+        """The rows, `size` of them, that this process learns from at a step."""
+        if self.part is None:
+            return rows_at(accelerator, self.count, size, step, seed)
+        first = round(size * self.part)
+        picked = []
+        for pool, some in zip(self.pools, (first, size - first), strict=True):
+            picked += [pool[n] for n in rows_at(accelerator, len(pool), some, step, seed)]
+        return picked
+
+
 def time_to_learn(process: Process, noisy: float, rng: random.Random) -> float:
     """A time: any on a flow, an entry of the table otherwise.
 
@@ -88,6 +111,7 @@ class PictureStage:
         self.config, self.accelerator, self.run = config, accelerator, config.vae_run
         self.rates: dict[str, float] = {}
         self.pictures, self.vae = Pictures(config.data), VAE(config.vae)
+        self.kept = Kept(self.pictures, config.size, config.keep_gib * GIB)
         if config.resume:
             checkpoint.begin_from(self.vae, config.out / "vae" / checkpoint.NETWORK_FILE)
         self.learner = in_memory_format(PictureLearner(self.vae, config), config)
@@ -97,12 +121,11 @@ class PictureStage:
         config, size = self.config, self.run.batch_size
         rng, generator = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.pictures.rows), size, step, config.seed)
-        whole = self.pictures.paint_all([self.pictures.rows[row] for row in rows], config.size)
-        pixels = torch.stack([cut_out(picture, config.crop, rng) for picture in whole])
+        pixels = torch.stack([cut_out(whole, config.crop, rng) for whole in self.kept(rows)])
         cells = pixels.shape[-1] // config.vae.factor
         shape = (size, config.vae.latent_channels, cells, cells)
         noise = torch.randn(shape, generator=generator, device=self.accelerator.device)
-        return pixels.to(self.accelerator.device), noise
+        return centred(pixels.to(self.accelerator.device)), noise
 
     def draw(self, path: Path) -> None:
         """Pictures, each beside its copy."""
@@ -173,6 +196,7 @@ class LatentStage:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.run = config, accelerator, config.unet_run
         self.pictures, self.process = Pictures(config.data), process_of(config)
+        self.rows_at = Mixed(self.pictures, config.singles)
         self.vae = load_vae(config)
         self.latents = all_latents(self.vae, self.pictures, config, accelerator)
         taught = config.text_run.steps > 0
@@ -188,7 +212,7 @@ class LatentStage:
         """The arguments of NoiseLearner: latents, noise, captions' ids, times and levels."""
         config, size = self.config, self.run.batch_size
         rng, generator = seeded(config, step, self.accelerator)
-        rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
+        rows = self.rows_at(self.accelerator, size, step, config.seed)
         captions = [self.pictures.caption(row, rng) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
         times = [time_to_learn(self.process, config.noisy, rng) for _ in rows]
@@ -233,64 +257,11 @@ def text_encoder(
     return text
 
 
-def all_latents(
-    vae: VAE, pictures: Pictures, config: TrainConfig, accelerator: Accelerator
-) -> Tensor:
-    """Every training picture's latent (N, C, h, w), in the order of the rows."""
-    rows = list(range(len(pictures.rows)))
-    with accelerator.autocast():
-        return encode_rows(
-            vae.to(accelerator.device), pictures, rows, config.size, accelerator.device
-        )
-
-
 def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
     """The module in channels-last order where the configuration asks for it."""
     if config.channels_last:
         learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return learner
-
-
-@torch.no_grad()
-def encode_rows(
-    vae: VAE, pictures: Pictures, rows: list[int], size: int, device: torch.device
-) -> Tensor:
-    """The latents (N, C, h, w) of rows, float32."""
-    latents = []
-    for start in range(0, len(rows), 32):
-        pixels = pictures.paint_all([pictures.rows[n] for n in rows[start : start + 32]], size)
-        latents.append(vae.encode(pixels.to(device)).float())
-    return torch.cat(latents)
-
-
-@torch.no_grad()
-def normalise(vae: VAE, latents: Tensor) -> None:
-    """Fold the latents' mean and spread, channel by channel, into the 1×1 convolutions beside them.
-
-    So latents have mean 0 and variance 1 with `scaling` 1, in any program that loads the folder.
-    """
-    before, after = vae.quant_conv, vae.post_quant_conv
-    if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
-        return
-    assert before.bias is not None and after.bias is not None
-    channels = vae.config.latent_channels
-    mean = latents.mean(dim=(0, 2, 3)).to(before.weight)
-    spread = latents.std(dim=(0, 2, 3)).to(before.weight)
-    before.bias[:channels] = (before.bias[:channels] - mean) / spread
-    before.weight[:channels] /= spread[:, None, None, None]
-    before.bias[channels:] -= 2.0 * spread.log()  # the other half is the log variance
-    after.bias += after.weight[:, :, 0, 0] @ mean
-    after.weight *= spread[None, :, None, None]
-
-
-def load_vae(config: TrainConfig) -> VAE:
-    """The VAE that the first stage left in the model's folder, in float32. Raises BadFile."""
-    path = config.out / "vae" / checkpoint.NETWORK_FILE
-    if not path.exists():
-        raise BadFile(f"{config.out} has no VAE yet; train it first, with --what vae or all")
-    vae = VAE(config.vae)
-    vae.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return vae.eval().requires_grad_(False)
 
 
 def process_of(config: TrainConfig) -> Process:

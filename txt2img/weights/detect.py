@@ -94,6 +94,7 @@ ROWS = (
         ),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
+    Row("a TAESD, which is for --vae and --preview-vae", ("decoder.layers.", "3.conv.0.")),
 )
 
 

@@ -23,10 +23,11 @@ from txt2img.weights.hashes import model_hash
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import Part, bare, listed
 from txt2img.weights.plan import Plan, planned
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.wear import Wardrobe
 
 if TYPE_CHECKING:
-    from txt2img.weights.stages import SecondStage
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -69,7 +70,9 @@ def load(
     vae = _made(lambda: vae_of(shape), "vae", plan, device)
     _fill(vae, "vae", plan, device)
     model = without_weights(plan, device, vae)
-    model.wardrobe.vae = None if other is None else other.record
+    if other is not None:
+        model.wardrobe.vae = other.record
+        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
@@ -98,13 +101,14 @@ def fill(model: Model, device: Device) -> None:
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that is and as precise.
+    """Another VAE beside a model's own, where that is and as precise; doubts go to the notes.
 
     Raises as `open_vae` and `load` do.
     """
     weight = next(model.vae.parameters())
     device = Device(weight.device, weight.dtype)
     other = open_vae(name, model.family.vae)
+    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)

@@ -29,6 +29,7 @@ SCALARS = ("alpha", "side")
 PEFT = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSON
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TERMS_MAX = 64  # of a series
+ALPHA_MAX = 1e9
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class Settings:
     by_part: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def alpha(self, layer: str, rank: int) -> float | None:
-        """The alpha of a layer, None where nothing is said; patterns are names' endings.
+        """The alpha of a layer, None where nothing is said; patterns are names' endings. BadFile.
 
         With rsLoRA (Kalajdzievski 2023) the scale is alpha / √rank, written here as an alpha.
         """
@@ -220,10 +221,12 @@ class Settings:
         value = named[max(fitting, key=len)] if fitting else config.get("lora_alpha")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
+        if not abs(value) <= ALPHA_MAX:
+            raise BadFile(f"lora_alpha is {shown(value)}; at most {ALPHA_MAX:g} can be")
         return value * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
 
     def terms(self, layer: str) -> float | None:
-        """How many terms of its series a rotation has, 0 for all; None where nothing is said."""
+        """How many terms its series has, 0 for all; None where nothing is said. BadFile."""
         config = self.by_part.get(layer.partition(".")[0], {})
         if config.get("use_cayley_neumann") is False:
             return 0.0

@@ -65,7 +65,8 @@ def find(name: str) -> Path:
 
 def find_file(option: str, name: str) -> Path:
     """The same of what another option than --model takes: a LoRA, a VAE, … BadRequest."""
-    if (found := _sought(name)) is not None:
+    odd = ":" in name and not name.endswith(SUFFIX) and not os.path.lexists(name)
+    if not odd and (found := _sought(name)) is not None:
         return found
     hint = settings.nearest(name, names())
     raise BadRequest(

@@ -10,7 +10,8 @@ from itertools import accumulate, pairwise
 
 from txt2img.errors import UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.shapes import TinyConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.weights.families import SD15, SDXL
 from txt2img.weights.files import Stored
 from txt2img.weights.keymaps import Table
 from txt2img.weights.values import Config, check_fixed
@@ -40,6 +41,20 @@ def is_tiny(tensors: Iterable[str]) -> bool:
 def check(config: Config) -> None:
     """Raise UnknownLayout for a config that asks for what no published TAESD has."""
     check_fixed(config, "vae", FIXED)
+
+
+def doubts(name: str, own: VAEConfig) -> list[str]:
+    """What to say of a TAESD whose name speaks of other latents than those of the model's VAE.
+
+    SD's and SDXL's have the same shapes, and nothing within tells them apart.
+    """
+    found = re.search(r"taesd(xl)?", name, re.IGNORECASE)
+    families = {SDXL.vae.scaling: "SDXL", SD15.vae.scaling: "SD 1 and SD 2"}
+    made_for = SDXL if found and found[1] else SD15
+    if not found or own.scaling not in families or own.scaling == made_for.vae.scaling:
+        return []
+    what, wanted = families[made_for.vae.scaling], families[own.scaling]
+    return [f"Note: {shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
 
 
 def table(tensors: Mapping[str, Stored], name: str) -> Table:

@@ -1,0 +1,155 @@
+"""The VAE's decoder, taught once more: it cleans what the U-Net leaves uneven.
+
+A decoder that has seen latents of true pictures alone shows every flaw of a drawn one as a stain.
+Here true pictures are noised part of the way and drawn from there, as users' pictures are, with
+guidance: the drafts. The decoder learns to give the true picture back. Encoder and latents stay as
+they are, so that nothing that the U-Net has learnt is lost, and drawing costs what it did.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from txt2img.diffusion.guidance import guided, predictor
+from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.diffusion.samplers import SAMPLERS
+from txt2img.diffusion.schedules import SCHEDULES
+from txt2img.errors import BadFile
+from txt2img.models.text import TextEncoder
+from txt2img.models.unet import UNet
+from txt2img.train import checkpoint
+from txt2img.train.config import TrainConfig
+from txt2img.train.data import Kept, Pictures, centred, indices
+from txt2img.train.encoded import AT_ONCE, all_latents, digest, kept, load_vae
+from txt2img.train.learners import DecoderLearner
+from txt2img.train.losses import LevelBatch, add_noise
+from txt2img.train.stages import (
+    GIB,
+    SHEET_PICTURES,
+    in_memory_format,
+    process_of,
+    rows_at,
+    save_sheet,
+    seeded,
+    text_encoder,
+)
+
+STEPS = 12  # from pure noise to a picture
+STARTS = (5, 7, 9)  # the steps that drafts begin at: noisier, and the picture would be another
+TRUE = 0.25  # of what is decoded are latents of true pictures: these must not get worse
+
+
+class DecoderStage:
+    """The decoder learns to see the true pictures in the drafts."""
+
+    name = "decoder"
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.run = config, accelerator, config.decoder_run
+        self.rates: dict[str, float] = {}
+        self.pictures, self.vae = Pictures(config.data), load_vae(config)
+        self.painted = Kept(self.pictures, config.size, config.keep_gib * GIB)
+        self.rows = rows_to_draft(self.pictures, config.drafts, config.seed)
+        latents = all_latents(self.vae, self.pictures, config, accelerator)
+        self.latents = latents[self.rows]
+        self.drafts = drafts(self.pictures, self.rows, self.latents, config, accelerator)
+        self.learner = in_memory_format(DecoderLearner(self.vae, config), config)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The arguments of DecoderLearner: cut-outs of latents and of the pictures they mean."""
+        config, size = self.config, self.run.batch_size
+        rng, _ = seeded(config, step, self.accelerator)
+        picked = rows_at(self.accelerator, len(self.rows), size, step, config.seed)
+        painted = self.painted([self.rows[n] for n in picked])
+        factor, latents, pixels = config.vae.factor, [], []
+        side = min(config.crop // factor, self.latents.shape[-1])
+        for n, whole in zip(picked, painted, strict=True):
+            source = self.latents if rng.random() < TRUE else self.drafts
+            top, left = (rng.randint(0, self.latents.shape[-1] - side) for _ in range(2))
+            latents.append(source[n, :, top : top + side, left : left + side])
+            top, left, span = top * factor, left * factor, side * factor
+            pixels.append(whole[:, top : top + span, left : left + span])
+        return torch.stack(latents), centred(torch.stack(pixels).to(self.accelerator.device))
+
+    def draw(self, path: Path) -> None:
+        """Drafts as they are decoded, each beside its true picture."""
+        count = min(SHEET_PICTURES, len(self.rows))
+        true = centred(torch.stack(self.painted(self.rows[:count])))
+        decoded = self.vae.decode(self.drafts[:count]).cpu()
+        save_sheet(path, torch.stack([true, decoded], dim=1).flatten(0, 1))
+
+    def export(self) -> None:
+        """The VAE's part of the folder."""
+        checkpoint.save_vae(self.config.out, self.vae, self.config.size)
+
+
+def rows_to_draft(pictures: Pictures, count: int, seed: int) -> list[int]:
+    """`count` rows, every other one of a single picture on white, as far as there are such."""
+    plain = [n for n, row in enumerate(pictures.rows) if row.plain]
+    others = [n for n, row in enumerate(pictures.rows) if not row.plain]
+    half = min(count - count // 2 if others else count, len(plain))
+    picked = [plain[n] for n in indices(max(len(plain), 1), 0, half, seed)]
+    rest = min(count - half, len(others))
+    return picked + [others[n] for n in indices(max(len(others), 1), 0, rest, seed)]
+
+
+def drafts(
+    pictures: Pictures,
+    rows: list[int],
+    latents: Tensor,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> Tensor:
+    """The rows' latents (N, C, h, w), each noised part of the way and drawn again.
+
+    They are kept in the run's folder, as all latents are. Raises BadFile without a U-Net.
+    """
+    path = config.out / "unet" / checkpoint.NETWORK_FILE
+    if not path.exists():
+        raise BadFile(f"{config.out} has no U-Net yet; train it first, with --what unet or all")
+    text = text_encoder(config, pictures, accelerator, taught=True)
+    unet = UNet(config.unet)
+    checkpoint.begin_from(unet, path)
+    key = digest(str((rows, config.cfg, config.sampler)), pictures.fingerprint(), text, unet)
+    text, unet = text.to(accelerator.device).eval(), unet.to(accelerator.device).eval()
+
+    def make() -> Tensor:
+        parts = []
+        for start in range(0, len(rows), AT_ONCE):
+            captions = [pictures.rows[n].captions[0] for n in rows[start : start + AT_ONCE]]
+            begin = STARTS[start // AT_ONCE % len(STARTS)]
+            x0 = latents[start : start + AT_ONCE]
+            generator = torch.Generator(x0.device).manual_seed(config.seed + start)
+            with torch.no_grad(), accelerator.autocast():
+                parts.append(redrawn(x0, captions, begin, text, unet, config, generator))
+        return torch.cat(parts)
+
+    return kept("drafts", key, make, config, accelerator)
+
+
+def redrawn(
+    x0: Tensor,
+    captions: list[str],
+    begin: int,
+    text: TextEncoder,
+    unet: UNet,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Latents (B, C, h, w) noised as before step `begin` of STEPS, and drawn from there."""
+    process = process_of(config)
+    levels = SCHEDULES[checkpoint.schedule_of(config)](process, STEPS)[begin:]
+    first = LevelBatch(torch.tensor(levels[0].alpha), torch.tensor(levels[0].sigma))
+    positive, negative = text.encode(captions), text.encode([""] * len(captions))
+    predict = predictor(unet, process, PREDICTIONS[config.prediction])
+    denoise = guided(predict, lambda _: positive, lambda _: negative, config.cfg)
+
+    def noise() -> Tensor:
+        return torch.randn(x0.shape, generator=generator, device=x0.device)
+
+    x = add_noise(x0, noise(), first)
+    for state in SAMPLERS[config.sampler](denoise, x, levels, lambda a, b: noise()):
+        x = state.x
+    return x
