@@ -5,6 +5,7 @@ The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diff
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from txt2img.prompt import Grammar
@@ -100,15 +101,19 @@ RULES: Mapping[Compat | None, Rules] = {
 
 def rules(request: Request) -> Rules:
     """The rules that a request asks for."""
-    found = RULES[request.compat]
-    reading = replace(found.reading, clip_skip=request.clip_skip or 1)
-    found = replace(found, reading=reading)
-    if request.ensd is not None:
-        found = replace(found, delta=request.ensd)
-    if request.rng is None:
+    return _rules(request.compat, request.clip_skip or 1, request.ensd, request.rng)
+
+
+@lru_cache(maxsize=64)
+def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source | None) -> Rules:
+    found = RULES[compat]
+    found = replace(found, reading=replace(found.reading, clip_skip=clip_skip))
+    if ensd is not None:
+        found = replace(found, delta=ensd)
+    if rng is None:
         return found
     # Who draws on the processor first and on the card later says which card.
-    return replace(found, later=request.rng) if found.later else replace(found, first=request.rng)
+    return replace(found, later=rng) if found.later else replace(found, first=rng)
 
 
 def unit(found: Rules, request: Request, top: bool) -> bool:

@@ -82,6 +82,8 @@ def foresee(model: str, library: Library, device: str | None, dtype: str | None)
     plan = planned(model, others=library.parts)
     if library.vae is not None:
         find_vae(library.vae)
+    if library.refiner is not None:
+        planned(library.refiner)
     for tokenizer in plan.tokenizers.values():
         tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
     count = parameters(plan)["unet"]
