@@ -6,7 +6,7 @@ they were. Where gradients are wanted the modules' own forwards run. Maps have t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,8 +76,9 @@ class PreparedConv(nn.Conv2d):
         if self._made is None or self._made[0] != key:
             self._made = None
             dense, shape = self.weight.detach().to_mkldnn(), list(x.shape)
-            made = torch._C._nn.mkldnn_reorder_conv2d_weight(dense, *where, self.groups, shape)
-            self._made = key, made
+            # torch's types for it know neither groups nor shape.
+            reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self._made = key, reorder(dense, *where, self.groups, shape)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._made[1], self.bias, *where, self.groups, "none", [], ""
         )
@@ -115,7 +116,7 @@ class PreparedFeedForward(FeedForward):
             return super().forward(x)
         flat = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(flat)
-        wide, narrow = self.net[0].proj, self.net[2]
+        wide, narrow = self.net[0].get_submodule("proj"), self.net[2]
         for some, done in zip(flat.split(TOKENS), out.split(TOKENS), strict=True):
             value, gate = wide(some).chunk(2, dim=-1)
             value *= functional.gelu(gate)
