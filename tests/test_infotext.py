@@ -163,7 +163,7 @@ def test_no_text_takes_long(text: str) -> None:
 def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
     text = (
         "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, "
-        "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75"
+        "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75, Version: v1.10.1"
     )
     request, notes = to_request(parse(text))
     assert request.refiner == Refiner("sd_xl_refiner_1.0", "7440042bbd")
