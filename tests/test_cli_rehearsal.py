@@ -124,7 +124,7 @@ sys.exit(code)
 """
 
 
-def test_a_thousand_prompts_take_half_a_second_and_no_torch(folder: Path) -> None:
+def test_a_thousand_prompts_take_little_time_and_no_torch(folder: Path) -> None:
     lines = [f"a (red:1.2) apple number {n}, 3d emoji, [soft|hard] light\n" for n in range(1000)]
     Path("p.txt").write_text("".join(lines))
     line = ("--prompts", "p.txt", "--seed", "1", "--dry-run", "--json", "--device", "cpu")
@@ -138,4 +138,4 @@ def test_a_thousand_prompts_take_half_a_second_and_no_torch(folder: Path) -> Non
     seconds, torch, numpy = done.stderr.splitlines()[-1].split()
     assert (torch, numpy) == ("False", "False")
     assert len(done.stdout.splitlines()) == 1000
-    assert float(seconds) < 2.5  # ten times a quiet machine's; what is measured is in `make bench`
+    assert float(seconds) < 4  # of the processor; a busy machine's share of it counts for more
