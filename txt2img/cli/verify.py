@@ -73,18 +73,24 @@ def verify(
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
-                code = code or error.exit_code
-                counts["not comparable"] += 1
-                continue
-            enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
-            code = code or (0 if enough else 1)
-            counts["identical" if verdict.same else "near" if enough else "different"] += 1
-            with bar.aside():
-                tell_verdict(name, verdict, json)
+                word, failed = "not comparable", error.exit_code
+            else:
+                with bar.aside():
+                    tell_verdict(name, verdict, json)
+                word = rated(verdict, psnr)
+                failed = int(word == "different")
+            code, counts[word] = code or failed, counts[word] + 1
     if len(names) > 1 and not quiet:
         tell(", ".join(f"{count} {word}" for word, count in counts.items()))
     if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
+
+
+def rated(verdict: "Verdict", psnr: float | None) -> str:
+    """A verdict in a word, where so many decibels are enough."""
+    if verdict.same:
+        return "identical"
+    return "near" if psnr is not None and verdict.psnr >= psnr else "different"
 
 
 def load_with(name: str, where: tuple[str | None, str | None], library: Library) -> "Model":

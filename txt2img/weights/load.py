@@ -81,7 +81,7 @@ def load(
     model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
     if other is not None:
         model.wardrobe.vae = other.record
-        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
+        model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
@@ -152,7 +152,7 @@ def load_vae(name: str, model: Model) -> AnyVAE:
     """
     device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
-    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
+    model.wardrobe.warnings += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)
