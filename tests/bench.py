@@ -93,7 +93,8 @@ def network(factor: float, pixels: int, rounds: int) -> Result:
     from txt2img.diffusion.guidance import Cond, guided, predictor
     from txt2img.diffusion.levels import Diffusion, betas
     from txt2img.diffusion.predictions import PREDICTIONS
-    from txt2img.models.unet import UNet, UNetConfig
+    from txt2img.models.shapes import UNetConfig
+    from txt2img.models.unet import UNet
 
     torch.manual_seed(0)
     channels = widths(SD15, factor)
@@ -133,7 +134,8 @@ def vae(factor: float, pixels: int, rounds: int) -> Result:
     """Latents to pixels."""
     from diffusers import AutoencoderKL
 
-    from txt2img.models.vae import VAE, VAEConfig
+    from txt2img.models.shapes import VAEConfig
+    from txt2img.models.vae import VAE
 
     torch.manual_seed(0)
     channels = widths(SD15_VAE, factor)
