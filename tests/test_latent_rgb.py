@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from txt2img.models.latent_rgb import PUBLISHED, RIDGE, SPREAD, Colours, colours, fitted, is_default
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.shapes import VAEConfig
+from txt2img.models.vae import VAE
 
 
 class Linear(VAE):

@@ -16,8 +16,8 @@ from torch import Tensor
 from txt2img import png
 from txt2img.device import Device
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
-from txt2img.models.taesd import TinyConfig, TinyVAE
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.models.taesd import TinyVAE
 from txt2img.weights.load import Model, load, load_vae
 from txt2img.weights.tiny_vae import doubts
 

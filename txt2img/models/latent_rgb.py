@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from txt2img.models.shapes import VAEConfig
 from txt2img.models.taesd import AnyVAE
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.vae import VAE
 
 Row = tuple[float, float, float]
 SIDE = 8  # latent cells of the noise that a decoder is asked about are high and wide
