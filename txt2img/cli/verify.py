@@ -58,8 +58,7 @@ def verify(
     from txt2img.verify import described, pictures
     from txt2img.verify import verify as judged
 
-    code, counts = 0, Counter[str]()
-    loaded: Model | None = None
+    code, counts, loaded = 0, Counter[str](), None
     names = list(launch.found().mine(one for name in files for one in pictures(name)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):

@@ -137,6 +137,8 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
+    for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
+        vocabulary.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
@@ -238,7 +240,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad, text.vocab)
+            component: vocabulary.shipped(text.length, pad)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,
