@@ -17,13 +17,14 @@ ROWS = (
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
+        *("traps.py", "machine.py", "past.py", "writers.py"),
     ),
-    ("device.py", "memory.py", "meeting.py", "diffusion/"),
+    ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
     (
         *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
-        "verify.py",
+        *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
     ),
     ("train/",),
     ("cli/",),
@@ -33,7 +34,7 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 
 # The only homes of each library that is not a standard one; torch lives in TORCH_ROWS.
 HOMES = {
-    "accelerate": ("device.py", "train/"),
+    "accelerate": ("device.py", "offload.py", "train/"),
     "huggingface_hub": ("weights/hub.py",),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
     "PIL": (
@@ -52,7 +53,8 @@ HOMES = {
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
-    "tokenizers": ("models/text.py", "weights/", "train/"),
+    "torchao": ("models/quantized.py",),
+    "tokenizers": ("models/tokens.py", "weights/", "train/"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.

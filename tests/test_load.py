@@ -17,7 +17,8 @@ from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.request import Sampler, Schedule
-from txt2img.weights.load import load, summary
+from txt2img.weights.load import load
+from txt2img.weights.plan import summary
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]

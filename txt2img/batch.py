@@ -24,7 +24,7 @@ from txt2img.output import Output
 from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
 from txt2img.png import Origin, check_room, encode, pixels_sha256
 from txt2img.request import Request
-from txt2img.weights.load import Model
+from txt2img.weights.load import Model, device_of
 from txt2img.weights.wear import ready
 
 # What one picture's failure is; all else, such as a full disk, ends a run.
@@ -138,7 +138,7 @@ def run(
         yield from _finished(model, group, output, shelf, policy or Policy())
 
 
-def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[Item]]:
+def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[Item], None, None]:
     """Batches of what no other process draws; when these are done, what others left undone."""
     late: list[Item] = []
     for group in batches(ledger.free(items, late), size):
@@ -154,7 +154,7 @@ def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[I
                 ledger.release([item])
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Generator[list[Item], None, None]:
     """The pictures in order, `size` at a time as long as they can be drawn together."""
     for _, group in groupby(items, key=lambda item: shape(item.request)):
         while batch := list(islice(group, size)):
@@ -163,12 +163,11 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
     """The model and the environment, with the fallbacks `used`, for the pictures' records."""
-    weights = next(model.network.parameters())
     environment = {
         "txt2img": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": describe(weights.device),
+        "device": describe(device_of(model)),
         "dtype": precision(model),
     }
     return Origin(model.name, model.hash, environment | (used or {}))
@@ -178,6 +177,8 @@ def precision(model: Model) -> str:
     """The dtype of the networks, or of each where they differ, for records."""
     parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
     names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
+    if model.memory.quantized:
+        names["unet"] += f"/{model.memory.quantized}"
     if len(set(names.values())) == 1:
         return names["unet"]
     return ",".join(f"{part}={name}" for part, name in names.items())
@@ -241,7 +242,7 @@ def _drawn(model: Model, group: list[Item], shelf: Shelf) -> Iterator[Step | Tol
 
     What was drawn before and kept is only decoded.
     """
-    device = next(model.network.parameters()).device
+    device = device_of(model)
     before = [x for item in group if (x := shelf.take(item)) is not None]
     if len(before) == len(group):
         x = torch.stack(before).to(device)

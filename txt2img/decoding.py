@@ -24,15 +24,16 @@ Way = Callable[[], list[Tensor]]
 
 def pixels_of(model: Model, x: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
-    quick.vae(model, x)
     error: OutOfMemory | None = None
-    for way in ways(model, x):
-        try:
-            with room_for("decoding the picture"):
-                return torch.cat(way())
-        except OutOfMemory as short:
-            error = OutOfMemory(str(short))  # without the frames that hold what filled the memory
-        free()
+    with room_for("decoding the picture"), model.memory.placement.using("vae", model.vae):
+        quick.vae(model, x)
+        for way in ways(model, x):
+            try:
+                with room_for("decoding the picture"):
+                    return torch.cat(way())
+            except OutOfMemory as short:
+                error = OutOfMemory(str(short))  # without the frames that hold what filled memory
+            free()
     assert error is not None
     raise error
 

@@ -31,10 +31,12 @@ class Previewer:
     @torch.inference_mode()
     def pixels(self, x0: Tensor) -> Tensor:
         """Pixels of latents, (B, 3, H, W) or (B, 3, h, w); coarse ones where memory is short."""
+        placement = self.model.memory.placement
         if self.vae is not None:
             try:
-                device = next(self.vae.parameters()).device
-                return torch.cat([self.vae.decode(one[None].to(device)) for one in x0])
+                with placement.using("vae", self.vae):
+                    device = next(self.vae.parameters()).device
+                    return torch.cat([self.vae.decode(one[None].to(device)) for one in x0])
             except (RuntimeError, MemoryError) as error:
                 if not is_short(error):
                     raise
@@ -42,5 +44,6 @@ class Previewer:
             free()
             self.model.memory.tell(SHORT)
         if self._colours is None:
-            self._colours = colours(self.model.vae, self.model.family.vae)
+            with placement.using("vae", self.model.vae):
+                self._colours = colours(self.model.vae, self.model.family.vae)
         return self._colours.of(x0)

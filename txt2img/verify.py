@@ -121,10 +121,13 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def reasons(then: png.Origin, now: png.Origin) -> tuple[str, ...]:
     """What of the model and the environment is not as it was."""
     pairs = [("model", then.hash, now.hash)]
+    names = dict.fromkeys([*now.environment, *then.environment])
     pairs += [
-        (name, then.environment.get(name, ""), value) for name, value in now.environment.items()
+        (name, then.environment.get(name, ""), now.environment.get(name, "")) for name in names
     ]
     changed = [
-        f"{name} {old or 'unknown'} then, {new} now" for name, old, new in pairs if old != new
+        f"{name} {old or 'unknown'} then, {new or 'none'} now"
+        for name, old, new in pairs
+        if old != new
     ]
     return tuple(changed) or ("nothing that the record tells: another processor, or threads",)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img import exif, formats, launch, output
-from txt2img.cli import options
+from txt2img.cli import launched, options
 from txt2img.cli.extras import NONE, found
 from txt2img.cli.recorded import check_model
 from txt2img.cli.results import say_file_error
@@ -63,7 +63,7 @@ def decode(
                     say_record({"file": name, "path": str(path), "step": latent.step})
                 else:
                     say_path(path)
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 
@@ -99,6 +99,7 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     """Write the picture of a latent, the `index`-th of all; gives its path. Txt2imgError."""
     from txt2img import pipeline, png
     from txt2img.batch import origin
+    from txt2img.weights.load import device_of
 
     request = latent.request
     if tuple(latent.x.shape) != pipeline.latent_shape(model, request):
@@ -106,8 +107,7 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     name = latent.name if not to.pattern else to.name(request, index)
     form = formats.of(name) or PNG
     exif.check(form)
-    device = next(model.network.parameters()).device
-    [picture] = pipeline.decode(model, latent.x[None].to(device))
+    [picture] = pipeline.decode(model, latent.x[None].to(device_of(model)))
     if latent.whole:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)
         data = png.encode(picture, request, by, latent.first_seed, form)

@@ -171,7 +171,7 @@ BatchSize = Annotated[
         "--batch-size",
         metavar="N",
         parser=positive("--batch-size"),
-        help="Pictures drawn at once, 1 if not given; more need more memory.",
+        help="Pictures drawn at once; if not given 1, or on a CUDA card as many as fit.",
     ),
 ]
 OutputName = Annotated[

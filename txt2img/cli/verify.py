@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img import launch
-from txt2img.cli import options
+from txt2img.cli import launched, options
 from txt2img.cli.extras import OtherFiles
 from txt2img.cli.grouped import grouped
 from txt2img.cli.recorded import with_model
@@ -55,20 +55,20 @@ def verify(
     others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    from txt2img.verify import described, pictures
-    from txt2img.verify import verify as judged
+    from txt2img import verify as judge
 
-    code, counts, loaded = 0, Counter[str](), None
-    names = list(launch.found().mine(one for name in files for one in pictures(name)))
+    code, counts = 0, Counter[str]()
+    loaded: Model | None = None
+    names = list(launch.found().mine(one for name in files for one in judge.pictures(name)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                found = described(Path(name))
+                found = judge.described(Path(name))
                 with_model(Path(name), found, model)
                 if loaded is None:
                     loaded = load_with(model or "default", (device, dtype), others.library())
-                verdict = judged(Path(name), found, loaded, psnr is not None)
+                verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
@@ -82,7 +82,7 @@ def verify(
                 tell_verdict(name, verdict, json)
     if len(names) > 1 and not quiet:
         tell(", ".join(f"{count} {word}" for word, count in counts.items()))
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.clip import TextConfig
-from txt2img.models.unet import UNetConfig
+from txt2img.models.shapes import TextConfig, UNetConfig
 from txt2img.weights import files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family

@@ -4,8 +4,7 @@ It goes on with the same latents and levels, but reads the prompt by itself. LoR
 are the first model's alone.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isclose
 
@@ -14,35 +13,31 @@ from txt2img.diffusion.levels import Level, Process
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Refiner
-from txt2img.memory import free
 from txt2img.request import Request
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, fill, planned, without_weights
-from txt2img.weights.wear import wear
+from txt2img.weights.load import Model, fill, without_weights
+from txt2img.weights.plan import planned
 
 
 @dataclass(frozen=True)
 class SecondStage:
-    """A refiner, and where it and the model before it were loaded to."""
+    """A refiner, and what a picture says of it."""
 
     record: Refiner
     model: Model
-    device: Device
 
 
 def add_refiner(model: Model, name: str, device: Device) -> None:
     """Let the model at `name` draw the last steps of what the model begins.
 
-    Its weights are read now, or, where memory is low, when it is its turn. Raises as `load` does,
-    BadRequest if the two do not draw the same latents.
+    Raises as `load` does, BadRequest if the two do not draw the same latents.
     """
     plan = planned(name)
     _check_alike(plan.name, plan.family, model.family)
     other = without_weights(plan, device, model.vae)
     other.memory = model.memory
-    if not model.memory.low:
-        fill(other, device)
-    model.second = SecondStage(Refiner(other.name, other.hash), other, device)
+    fill(other, device)
+    model.second = SecondStage(Refiner(other.name, other.hash), other)
 
 
 def alone(requests: Sequence[Request]) -> list[Request]:
@@ -58,42 +53,11 @@ def its_turn(process: Process, level: Level, switch: float) -> bool:
     return round(process.time(level)) < round(process.steps * (1 - switch))
 
 
-def take_turn(model: Model) -> Model:
-    """The refiner, with its weights, where the model computes and as exactly.
-
-    Where memory is low, the model's own weights leave first. BadRequest if there is no refiner.
-    """
-    if (stage := model.second) is None:
+def second(model: Model) -> Model:
+    """The refiner. BadRequest if there is none."""
+    if model.second is None:
         raise BadRequest("the picture was drawn with a refiner; give it with --refiner")
-    weight = next(model.network.parameters())
-    place = weight.device, weight.dtype
-    if model.memory.low:
-        wear(model, Request(""))  # learnt words are rows of the encoders' own tables
-        _empty(model)
-        fill(stage.model, stage.device)
-    own = next(stage.model.network.parameters())
-    if (own.device, own.dtype) != place:  # the model had to draw on the CPU, or in float32
-        stage.model.network.to(*place)
-    return stage.model
-
-
-@contextmanager
-def by_turns(model: Model) -> Iterator[None]:
-    """Afterwards the model has its weights again, if the refiner's had to take their place."""
-    try:
-        yield
-    finally:
-        stage = model.second
-        if stage is not None and next(model.network.parameters()).is_meta:
-            _empty(stage.model)
-            fill(model, stage.device)
-
-
-def _empty(model: Model) -> None:
-    """Give back the memory of the U-Net and the text encoders."""
-    for network in (model.network, *model.text.encoders):
-        network.to("meta")
-    free()
+    return model.second.model
 
 
 def _check_alike(name: str, family: Family, first: Family) -> None:

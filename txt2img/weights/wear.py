@@ -92,10 +92,10 @@ def undress(model: "Model") -> None:
 
 
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
-    if model.memory.low:
+    if model.memory.low or model.memory.quantized:
+        option = "--low-memory keeps" if model.memory.low else "--quantize makes"
         raise BadRequest(
-            "--low-memory keeps weights as they are stored, where a LoRA cannot be merged exactly; "
-            "leave out one of the two"
+            f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )
     wardrobe = model.wardrobe
     path = wardrobe.library.lora(lora.name)
