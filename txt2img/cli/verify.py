@@ -55,21 +55,20 @@ def verify(
     others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    from txt2img.verify import described, pictures
-    from txt2img.verify import verify as judged
+    from txt2img import verify as judge
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(launch.found().mine(one for name in files for one in pictures(name)))
+    names = list(launch.found().mine(one for name in files for one in judge.pictures(name)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                found = described(Path(name))
+                found = judge.described(Path(name))
                 with_model(Path(name), found, model)
                 if loaded is None:
                     loaded = load_with(model or "default", (device, dtype), others.library())
-                verdict = judged(Path(name), found, loaded, psnr is not None)
+                verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
