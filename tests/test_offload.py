@@ -31,11 +31,10 @@ def drawn(model: Model) -> bytes:
 
 @pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_parts_that_come_for_their_use_draw_the_same_bits(model: Model, mode: str) -> None:
-    plain = drawn(model)
+    memory = replace(model.memory, spare=0)  # nothing is laid out for speed, which changes bits
+    plain = drawn(replace(model, memory=memory))
     before = list(model.network.parameters())
-    placement = Placement(CPU, mode)
-    offloaded = replace(model, memory=replace(model.memory, placement=placement))
-    assert drawn(offloaded) == plain
+    assert drawn(replace(model, memory=replace(memory, placement=Placement(CPU, mode)))) == plain
     after = list(model.network.parameters())
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(before, after, strict=True))
 
