@@ -1,7 +1,8 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench bench-memory readme default-model eval-model sheet clean help
+.PHONY: demo test lint format bench bench-memory readme default-model large-data large-model ship-model
+.PHONY: eval-model sheet clean help
 
 VENV ?= .venv
 # Any interpreter from 3.11 on that can make virtual environments: the first that answers.
@@ -24,8 +25,11 @@ OUT ?= runs/default
 CONFIG ?= txt2img/train/cpu.toml
 MODEL ?= default
 SHEET := tests/pictures/sheet.png
+LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large SIZE=256 CONCEPTS= \
+	STYLES=fluent,flat,noto,twemoji BACKGROUNDS=0.5 SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 ARGS ?=
+BENCH ?= bench.json
 export PROMPT
 
 PY := $(VENV)/bin/python
@@ -48,23 +52,33 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
 
-bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
-	@if [ "$(DEVICE)" = cuda ]; then $(PY) tests/bench_cuda.py --json bench-cuda.json $(ARGS); \
-		else $(PY) tests/bench.py --json bench.json $(ARGS); fi
+bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
+	@$(PY) tests/bench$(if $(filter cuda,$(DEVICE)),_cuda).py --json "$(BENCH)" $(ARGS)
 
-bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it
-	@$(PY) tests/bench_memory.py --json bench-memory.json $(ARGS)
+bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it, into BENCH
+	@$(PY) tests/bench_memory.py --json "$(BENCH)" $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) tests/test_readme.py
 
 default-model: $(VENV)/train.done $(DATA) ## train the default model from CONFIG on DATA, and ship it in the package
 	$(VENV)/bin/txt2img train $(DATA) --out $(OUT) --config $(CONFIG) $(ARGS)
+	@$(MAKE) --no-print-directory ship-model
+
+large-data: ## draw the large model's training pictures into data/large.zip
+	@$(MAKE) --no-print-directory data/large.zip $(LARGE)
+
+large-model: ## train the large default model on a GPU, and ship it in the package
+	@$(MAKE) --no-print-directory default-model $(LARGE) TORCH=torch
+
+ship-model: ## put the model in OUT into the package
+	@test -f $(OUT)/model_index.json -a -f $(OUT)/vae/config.json \
+		|| { echo "$(OUT) holds no whole model yet: train it first" >&2; exit 1; }
 	@rm -rf txt2img/weights/default && mkdir -p txt2img/weights/default
 	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) txt2img/weights/default/
 
 eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
-	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) $(ARGS)
+	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) --captions 300 --seeds 0,1,2 --cost $(ARGS)
 
 sheet: $(VENV)/run.done ## draw the README's sheet of prompts with MODEL
 	@$(PY) -m txt2img.train.evaluate --model $(MODEL) --prompts $(SHEET:.png=.txt) --sheet $(SHEET) --columns 8 $(ARGS)

@@ -35,7 +35,7 @@ def main() -> int:
     x, y = stacked(held)
     missed = (x @ solved - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
     assert isinstance(model.vae, VAE)
-    print("told by", rows(model.vae.decoder.conv_out.bias[None].float()))
+    print("told by", rows(model.vae.quant_conv.bias[None, :3].float()))
     solved = solve(pairs)
     print("factors", *rows(solved[:-1]), "bias", *rows(solved[-1:]), sep="\n    ")
     print(f"explains {1 - missed.item():.1%} of {len(held)} other pictures")

@@ -10,7 +10,7 @@ from txt2img import png
 from txt2img.batch import Finished, Step, batches, each, run
 from txt2img.errors import BadRequest
 from txt2img.ledger import items
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import VAEConfig
 from txt2img.output import parse
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.load import Model

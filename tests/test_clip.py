@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from txt2img.models.clip import CLIPText, TextConfig
+from txt2img.models.clip import CLIPText
+from txt2img.models.shapes import TextConfig
 
 SMALL = TextConfig(vocab=50, width=32, layers=3, heads=4, mlp=80, length=12)
 IDS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))

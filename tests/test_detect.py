@@ -186,7 +186,7 @@ OTHERS = [
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "VAE alone, which --vae takes"),
     ("decoder.up.0.block.0.conv1.weight", "VAE alone, which --vae takes.*a whole SD 1"),
     ("input_blocks.0.0.weight", "a U-Net alone, which --unet takes beside a model; a whole SD 1"),
-    ("decoder.layers.0.weight", "TAESD.*not supported yet"),
+    ("decoder.layers.0.weight", "TAESD.*which --vae takes"),
     ("transformer.resblocks.0.ln_1.weight", "text encoder alone"),
     ("text_model.final_layer_norm.weight", "text encoder alone, which --text-encoder takes"),
     ("text_encoders.clip_l.logit_scale", "text encoder alone"),

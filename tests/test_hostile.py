@@ -28,7 +28,7 @@ from txt2img.weights.kinds import kind_of
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
 
-SEEDS = int(os.environ.get("TXT2IMG_FUZZ", "24"))
+SEEDS = int(os.environ.get("TXT2IMG_FUZZ", "12"))  # of each kind; more find more
 CPU = Device(torch.device("cpu"), torch.float32)
 SECONDS, MEGABYTES = 5.0, 256
 CHARACTERS = 1000
@@ -225,3 +225,20 @@ def test_a_damaged_checkpoint_is_refused_or_works(tmp_path: Path) -> None:
         path.write_bytes(mutant(tiny.sd1().file, seed))
         refused += survive(as_model, path, f"seed {seed}")
     assert refused > SEEDS / 2
+
+
+def test_a_damaged_adapter_config_is_refused_or_works(samples: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.json"
+    good.write_text(json.dumps({"lora_alpha": 2, "alpha_pattern": {"to_q": 3}, "use_rslora": True}))
+    state = {
+        name.replace("lora_unet_", "base_model.model."): value
+        for name, value in load_file(samples / "lora.safetensors").items()
+        if not name.endswith(".alpha")
+    }
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    flat = f"base_model.model.{layer.replace('.', '_')}"
+    named = {name.replace(flat, f"base_model.model.{layer}"): v for name, v in state.items()}
+    file = write(tmp_path / "adapter_model.safetensors", named)
+    for seed in range(SEEDS):
+        (tmp_path / "adapter_config.json").write_bytes(mutant(good, seed))
+        survive(as_lora, file, f"adapter config, seed {seed}")

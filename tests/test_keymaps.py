@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from txt2img.errors import MissingWeights
-from txt2img.models.clip import TextConfig
+from txt2img.models.shapes import TextConfig
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE

@@ -17,14 +17,14 @@ ROWS = (
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
+        *("traps.py", "machine.py", "past.py", "writers.py"),
     ),
     ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
     (
         *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
-        "amount.py",
-        "verify.py",
+        *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
     ),
     ("train/",),
     ("cli/",),
@@ -54,7 +54,7 @@ HOMES = {
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
     "torchao": ("models/quantized.py",),
-    "tokenizers": ("models/text.py", "weights/", "train/"),
+    "tokenizers": ("models/tokens.py", "weights/", "train/"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.

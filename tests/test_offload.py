@@ -29,10 +29,11 @@ def drawn(model: Model) -> bytes:
     return picture.tobytes()
 
 
+@pytest.mark.usefixtures("as_written")
 @pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_parts_that_come_for_their_use_draw_the_same_bits(model: Model, mode: str) -> None:
-    memory = replace(model.memory, spare=0)  # nothing is laid out for speed, which changes bits
-    plain = drawn(replace(model, memory=memory))
+    memory = model.memory
+    plain = drawn(model)
     before = list(model.network.parameters())
     assert drawn(replace(model, memory=replace(memory, placement=Placement(CPU, mode)))) == plain
     after = list(model.network.parameters())
@@ -116,6 +117,7 @@ def lean(folder: Path) -> Model:
     return load(str(folder), replace(Device(CPU, torch.float32), low=True))
 
 
+@pytest.mark.usefixtures("as_written")
 def test_with_low_memory_a_part_is_in_memory_only_while_it_is_in_use(
     half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

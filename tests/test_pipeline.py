@@ -15,8 +15,9 @@ from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.memory import Memory
-from txt2img.pipeline import PIECEMEAL, Job, decode, fresh_noise, generate, prepare, thrifty
+from txt2img.pipeline import PIECEMEAL, Job, decode, generate, prepare, thrifty
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.seeds import fresh_noise
 from txt2img.weights.families import SD15
 from txt2img.weights.load import Model
 from txt2img.weights.wear import Wardrobe

@@ -9,8 +9,9 @@ from txt2img.diffusion.guidance import Cond
 from txt2img.models import prepared
 from txt2img.models.layers import Attention, FeedForward
 from txt2img.models.prepared import Plan, PreparedConv, way_of
-from txt2img.models.unet import UNet, UNetConfig
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.shapes import UNetConfig, VAEConfig
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
 
 SMALL = UNetConfig(
     channels=(64, 64), layers=1, attention=(True, False), depth=(1, 1), heads=(2, 2), cross_dim=16

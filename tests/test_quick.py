@@ -12,7 +12,8 @@ from txt2img import quick, room
 from txt2img.diffusion.guidance import Cond
 from txt2img.models import prepared
 from txt2img.models.prepared import Plan, PreparedConv
-from txt2img.models.unet import UNet, UNetConfig
+from txt2img.models.shapes import UNetConfig
+from txt2img.models.unet import UNet
 from txt2img.pipeline import decode, sampled
 from txt2img.request import Request, Sampler
 from txt2img.weights.load import Model

@@ -20,8 +20,9 @@ from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.extras import Refiner
 from txt2img.memory import Memory
-from txt2img.pipeline import fresh_noise, generate, noise_levels, sampled
+from txt2img.pipeline import generate, noise_levels, sampled
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.seeds import fresh_noise
 from txt2img.weights.load import Model, load
 from txt2img.weights.refiner import add_refiner, its_turn
 from txt2img.weights.wear import ready
@@ -124,6 +125,7 @@ def held(model: Model) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+@pytest.mark.usefixtures("as_written")
 def test_with_little_memory_only_one_of_the_two_has_its_weights(tmp_path: Path) -> None:
     low = both(Device(torch.device("cpu"), torch.float32, low=True))
     request = filled(low)

@@ -145,10 +145,6 @@ def test_a_launchers_processes_are_together_the_whole(line: Line, whole: dict[st
     assert [len(paths) for paths in said] == [PICTURES // 2] * 2
     assert sorted(said[0] + said[1]) == sorted(f"new/{name}" for name in whole)
     assert left("new") == whole
-    assert launched((*line, "-o", "new/")) == ["", ""]  # all is there
-    for option in (("--shard", "2/2"), ("--shard", "1/2", "--batch-size", "2")):
-        launched((*plain, "-o", "parts/", *option))
-    assert left("parts") == whole
 
 
 def test_one_picture_is_drawn_by_the_first_process(line: Line) -> None:
@@ -177,6 +173,25 @@ def test_processes_that_cannot_meet_need_a_seed(
         monkeypatch.setenv(name, value)
     outcome: Outcome = draw("x", "--count", "2")
     assert outcome.code == 2 and "a launch needs the seed to be known" in outcome.err
+
+
+def test_a_rehearsal_is_said_by_the_first_process(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        outcome: Outcome = command("x", "--seed", "1", "--count", "3", "--dry-run")
+        said.append((outcome.code, outcome.out.count("\n"), outcome.err))
+    assert said == [(0, 3, ""), (0, 0, "")]
+
+
+def test_what_cannot_be_said_ends_a_run_and_costs_no_picture(line: Line) -> None:
+    process = doomed.start((*line, "-o", "new/"), "/dev/full")
+    process.join()
+    assert process.exitcode == 1
+    assert sound("new") == len(left("new")) == 1
 
 
 def test_pictures_that_are_there_are_told(
@@ -225,10 +240,9 @@ def test_a_batch_of_forty_stopped_at_ten_moments_can_go_on(
     codes, seen = set(), set()
     running = [begun(arguments, i) for i in range(count)]
     for moment in range(MOMENTS):
-        end = time.monotonic() + chance.uniform(0, 0.5)
-        while time.monotonic() < end:
-            seen.add(sound("new"))
         victim = moment % count
+        await_pictures(min(sound("new") + chance.randint(0, 6), FORTY), running[victim])
+        time.sleep(chance.uniform(0, 0.2))
         for _ in range(1 if number == signal.SIGKILL else chance.choice((1, 2))):
             with suppress(ProcessLookupError):
                 os.kill(running[victim].pid or 0, number)
@@ -245,6 +259,12 @@ def test_a_batch_of_forty_stopped_at_ten_moments_can_go_on(
     assert sound("new") == FORTY
     assert finish(*arguments) == []  # all is done; what lay about is swept
     assert left("new") == whole
+
+
+def await_pictures(wanted: int, process: ForkServerProcess) -> None:
+    """Wait for so many pictures, or the end of a process; all are sound at every moment."""
+    while sound("new") < wanted and process.is_alive():
+        time.sleep(0.01)
 
 
 def begun(arguments: Line, which: int) -> ForkServerProcess:

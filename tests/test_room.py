@@ -40,3 +40,40 @@ def test_a_process_that_is_limited_may_take_less(
 
 def test_here_there_is_some() -> None:
     assert room.available() > 0
+
+
+@pytest.fixture
+def processors(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of four processors on two cores."""
+    for number, sharing in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = machine / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{sharing}\n")
+    monkeypatch.setattr(room, "PROCESSORS", machine)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.delenv(room.THREADS, raising=False)
+    return machine
+
+
+def test_processors_that_share_a_core_count_once(processors: Path) -> None:
+    assert room.cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("5000 100000", 1), ("max 1", 2)]
+)
+def test_a_container_may_use_fewer_cores(processors: Path, quota: str, cores: int) -> None:
+    (processors / "cpu.max").write_text(f"{quota}\n")
+    assert room.cores() == cores
+
+
+def test_what_the_user_says_of_threads_holds(
+    processors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(room.THREADS, "4")
+    assert room.cores() is None
+
+
+def test_a_machine_that_does_not_say_is_left_alone(processors: Path) -> None:
+    (processors / "cpu3" / "topology" / "thread_siblings_list").unlink()
+    assert room.cores() is None

@@ -16,8 +16,8 @@ from torch import Tensor
 from txt2img import png
 from txt2img.device import Device
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
-from txt2img.models.taesd import TinyConfig, TinyVAE
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.models.taesd import TinyVAE
 from txt2img.weights.load import Model, load, load_vae
 from txt2img.weights.tiny_vae import doubts
 
@@ -149,7 +149,7 @@ def test_the_doubt_is_told(draw: Command, other: AutoencoderTiny, folder: Path) 
 
 def test_it_is_no_model(command: Command, other: AutoencoderTiny, folder: Path) -> None:
     for write in (as_decoder, as_diffusers_file):
-        refused(command("x", "-m", str(write(other, folder))), 1, "TAESD, which is for --vae")
+        refused(command("x", "-m", str(write(other, folder))), 1, "(TAESD), which --vae takes")
 
 
 def encoder_alone(state: State) -> None:

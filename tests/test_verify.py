@@ -140,3 +140,28 @@ def test_without_a_reason_it_is_said_so() -> None:
     assert reasons(origin, origin) == (
         "nothing that the record tells: another processor, or threads",
     )
+
+
+def test_pictures_are_compared_with_all_that_they_were_drawn_with(
+    command: Command, draw: Command, sd1_folder: Path
+) -> None:
+    import tiny
+    import torch
+    from adapters import ATTENTION, kohya, pairs, write
+
+    torch.manual_seed(1)
+    write(Path("style.safetensors"), kohya(pairs(tiny.sd1().unet, ATTENTION)))
+    vae = {name: 0.9 * value for name, value in tiny.sd1().vae.state_dict().items()}
+    write(Path("soft.safetensors"), vae)
+    files = (
+        *("--lora", "style.safetensors:0.5", "--vae", "soft.safetensors"),
+        *("--refiner", str(tiny.sd1().file)),
+    )
+    assert draw("a cat", "-q", "--seed", "7", *files, "-o", "x.png").code == 0
+    verify = ("verify", "x.png", "-m", str(sd1_folder))
+    same = command(*verify, *files)
+    assert (same.code, same.out) == (0, "x.png: identical\n"), same.err
+    for lacking in (files[2:], (*files[:2], *files[4:]), files[:4]):
+        refused = command(*verify, *lacking)
+        assert (refused.code, refused.out) == (1, "") and refused.err.count("\n") == 1
+        assert "give it" in refused.err

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
+from txt2img import launch
 from txt2img.cli import app, serve, warm, wire
 from txt2img.cli.signals import Stop, Stopped
 from txt2img.cli.worker import ask
@@ -306,8 +307,12 @@ def test_a_worker_is_used_where_one_is_asked_for(
     if line[0] != "info" and "--no-warm" not in line and "--dry-run" not in line:
         monkeypatch.setenv(warm.VARIABLE, "7s")
         assert warm.wanted(["a cat"]) == 7
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
         assert warm.wanted(line) is None
+
+
+def test_processes_of_a_launch_and_completions_are_never_handed_over() -> None:
+    assert {app.COMPLETE, *(rank for rank, _, _ in launch.VARIABLES)} == set(warm.PROCESSES)
 
 
 def test_commands_that_do_not_draw_are_never_handed_over() -> None:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
-from txt2img.pipeline import encode, fresh_noise, noise_levels, sampled
+from txt2img.pipeline import encode, noise_levels, sampled
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.seeds import fresh_noise
 from txt2img.weights.load import Model, load
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -49,9 +50,7 @@ KINDS = {
     "image_encoder": [None, None],
 }
 LAYOUTS = [(name, layout) for name in FAMILIES for layout in ("folder", "file")]
-REQUEST = Request(
-    "a red apple", "blurry", "m", 64, 64, 3, 7.5, None, seed=5, schedule=Schedule.LEADING
-)
+REQUEST = Request("a red apple", "blurry", "m", 64, 64, 3, 7.5, seed=5, schedule=Schedule.LEADING)
 
 
 @pytest.fixture(scope="module")

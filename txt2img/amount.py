@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from txt2img.batch import each
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import VAEConfig
 from txt2img.offload import free_memory
 from txt2img.request import Request
 from txt2img.weights.load import Model, device_of

@@ -138,7 +138,7 @@ def run(
         yield from _finished(model, group, output, shelf, policy or Policy())
 
 
-def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[Item]]:
+def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[Item], None, None]:
     """Batches of what no other process draws; when these are done, what others left undone."""
     late: list[Item] = []
     for group in batches(ledger.free(items, late), size):
@@ -154,7 +154,7 @@ def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[I
                 ledger.release([item])
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Generator[list[Item], None, None]:
     """The pictures in order, `size` at a time as long as they can be drawn together."""
     for _, group in groupby(items, key=lambda item: shape(item.request)):
         while batch := list(islice(group, size)):

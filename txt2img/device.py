@@ -5,20 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
+from txt2img import machine, room
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.launch import found
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
-PARTS = ("unet", "vae", "text")
-DTYPE_NAMES = "float32, bf16, fp16"
 FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
 HARD_BF16 = (8, 0)  # the first CUDA capability that computes in bf16
 BROKEN_HALF = "GTX 16"  # cards that give black pictures in it
@@ -42,9 +33,14 @@ class Device:
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:
-    """The device and precision asked for, or the best there are. BadRequest if there are none."""
+    """The device and precision asked for, or the best there are. BadRequest if there are none.
+
+    On a CPU torch is told to compute in as many threads as there are cores.
+    """
     asked = {} if dtype is None else dtypes(dtype)
     device = torch.device(_best() if name is None else _existing(name))
+    if device.type == "cpu":
+        _use_cores()
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
     if cards > 1 and (here := found()).world > 1:
         device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
@@ -54,16 +50,7 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
 
 def dtypes(text: str) -> dict[str, torch.dtype]:
     """What "fp16" or "unet=bf16,vae=fp32" asks for, by part; "" is all others. BadRequest."""
-    asked: dict[str, torch.dtype] = {}
-    for row in text.split(","):
-        part, sign, name = row.strip().lower().rpartition("=")
-        if name not in DTYPES:
-            raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}")
-        if (sign and part not in PARTS) or part in asked:
-            why = "is there twice" if part in asked else f"is no part; parts are {', '.join(PARTS)}"
-            raise BadRequest(f"--dtype: {shown(part or name)} {why}")
-        asked[part] = DTYPES[name]
-    return asked
+    return {part: getattr(torch, name) for part, name in machine.dtypes(text).items()}
 
 
 def for_training(name: str | None = None, dtype: str | None = None) -> Device:
@@ -93,6 +80,13 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
+
+
+def _use_cores() -> None:
+    """No more threads than physical cores: a second one on a core has nothing to multiply with."""
+    cores = room.cores()
+    if cores is not None and cores < torch.get_num_threads():
+        torch.set_num_threads(cores)
 
 
 def _best() -> str:

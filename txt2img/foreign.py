@@ -13,6 +13,7 @@ from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.request import Request
+from txt2img.writers import NO_RULES
 
 REMARKS_MAX = 20
 Table = Mapping[str, object]
@@ -75,6 +76,7 @@ LOST = (
     *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
     *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
 )
+WITHOUT_RULES = ("Easy Diffusion", "imaginAIry")
 USUAL: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
 
 
@@ -129,6 +131,7 @@ def _novelai(said: Table, description: str) -> Found:
     found = _taken("NovelAI", said, NOVELAI)
     prompt = said.get("prompt", description)
     found.values.update(prompt=prompt, compat="novelai")
+    found.values.setdefault("clip_skip", 2)  # as A1111 reads its pictures
     if found.values.get("schedule") == "native":
         del found.values["schedule"]  # the model's own
     if isinstance(prompt, str) and re.search(r"[{}]|\d::", prompt):
@@ -216,9 +219,10 @@ def _taken(program: str, said: Table, names: Mapping[str, str]) -> Found:
     """The values that have a field, and a remark for each other one that decides something."""
     values = {wanted: said[name] for name, wanted in names.items() if said.get(name) is not None}
     lost = [name for name in LOST if name in said and said[name] not in USUAL]
-    return Found(
-        program, values, [f"{name} {shown(said[name], 40)} is not carried over" for name in lost]
-    )
+    remarks = [f"{name} {shown(said[name], 40)} is not carried over" for name in lost]
+    if program in WITHOUT_RULES:
+        remarks.append(NO_RULES.format(f"by {program}"))
+    return Found(program, values, remarks)
 
 
 def _add_refiner(values: dict[str, object], said: Table, switch: str) -> None:

@@ -12,6 +12,7 @@ from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, OtherVAE, Refiner, tagged, untagged
 from txt2img.request import Compat, Request, Sampler, Schedule
+from txt2img.writers import CARDS, writer
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -47,8 +48,6 @@ _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
 _LOST = {
     "Seed resize from": "",
     "Denoising strength": "",
-    "ENSD": "0",
-    "RNG": "CPU",
     "Face restoration": "",
     "Tiling": "False",
     "Refiner switch by sampling steps": "False",
@@ -129,7 +128,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
         "Variation seed strength": _maybe(request.subseed_strength or None),
         "Clip skip": _maybe(request.clip_skip),
-        "RNG": "NV" if request.compat is Compat.A1111_GPU else "CPU",
+        "ENSD": _maybe(request.ensd),
+        "RNG": "NV" if _by_card(request) else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "Refiner": _with_hash(request.refiner),
         "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
@@ -139,10 +139,18 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
         "Template": request.template or None,
         "Negative Template": request.negative_template or None,
+        "Compat": request.compat,
         "Version": f"txt2img {version}",
     }
     kept = {key: value for key, value in entries.items() if value is not None}
     return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
+
+
+def _by_card(request: Request) -> bool:
+    """Whether a picture starts from a card's noise."""
+    if request.rng is None or request.compat is Compat.COMFYUI:
+        return request.compat in CARDS
+    return request.rng.startswith("nv")
 
 
 def ambiguous(request: Request) -> str | None:
@@ -160,14 +168,16 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     """The request an infotext asks for, and a note for each thing it says that cannot be done."""
     prompt, loras = untagged(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
-    notes = []
-    for name, text in _wishes(info.entries).items():
+    by = writer(info.entries, info.prompt)
+    notes = [*by.notes]
+    for name, said in {**_wishes(info.entries), **by.values}.items():
+        value = _number(said) if isinstance(said, str) else said
         try:
-            Request.from_json({"prompt": "", name: _number(text)})
+            Request.from_json({"prompt": "", name: value})
         except BadRequest as error:
             notes.append(f"{error}; left to the model")
         else:
-            values[name] = _number(text)
+            values[name] = value
     notes += _lost(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))

@@ -111,6 +111,7 @@ class Shelf:
         return [
             f"The {what} is kept: txt2img decode {shlex.quote(str(path))}"
             for path, what in self.left.items()
+            if path.exists()  # its folder may be gone
         ]
 
 

@@ -82,11 +82,12 @@ class Library:
             raise ModelNotFound(
                 f"the refiner {name} is wanted; give it with --refiner, or --refiner none"
             )
-        for lora in (*request.loras, *tags):
+        loras, embeddings = (*request.loras, *tags), tuple(used)
+        for lora in loras:
             self.lora(lora.name)
-        return replace(
-            request, prompt=prompt, loras=(*request.loras, *tags), embeddings=tuple(used)
-        )
+        if (prompt, loras, embeddings) == (request.prompt, request.loras, request.embeddings):
+            return request
+        return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
 
 
 def below(folder: Path, name: str) -> Path | None:

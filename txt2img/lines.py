@@ -25,6 +25,12 @@ OURS = {
     "--schedule": "schedule",
     "--seed": "seed",
     "--count": "count",
+    "--compat": "compat",
+    "--clip-skip": "clip_skip",
+    "--subseed": "subseed",
+    "--subseed-strength": "subseed_strength",
+    "--ensd": "ensd",
+    "--rng": "rng",
 }
 # A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
 THEIRS = {

@@ -104,13 +104,14 @@ class Output:
 
     def name(self, request: Request, index: int) -> str:
         """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
-        values = {
-            **{token: getattr(request, token, None) for token in TOKENS},
-            "index": f"{index:04}",
-            "sampler": request.sampler,
-        }
-        known = {token: slug(str(value)) for token, value in values.items() if value is not None}
-        return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1], m[0]), self.pattern)
+        values: dict[str, object] = {"index": f"{index:04}"}
+
+        def known(mark: re.Match[str]) -> str:
+            token = mark[1]
+            value = values.get(token, getattr(request, token, None) if token in TOKENS else None)
+            return mark[0] if value is None else slug(str(value))
+
+        return re.sub(r"\{(\w+)\}", known, self.pattern)
 
 
 def parse(text: str | None, several: bool, overwrite: bool = False, form: Format = PNG) -> Output:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from txt2img import quick
 from txt2img.compat import rules, unit, whole_times
+from txt2img.conditions import encode, weights
 from txt2img.decoding import pixels_of
 from txt2img.device import choose
 from txt2img.diffusion.guidance import (
@@ -24,21 +25,20 @@ from txt2img.diffusion.guidance import (
     Course,
     Denoise,
     Scale,
-    guided,
+    composed,
     in_turn,
     over_time,
     predictor,
 )
 from txt2img.diffusion.levels import Level, Process
-from txt2img.diffusion.noise import source, stream
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.memory import CPU, free, is_short, placed, room_for
 from txt2img.models import prepared
-from txt2img.prompt import schedule
-from txt2img.request import SEEDS, Request, Sampler, size_problem
+from txt2img.request import Request, Sampler, size_problem
+from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of, load
 from txt2img.weights.refiner import alone, its_turn, second
@@ -74,8 +74,9 @@ class Job:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
         sampler = sampler_on(str(request.sampler), self.clock)
-        noise = fresh_noise(self.requests, self.latent, self.device)
-        x = self.start * noise()
+        fresh = fresh_noise(self.requests, self.latent, self.device)
+        x = self.start * fresh()
+        noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)
         with room_for(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
@@ -104,19 +105,20 @@ def prepare(model: Model, requests: Sequence[Request], device: torch.device | No
 
     # 4. Network and conditions → a denoiser.
     process = model.family.process.build()
-    denoise = denoiser(model, first, conds, levels, device)
+    denoise = denoiser(model, requests, conds, levels, device)
     start = first_spread(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
 
 
 def denoiser(
     model: Model,
-    request: Request,
-    conds: Sequence[tuple[Course, Course]],
+    requests: Sequence[Request],
+    conds: Sequence[tuple[Course, ...]],
     levels: Sequence[Level],
     device: torch.device,
 ) -> Denoise:
     """What tells x0 of pictures that are drawn together: picture by picture on a CPU."""
+    request = requests[0]
     found, kind = rules(request), PREDICTIONS[model.family.prediction]
     network = model.graphed if device == device_of(model) else None
     process = model.family.process.build()
@@ -124,8 +126,8 @@ def denoiser(
     scale = strength(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
-        positive, negative = side(part, 0), side(part, 1)
-        return guided(predict, positive, negative, scale, together, request.cfg_rescale)
+        parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
+        return composed(predict, parts, side(part, -1), scale, together, request.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
@@ -133,7 +135,7 @@ def denoiser(
         return lambda level: join([at(level) for at in each])
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
-    parts = singles if device.type == "cpu" else alike(conds)
+    parts = singles if device.type == "cpu" else alike(conds, requests)
     fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     return thrifty(fast, slow, model.memory.tell)
@@ -286,50 +288,13 @@ def check_words_do(family: Family) -> None:
         )
 
 
-def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, Course]]:
+def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
     """Each picture's conditions, once the model wears what is asked for. OutOfMemory."""
     placement = model.memory.placement
     with room_for("the prompts"), placement.at_hand(model.text):
         wear(model, requests[0])
         with placement.using("text", model.text):
             return [encode(model, request) for request in requests]
-
-
-def encode(model: Model, request: Request) -> tuple[Course, Course]:
-    """The conditions of prompt and negative prompt over the steps, each of a batch of 1."""
-    found = rules(request)
-    reading, silent = found.reading, model.family.silent and found.silent
-    over = [(request.prompt, True), (request.negative, False)]
-    courses = [
-        schedule(text, request.steps or 1) if reading.grammar == "a1111" else [(1, text)]
-        for text, _ in over
-    ]
-    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
-
-    def cond(text: str, wanted: bool) -> Cond:
-        whole = not wanted and not found.skip_negative
-        how = replace(reading, clip_skip=1) if whole else reading
-        said = model.text.encode([text], chunks, how)
-        if silent and not wanted and not request.negative:
-            said = said.silent()
-        return sized(said, model.family, request, wanted)
-
-    positive, negative = (
-        [(until, cond(text, wanted)) for until, text in course]
-        for course, (_, wanted) in zip(courses, over, strict=True)
-    )
-    return positive, negative
-
-
-def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
-    if family.network.scale_width:
-        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
-        cond = replace(cond, scale=scale)
-    sizes = family.sizes(request.height or 0, request.width or 0, wanted)
-    if not sizes:
-        return cond
-    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))
 
 
 def join(conds: Sequence[Cond]) -> Cond:
@@ -340,9 +305,10 @@ def join(conds: Sequence[Cond]) -> Cond:
     return joined
 
 
-def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
-    """The longest runs of conditions that are equally long, so that they fit in one batch."""
-    groups = groupby(conds, key=lambda pair: pair[0][0][1].tokens.shape[1])
+def alike(conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]) -> list[slice]:
+    """The longest runs of equally long conditions with the same weights: each fits in one batch."""
+    rows = zip(conds, requests, strict=True)
+    groups = groupby(rows, key=lambda row: (row[0][0][0][1].tokens.shape[1], weights(row[1])))
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
@@ -350,7 +316,9 @@ def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
 
 
 def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
-    """One denoiser of several, each for its part of the batch."""
+    """One denoiser of several, each for its part of the batch; together they are all of it."""
+    if len(parts) == 1:
+        return parts[0][1]
     return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
 
 
@@ -372,32 +340,6 @@ def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denois
         return slow(x, level)
 
     return denoise
-
-
-def fresh_noise(
-    requests: Sequence[Request], latent: tuple[int, int, int], device: torch.device
-) -> Callable[[], Tensor]:
-    """Noise (B, C, h, w), float32, another at each call; each picture's comes from its own seed.
-
-    It is drawn on the CPU, one picture at a time, so that it is the same on every device and in
-    every batch.
-    """
-    streams = [own_noise(request, latent) for request in requests]
-    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
-
-
-def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
-    """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
-    found, seed = rules(request), request.seed or 0
-    first = later = source(found.first, seed, latent)
-    if found.later or found.delta:
-        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
-    other = None
-    if request.subseed_strength:
-        if request.subseed is None:
-            raise BadRequest("a subseed strength needs a subseed: give --subseed")
-        other = source(found.first, request.subseed, latent)
-    return stream(first, later, other, request.subseed_strength)
 
 
 @torch.inference_mode()

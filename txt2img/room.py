@@ -1,12 +1,16 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and on how many cores it may compute."""
 
+import math
 import os
+import re
 import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 SIZE = Path("/proc/self/statm")
+PROCESSORS = Path("/sys/devices/system/cpu")
+THREADS = "OMP_NUM_THREADS"
 
 
 def available() -> int:
@@ -16,6 +20,22 @@ def available() -> int:
     """
     sure = [found for found in (_system(), _group(), _own()) if found is not None]
     return max(0, min(sure, default=0))
+
+
+def cores() -> int | None:
+    """The physical cores that this process may use; None where that is not known.
+
+    None, too, where the user has said how many threads there are to be.
+    """
+    if THREADS in os.environ or not hasattr(os, "sched_getaffinity"):
+        return None
+    sharing = [
+        _text(PROCESSORS / f"cpu{number}" / "topology" / "thread_siblings_list").strip()
+        for number in os.sched_getaffinity(0)
+    ]
+    quota = re.fullmatch(r"(\d+) (\d+)", _text(CGROUP / "cpu.max").strip())
+    most = math.ceil(int(quota[1]) / int(quota[2])) if quota and int(quota[2]) else len(sharing)
+    return max(1, min(len(set(sharing)), most)) if all(sharing) else None
 
 
 def _system() -> int | None:

@@ -15,6 +15,7 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
 from txt2img.pipeline import decode, sampled
 from txt2img.weights.load import Model
+from txt2img.weights.wear import ready
 
 KINDS = ("PNG", "JPEG", "WEBP", "AVIF")
 
@@ -64,7 +65,7 @@ def verify(path: Path, found: png.Picture, model: Model, lossy: bool = False) ->
     """Compare a picture with what its record makes now.
 
     BadFile if its pixels or its texts were changed; BadRequest for one whose format loses some,
-    unless `lossy` ones are to be compared, too.
+    unless `lossy` ones are to be compared, too; what `ready` raises for files that lack.
     """
     assert found.request is not None
     with open_regular(path) as file:
@@ -75,7 +76,8 @@ def verify(path: Path, found: png.Picture, model: Model, lossy: bool = False) ->
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
     loses = kind != "PNG" and png.pixels_sha256(then) != found.pixels_sha256
     _check(path, found, then, f"{kind}" if loses else "", lossy)
-    request = replace(found.request, model=model.name).filled(model.family.defaults)
+    wanted = ready(model, replace(found.request, model=model.name))
+    request = wanted.filled(model.family.defaults)
     tiled = found.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"
     [last] = deque(sampled(model, [request]), maxlen=1)

@@ -73,7 +73,15 @@ Retries = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say names, seeds and prompts; draw nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say names, seeds, prompts, warnings, how long it will take; draw nothing.",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Take every warning for an error, before anything is drawn."),
 ]
 KeepLatents = Annotated[
     bool,
@@ -95,6 +103,7 @@ class Batching:
     reject: Reject = None
     retries: Retries = None
     dry_run: DryRun = False
+    strict: Strict = False
     no_progress: NoProgress = False
     keep_latents: KeepLatents = False
 

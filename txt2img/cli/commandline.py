@@ -19,6 +19,12 @@ FLAGS = {
     "sampler": "--sampler",
     "schedule": "--schedule",
     "seed": "--seed",
+    "compat": "--compat",
+    "clip_skip": "--clip-skip",
+    "subseed": "--subseed",
+    "subseed_strength": "--subseed-strength",
+    "ensd": "--ensd",
+    "rng": "--rng",
 }
 
 

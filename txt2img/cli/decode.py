@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img import exif, formats, launch, output
-from txt2img.cli import options
+from txt2img.cli import launched, options
 from txt2img.cli.extras import NONE, found
 from txt2img.cli.recorded import check_model
 from txt2img.cli.results import say_file_error
@@ -63,7 +63,7 @@ def decode(
                     say_record({"file": name, "path": str(path), "step": latent.step})
                 else:
                     say_path(path)
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 

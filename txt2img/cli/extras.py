@@ -21,8 +21,8 @@ _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Named(Likeness, Fewer):
-    """What the options for other files than the model's ask for, and for other programs' rules."""
+class OtherFiles:
+    """Which other files than the model's are asked for."""
 
     lora: options.Loras = None
     lora_dir: options.LoraFolders = None
@@ -32,20 +32,6 @@ class Named(Likeness, Fewer):
     refiner: options.RefinerName = None
     unet: options.UNetFile = None
     text_encoder: options.TextEncoders = None
-    profile: options.Profile = None  # its options are read before: cli/configured.py
-
-    def given(self) -> dict[str, object]:
-        """What the options say of a request, by its fields. BadRequest."""
-        values = super().given() | self.left_out()
-        if self.lora:
-            values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
-        if self.vae == NONE:
-            values["vae"] = None
-        if self.refiner == NONE:
-            values["refiner"] = None
-        elif self.refiner and (switch := refiner(self.refiner)[1]) is not None:
-            values["refiner_switch"] = switch
-        return values
 
     def library(self) -> Library:
         """The files and folders that the options name. BadRequest."""
@@ -72,6 +58,26 @@ class Named(Likeness, Fewer):
             ),
             tuple(folder for folder in folders() if folder.is_dir()),
         )
+
+
+@dataclass(frozen=True)
+class Named(OtherFiles, Likeness, Fewer):
+    """What the options for other files than the model's ask for, and for other programs' rules."""
+
+    profile: options.Profile = None  # its options are read before: cli/configured.py
+
+    def given(self) -> dict[str, object]:
+        """What the options say of a request, by its fields. BadRequest."""
+        values = super().given() | self.left_out()
+        if self.lora:
+            values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
+        if self.vae == NONE:
+            values["vae"] = None
+        if self.refiner == NONE:
+            values["refiner"] = None
+        elif self.refiner and (switch := refiner(self.refiner)[1]) is not None:
+            values["refiner_switch"] = switch
+        return values
 
 
 def found(option: str, name: str) -> str:

@@ -1,6 +1,7 @@
 """txt2img "prompt": draw pictures. The command that is meant when none is named."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ from txt2img import launch, output
 from txt2img.cli import launched, options
 from txt2img.cli.asked import Asked
 from txt2img.cli.batching import Batching
+from txt2img.cli.care import Care
 from txt2img.cli.extras import Named
 from txt2img.cli.filing import Filed, destination
 from txt2img.cli.grouped import grouped
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
-from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_record, say_row, tell
+from txt2img.cli.rehearsal import SOME_FAILED, rehearse
+from txt2img.cli.results import Meter, say, say_error, say_failed
+from txt2img.cli.show import Bar, progress, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.sweeping import finish_sweep
 from txt2img.cli.viewer import viewer_of
@@ -67,7 +70,6 @@ FIELDS = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count"),
 )
-SOME_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def carry_out(
         Precision.of(asked),
         asked["quiet"] or not launch.found().first,  # one speaks for all
         json,
-        viewing,
+        viewing if launch.found().first else replace(viewing, preview=None),
     )
     if batching.dry_run:
         return rehearse(wish, order) if launch.found().first else 0
@@ -159,21 +161,6 @@ def carry_out(
         return draw(wish, order, bar)
 
 
-def rehearse(wish: Wish, order: Order) -> int:
-    """Say what would be drawn, of which name; gives the exit code."""
-    for line in wish.remarks:
-        order.note(line)
-    for item in order.batching.mine(items(wish.pictures(), order.target, "")):
-        path = str(order.target.free(item.name, item.number))
-        if order.json:
-            say_record({"path": path, "index": item.index, **described(item.request)})
-        else:
-            say_row(path, f"seed {item.request.seed}", item.request.prompt)
-    for error in wish.failures():
-        say_error(error, order.json)
-    return SOME_FAILED if wish.failures() else 0
-
-
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
@@ -181,7 +168,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     from txt2img.weights.kept import KEEPER
     from txt2img.weights.refiner import add_refiner
 
-    device = order.precision.place()
+    began, device = time.perf_counter(), order.precision.place()
     with room_for("the model"):
         library = wish.library
         model = KEEPER.load(wish.model, device, library.vae, library.parts)
@@ -189,15 +176,16 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     if wish.library.refiner is not None:
         with room_for("the refiner"):
             add_refiner(model, wish.library.refiner, device)
-    wish.remarks += changed(wish.made_by, origin(model))
-    return draw_with(model, wish, order, bar)
+    wish.warnings += changed(wish.made_by, origin(model))
+    return draw_with(model, wish, order, bar, time.perf_counter() - began)
 
 
-def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
-    """Draw what is not there yet; gives the exit code."""
+def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float) -> int:
+    """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img import batch
     from txt2img.amount import roomy
     from txt2img.latents import Shelf
+    from txt2img.stopwatch import Stopwatch
 
     size = order.batch_size or roomy(model, wish.pictures())
     order, batching = replace(order, batch_size=size), order.batching
@@ -213,19 +201,22 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
-        meter = survey(plan(), ledger, wish, order, bar)
+        care = Care(batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
+        looked = care.over(shard(), wish.lenient)
+        meter = survey(launch.found().mine(looked), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.aside():
-            for line in [*wish.remarks, *model.wardrobe.notes]:
-                order.note(line)
+            care.settle([*wish.warnings, *model.wardrobe.notes], order.note, wish.remarks)
             for error in failures if launch.found().first else ():
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
+        stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        events = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
-        with closing(events):
+        drawing = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
+        events = Stopwatch(model, loading).through(drawing)
+        with closing(drawing), closing(events):
             failed = follow(events, meter, order.json, drawn)
         code, drawn = launched.together(SOME_FAILED if failed or failures else 0, drawn)
         if drawn is not None:

@@ -113,7 +113,7 @@ def picture(path: Path, kind: str) -> dict[str, object]:
 
 def weights(name: str) -> dict[str, object]:
     """What a weight file or folder holds."""
-    from txt2img.weights.load import summary
+    from txt2img.weights.plan import summary
 
     found = summary(name)
     family, drawn = found.family, found.family.defaults

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img import launch
-from txt2img.cli import options
+from txt2img.cli import launched, options
+from txt2img.cli.extras import OtherFiles
+from txt2img.cli.grouped import grouped
 from txt2img.cli.recorded import with_model
 from txt2img.cli.results import say_file_error
 from txt2img.cli.show import progress, say, say_record, tell
 from txt2img.errors import Txt2imgError
+from txt2img.library import Library
 
 if TYPE_CHECKING:
     from txt2img.verify import Verdict
@@ -40,6 +43,7 @@ Psnr = Annotated[
 ]
 
 
+@grouped
 def verify(
     files: Files,
     model: options.Model = None,
@@ -48,9 +52,11 @@ def verify(
     psnr: Psnr = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    from txt2img.verify import pictures
+    from txt2img.verify import described, pictures
+    from txt2img.verify import verify as judged
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
@@ -59,9 +65,11 @@ def verify(
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                loaded, verdict = compared(
-                    Path(name), model, (device, dtype), loaded, psnr is not None
-                )
+                found = described(Path(name))
+                with_model(Path(name), found, model)
+                if loaded is None:
+                    loaded = load_with(model or "default", (device, dtype), others.library())
+                verdict = judged(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
@@ -75,27 +83,22 @@ def verify(
                 tell_verdict(name, verdict, json)
     if len(names) > 1 and not quiet:
         tell(", ".join(f"{count} {word}" for word, count in counts.items()))
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 
-def compared(
-    path: Path,
-    chosen: str | None,
-    where: tuple[str | None, str | None],
-    loaded: "Model | None",
-    lossy: bool,
-) -> tuple["Model", "Verdict"]:
-    """The verdict on one file, and the model, which is loaded once for all. Txt2imgError."""
+def load_with(name: str, where: tuple[str | None, str | None], library: Library) -> "Model":
+    """The model with all that goes beside it. Txt2imgError."""
     from txt2img.device import choose
-    from txt2img.verify import described, verify
     from txt2img.weights.load import load
+    from txt2img.weights.refiner import add_refiner
 
-    found = described(path)
-    with_model(path, found, chosen)
-    if loaded is None:
-        loaded = load(chosen or "default", choose(*where))
-    return loaded, verify(path, found, loaded, lossy)
+    device = choose(*where)
+    model = load(name, device, vae_path=library.vae, others=library.parts)
+    model.wardrobe.library = library
+    if library.refiner is not None:
+        add_refiner(model, library.refiner, device)
+    return model
 
 
 def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:

@@ -26,7 +26,7 @@ OTHERS = {"info", "verify", "train", "worker", "models", "decode"}
 ALONE = {"--help", "--version", "--dry-run", "--no-warm"}
 ALONE |= {"--install-completion", "--show-completion"}
 # A shell that completes a line, and processes that share their work: each is one of its own.
-PROCESSES = ("_TXT2IMG_COMPLETE", "RANK", "WORLD_SIZE")
+PROCESSES = ("_TXT2IMG_COMPLETE", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 IDLE_MAX = 24 * 3600  # seconds
 START_SECONDS = 60.0  # for a worker to open its socket, before it loads anything

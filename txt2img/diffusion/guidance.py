@@ -1,7 +1,9 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -74,10 +76,10 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 
     Levels between two are of the step that passes them. `late` changes come a step later.
     """
-    ratios = [level.ratio for level in levels]
+    ratios = [-level.ratio for level in levels]  # upwards
 
     def at(level: Level) -> Cond:
-        step = max(sum(ratio >= level.ratio for ratio in ratios), 1) - late
+        step = max(bisect_right(ratios, -level.ratio), 1) - late
         return next((cond for until, cond in course if step <= until), course[-1][1])
 
     return at
@@ -150,8 +152,48 @@ def guided(
         else:
             away = predict.output(x, level, negative(level))
             towards = predict.output(x, level, positive(level))
-        out = away + times * (towards - away)
+        out = torch.add(away, towards - away, alpha=times)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
+
+    return look
+
+
+def composed(
+    predict: Predictor,
+    parts: Sequence[tuple[float, CondAt]],
+    negative: CondAt,
+    scale: Scale,
+    together: bool = True,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Several prompts at once: away from negative, `scale` times each one's weight, all added.
+
+    Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation
+    11. One prompt of weight 1 is `guided`. `rescale` goes by the mean of what is wanted.
+    """
+    if [weight for weight, _ in parts] == [1.0]:
+        return guided(predict, parts[0][1], negative, scale, together, rescale)
+    weights = [weight for weight, _ in parts]
+    size = sum(abs(weight) for weight in weights)
+    everyone = [negative, *(at for _, at in parts)]
+    everything = reduce(paired, everyone)
+
+    def outputs(x: Tensor, level: Level) -> Sequence[Tensor]:
+        """The network's output under each condition: one pass of all, or one of each."""
+        if together:
+            return predict.output(x, level, everything(level)).chunk(len(everyone))
+        return [predict.output(x, level, at(level)) for at in everyone]
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        """The outputs, each (B, C, H, W), mixed, as x0."""
+        times = scale(level) if callable(scale) else scale
+        away, *towards = outputs(x, level)
+        each = list(zip(weights, towards, strict=True))
+        out = away + times * sum(weight * (toward - away) for weight, toward in each)
+        if size:
+            mean = sum(abs(weight) * toward for weight, toward in each) / size
+            out = rescaled(out, torch.as_tensor(mean), rescale)
+        return predict.prediction.x0(x, out, level)
 
     return look
 

@@ -5,26 +5,12 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The shape of a CLIP text encoder."""
-
-    vocab: int = 49408
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    length: int = 77  # tokens in one chunk, the first and last included
-    act: str = "quick_gelu"
-    penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
-    projection: int = 0  # the width of the text as a whole, where the model is told that too
+from txt2img.models.shapes import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from txt2img.models.shapes import VAEConfig
 from txt2img.models.taesd import AnyVAE
-from txt2img.models.vae import VAEConfig
+from txt2img.models.vae import VAE
 
 Row = tuple[float, float, float]
 SIDE = 8  # latent cells of the noise that a decoder is asked about are high and wide
@@ -56,12 +57,42 @@ PUBLISHED: dict[float, tuple[tuple[Row, ...], Row]] = {
 }
 
 
+# The default model's, by tests/fit_colours.py, and the first biases of its `quant_conv`, by which
+# its latents are known.
+DEFAULT_TOLD = (-0.1824, -0.2485, -0.0424)
+DEFAULT: tuple[tuple[Row, ...], Row] = (
+    (
+        (0.0853, 0.0957, 0.1052),
+        (0.1825, 0.2397, 0.2549),
+        (0.0367, -0.0343, 0.0522),
+        (-0.0641, -0.0695, -0.0297),
+        (-0.0268, -0.1164, -0.0775),
+        (0.1073, 0.1407, 0.1340),
+        (0.0161, -0.0322, 0.0189),
+        (-0.1191, -0.0159, 0.1424),
+    ),
+    (0.4688, 0.4019, 0.3933),
+)
+
+
 def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
-    """The colours of a model's latents: published ones if its `own` VAE has such, else fitted."""
+    """The colours of a model's latents: known ones if its `own` VAE has such, else fitted."""
     if own == VAEConfig(scaling=own.scaling) and own.scaling in PUBLISHED:
         factors, bias = PUBLISHED[own.scaling]
         return Colours(torch.tensor(factors), torch.tensor(bias))
+    if is_default(vae):
+        return Colours(*map(torch.tensor, DEFAULT))
     return fitted(vae)
+
+
+def is_default(vae: AnyVAE) -> bool:
+    """Whether a VAE makes the default model's latents, in whatever precision it is."""
+    if vae.config.latent_channels != len(DEFAULT[0]) or not isinstance(vae, VAE):
+        return False
+    if not vae.config.quant_conv:
+        return False
+    told = vae.get_parameter("quant_conv.bias")[: len(DEFAULT_TOLD)].float().cpu()
+    return torch.allclose(told, torch.tensor(DEFAULT_TOLD), rtol=0.01, atol=0.001)
 
 
 @torch.inference_mode()

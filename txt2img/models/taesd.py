@@ -4,28 +4,12 @@ Parameter names are diffusers' AutoencoderTiny's, but for `conv_in`. It speaks t
 U-Net sees: what a VAE scales, it has learnt. Ollin Boer Bohan 2023, github.com/madebyollin/taesd.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.vae import VAE, VAEConfig
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """The shape of a TAESD: residual blocks a level, in the order of computation."""
-
-    latent_channels: int = 4
-    width: int = 64
-    encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: a decoder alone
-    decoder: tuple[int, ...] = (3, 3, 3, 1)
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent cell is high and wide."""
-        return 1 << (len(self.decoder) - 1)
+from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.models.vae import VAE
 
 
 class TinyBlock(nn.Module):

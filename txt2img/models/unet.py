@@ -5,8 +5,6 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -23,45 +21,7 @@ from txt2img.models.layers import (
     swish,
     time_features,
 )
-
-Depth = int | tuple[int, ...]  # the same after each residual block of a level, or one each
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The shape of a U-Net; the tuples have one entry a level, widest map first."""
-
-    in_channels: int = 4
-    out_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers: int = 2  # residual blocks a level on the way down; one more on the way up
-    attention: tuple[bool, ...] = (True, True, True, False)
-    depth: tuple[Depth, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    cross_dim: int = 768
-    linear_projection: bool = False
-    groups: int = 32
-    up_depth: tuple[Depth, ...] | None = None  # on the way up, where it differs
-    middle: str = "full"  # "residual" without attention, "none" without anything
-    pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
-    sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
-    size_width: int = 256
-    scale_width: int = 0  # features of the guidance scale, where an LCM is told that
-
-    @property
-    def time_width(self) -> int:
-        """The width of the time embedding."""
-        return 4 * self.channels[0]
-
-    @property
-    def beside(self) -> int:
-        """Channels that the network sees beside the noisy latent."""
-        return self.in_channels - self.out_channels
-
-    def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
-        """The depth of each of a level's `count` transformers, on the way down or up."""
-        depth = (self.up_depth or self.depth if up else self.depth)[level]
-        return (depth,) * count if isinstance(depth, int) else depth
+from txt2img.models.shapes import UNetConfig
 
 
 class TransformerBlock(nn.Module):

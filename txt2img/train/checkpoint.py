@@ -8,7 +8,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from txt2img.errors import MissingWeights
-from txt2img.models.text import BOS, EOS, TextEncoder, Tokenizer
+from txt2img.models.text import TextEncoder
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig

@@ -61,6 +61,7 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     begun = time.monotonic()
     deadline = begun + MINUTE * config.stop_after if config.stop_after else math.inf
     device = for_training(config.device, config.dtype)
+    torch.backends.cudnn.benchmark = True  # shapes stay: the quickest kernels are worth a search
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )

@@ -19,10 +19,11 @@ from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadFile
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Kept, Pictures, centred, indices
-from txt2img.train.encoded import AT_ONCE, all_latents, digest, kept, load_vae
+from txt2img.train.encoded import AT_ONCE, digest, encode_rows, kept, load_vae
 from txt2img.train.learners import DecoderLearner
 from txt2img.train.losses import LevelBatch, add_noise
 from txt2img.train.stages import (
@@ -52,9 +53,8 @@ class DecoderStage:
         self.pictures, self.vae = Pictures(config.data), load_vae(config)
         self.painted = Kept(self.pictures, config.size, config.keep_gib * GIB)
         self.rows = rows_to_draft(self.pictures, config.drafts, config.seed)
-        latents = all_latents(self.vae, self.pictures, config, accelerator)
-        self.latents = latents[self.rows]
-        self.drafts = drafts(self.pictures, self.rows, self.latents, config, accelerator)
+        both = drafts(self.vae, self.pictures, self.rows, config, accelerator)
+        self.latents, self.drafts = both
         self.learner = in_memory_format(DecoderLearner(self.vae, config), config)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -96,13 +96,9 @@ def rows_to_draft(pictures: Pictures, count: int, seed: int) -> list[int]:
 
 
 def drafts(
-    pictures: Pictures,
-    rows: list[int],
-    latents: Tensor,
-    config: TrainConfig,
-    accelerator: Accelerator,
+    vae: VAE, pictures: Pictures, rows: list[int], config: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
-    """The rows' latents (N, C, h, w), each noised part of the way and drawn again.
+    """The rows' true latents, and each noised part of the way and drawn again: (2, N, C, h, w).
 
     They are kept in the run's folder, as all latents are. Raises BadFile without a U-Net.
     """
@@ -112,19 +108,23 @@ def drafts(
     text = text_encoder(config, pictures, accelerator, taught=True)
     unet = UNet(config.unet)
     checkpoint.begin_from(unet, path)
-    key = digest(str((rows, config.cfg, config.sampler)), pictures.fingerprint(), text, unet)
-    text, unet = text.to(accelerator.device).eval(), unet.to(accelerator.device).eval()
+    asked = str((rows, config.size, config.cfg, config.sampler))
+    key = digest(asked, pictures.fingerprint(), vae.encoder, vae.quant_conv, text, unet)
+    device = accelerator.device
+    vae, text, unet = vae.to(device), text.to(device).eval(), unet.to(device).eval()
 
     def make() -> Tensor:
         parts = []
         for start in range(0, len(rows), AT_ONCE):
-            captions = [pictures.rows[n].captions[0] for n in rows[start : start + AT_ONCE]]
+            some = rows[start : start + AT_ONCE]
+            captions = [pictures.rows[n].captions[0] for n in some]
             begin = STARTS[start // AT_ONCE % len(STARTS)]
-            x0 = latents[start : start + AT_ONCE]
-            generator = torch.Generator(x0.device).manual_seed(config.seed + start)
+            generator = torch.Generator(device).manual_seed(config.seed + start)
             with torch.no_grad(), accelerator.autocast():
-                parts.append(redrawn(x0, captions, begin, text, unet, config, generator))
-        return torch.cat(parts)
+                x0 = encode_rows(vae, pictures, some, config.size, device)
+                drawn = redrawn(x0, captions, begin, text, unet, config, generator)
+            parts.append(torch.stack([x0, drawn]))
+        return torch.cat(parts, dim=1)
 
     return kept("drafts", key, make, config, accelerator)
 
@@ -150,6 +150,6 @@ def redrawn(
         return torch.randn(x0.shape, generator=generator, device=x0.device)
 
     x = add_noise(x0, noise(), first)
-    for state in SAMPLERS[config.sampler](denoise, x, levels, noise):
+    for state in SAMPLERS[config.sampler](denoise, x, levels, lambda a, b: noise()):
         x = state.x
     return x

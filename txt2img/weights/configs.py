@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from txt2img.errors import BadFile, BadRequest, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.clip import TextConfig
-from txt2img.models.unet import Depth, UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.request import Defaults, Sampler, Schedule
 from txt2img.weights.families import (
     SD15,

@@ -1,15 +1,14 @@
 """Which family a single file in the original layout is of, told by its keys and shapes."""
 
+import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
-from txt2img.errors import UnknownLayout
+from txt2img.disk import FETCH, open_regular
+from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.clip import TextConfig
-from txt2img.models.unet import Depth, UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.weights.families import (
     SD15,
     SD21,
@@ -24,7 +23,7 @@ from txt2img.weights.families import (
     told_apart,
 )
 from txt2img.weights.fast import told as few_steps
-from txt2img.weights.files import Header, Stored, tensor
+from txt2img.weights.files import Header, Stored
 from txt2img.weights.keymaps import (
     CLIP,
     OPEN_CLIP,
@@ -41,6 +40,7 @@ HEAD = 64  # features of one attention head in SD 2 and in every published CLIP 
 OPEN_CLIP_USED = 23  # layers of ViT-H that SD 2 uses; some files leave out the 24th
 # ComfyUI's: SD 2's v-prediction models have a last text-attention norm this uneven.
 V_UNEVEN = 0.09
+FORMATS = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}  # of struct
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 
 
@@ -85,7 +85,7 @@ ROWS = (
         "a VAE alone, which --vae takes beside a model",
         (f"{VAE}.", "encoder.down", "decoder.up"),
     ),
-    Row("a tiny VAE (TAESD), which is not supported yet", ("decoder.layers.",)),
+    Row("a tiny VAE (TAESD), which --vae takes beside a model", ("decoder.layers.", "3.conv.0.")),
     Row(
         "a text encoder alone, which --text-encoder takes beside a model",
         (
@@ -94,7 +94,6 @@ ROWS = (
         ),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
-    Row("a TAESD, which is for --vae and --preview-vae", ("decoder.layers.", "3.conv.0.")),
 )
 
 
@@ -154,8 +153,22 @@ def prediction_of(header: Header, family: Family) -> str:
     last = max(outputs, key=lambda n: int(n.split(".")[3]), default=None)
     if last is None:
         return family.prediction
-    uneven = torch.std(tensor(last, header.tensors[last]).float(), unbiased=False).item()
+    values = _floats(header.tensors[last])
+    mean = sum(values) / len(values)
+    uneven = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
     return "v" if uneven > V_UNEVEN else "eps"
+
+
+def _floats(stored: Stored) -> list[float]:
+    """A small tensor's values, read without torch. Raises BadFile if the file shrank."""
+    with open_regular(stored.path) as file:
+        file.seek(stored.start)
+        content = file.read(stored.size)
+    if len(content) < stored.size or stored.dtype not in FORMATS:
+        raise BadFile(f"{stored.path.name}: a norm of {stored.dtype} that cannot be read; {FETCH}")
+    if stored.dtype == "BF16":  # the upper half of a float32
+        content = b"".join(b"\0\0" + content[i : i + 2] for i in range(0, len(content), 2))
+    return [value for (value,) in struct.iter_unpack(FORMATS[stored.dtype], content)]
 
 
 def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:

@@ -46,7 +46,8 @@ class Keeper:
         How it decodes, what it wears and who goes on after it is the caller's to set: its `memory`,
         `wardrobe` and `second`.
         """
-        from txt2img.weights.load import find, load
+        from txt2img.weights.load import load
+        from txt2img.weights.plan import find
         from txt2img.weights.wear import undress
 
         if not self.keeps:

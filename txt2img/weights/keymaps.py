@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.unet import UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import UNetConfig, VAEConfig
 from txt2img.weights.files import Stored
 
 Table = dict[str, str | None]

@@ -5,6 +5,7 @@ from pathlib import Path
 from txt2img.errors import BadFile
 from txt2img.weights import embeddings, files, spellings
 from txt2img.weights.parts import text_widths
+from txt2img.weights.tiny_vae import is_tiny
 
 # By how tensors' names begin, after what a whole checkpoint puts before them.
 STARTS = {
@@ -27,6 +28,8 @@ def kind_of(path: Path) -> str:
         return "embedding"
     if len(shapes) == 1 and len(shapes[0]) == 2:
         return "embedding"
+    if is_tiny(tensors):
+        return "VAE"
     bare = {name.removeprefix(next(filter(name.startswith, BEFORE), "")) for name in tensors}
     for kind, starts in STARTS.items():
         if any(name.startswith(starts) for name in bare):

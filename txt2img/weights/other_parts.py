@@ -10,7 +10,7 @@ from pathlib import Path
 from txt2img import disk
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.unet import UNetConfig
+from txt2img.models.shapes import UNetConfig
 from txt2img.weights import configs, detect, files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family, checked, named

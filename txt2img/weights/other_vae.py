@@ -11,8 +11,7 @@ from txt2img import disk
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
 from txt2img.extras import OtherVAE
-from txt2img.models.taesd import TinyConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
 from txt2img.weights import configs, detect, files, keymaps, tiny_vae
 from txt2img.weights.files import Stored
 from txt2img.weights.hashes import model_hash
@@ -37,9 +36,7 @@ def open_vae(name: str, own: VAEConfig) -> Found:
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it makes other latents.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
+    path = find_vae(name)
     if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
         path = path.parent
     found = _folder(path) if path.is_dir() else _file(path, own)
@@ -51,6 +48,14 @@ def open_vae(name: str, own: VAEConfig) -> Found:
             f"{wanted.factor} pixels"
         )
     return found
+
+
+def find_vae(name: str) -> Path:
+    """Where the VAE is that a name or path means. ModelNotFound."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
+    return path
 
 
 def _file(path: Path, own: VAEConfig) -> Found:

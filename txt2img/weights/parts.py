@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.clip import TextConfig
+from txt2img.models.shapes import TextConfig, UNetConfig
 from txt2img.weights import files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family
 from txt2img.weights.files import Stored
 
 Tensors = Mapping[str, Stored]
+BLOCK_TENSORS = 10  # a transformer block has more
 # The other half of a whole CLIP, as OpenCLIP and transformers name it.
 SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
 
@@ -133,3 +134,33 @@ def listed(names: list[str]) -> str:
     """The first names of many."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(shown(name, files.NAME_MAX) for name in names[:3]) + more
+
+
+def check_size(network: UNetConfig, part: Part) -> None:
+    """Refuse a config that asks for more than its file can hold before that is built: it takes
+    minutes. Raises MissingWeights.
+    """
+    levels = range(len(network.channels))
+    down = [network.depths(level, network.layers) for level in levels if network.attention[level]]
+    up = [network.depths(n, network.layers + 1, True) for n in levels if network.attention[n]]
+    blocks = sum(map(sum, [*down, *up]))
+    if BLOCK_TENSORS * blocks > len(part.tensors):
+        raise MissingWeights(
+            f"unet: a config of {blocks:,} transformer blocks for a file of {len(part.tensors):,} "
+            "tensors"
+        )
+
+
+def check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Every tensor must be there, in its shape, and no other. Raises MissingWeights."""
+    missing = [part.theirs(name) for name in wanted if name not in part.tensors]
+    extra = [part.theirs(name) for name in part.tensors if name not in wanted]
+    if missing:
+        also = f"; unknown are {listed(extra)}" if extra else ""
+        raise MissingWeights(f"{component}: {listed(missing)} missing{also}; download it again")
+    if extra:
+        raise MissingWeights(f"{component}: {listed(extra)} unknown to this architecture")
+    for name, shape in wanted.items():
+        if (got := part.tensors[name].shape) != shape:
+            what = shown(part.theirs(name), files.NAME_MAX)
+            raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")

@@ -15,7 +15,8 @@ from txt2img.escape import shown
 from txt2img.extras import Refiner
 from txt2img.request import Request
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, fill, planned, without_weights
+from txt2img.weights.load import Model, fill, without_weights
+from txt2img.weights.plan import planned
 
 
 @dataclass(frozen=True)

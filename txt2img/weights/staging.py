@@ -14,7 +14,8 @@ from txt2img.disk import FETCH, open_regular
 from txt2img.errors import BadFile, MissingWeights
 from txt2img.escape import shown
 from txt2img.weights import files
-from txt2img.weights.files import DTYPES, NAME_MAX, Stored, in_order, kind
+from txt2img.weights.dtypes import torch_dtype
+from txt2img.weights.files import NAME_MAX, Stored, in_order, kind
 
 BUFFER = 2**26  # bytes
 
@@ -78,7 +79,7 @@ def read(
 
 def _shaped(raw: Tensor, stored: Stored) -> Tensor:
     """Bytes as the tensor that they are."""
-    values = raw.view(DTYPES[stored.dtype])
+    values = raw.view(torch_dtype(stored.dtype))
     if stored.turned:
         return values.reshape(stored.shape[::-1]).T.contiguous()
     return values.reshape(stored.shape)

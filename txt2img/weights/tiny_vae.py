@@ -10,8 +10,7 @@ from itertools import accumulate, pairwise
 
 from txt2img.errors import UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.taesd import TinyConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TinyConfig, VAEConfig
 from txt2img.weights.families import SD15, SDXL
 from txt2img.weights.files import Stored
 from txt2img.weights.keymaps import Table

@@ -8,7 +8,7 @@ from pathlib import Path
 from txt2img.disk import JSON_MAX, open_regular, read_json
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import BOS, EOS, Tokenizer
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 
 Vocab = dict[str, int]
 Merges = list[tuple[str, str]]
