@@ -125,6 +125,7 @@ def held(model: Model) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+@pytest.mark.usefixtures("as_written")
 def test_with_little_memory_only_one_of_the_two_has_its_weights(tmp_path: Path) -> None:
     low = both(Device(torch.device("cpu"), torch.float32, low=True))
     request = filled(low)
