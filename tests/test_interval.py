@@ -10,7 +10,8 @@ from txt2img.diffusion.guidance import Cond, guided, predictor
 from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.errors import BadRequest
-from txt2img.infotext import describe
+from txt2img.infotext import describe, to_request
+from txt2img.infotext import parse as read
 from txt2img.interval import Interval, parse
 from txt2img.lines import from_line
 from txt2img.pipeline import strength
@@ -43,7 +44,9 @@ def test_an_interval_travels_with_its_request() -> None:
     made = Request.from_json({"prompt": "x", "cfg_interval": "0.25..0.75"})
     assert made.cfg_interval == Interval(0.25, 0.75)
     assert Request.from_json(made.to_json()) == made
-    assert "CFG interval: 0.25..0.75" in str(describe(made, "m", "0", "1"))
+    told = str(describe(made, "m", "0", "1"))
+    assert "CFG interval: 0.25..0.75" in told
+    assert to_request(read(told))[0].cfg_interval == made.cfg_interval
     assert from_line("x --cfg-interval 0.25..0.75", Request("")) == made
 
 
