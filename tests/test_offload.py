@@ -29,13 +29,13 @@ def drawn(model: Model) -> bytes:
     return picture.tobytes()
 
 
+@pytest.mark.usefixtures("as_written")
 @pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_parts_that_come_for_their_use_draw_the_same_bits(model: Model, mode: str) -> None:
+    memory = model.memory
     plain = drawn(model)
     before = list(model.network.parameters())
-    placement = Placement(CPU, mode)
-    offloaded = replace(model, memory=replace(model.memory, placement=placement))
-    assert drawn(offloaded) == plain
+    assert drawn(replace(model, memory=replace(memory, placement=Placement(CPU, mode)))) == plain
     after = list(model.network.parameters())
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(before, after, strict=True))
 
@@ -117,6 +117,7 @@ def lean(folder: Path) -> Model:
     return load(str(folder), replace(Device(CPU, torch.float32), low=True))
 
 
+@pytest.mark.usefixtures("as_written")
 def test_with_low_memory_a_part_is_in_memory_only_while_it_is_in_use(
     half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.memory import CPU, free, is_short, placed, room_for
+from txt2img.models import prepared
 from txt2img.request import Request, Sampler, size_problem
 from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
@@ -227,6 +228,8 @@ def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) ->
     """The network where and in the precision that it is to draw a job in, made quick for it."""
     placement, network = model.memory.placement, model.network
     own = device_of(model), next(network.parameters()).dtype
+    if placement.mode != "none":
+        prepared.restore(network)  # layers that come one by one keep the forwards that they have
     with ExitStack() as stack:
         if (device, dtype) == own:
             stack.enter_context(placement.using("unet", network))
