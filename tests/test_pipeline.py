@@ -79,8 +79,8 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
-    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None, "second": None}
-    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, **parts))
+    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None}
+    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
 
 
 def net(model: Model) -> Net:
