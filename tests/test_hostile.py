@@ -28,7 +28,7 @@ from txt2img.weights.kinds import kind_of
 from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, wear
 
-SEEDS = int(os.environ.get("TXT2IMG_FUZZ", "12"))  # of each kind; more find more
+SEEDS = int(os.environ.get("TXT2IMG_FUZZ", "8"))  # of each kind; more find more
 CPU = Device(torch.device("cpu"), torch.float32)
 SECONDS, MEGABYTES = 5.0, 256
 CHARACTERS = 1000

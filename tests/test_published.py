@@ -20,8 +20,7 @@ from txt2img.models.vae import VAE
 from txt2img.weights import keymaps
 from txt2img.weights.configs import from_configs
 from txt2img.weights.families import Family
-from txt2img.weights.load import _check
-from txt2img.weights.parts import bare
+from txt2img.weights.parts import bare, check
 from txt2img.weights.plan import Plan, planned
 from txt2img.weights.vocabulary import shipped
 
@@ -90,7 +89,7 @@ def wanted(family: Family) -> list[Shapes]:
 def matched(plan: Plan) -> None:
     """Every tensor of the plan has its module's name and shape, and none is left over."""
     for (component, part), shapes in zip(plan.parts.items(), wanted(plan.family), strict=True):
-        _check(component, part, shapes)
+        check(component, part, shapes)
         assert {name: stored.shape for name, stored in part.tensors.items()} == shapes
 
 

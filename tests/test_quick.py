@@ -29,7 +29,7 @@ CONFIG = UNetConfig(
 def drawing(mock: Model) -> Model:
     """A mock model with a network of convolutions."""
     torch.manual_seed(0)
-    mock.network, mock.second = UNet(CONFIG), None
+    mock.network = UNet(CONFIG)
     return mock
 
 

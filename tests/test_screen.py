@@ -130,7 +130,7 @@ def test_the_bar_is_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     above, below = text[: text.index("▀")], text[text.rindex("▀") :]
     assert above.rindex("\x1b[2K") > above.rindex("drawing")  # the bar is wiped away, and is
     assert "drawing" in below  # there again
-    assert text.count("▀" * 40) == 20
+    assert text.count("\x1b[0m\x1b[K\n") == 20
 
 
 @pytest.mark.parametrize("kind", ["auto", "kitty"])

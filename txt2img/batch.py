@@ -104,7 +104,7 @@ def each(
     With `errors`, those that it cannot draw are passed over and kept there by their number.
     """
     checked: set[Request] = set()
-    made_by = origin(model)
+    made_by = Origin() if form == PNG else origin(model)
     for number, request in enumerate(requests, start=1):
         try:
             filled = ready(model, request).seeded().filled(model.family.defaults)

@@ -161,7 +161,12 @@ def interval_from_json(value: object) -> Interval | None:
     """A part of the way from a JSON object or LO..HI; None and all of it are None. BadRequest."""
     if value is None:
         return None
-    found = parse(value) if isinstance(value, str) else _made(Interval, "cfg_interval", value)
+    if isinstance(value, Interval):
+        found = value
+    elif isinstance(value, str):
+        found = parse(value)
+    else:
+        found = _made(Interval, "cfg_interval", value)
     return None if (found.low, found.high) == (0, 1) else found
 
 

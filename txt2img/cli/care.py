@@ -58,7 +58,7 @@ class Care:
         """Tell remarks, `more` warnings, those of the pictures. BadRequest if they are errors."""
         for line in remarks:
             tell(line)
-        lines = [*(line.removeprefix("Note: ") for line in more), *self.lines()]
+        lines = [*more, *self.lines()]
         count = len(lines) + self.others
         if not count:
             return

@@ -1,8 +1,7 @@
 """The options for where and how exactly to compute, and for what a run may do to fit."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,11 +74,6 @@ class Precision:
     offload: Offload = "auto"
     quantize: Quantize = None
     compile: Compile = False
-
-    @classmethod
-    def of(cls, asked: Mapping[str, object]) -> Self:
-        """What all parameters of a command say of this."""
-        return cls(**{field.name: asked[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
     def check(self) -> None:
         """Raise BadRequest for what cannot be chosen, before anything is loaded."""

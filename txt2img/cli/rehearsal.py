@@ -14,7 +14,7 @@ from txt2img.png import Origin
 from txt2img.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.cli.generate import Order
+    from txt2img.cli.drawing import Order
     from txt2img.forecast import Forecast
 
 SOME_FAILED = 3

@@ -1,11 +1,13 @@
 """What a run of drawing says: each picture when it is written, what fails, how far it is."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from txt2img.cli.show import Bar, rate, say_path, say_record, tell
-from txt2img.errors import Txt2imgError
+from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request import Request
 
 if TYPE_CHECKING:
@@ -91,6 +93,17 @@ def say_file_error(name: str, error: Txt2imgError, json: bool) -> None:
     tell(f"Error: {error}")
     if json:
         say_record({"file": name, "error": str(error), "code": error.exit_code})
+
+
+@contextmanager
+def errors_on_stdout(json: bool) -> Iterator[None]:
+    """With `json`, say what ends a run as a record too."""
+    try:
+        yield
+    except Txt2imgError as error:
+        with suppress(BadOutput):
+            say_error(error, json, aloud=False)
+        raise
 
 
 def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:

@@ -11,7 +11,7 @@ from txt2img.cli.wish import Wish
 from txt2img.ledger import Item, Ledger
 
 if TYPE_CHECKING:
-    from txt2img.cli.generate import Order
+    from txt2img.cli.drawing import Order
 
 
 def finish_sweep(

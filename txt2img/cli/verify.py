@@ -55,36 +55,41 @@ def verify(
     others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    from txt2img.verify import described, pictures
-    from txt2img.verify import verify as judged
+    from txt2img import verify as judge
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(launch.found().mine(one for name in files for one in pictures(name)))
+    names = list(launch.found().mine(one for name in files for one in judge.pictures(name)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                found = described(Path(name))
+                found = judge.described(Path(name))
                 with_model(Path(name), found, model)
                 if loaded is None:
                     loaded = load_with(model or "default", (device, dtype), others.library())
-                verdict = judged(Path(name), found, loaded, psnr is not None)
+                verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
-                code = code or error.exit_code
-                counts["not comparable"] += 1
-                continue
-            enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
-            code = code or (0 if enough else 1)
-            counts["identical" if verdict.same else "near" if enough else "different"] += 1
-            with bar.aside():
-                tell_verdict(name, verdict, json)
+                word, failed = "not comparable", error.exit_code
+            else:
+                with bar.aside():
+                    tell_verdict(name, verdict, json)
+                word = rated(verdict, psnr)
+                failed = int(word == "different")
+            code, counts[word] = code or failed, counts[word] + 1
     if len(names) > 1 and not quiet:
         tell(", ".join(f"{count} {word}" for word, count in counts.items()))
     if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
+
+
+def rated(verdict: "Verdict", psnr: float | None) -> str:
+    """A verdict in a word, where so many decibels are enough."""
+    if verdict.same:
+        return "identical"
+    return "near" if psnr is not None and verdict.psnr >= psnr else "different"
 
 
 def load_with(name: str, where: tuple[str | None, str | None], library: Library) -> "Model":

@@ -108,12 +108,13 @@ def again(
     for picture in pictures:
         base, lines, origin = repeated(picture, given)
         request = Request.from_json({**base.to_json(), **given}).seeded()
-        which = f" of {shown(str(picture))}" if len(pictures) > 1 else ""
+        name = shown(str(picture))
+        which = f" of {name}" if len(pictures) > 1 else ""
         if base.seed is None and "seed" not in given:
             if launch.found().world > 1:
                 raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
             remarks.append(f"seed {request.seed}{which}")
-        warnings += [line.replace("Note:", f"Note{which}:", 1) for line in lines]
+        warnings += [f"{name}: {line}" if which else line for line in lines]
         requests.append(request)
         made_by.append(origin)
     lenient = batching.policy.skip
@@ -127,12 +128,11 @@ def again(
 
 
 def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], png.Origin]:
-    """The request that a picture carries, remarks, what drew it. BadFile, BadRequest."""
+    """The request that a picture carries, what is amiss, what drew it. BadFile, BadRequest."""
     found = png.read(picture)
     chosen = given.get("model")
     request = with_model(picture, found, None if chosen is None else str(chosen))
-    remarks = [f"Note: {line}" for line in found.notes]
-    return replace(request, count=1), remarks, found.origin
+    return replace(request, count=1), list(found.notes), found.origin
 
 
 def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:

@@ -6,7 +6,7 @@ For VAEs whose factors nobody has published they are fitted to the decoder's own
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.models.shapes import VAEConfig
@@ -87,11 +87,12 @@ def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
 
 def is_default(vae: AnyVAE) -> bool:
     """Whether a VAE makes the default model's latents, in whatever precision it is."""
-    if vae.config.latent_channels != len(DEFAULT[0]) or not isinstance(vae, VAE):
+    last = vae.quant_conv if isinstance(vae, VAE) else None
+    if not isinstance(last, nn.Conv2d) or last.bias is None:
         return False
-    if not vae.config.quant_conv:
+    if vae.config.latent_channels != len(DEFAULT[0]):
         return False
-    told = vae.get_parameter("quant_conv.bias")[: len(DEFAULT_TOLD)].float().cpu()
+    told = last.bias[: len(DEFAULT_TOLD)].float().cpu()
     return torch.allclose(told, torch.tensor(DEFAULT_TOLD), rtol=0.01, atol=0.001)
 
 

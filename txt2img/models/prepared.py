@@ -132,8 +132,12 @@ PREPARED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def version(weight: Tensor) -> tuple[int, int]:
-    """What changes when a tensor is written to or replaced; inference tensors are not tracked."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    """What changes when a tensor is written to or replaced; inference tensors are not tracked.
+
+    Quantised ones, which have no place in memory of their own, are replaced as objects.
+    """
+    place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)
+    return place, 0 if weight.is_inference() else weight._version
 
 
 def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""TAESD, the tiny autoencoder: latents → pixels at a hundredth of a VAE's work, a little coarser.
+"""TAESD, the tiny autoencoder: latents → pixels in a tenth of a VAE's time, a little coarser.
 
 Parameter names are diffusers' AutoencoderTiny's, but for `conv_in`. It speaks the latents that the
 U-Net sees: what a VAE scales, it has learnt. Ollin Boer Bohan 2023, github.com/madebyollin/taesd.

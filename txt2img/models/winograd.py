@@ -76,8 +76,12 @@ def convolve(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
     batch, channels, height, width = x.shape
     out_channels = matrices.shape[2]
     rows, columns = -(-height // TILE), -(-width // TILE)  # tiles, the last ones reach beyond
-    seen = x.new_zeros(batch, rows * TILE + 2, columns * TILE + 2, channels)
+    seen = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
     seen[:, 1 : height + 1, 1 : width + 1] = x.permute(0, 2, 3, 1)
+    for edge in (slice(0, 1), slice(height + 1, None)):
+        seen[:, edge] = 0.0
+    for edge in (slice(0, 1), slice(width + 1, None)):
+        seen[:, :, edge] = 0.0
     out = x.new_empty(batch, rows, TILE, columns, TILE, out_channels)
     a_row = 4 * PATCH**2 * (2 * channels + out_channels) * batch * columns  # bytes
     bands = min(rows, -(-rows * a_row // CHUNK))

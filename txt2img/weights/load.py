@@ -19,6 +19,7 @@ from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
 from txt2img.offload import Placement
+from txt2img.weights import vocabulary
 from txt2img.weights.families import Family
 from txt2img.weights.hashes import compiler_cache, model_hash
 from txt2img.weights.other_vae import open_vae
@@ -81,7 +82,7 @@ def load(
     model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
     if other is not None:
         model.wardrobe.vae = other.record
-        model.wardrobe.notes += doubts(other.record.name, plan.family.vae)
+        model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
     fill(model, device)
     return model
 
@@ -95,6 +96,8 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
+    for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
+        vocabulary.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
@@ -152,7 +155,7 @@ def load_vae(name: str, model: Model) -> AnyVAE:
     """
     device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
-    model.wardrobe.notes += doubts(other.record.name, model.family.vae)
+    model.wardrobe.warnings += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
     plan = Plan(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)

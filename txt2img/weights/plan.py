@@ -131,7 +131,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
         family=replace(family, defaults=by_name(family.defaults, told)),
         parts=original_parts(header.tensors, family),
         tokenizers={
-            component: vocabulary.shipped(text.length, pad, text.vocab)
+            component: vocabulary.shipped(text.length, pad)
             for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
         },
         weights=header.paths,

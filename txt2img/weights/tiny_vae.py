@@ -54,7 +54,7 @@ def doubts(name: str, own: VAEConfig) -> list[str]:
     if not found or own.scaling not in families or own.scaling == made_for.vae.scaling:
         return []
     what, wanted = families[made_for.vae.scaling], families[own.scaling]
-    return [f"Note: {shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
+    return [f"{shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
 
 
 def table(tensors: Mapping[str, Stored], name: str) -> Table:

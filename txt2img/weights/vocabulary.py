@@ -15,17 +15,23 @@ Merges = list[tuple[str, str]]
 WORD_MAX = 256  # characters in one token
 
 
-def shipped(length: int, pad: str, rows: int | None = None) -> Tokenizer:
+def shipped(length: int, pad: str) -> Tokenizer:
     """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`.
 
-    Raises BadFile for a text encoder of fewer `rows`, or one that has no place for a word.
+    Raises BadFile for a text encoder that has no place for a word.
     """
     vocab, merges = _clip()
-    if (rows is not None and rows < len(vocab)) or length < 3:
-        raise BadFile(
-            f"a text encoder of {rows} tokens, {length} at once; CLIP has {len(vocab):,} and 77"
-        )
+    if length < 3:
+        raise BadFile(f"a text encoder of {length} tokens at once; CLIP's has 77")
     return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
+
+
+def check_rows(component: str, tokenizer: Tokenizer, rows: int) -> None:
+    """Raise BadFile unless a text encoder has a row for each of its tokenizer's words."""
+    if (most := max(tokenizer.vocab.values())) >= rows:
+        raise BadFile(
+            f"{component} has vectors for {rows:,} tokens; its tokenizer has {most + 1:,} words"
+        )
 
 
 def tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:

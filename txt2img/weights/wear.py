@@ -30,6 +30,7 @@ class Wardrobe:
 
     library: Library = field(default_factory=Library)
     notes: list[str] = field(default_factory=list)  # for the user, once a file
+    warnings: list[str] = field(default_factory=list)  # the same, of what may be amiss
     adapters: dict[str, Adapter] = field(default_factory=dict)
     learnt: dict[str, Learnt] = field(default_factory=dict)
     hashes: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Wardrobe:
 def ready(model: "Model", request: Request) -> Request:
     """The request with its files found, checked against the model and told by their hashes.
 
-    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; what is noteworthy goes to the notes.
+    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; the user's lines are noted.
     """
     wardrobe = model.wardrobe
     resolved = wardrobe.library.resolved(request)
@@ -117,12 +118,12 @@ def _ready_word(model: "Model", word: Embedding) -> Embedding:
 
 
 def _same(wardrobe: Wardrobe, what: str, name: str, recorded: str) -> str:
-    """A file's hash; a note if a picture was drawn with another."""
+    """A file's hash; a warning if a picture was drawn with another."""
     found = wardrobe.hashes[what, name]
     if recorded and recorded.lower() != found:
-        note = f"Note: the picture's {what} {name} has the hash {recorded}, this one {found}"
-        if note not in wardrobe.notes:
-            wardrobe.notes.append(note)
+        line = f"the picture's {what} {name} has the hash {recorded}, this one {found}"
+        if line not in wardrobe.warnings:
+            wardrobe.warnings.append(line)
     return found
 
 
