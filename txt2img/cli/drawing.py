@@ -113,14 +113,9 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
-        care = Care(batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
-        looked = care.over(shard(), wish.lenient)
-        meter = survey(launch.found().mine(looked), ledger, wish, order, bar)
+        meter = looked_through(model, shard(), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.aside():
-            worn = model.wardrobe
-            warnings, remarks = [*wish.warnings, *worn.warnings], [*wish.remarks, *worn.notes]
-            care.settle(warnings, order.note, remarks)
             for error in failures if launch.found().first else ():
                 say_error(error, order.json)
         groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
@@ -136,6 +131,24 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
         if drawn is not None:
             finish_sweep(wish, shard(), ledger, drawn, order)
     return code
+
+
+def looked_through(
+    model: "Model",
+    shard: Iterable[Item],
+    ledger: Ledger | None,
+    wish: Wish,
+    order: Order,
+    bar: Bar,
+) -> Meter:
+    """Go through all that is to be drawn, and say what is worth it. BadRequest."""
+    worn = model.wardrobe
+    care = Care(order.batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
+    meter = survey(launch.found().mine(care.over(shard, wish.lenient)), ledger, wish, order, bar)
+    warnings, remarks = [*wish.warnings, *worn.warnings], [*wish.remarks, *worn.notes]
+    with bar.aside():
+        care.settle(warnings, order.note, remarks)
+    return meter
 
 
 def tell_kept(shelf: "Shelf", bar: Bar) -> None:
