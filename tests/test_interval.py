@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_guidance import Mock
 
+from txt2img.denoising import strength
 from txt2img.diffusion.guidance import Cond, guided, predictor
 from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.diffusion.predictions import PREDICTIONS
@@ -14,7 +15,6 @@ from txt2img.infotext import describe, to_request
 from txt2img.infotext import parse as read
 from txt2img.interval import Interval, parse
 from txt2img.lines import from_line
-from txt2img.pipeline import strength
 from txt2img.request import Request
 from txt2img.weights.families import SD15
 

@@ -25,6 +25,7 @@ ROWS = (
     (
         *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
         *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
+        "denoising.py",
     ),
     ("train/",),
     ("cli/",),

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from txt2img.compat import Reading
+from txt2img.denoising import PIECEMEAL, thrifty
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.memory import Memory
-from txt2img.pipeline import PIECEMEAL, Job, decode, generate, prepare, thrifty
+from txt2img.pipeline import Job, decode, generate, prepare
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.seeds import fresh_noise
 from txt2img.weights.families import SD15
