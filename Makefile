@@ -1,7 +1,8 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench readme default-model large-data large-model ship-model eval-model sheet clean help
+.PHONY: demo test lint format bench bench-memory readme default-model large-data large-model ship-model
+.PHONY: eval-model sheet clean help
 
 VENV ?= .venv
 # Any interpreter from 3.11 on that can make virtual environments: the first that answers.
@@ -28,6 +29,7 @@ LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large SIZE=2
 	STYLES=fluent,flat,noto,twemoji BACKGROUNDS=0.5 SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 ARGS ?=
+BENCH ?= bench.json
 export PROMPT
 
 PY := $(VENV)/bin/python
@@ -50,8 +52,11 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
 
-bench: $(VENV)/test.done ## time this and diffusers in one run (ARGS=--full for Stable Diffusion 1.5's size)
-	@$(PY) tests/bench.py --json bench.json $(ARGS)
+bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
+	@$(PY) tests/bench$(if $(filter cuda,$(DEVICE)),_cuda).py --json "$(BENCH)" $(ARGS)
+
+bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it, into BENCH
+	@$(PY) tests/bench_memory.py --json "$(BENCH)" $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) tests/test_readme.py

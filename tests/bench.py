@@ -2,7 +2,8 @@
 
     python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
     python tests/bench.py --full         its exact size, at 256×256 and 512×512
-    python tests/bench.py --only start   one part: network, vae, start, cold
+    python tests/bench.py --only start   one part: network, vae, start, loop, model, warm
+    python tests/bench.py --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
 """
@@ -14,60 +15,59 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import bench_process
+import bench_warm
 import torch
 from torch import Tensor
 
-PARTS = ("network", "vae", "start", "cold")
+PARTS = ("network", "vae", "start", "loop", "model", "warm")
+SECONDS, MEBIBYTES, MICROSECONDS = "s", "MiB", "µs"
+SCALES = {SECONDS: 1.0, MEBIBYTES: 2.0**-20, MICROSECONDS: 1.0}
 SD15 = (320, 640, 1280, 1280)
 SD15_VAE = (128, 256, 512, 512)
 CFG = 7.5
-COLUMNS = "{:42} {:>9} {:>10} {:>6} {:>11}"
-PROMPT = "red apple, 3d emoji"
+LOOKS = 30  # steps that a prepared network is made for
+COLUMNS = "{:46} {:>9} {:>10} {:>6} {:>11}"
+MARKDOWN = "| {} | {} | {} | {} | {} |"
+HEADS = ("medians", "txt2img", "diffusers", "ratio", "difference")
 DEFAULT = Path(__file__).parent.parent / "txt2img" / "weights" / "default"
-THEIR_RUN = """
-import sys, torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
-pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-side = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-noise = torch.Generator().manual_seed(42)
-pipe(sys.argv[2], num_inference_steps=30, generator=noise, height=side, width=side).images[0].save(
-    sys.argv[3])
-"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison: medians in seconds, and how far the two outputs are apart."""
+    """One comparison: medians, and how far the two outputs are apart."""
 
     name: str
-    ours: float
+    ours: float  # seconds, bytes or microseconds, as `unit` says
     diffusers: float | None = None
     difference: float | None = None
+    unit: str = SECONDS
 
     @property
     def ratio(self) -> float | None:
-        """How many times faster this is than diffusers."""
+        """How many times as much diffusers takes."""
         return None if self.diffusers is None else self.diffusers / self.ours
 
 
 def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
     """Both medians, seconds; the two take turns in who begins, after one uncounted round."""
     seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for turn in range(rounds + 1):
         for work in (ours, theirs) if turn % 2 else (theirs, ours):
-            start = time.perf_counter()
+            start = clock()
             work()
             if turn:
-                seconds[work].append(time.perf_counter() - start)
+                seconds[work].append(clock() - start)
     return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
 
 
@@ -77,9 +77,12 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
 
 
 def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Give our network diffusers' random weights: the names are the same."""
+    """Give our network diffusers' random weights, and prepare it as for drawing."""
+    from txt2img.models import prepared
+
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval()
+    prepared.prepare(mine, prepared.Plan(looks=LOOKS))
     other.eval()
 
 
@@ -90,7 +93,8 @@ def network(factor: float, pixels: int, rounds: int) -> Result:
     from txt2img.diffusion.guidance import Cond, guided, predictor
     from txt2img.diffusion.levels import Diffusion, betas
     from txt2img.diffusion.predictions import PREDICTIONS
-    from txt2img.models.unet import UNet, UNetConfig
+    from txt2img.models.shapes import UNetConfig
+    from txt2img.models.unet import UNet
 
     torch.manual_seed(0)
     channels = widths(SD15, factor)
@@ -130,7 +134,8 @@ def vae(factor: float, pixels: int, rounds: int) -> Result:
     """Latents to pixels."""
     from diffusers import AutoencoderKL
 
-    from txt2img.models.vae import VAE, VAEConfig
+    from txt2img.models.shapes import VAEConfig
+    from txt2img.models.vae import VAE
 
     torch.manual_seed(0)
     channels = widths(SD15_VAE, factor)
@@ -169,20 +174,33 @@ def start(rounds: int) -> Result:
     return Result("start: --help against diffusers' import", *in_turns(ours, theirs, rounds))
 
 
-def cold(rounds: int) -> Result:
-    """The default model from a cold start to a saved picture, 30 steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        picture = str(Path(folder) / "theirs.png")
-        options = ("--steps", "30", "--seed", "42", "--quiet", "--output", folder)
-        ours = process("-m", "txt2img", PROMPT, *options)
-        theirs = process("-c", THEIR_RUN, str(DEFAULT), PROMPT, picture)
-        try:
-            theirs()
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
-            print(f"diffusers does not run the default model: {last}", file=sys.stderr)
-            return Result("default model, cold start to picture", in_turns(ours, ours, rounds)[0])
-        return Result("default model, cold start to picture", *in_turns(ours, theirs, rounds))
+def model_rows(rounds: int) -> Iterator[Result]:
+    """The default model in fresh processes: each part of a run, and all of it."""
+    ours, theirs = [bench_process.run(bench_process.OURS, DEFAULT)], []
+    try:
+        theirs.append(bench_process.run(bench_process.THEIRS, DEFAULT))
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
+        print(f"diffusers does not run the default model: {last}", file=sys.stderr)
+    for _ in range(rounds - 1):
+        ours.append(bench_process.run(bench_process.OURS, DEFAULT))
+        if theirs:
+            theirs.append(bench_process.run(bench_process.THEIRS, DEFAULT))
+    apart = bench_process.farthest(ours[0].picture, theirs[0].picture) if theirs else None
+    mine, other = (bench_process.medians(runs) if runs else {} for runs in (ours, theirs))
+    for name in bench_process.FIGURES:
+        difference = apart if name == "first picture" else None
+        unit = MEBIBYTES if name == "memory" else SECONDS
+        yield Result(f"default model: {name}", mine[name], other.get(name), difference, unit)
+    whole = statistics.median(run.seconds for run in ours)
+    others = statistics.median(run.seconds for run in theirs) if theirs else None
+    yield Result("default model: two pictures, cold", whole, others, apart)
+
+
+def warm(rounds: int) -> Iterator[Result]:
+    """The default model by a call that loads it and by one that finds it loaded."""
+    for name, seconds in bench_warm.figures(rounds).items():
+        yield Result(name, seconds)
 
 
 def results(options: argparse.Namespace) -> Iterator[Result]:
@@ -197,19 +215,25 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             yield vae(factor, pixels, options.rounds)
     if "start" in parts:
         yield start(min(options.rounds, 3))
-    if "cold" in parts:
-        if (DEFAULT / "model_index.json").exists():
-            yield cold(min(options.rounds, 3))
-        else:
-            print("no default model here: its cold start is left out", file=sys.stderr)
+    if "loop" in parts:
+        spent = bench_process.loop_microseconds()
+        yield Result("loop around a null network, a step", spent, unit=MICROSECONDS)
+    if "model" in parts:
+        yield from model_rows(min(options.rounds, 3))
+    if "warm" in parts and (DEFAULT / "model_index.json").exists():
+        yield from warm(min(options.rounds, 3))
 
 
-def row(result: Result) -> str:
-    """One line of the table."""
-    figures = ((result.ours, ".3f"), (result.diffusers, ".3f"), (result.ratio, ".2f"))
-    shown = ["–" if figure is None else format(figure, form) for figure, form in figures]
+def row(result: Result) -> list[str]:
+    """What a line of the table says."""
+    scale, form = SCALES[result.unit], ".3f" if result.unit == SECONDS else ".0f"
+    figures = [
+        "–" if figure is None else f"{figure * scale:{form}}"
+        for figure in (result.ours, result.diffusers)
+    ]
+    ratio = "–" if result.ratio is None else f"{result.ratio:.2f}"
     difference = "–" if result.difference is None else f"{result.difference:.1e}"
-    return COLUMNS.format(result.name, *shown, difference)
+    return [f"{result.name} ({result.unit})", *figures, ratio, difference]
 
 
 def options() -> argparse.Namespace:
@@ -222,6 +246,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns that count (5)")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice)")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be repeated")
+    parser.add_argument("--markdown", action="store_true", help="print a table for README")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     return parser.parse_args()
 
@@ -241,11 +266,14 @@ def main() -> None:
         "width": width,
         "rounds": chosen.rounds,
     }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(COLUMNS.format("medians, seconds", "txt2img", "diffusers", "ratio", "difference"))
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
+    line = MARKDOWN if chosen.markdown else COLUMNS
+    print(line.format(*HEADS))
+    if chosen.markdown:
+        print(line.format("---", "---:", "---:", "---:", "---:"))
     done = []
     for result in results(chosen):
-        print(row(result), flush=True)
+        print(line.format(*row(result)), flush=True)
         done.append({**asdict(result), "ratio": result.ratio})
     if chosen.json:
         figures = {"machine": machine, "results": done}

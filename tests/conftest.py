@@ -14,6 +14,8 @@ import pytest
 from txt2img.cli import app
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from txt2img.weights.load import Model
 
 
@@ -27,6 +29,15 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where runs note how long they took: a folder of the tests' own, also for their processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture
@@ -100,3 +111,15 @@ def model(loaded: "Model") -> "Iterator[Model]":
     yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
     loaded.wardrobe = wardrobe
     wear(loaded, Request(""))
+
+
+@pytest.fixture
+def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks compute as they are written: laid out for speed they round otherwise."""
+    from txt2img import quick
+    from txt2img.models import prepared
+
+    def restored(model: object, name: str, network: "nn.Module", *more: object) -> None:
+        prepared.restore(network)
+
+    monkeypatch.setattr(quick, "_prepare", restored)

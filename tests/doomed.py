@@ -7,7 +7,7 @@ threads compute would wait for them for ever.
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,8 +19,13 @@ PRELOADED = ["doomed", "txt2img.batch", "txt2img.weights.load"]
 HERE = Path(__file__).parent
 
 
-def start(arguments: Sequence[str], out: str, calls: int | None = None) -> ForkServerProcess:
-    """A process that runs a command line here, its stdout a file.
+def start(
+    arguments: Sequence[str],
+    out: str,
+    calls: int | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> ForkServerProcess:
+    """A process that runs a command line here, its stdout a file, with more `variables`.
 
     With `calls` it kills itself when it deals with the disk for the last time but so many.
     """
@@ -28,14 +33,23 @@ def start(arguments: Sequence[str], out: str, calls: int | None = None) -> ForkS
     os.environ["OMP_NUM_THREADS"] = "1"
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run, args=(list(arguments), os.getcwd(), out, calls))
+    process = context.Process(
+        target=run, args=(list(arguments), os.getcwd(), out, calls, variables)
+    )
     process.start()
     return process
 
 
-def run(arguments: list[str], folder: str, out: str, calls: int | None) -> None:
+def run(
+    arguments: list[str],
+    folder: str,
+    out: str,
+    calls: int | None,
+    variables: Mapping[str, str] | None,
+) -> None:
     """What such a process does."""
     os.chdir(folder)
+    os.environ |= variables or {}
     with open(out, "wb") as file:
         os.dup2(file.fileno(), 1)
     if calls is not None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from txt2img import batch, gate, png
 from txt2img.cli.batching import Stdout
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.ledger import Item
+from txt2img.output import Output
 
 SMALL = ("-q", "--steps", "1")
 
@@ -186,8 +188,9 @@ def test_a_sweep_ends_in_a_sheet_and_a_table(draw: Command) -> None:
     assert Path(sheet).read_bytes() == before
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)])
 def test_a_full_disk_leaves_what_was_there(
-    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     from txt2img import disk
 
@@ -200,8 +203,27 @@ def test_a_full_disk_leaves_what_was_there(
         real(descriptor)
 
     monkeypatch.setattr(disk.os, "fsync", full)
-    outcome = draw("x", *SMALL, "--seed", "1", "--count", "3", "--on-error", "skip", "-o", "new/")
+    line = ("x", *SMALL, "--seed", "1", "--count", "3", "--on-error", "skip", "-o", "new/")
+    outcome = draw(*line, *more)
     assert (outcome.code, outcome.out) == (1, "new/x-1.png\n")
     assert "no space left on device" in outcome.err and outcome.err.count("\n") == 1
     assert [path.name for path in Path("new").iterdir()] == ["x-1.png"]
     assert png.read(Path("new/x-1.png")).request
+
+
+@pytest.mark.parametrize("more", [("--batch-size", "3"), ("--resume",)])
+def test_a_folder_that_vanishes_is_told_once(
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    real = Output.write_as
+
+    def write_and_lose(self: Output, data: bytes, name: str, number: int = 1) -> Path:
+        path = real(self, data, name, number)
+        shutil.rmtree("new")
+        return path
+
+    monkeypatch.setattr(Output, "write_as", write_and_lose)
+    outcome = draw("x", *SMALL, "--seed", "1", "--count", "3", "-o", "new/", *more)
+    assert (outcome.code, outcome.out) == (1, "new/x-1.png\n")
+    assert outcome.err.startswith("Error: cannot write") and outcome.err.count("\n") == 1
+    assert nothing_in(folder)

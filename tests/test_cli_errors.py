@@ -51,7 +51,7 @@ def nothing_in(folder: Path) -> bool:
         ("red apple", ['put the prompt in quotes: "red apple"']),
         ("", ["no prompt; try txt2img"]),
         ("x --prompts p.txt", ["give one of them"]),
-        ("x -o x.jpg", ['name it "x.png"']),
+        ("x -o x.gif", ['name it "x.png"']),
         ("x -o {sed}.png", ["{seed}"]),
         ("info", ["FILE"]),
         ("train", ["txt2img train DATA --out FOLDER"]),

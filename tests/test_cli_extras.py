@@ -86,6 +86,26 @@ def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, fil
     assert bytes_of(draw("--from", "x.png", "-o", "z", *options[:2], "--vae", "none")) != first
 
 
+def test_files_are_found_by_name_where_models_are(
+    draw: Command, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ("--embedding", "files/blob.safetensors", "--lora", "files/style.safetensors:0.5")
+    by_path = bytes_of(
+        draw("a blob", "--seed", "1", "-o", "x", *where, "--vae", "files/soft.safetensors")
+    )
+    monkeypatch.setenv("TXT2IMG_MODELS", str(files))
+    names = ("--embedding", "blob", "--lora", "style:0.5", "--vae", "soft")
+    assert bytes_of(draw("a blob", "--seed", "1", "-o", "y", *names)) == by_path
+    tagged = draw("a blob <lora:style:0.5>", "--seed", "1", "-o", "z", *names[:2], *names[4:])
+    assert bytes_of(tagged) == by_path
+    config = files.parent / "config.toml"
+    config.write_text('[models]\nmine = "./files/style.safetensors"\n')
+    monkeypatch.setenv("TXT2IMG_CONFIG", str(config))
+    monkeypatch.delenv("TXT2IMG_MODELS")
+    record = png.read(Path(draw("a", "--seed", "1", "--lora", "mine:2").out.strip()))
+    assert record.request is not None and record.request.loras[0].name == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -93,6 +113,9 @@ def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, fil
         (("--lora", "files/style.safetensors:x"), "--lora: no file"),
         (("--lora-dir", "nowhere"), '--lora-dir: "nowhere" is not a folder'),
         (("--embedding", "nowhere.safetensors:<x>"), "--embedding: no file"),
+        (("--vae", "nowhere"), '--vae: no file "nowhere", and no name that txt2img models list'),
+        (("--unet", "nowhere"), "--unet: no file"),
+        (("--text-encoder", "nowhere"), "--text-encoder: no file"),
         (("--embedding-dir", "nowhere"), "is not a folder"),
     ],
 )

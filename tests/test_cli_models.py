@@ -33,6 +33,35 @@ def test_list_says_what_is_there(lora: Path, command: Command) -> None:
     assert rows[1]["path"] == str(lora) and rows[1]["size"] == lora.stat().st_size
 
 
+def test_other_weights_are_listed_by_their_kind(lora: Path, command: Command) -> None:
+    import tiny
+    import torch
+    from safetensors.torch import save_file
+
+    unet, text = tiny.sd1().unet.state_dict(), tiny.bare(tiny.sd1().text)
+    kinds = {
+        "a": ("LoRA", {"lora_unet_conv_out.lora_up.weight": torch.ones(2, 2)}),
+        "b": ("LoRA", {"lora_unet_conv_out.oft_blocks": torch.ones(2, 2, 2)}),
+        "c": ("embedding", {"emb_params": torch.ones(2, 32)}),
+        "d": ("embedding", {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 64)}),
+        "e": ("VAE", tiny.ldm_vae(tiny.sd1().vae.state_dict(), 3)),
+        "f": ("VAE", dict(tiny.sd1().vae.state_dict())),
+        "g": ("U-Net", dict(unet)),
+        "h": ("U-Net", tiny.ldm_unet(unet, 2, 2)),
+        "i": ("text encoder", text),
+        "j": ("text encoder", tiny.open_clip(text)),
+    }
+    for name, (_, state) in kinds.items():
+        whole = {key: value.clone().contiguous() for key, value in state.items()}
+        save_file(whole, lora.parent / f"{name}.safetensors")
+    (lora.parent / "x.safetensors").write_bytes(b"broken")
+    outcome = command("models", "list", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = {row["name"]: row["kind"] for row in map(json.loads, outcome.out.splitlines())}
+    wanted = {name: kind for name, (kind, _) in kinds.items()}
+    assert rows == {"default": "model", **wanted, "style": "", "x": ""}
+
+
 def test_hashes_are_those_of_other_programs(lora: Path, command: Command) -> None:
     content = lora.read_bytes()
     whole, rest = hashlib.sha256(content).hexdigest(), hashlib.sha256(content[-4:]).hexdigest()
@@ -59,6 +88,8 @@ def test_a_prompt_may_be_called_models(command: Command) -> None:
     ("line", "offered"),
     [
         ("txt2img a --model sty", {"style"}),
+        ("txt2img a --lora sty", {"style"}),
+        ("txt2img a --vae sty", {"style"}),
         ("txt2img a --sampler he", {"heun"}),
         ("txt2img a --dtype ", {"float32", "bf16", "fp16"}),
         ("txt2img models pull sdxl-", {"sdxl-turbo", "sdxl-refiner"}),

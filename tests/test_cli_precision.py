@@ -29,6 +29,7 @@ def test_what_cannot_be_is_refused(draw: Command, option: str, value: str, messa
     assert message in outcome.err
 
 
+@pytest.mark.usefixtures("as_written")
 def test_low_memory_draws_the_same_picture(draw: Command) -> None:
     assert draw("a", "--seed", "1", "--low-memory", "-o", "low.png").code == 0
     assert draw("a", "--seed", "1", "-o", "plain.png").code == 0

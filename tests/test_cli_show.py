@@ -5,7 +5,11 @@ import sys
 
 import pytest
 
-from txt2img.cli.show import progress, rate
+from txt2img.batch import Started, Step
+from txt2img.cli.results import Meter
+from txt2img.cli.show import fitting, progress, rate
+from txt2img.ledger import Item
+from txt2img.request import Request
 
 
 class Terminal(io.StringIO):
@@ -27,6 +31,35 @@ def test_a_terminal_shows_label_remark_and_time(monkeypatch: pytest.MonkeyPatch)
     assert "drawing" in shown and "5/10 [red] 3.2 it/s" in shown
     before = shown[: shown.index("a line")]
     assert before.endswith("\x1b[2K")  # the bar's line is empty when the other is written
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("red apple", "red apple"),
+        ("a very long prompt of words", "a very lo…"),
+        ("苹果苹果苹果", "苹果苹果…"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("\n" * 1_000_000, "\\n\\n\\n\\n\\…"),
+        ("a  b  c  d  e", "a  b  c…"),
+    ],
+)
+def test_a_subject_is_safe_and_fits(text: str, shown: str) -> None:
+    assert fitting(text, 10) == shown
+
+
+def test_a_batch_shows_what_is_done_and_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    item = Item(4, Request("red apple\x1b]0;x\x07, and [bold]more[/] of a long prompt"), "x", 1, "")
+    with progress(True, "loading") as bar:
+        meter = Meter(bar, 40, 3, 800)
+        meter.begin(Started((item,)))
+        meter.show(Step(4, 4, 1, 20))
+    line = sys.stderr.getvalue()
+    assert "3 of 40 done: red apple\\x1b]0;x\\x07, and" in line and "1/20" in line
+    assert "\x1b]" not in line
 
 
 def test_no_terminal_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

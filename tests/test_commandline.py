@@ -12,7 +12,7 @@ from PIL import Image
 from txt2img import png
 from txt2img.cli.commandline import command_line, quoted
 from txt2img.extras import Lora
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 REQUEST = Request(
     "a cat, big", "-x", "m", 64, 72, 3, 7.5, 0.5, 0.25, Sampler.EULER_A, Schedule.KARRAS, 42
@@ -51,6 +51,23 @@ def test_what_is_usual_is_left_out() -> None:
 def test_loras_are_said_by_their_tags() -> None:
     request = Request("a cat", loras=(Lora("style", 0.5, 0.5),))
     assert command_line(request) == "txt2img 'a cat <lora:style:0.5>'"
+
+
+def test_other_programs_rules_are_said() -> None:
+    request = Request(
+        *("x", "", "m"),
+        seed=1,
+        compat=Compat.A1111,
+        clip_skip=2,
+        subseed=3,
+        subseed_strength=0.5,
+        ensd=31337,
+        rng="nv:43008",
+    )
+    assert command_line(request).endswith(
+        "--seed 1 --compat a1111 --clip-skip 2 --subseed 3 --subseed-strength 0.5 --ensd 31337 "
+        "--rng nv:43008"
+    )
 
 
 def test_all_that_decides_a_picture_is_said(command: Command) -> None:

@@ -177,3 +177,22 @@ def test_a_changing_prompt_draws_with_each_text_in_turn() -> None:
     assert not torch.allclose(edited, last(plain))
     assert not torch.allclose(edited, last(replace(plain, prompt="dog")))
     assert torch.equal(last(replace(plain, prompt="[cat:dog:1.0]")), last(plain))
+
+
+def test_and_draws_several_prompts_as_one() -> None:
+    plain = replace(ASKED, compat=None, sampler=Sampler.EULER, prompt="cat")
+    twice = last(replace(plain, prompt="cat AND cat", cfg=2.5))
+    assert torch.allclose(twice, last(replace(plain, cfg=5.0)), atol=1e-4)
+    both = last(replace(plain, prompt="cat AND dog :0.5"))
+    assert not torch.allclose(both, last(plain), atol=1e-3)
+    # to those who do not know it, it is a word
+    assert torch.equal(
+        last(replace(plain, prompt="cat AND", compat=Compat.SDCPP)),
+        last(replace(plain, prompt="cat and", compat=Compat.SDCPP)),
+    )
+
+
+def test_a1111_weighs_a_prompt_by_the_number_at_its_end() -> None:
+    a1111 = replace(ASKED, compat=Compat.A1111, sampler=Sampler.EULER)
+    weighed = last(replace(a1111, prompt="cat :0.5", cfg=4.0))
+    assert torch.allclose(weighed, last(replace(a1111, prompt="cat", cfg=2.0)), atol=1e-4)

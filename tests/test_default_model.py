@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from txt2img.device import choose
-from txt2img.pipeline import fresh_noise, generate
+from txt2img.pipeline import generate
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.weights.load import DEFAULT, Model, load
+from txt2img.seeds import fresh_noise
+from txt2img.weights.load import Model, load
+from txt2img.weights.plan import DEFAULT
 
 LIMIT = 64 * 2**20  # bytes: what a wheel may well carry
 GOLDEN = Path(__file__).parent / "pictures" / "golden.png"

@@ -16,7 +16,7 @@ from torch import Tensor
 from txt2img.errors import UnknownLayout
 from txt2img.models.unet import UNet
 from txt2img.request import Schedule
-from txt2img.weights.configs import _unet
+from txt2img.weights.configs import unet_config
 from txt2img.weights.detect import detect
 from txt2img.weights.families import NETWORKS, SD15, SD21, SD21_BASE, SDXL, SDXL_REFINER
 from txt2img.weights.files import Header, Stored, header
@@ -123,7 +123,7 @@ def test_distilled_models_are_read_off_their_shapes_and_configs(
     others = {n: v for n, v in rest.items() if not n.startswith(f"{UNET}.")}
     found = detect(head(others | tensors))
     assert (found.name, found.network) == (name, NETWORKS[name])
-    assert _unet({key: shape[key] for key in shape}, 1280 if xl else 0) == found.network
+    assert unet_config({key: shape[key] for key in shape}, 1280 if xl else 0) == found.network
     with torch.device("meta"):
         ours = {n: tuple(v.shape) for n, v in UNet(found.network).state_dict().items()}
     assert ours == {n: tuple(v.shape) for n, v in unet.state_dict().items()}
@@ -182,13 +182,14 @@ OTHERS = [
     (f"{UNET}.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
     ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
     ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight", "LoRA"),
-    ("down_blocks.0.resnets.0.conv1.weight", "single network.*give the folder"),
-    ("encoder.down_blocks.0.resnets.0.conv1.weight", "single network.*give the folder"),
+    ("down_blocks.0.resnets.0.conv1.weight", "U-Net alone, which --unet takes"),
+    ("encoder.down_blocks.0.resnets.0.conv1.weight", "VAE alone, which --vae takes"),
     ("decoder.up.0.block.0.conv1.weight", "VAE alone, which --vae takes.*a whole SD 1"),
-    ("input_blocks.0.0.weight", "a U-Net alone; a whole SD 1"),
-    ("decoder.layers.0.weight", "TAESD.*not supported yet"),
+    ("input_blocks.0.0.weight", "a U-Net alone, which --unet takes beside a model; a whole SD 1"),
+    ("decoder.layers.0.weight", "TAESD.*which --vae takes"),
     ("transformer.resblocks.0.ln_1.weight", "text encoder alone"),
-    ("text_model.final_layer_norm.weight", "text encoder alone"),
+    ("text_model.final_layer_norm.weight", "text encoder alone, which --text-encoder takes"),
+    ("text_encoders.clip_l.logit_scale", "text encoder alone"),
     (f"{UNET}.input_blocks.0.0.weight", "without its text encoder"),
     ("control_model.time_embed.0.weight", "ControlNet"),
     ("model.layers.0.mlp.up_proj.weight", "no known layout.*up_proj"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from txt2img import room
 from txt2img.device import choose, describe, for_training
 from txt2img.errors import BadRequest
 
@@ -115,3 +116,15 @@ def test_what_is_not_there_is_refused(name: str | None, dtype: str | None, messa
 def test_a_record_names_the_card(card: pytest.MonkeyPatch) -> None:
     assert describe(torch.device("cuda")) == "cuda (NVIDIA H200)"
     assert describe(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 2), (None, 2)])
+def test_there_are_no_more_threads_than_cores(
+    cores: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(room, "cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1] if asked else 2)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    choose("cpu")
+    assert torch.get_num_threads() == threads

@@ -10,7 +10,8 @@ from torch import Tensor
 from txt2img.compat import RULES, Reading
 from txt2img.device import Device
 from txt2img.errors import BadRequest
-from txt2img.models.text import PLAIN, TextEncoder
+from txt2img.models.text import TextEncoder
+from txt2img.models.tokens import PLAIN
 from txt2img.request import Compat
 from txt2img.weights.load import load
 

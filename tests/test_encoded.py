@@ -6,7 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.shapes import VAEConfig
+from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
 from txt2img.train.encoded import digest, kept, normalise
 

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
 from txt2img import png
-from txt2img.extras import Lora, OtherVAE
+from txt2img.extras import Lora, OtherVAE, Refiner
 from txt2img.request import Compat, Request, Sampler, Schedule
 
 GRAPH: dict[str, dict[str, object]] = {
@@ -203,7 +203,7 @@ def test_novelai(tmp_path: Path) -> None:
     found = read(tmp_path, texts)
     assert found.request == Request(
         "{a girl}", "lowres", "default", 512, 640, 28, 11.0, 0.0, None,
-        Sampler.EULER_A, Schedule.KARRAS, 9, compat=Compat.NOVELAI,
+        Sampler.EULER_A, Schedule.KARRAS, 9, compat=Compat.NOVELAI, clip_skip=2,
     )  # fmt: skip
     assert {"sm True is not carried over"} < set(found.notes)
     assert any("{emphasis}" in note for note in found.notes)
@@ -236,6 +236,20 @@ def test_fooocus(tmp_path: Path) -> None:
         compat=Compat.COMFYUI,
     )  # fmt: skip
     assert "sharpness 2.0 is not carried over" in found.notes
+
+
+def test_a_refiner_of_fooocus_or_invokeai(tmp_path: Path) -> None:
+    said = FOOOCUS | {"refiner_model": "models/fine.safetensors", "refiner_switch": 0.6}
+    found = read(tmp_path, {"parameters": json.dumps(said)})
+    assert found.request is not None
+    assert (found.request.refiner, found.request.refiner_switch) == (Refiner("fine"), 0.6)
+    none = read(tmp_path, {"parameters": json.dumps(said | {"refiner_model": "None"})})
+    assert none.request is not None and none.request.refiner is None
+    words = {"positive_prompt": "a fox", "refiner_model": {"name": "xl-refiner"}}
+    text = json.dumps(words | {"refiner_start": 0.75})
+    other = read(tmp_path, {"invokeai_metadata": text}).request
+    assert other is not None
+    assert (other.refiner, other.refiner_switch) == (Refiner("xl-refiner"), 0.75)
 
 
 def test_easy_diffusion(tmp_path: Path) -> None:

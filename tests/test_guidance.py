@@ -5,7 +5,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import Cond, guided, predictor, rescaled
+from txt2img.diffusion.guidance import Cond, composed, guided, predictor, rescaled
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 
@@ -115,3 +115,46 @@ def test_conditions_may_change_with_the_level():
     late = SD.level(10)
     torch.testing.assert_close(early(X, late), predict(X, late, NEGATIVE))
     assert not torch.allclose(early(X, SD.level(900)), predict(X, SD.level(900), NEGATIVE))
+
+
+OTHER = Cond(torch.tensor([0.75, -1.5]).reshape(2, 1, 1).expand(2, 7, 3))
+
+
+def several(network: Mock, *parts: tuple[float, Cond], scale: float = 5.0, **more: float | bool):
+    """The denoiser of several prompts at once."""
+    made = [(weight, lambda _, cond=cond: cond) for weight, cond in parts]
+    predict = predictor(network, SD, PREDICTIONS["eps"])
+    return composed(predict, made, lambda _: NEGATIVE, scale, **more)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_several_prompts_are_added_by_their_weights(together: bool, kind: str) -> None:
+    """Liu et al. 2022: away + Σ weight · scale · (towards − away), written out on pictures."""
+    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    away, one, other = (predict(X, LEVEL, cond) for cond in (NEGATIVE, POSITIVE, OTHER))
+    want = away + 5 * (0.7 * (one - away) - 0.4 * (other - away))
+    parts = [(0.7, lambda _: POSITIVE), (-0.4, lambda _: OTHER)]
+    got = composed(predict, parts, lambda _: NEGATIVE, 5.0, together)(X, LEVEL)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_twice_is_one_of_both_weights() -> None:
+    twice = several(Mock(), (0.5, POSITIVE), (0.7, POSITIVE))(X, LEVEL)
+    torch.testing.assert_close(twice, several(Mock(), (1.2, POSITIVE))(X, LEVEL))
+    halves = several(Mock(), (0.5, POSITIVE), (0.5, POSITIVE), rescale=0.7)(X, LEVEL)
+    torch.testing.assert_close(halves, denoiser(Mock(), 5.0, rescale=0.7)(X, LEVEL))
+
+
+def test_one_prompt_of_weight_one_takes_no_more_looks() -> None:
+    network = Mock()
+    several(network, (1.0, POSITIVE), scale=1.0)(X, LEVEL)
+    assert [len(x) for x, _, _ in network.calls] == [2]
+    several(network, (1.0, POSITIVE), (0.0, OTHER))(X, LEVEL)
+    assert [len(x) for x, _, _ in network.calls[1:]] == [6]
+
+
+def test_weights_of_nothing_leave_what_is_not_wanted() -> None:
+    predict = predictor(Mock(), SD, PREDICTIONS["eps"])
+    got = several(Mock(), (0.0, POSITIVE), (0.0, OTHER), rescale=0.5)(X, LEVEL)
+    torch.testing.assert_close(got, predict(X, LEVEL, NEGATIVE))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from conftest import Command
@@ -90,6 +91,43 @@ def test_an_interrupted_file_is_resumed(hub: Hub, command: Command) -> None:
     assert f"bytes={half}-" in hub.ranges
     assert (home / name).read_bytes() == FILES[name]
     assert not list(places.data().rglob("*.part"))
+
+
+def test_what_is_in_its_place_is_not_fetched_again(hub: Hub, command: Command) -> None:
+    home = Path(command("models", "pull", "a/m", "-q").out.strip())
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")}
+    hub.fetched.clear()
+    assert command("models", "pull", "a/m", "-q").code == 0
+    assert hub.fetched == ["listing"]
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")} == before
+    (home / "text_encoder/model.safetensors").write_bytes(b"short")
+    assert command("models", "pull", "a/m", "-q").code == 0
+    assert "text_encoder/model.safetensors" in str(hub.fetched)
+    assert (home / "text_encoder/model.safetensors").read_bytes() == b"text" * 50
+
+
+def test_two_pulls_at_once_fetch_each_file_once(hub: Hub) -> None:
+    offered = weights_hub.offer(places.Wanted("a/m"))
+    first, second = weights_hub.pull(offered), weights_hub.pull(offered)
+    got = next(first)  # it holds the lock from now on
+    assert got is not None and next(second) is None  # and the other is told to wait
+    waiting = Thread(target=list, args=(second,))
+    waiting.start()
+    names = [got.name, *(file.name for file in first if file)]
+    waiting.join(30)
+    assert not waiting.is_alive()
+    asked = [one for one in hub.fetched if one.endswith(".safetensors")]
+    assert names == [file.name for file in offered.files] and len(asked) == len(set(asked))
+    assert (places.Wanted("a/m").place / f"unet/{WEIGHTS}.safetensors").is_file()
+    assert not list(places.data().rglob("*.lock"))
+
+
+def test_a_killed_pull_holds_nobody_up(hub: Hub) -> None:
+    offered = weights_hub.offer(places.Wanted("a/m"))
+    broken = weights_hub.pull(offered)
+    assert next(broken) is not None
+    broken.close()
+    assert None not in list(weights_hub.pull(offered))
 
 
 def test_a_transfer_that_breaks_is_gone_on_with(

@@ -1,12 +1,13 @@
 """A1111's text: exactly as written there, and read whoever wrote it."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
-from txt2img.extras import Lora
+from txt2img.extras import Lora, Refiner
 from txt2img.infotext import Infotext, ambiguous, describe, parse, to_request
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 GOLDEN = (
     "a cat, (cute:1.2) <lora:foo:0.8>\n"
@@ -116,23 +117,22 @@ def test_sd_cpp_is_understood() -> None:
     request, notes = to_request(info)
     assert (request.sampler, request.schedule) == (Sampler.EULER_A, Schedule.KARRAS)
     assert (request.cfg, request.seed) == (7.0, 42)
-    assert notes == [
-        'RNG: "cuda" is not carried over',
-        'Skip layers: "[7" is not carried over',
-    ]
+    assert request.compat is Compat.SDCPP
+    assert notes == ['Skip layers: "[7" is not carried over']
     assert info.entries["SDCPP"] == '{"schema":"x", "a": [1, 2]}'
 
 
 def test_what_no_request_says_is_told() -> None:
     line = (
         "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Denoising strength: 0.7, ENSD: 31337, "
-        "Clip skip: 1, RNG: NV, Tiling: True, Hires upscale: 2, Hires upscaler: Latent"
+        "Clip skip: 1, RNG: TPU, Version: v1.10.1, Tiling: True, Hires upscale: 2, "
+        "Hires upscaler: Latent"
     )
     _, notes = to_request(parse(f"x\n{line}"))
     told = "\n".join(notes)
-    for what in ("Denoising strength", "ENSD", "RNG", "Tiling", "(hires)"):
+    for what in ("Denoising strength", "RNG", "Tiling", "(hires)"):
         assert told.count(what) == 1
-    assert len(notes) == 5
+    assert len(notes) == 4
 
 
 def test_old_samplers_carry_their_schedule() -> None:
@@ -143,7 +143,7 @@ def test_old_samplers_carry_their_schedule() -> None:
 def test_what_cannot_be_done_is_noted_and_left_to_the_model() -> None:
     request, notes = to_request(parse("x\nSteps: 0, Sampler: PLMS, Seed: -1, Size: 100x64"))
     assert request == Request("x", height=64)
-    assert len(notes) == 4
+    assert len(notes) == 5 and "a program that it does not name" in notes[0]
 
 
 def test_a_prompt_that_will_be_misread_is_told() -> None:
@@ -159,3 +159,19 @@ def test_no_text_takes_long(text: str) -> None:
     start = time.process_time()
     parse(text)
     assert time.process_time() - start < 10  # not quadratic, on any machine
+
+
+def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, "
+        "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75, Version: v1.10.1"
+    )
+    request, notes = to_request(parse(text))
+    assert request.refiner == Refiner("sd_xl_refiner_1.0", "7440042bbd")
+    assert (request.refiner_switch, notes) == (0.75, [])
+    written = str(describe(request, "m", "", "1"))
+    assert "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75" in written
+    assert to_request(parse(written))[0] == replace(request, model="m")
+    bare, notes = to_request(parse(f"{text}, Refiner switch by sampling steps: True"))
+    assert bare == request and "switch by sampling steps" in notes[0]
+    assert to_request(parse("a\nSteps: 2, Seed: 1, Size: 64x64"))[0].refiner is None

@@ -17,7 +17,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from txt2img.errors import MissingWeights
-from txt2img.models.text import TextConfig, TextEncoder
+from txt2img.models.shapes import TextConfig
+from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.weights import keymaps
@@ -144,7 +145,7 @@ def test_projected_open_clip_map_equals_diffusers_converter() -> None:
     single = tiny_xl.original(model.unet, model.vae, model.texts)
     prefix = f"{keymaps.REFINER_CLIP}."
     theirs = convert_open_clip_checkpoint(model.texts[0], single, prefix)
-    theirs_by_name = {bare(name): value for name, value in theirs.items()}
+    theirs_by_name = {n.removeprefix("text_model."): value for n, value in theirs.items()}
     ours = original_parts(stored(single), replace(SDXL_REFINER, text=small_text()))["text_encoder"]
     for name in ("logit_scale", "attn_mask"):
         theirs_by_name.pop(name, None)

@@ -11,17 +11,22 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
-    ("errors.py", "escape.py"),
+    ("errors.py", "escape.py", "launch.py"),
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
-        *("comfy.py", "exif.py", "foreign.py"),
+        *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
+        *("traps.py", "machine.py", "past.py", "writers.py"),
     ),
-    ("device.py", "memory.py", "diffusion/"),
+    ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
     ("weights/",),
-    ("decoding.py", "pipeline.py", "latents.py", "batch.py", "verify.py"),
+    (
+        *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
+        *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
+        "denoising.py",
+    ),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
@@ -30,7 +35,7 @@ TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those
 
 # The only homes of each library that is not a standard one; torch lives in TORCH_ROWS.
 HOMES = {
-    "accelerate": ("device.py", "train/"),
+    "accelerate": ("device.py", "offload.py", "train/"),
     "huggingface_hub": ("weights/hub.py",),
     "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
     "PIL": (
@@ -39,7 +44,9 @@ HOMES = {
         "exif.py",
         "gate.py",
         "sheet.py",
+        "frames.py",
         "pipeline.py",
+        "previews.py",
         "batch.py",
         "train/",
         "cli/",
@@ -47,8 +54,8 @@ HOMES = {
     "resvg_py": ("train/artwork.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
-    "tokenizers": ("models/text.py", "weights/", "train/"),
-    "transformers": ("models/text.py",),
+    "torchao": ("models/quantized.py",),
+    "tokenizers": ("models/tokens.py", "weights/", "train/"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
@@ -58,6 +65,7 @@ FILES = {"glob", "io", "json", "os", "pathlib", "shutil", "tempfile"}  # not for
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "socket", "urllib"}
 PURE = {"urllib.parse.quote", "urllib.parse.urlsplit"}  # they reach for nothing
 CODE_IN_DATA = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve", "yaml"}
+SOCKETS = ("cli/wire.py", "cli/warm.py", "cli/serve.py")  # Unix ones: see below
 BANNED_CALLS = {"__import__", "compile", "eval", "exec"}
 BANNED_DOTTED = {
     "accelerate.load_checkpoint_in_model",
@@ -205,7 +213,15 @@ def test_nothing_reaches_for_the_network(file: str) -> None:
         return
     names = {name for name in imports(TREES[file]) if name not in PURE}
     homes = {name for name in HOMES if file in HOMES[name]}  # the one file that may pull models
+    homes |= {"socket"} if file in SOCKETS else set()
     assert not {name.split(".")[0] for name in names} & NETWORK - homes
+    spelt = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
+    made = {n for n in dotted_calls(TREES[file]) if n.split(".")[0] == "socket"}
+    assert not {"socket.AF_INET", "socket.AF_INET6", "socket.AF_VSOCK"} & spelt
+    assert made <= {"socket.socket", "socket.send_fds", "socket.recv_fds"}
+    if "socket.socket" in made:  # never without the family, which would be the network's
+        assert "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)" in ast.unparse(TREES[file])
+        assert "socket.socket()" not in ast.unparse(TREES[file])
 
 
 @each_file

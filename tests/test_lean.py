@@ -35,6 +35,7 @@ def stored(request: pytest.FixtureRequest, sd1_folder: Path, tmp_path: Path) -> 
     return tmp_path
 
 
+@pytest.mark.usefixtures("as_written")
 def test_bits_are_those_of_the_ordinary_load(stored: Path) -> None:
     plain = load(str(stored), choose("cpu"))
     low = load(str(stored), replace(choose("cpu"), low=True))

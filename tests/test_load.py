@@ -17,7 +17,8 @@ from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.request import Sampler, Schedule
-from txt2img.weights.load import load, summary
+from txt2img.weights.load import load
+from txt2img.weights.plan import summary
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]
@@ -305,6 +306,7 @@ CONFIGS: list[tuple[str, dict[str, object], str]] = [
     ("vae", {"use_quant_conv": True}, "use_post_quant_conv"),
     ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
     ("text_encoder", {"hidden_act": "relu"}, "hidden_act"),
+    ("text_encoder", {"num_attention_heads": 5}, "no multiple of 5 heads"),
     ("text_encoder", {"model_type": "t5"}, "t5"),
     ("text_encoder", {"num_hidden_layers": -1}, "num_hidden_layers"),
     ("text_encoder", {"vocab_size": 10**9}, "vocab_size"),
@@ -361,3 +363,12 @@ def test_missing_config_is_named(folder: Path, name: str) -> None:
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownLayout, match="no unet/"):
         load(str(tmp_path), CPU)
+
+
+def test_a_config_of_more_than_the_file_holds_is_refused_at_once(folder: Path) -> None:
+    config = json.loads((folder / "unet/config.json").read_text())
+    config["transformer_layers_per_block"] = 32
+    (folder / "unet/config.json").unlink()
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(MissingWeights, match=r"unet: a config of \d+ transformer blocks for"):
+        load(str(folder), CPU)

@@ -14,9 +14,7 @@ from torch import nn
 
 from txt2img.device import choose
 from txt2img.errors import BadFile, MissingWeights
-from txt2img.models.text import TextConfig
-from txt2img.models.unet import UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 from txt2img.pipeline import generate
 from txt2img.request import Request
 from txt2img.train.config import STAGES, Run, TrainConfig

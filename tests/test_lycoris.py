@@ -200,7 +200,15 @@ def test_files_of_every_kind_reach_their_layers(model: Model, tmp_path: Path) ->
         ({"lora_down.weight": random(2, 288), "dora_scale": random(4)}, MissingWeights),
         ({"on_input": torch.tensor(True)}, UnknownLayout),
         ({"weight": random(4)}, UnknownLayout),
-        ({"oft_blocks": random(4)}, UnknownLayout),
+        ({"oft_blocks": random(4)}, MissingWeights),
+        ({"oft_blocks": random(3, 2, 2)}, MissingWeights),
+        ({"oft_blocks": random(2, 2, 1)}, MissingWeights),
+        ({"oft_blocks": random(3, 2, 2, 2)}, MissingWeights),
+        ({"oft_blocks": random(2, 2, 2), "dora_scale": random(4)}, MissingWeights),
+        ({"oft_R.weight": random(2, 2)}, MissingWeights),
+        ({"a1.weight": random(32, 2), "a2.weight": random(2, 32)}, MissingWeights),
+        ({"rescale": random(4)}, MissingWeights),
+        ({"oft_diag": random(4)}, UnknownLayout),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -8,8 +8,8 @@ import torch
 from txt2img.compat import rules
 from txt2img.diffusion.noise import Philox, slerp, source
 from txt2img.errors import BadRequest
-from txt2img.pipeline import fresh_noise
 from txt2img.request import Compat, Request
+from txt2img.seeds import fresh_noise
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)

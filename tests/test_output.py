@@ -10,6 +10,7 @@ import pytest
 
 from txt2img import locks
 from txt2img.errors import BadOutput, BadRequest
+from txt2img.formats import FORMATS, SUFFIXES
 from txt2img.output import Output, parse, publish, slug
 from txt2img.request import Request, Sampler
 
@@ -60,6 +61,24 @@ def test_a_file_name_is_kept(folder: Path, text: str, name: str) -> None:
     assert put(parse(text, several=False), b"", REQUEST) == Path(name)
 
 
+@pytest.mark.parametrize("name", ["b.png", "b.jpg", "b.JPEG", "b.webp", "b.avif"])
+def test_a_files_name_tells_the_format(folder: Path, name: str) -> None:
+    target = parse(name, several=False, form=FORMATS["webp"])
+    assert target.pattern == name
+    assert target.form is FORMATS[SUFFIXES[Path(name.lower()).suffix]]
+    assert parse("b", several=False, form=FORMATS["webp"]).pattern == "b.webp"
+    assert parse("b/", several=True, form=FORMATS["jpeg"]).pattern == "{prompt}-{seed}.jpg"
+    assert parse(name, several=True).pattern == f"b-{{index}}{name[1:]}"
+
+
+def test_a_folder_in_use_is_not_removed_by_another_run(folder: Path) -> None:
+    with parse("a/b/", several=True) as mine:
+        with parse("a/b/", several=True) as theirs:
+            theirs._made.append(Path("a/b"))  # as if both had made it at once
+        assert put(mine, b"x", REQUEST).exists()
+    assert left(folder / "a/b") == ["red-apple-3d-emoji-42.png"]
+
+
 def test_an_exact_name_that_exists_is_an_error_before_any_work(folder: Path) -> None:
     Path("b.png").write_bytes(b"old")
     with pytest.raises(BadOutput, match="exists; add --overwrite"), parse("b.png", several=False):
@@ -91,7 +110,7 @@ def test_tokens_are_filled() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("b.jpg", 'name it "b.png"'),
+        ("b.gif", 'png, jpeg, webp, avif, not "b.gif"; name it "b.png"'),
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),
         ("-", "no name"),

@@ -15,10 +15,12 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from txt2img.conditions import encode
 from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
-from txt2img.pipeline import encode, fresh_noise, noise_levels, prepare
+from txt2img.pipeline import noise_levels, prepare
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.seeds import fresh_noise
 from txt2img.weights.load import Model, load
 
 CPU = Device(torch.device("cpu"), torch.float32)

@@ -11,12 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from txt2img.compat import Reading
+from txt2img.denoising import PIECEMEAL, thrifty
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.memory import Memory
-from txt2img.pipeline import PIECEMEAL, Job, decode, fresh_noise, generate, prepare, thrifty
+from txt2img.pipeline import Job, decode, generate, prepare
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.seeds import fresh_noise
 from txt2img.weights.families import SD15
 from txt2img.weights.load import Model
 from txt2img.weights.wear import Wardrobe
@@ -78,8 +80,8 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
-    parts |= {"wardrobe": Wardrobe(), "memory": Memory()}
-    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, **parts))
+    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None}
+    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
 
 
 def net(model: Model) -> Net:

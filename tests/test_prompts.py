@@ -10,7 +10,8 @@ import pytest
 
 from txt2img import prompts
 from txt2img.errors import BadFile, BadRequest
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.lines import from_line
+from txt2img.request import Compat, Request, Sampler, Schedule
 
 BASE = Request("", steps=9, seed=1)
 
@@ -342,3 +343,18 @@ def test_a_hundred_thousand_lines_need_no_more(folder: Path) -> None:
         tracemalloc.stop()
     assert count == 100_000
     assert peak < 1_000_000  # bytes
+
+
+def test_a_line_may_say_whose_rules_it_is_drawn_by() -> None:
+    line = (
+        "a cat --compat comfy --clip-skip 2 --subseed 3 --subseed-strength 0.5 --rng nv:9 --ensd 4"
+    )
+    assert from_line(line, Request("")) == Request(
+        "a cat",
+        compat=Compat.COMFYUI,
+        clip_skip=2,
+        subseed=3,
+        subseed_strength=0.5,
+        ensd=4,
+        rng="nv:9",
+    )

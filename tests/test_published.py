@@ -13,14 +13,15 @@ import torch
 from published import Shapes
 from torch import nn
 
-from txt2img.models.text import TextConfig, TextEncoder
-from txt2img.models.unet import UNet, UNetConfig
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
+from txt2img.models.text import TextEncoder
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
 from txt2img.weights import keymaps
 from txt2img.weights.configs import from_configs
 from txt2img.weights.families import Family
-from txt2img.weights.load import Plan, _check, _plan
-from txt2img.weights.parts import bare
+from txt2img.weights.parts import bare, check
+from txt2img.weights.plan import Plan, planned
 from txt2img.weights.vocabulary import shipped
 
 MODELS = list(published.MODELS)
@@ -88,21 +89,21 @@ def wanted(family: Family) -> list[Shapes]:
 def matched(plan: Plan) -> None:
     """Every tensor of the plan has its module's name and shape, and none is left over."""
     for (component, part), shapes in zip(plan.parts.items(), wanted(plan.family), strict=True):
-        _check(component, part, shapes)
+        check(component, part, shapes)
         assert {name: stored.shape for name, stored in part.tensors.items()} == shapes
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_single_file_is_planned_from_its_header(model: str, tmp_path: Path) -> None:
     path = hollow(tmp_path / f"{model}.safetensors", published.file_keys(model))
-    plan = _plan(str(path), None)
+    plan = planned(str(path), None)
     assert plan.family.name == NAMES[model]
     matched(plan)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_folder_is_planned_from_its_headers(model: str, tmp_path: Path) -> None:
-    plan = _plan(str(hollow_folder(tmp_path, model)), None)
+    plan = planned(str(hollow_folder(tmp_path, model)), None)
     assert plan.family.name == NAMES[model]
     matched(plan)
 

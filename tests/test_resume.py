@@ -1,10 +1,15 @@
 """A batch that is killed and run again ends as if nothing had happened; sharing loses nothing."""
 
+import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import doomed
@@ -122,6 +127,73 @@ def test_shards_are_together_the_whole(line: Line, whole: dict[str, bytes]) -> N
     assert left("new") == whole
 
 
+def launched(arguments: Line, world: int = 2, place: dict[str, str] | None = None) -> list[str]:
+    """Run a command line as a launcher's processes; gives what they say, the first one's first."""
+    processes = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+        processes.append(doomed.start(arguments, f"out-{rank}", None, own | (place or {})))
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} == {0}
+    return [Path(f"out-{rank}").read_text() for rank in range(world)]
+
+
+def test_a_launchers_processes_are_together_the_whole(line: Line, whole: dict[str, bytes]) -> None:
+    plain = tuple(word for word in line if word != "--resume")
+    said = [text.splitlines() for text in launched((*plain, "-o", "new/"))]
+    assert [len(paths) for paths in said] == [PICTURES // 2] * 2
+    assert sorted(said[0] + said[1]) == sorted(f"new/{name}" for name in whole)
+    assert left("new") == whole
+
+
+def test_one_picture_is_drawn_by_the_first_process(line: Line) -> None:
+    arguments = ("a cat", *line[:10], "--seed", "1", "-q", "-o", "x.png")
+    assert launched(arguments) == ["x.png\n", ""]
+
+
+def test_processes_that_meet_agree_on_a_seed_and_draw_one_sheet(line: Line) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    said = launched(("a cat", *line[:10], "--sweep", "cfg=1,2,3", "-o", "new/"), 2, place)
+    assert [text.count("\n") for text in said] == [4, 1]  # two pictures, sheet and table; one
+    pictures = sorted(path for path in Path("new").glob("a-cat-*.png"))
+    requests = [request for path in pictures if (request := png.read(path).request)]
+    assert len({request.seed for request in requests}) == 1
+    assert sorted(request.cfg or 0 for request in requests) == [1, 2, 3]
+    rows = Path("new/sheet.csv").read_text().splitlines()
+    assert sorted(row.split(",")[0] for row in rows[1:]) == [path.name for path in pictures]
+
+
+def test_processes_that_cannot_meet_need_a_seed(
+    draw: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    outcome: Outcome = draw("x", "--count", "2")
+    assert outcome.code == 2 and "a launch needs the seed to be known" in outcome.err
+
+
+def test_a_rehearsal_is_said_by_the_first_process(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        outcome: Outcome = command("x", "--seed", "1", "--count", "3", "--dry-run")
+        said.append((outcome.code, outcome.out.count("\n"), outcome.err))
+    assert said == [(0, 3, ""), (0, 0, "")]
+
+
+def test_what_cannot_be_said_ends_a_run_and_costs_no_picture(line: Line) -> None:
+    process = doomed.start((*line, "-o", "new/"), "/dev/full")
+    process.join()
+    assert process.exitcode == 1
+    assert sound("new") == len(left("new")) == 1
+
+
 def test_pictures_that_are_there_are_told(
     line: Line, whole: dict[str, bytes], command: Command
 ) -> None:
@@ -139,13 +211,80 @@ def test_a_drawn_seed_cannot_be_resumed(draw: Command) -> None:
         assert outcome.code == 2 and "give --seed" in outcome.err
 
 
+FORTY = 40
+MOMENTS = 10
+SLOWEST_SECONDS = 600.0  # until a process of a batch listens to signals
+
+
 @pytest.mark.slow
-def test_real_processes_killed_at_random_moments(
-    line: Line, whole: dict[str, bytes], command: Command
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_batch_of_forty_stopped_at_ten_moments_can_go_on(
+    line: Line, number: signal.Signals, count: int
 ) -> None:
-    chance = random.Random()
+    chance = random.Random(number * 10 + count)
+    forty = (
+        "a {cat|dog}",
+        *line[:10],
+        "--seed",
+        "1",
+        "--count",
+        str(FORTY),
+        "--wildcards",
+        "lists",
+    )
+    finish(*forty, "-q", "-o", "whole/")
+    whole = left("whole")
+    assert len(whole) == FORTY
+    arguments = (*forty, "-q", "--resume", "-o", "new/")
+    codes, seen = set(), set()
+    running = [begun(arguments, i) for i in range(count)]
+    for moment in range(MOMENTS):
+        victim = moment % count
+        await_pictures(min(sound("new") + chance.randint(0, 6), FORTY), running[victim])
+        time.sleep(chance.uniform(0, 0.2))
+        for _ in range(1 if number == signal.SIGKILL else chance.choice((1, 2))):
+            with suppress(ProcessLookupError):
+                os.kill(running[victim].pid or 0, number)
+            time.sleep(chance.uniform(0, 0.05))
+        running[victim].join()
+        codes.add(running[victim].exitcode)
+        seen.add(sound("new"))
+        running[victim] = begun(arguments, victim)
+    for process in running:
+        process.join()
+    stopped = -number if number == signal.SIGKILL else 128 + number
+    assert stopped in codes and codes <= {stopped, 0}
+    assert len(seen) > 3  # it was stopped with many a number of pictures there
+    assert sound("new") == FORTY
+    assert finish(*arguments) == []  # all is done; what lay about is swept
+    assert left("new") == whole
+
+
+def await_pictures(wanted: int, process: ForkServerProcess) -> None:
+    """Wait for so many pictures, or the end of a process; all are sound at every moment."""
+    while sound("new") < wanted and process.is_alive():
+        time.sleep(0.01)
+
+
+def begun(arguments: Line, which: int) -> ForkServerProcess:
+    """A process that runs a command line and already listens to signals."""
+    out = Path(f"out-{which}")
+    out.unlink(missing_ok=True)
+    process = doomed.start(arguments, str(out))
+    end = time.monotonic() + SLOWEST_SECONDS
+    while not out.exists() or not Path("new").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+def test_real_processes_killed_at_random_moments(line: Line, whole: dict[str, bytes]) -> None:
+    chance = random.Random(1)
     arguments = [*COMMAND, *line, "-o", "new/"]
-    for _ in range(5):
+    for _ in range(3):
         with subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
         ) as process:
@@ -155,4 +294,22 @@ def test_real_processes_killed_at_random_moments(
             process.kill()
         assert sound("new") > 0
     assert subprocess.run(arguments, env=environment(), check=False).returncode == 0
+    assert left("new") == whole
+
+
+@pytest.mark.slow
+def test_accelerate_launch_shares_a_batch(line: Line, whole: dict[str, bytes]) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launcher += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "txt2img"]
+    plain = (word for word in line if word != "--resume")
+    done = subprocess.run(
+        [*launcher, *plain, "-o", "new/"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == sorted(f"new/{name}" for name in whole)
     assert left("new") == whole

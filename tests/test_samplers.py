@@ -18,6 +18,7 @@ from mixture import exact_end, mixture, network, pictures
 from torch import Tensor
 
 from txt2img import request
+from txt2img.diffusion.brownian import Path
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
 from txt2img.diffusion.samplers import (
     ETA_SAMPLERS,
@@ -47,10 +48,10 @@ EULERS = (
 DENOISE = mixture(0.6 * pictures(), 0.4)
 
 
-def noises(seed: int) -> Callable[[], Tensor]:
-    """Fresh noise, the same again for the same seed."""
+def noises(seed: int) -> Callable[..., Tensor]:
+    """Fresh noise at each step, the same again for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(PIXELS, generator=generator)
+    return lambda *_: torch.randn(PIXELS, generator=generator)
 
 
 def drain(name: str, levels: list[Level], process_noise: int = 5, **more: float) -> Tensor:
@@ -229,7 +230,7 @@ def miss(name: str, levels: list[Level]) -> float:
     """How far a sampler at eta 0 is from the exact end, just before the last level."""
     sampler, levels = SAMPLERS[name], [level for level in levels if level.ratio]
     sampler = partial(dpmpp_sde, eta=0.0) if name == "dpm++sde" else sampler
-    *_, last = sampler(mixture(LINE, 0.5), STARTS, levels, lambda: torch.zeros(()))
+    *_, last = sampler(mixture(LINE, 0.5), STARTS, levels, lambda a, b: torch.zeros(()))
     want = exact_end(STARTS, LINE, 0.5, levels[0], levels[-1])
     return float((last.x - want).abs().max())
 
@@ -313,7 +314,8 @@ def test_stochastic_samplers_keep_the_spread_of_pictures(name, tolerance):
     generator.manual_seed(0)
     levels = SCHEDULES["karras"](SD, 20)
     draw = partial(torch.randn, 40_000, 1, 1, 1, generator=generator)
-    *_, last = SAMPLERS[name](mixture(sides, 0.3), draw(), levels, draw)
+    path = Path(lambda seed: draw(generator=torch.Generator().manual_seed(seed)), 1)
+    *_, last = SAMPLERS[name](mixture(sides, 0.3), draw(), levels, path)
     assert float(last.x.abs().mean()) == pytest.approx(1, abs=0.03)
     assert float(last.x.abs().std()) == pytest.approx(0.3, abs=tolerance)
 

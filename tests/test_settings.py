@@ -38,7 +38,7 @@ def test_the_command_line_comes_before_the_profile_before_the_defaults(
         record = json.loads(command("x", "--dry-run", "--json", "-q", *more).out)
         return tuple(record[key] for key in ("steps", "cfg", "sampler"))
 
-    assert drawn() == (3, 4.0, None)
+    assert drawn() == (3, 4.0, "dpm++2m")  # the model's own
     assert drawn("--profile", "fast") == (5, 4.0, "heun")
     assert drawn("--profile", "fast", "--steps", "7") == (7, 4.0, "heun")
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from txt2img.models.shapes import VAEConfig
 from txt2img.models.tiling import OVERLAP, TILE, decode_tiled, starts, weights
-from txt2img.models.vae import VAE, VAEConfig
+from txt2img.models.vae import VAE
 
 
 def enlarge(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from transformers import CLIPTokenizer
 
-from txt2img.models.text import BOS, EOS, Tokenizer
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 from txt2img.train.checkpoint import save_tokenizer
 from txt2img.train.vocab import learn
 

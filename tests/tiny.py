@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from txt2img.models.text import BOS, EOS, Tokenizer
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 from txt2img.weights.vocabulary import shipped
 
 _ROOT = tempfile.TemporaryDirectory(prefix="txt2img-tests-")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from txt2img.models.text import EOS, Tokenizer
+from txt2img.models.tokens import EOS, Tokenizer
 from txt2img.weights.vocabulary import shipped
 
 SCALING = 0.13025

@@ -4,12 +4,17 @@ The library's three words: `Request`, `load` (a model by name or path) and `gene
 into pictures). They are imported when first used, so that `txt2img --help` needs no torch.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from txt2img.pipeline import generate
     from txt2img.request import Request
     from txt2img.weights.load import load
+
+# Linux then gives torch's large buffers in huge pages, each first touched several times as fast.
+# torch looks at this once, when it makes its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Request", "__version__", "generate", "load"]

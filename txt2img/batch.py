@@ -4,7 +4,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from txt2img import __version__, gate
 from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
+from txt2img.formats import PNG, Format
 from txt2img.gate import Policy
 from txt2img.latents import Shelf
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
 from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
-from txt2img.png import Origin, encode, pixels_sha256
+from txt2img.png import Origin, check_room, encode, pixels_sha256
 from txt2img.request import Request
-from txt2img.weights.load import Model
+from txt2img.weights.load import Model, device_of
 from txt2img.weights.wear import ready
 
 # What one picture's failure is; all else, such as a full disk, ends a run.
@@ -45,6 +46,16 @@ class Step:
     last: int
     step: int
     steps: int
+    items: tuple[Item, ...] = field(default=(), compare=False)
+    x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w): what they may become
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture that will be, and is not written yet."""
+
+    item: Item
+    picture: Image.Image
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,17 @@ Event = Started | Step | Finished | Failed | Told
 
 
 def each(
-    requests: Iterable[Request], model: Model, errors: dict[int, Txt2imgError] | None = None
+    requests: Iterable[Request],
+    model: Model,
+    errors: dict[int, Txt2imgError] | None = None,
+    form: Format = PNG,
 ) -> Iterator[Request]:
     """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
 
     With `errors`, those that it cannot draw are passed over and kept there by their number.
     """
     checked: set[Request] = set()
+    made_by = Origin() if form == PNG else origin(model)
     for number, request in enumerate(requests, start=1):
         try:
             filled = ready(model, request).seeded().filled(model.family.defaults)
@@ -97,6 +112,7 @@ def each(
                 latent_shape(model, filled)
                 noise_levels(model, filled)
                 checked.add(shape(filled))
+            check_room(filled, made_by, form)
         except BadRequest as error:
             if errors is None:
                 raise
@@ -111,7 +127,7 @@ def run(
     output: Output,
     policy: Policy | None = None,
     shelf: Shelf | None = None,
-) -> Generator[Event, None, None]:
+) -> Generator[Event | Decoded, None, None]:
     """Draw and write pictures, those of a group together.
 
     Without policy.skip, raises what the first picture that fails does.
@@ -122,7 +138,7 @@ def run(
         yield from _finished(model, group, output, shelf, policy or Policy())
 
 
-def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[Item]]:
+def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[Item], None, None]:
     """Batches of what no other process draws; when these are done, what others left undone."""
     late: list[Item] = []
     for group in batches(ledger.free(items, late), size):
@@ -138,7 +154,7 @@ def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Iterator[list[I
                 ledger.release([item])
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Generator[list[Item], None, None]:
     """The pictures in order, `size` at a time as long as they can be drawn together."""
     for _, group in groupby(items, key=lambda item: shape(item.request)):
         while batch := list(islice(group, size)):
@@ -147,12 +163,11 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
     """The model and the environment, with the fallbacks `used`, for the pictures' records."""
-    weights = next(model.network.parameters())
     environment = {
         "txt2img": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": describe(weights.device),
+        "device": describe(device_of(model)),
         "dtype": precision(model),
     }
     return Origin(model.name, model.hash, environment | (used or {}))
@@ -162,6 +177,8 @@ def precision(model: Model) -> str:
     """The dtype of the networks, or of each where they differ, for records."""
     parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
     names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
+    if model.memory.quantized:
+        names["unet"] += f"/{model.memory.quantized}"
     if len(set(names.values())) == 1:
         return names["unet"]
     return ",".join(f"{part}={name}" for part, name in names.items())
@@ -169,7 +186,7 @@ def precision(model: Model) -> str:
 
 def _finished(
     model: Model, group: list[Item], output: Output, shelf: Shelf, policy: Policy, tries: int = 0
-) -> Iterator[Event]:
+) -> Iterator[Event | Decoded]:
     """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
@@ -180,9 +197,10 @@ def _finished(
                 continue
             _check(drawn, left[0], policy, shelf)
             item = left.popleft()
+            yield Decoded(item, drawn)
             made_by = shelf.origin
             its = replace(made_by, environment={**made_by.environment, **model.memory.used})
-            data = encode(drawn, item.request, its, item.first_seed)
+            data = encode(drawn, item.request, its, item.first_seed, output.form)
             path = output.write_as(data, item.name, item.number)
             shelf.drop(item, path)
             seconds = (time.perf_counter() - start) / len(group)
@@ -224,7 +242,7 @@ def _drawn(model: Model, group: list[Item], shelf: Shelf) -> Iterator[Step | Tol
 
     What was drawn before and kept is only decoded.
     """
-    device = next(model.network.parameters()).device
+    device = device_of(model)
     before = [x for item in group if (x := shelf.take(item)) is not None]
     if len(before) == len(group):
         x = torch.stack(before).to(device)
@@ -248,7 +266,7 @@ def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | 
         for state in sampled(model, requests):
             step, x, x0 = state.step, state.x, state.x0
             yield from map(Told, model.memory.news())
-            yield Step(group[0].index, group[-1].index, step, steps)
+            yield Step(group[0].index, group[-1].index, step, steps, tuple(group), x0)
     except BaseException as stop:
         if x0 is not None and not isinstance(stop, Exception):
             for item, latent in zip(group, x if step == steps else x0, strict=True):

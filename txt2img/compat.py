@@ -5,13 +5,14 @@ The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diff
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from txt2img.prompt import Grammar
 from txt2img.request import Compat, Request, Sampler, Schedule
 
 Emphasis = Literal["restore", "from_empty"]
-Source = Literal["cpu", "nv"]  # torch's generator on the processor; Nvidia's Philox
+Source = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's Philox
 SLOPED = {Sampler.EULER, Sampler.EULER_A, Sampler.HEUN, Sampler.LMS, Sampler.DPMPP_SDE}
 
 
@@ -34,10 +35,13 @@ class Rules:
     first: Source = "cpu"  # the noise that a picture starts from
     later: Source | None = None  # that of its steps, of a generator of its own; None: the first's
     delta: int = 0  # what the seed of that generator is more
+    path: Literal["own", "tree"] | None = None  # what SDE solvers draw from: brownian.py's
     unit: frozenset[Sampler] = frozenset()  # the samplers that start from noise of spread 1
     unit_if_leading: bool = False  # and all with the schedule leading
     unit_if_top: bool = False  # and all that start at the noisiest entry
-    late: bool = False  # a prompt's change comes a step late
+    changes: bool = False  # prompts may change over the steps, and AND joins several
+    late: bool = False  # such a change comes a step late
+    suffix: bool = False  # a number at a prompt's end is its weight, AND or not
     whole_times: frozenset[Sampler] = frozenset()  # the samplers whose times are rounded
     without_penultimate: frozenset[Sampler] = frozenset()
     old_ddim: bool = False  # DDIM stops at the table's second entry
@@ -51,8 +55,11 @@ EVERY = frozenset(Sampler)
 # EmphasisOriginal. sd_hijack_clip.py: comma_padding_backtrack 20.
 A1111 = Rules(
     reading=Reading(backtrack=20),
+    path="tree",  # modules/sd_samplers_kdiffusion.py: of the seed alone, without ENSD
     unit=frozenset({Sampler.DDIM, Sampler.UNIPC}),
+    changes=True,
     late=True,
+    suffix=True,
     old_ddim=True,
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for the slope samplers, whose is
@@ -65,15 +72,18 @@ DIFFUSERS = Rules(
     whole_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
 )
 RULES: Mapping[Compat | None, Rules] = {
-    None: Rules(),
+    None: Rules(changes=True, path="own"),
     Compat.A1111: A1111,
     Compat.A1111_GPU: replace(A1111, first="nv"),
+    # backend/modules/k_prediction.py: the nearest entry's time.
+    Compat.FORGE: replace(A1111, first="nv", whole_times=EVERY),
     # comfy/sample.py prepare_noise: on the processor. k_diffusion/sampling.py: steps draw on the
     # latent's device, Nvidia's here. model_sampling.py: noise_scaling's max_denoise, integer
     # timestep(). sd1_clip.py: weights. samplers.py: DISCARD_PENULTIMATE_SIGMA_SAMPLERS.
     Compat.COMFYUI: Rules(
         reading=Reading("comfyui", "from_empty"),
         later="nv",
+        path="tree",  # cpu=True: of the first noise's source
         unit_if_top=True,
         whole_times=EVERY,
         without_penultimate=frozenset({Sampler.UNIPC}),
@@ -91,9 +101,19 @@ RULES: Mapping[Compat | None, Rules] = {
 
 def rules(request: Request) -> Rules:
     """The rules that a request asks for."""
-    found = RULES[request.compat]
-    reading = replace(found.reading, clip_skip=request.clip_skip or 1)
-    return replace(found, reading=reading)
+    return _rules(request.compat, request.clip_skip or 1, request.ensd, request.rng)
+
+
+@lru_cache(maxsize=64)
+def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source | None) -> Rules:
+    found = RULES[compat]
+    found = replace(found, reading=replace(found.reading, clip_skip=clip_skip))
+    if ensd is not None:
+        found = replace(found, delta=ensd)
+    if rng is None:
+        return found
+    # Who draws on the processor first and on the card later says which card.
+    return replace(found, later=rng) if found.later else replace(found, first=rng)
 
 
 def unit(found: Rules, request: Request, top: bool) -> bool:

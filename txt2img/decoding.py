@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from txt2img import quick
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.memory import CPU, free, placed, room_for
 from txt2img.models.tiling import decode_tiled
@@ -24,13 +25,15 @@ Way = Callable[[], list[Tensor]]
 def pixels_of(model: Model, x: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
     error: OutOfMemory | None = None
-    for way in ways(model, x):
-        try:
-            with room_for("decoding the picture"):
-                return torch.cat(way())
-        except OutOfMemory as short:
-            error = OutOfMemory(str(short))  # without the frames that hold what filled the memory
-        free()
+    with room_for("decoding the picture"), model.memory.placement.using("vae", model.vae):
+        quick.vae(model, x)
+        for way in ways(model, x):
+            try:
+                with room_for("decoding the picture"):
+                    return torch.cat(way())
+            except OutOfMemory as short:
+                error = OutOfMemory(str(short))  # without the frames that hold what filled memory
+            free()
     assert error is not None
     raise error
 

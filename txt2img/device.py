@@ -5,19 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
+from txt2img import machine, room
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.launch import found
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
-PARTS = ("unet", "vae", "text")
-DTYPE_NAMES = "float32, bf16, fp16"
 FAST_HALF = (7, 0)  # the first CUDA capability whose half precision is quick
 HARD_BF16 = (8, 0)  # the first CUDA capability that computes in bf16
 BROKEN_HALF = "GTX 16"  # cards that give black pictures in it
@@ -31,6 +23,9 @@ class Device:
     dtype: torch.dtype
     parts: tuple[tuple[str, torch.dtype], ...] = ()  # of PARTS, those of another precision
     low: bool = False  # keep large weights as they are stored, and upcast them at use
+    offload: str = "none"  # of offload.MODES: where parts that are not in use wait
+    compile: bool = False  # the U-Net, by torch.compile
+    quantize: str | None = None  # of models.quantized.KINDS: how narrow the U-Net's weights become
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The precision of a model's component, such as "unet" or "text_encoder_2"."""
@@ -38,25 +33,24 @@ class Device:
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:
-    """The device and precision asked for, or the best there are. BadRequest if there are none."""
+    """The device and precision asked for, or the best there are. BadRequest if there are none.
+
+    On a CPU torch is told to compute in as many threads as there are cores.
+    """
     asked = {} if dtype is None else dtypes(dtype)
     device = torch.device(_best() if name is None else _existing(name))
+    if device.type == "cpu":
+        _use_cores()
+    cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
+    if cards > 1 and (here := found()).world > 1:
+        device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
     most = asked.pop("", None) or _default_dtype(device)
     return Device(device, most, tuple(sorted(asked.items())))
 
 
 def dtypes(text: str) -> dict[str, torch.dtype]:
     """What "fp16" or "unet=bf16,vae=fp32" asks for, by part; "" is all others. BadRequest."""
-    asked: dict[str, torch.dtype] = {}
-    for row in text.split(","):
-        part, sign, name = row.strip().lower().rpartition("=")
-        if name not in DTYPES:
-            raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}")
-        if (sign and part not in PARTS) or part in asked:
-            why = "is there twice" if part in asked else f"is no part; parts are {', '.join(PARTS)}"
-            raise BadRequest(f"--dtype: {shown(part or name)} {why}")
-        asked[part] = DTYPES[name]
-    return asked
+    return {part: getattr(torch, name) for part, name in machine.dtypes(text).items()}
 
 
 def for_training(name: str | None = None, dtype: str | None = None) -> Device:
@@ -86,6 +80,13 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
+
+
+def _use_cores() -> None:
+    """No more threads than physical cores: a second one on a core has nothing to multiply with."""
+    cores = room.cores()
+    if cores is not None and cores < torch.get_num_threads():
+        torch.set_num_threads(cores)
 
 
 def _best() -> str:

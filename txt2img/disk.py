@@ -132,6 +132,20 @@ def create(path: Path) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
 
 
+def held_file(folder: Path) -> tuple[Path, int] | None:
+    """A new empty file that is held; it went again if files cannot be held here. OSError."""
+    while True:
+        path = folder / TEMPORARY.format(secrets.token_hex(8))
+        descriptor = create(path)
+        holds = locks.hold(descriptor)
+        if holds and locks.still(descriptor, path):  # or another process swept it at its birth
+            return path, descriptor
+        os.close(descriptor)
+        if holds is None:
+            path.unlink(missing_ok=True)
+            return None
+
+
 def link(temporary: Path, path: Path) -> None:
     """Give a file its name unless that is taken (FileExistsError)."""
     try:

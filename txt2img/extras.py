@@ -1,17 +1,19 @@
 """What a request wears beside its model: LoRAs, learnt words, another VAE; and A1111's tags."""
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from txt2img.errors import BadRequest
 from txt2img.escape import escape, shown
+from txt2img.interval import Interval, parse
 
 T = TypeVar("T")
 
 NAME_MAX = 255  # characters
+MAX = sys.float_info.max
 # A1111's tag for a LoRA; its LyCORIS extension's came to mean the same.
 _TAG = re.compile(r" ?<(?:lora|lyco):([^>]*)>")
 
@@ -59,6 +61,19 @@ class OtherVAE:
     def __post_init__(self) -> None:
         """Check every field. BadRequest."""
         _check_name("a VAE", self.name, "")
+        _check_hash(self.name, self.hash)
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """A model that finishes what another began, by its name; `hash` has ten digits."""
+
+    name: str
+    hash: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field. BadRequest."""
+        _check_name("a refiner", self.name, "")
         _check_hash(self.name, self.hash)
 
 
@@ -137,10 +152,27 @@ def vae_from_json(value: object) -> OtherVAE | None:
     return None if value is None else _made(OtherVAE, "vae", value)
 
 
+def refiner_from_json(value: object) -> Refiner | None:
+    """A refiner from a JSON object, or None. BadRequest."""
+    return None if value is None else _made(Refiner, "refiner", value)
+
+
+def interval_from_json(value: object) -> Interval | None:
+    """A part of the way from a JSON object or LO..HI; None and all of it are None. BadRequest."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = parse(value)
+    found = value if isinstance(value, Interval) else _made(Interval, "cfg_interval", value)
+    return None if (found.low, found.high) == (0, 1) else found
+
+
 FROM_JSON: Mapping[str, Callable[[object], object]] = {
     "loras": loras_from_json,
     "embeddings": embeddings_from_json,
     "vae": vae_from_json,
+    "refiner": refiner_from_json,
+    "cfg_interval": interval_from_json,
 }
 
 
@@ -163,7 +195,7 @@ def _check_name(what: str, name: object, banned: str) -> None:
 
 
 def _check_weight(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
         raise BadRequest(f"LoRA {shown(name)}: its weight must be a number, got {shown(value)}")
 
 

@@ -13,6 +13,7 @@ from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.request import Request
+from txt2img.writers import NO_RULES
 
 REMARKS_MAX = 20
 Table = Mapping[str, object]
@@ -70,11 +71,12 @@ EASY_DIFFUSION = {
 LOST = (
     *("sm", "sm_dyn", "strength", "image", "init_image", "init_image_strength"),
     *("controlnets", "ipAdapters", "t2iAdapters", "hrf_enabled", "hires_fix", "seamless"),
-    *("seamless_x", "seamless_y", "refiner_model", "refiner_steps", "variations", "perlin"),
+    *("seamless_x", "seamless_y", "refiner_steps", "variations", "perlin"),
     *("threshold", "sharpness", "styles", "adm_guidance", "mask_prompt", "fix_faces", "upscale"),
     *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
     *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
 )
+WITHOUT_RULES = ("Easy Diffusion", "imaginAIry")
 USUAL: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
 
 
@@ -129,6 +131,7 @@ def _novelai(said: Table, description: str) -> Found:
     found = _taken("NovelAI", said, NOVELAI)
     prompt = said.get("prompt", description)
     found.values.update(prompt=prompt, compat="novelai")
+    found.values.setdefault("clip_skip", 2)  # as A1111 reads its pictures
     if found.values.get("schedule") == "native":
         del found.values["schedule"]  # the model's own
     if isinstance(prompt, str) and re.search(r"[{}]|\d::", prompt):
@@ -150,6 +153,7 @@ def _invokeai(said: Table) -> Found:
             {"name": _model_name(one.get("model", one.get("lora"))), "unet": one.get("weight")}
             for one in listed
         ]
+    _add_refiner(found.values, said, "refiner_start")
     skipped = found.values.pop("clip_skip", None)
     if isinstance(skipped, int) and skipped:
         found.values["clip_skip"] = skipped + 1  # there 0 is none, elsewhere 1
@@ -183,6 +187,7 @@ def _fooocus(said: Table) -> Found:
     listed = [one for one in rows if isinstance(one, list) and len(one) > 1]
     if listed:
         found.values["loras"] = [{"name": n, "unet": w} for n, w, *_ in listed]
+    _add_refiner(found.values, said, "refiner_switch")
     found.values["compat"] = "comfyui"  # whose code it draws with
     return found
 
@@ -214,9 +219,19 @@ def _taken(program: str, said: Table, names: Mapping[str, str]) -> Found:
     """The values that have a field, and a remark for each other one that decides something."""
     values = {wanted: said[name] for name, wanted in names.items() if said.get(name) is not None}
     lost = [name for name in LOST if name in said and said[name] not in USUAL]
-    return Found(
-        program, values, [f"{name} {shown(said[name], 40)} is not carried over" for name in lost]
-    )
+    remarks = [f"{name} {shown(said[name], 40)} is not carried over" for name in lost]
+    if program in WITHOUT_RULES:
+        remarks.append(NO_RULES.format(f"by {program}"))
+    return Found(program, values, remarks)
+
+
+def _add_refiner(values: dict[str, object], said: Table, switch: str) -> None:
+    """The refiner that they say and, under that name, when it took over; if there was one."""
+    name = _model_name(said.get("refiner_model"))
+    if name not in USUAL:
+        values["refiner"] = {"name": file_stem(name)}
+        if said.get(switch) is not None:
+            values["refiner_switch"] = said[switch]
 
 
 def _split_karras(values: dict[str, object]) -> None:

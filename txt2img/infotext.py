@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
-from txt2img.extras import Embedding, OtherVAE, tagged, untagged
+from txt2img.extras import Embedding, OtherVAE, Refiner, tagged, untagged
 from txt2img.request import Compat, Request, Sampler, Schedule
+from txt2img.writers import CARDS, writer
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -47,11 +48,9 @@ _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
 _LOST = {
     "Seed resize from": "",
     "Denoising strength": "",
-    "ENSD": "0",
-    "RNG": "CPU",
     "Face restoration": "",
     "Tiling": "False",
-    "Refiner": "",
+    "Refiner switch by sampling steps": "False",
     "Init image hash": "",
     "Mask mode": "",
     "Inpaint area": "",
@@ -129,17 +128,29 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
         "Variation seed strength": _maybe(request.subseed_strength or None),
         "Clip skip": _maybe(request.clip_skip),
-        "RNG": "NV" if request.compat is Compat.A1111_GPU else "CPU",
+        "ENSD": _maybe(request.ensd),
+        "RNG": "NV" if _by_card(request) else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
+        "Refiner": _with_hash(request.refiner),
+        "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
         "CFG rescale": _maybe(request.cfg_rescale or None),
+        "CFG interval": str(request.cfg_interval) if request.cfg_interval else None,
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
         "Template": request.template or None,
         "Negative Template": request.negative_template or None,
+        "Compat": request.compat,
         "Version": f"txt2img {version}",
     }
     kept = {key: value for key, value in entries.items() if value is not None}
     return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
+
+
+def _by_card(request: Request) -> bool:
+    """Whether a picture starts from a card's noise."""
+    if request.rng is None or request.compat is Compat.COMFYUI:
+        return request.compat in CARDS
+    return request.rng.startswith("nv")
 
 
 def ambiguous(request: Request) -> str | None:
@@ -157,14 +168,16 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     """The request an infotext asks for, and a note for each thing it says that cannot be done."""
     prompt, loras = untagged(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
-    notes = []
-    for name, text in _wishes(info.entries).items():
+    by = writer(info.entries, info.prompt)
+    notes = [*by.notes]
+    for name, said in {**_wishes(info.entries), **by.values}.items():
+        value = _number(said) if isinstance(said, str) else said
         try:
-            Request.from_json({"prompt": "", name: _number(text)})
+            Request.from_json({"prompt": "", name: value})
         except BadRequest as error:
             notes.append(f"{error}; left to the model")
         else:
-            values[name] = _number(text)
+            values[name] = value
     notes += _lost(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))
@@ -173,6 +186,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
         loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
         embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
         vae=OtherVAE(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
+        refiner=_refiner(entries.get("Refiner", "")),
     )
     return request, notes
 
@@ -186,6 +200,19 @@ def _hashes_by_name(text: str) -> dict[str, str]:
     """The hashes of such a list, by name."""
     pairs = (pair.partition(": ") for pair in text.split(", "))
     return {name: digits for name, _, digits in pairs if name and digits}
+
+
+def _with_hash(refiner: Refiner | None) -> str | None:
+    """A refiner as A1111 writes it: `name [hash]`."""
+    if refiner is None:
+        return None
+    return f"{refiner.name} [{refiner.hash}]" if refiner.hash else refiner.name
+
+
+def _refiner(text: str) -> Refiner | None:
+    """The refiner that such a text names. BadRequest."""
+    found = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
+    return None if found is None else Refiner(found[1], found[2] or "")
 
 
 def _plain(name: str) -> str:
@@ -208,9 +235,11 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "model": entries.get("Model"),
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         "cfg_rescale": entries.get("CFG rescale"),
+        "cfg_interval": entries.get("CFG interval"),
         "clip_skip": entries.get("Clip skip"),
         "subseed": entries.get("Variation seed"),
         "subseed_strength": entries.get("Variation seed strength"),
+        "refiner_switch": entries.get("Refiner switch at"),
     }
     return {name: text for name, text in found.items() if text}
 

@@ -26,7 +26,7 @@ from txt2img.weights import files
 FORMAT = 1  # of the JSON text
 TENSOR = "latent"
 SUFFIX = ".latent"  # of those that are kept for good
-NAME = re.compile(r"[^\W_][\w .+-]{0,250}\.png")  # leads to no other folder
+NAME = re.compile(r"[^\W_][\w .+-]{0,250}\.(png|jpe?g|webp|avif)", re.I)  # in no other folder
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Shelf:
         return [
             f"The {what} is kept: txt2img decode {shlex.quote(str(path))}"
             for path, what in self.left.items()
+            if path.exists()  # its folder may be gone
         ]
 
 

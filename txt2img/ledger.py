@@ -15,9 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
-from txt2img import locks, png
+from txt2img import formats, locks, png
 from txt2img.errors import BadFile, BadOutput
 from txt2img.escape import shown
+from txt2img.formats import Format
 from txt2img.output import Output, numbered
 from txt2img.request import Request
 
@@ -92,7 +93,7 @@ class Ledger:
         self.folder = output.folder
         self.found: dict[str, list[Path]] = {}
         self.held: dict[str, tuple[int, int]] = {}  # by id: descriptor, how many items
-        names = [output.pattern] if output.exact else _names(output.folder)
+        names = [output.pattern] if output.exact else _names(output.folder, output.form)
         for name in sorted(names, key=lambda name: (len(name), name)):
             self._note(picture_id(self.folder / name), self.folder / name)
 
@@ -184,7 +185,8 @@ class Ledger:
         locks.release(self._lock(key), self.held.pop(key)[0])
 
 
-def _names(folder: Path) -> list[str]:
-    """The names of the pictures in a folder."""
+def _names(folder: Path, form: Format) -> list[str]:
+    """The names of the pictures of that format in a folder."""
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.name.lower().endswith(".png")]
+        found = [(entry.name, formats.of(entry.name)) for entry in entries]
+    return [name for name, its in found if its is not None and its.name == form.name]

@@ -14,6 +14,17 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
+class OtherParts:
+    """Where networks are that are used in place of a model's own: they make another model."""
+
+    unet: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+OWN_PARTS = OtherParts()
+
+
+@dataclass(frozen=True)
 class Library:
     """Files by the names that requests call them; a file given by itself comes before folders."""
 
@@ -22,12 +33,16 @@ class Library:
     embeddings: Mapping[str, Path] = field(default_factory=dict)
     embedding_folders: tuple[Path, ...] = ()
     vae: str | None = None  # where the VAE is that is used in place of the model's own
+    refiner: str | None = None  # where the model is that draws the last steps
+    parts: OtherParts = OWN_PARTS
+    model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
 
     def lora(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound says where it was looked for."""
         if name in self.loras:
             return self.loras[name]
-        found = next((path for folder in self.lora_folders if (path := below(folder, name))), None)
+        folders = (*self.lora_folders, *self.model_folders)
+        found = next((path for folder in folders if (path := below(folder, name))), None)
         if found is None:
             raise ModelNotFound(_missing("LoRA", name, self.lora_folders, "--lora"))
         return found
@@ -62,11 +77,17 @@ class Library:
         if request.vae is not None and self.vae is None:
             name = shown(request.vae.name)
             raise ModelNotFound(f"the VAE {name} is wanted; give it with --vae, or --vae none")
-        for lora in (*request.loras, *tags):
+        if request.refiner is not None and self.refiner is None:
+            name = shown(request.refiner.name)
+            raise ModelNotFound(
+                f"the refiner {name} is wanted; give it with --refiner, or --refiner none"
+            )
+        loras, embeddings = (*request.loras, *tags), tuple(used)
+        for lora in loras:
             self.lora(lora.name)
-        return replace(
-            request, prompt=prompt, loras=(*request.loras, *tags), embeddings=tuple(used)
-        )
+        if (prompt, loras, embeddings) == (request.prompt, request.loras, request.embeddings):
+            return request
+        return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
 
 
 def below(folder: Path, name: str) -> Path | None:
@@ -82,13 +103,6 @@ def checked_folder(option: str, folder: Path) -> Path:
     if not folder.is_dir():
         raise BadRequest(f"{option}: {shown(str(folder))} is not a folder")
     return folder
-
-
-def checked_file(option: str, path: Path) -> Path:
-    """The file, which must exist. BadRequest."""
-    if not path.exists():
-        raise BadRequest(f"{option}: no file {shown(str(path))}")
-    return path
 
 
 def _missing(what: str, name: str, folders: tuple[Path, ...], option: str) -> str:

@@ -19,11 +19,18 @@ OURS = {
     "--steps": "steps",
     "--cfg": "cfg",
     "--cfg-rescale": "cfg_rescale",
+    "--cfg-interval": "cfg_interval",
     "--eta": "eta",
     "--sampler": "sampler",
     "--schedule": "schedule",
     "--seed": "seed",
     "--count": "count",
+    "--compat": "compat",
+    "--clip-skip": "clip_skip",
+    "--subseed": "subseed",
+    "--subseed-strength": "subseed_strength",
+    "--ensd": "ensd",
+    "--rng": "rng",
 }
 # A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
 THEIRS = {

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from txt2img.errors import OutOfMemory
+from txt2img.offload import Placement
 
 # How torch words it where it has no class for it: on a CPU, and on Apple's cards.
 SIGNS = ("DefaultCPUAllocator: can't allocate", "MPS backend out of memory")
@@ -20,6 +21,9 @@ class Memory:
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
     low: bool = False  # weights stay as they are stored
+    quantized: str | None = None  # how narrow the U-Net's weights were made
+    placement: Placement = field(default_factory=Placement)
+    spare: int | None = None  # bytes for weights laid out for speed; found out when first asked
     told: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)  # fallbacks of the picture being drawn

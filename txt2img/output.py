@@ -6,21 +6,21 @@ which fails if that is taken: a crash leaves no half picture, two programs never
 
 import os
 import re
-import secrets
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from txt2img import disk, locks
+from txt2img import disk, formats, locks
 from txt2img.disk import TEMPORARY
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.escape import shown
+from txt2img.formats import FORMATS, PNG, Format
 from txt2img.request import Request, check_text
 
 TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
-OTHER_KINDS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl")
+OTHER_KINDS = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic")
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
 
@@ -34,8 +34,10 @@ class Output:
     exact: bool = False  # a name for one picture: taken means an error, not a number
     overwrite: bool = False
     resume: bool = False  # what is there may be of this very batch
+    form: Format = PNG
     _written: set[Path] = field(default_factory=set)
     _made: list[Path] = field(default_factory=list)
+    _here: tuple[Path, int] | None = None  # a file that is held while pictures are drawn
 
     def __enter__(self) -> Self:
         """Make the folder and prove that it can be written, before any work. BadOutput."""
@@ -48,19 +50,19 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         """Remove the folders that were made, if nothing is in them."""
+        if self._here is not None:
+            locks.release(*self._here)
+            self._here = None
         for folder in reversed(self._made):
             with suppress(OSError):
                 folder.rmdir()
 
     def _prepare(self) -> None:
         try:
-            for folder in (*reversed(self.folder.parents), self.folder):
-                if not folder.exists():
-                    folder.mkdir(exist_ok=True)
-                    self._made.append(folder)
-            probe = self.folder / TEMPORARY.format(secrets.token_hex(8))
-            os.close(disk.create(probe))
-            probe.unlink(missing_ok=True)
+            try:
+                self._settle()
+            except FileNotFoundError:  # another process made the folder, and took it away again
+                self._settle()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         locks.sweep(self.folder, TEMPORARY, locks.LOCK)
@@ -70,6 +72,14 @@ class Output:
             and os.path.lexists(self.folder / self.pattern)
         ):
             raise taken(self.folder / self.pattern)
+
+    def _settle(self) -> None:
+        """Make the folder, and keep it from being empty, so that no other process removes it."""
+        for folder in (*reversed(self.folder.parents), self.folder):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                self._made.append(folder)
+        self._here = disk.held_file(self.folder)
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
@@ -94,32 +104,38 @@ class Output:
 
     def name(self, request: Request, index: int) -> str:
         """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
-        values = {
-            **{token: getattr(request, token, None) for token in TOKENS},
-            "index": f"{index:04}",
-            "sampler": request.sampler,
-        }
-        known = {token: slug(str(value)) for token, value in values.items() if value is not None}
-        return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1], m[0]), self.pattern)
+        values: dict[str, object] = {"index": f"{index:04}"}
+
+        def known(mark: re.Match[str]) -> str:
+            token = mark[1]
+            value = values.get(token, getattr(request, token, None) if token in TOKENS else None)
+            return mark[0] if value is None else slug(str(value))
+
+        return re.sub(r"\{(\w+)\}", known, self.pattern)
 
 
-def parse(text: str | None, several: bool, overwrite: bool = False) -> Output:
-    """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest."""
-    default = "{prompt}-{seed}.png"
+def parse(text: str | None, several: bool, overwrite: bool = False, form: Format = PNG) -> Output:
+    """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest.
+
+    A name tells the format; where it does not, that is `form`.
+    """
+    default = f"{{prompt}}-{{seed}}{form.suffix}"
     if text is None:
-        return Output(Path(), default, overwrite=overwrite)
+        return Output(Path(), default, overwrite=overwrite, form=form)
     check_text("--output", text)
     if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
         raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
     if text.endswith(("/", os.sep)) or Path(text).is_dir():
-        return Output(Path(text), default, overwrite=overwrite)
+        return Output(Path(text), default, overwrite=overwrite, form=form)
     folder, name = Path(text).parent, Path(text).name
     if name == "..":
         raise BadRequest(f"--output {shown(text)} is no name for a file")
     if Path(name).suffix.lower() in OTHER_KINDS:
-        better = shown(f"{Path(name).stem}.png")
-        raise BadRequest(f"pictures are written as PNG, not {shown(name)}; name it {better}")
-    name = name if name.lower().endswith(".png") else f"{name}.png"
+        kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{form.suffix}")
+        raise BadRequest(f"pictures are written as {kinds}, not {shown(name)}; name it {better}")
+    told = formats.of(name)
+    name = f"{name}{form.suffix}" if told is None else name
+    form = told if told is not None and told.name != form.name else form
     unknown = [token for token in re.findall(r"\{(.*?)\}", text) if token not in TOKENS]
     if unknown:
         allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
@@ -128,8 +144,9 @@ def parse(text: str | None, several: bool, overwrite: bool = False) -> Output:
         raise BadRequest("--output takes {tokens} in the file's name only, not in its folder's")
     pattern = bool(re.search(r"\{\w+\}", name))
     if several and not pattern:
-        return Output(folder, f"{name[:-4]}-{{index}}{name[-4:]}", overwrite=overwrite)
-    return Output(folder, name, exact=not pattern, overwrite=overwrite)
+        stem, suffix = os.path.splitext(name)
+        return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, form=form)
+    return Output(folder, name, exact=not pattern, overwrite=overwrite, form=form)
 
 
 def slug(text: str) -> str:
@@ -143,10 +160,10 @@ def slug(text: str) -> str:
     return words.strip("-._") or "picture"
 
 
-def publish(data: bytes, path: Path, overwrite: bool = False) -> None:
+def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = True) -> None:
     """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
     try:
-        disk.publish(data, path, overwrite)
+        disk.publish(data, path, overwrite, lasting)
     except FileExistsError as error:
         raise taken(path) from error
     except OSError as error:

@@ -1,39 +1,43 @@
-"""A Request and a Model → states → pictures.
-
-On a CPU every picture goes through the networks by itself, so that its bits do not depend on the
-pictures beside it; on other devices a batch is one pass.
-"""
+"""A Request and a Model → states → pictures."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from txt2img.compat import rules, unit, whole_times
+from txt2img import quick
+from txt2img.compat import rules, unit
+from txt2img.conditions import encode
 from txt2img.decoding import pixels_of
+from txt2img.denoising import denoiser
 from txt2img.device import choose
-from txt2img.diffusion.guidance import Cond, CondAt, Course, Denoise, guided, over_time, predictor
+from txt2img.diffusion.guidance import (
+    Course,
+    Denoise,
+    in_turn,
+)
 from txt2img.diffusion.levels import Level, Process
-from txt2img.diffusion.noise import source, stream
-from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
-from txt2img.memory import CPU, free, is_short, placed, room_for
-from txt2img.prompt import schedule
-from txt2img.request import SEEDS, Request, Sampler, size_problem
+from txt2img.memory import CPU, free, placed, room_for
+from txt2img.models import prepared
+from txt2img.request import Request, Sampler, size_problem
+from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import Model, device_of, load
+from txt2img.weights.refiner import alone, its_turn, second
 from txt2img.weights.wear import ready, wear
 
-PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
+
+Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Job:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
         sampler = sampler_on(str(request.sampler), self.clock)
-        noise = fresh_noise(self.requests, self.latent, self.device)
-        x = self.start * noise()
+        fresh = fresh_noise(self.requests, self.latent, self.device)
+        x = self.start * fresh()
+        noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)
         with room_for(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
@@ -68,46 +73,50 @@ class Job:
 
 
 @torch.inference_mode()
-def prepare(model: Model, requests: Sequence[Request]) -> Job:
-    """The job that draws filled requests of one shape together. BadRequest, OutOfMemory."""
+def prepare(model: Model, requests: Sequence[Request], device: torch.device | None = None) -> Job:
+    """The job that draws filled requests of one shape together, on `device` or where the model is.
+
+    Raises BadRequest, OutOfMemory.
+    """
     first = requests[0]
     assert all(shape(request) == shape(first) for request in requests)
-    device = next(model.network.parameters()).device
+    device = device or device_of(model)
 
-    # 1. Size: the VAE makes one latent cell of factor x factor pixels. Then LoRAs and learnt words.
+    # 1. Size: the VAE makes one latent cell of factor x factor pixels.
     latent = latent_shape(model, first)
-    wear(model, first)
 
-    # 2. Prompts → conditions, the two of a picture in equally many chunks.
-    with room_for("the prompts"):
-        conds = [encode(model, request) for request in requests]
+    # 2. LoRAs and learnt words; prompts → conditions, the two of a picture in as many chunks.
+    conds = conditions(model, requests)
 
     # 3. Steps → levels, from noise to picture.
     levels = noise_levels(model, first)
 
-    # 4. Network and conditions → a denoiser, picture by picture on a CPU.
+    # 4. Network and conditions → a denoiser.
     process = model.family.process.build()
-    found = rules(first)
-    kind = PREDICTIONS[model.family.prediction]
-    predict = predictor(model.network, process, kind, whole_times(found, first))
-
-    def look(part: slice, together: bool = True) -> Denoise:
-        positive, negative = side(part, 0), side(part, 1)
-        told = model.family.network.scale_width  # such a network guides itself
-        scale, rescale = 1.0 if told else first.cfg or 0.0, first.cfg_rescale
-        return guided(predict, positive, negative, scale, together, rescale)
-
-    def side(part: slice, which: int) -> CondAt:
-        courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
-        each = [over_time(course, levels, found.late) for course in courses]
-        return lambda level: join([at(level) for at in each])
-
-    singles = [slice(i, i + 1) for i in range(len(conds))]
-    parts = singles if device.type == "cpu" else alike(conds)
-    fast = side_by_side([(part, look(part)) for part in parts])
-    slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    denoise, start = thrifty(fast, slow, model.memory.tell), first_spread(first, levels, process)
+    denoise = denoiser(model, requests, conds, levels, device)
+    start = first_spread(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
+
+
+def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
+    """The same, the last steps by the model's refiner where the requests want that.
+
+    `way` is where and in what precision the networks draw; the stack holds the one that does.
+    """
+    job, switch = prepare(model, requests, way[0]), requests[0].refiner_switch
+    if requests[0].refiner is None:
+        return job
+    process = model.family.process.build()
+
+    def take_turn() -> Denoise:
+        other = second(model)
+        stack.close()  # where memory is short, the first network leaves before the other comes
+        made = prepare(other, alone(requests), way[0])
+        stack.enter_context(drawing(other, made, *way))
+        return made.denoise
+
+    later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
+    return replace(job, denoise=later)
 
 
 def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
@@ -123,13 +132,17 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
     memory is short on the CPU, so that its bits are those of a run that began like that; the
     states then begin again too. Raises as `prepare` and `Job.states` do.
     """
-    weight = next(model.network.parameters())
-    own, device, dtype = weight.device, weight.device, weight.dtype
-    model.memory.used.pop("unet", None)
+    own, own_dtype = device_of(model), next(model.network.parameters()).dtype
+    device, dtype = own, own_dtype
+    for key in ("unet", "batch"):
+        model.memory.used.pop(key, None)
+    if len(requests) > 1 and own.type != "cpu":
+        model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
     while True:
         try:
-            with room_for("the model"), placed(model.network, device, dtype):
-                job = prepare(model, requests)
+            with room_for("the model"), ExitStack() as stack:
+                job = staged(model, requests, (device, dtype), stack)
+                stack.enter_context(drawing(model, job, device, dtype))
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
@@ -146,6 +159,25 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         free()
         model.memory.tell(line)
         model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+
+
+@contextmanager
+def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The network where and in the precision that it is to draw a job in, made quick for it."""
+    placement, network = model.memory.placement, model.network
+    own = device_of(model), next(network.parameters()).dtype
+    if placement.mode != "none":
+        prepared.restore(network)  # layers that come one by one keep the forwards that they have
+    with ExitStack() as stack:
+        if (device, dtype) == own:
+            stack.enter_context(placement.using("unet", network))
+        else:
+            stack.enter_context(placement.at_hand(network))
+            stack.enter_context(placed(network, device, dtype))
+        quick.network(model, job.requests[0], job.latent)
+        if model.graphed:
+            model.graphed.check()
+        yield
 
 
 def check_finite(x: Tensor) -> None:
@@ -194,109 +226,13 @@ def check_words_do(family: Family) -> None:
         )
 
 
-def encode(model: Model, request: Request) -> tuple[Course, Course]:
-    """The conditions of prompt and negative prompt over the steps, each of a batch of 1."""
-    found = rules(request)
-    reading, silent = found.reading, model.family.silent and found.silent
-    over = [(request.prompt, True), (request.negative, False)]
-    courses = [
-        schedule(text, request.steps or 1) if reading.grammar == "a1111" else [(1, text)]
-        for text, _ in over
-    ]
-    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
-
-    def cond(text: str, wanted: bool) -> Cond:
-        whole = not wanted and not found.skip_negative
-        how = replace(reading, clip_skip=1) if whole else reading
-        said = model.text.encode([text], chunks, how)
-        if silent and not wanted and not request.negative:
-            said = said.silent()
-        return sized(said, model.family, request, wanted)
-
-    positive, negative = (
-        [(until, cond(text, wanted)) for until, text in course]
-        for course, (_, wanted) in zip(courses, over, strict=True)
-    )
-    return positive, negative
-
-
-def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
-    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
-    if family.network.scale_width:
-        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
-        cond = replace(cond, scale=scale)
-    sizes = family.sizes(request.height or 0, request.width or 0, wanted)
-    if not sizes:
-        return cond
-    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))
-
-
-def join(conds: Sequence[Cond]) -> Cond:
-    """Conditions as one batch."""
-    joined = conds[0]
-    for cond in conds[1:]:
-        joined = joined.join(cond)
-    return joined
-
-
-def alike(conds: Sequence[tuple[Course, Course]]) -> list[slice]:
-    """The longest runs of conditions that are equally long, so that they fit in one batch."""
-    groups = groupby(conds, key=lambda pair: pair[0][0][1].tokens.shape[1])
-    ends = [0]
-    for _, group in groups:
-        ends.append(ends[-1] + len(list(group)))
-    return [slice(start, end) for start, end in pairwise(ends)]
-
-
-def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
-    """One denoiser of several, each for its part of the batch."""
-    return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
-
-
-def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denoise:
-    """`fast` until memory is short, from then on `slow`, which is told."""
-    short = False
-
-    def denoise(x: Tensor, level: Level) -> Tensor:
-        nonlocal short
-        if not short:
-            try:
-                return fast(x, level)
-            except (RuntimeError, MemoryError) as error:
-                if not is_short(error):
-                    raise
-                short = True
-                tell(PIECEMEAL)
-        free()
-        return slow(x, level)
-
-    return denoise
-
-
-def fresh_noise(
-    requests: Sequence[Request], latent: tuple[int, int, int], device: torch.device
-) -> Callable[[], Tensor]:
-    """Noise (B, C, h, w), float32, another at each call; each picture's comes from its own seed.
-
-    It is drawn on the CPU, one picture at a time, so that it is the same on every device and in
-    every batch.
-    """
-    streams = [own_noise(request, latent) for request in requests]
-    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
-
-
-def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
-    """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
-    found, seed = rules(request), request.seed or 0
-    first = later = source(found.first, seed, latent)
-    if found.later or found.delta:
-        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
-    other = None
-    if request.subseed_strength:
-        if request.subseed is None:
-            raise BadRequest("a subseed strength needs a subseed: give --subseed")
-        other = source(found.first, request.subseed, latent)
-    return stream(first, later, other, request.subseed_strength)
+def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
+    """Each picture's conditions, once the model wears what is asked for. OutOfMemory."""
+    placement = model.memory.placement
+    with room_for("the prompts"), placement.at_hand(model.text):
+        wear(model, requests[0])
+        with placement.using("text", model.text):
+            return [encode(model, request) for request in requests]
 
 
 @torch.inference_mode()

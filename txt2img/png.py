@@ -23,13 +23,15 @@ from txt2img import __version__, exif, foreign, infotext, output
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.request import Request
+from txt2img.formats import PNG, Format
+from txt2img.request import SEEDS, Request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMAT = 1  # of the JSON text
 TEXT_MAX = 2**20  # bytes of one text, unpacked
 TEXTS_MAX = 64
 CHUNKS_MAX = 100_000
+FALLBACKS = 100  # bytes for what the memory at hand may yet make of a picture
 HEAD = 16  # bytes of a file that tell what it is
 
 
@@ -57,27 +59,55 @@ class Picture:
 
 
 def encode(
-    image: Image.Image, request: Request, origin: Origin, first_seed: int | None = None
+    image: Image.Image,
+    request: Request,
+    origin: Origin,
+    first_seed: int | None = None,
+    form: Format = PNG,
 ) -> bytes:
-    """The PNG file of a picture and of the filled request that made it.
+    """The file of a picture and of the filled request that made it, a PNG unless it is said.
 
-    `first_seed` is the seed that was asked for, if what it gave was rejected.
+    `first_seed` is the seed that was asked for, if what it gave was rejected. BadRequest if a
+    file of that format cannot hold so much text.
     """
+    texts = described(request, origin, pixels_sha256(image), first_seed)
+    return written(image, texts, form)
+
+
+def described(
+    request: Request, origin: Origin, pixels: str, first_seed: int | None = None
+) -> dict[str, str]:
+    """The texts of a picture, by A1111's words and by ours; `pixels` is the hash of its pixels."""
     request = replace(request, model=origin.model)  # a name: never the path that the user gave
-    described = {
+    ours = {
         "version": FORMAT,
         "request": request.to_json(),
         "model": {"name": origin.model, "hash": origin.hash},
         "environment": dict(origin.environment),
-        "pixels_sha256": pixels_sha256(image),
+        "pixels_sha256": pixels,
     } | ({} if first_seed is None else {"first_seed": first_seed})
     parameters = infotext.describe(request, origin.model, origin.hash, __version__)
-    texts = PngInfo()
-    _add(texts, "parameters", str(parameters))
-    _add(texts, "txt2img", json.dumps(described, ensure_ascii=False))
+    return {"parameters": str(parameters), "txt2img": json.dumps(ours, ensure_ascii=False)}
+
+
+def written(image: Image.Image, texts: Mapping[str, str], form: Format) -> bytes:
+    """The file of a picture with texts. BadRequest if it cannot hold so much."""
+    if form.name != "PNG":
+        exif.check_room(texts, form)
+        return exif.encode(image, texts, form)
+    chunks = PngInfo()
+    for key, text in texts.items():
+        _add(chunks, key, text)
     file = BytesIO()
-    image.save(file, "png", pnginfo=texts)
+    image.save(file, "png", pnginfo=chunks)
     return file.getvalue()
+
+
+def check_room(request: Request, origin: Origin, form: Format) -> None:
+    """Raise BadRequest if a file of that format cannot hold what is to be said of a picture."""
+    if form.name == "JPEG":
+        texts = described(request, origin, "0" * 64, SEEDS)
+        exif.check_room(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, form)
 
 
 def pixels_sha256(image: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""The prompt language: "(red:1.3) [cat:dog:0.5]" → texts over the steps → spans with weights.
+"""The prompt language: "(red:1.3) [cat:dog:0.5] AND fog :0.4" → texts over the steps → spans.
 
 The grammar is A1111's (modules/prompt_parser.py), whose documented examples the tests hold.
 Brackets without a partner are text.
@@ -7,6 +7,7 @@ Brackets without a partner are text.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Literal
 
@@ -17,6 +18,8 @@ MORE = 1.1  # what a pair of brackets multiplies by
 DEPTH_MAX = 50  # brackets within brackets; deeper ones are text
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _MARKS = re.compile(r"\\.|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
+_AND = re.compile(r"\bAND\b")
+_PART_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 _WHEN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
 
 Grammar = Literal["a1111", "comfyui", "text"]
@@ -38,6 +41,11 @@ class Edit:
     before: "tuple[Part, ...]"
     after: "tuple[Part, ...]"
     when: str  # a whole number of steps, or with a point a part of them
+
+    def last(self, steps: int) -> int:
+        """The last step of the first text: a number with a point is a part of the steps."""
+        value = float(self.when) * (steps if "." in self.when else 1)
+        return int(min(value, steps))
 
 
 @dataclass(frozen=True)
@@ -158,13 +166,45 @@ def _pairs(text: str, signs: str) -> dict[int, int]:
 
 def schedule(text: str, steps: int) -> list[tuple[int, str]]:
     """The texts of a prompt with `[from:to:when]` and `[a|b]`, each with its last step."""
-    if "[" not in text:
-        return [(steps, text)]
+    return list(_schedule(text, steps)) if "[" in text else [(steps, text)]
+
+
+@lru_cache(maxsize=4)  # a prompt is looked through, counted and drawn
+def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
     parts = _parts(text)
     ends = sorted({steps, *_ends(parts, steps)})
     texts = [(end, "".join(_at(parts, end, steps))) for end in ends]
     runs = groupby(texts, key=lambda pair: pair[1])
-    return [(list(run)[-1][0], words) for words, run in runs]
+    return tuple((list(run)[-1][0], words) for words, run in runs)
+
+
+def edits(text: str) -> Iterator[Edit]:
+    """The changes `[from:to:when]` of a prompt, each before those inside it."""
+    return _edits(_parts(text)) if "[" in text else iter(())
+
+
+def _edits(parts: Sequence[Part]) -> Iterator[Edit]:
+    for part in parts:
+        if isinstance(part, Edit):
+            yield part
+            yield from _edits((*part.before, *part.after))
+        elif isinstance(part, Turns):
+            yield from _edits([inner for turn in part.texts for inner in turn])
+
+
+def composed(text: str, always: bool = False) -> list[tuple[float, str]]:
+    """The prompts that AND joins, each with its weight: `a cat AND a dog :0.5`.
+
+    Without AND a number at the end is text, unless it is `always` a weight, as in A1111.
+    """
+    parts = _AND.split(text)
+    if len(parts) == 1 and not always:
+        return [(1.0, text)]
+    found = []
+    for part in parts:
+        mark = _PART_WEIGHT.search(part)
+        found.append((float(mark[1]), part[: mark.start()]) if mark else (1.0, part))
+    return found
 
 
 def _parts(text: str, depth: int = 0) -> tuple[Part, ...]:
@@ -210,20 +250,14 @@ def _split(text: str, sign: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _last(edit: Edit, steps: int) -> int:
-    """The last step of an edit's first text: a number with a point is a part of the steps."""
-    value = float(edit.when) * (steps if "." in edit.when else 1)
-    return int(min(value, steps))
-
-
 def _ends(parts: Sequence[Part], steps: int) -> Iterator[int]:
     """The steps after which something changes."""
     for part in parts:
         if isinstance(part, Turns):
             yield from range(1, steps + 1)
         elif isinstance(part, Edit):
-            if _last(part, steps) >= 1:
-                yield _last(part, steps)
+            if part.last(steps) >= 1:
+                yield part.last(steps)
             yield from _ends(part.before, steps)
             yield from _ends(part.after, steps)
 
@@ -236,5 +270,5 @@ def _at(parts: Sequence[Part], step: int, steps: int) -> Iterator[str]:
         elif isinstance(part, Turns):
             yield from _at(part.texts[(step - 1) % len(part.texts)], step, steps)
         else:
-            now = part.before if step <= _last(part, steps) else part.after
+            now = part.before if step <= part.last(steps) else part.after
             yield from _at(now, step, steps)

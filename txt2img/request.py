@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
-from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE
+from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE, Refiner
+from txt2img.interval import Interval
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -72,6 +73,7 @@ class Compat(_Name):
     TXT2IMG = "txt2img"
     A1111 = "a1111"  # its noise from the processor: RNG CPU
     A1111_GPU = "a1111-gpu"  # its noise from a graphics card: RNG GPU or NV
+    FORGE = "forge"
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
     SDCPP = "sdcpp"
@@ -98,6 +100,7 @@ ALIASES = {
     "automatic1111": "a1111",
     "a1111cpu": "a1111",
     "a1111nv": "a1111-gpu",
+    "sdwebuiforge": "forge",
     "comfy": "comfyui",
     "sd.cpp": "sdcpp",
     "stablediffusion.cpp": "sdcpp",
@@ -109,7 +112,12 @@ NAMED: Mapping[str, type[Sampler] | type[Schedule] | type[Compat]] = {
 }
 CLIP_SKIPS = range(1, 13)  # 1 is none
 # Fields that came later: left out of a record at their defaults, so that older ones stay equal.
-LATER = ("compat", "clip_skip", "subseed", "subseed_strength")
+LATER = (
+    *("compat", "clip_skip", "subseed", "subseed_strength"),
+    *("refiner", "refiner_switch", "cfg_interval", "ensd", "rng"),
+)
+RNG = re.compile(r"cpu|nv(:[1-9]\d{0,9})?")
+SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,11 @@ class Request:
     clip_skip: int | None = None  # A1111's count: the text encoder's last layers, 1 is all of it
     subseed: int | None = None  # the noise of another seed, mixed into this one's
     subseed_strength: float = 0.0
+    refiner: Refiner | None = None  # the model that draws the last steps
+    refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
+    cfg_interval: Interval | None = None  # where on that way guidance is; None: everywhere
+    ensd: int | None = None  # A1111's eta noise seed delta: what the steps' seed is more
+    rng: str | None = None  # where numbers come from: cpu, nv, or nv:N, a card of N threads
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
@@ -162,7 +175,11 @@ class Request:
         _check_int("count", self.count, COUNTS)
         _check_int("clip_skip", self.clip_skip, CLIP_SKIPS)
         _check_int("subseed", self.subseed, range(SEEDS))
+        _check_int("ensd", self.ensd, range(SEEDS))
+        if self.rng is not None and not RNG.fullmatch(str(self.rng)):
+            raise BadRequest(f"rng must be cpu, nv or nv:THREADS, got {shown(self.rng)}")
         _check_float("subseed_strength", self.subseed_strength, 1.0)
+        _check_float("refiner_switch", self.refiner_switch, 1.0)
         _check_float("cfg", self.cfg, FLOAT_MAX)
         _check_float("cfg_rescale", self.cfg_rescale, 1.0)
         _check_float("eta", self.eta, 1.0)
@@ -193,8 +210,12 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in their order; later ones only if they say something."""
-        plain = {f.name: f.default for f in fields(self) if f.name in LATER}
-        return {k: v for k, v in asdict(self).items() if k not in plain or v != plain[k]}
+        values = {name: getattr(self, name) for name in _NAMES}
+        return {
+            name: _plain_value(value)
+            for name, value in values.items()
+            if name not in _PLAIN or value != _PLAIN[name]
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
@@ -209,6 +230,17 @@ class Request:
             raise BadRequest('a request needs a "prompt"')
         make: Callable[..., Request] = cls
         return make(**{name: _value(name, values[name]) for name in values})
+
+
+_NAMES = [f.name for f in fields(Request)]
+_PLAIN = {f.name: f.default for f in fields(Request) if f.name in LATER}
+
+
+def _plain_value(value: object) -> object:
+    """A field's value as JSON has it."""
+    if isinstance(value, tuple):
+        return tuple(asdict(item) for item in value)
+    return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
 
 
 def check_text(name: str, text: object) -> None:
@@ -252,7 +284,7 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 
 def _check_float(name: str, value: object, top: float) -> None:
-    if value is None and name not in ("cfg_rescale", "subseed_strength"):
+    if value is None and name not in ("cfg_rescale", "subseed_strength", "refiner_switch"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} must be a number, got {shown(value)}")
@@ -278,7 +310,7 @@ def _value(name: str, value: object) -> object:
         member = NAMED[name].parse(value)
         return None if member is Compat.TXT2IMG else member
     if (
-        name in ("cfg", "eta", "cfg_rescale", "subseed_strength")
+        name in ("cfg", "eta", "cfg_rescale", "subseed_strength", "refiner_switch")
         and type(value) is int
         and value.bit_length() < 64
     ):

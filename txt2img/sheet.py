@@ -4,19 +4,20 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
-from txt2img import output
+from txt2img import output, png
 from txt2img.escape import escape
+from txt2img.formats import PNG, Format
 from txt2img.output import Output, numbered
 from txt2img.request import Request
 from txt2img.sweep import Axis
 
-SIDE_MAX = 16_384  # pixels
+SIDE_MAX = 16_383  # pixels, which all formats hold
+SHEET = "txt2img-sheet"  # the text that only sheets have
 CELL_MAX = 512  # pixels
 GAP = 8  # pixels
 FONT = 13  # pixels
@@ -32,7 +33,7 @@ def write(cells: Sequence[Cell], axes: Sequence[Axis], target: Output, columns: 
     if not cells:
         return []
     return [
-        _publish(draw(cells, axes, columns), target, "sheet.png"),
+        _publish(draw(cells, axes, columns, target.form), target, f"sheet{target.form.suffix}"),
         _publish(table(cells, axes), target, "sheet.csv"),
     ]
 
@@ -49,8 +50,8 @@ def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int) -> bytes:
-    """The sheet as a PNG that says what is on it, whatever its pictures' sizes."""
+def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format = PNG) -> bytes:
+    """The sheet as a picture that says what is on it, whatever its pictures' sizes."""
     rows = -(-len(cells) // columns)
     fields = [axis.field for axis in axes]
     if len({request.prompt for _, request in cells}) > 1 and "prompt" not in fields:
@@ -73,12 +74,8 @@ def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int) -> bytes:
         with Image.open(path) as picture:
             picture.thumbnail((width, height))
             sheet.paste(picture.convert("RGB"), (x, y + caption))
-    texts = PngInfo()
     swept = {axis.field: axis.values for axis in axes}
-    texts.add_itxt("txt2img-sheet", json.dumps({"swept": swept, "columns": columns}))
-    file = BytesIO()
-    sheet.save(file, "png", pnginfo=texts)
-    return file.getvalue()
+    return png.written(sheet, {SHEET: json.dumps({"swept": swept, "columns": columns})}, form)
 
 
 def _said(value: object) -> str:

@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from txt2img import png
+from txt2img import __version__, formats, frames, png, sheet
 from txt2img.batch import origin
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
 from txt2img.pipeline import decode, sampled
 from txt2img.weights.load import Model
+from txt2img.weights.wear import ready
+
+KINDS = ("PNG", "JPEG", "WEBP", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,72 @@ def described(path: Path) -> png.Picture:
     return found
 
 
-def verify(path: Path, found: png.Picture, model: Model) -> Verdict:
-    """Compare a picture with what its record makes now. BadFile if its pixels were changed."""
+def pictures(name: str) -> list[str]:
+    """The picture of that name, or all in that folder but for sheets and steps.
+
+    BadFile, BadRequest.
+    """
+    if not Path(name).is_dir():
+        return [name]
+    try:
+        entries = sorted(entry for entry in Path(name).iterdir() if entry.name[:1] != ".")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadFile(f"cannot read {shown(name)}: {reason}") from error
+    found = [str(path) for path in entries if formats.of(path.name) and not _is_beside(path)]
+    if not found:
+        raise BadRequest(f"{shown(name)} has no pictures")
+    return found
+
+
+def verify(path: Path, found: png.Picture, model: Model, lossy: bool = False) -> Verdict:
+    """Compare a picture with what its record makes now.
+
+    BadFile if its pixels or its texts were changed; BadRequest for one whose format loses some,
+    unless `lossy` ones are to be compared, too; what `ready` raises for files that lack.
+    """
     assert found.request is not None
     with open_regular(path) as file:
         try:
-            with Image.open(file) as image:
-                then = image.convert("RGB")
+            with Image.open(file, formats=KINDS) as image:
+                kind, then = image.format, image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise BadFile(f"{shown(str(path))} is not a whole PNG file: {error}") from error
-    if png.pixels_sha256(then) != found.pixels_sha256:
-        raise BadFile(f"{shown(str(path))} was changed: its pixels are not those of its record")
-    request = replace(found.request, model=model.name).filled(model.family.defaults)
+            raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
+    loses = kind != "PNG" and png.pixels_sha256(then) != found.pixels_sha256
+    _check(path, found, then, f"{kind}" if loses else "", lossy)
+    wanted = ready(model, replace(found.request, model=model.name))
+    request = wanted.filled(model.family.defaults)
     tiled = found.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"
     [last] = deque(sampled(model, [request]), maxlen=1)
     [now] = decode(model, last.x)
-    if png.pixels_sha256(now) == found.pixels_sha256:
-        return Verdict(math.inf)
-    return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
+    if png.pixels_sha256(now) != found.pixels_sha256:
+        return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
+    if loses:
+        return Verdict(psnr(then, now), (f"{kind} loses some; drawn to the bit as it was",))
+    return Verdict(math.inf)
+
+
+def _check(path: Path, found: png.Picture, then: Image.Image, loses: str, lossy: bool) -> None:
+    """Raise BadFile, BadRequest for what need not be drawn again to be judged."""
+    name = shown(str(path))
+    if loses and not lossy:
+        raise BadRequest(f"{name}: {loses} loses some of the pixels; --psnr 30 asks for nearness")
+    if not loses and png.pixels_sha256(then) != found.pixels_sha256:
+        raise BadFile(f"{name} was changed: its pixels are not those of its record")
+    assert found.request is not None
+    texts = png.described(found.request, found.origin, found.pixels_sha256)
+    same_writer = found.origin.environment.get("txt2img") == __version__
+    if same_writer and found.texts.get("parameters", "").strip() != texts["parameters"].strip():
+        raise BadFile(f"{name} was changed: its two texts do not say the same")
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether a picture is a sheet, a step or an animation; what cannot be read is none."""
+    try:
+        return not {sheet.SHEET, frames.MARK}.isdisjoint(png.read(path).texts)
+    except BadFile:
+        return False
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -71,10 +121,13 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def reasons(then: png.Origin, now: png.Origin) -> tuple[str, ...]:
     """What of the model and the environment is not as it was."""
     pairs = [("model", then.hash, now.hash)]
+    names = dict.fromkeys([*now.environment, *then.environment])
     pairs += [
-        (name, then.environment.get(name, ""), value) for name, value in now.environment.items()
+        (name, then.environment.get(name, ""), now.environment.get(name, "")) for name in names
     ]
     changed = [
-        f"{name} {old or 'unknown'} then, {new} now" for name, old, new in pairs if old != new
+        f"{name} {old or 'unknown'} then, {new or 'none'} now"
+        for name, old, new in pairs
+        if old != new
     ]
     return tuple(changed) or ("nothing that the record tells: another processor, or threads",)

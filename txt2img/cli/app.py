@@ -6,16 +6,16 @@
 
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import decode, generate, info, models, replay, train, verify
+from txt2img.cli import decode, generate, info, models, replay, train, verify, worker
 from txt2img.cli.configured import Configured
 from txt2img.cli.show import StdoutGone, tell
-from txt2img.cli.signals import STOP, Stopped
+from txt2img.cli.signals import STOP, STOPPED, Stopped
+from txt2img.cli.streams import settle
 from txt2img.errors import BadRequest, Txt2imgError
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -25,14 +25,10 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify.verify, verify.EPILOG),
     "decode": (decode.decode, decode.EPILOG),
     "train": (train.train, train.EPILOG),
+    "worker": (worker.worker, worker.EPILOG),
 }
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
-
-
-def main() -> None:
-    """The command txt2img."""
-    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         _settle()
         return _dispatch(arguments)
     except (Stopped, KeyboardInterrupt) as stop:
-        tell("Stopped; pictures that were finished are kept.")
+        tell(STOPPED)
         return stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
     except Txt2imgError as error:
         return _fail(str(error), error.exit_code)
@@ -122,14 +118,7 @@ def _complete() -> int:
 
 def _settle() -> None:
     """Make the process fit to work: descriptors, signals, and a folder to be in."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    settle()
     STOP.listen()
     try:
         os.getcwd()

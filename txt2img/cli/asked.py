@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from txt2img.cli import options
 
+# Those that say what a picture is to be like, as fields of a request.
+FIELDS = (
+    *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
+    *("sampler", "schedule", "seed", "count"),
+)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -24,3 +30,8 @@ class Asked:
     batch_size: options.BatchSize = None
     out: options.OutputName = None
     overwrite: options.Overwrite = False
+
+    def given(self) -> dict[str, object]:
+        """The fields of a request that the command line gives."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {name: value for name, value in values.items() if value is not None}

@@ -14,6 +14,7 @@ from txt2img.cli.options import whole
 from txt2img.cli.show import say_bytes
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.formats import PNG, Format
 from txt2img.gate import RETRIES_MAX, Policy
 from txt2img.ledger import Item
 from txt2img.output import Output
@@ -72,7 +73,15 @@ Retries = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say names, seeds and prompts; draw nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say names, seeds, prompts, warnings, how long it will take; draw nothing.",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Take every warning for an error, before anything is drawn."),
 ]
 KeepLatents = Annotated[
     bool,
@@ -94,6 +103,7 @@ class Batching:
     reject: Reject = None
     retries: Retries = None
     dry_run: DryRun = False
+    strict: Strict = False
     no_progress: NoProgress = False
     keep_latents: KeepLatents = False
 
@@ -138,8 +148,8 @@ class Batching:
 class Stdout(Output):
     """Where one picture goes that is not to become a file."""
 
-    def __init__(self) -> None:
-        super().__init__(Path(), "-", exact=True)
+    def __init__(self, form: Format = PNG) -> None:
+        super().__init__(Path(), "-", exact=True, form=form)
 
     def _prepare(self) -> None:
         """There is no folder to prepare."""

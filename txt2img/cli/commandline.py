@@ -14,10 +14,17 @@ FLAGS = {
     "steps": "--steps",
     "cfg": "--cfg",
     "cfg_rescale": "--cfg-rescale",
+    "cfg_interval": "--cfg-interval",
     "eta": "--eta",
     "sampler": "--sampler",
     "schedule": "--schedule",
     "seed": "--seed",
+    "compat": "--compat",
+    "clip_skip": "--clip-skip",
+    "subseed": "--subseed",
+    "subseed_strength": "--subseed-strength",
+    "ensd": "--ensd",
+    "rng": "--rng",
 }
 
 
@@ -32,6 +39,10 @@ def command_line(request: Request) -> str:
         text = str(value)
         # After a long flag's = even a text that begins with a hyphen is a value.
         words += [f"{flag}={quoted(text)}"] if text.startswith("-") else [flag, quoted(text)]
+    if request.vae is not None:
+        words.append(f"--vae={quoted(request.vae.name)}")
+    if request.refiner is not None:
+        words.append(f"--refiner={quoted(f'{request.refiner.name}:{request.refiner_switch:g}')}")
     prompt = quoted(tagged(request.prompt, request.loras))
     if request.prompt.startswith("-"):
         return " ".join(["txt2img", *words, "--", prompt])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import wraps
 
+from txt2img.formats import FORMATS
 from txt2img.request import Sampler, Schedule
 
 Offers = Callable[[str], list[str]]
@@ -48,6 +49,7 @@ def profiles() -> Iterable[str]:
     return sorted(read().profiles)
 
 
+formats = offering(lambda: list(FORMATS))
 samplers = offering(lambda: [member.value for member in Sampler])
 schedules = offering(lambda: [member.value for member in Schedule])
 devices = offering(lambda: ["cpu", "cuda", "mps"])

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     import typer
 
 # What only a command line can say, and what must not come before a picture's own request.
-UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry_run")
+UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry_run", "no_warm")
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-    *("sampler", "schedule", "seed", "count", "lora", "vae"),
+    *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
+    *("unet", "text_encoder"),
 )
 
 

@@ -1,23 +1,21 @@
 """txt2img decode: make the pictures of latents that were kept when a run ended before it could."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txt2img import output
-from txt2img.cli import options
-from txt2img.cli.extras import NONE
+from txt2img import exif, formats, launch, output
+from txt2img.cli import launched, options
+from txt2img.cli.extras import NONE, found
 from txt2img.cli.recorded import check_model
 from txt2img.cli.results import say_file_error
 from txt2img.cli.show import progress, say_path, say_record
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.escape import shown
+from txt2img.formats import PNG
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from txt2img.latents import Latent
     from txt2img.weights.load import Model
 
@@ -45,7 +43,7 @@ def decode(
     code = 0
     loaded: dict[str, Model] = {}
     with progress(not quiet, "loading") as bar:
-        for i, name in enumerate(files):
+        for i, name in launch.found().mine(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
             try:
                 latent = opened(Path(name), model, vae)
@@ -65,7 +63,7 @@ def decode(
                     say_record({"file": name, "path": str(path), "step": latent.step})
                 else:
                     say_path(path)
-    if code:
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 
@@ -86,7 +84,8 @@ def load_model(name: str, vae: str | None, where: tuple[str | None, str | None])
     from txt2img.device import choose
     from txt2img.weights.load import load
 
-    return load(name, choose(*where), vae_path=None if vae == NONE else vae)
+    path = None if vae in (None, NONE) else found("--vae", vae)
+    return load(name, choose(*where), vae_path=path)
 
 
 def target(name: str, out: str | None, overwrite: bool, files: list[str]) -> output.Output:
@@ -100,35 +99,26 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     """Write the picture of a latent, the `index`-th of all; gives its path. Txt2imgError."""
     from txt2img import pipeline, png
     from txt2img.batch import origin
+    from txt2img.weights.load import device_of
 
     request = latent.request
     if tuple(latent.x.shape) != pipeline.latent_shape(model, request):
         raise BadFile(f"{shown(str(path))} is of another shape than this model's latents")
-    device = next(model.network.parameters()).device
-    [picture] = pipeline.decode(model, latent.x[None].to(device))
+    name = latent.name if not to.pattern else to.name(request, index)
+    form = formats.of(name) or PNG
+    exif.check(form)
+    [picture] = pipeline.decode(model, latent.x[None].to(device_of(model)))
     if latent.whole:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)
-        data = png.encode(picture, request, by, latent.first_seed)
+        data = png.encode(picture, request, by, latent.first_seed, form)
     else:
-        data = unfinished(picture, latent)
-    name = latent.name if not to.pattern else to.name(request, index)
+        # It says what it is, and not what its request makes: no batch must take it for that.
+        step = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
+        data = png.written(picture, {"Comment": step}, form)
     if not latent.whole and not to.pattern:
-        name = f"{Path(name).stem}-step{latent.step}.png"
+        name = f"{Path(name).stem}-step{latent.step}{Path(name).suffix}"
     with to:
         written = to.write_as(data, name)
     if path.name.startswith(".txt2img-"):
         path.unlink(missing_ok=True)
     return written
-
-
-def unfinished(picture: "Image.Image", latent: "Latent") -> bytes:
-    """A PNG file that says it is not what its request makes, so that no batch takes it for that."""
-    from PIL.PngImagePlugin import PngInfo
-
-    texts = PngInfo()
-    request = latent.request
-    comment = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
-    texts.add_itxt("Comment", comment)
-    file = BytesIO()
-    picture.save(file, "png", pnginfo=texts)
-    return file.getvalue()

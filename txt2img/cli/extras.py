@@ -1,4 +1,4 @@
-"""LoRAs, learnt words and a VAE from the command line: which files, how strongly."""
+"""LoRAs, learnt words, a VAE and a refiner from the command line: which files, how strongly."""
 
 import os
 import re
@@ -6,40 +6,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from txt2img.cli import options
+from txt2img.cli.fewer import Fewer
 from txt2img.cli.likeness import Likeness
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, Lora, weight
-from txt2img.library import SUFFIX, Library, checked_file, checked_folder
+from txt2img.library import SUFFIX, Library, OtherParts, checked_folder
 
 LORAS = "TXT2IMG_LORAS"  # the environment's name for folders of LoRAs
-NONE = "none"  # the VAE of a model that keeps its own
+NONE = "none"  # the VAE of a model that keeps its own, the refiner of one that draws alone
 _WEIGHT = r"(?::([-+.\deE]+))?"
+_REFINER = re.compile(r"(.+):(\d*\.?\d+|\d+\.)", re.DOTALL | re.ASCII)
 _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Named(Likeness):
-    """What the options for other files than the model's ask for, and for other programs' rules."""
+class OtherFiles:
+    """Which other files than the model's are asked for."""
 
     lora: options.Loras = None
     lora_dir: options.LoraFolders = None
     embedding: options.Embeddings = None
     embedding_dir: options.EmbeddingFolders = None
     vae: options.VAE = None
-    profile: options.Profile = None  # its options are read before: cli/configured.py
-
-    def given(self) -> dict[str, object]:
-        """What the options say of a request, by its fields. BadRequest."""
-        values = super().given()
-        if self.lora:
-            values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
-        if self.vae == NONE:
-            values["vae"] = None
-        return values
+    refiner: options.RefinerName = None
+    unet: options.UNetFile = None
+    text_encoder: options.TextEncoders = None
 
     def library(self) -> Library:
         """The files and folders that the options name. BadRequest."""
+        from txt2img.weights.places import folders
+
         loras: dict[str, Path] = {}
         for lora, path in map(lora_file, self.lora or ()):
             if loras.setdefault(lora.name, path) != path:
@@ -53,8 +50,52 @@ class Named(Likeness):
             ),
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(checked_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
-            None if self.vae == NONE else self.vae,
+            None if self.vae in (None, NONE) else found("--vae", self.vae),
+            None if self.refiner in (None, NONE) else refiner(self.refiner)[0],
+            OtherParts(
+                None if self.unet is None else found("--unet", self.unet),
+                tuple(found("--text-encoder", text) for text in self.text_encoder or ()),
+            ),
+            tuple(folder for folder in folders() if folder.is_dir()),
         )
+
+
+@dataclass(frozen=True)
+class Named(OtherFiles, Likeness, Fewer):
+    """What the options for other files than the model's ask for, and for other programs' rules."""
+
+    profile: options.Profile = None  # its options are read before: cli/configured.py
+
+    def given(self) -> dict[str, object]:
+        """What the options say of a request, by its fields. BadRequest."""
+        values = super().given() | self.left_out()
+        if self.lora:
+            values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
+        if self.vae == NONE:
+            values["vae"] = None
+        if self.refiner == NONE:
+            values["refiner"] = None
+        elif self.refiner and (switch := refiner(self.refiner)[1]) is not None:
+            values["refiner_switch"] = switch
+        return values
+
+
+def found(option: str, name: str) -> str:
+    """Where the file or folder of that path or name is. BadRequest."""
+    from txt2img.weights.places import find_file
+
+    return str(find_file(option, name))
+
+
+def refiner(text: str) -> tuple[str, float | None]:
+    """What MODEL[:SWITCH] means. BadRequest."""
+    match = _REFINER.fullmatch(text)
+    if match is None or os.path.lexists(text):
+        return text, None
+    switch = float(match[2])
+    if switch > 1:
+        raise BadRequest(f"--refiner {shown(text)}: it takes over after a part of 0 … 1 of the way")
+    return match[1], switch
 
 
 def lora_file(text: str) -> tuple[Lora, Path]:
@@ -62,20 +103,22 @@ def lora_file(text: str) -> tuple[Lora, Path]:
     match = _LORA.fullmatch(text)
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
-    path = checked_file("--lora", Path(match[1]))
+    path = Path(found("--lora", match[1]))
     unet = weight(match[2] or "1", path.name)
-    name = path.name.removesuffix(SUFFIX)
+    # A name tells files apart whose own names are all the same, as those on the Hub are.
+    plain = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
+    name = (match[1] if plain else path.name).removesuffix(SUFFIX)
     return Lora(name, unet, unet if match[3] is None else weight(match[3], path.name)), path
 
 
 def embedding_file(text: str) -> tuple[str, Path]:
     """What FILE[:WORD] means: the word and its file. BadRequest, BadFile."""
     file, _, word = text.rpartition(":")
-    if Path(text).exists() or not file:
+    if os.path.lexists(text) or not file:
         from txt2img.weights.embeddings import word_of
 
-        path = checked_file("--embedding", Path(text))
+        path = Path(found("--embedding", text))
         word = word_of(path)
     else:
-        path = checked_file("--embedding", Path(file))
+        path = Path(found("--embedding", file))
     return Embedding(word).token, path

@@ -1,35 +1,15 @@
 """txt2img "prompt": draw pictures. The command that is meant when none is named."""
 
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, nullcontext, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import typer
 
-from txt2img import output
 from txt2img.cli import options
 from txt2img.cli.asked import Asked
-from txt2img.cli.batching import Batching, Stdout
+from txt2img.cli.drawing import carry_out
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
-from txt2img.cli.precision import Precision
-from txt2img.cli.recorded import changed
-from txt2img.cli.results import Meter, described, say, say_error, say_failed
-from txt2img.cli.show import Bar, progress, say_path, say_record, say_row, tell
-from txt2img.cli.signals import STOP
-from txt2img.cli.wish import Wish, wanted
-from txt2img.errors import BadOutput, BadRequest, Txt2imgError
-from txt2img.ledger import Item, Ledger, items
-from txt2img.request import Request
-
-if TYPE_CHECKING:
-    from txt2img.batch import Event
-    from txt2img.latents import Shelf
-    from txt2img.weights.load import Model
+from txt2img.cli.manner import Manner
+from txt2img.cli.results import errors_on_stdout
+from txt2img.cli.wish import wanted
 
 EPILOG = """
 \b
@@ -58,32 +38,8 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
 """
-FIELDS = (
-    *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-    *("sampler", "schedule", "seed", "count"),
-)
-SOME_FAILED = 3
-Drawn = dict[int, tuple[Path, Request]]  # by a picture's place in the batch
-
-
-@dataclass(frozen=True)
-class Order:
-    """How a wish is to be carried out."""
-
-    target: output.Output
-    batching: Batching
-    batch_size: int
-    where: tuple[str | None, str | None]  # device, dtype
-    quiet: bool
-    json: bool
-    tiling: str
-    low: bool
-
-    def note(self, line: str) -> None:
-        """A remark, unless none are wanted."""
-        if not self.quiet:
-            tell(line)
 
 
 @grouped
@@ -97,211 +53,12 @@ def generate(
     json: options.Json = False,
     version: options.Version = False,
     named: Named = Named(),  # noqa: B008 - as above
-    batching: Batching = Batching(),  # noqa: B008 - as above
-    precision: Precision = Precision(),  # noqa: B008 - as above
+    manner: Manner = Manner(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes."""
     words = [*([] if prompt is None else [prompt]), *context.args]
-    try:
-        batching.check(asked.out, asked.overwrite, json)
-        precision.check()
-        given = {**chosen(context), **named.given()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
-    except Txt2imgError as error:
-        with suppress(BadOutput):
-            say_error(error, json, aloud=False)
-        raise
-    raise typer.Exit(code)
-
-
-def chosen(context: typer.Context) -> dict[str, object]:
-    """The fields of a request that the command line gives."""
-    fields = {name: context.params[name] for name in FIELDS}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def carry_out(wish: Wish, batching: Batching, context: typer.Context, json: bool) -> int:
-    """Draw all that is wished, or say what would be; gives the exit code."""
-    asked = context.params
-    order = Order(
-        destination(asked["out"], wish.several, asked["overwrite"], batching),
-        batching,
-        asked["batch_size"] or 1,
-        (asked["device"], asked["dtype"]),
-        asked["quiet"],
-        json,
-        asked["vae_tiling"],
-        asked["low_memory"],
-    )
-    if batching.dry_run:
-        return rehearse(wish, order)
-    with order.target, progress(not (order.quiet or batching.no_progress), "loading") as bar:
-        return draw(wish, order, bar)
-
-
-def destination(
-    out: str | None, several: bool, overwrite: bool, batching: Batching
-) -> output.Output:
-    """Where the pictures go. BadRequest."""
-    if out != "-":
-        target = output.parse(out, several, overwrite)
-        target.resume = batching.resume
-        return target
-    if several:
-        raise BadRequest("-o - writes one picture to standard output; name a folder for several")
-    if sys.stdout.isatty():
-        raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
-    return Stdout()
-
-
-def rehearse(wish: Wish, order: Order) -> int:
-    """Say what would be drawn, of which name; gives the exit code."""
-    for line in wish.remarks:
-        order.note(line)
-    for item in order.batching.mine(items(wish.pictures(), order.target, "")):
-        path = str(order.target.free(item.name, item.number))
-        if order.json:
-            say_record({"path": path, "index": item.index, **described(item.request)})
-        else:
-            say_row(path, f"seed {item.request.seed}", item.request.prompt)
-    for error in wish.failures():
-        say_error(error, order.json)
-    return SOME_FAILED if wish.failures() else 0
-
-
-def draw(wish: Wish, order: Order, bar: Bar) -> int:
-    """Load the model, draw all pictures, say each when it is written; gives the exit code."""
-    from txt2img.batch import origin
-    from txt2img.device import choose
-    from txt2img.memory import Memory, room_for
-    from txt2img.weights.load import load
-
-    memory = Memory(order.tiling, order.low)
-    device = replace(choose(*order.where), low=order.low)
-    with room_for("the model"):
-        model = load(wish.model, device, vae_path=wish.library.vae)
-    model.memory, model.wardrobe.library = memory, wish.library
-    wish.remarks += changed(wish.made_by, origin(model))
-    return draw_with(model, wish, order, bar)
-
-
-def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar) -> int:
-    """Draw what is not there yet; gives the exit code."""
-    from txt2img import batch
-    from txt2img.latents import Shelf
-
-    batching, size = order.batching, order.batch_size
-    refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
-
-    def plan() -> Iterator[Item]:
-        pictures = batch.each(wish.pictures(), model, refused)
-        return batching.mine(items(pictures, order.target, model.hash))
-
-    with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
-        meter = survey(plan(), ledger, wish, order, bar)
-        failures = [*wish.failures(), *(refused or {}).values()]
-        with bar.aside():
-            for line in [*wish.remarks, *model.wardrobe.notes]:
-                order.note(line)
-            for error in failures:
-                say_error(error, order.json)
-        groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
-        drawn: Drawn | None = {} if wish.sweep else None
-        shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
-        stack.callback(tell_kept, shelf, bar)
-        events = batch.run(model, groups, order.target, batching.policy, shelf)
-        with closing(events):
-            failed = follow(events, meter, order.json, drawn)
-        if drawn is not None:
-            finish_sweep(wish, plan(), ledger, drawn, order)
-    return SOME_FAILED if failed or failures else 0
-
-
-def tell_kept(shelf: "Shelf", bar: Bar) -> None:
-    """Say which latents have no picture yet, and how to get it."""
-    with bar.aside():
-        for line in shelf.remarks():
-            tell(line)
-
-
-def survey(
-    plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: Order, bar: Bar
-) -> Meter:
-    """Go through a whole batch once: what is wrong is found before any of it is drawn."""
-    from txt2img.batch import batches
-
-    total = left = steps = 0
-
-    def pending() -> Iterator[Item]:
-        nonlocal total
-        for item in plan:
-            total += 1
-            if ledger is None or not ledger.done(item):
-                yield item
-
-    for group in batches(pending(), order.batch_size):
-        left += len(group)
-        steps += group[0].request.steps or 0
-    if left < total:
-        wish.remarks.append(f"{total - left} of {total} pictures are there already")
-    path = order.target.folder / order.target.pattern
-    if order.target.exact and order.target.resume and left and os.path.lexists(path):
-        raise output.taken(path)
-    return Meter(bar, total, steps)
-
-
-def follow(events: "Iterable[Event]", meter: Meter, json: bool, drawn: Drawn | None) -> int:
-    """Say what happens while it does; gives how many pictures failed. Stopped."""
-    from txt2img import batch
-
-    failed = left = 0
-    told = False
-    for event in events:
-        with nullcontext() if isinstance(event, batch.Step) else meter.bar.aside():
-            if isinstance(event, batch.Started):
-                left = len(event.items)
-                STOP.finishing = True
-            elif isinstance(event, batch.Step):
-                meter.show(event)
-            elif isinstance(event, batch.Told):
-                tell(event.line)
-            elif isinstance(event, batch.Failed):
-                say_failed(event, json)
-                failed += 1
-            elif event.path != Path("-"):
-                say(event, json)
-                if drawn is not None:
-                    drawn[event.item.index] = (event.path, event.request)
-        if STOP.asked and not told:
-            told = True
-            with meter.bar.aside():
-                tell("Finishing the picture; once more stops at once.")
-        left -= isinstance(event, batch.Finished | batch.Failed)
-        if not left:
-            STOP.finished()
-    return failed
-
-
-def finish_sweep(
-    wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: Drawn, order: Order
-) -> None:
-    """Write a sweep's sheet and table, and say where they are."""
-    from txt2img import sheet
-
-    if order.batching.part != (1, 1):
-        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
-        return
-    cells = []
-    for item in plan:
-        path = ledger and ledger.done(item)
-        known = drawn.get(item.index) or ((path, item.request) if path else None)
-        if known:
-            cells.append(known)
-    assert wish.sweep is not None
-    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
-        if order.json:
-            say_record({"path": str(path), "pictures": len(cells)})
-        else:
-            say_path(path)
+    with errors_on_stdout(json):
+        manner.check(asked, json)
+        given = {**asked.given(), **named.given()}
+        wish = wanted(words, prompts_file, picture, given, named.library(), manner.batching)
+        raise typer.Exit(carry_out(wish, manner, context))

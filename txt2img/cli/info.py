@@ -13,6 +13,7 @@ from txt2img.cli.recorded import requested
 from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.frames import MARK
 
 EPILOG = """
 \b
@@ -95,10 +96,15 @@ def picture(path: Path, kind: str) -> dict[str, object]:
         ours: object = parse_json(texts.pop("txt2img", '""'))
     except ValueError:
         ours = ""  # a note says so
+    try:
+        step: object = parse_json(texts.pop(MARK, '""'))
+    except ValueError:
+        step = ""
     return {
         "kind": f"a {kind} picture, {found.width}x{found.height}",
         "parameters": parameters,
         "txt2img": ours,
+        MARK: step,
         "request": found.request.to_json() if found.request and not ours else "",
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(found.notes),
@@ -107,7 +113,7 @@ def picture(path: Path, kind: str) -> dict[str, object]:
 
 def weights(name: str) -> dict[str, object]:
     """What a weight file or folder holds."""
-    from txt2img.weights.load import summary
+    from txt2img.weights.plan import summary
 
     found = summary(name)
     family, drawn = found.family, found.family.defaults

@@ -13,7 +13,7 @@ CompatName = Annotated[
         "--compat",
         metavar="NAME",
         help="Draw by another program's rules for noise, prompt weights and times: a1111, "
-        "a1111-gpu, comfyui, diffusers, sdcpp, invokeai, novelai.",
+        "a1111-gpu, forge, comfyui, diffusers, sdcpp, invokeai, novelai.",
     ),
 ]
 ClipSkip = Annotated[
@@ -43,6 +43,24 @@ SubseedStrength = Annotated[
         help="How far to go to the other seed's noise: 0 … 1.",
     ),
 ]
+Ensd = Annotated[
+    int | None,
+    typer.Option(
+        "--ensd",
+        metavar="N",
+        parser=whole("--ensd"),
+        help="Eta noise seed delta, as A1111 has it: the steps' noise is that of seed + N.",
+    ),
+]
+Rng = Annotated[
+    str | None,
+    typer.Option(
+        "--rng",
+        metavar="cpu|nv[:N]",
+        help="Where random numbers come from: the processor, or as from an Nvidia card (of N "
+        "threads), which is not needed for it.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,8 @@ class Likeness:
     clip_skip: ClipSkip = None
     subseed: Subseed = None
     subseed_strength: SubseedStrength = None
+    ensd: Ensd = None
+    rng: Rng = None
 
     def given(self) -> dict[str, object]:
         """What the options say of a request, by its fields."""

@@ -13,7 +13,7 @@ from txt2img.cli.show import progress, say_path, say_record, say_row, tell
 from txt2img.errors import BadFile, Txt2imgError
 
 if TYPE_CHECKING:
-    from txt2img.weights.load import Summary
+    from txt2img.weights.plan import Summary
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A model's name or path.", autocompletion=known_models)
@@ -41,26 +41,28 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and e
 
 
 def list_models(json: Json = False) -> None:
-    """List the models that --model finds by name: family, layout, size, place."""
-    from txt2img.weights.load import DEFAULT
+    """List the models and other weights that are found by name: family, layout, size, place."""
+    from txt2img.weights.kinds import kind_of
     from txt2img.weights.places import every
+    from txt2img.weights.plan import DEFAULT
 
     for name, path in (("default", DEFAULT), *every()):
         found = _summary(name, path)
         family, layout = (found.family.name, found.layout) if found else ("", "")
+        kind = "model" if found else kind_of(path) if path.is_file() else ""
         if json:
             size = found.size if found else _size(path)
-            row = {"name": name, "family": family, "layout": layout, "size": size}
+            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
             say_record({**row, "path": str(path)})
         else:
             size_text = f"{(found.size if found else _size(path)) / 1e6:,.1f} MB"
-            say_row(name, family or "-", layout or "-", size_text, path)
+            say_row(name, family or kind or "-", layout or "-", size_text, path)
 
 
 def show_model(name: Name, json: Json = False) -> None:
     """Say what a model is, and where it comes from."""
-    from txt2img.weights.load import find
     from txt2img.weights.places import recorded
+    from txt2img.weights.plan import find
 
     path = find(name)
     source = recorded(path)
@@ -77,7 +79,7 @@ def show_model(name: Name, json: Json = False) -> None:
 
 def path_of(name: Name) -> None:
     """Print where a model is."""
-    from txt2img.weights.load import find
+    from txt2img.weights.plan import find
 
     say_path(find(name))
 
@@ -85,7 +87,7 @@ def path_of(name: Name) -> None:
 def hash_models(names: Names, json: Json = False) -> None:
     """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
     from txt2img.weights.hashes import hashing, model_hash, tensors_start
-    from txt2img.weights.load import find, weight_files
+    from txt2img.weights.plan import find, weight_files
 
     for name in names:
         paths = weight_files(find(name))
@@ -135,14 +137,16 @@ def pull_model(
         tell(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
     hub.keep_quiet(quiet or not sys.stderr.isatty())
     for file in hub.pull(found, endpoint):
-        if not quiet and not sys.stderr.isatty():
+        if file is None:
+            tell(f"another process is pulling {wanted.id}: waiting until it is done")
+        elif not quiet and not sys.stderr.isatty():
             tell(f"{file.name} is whole")
     say_path(wanted.place)
 
 
 def _summary(name: str, path: Path) -> "Summary | None":
     """What a file is if it is a model; other weights, such as LoRAs, are listed without."""
-    from txt2img.weights.load import summary
+    from txt2img.weights.plan import summary
 
     try:
         return summary("default" if name == "default" else str(path), hashed=False)

@@ -171,7 +171,7 @@ BatchSize = Annotated[
         "--batch-size",
         metavar="N",
         parser=positive("--batch-size"),
-        help="Pictures drawn at once, 1 if not given; more need more memory.",
+        help="Pictures drawn at once; if not given 1, or on a CUDA card as many as fit.",
     ),
 ]
 OutputName = Annotated[
@@ -230,8 +230,9 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[:W[:TE]]",
-        help="Add a LoRA, W (1) times, TE times to the text encoder. Repeatable; "
-        "<lora:name:W> in a prompt does the same.",
+        autocompletion=complete.known_models,
+        help="Add a LoRA, by file or name, W (1) times, TE times to the text encoder. "
+        "Repeatable; <lora:name:W> in a prompt does the same.",
     ),
 ]
 LoraFolders = Annotated[
@@ -247,6 +248,7 @@ Embeddings = Annotated[
     typer.Option(
         "--embedding",
         metavar="FILE[:WORD]",
+        autocompletion=complete.known_models,
         help="Learn a word (textual inversion) from a file. Repeatable.",
     ),
 ]
@@ -261,6 +263,37 @@ EmbeddingFolders = Annotated[
 VAE = Annotated[
     str | None,
     typer.Option(
-        "--vae", metavar="PATH", help="Another VAE than the model's own; none: its own again."
+        "--vae",
+        metavar="NAME|PATH",
+        autocompletion=complete.known_models,
+        help="Another VAE than the model's own; none: its own again.",
+    ),
+]
+RefinerName = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="MODEL[:SWITCH]",
+        autocompletion=complete.known_models,
+        help="Let another model, such as SDXL's refiner, draw the last steps, after a part SWITCH "
+        "(0.8) of the way from noise to picture; none: no other.",
+    ),
+]
+UNetFile = Annotated[
+    str | None,
+    typer.Option(
+        "--unet",
+        metavar="NAME|PATH",
+        autocompletion=complete.known_models,
+        help="Another U-Net than the model's own, in any layout; a file may hold it alone.",
+    ),
+]
+TextEncoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="NAME|PATH",
+        autocompletion=complete.known_models,
+        help="Another text encoder, likewise; SDXL's two are told apart. Repeatable.",
     ),
 ]

@@ -34,14 +34,14 @@ def check_model(path: Path, request: Request, chosen: str | None) -> None:
 
 
 def changed(then: Iterable[png.Origin], now: png.Origin) -> list[str]:
-    """A remark for each thing that is not as it was when pictures were drawn, each said once."""
-    remarks = []
+    """A line for each thing that is not as it was when pictures were drawn, each said once."""
+    lines = []
     for made_by in then:
         if made_by.hash and made_by.hash != now.hash:
             hashes = f"{escape(made_by.hash)}, this one {now.hash}"
-            remarks.append(f"Note: the picture's model has the hash {hashes}")
+            lines.append(f"the picture's model has the hash {hashes}")
         for name, value in now.environment.items():
             old = made_by.environment.get(name, value)
             if old != value:
-                remarks.append(f"Note: {name} was {shown(old)}, now {value}; bytes may differ")
-    return list(dict.fromkeys(remarks))
+                lines.append(f"{name} was {shown(old)}, now {value}; bytes may differ")
+    return list(dict.fromkeys(lines))

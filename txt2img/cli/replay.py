@@ -1,6 +1,5 @@
 """txt2img replay: draw pictures again from what they say of themselves, ours or others'."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +7,12 @@ import typer
 
 from txt2img.cli import options
 from txt2img.cli.asked import Asked
-from txt2img.cli.batching import Batching
+from txt2img.cli.drawing import carry_out
 from txt2img.cli.extras import Named
-from txt2img.cli.generate import carry_out, chosen
 from txt2img.cli.grouped import grouped
-from txt2img.cli.precision import Precision
-from txt2img.cli.results import say_error
+from txt2img.cli.manner import Manner
+from txt2img.cli.results import errors_on_stdout
 from txt2img.cli.wish import again
-from txt2img.errors import BadOutput, Txt2imgError
 
 EPILOG = """
 \b
@@ -40,18 +37,11 @@ def replay(
     quiet: options.Quiet = False,
     json: options.Json = False,
     named: Named = Named(),  # noqa: B008 - as above
-    batching: Batching = Batching(),  # noqa: B008 - as above
-    precision: Precision = Precision(),  # noqa: B008 - as above
+    manner: Manner = Manner(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
-    try:
-        batching.check(asked.out, asked.overwrite, json)
-        precision.check()
-        given = {**chosen(context), **named.given()}
-        wish = again(files, given, named.library(), batching)
-        code = carry_out(wish, batching, context, json)
-    except Txt2imgError as error:
-        with suppress(BadOutput):
-            say_error(error, json, aloud=False)
-        raise
-    raise typer.Exit(code)
+    with errors_on_stdout(json):
+        manner.check(asked, json)
+        given = {**asked.given(), **named.given()}
+        wish = again(files, given, named.library(), manner.batching)
+        raise typer.Exit(carry_out(wish, manner, context))

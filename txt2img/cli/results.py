@@ -1,30 +1,40 @@
 """What a run of drawing says: each picture when it is written, what fails, how far it is."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from txt2img.cli.show import Bar, rate, say_path, say_record, tell
-from txt2img.errors import Txt2imgError
+from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.batch import Failed, Finished, Step
+    from txt2img.batch import Failed, Finished, Started, Step
 
 
 class Meter:
     """How far a run is, on a bar."""
 
-    def __init__(self, bar: Bar, pictures: int, steps: int) -> None:
-        self.bar, self.pictures, self.steps = bar, pictures, steps
+    def __init__(self, bar: Bar, pictures: int, ready: int, steps: int) -> None:
+        self.bar, self.pictures, self.ready, self.steps = bar, pictures, ready, steps
+        self.prompt = ""
         self.done, self.start = 0, time.monotonic()
+
+    def begin(self, started: "Started") -> None:
+        """These pictures are drawn from now on."""
+        self.prompt = started.items[0].request.prompt
 
     def show(self, step: "Step") -> None:
         """Show one more step."""
         self.done += 1
-        which = f"{step.first}" if step.first == step.last else f"{step.first}-{step.last}"
-        label = "drawing" if self.pictures == 1 else f"drawing {which} of {self.pictures}"
+        several = self.pictures > 1
+        label = f"{self.ready} of {self.pictures} done" if several else "drawing"
         speed = rate(self.done, time.monotonic() - self.start)
-        self.bar.advance(label, self.done, self.steps, f"{step.step}/{step.steps} {speed}")
+        remark = f"{step.step}/{step.steps} {speed}"
+        prompt = self.prompt if several else ""
+        self.bar.advance(label, self.done, self.steps, remark, prompt)
 
 
 def described(request: Request) -> dict[str, object]:
@@ -32,6 +42,7 @@ def described(request: Request) -> dict[str, object]:
     templates = {
         name: text for name in ("template", "negative_template") if (text := getattr(request, name))
     }
+    second, switch = request.refiner, request.refiner_switch
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -42,6 +53,7 @@ def described(request: Request) -> dict[str, object]:
         "cfg": request.cfg,
         "sampler": request.sampler,
         "schedule": request.schedule,
+        **({} if second is None else {"refiner": {**asdict(second), "switch": switch}}),
     }
 
 
@@ -81,6 +93,17 @@ def say_file_error(name: str, error: Txt2imgError, json: bool) -> None:
     tell(f"Error: {error}")
     if json:
         say_record({"file": name, "error": str(error), "code": error.exit_code})
+
+
+@contextmanager
+def errors_on_stdout(json: bool) -> Iterator[None]:
+    """With `json`, say what ends a run as a record too."""
+    try:
+        yield
+    except Txt2imgError as error:
+        with suppress(BadOutput):
+            say_error(error, json, aloud=False)
+        raise
 
 
 def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:

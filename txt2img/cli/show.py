@@ -66,35 +66,80 @@ class Bar:
     """A line that shows progress; this one, for where there is no terminal, shows nothing."""
 
     visible = False
+    rows = 0  # that something above the bar takes
+    gone = ""  # what takes it away
 
-    def advance(self, label: str, done: int, total: int, remark: str) -> None:
-        """Show how far it is."""
+    def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
+        """Show how far it is, and with what: as much of the `subject` as there is room for."""
 
     def aside(self) -> AbstractContextManager[None]:
-        """While another line is written: the bar is out of its way."""
+        """While another line is written: the bar and what is above it are out of its way."""
+        self.clear()
         return nullcontext()
+
+    def above(self, text: str, rows: int, gone: str = "") -> None:
+        """Write a text of so many rows above the bar, in place of the last one.
+
+        `gone` is what takes it away beside the clearing of its rows.
+        """
+        before = ""
+        if self.rows:
+            before = f"\x1b[{self.rows}A" + ("" if self.rows == rows else f"{self.gone}\x1b[J")
+        _to_terminal(before + text)
+        self.rows, self.gone = rows, gone
+
+    def settle(self) -> None:
+        """Let what is above the bar stay where it is."""
+        self.rows, self.gone = 0, ""
+
+    def clear(self) -> None:
+        """Take away what is above the bar."""
+        if self.rows:
+            _to_terminal(f"\x1b[{self.rows}A{self.gone}\x1b[J")
+        self.settle()
 
 
 class TerminalBar(Bar):
-    """Label, bar, remark and remaining time on stderr, gone when it ends."""
+    """Label, subject, bar, remark and remaining time on stderr, gone when it ends."""
 
     visible = True
 
     def __init__(self, bar: "Progress", label: str) -> None:
         self.bar, self.task = bar, bar.add_task(label, total=None, remark="")
+        self.room = bar.console.width * 2 // 5  # cells of the terminal's line
 
-    def advance(self, label: str, done: int, total: int, remark: str) -> None:
-        """Show how far it is."""
-        self.bar.update(self.task, description=label, completed=done, total=total, remark=remark)
+    def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
+        """Show how far it is, and with what: as much of the `subject` as there is room for."""
+        words = f"{label}: {fitting(subject, self.room)}" if subject else label
+        self.bar.update(self.task, description=words, completed=done, total=total, remark=remark)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """While another line is written: the bar is out of its way."""
+        """While another line is written: the bar and what is above it are out of its way."""
         self.bar.stop()
         try:
+            self.clear()
             yield
         finally:
             self.bar.start()
+
+    def above(self, text: str, rows: int, gone: str = "") -> None:
+        """Write a text of so many rows above the bar, in place of the last one."""
+        self.bar.stop()
+        try:
+            super().above(text, rows, gone)
+        finally:
+            self.bar.start()
+
+
+def fitting(text: str, cells: int) -> str:
+    """A text from outside, escaped, in so many of a terminal's cells."""
+    from rich.cells import cell_len, set_cell_size
+
+    safe = escape(text[: cells + 1])
+    if len(text) <= cells and cell_len(safe) <= cells:
+        return safe
+    return set_cell_size(safe, cells - 1).rstrip() + "…"
 
 
 @contextmanager
@@ -119,12 +164,21 @@ def progress(on: bool, label: str) -> Iterator[Bar]:
         yield TerminalBar(bar, label)
 
 
+def _to_terminal(text: str) -> None:
+    """What a terminal draws, on stderr; nobody has to see it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 def _write(data: bytes) -> None:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails again
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)  # or the interpreter's last flush fails again
+        os.close(nothing)
         if isinstance(error, BrokenPipeError):
             raise StdoutGone from error
         reason = (error.strerror or str(error)).lower()

@@ -5,6 +5,8 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
+STOPPED = "Stopped; pictures that were finished are kept."
+
 
 class Stopped(BaseException):
     """The user or the system asked for an end; `code` is the exit code."""
@@ -16,6 +18,8 @@ class Stopped(BaseException):
 
 class Stop:
     """What the signals have asked for. Without anything to finish, the first stops at once."""
+
+    lasts = False  # whether the process outlives its work, and so no number of signals ends it
 
     def __init__(self) -> None:
         self.signals = 0
@@ -38,12 +42,23 @@ class Stop:
     def take(self, number: int, frame: FrameType | None) -> None:
         """One signal. While all is being cleaned up one more is passed over, not two."""
         self.signals, self.number = self.signals + 1, number
-        if self.signals > 2:
+        if self.signals > 2 and not self.lasts:
             os._exit(128 + number)
         if self.raised or (self.finishing and self.signals == 1):
             return
         self.raised = True
         raise Stopped(number)
+
+    def hurry(self) -> None:
+        """Let the next signal stop the work now, as if one was there before: nobody waits for it.
+
+        For another thread, which sends it: two signals at once may be taken as one.
+        """
+        self.signals = max(self.signals, 1)
+
+    def deaf(self) -> None:
+        """Heed no signal from now on: the work is over."""
+        self.raised = True
 
     def finished(self) -> None:
         """The pictures at hand are written: raises Stopped if that was waited for."""

@@ -1,15 +1,20 @@
 """txt2img verify: draw pictures again from what they say of themselves, and compare."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txt2img.cli import options
+from txt2img import launch
+from txt2img.cli import launched, options
+from txt2img.cli.extras import OtherFiles
+from txt2img.cli.grouped import grouped
 from txt2img.cli.recorded import with_model
 from txt2img.cli.results import say_file_error
-from txt2img.cli.show import progress, say, say_record
+from txt2img.cli.show import progress, say, say_record, tell
 from txt2img.errors import Txt2imgError
+from txt2img.library import Library
 
 if TYPE_CHECKING:
     from txt2img.verify import Verdict
@@ -20,11 +25,13 @@ EPILOG = """
 Examples:
   txt2img verify picture.png
   txt2img verify *.png --model models/sd15.safetensors --json
-  txt2img verify *.png --psnr 40
+  txt2img verify art/ --psnr 40
 
 Exit code 0 if all are identical (or as near as --psnr asks), else 1.
 """
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help="PNG pictures of txt2img's.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE", help="Pictures of txt2img's, or folders.")
+]
 Psnr = Annotated[
     float | None,
     typer.Option(
@@ -36,6 +43,7 @@ Psnr = Annotated[
 ]
 
 
+@grouped
 def verify(
     files: Files,
     model: options.Model = None,
@@ -44,41 +52,58 @@ def verify(
     psnr: Psnr = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
-    code = 0
+    from txt2img import verify as judge
+
+    code, counts = 0, Counter[str]()
     loaded: Model | None = None
+    names = list(launch.found().mine(one for name in files for one in judge.pictures(name)))
     with progress(not quiet, "loading") as bar:
-        for i, name in enumerate(files):
-            bar.advance("verifying", i, len(files), f"{i + 1}/{len(files)}")
+        for i, name in enumerate(names):
+            bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                loaded, verdict = compared(name, model, (device, dtype), loaded)
+                found = judge.described(Path(name))
+                with_model(Path(name), found, model)
+                if loaded is None:
+                    loaded = load_with(model or "default", (device, dtype), others.library())
+                verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
                     say_file_error(name, error, json)
-                code = code or error.exit_code
-                continue
-            enough = verdict.same or (psnr is not None and verdict.psnr >= psnr)
-            code = code or (0 if enough else 1)
-            with bar.aside():
-                tell_verdict(name, verdict, json)
-    if code:
+                word, failed = "not comparable", error.exit_code
+            else:
+                with bar.aside():
+                    tell_verdict(name, verdict, json)
+                word = rated(verdict, psnr)
+                failed = int(word == "different")
+            code, counts[word] = code or failed, counts[word] + 1
+    if len(names) > 1 and not quiet:
+        tell(", ".join(f"{count} {word}" for word, count in counts.items()))
+    if code := launched.together(code, None)[0]:
         raise typer.Exit(code)
 
 
-def compared(
-    name: str, chosen: str | None, where: tuple[str | None, str | None], loaded: "Model | None"
-) -> tuple["Model", "Verdict"]:
-    """The verdict on one file, and the model, which is loaded once for all. Txt2imgError."""
-    from txt2img.device import choose
-    from txt2img.verify import described, verify
-    from txt2img.weights.load import load
+def rated(verdict: "Verdict", psnr: float | None) -> str:
+    """A verdict in a word, where so many decibels are enough."""
+    if verdict.same:
+        return "identical"
+    return "near" if psnr is not None and verdict.psnr >= psnr else "different"
 
-    found = described(Path(name))
-    with_model(Path(name), found, chosen)
-    if loaded is None:
-        loaded = load(chosen or "default", choose(*where))
-    return loaded, verify(Path(name), found, loaded)
+
+def load_with(name: str, where: tuple[str | None, str | None], library: Library) -> "Model":
+    """The model with all that goes beside it. Txt2imgError."""
+    from txt2img.device import choose
+    from txt2img.weights.load import load
+    from txt2img.weights.refiner import add_refiner
+
+    device = choose(*where)
+    model = load(name, device, vae_path=library.vae, others=library.parts)
+    model.wardrobe.library = library
+    if library.refiner is not None:
+        add_refiner(model, library.refiner, device)
+    return model
 
 
 def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from txt2img import infotext, png, prompts
+from txt2img import launch, png, prompts
+from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.recorded import with_model
 from txt2img.errors import BadRequest, Txt2imgError
@@ -15,8 +16,6 @@ from txt2img.library import Library
 from txt2img.request import Request
 from txt2img.sweep import Sweep
 from txt2img.wildcards import Wildcards
-
-WARNINGS_MAX = 10
 
 
 @dataclass
@@ -27,6 +26,7 @@ class Wish:
     model: str
     library: Library  # where the files are that the requests name
     made_by: list[png.Origin] = field(default_factory=list)  # pictures that are to be repeated
+    warnings: list[str] = field(default_factory=list)  # of what these pictures say
     remarks: list[str] = field(default_factory=list)
     wildcards: Wildcards | None = None
     sweep: Sweep | None = None
@@ -72,20 +72,20 @@ def wanted(
     if not words and prompts_file is None and picture is None:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
     base = Request("")
-    remarks: list[str] = []
+    warnings: list[str] = []
     made_by: list[png.Origin] = []
     if picture:
-        base, remarks, recorded = repeated(picture, given)
+        base, warnings, recorded = repeated(picture, given)
         made_by = [recorded]
     prompt = {"prompt": words[0], "template": ""} if words else {}
     base = Request.from_json({**base.to_json(), **given, **prompt})
-    seeded = base.seeded()
+    seeded = launched.seeded(base)
     requests: Iterable[Request] = [seeded]
     if prompts_file is not None:
         seeded = replace(seeded, template="")
         requests = source = prompts.source(prompts_file, sys.stdin.buffer, seeded)
         source.lenient = batching.policy.skip
-    wish = Wish(requests, base.model, library, made_by, remarks, lenient=batching.policy.skip)
+    wish = Wish(requests, base.model, library, made_by, warnings, lenient=batching.policy.skip)
     if batching.wildcards is not None:
         wish.wildcards = Wildcards(batching.wildcards)
     if batching.sweep:
@@ -102,19 +102,23 @@ def again(
     `given` replaces what they say. BadRequest, BadFile.
     """
     requests: list[Request] = []
+    warnings: list[str] = []
     remarks: list[str] = []
     made_by: list[png.Origin] = []
     for picture in pictures:
         base, lines, origin = repeated(picture, given)
         request = Request.from_json({**base.to_json(), **given}).seeded()
-        which = f" of {shown(str(picture))}" if len(pictures) > 1 else ""
-        lines += [] if base.seed is not None or "seed" in given else [f"seed {request.seed}{which}"]
-        remarks += [line.replace("Note:", f"Note{which}:", 1) for line in lines]
+        name = shown(str(picture))
+        which = f" of {name}" if len(pictures) > 1 else ""
+        if base.seed is None and "seed" not in given:
+            if launch.found().world > 1:
+                raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
+            remarks.append(f"seed {request.seed}{which}")
+        warnings += [f"{name}: {line}" if which else line for line in lines]
         requests.append(request)
         made_by.append(origin)
-    wish = Wish(
-        requests, requests[0].model, library, made_by, remarks, lenient=batching.policy.skip
-    )
+    lenient = batching.policy.skip
+    wish = Wish(requests, requests[0].model, library, made_by, warnings, remarks, lenient=lenient)
     if batching.wildcards is not None:
         wish.wildcards = Wildcards(batching.wildcards)
     if batching.sweep:
@@ -124,31 +128,27 @@ def again(
 
 
 def repeated(picture: Path, given: Mapping[str, object]) -> tuple[Request, list[str], png.Origin]:
-    """The request that a picture carries, remarks, what drew it. BadFile, BadRequest."""
+    """The request that a picture carries, what is amiss, what drew it. BadFile, BadRequest."""
     found = png.read(picture)
     chosen = given.get("model")
     request = with_model(picture, found, None if chosen is None else str(chosen))
-    remarks = [f"Note: {line}" for line in found.notes]
-    return replace(request, count=1), remarks, found.origin
+    return replace(request, count=1), list(found.notes), found.origin
 
 
 def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:
     """Note what there is to say of the requests. BadRequest if a drawn seed would not do."""
     seen = 0
     told = False
-    warnings: list[str] = []
     for request in wish.requests:
         seen += min(request.count, 2)
         told = told or (drawn is not None and request.seed == drawn)
-        ambiguous = infotext.ambiguous(request)
-        if ambiguous and len(warnings) < WARNINGS_MAX:
-            warnings.append(f"Note: {ambiguous}")
     wish.several = seen > 1
-    if told and (batching.resume or batching.shard):
-        option = "--resume" if batching.resume else "--shard"
+    here = launch.found()
+    apart = here.world > 1 and not here.meets
+    if told and (batching.resume or batching.shard or apart):
+        option = "--resume" if batching.resume else "--shard" if batching.shard else "a launch"
         raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")
     if told:
         wish.remarks.append(f"seed {drawn}")
-    wish.remarks += warnings
     if seen:
         next(chain(wish.pictures(), [None]))  # what is wrong with the first one's choices

@@ -1,7 +1,9 @@
 """From networks to denoisers: conditions, the cast between dtypes, classifier-free guidance."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -64,6 +66,8 @@ def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 CondAt = Callable[[Level], Cond]
 
 
+Scale = float | Callable[[Level], float]  # of the guidance: one for all levels, or each its own
+
 Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
 
 
@@ -72,10 +76,10 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 
     Levels between two are of the step that passes them. `late` changes come a step later.
     """
-    ratios = [level.ratio for level in levels]
+    ratios = [-level.ratio for level in levels]  # upwards
 
     def at(level: Level) -> Cond:
-        step = max(sum(ratio >= level.ratio for ratio in ratios), 1) - late
+        step = max(bisect_right(ratios, -level.ratio), 1) - late
         return next((cond for until, cond in course if step <= until), course[-1][1])
 
     return at
@@ -101,7 +105,9 @@ class Predictor:
     whole_times: bool = False  # the network is told the nearest whole time
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """The network's own output for x (B, C, H, W), float32."""
+        """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
+        if not getattr(self.network, "shares", False):
+            x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
         dtype = next(iter(self.network.parameters())).dtype
         clock = self.process.time(level)
         if self.whole_times:
@@ -125,30 +131,100 @@ def guided(
     predict: Predictor,
     positive: CondAt,
     negative: CondAt,
-    scale: float,
+    scale: Scale,
     together: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
 
-    One pass of 2B a look, two of B when not `together`, one of B when scale is 1. It is done on
-    the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
+    One pass of 2B a look, two of B when not `together`, one of B where the scale is 1. It is done
+    on the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
     """
+    both = paired(negative, positive)
 
     def look(x: Tensor, level: Level) -> Tensor:
         """The two outputs, each (B, C, H, W), mixed, as x0."""
-        wanted, unwanted = positive(level), negative(level)
+        times = scale(level) if callable(scale) else scale
+        if times == 1:
+            return predict(x, level, positive(level))
         if together:
-            both = unwanted.join(wanted)
-            away, towards = predict.output(torch.cat([x, x]), level, both).chunk(2)
+            away, towards = predict.output(x, level, both(level)).chunk(2)
         else:
-            away = predict.output(x, level, unwanted)
-            towards = predict.output(x, level, wanted)
-        out = away + scale * (towards - away)
+            away = predict.output(x, level, negative(level))
+            towards = predict.output(x, level, positive(level))
+        out = torch.add(away, towards - away, alpha=times)
         return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
 
-    if scale == 1:
-        return lambda x, level: predict(x, level, positive(level))
+    return look
+
+
+def composed(
+    predict: Predictor,
+    parts: Sequence[tuple[float, CondAt]],
+    negative: CondAt,
+    scale: Scale,
+    together: bool = True,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Several prompts at once: away from negative, `scale` times each one's weight, all added.
+
+    Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation
+    11. One prompt of weight 1 is `guided`. `rescale` goes by the mean of what is wanted.
+    """
+    if [weight for weight, _ in parts] == [1.0]:
+        return guided(predict, parts[0][1], negative, scale, together, rescale)
+    weights = [weight for weight, _ in parts]
+    size = sum(abs(weight) for weight in weights)
+    everyone = [negative, *(at for _, at in parts)]
+    everything = reduce(paired, everyone)
+
+    def outputs(x: Tensor, level: Level) -> Sequence[Tensor]:
+        """The network's output under each condition: one pass of all, or one of each."""
+        if together:
+            return predict.output(x, level, everything(level)).chunk(len(everyone))
+        return [predict.output(x, level, at(level)) for at in everyone]
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        """The outputs, each (B, C, H, W), mixed, as x0."""
+        times = scale(level) if callable(scale) else scale
+        away, *towards = outputs(x, level)
+        each = list(zip(weights, towards, strict=True))
+        out = away + times * sum(weight * (toward - away) for weight, toward in each)
+        if size:
+            mean = sum(abs(weight) * toward for weight, toward in each) / size
+            out = rescaled(out, torch.as_tensor(mean), rescale)
+        return predict.prediction.x0(x, out, level)
+
+    return look
+
+
+def paired(first: CondAt, second: CondAt) -> CondAt:
+    """Both as one batch, the same object while both are: networks keep what they made of it."""
+    made: dict[tuple[int, int], tuple[Cond, Cond, Cond]] = {}
+
+    def at(level: Level) -> Cond:
+        a, b = first(level), second(level)
+        key = id(a), id(b)  # no other's: both are kept
+        if key not in made:
+            made[key] = a, b, a.join(b)
+        return made[key][2]
+
+    return at
+
+
+def in_turn(
+    first: Denoise, make_second: Callable[[], Denoise], later: Callable[[Level], bool]
+) -> Denoise:
+    """`first` until a level is `later`, from there on a second, which is made when it is needed."""
+    second: list[Denoise] = []
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        if not later(level):
+            return first(x, level)
+        if not second:
+            second.append(make_second())
+        return second[0](x, level)
+
     return look
 
 

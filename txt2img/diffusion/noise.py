@@ -68,9 +68,10 @@ class Philox:
 
 
 def source(name: str, seed: int, shape: Shape) -> Draw:
-    """Noise (C, h, w) of a seed, another at each call: from "cpu" or "nv"."""
-    if name == "nv":
-        generator = Philox(seed)
+    """Noise (C, h, w) of a seed, another at each call: from "cpu", "nv" or "nv:THREADS"."""
+    kind, _, threads = name.partition(":")
+    if kind == "nv":
+        generator = Philox(seed, int(threads) if threads else EVERY_THREAD)
         return lambda: generator.randn(shape)
     own = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(shape, generator=own)

@@ -17,7 +17,9 @@ from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas
 from txt2img.errors import BadRequest
 
-Noise = Callable[[], Tensor]  # fresh standard noise, (B, C, H, W) float32
+# The standard noise (B, C, H, W), float32, of a step from one level to the next: fresh at each
+# call, or the increment of one path (brownian.py).
+Noise = Callable[[Level, Level], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def move(
 ) -> Tensor:
     """Take x from level a to b towards aim, with `fresh` of b's noise drawn anew."""
     keep = math.sqrt(b.sigma**2 - fresh**2) / a.sigma
-    x = keep * x + (b.alpha - keep * a.alpha) * aim
-    return x + fresh * noise() if fresh and noise else x
+    x = (keep * x).add_(aim, alpha=b.alpha - keep * a.alpha)
+    return x + fresh * noise(a, b) if fresh and noise else x
 
 
 def ancestral(a: Level, b: Level, eta: float) -> float:
@@ -181,14 +183,12 @@ def halfway(
 ) -> Tensor:
     """x moved from a to b towards what is seen halfway in half_log_snr.
 
-    The first half is gone again with the same noise: one Brownian path, which keeps the spread of
-    pictures to second order. Noise drawn apart for both looks, though simpler, narrows it.
+    Half the way is gone first with the first half of the noise of the whole: one Brownian path,
+    which keeps the spread of pictures to second order. Noise drawn apart for both narrows it.
     """
     half = Level(math.sqrt(a.ratio * b.ratio), a.curve)
-    fresh, drawn = ancestral(a, half, eta), noise()
-    aim = denoise(move(x, x0, a, half, fresh, lambda: drawn), half)
-    x = move(x, aim, a, half, fresh, lambda: drawn)
-    return move(x, aim, half, b, ancestral(half, b, eta), noise)
+    aim = denoise(move(x, x0, a, half, ancestral(a, half, eta), noise), half)
+    return move(x, aim, a, b, ancestral(a, b, eta), noise)
 
 
 def unipc(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
@@ -257,7 +257,7 @@ def tcd(
         kept = b.alpha / early.alpha
         x = kept * move(x, x0, a, early)
         if early != b:
-            x = x + math.sqrt(max(b.sigma**2 - (kept * early.sigma) ** 2, 0.0)) * noise()
+            x = x + math.sqrt(max(b.sigma**2 - (kept * early.sigma) ** 2, 0.0)) * noise(a, b)
         yield State(step, x, x0)
 
 

@@ -13,6 +13,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
+def alongside(x: Tensor, other: Tensor) -> Tensor:
+    """x (B, …) again and again, as often as it goes into the batch of `other`, N·B: (N·B, …)."""
+    times = len(other) // len(x)
+    return x if times == 1 else torch.cat([x] * times)  # keeps the layout in memory
+
+
+def swish(x: Tensor) -> Tensor:
+    """x · sigmoid(x) of what nobody else needs: in its place, unless gradients are wanted."""
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def time_features(time: Tensor, width: int) -> Tensor:
     """Cosines and sines of time (B,) at geometric frequencies 1 … 1/10000: (B, width), float32.
 
@@ -69,11 +80,13 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv1(swish(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            h = h + self.time_emb_proj(functional.silu(time))[:, :, None, None]
-        h = self.conv2(functional.silu(self.norm2(h)))
+            told = self.time_emb_proj(functional.silu(time))  # (B, out)
+            h = h + alongside(told, h)[:, :, None, None]
+        h = self.conv2(swish(self.norm2(h)))
+        # Made last, so that it takes no memory before.
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         out: Tensor = shortcut + h
         return out
 

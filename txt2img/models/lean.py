@@ -30,9 +30,13 @@ def slim(network: nn.Module) -> set[str]:
 
     A network's first convolutions stay as they are: others ask them which precision it has.
     """
-    kept = set()
     for name, module in network.named_modules():
         if type(module) in LEAN and name.split(".")[-1] != "conv_in":
             module.__class__ = LEAN[type(module)]
-            kept.add(f"{name}.weight")
-    return kept
+    return lean_weights(network)
+
+
+def lean_weights(network: nn.Module) -> set[str]:
+    """The names of the weights that may stay as they are stored."""
+    lean = tuple(LEAN.values())
+    return {f"{name}.weight" for name, part in network.named_modules() if isinstance(part, lean)}

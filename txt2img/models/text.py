@@ -1,151 +1,16 @@
-"""CLIP: prompts → tokens → conditions. The only file that uses transformers.
+"""Prompts → tokens → the conditions that a U-Net attends to."""
 
-Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from tokenizers import Regex, models, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from txt2img.compat import Reading
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import BadRequest
-from txt2img.extras import find_words
-from txt2img.prompt import spans
-
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-PLAIN = Reading("text")
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The shape of a CLIP text encoder."""
-
-    vocab: int = 49408
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    length: int = 77  # tokens in one chunk, the first and last included
-    act: str = "quick_gelu"
-    penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
-    projection: int = 0  # the width of the text as a whole, where the model is told that too
-
-
-def normalizer() -> normalizers.Normalizer:
-    """CLIP's clean-up of text: composed Unicode, single spaces, small letters."""
-    return normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-
-
-def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """CLIP's words: runs of letters, single digits, runs of other signs; then their bytes."""
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-class Tokenizer:
-    """Byte-pair encoding in CLIP's manner, cut into chunks that the text encoder can take."""
-
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        length: int = 77,
-        pad_id: int | None = None,
-    ) -> None:
-        self.vocab, self.merges, self.length = vocab, merges, length
-        self.bos_id, self.eos_id = vocab[BOS], vocab[EOS]
-        self.pad_id = self.eos_id if pad_id is None else pad_id
-        self.words: dict[str, list[int]] = {}  # learnt ones
-        self._backend = Backend(
-            models.BPE(
-                vocab=vocab,
-                merges=merges,
-                continuing_subword_prefix="",
-                end_of_word_suffix="</w>",
-                unk_token=EOS,
-            )
-        )
-        self._backend.normalizer = normalizer()
-        self._backend.pre_tokenizer = pre_tokenizer()
-
-    @property
-    def pad(self) -> str:
-        """The token that fills short prompts."""
-        return next(word for word, index in self.vocab.items() if index == self.pad_id)
-
-    def tokens(self, prompt: str) -> list[int]:
-        """The prompt's token ids, without first and last."""
-        ids: list[int] = self._backend.encode(prompt, add_special_tokens=False).ids
-        return ids
-
-    def units(self, prompt: str) -> list[list[int]]:
-        """The prompt's ids, those that must stay together as one: each token, each learnt word."""
-        units: list[list[int]] = []
-        end = 0
-        for start, after, word in find_words(self.words, prompt):
-            units += [[index] for index in self.tokens(prompt[end:start])]
-            units.append(self.words[word])
-            end = after
-        return units + [[index] for index in self.tokens(prompt[end:])]
-
-    def chunks(self, prompt: str) -> list[list[int]]:
-        """A plain text in chunks of `length` ids, each begun, ended and padded; at least one."""
-        return [chunk.ids for chunk in self.read(prompt)]
-
-    def read(self, prompt: str, reading: Reading = PLAIN) -> list["Chunk"]:
-        """The same of a prompt that is read so, with its weights. BadRequest."""
-        parts: list[list[Token]] = [[]]
-        room = self.length - 2
-        comma = self.vocab.get(",</w>")
-        for span in spans(prompt, reading.grammar):
-            if span.fresh:
-                parts.append([])
-            for unit in self.units(span.text):
-                if len(parts[-1]) + len(unit) > room:
-                    back = reading.backtrack if len(parts[-1]) == room else 0
-                    kept = held(parts[-1], comma, 0 if unit == [comma] else back)
-                    parts[-1], moved = parts[-1][:kept], parts[-1][kept:]
-                    parts.append(moved)
-                parts[-1] += [(index, span.weight) for index in unit]
-        return [self.chunk(part) for part in (parts[:1] if reading.cut else parts)]
-
-    def chunk(self, part: "list[Token]") -> "Chunk":
-        """Tokens as a chunk of its own."""
-        ids = [self.bos_id, *(index for index, _ in part), self.eos_id]
-        weights = [1.0, *(weight for _, weight in part), 1.0]
-        empty = self.length - len(ids)
-        return Chunk(ids + [self.pad_id] * empty, weights + [1.0] * empty)
-
-
-Token = tuple[int, float]  # id, weight
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What the text encoder takes at once, and how much each token counts."""
-
-    ids: list[int]
-    weights: list[float]
-
-
-def held(part: list[Token], comma: int | None, backtrack: int) -> int:
-    """How many tokens a full chunk keeps: up to its last comma, if few enough come after it."""
-    after = next((i for i, (index, _) in enumerate(reversed(part)) if index == comma), backtrack)
-    return len(part) - after if after < backtrack else len(part)
+from txt2img.models.clip import CLIPText
+from txt2img.models.shapes import TextConfig
+from txt2img.models.tokens import PLAIN, Tokenizer
 
 
 class TextEncoder(nn.Module):
@@ -154,20 +19,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.model = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=config.vocab,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=config.mlp,
-                max_position_embeddings=config.length,
-                hidden_act=config.act,
-                bos_token_id=tokenizer.bos_id,
-                eos_token_id=tokenizer.eos_id,
-                pad_token_id=tokenizer.pad_id,
-            )
-        )
+        self.model = CLIPText(config)
         self.text_projection = (
             nn.Linear(config.width, config.projection, bias=False) if config.projection else None
         )
@@ -176,6 +28,11 @@ class TextEncoder(nn.Module):
     def encoders(self) -> tuple["TextEncoder", ...]:
         """All encoders of a model that has this one alone."""
         return (self,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.final_layer_norm.weight.device
 
     def forward(self, ids: Tensor) -> Tensor:
         """The states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
@@ -191,21 +48,17 @@ class TextEncoder(nn.Module):
             raise BadRequest(
                 f"clip skip {clip_skip}: this model's text encoder has {layers} layers"
             )
-        skips = clip_skip > 1 and not penultimate
-        out = self.model(input_ids=ids, output_hidden_states=penultimate or skips)
-        tokens = out.hidden_states[-2] if penultimate else out.last_hidden_state
-        if skips:
-            tokens = self.last_norm(out.hidden_states[-clip_skip])
+        states = self.model(ids)
+        last = self.model.final_layer_norm(states[-1])
+        tokens = last
+        if penultimate:
+            tokens = states[-2]
+        elif clip_skip > 1:
+            tokens = self.model.final_layer_norm(states[-clip_skip])
         if self.text_projection is None:
             return tokens, None
         rows = torch.arange(len(ids), device=ids.device)
-        return tokens, self.text_projection(out.last_hidden_state[rows, self.ends(ids)])
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The norm after the last layer."""
-        named: Iterator[tuple[str, nn.Module]] = self.model.named_modules()
-        return next(module for name, module in named if name.endswith("final_layer_norm"))
+        return tokens, self.text_projection(last[rows, self.ends(ids)])
 
     def ends(self, ids: Tensor) -> Tensor:
         """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
@@ -226,7 +79,7 @@ class TextEncoder(nn.Module):
         count = max(chunks or 1, *(len(row) for row in rows))
         empty = self.tokenizer.read("")
         flat = [chunk for row in rows for chunk in row + empty * (count - len(row))]
-        ids = torch.tensor([chunk.ids for chunk in flat], device=self.model.device)
+        ids = torch.tensor([chunk.ids for chunk in flat], device=self.device)
         states, pooled = self.states(ids, reading.clip_skip)  # (B·chunks, L, D), (B·chunks, P)
         weights = torch.tensor([chunk.weights for chunk in flat], device=ids.device)[..., None]
         if bool((weights != 1).any()):

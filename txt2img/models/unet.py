@@ -5,11 +5,8 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txt2img.diffusion.guidance import Cond
 from txt2img.models.layers import (
@@ -19,48 +16,12 @@ from txt2img.models.layers import (
     ResnetBlock,
     TimeEmbedding,
     Upsample,
+    alongside,
     scale_features,
+    swish,
     time_features,
 )
-
-Depth = int | tuple[int, ...]  # the same after each residual block of a level, or one each
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The shape of a U-Net; the tuples have one entry a level, widest map first."""
-
-    in_channels: int = 4
-    out_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers: int = 2  # residual blocks a level on the way down; one more on the way up
-    attention: tuple[bool, ...] = (True, True, True, False)
-    depth: tuple[Depth, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    cross_dim: int = 768
-    linear_projection: bool = False
-    groups: int = 32
-    up_depth: tuple[Depth, ...] | None = None  # on the way up, where it differs
-    middle: str = "full"  # "residual" without attention, "none" without anything
-    pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
-    sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
-    size_width: int = 256
-    scale_width: int = 0  # features of the guidance scale, where an LCM is told that
-
-    @property
-    def time_width(self) -> int:
-        """The width of the time embedding."""
-        return 4 * self.channels[0]
-
-    @property
-    def beside(self) -> int:
-        """Channels that the network sees beside the noisy latent."""
-        return self.in_channels - self.out_channels
-
-    def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
-        """The depth of each of a level's `count` transformers, on the way down or up."""
-        depth = (self.up_depth or self.depth if up else self.depth)[level]
-        return (depth,) * count if isinstance(depth, int) else depth
+from txt2img.models.shapes import UNetConfig
 
 
 class TransformerBlock(nn.Module):
@@ -76,7 +37,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        x = alongside(x + self.attn1(self.norm1(x)), tokens)  # here texts begin to tell
         x = x + self.attn2(self.norm2(x), tokens)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
@@ -112,7 +73,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         else:
             h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
-        out: Tensor = x + h
+        out: Tensor = alongside(x, h) + h
         return out
 
 
@@ -180,7 +141,7 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, kept.pop()], dim=1), time)
+            x = resnet(torch.cat([x, alongside(kept.pop(), x)], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
         if self.upsamplers is not None:
@@ -198,7 +159,13 @@ def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.M
 
 
 class UNet(nn.Module):
-    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W)."""
+    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W).
+
+    With N times as many texts as latents, each N-th of the texts is about all of the latents: what
+    comes before the first attention on texts is computed once for them.
+    """
+
+    shares = True
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -230,8 +197,10 @@ class UNet(nn.Module):
         return scale_features(cond.scale, self.config.scale_width)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """x (B, C, H, W), time (B,), cond.tokens (B, L, D) → (B, C, H, W)."""
+        """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W)."""
         tokens = cond.tokens.to(x.dtype)
+        if self.add_embedding is not None:  # the time comes with the text as a whole
+            x, time = alongside(x, tokens), alongside(time, tokens)
         features = time_features(time, self.config.channels[0])
         scale = self.scale(cond)
         scale = None if scale is None else scale.to(x.dtype)
@@ -247,5 +216,5 @@ class UNet(nn.Module):
             x = self.mid_block(x, clock, tokens)
         for up in self.up_blocks:
             x = up(x, kept, clock, tokens)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
-        return out
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
+        return alongside(out, tokens)

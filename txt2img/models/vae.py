@@ -3,33 +3,11 @@
 Parameter names are diffusers' AutoencoderKL's. Kingma & Welling 2014; Rombach et al. 2022, §3.1.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """The shape of a VAE; `channels` has one entry a level, largest map first."""
-
-    in_channels: int = 3
-    latent_channels: int = 4
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2  # residual blocks a level in the encoder; one more in the decoder
-    groups: int = 32
-    mid_attention: bool = True
-    quant_conv: bool = True
-    scaling: float = 0.18215  # latents are (mean − shift) · scaling, of variance near 1
-    shift: float = 0.0
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent cell is high and wide."""
-        return 1 << (len(self.channels) - 1)
+from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample, swish
+from txt2img.models.shapes import VAEConfig
 
 
 class PixelAttention(Attention):
@@ -119,7 +97,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return out
 
 
@@ -148,7 +126,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latent))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return out
 
 

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from txt2img.errors import MissingWeights
-from txt2img.models.text import BOS, EOS, TextEncoder, Tokenizer
+from txt2img.models.text import TextEncoder
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
@@ -77,10 +78,9 @@ def begin_from(module: nn.Module, path: Path) -> None:
     if not path.exists():
         return
     wanted = module.state_dict()
-    start = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""
     tensors = files.header(path).tensors
     state = {
-        start + name.removeprefix("text_model."): files.tensor(name, stored).float()
+        name.removeprefix("text_model."): files.tensor(name, stored).float()
         for name, stored in tensors.items()
     }
     shapes = {name: value.shape for name, value in wanted.items()}
@@ -182,12 +182,8 @@ def save_text(folder: Path, text: TextEncoder) -> None:
         "pad_token_id": tokenizer.pad_id,
     }
     save_json(folder / "text_encoder" / "config.json", content)
-    # Published folders have this prefix; the latest transformers leaves it out.
-    state = {
-        name if name.startswith("text_model.") else f"text_model.{name}": value
-        for name, value in text.model.state_dict().items()
-        if not name.endswith("position_ids")
-    }
+    # Published folders have this prefix.
+    state = {f"text_model.{name}": value for name, value in text.model.state_dict().items()}
     save_weights(state, folder / "text_encoder" / TEXT_FILE)
     save_tokenizer(folder / "tokenizer", tokenizer)
 

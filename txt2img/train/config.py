@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.models.text import TextConfig
-from txt2img.models.unet import UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
 WHAT = ("all", "vae", "text", "unet", "decoder")  # a stage each, in this order

@@ -150,6 +150,6 @@ def redrawn(
         return torch.randn(x0.shape, generator=generator, device=x0.device)
 
     x = add_noise(x0, noise(), first)
-    for state in SAMPLERS[config.sampler](denoise, x, levels, noise):
+    for state in SAMPLERS[config.sampler](denoise, x, levels, lambda a, b: noise()):
         x = state.x
     return x

@@ -16,7 +16,8 @@ from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_termi
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.models.text import TextEncoder, Tokenizer
+from txt2img.models.text import TextEncoder
+from txt2img.models.tokens import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline import to_image
@@ -232,7 +233,7 @@ class LatentStage:
         predict = predictor(self.unet, self.process, PREDICTIONS[config.prediction])
         denoise = guided(predict, lambda _: positive, lambda _: negative, config.cfg)
         levels = SCHEDULES[checkpoint.schedule_of(config)](self.process, SHEET_STEPS)
-        for state in SAMPLERS["ddim"](denoise, x, levels, lambda: torch.randn_like(x)):
+        for state in SAMPLERS["ddim"](denoise, x, levels, lambda a, b: torch.randn_like(x)):
             last = state.x
         save_sheet(path, self.vae.decode(last).cpu())
 

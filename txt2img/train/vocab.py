@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from txt2img.models.text import BOS, EOS, normalizer, pre_tokenizer
+from txt2img.models.tokens import BOS, EOS, normalizer, pre_tokenizer
 
 
 def learn(captions: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

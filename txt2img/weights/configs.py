@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from txt2img.errors import BadFile, BadRequest, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
-from txt2img.models.unet import Depth, UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.request import Defaults, Sampler, Schedule
 from txt2img.weights.families import (
     SD15,
@@ -81,7 +79,7 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     big = configs["unet"].get("addition_embed_type") is not None  # an XL model
     found = [name for name in TEXTS if name in configs]
     texts = [_text(configs[name], big, big and name == found[-1]) for name in found]
-    network = _unet(configs["unet"], texts[-1].projection)
+    network = unet_config(configs["unet"], texts[-1].projection)
     vae = vae_config(configs["vae"])
     process, prediction = _noise(configs["scheduler"])
     side = whole(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
@@ -105,7 +103,8 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     )
 
 
-def _unet(config: Config, pooled: int) -> UNetConfig:
+def unet_config(config: Config, pooled: int) -> UNetConfig:
+    """A U-Net's shape from its config. UnknownLayout, BadFile."""
     # 1. what nobody's weights could show
     check_class(config, "unet", ("UNet2DConditionModel",))
     inputs = whole(config, "in_channels", 4, 1, 64)
@@ -228,11 +227,15 @@ def _text(config: Config, penultimate: bool, projected: bool) -> TextConfig:
     act = config.get("hidden_act", "quick_gelu")
     if act not in ("quick_gelu", "gelu"):
         raise UnknownLayout(f"text_encoder: hidden_act is {shown(act)}; allowed: quick_gelu, gelu")
+    width = whole(config, "hidden_size", 512, 1, 16384)
+    heads = whole(config, "num_attention_heads", 8, 1, 256)
+    if width % heads:
+        raise UnknownLayout(f"text_encoder: hidden_size {width} is no multiple of {heads} heads")
     return TextConfig(
         vocab=whole(config, "vocab_size", 49408, 3, 2**20),
-        width=whole(config, "hidden_size", 512, 1, 16384),
+        width=width,
         layers=whole(config, "num_hidden_layers", 12, 1, 128),
-        heads=whole(config, "num_attention_heads", 8, 1, 256),
+        heads=heads,
         mlp=whole(config, "intermediate_size", 2048, 1, 65536),
         length=whole(config, "max_position_embeddings", 77, 3, 4096),
         act=str(act),

@@ -1,15 +1,14 @@
 """Which family a single file in the original layout is of, told by its keys and shapes."""
 
+import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
-from txt2img.errors import UnknownLayout
+from txt2img.disk import FETCH, open_regular
+from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
-from txt2img.models.unet import Depth, UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.weights.families import (
     SD15,
     SD21,
@@ -24,7 +23,7 @@ from txt2img.weights.families import (
     told_apart,
 )
 from txt2img.weights.fast import told as few_steps
-from txt2img.weights.files import Header, Stored, tensor
+from txt2img.weights.files import Header, Stored
 from txt2img.weights.keymaps import (
     CLIP,
     OPEN_CLIP,
@@ -41,6 +40,7 @@ HEAD = 64  # features of one attention head in SD 2 and in every published CLIP 
 OPEN_CLIP_USED = 23  # layers of ViT-H that SD 2 uses; some files leave out the 24th
 # ComfyUI's: SD 2's v-prediction models have a last text-attention norm this uneven.
 V_UNEVEN = 0.09
+FORMATS = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}  # of struct
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 
 
@@ -59,7 +59,7 @@ ROWS = (
     Row("Stable Diffusion XL", (f"{XL_OPEN_CLIP}.transformer.resblocks.",), SDXL),
     Row("Stable Diffusion XL refiner", (f"{REFINER_CLIP}.transformer.resblocks.",), SDXL_REFINER),
     Row(
-        "a Stable Diffusion XL model without its text encoders",
+        "a Stable Diffusion XL model without its text encoders, whose U-Net --unet takes",
         (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders."),
     ),
     Row("a Stable Diffusion 3 model", (f"{UNET}.joint_blocks.", "joint_blocks.")),
@@ -70,20 +70,28 @@ ROWS = (
         (f"{CLIP}.text_model.encoder.layers.", f"{CLIP}.encoder.layers."),
         SD15,
     ),
-    Row("a Stable Diffusion model without its text encoder", (f"{UNET}.input_blocks.",)),
+    Row(
+        "a Stable Diffusion model without its text encoder, whose U-Net --unet takes",
+        (f"{UNET}.input_blocks.",),
+    ),
     Row(
         "a LoRA, which changes a model and is not one", ("lora_unet_", "lora_te_", "unet.down_blo")
     ),
-    Row("a single network of a diffusers folder; give the folder", ("down_blocks.", "encoder.do")),
-    Row("a U-Net alone", ("input_blocks.", "time_embed.")),
+    Row(
+        "a U-Net alone, which --unet takes beside a model",
+        ("input_blocks.", "time_embed.", "down_blocks."),
+    ),
     Row(
         "a VAE alone, which --vae takes beside a model",
-        (f"{VAE}.", "encoder.down.", "decoder.up."),
+        (f"{VAE}.", "encoder.down", "decoder.up"),
     ),
-    Row("a tiny VAE (TAESD), which is not supported yet", ("decoder.layers.",)),
+    Row("a tiny VAE (TAESD), which --vae takes beside a model", ("decoder.layers.", "3.conv.0.")),
     Row(
-        "a text encoder alone",
-        ("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
+        "a text encoder alone, which --text-encoder takes beside a model",
+        (
+            *("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
+            *("text_encoders.", "token_embedding."),
+        ),
     ),
     Row("a ControlNet", ("control_model.", "controlnet_")),
 )
@@ -100,8 +108,8 @@ def detect(header: Header, prediction: str | None = None) -> Family:
         raise UnknownLayout(f"this is {row.name}; a whole SD 1, SD 2 or SDXL model is needed here")
     unet, vae = below(header.tensors, UNET), below(header.tensors, VAE)
     texts = _texts(header.tensors, family)
-    network = _unet(unet, family, texts[-1].projection)
-    kind = prediction or _prediction(header, family)
+    network = unet_config(unet, family, texts[-1].projection)
+    kind = prediction or prediction_of(header, family)
     process = replace(family.process, zero_snr="ztsnr" in header.tensors)
     defaults = SD21.defaults if family is SD21_BASE and kind == "v" else family.defaults
     defaults = replace(defaults, schedule=schedule_for(process))
@@ -128,7 +136,7 @@ def _row(tensors: Tensors) -> Row:
     raise UnknownLayout(f"no known layout: it holds {some}; SD 1, SD 2 and SDXL are supported")
 
 
-def _prediction(header: Header, family: Family) -> str:
+def prediction_of(header: Header, family: Family) -> str:
     """What the U-Net predicts: by metadata, else marker tensors, else (SD 2) a look at weights."""
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     if said in PREDICTIONS:
@@ -145,11 +153,25 @@ def _prediction(header: Header, family: Family) -> str:
     last = max(outputs, key=lambda n: int(n.split(".")[3]), default=None)
     if last is None:
         return family.prediction
-    uneven = torch.std(tensor(last, header.tensors[last]).float(), unbiased=False).item()
+    values = _floats(header.tensors[last])
+    mean = sum(values) / len(values)
+    uneven = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
     return "v" if uneven > V_UNEVEN else "eps"
 
 
-def _unet(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
+def _floats(stored: Stored) -> list[float]:
+    """A small tensor's values, read without torch. Raises BadFile if the file shrank."""
+    with open_regular(stored.path) as file:
+        file.seek(stored.start)
+        content = file.read(stored.size)
+    if len(content) < stored.size or stored.dtype not in FORMATS:
+        raise BadFile(f"{stored.path.name}: a norm of {stored.dtype} that cannot be read; {FETCH}")
+    if stored.dtype == "BF16":  # the upper half of a float32
+        content = b"".join(b"\0\0" + content[i : i + 2] for i in range(0, len(content), 2))
+    return [value for (value,) in struct.iter_unpack(FORMATS[stored.dtype], content)]
+
+
+def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     """The U-Net's shape from its tensors' (below model.diffusion_model)."""
     inputs, width = _shape(tensors, "input_blocks.0.0.weight", 4)[1::-1]
     outputs = _shape(tensors, "out.2.weight", 4)[0]
@@ -196,6 +218,22 @@ def vae_config(tensors: Tensors, scaling: float) -> VAEConfig:
         channels=channels,
         layers=_count(tensors, "encoder.down.0.block."),
         mid_attention="decoder.mid.attn_1.q.weight" in tensors,
+        quant_conv="quant_conv.weight" in tensors,
+    )
+
+
+def vae_of_diffusers(tensors: Tensors, scaling: float) -> VAEConfig:
+    """The same from the names that diffusers gives a VAE's tensors."""
+    start = "encoder.down_blocks."
+    return VAEConfig(
+        scaling=scaling,
+        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
+        channels=tuple(
+            _shape(tensors, f"{start}{level}.resnets.0.conv1.weight", 4)[0]
+            for level in range(_count(tensors, start))
+        ),
+        layers=_count(tensors, f"{start}0.resnets."),
+        mid_attention=any(name.startswith("decoder.mid_block.attentions.") for name in tensors),
         quant_conv="quant_conv.weight" in tensors,
     )
 

@@ -46,7 +46,7 @@ def open_embedding(path: Path, model: "Model") -> Learnt:
     found = _parts(path, files.header(path).tensors, len(encoders))
     for (name, stored), encoder in zip(found, encoders, strict=True):
         width, room = encoder.config.width, encoder.config.length - 2
-        count = 1 if len(stored.shape) == 1 else stored.shape[0]
+        count = stored.shape[0] if len(stored.shape) == 2 else 1
         where = f"{path.name}: {shown(name, NAME_MAX)}"
         if len(stored.shape) not in (1, 2) or stored.shape[-1] != width:
             wanted = " and ".join(map(str, widths))

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
 from txt2img.errors import UnknownLayout
-from txt2img.models.text import EOS, TextConfig
-from txt2img.models.unet import Depth, UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
+from txt2img.models.tokens import EOS
 from txt2img.request import Defaults, Sampler, Schedule
 
 

@@ -1,7 +1,8 @@
 """Safetensors files, sharded or not: checked before they are read, and written whole.
 
 The reader is our own: a header is believed only where it agrees with the file, and tensors are
-copied by `read`, so that a file that shrinks meanwhile is an error, not a dead process.
+copied by `read`, so that a file that shrinks meanwhile is an error, not a dead process. Headers
+are read without torch, which takes seconds to import.
 """
 
 import math
@@ -9,35 +10,20 @@ import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from txt2img.disk import FETCH, open_regular, parse_object, publish, read_json
 from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
 from txt2img.escape import shown
+from txt2img.weights.dtypes import SIZES, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 HEADER_MAX = 16 * 2**20  # bytes
 DIMENSIONS_MAX = 8
 NAME_MAX = 120  # characters of a tensor's name in a message
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 SCALED = "scaled_fp8"  # an empty tensor that says which 8-bit type a file has
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -166,40 +152,52 @@ def sharded(index: Path) -> Header:
 
 def read(
     stored: Mapping[str, Stored],
-    device: torch.device,
-    dtype: torch.dtype,
+    device: "torch.device",
+    dtype: "torch.dtype",
     kept: Set[str] = frozenset(),
-) -> dict[str, Tensor]:
+) -> "dict[str, Tensor]":
     """The tensors as finite floats of `dtype` on `device`, read in the file's order.
 
     Those `kept` stay in the type that they are stored in, where it is the narrower one.
 
     Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
     """
-    in_order = sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
-
-    def kind(name: str, at: Stored) -> torch.dtype:
-        own = DTYPES[at.dtype]
-        return own if name in kept and own.itemsize < dtype.itemsize else dtype
-
-    return {name: _read(name, at, device, kind(name, at)) for name, at in in_order}
+    return {
+        name: _read(name, at, device, kind(at, dtype, name in kept))
+        for name, at in in_order(stored)
+    }
 
 
-def tensor(name: str, stored: Stored) -> Tensor:
+def in_order(stored: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
+    """Tensors with their names as they follow each other in their files."""
+    return sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
+
+
+def kind(stored: Stored, dtype: "torch.dtype", kept: bool) -> "torch.dtype":
+    """The type that a tensor is to have: its own where it is `kept` and that is the narrower."""
+    own = torch_dtype(stored.dtype)
+    return own if kept and own.itemsize < dtype.itemsize else dtype
+
+
+def tensor(name: str, stored: Stored) -> "Tensor":
     """One tensor as it is stored, on the CPU. Raises BadFile if the file shrank."""
+    import torch
+
     buffer = torch.empty(stored.size, dtype=torch.uint8)
     with open_regular(stored.path) as file:
         file.seek(stored.start)
         if stored.size and file.readinto(buffer.numpy().data) != stored.size:
             raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
-    values = buffer.view(DTYPES[stored.dtype])
+    values = buffer.view(torch_dtype(stored.dtype))
     if stored.turned:
         return values.reshape(stored.shape[::-1]).T.contiguous()
     return values.reshape(stored.shape)
 
 
-def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file: whole, or not at all. Raises BadOutput."""
+    from safetensors.torch import save
+
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         publish(save(whole, dict(metadata)), path, overwrite=True)
@@ -232,14 +230,14 @@ def _stored(path: Path, name: str, row: object, base: int) -> Stored:
             f"{path.name}: {shown(name, NAME_MAX)} is not described by dtype, shape, data_offsets"
         )
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in SIZES:
         raise BadFile(f"{path.name}: {shown(name, NAME_MAX)} has the unknown type {shown(dtype)}")
     if not _naturals(shape) or len(shape) > DIMENSIONS_MAX:
         raise BadFile(f"{path.name}: {shown(name, NAME_MAX)} has no usable shape: {shown(shape)}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise BadFile(f"{path.name}: {shown(name, NAME_MAX)} has no usable range: {shown(offsets)}")
     size = offsets[1] - offsets[0]
-    if math.prod(shape) * DTYPES[dtype].itemsize != size:
+    if math.prod(shape) * SIZES[dtype] != size:
         raise BadFile(
             f"{path.name}: {shown(name, NAME_MAX)} of shape {shown(shape)} has {size:,} bytes"
         )
@@ -297,14 +295,14 @@ def _base(index: Path, name: str) -> str:
     return name
 
 
-def _read(name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _read(name: str, stored: Stored, device: "torch.device", dtype: "torch.dtype") -> "Tensor":
     value = tensor(name, stored)
     where = f"{stored.path.name}: {shown(name, NAME_MAX)}"
     if not value.is_floating_point():
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
     if stored.scale is not None:
         value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
-    cast = value.to(device=device, dtype=dtype)
+    cast = value.to(dtype).to(device)  # in this order: MPS has no float64
     if not _finite(cast):
         if _finite(value.float()):
             raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
@@ -312,8 +310,10 @@ def _read(name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -
     return cast
 
 
-def _finite(value: Tensor) -> bool:
+def _finite(value: "Tensor") -> bool:
     """Whether no value is NaN or infinite: both show in the least and the greatest."""
+    import torch
+
     if not value.numel():
         return True
     low, high = torch.aminmax(value.float() if value.dtype.itemsize == 1 else value)

@@ -1,4 +1,7 @@
-"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read."""
+"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read.
+
+Where in that cache other things lie that are made once.
+"""
 
 import hashlib
 import os
@@ -28,9 +31,7 @@ def hashing(path: Path, start: int = 0) -> Generator[tuple[int, int], None, str]
     """
     with open_regular(path) as file:
         was = os.fstat(file.fileno())
-        key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
-        key += f"\0{start}" if start else ""
-        kept = _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
+        kept = _kept(path, was, start)
         if (known := _recall(kept)) is not None:
             return known
         file.seek(start)
@@ -51,15 +52,39 @@ def tensors_start(path: Path) -> int:
 
 def model_hash(paths: Sequence[Path]) -> str:
     """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
-    digests = [sha256(path) for path in paths]
+    return _ten([sha256(path) for path in paths])
+
+
+def known_hash(paths: Sequence[Path]) -> str:
+    """The same if it was reckoned before and the files are as they were, else empty. BadFile."""
+    digests = []
+    for path in paths:
+        with open_regular(path) as file:
+            digests.append(_recall(_kept(path, os.fstat(file.fileno()), 0)) or "")
+    return _ten(digests) if all(digests) else ""
+
+
+def _ten(digests: list[str]) -> str:
     if len(digests) == 1:
         return digests[0][:10]
     return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
 
 
-def _cache() -> Path:
+def compiler_cache() -> str:
+    """The folder where torch's compiler keeps what it made, from now on the user's cache."""
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache("compiled")))
+
+
+def _kept(path: Path, was: os.stat_result, start: int) -> Path:
+    """Where the digest of a file as it `was` is kept."""
+    key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
+    key += f"\0{start}" if start else ""
+    return _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
+
+
+def _cache(kind: str = "sha256") -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "txt2img" / "sha256"
+    return Path(base) / "txt2img" / kind
 
 
 def _recall(kept: Path) -> str | None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from json import dumps
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from txt2img import locks
 from txt2img.disk import publish
 from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound
 from txt2img.escape import shown
@@ -22,6 +24,7 @@ COMPONENTS = (
     *("tokenizer", "tokenizer_2", "scheduler"),
 )
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+POLL_SECONDS = 0.5
 SPARE = 64 * 2**20  # bytes that are left free on the disk
 BLOCK = 2**20
 
@@ -94,26 +97,53 @@ def needed(names: Sequence[str], repository: str, variant: str | None = None) ->
     return chosen
 
 
-def pull(offered: Offer, endpoint: str | None = None) -> Iterator[Remote]:
+def pull(offered: Offer, endpoint: str | None = None) -> Iterator[Remote | None]:
     """Fetch what is offered, giving each file when it is whole; then put all in its place.
 
-    What an interruption leaves is gone on with. ModelNotFound, BadFile, BadOutput.
+    What an interruption leaves is gone on with, what is in its place already is left there. Gives
+    None first if another process is at it, and waits. ModelNotFound, BadFile, BadOutput.
     """
-    wanted = offered.wanted
-    kind = "--files" if wanted.file else ""
-    staging = data() / STAGING / (wanted.id.replace("/", "--") + kind)
+    staging = data() / STAGING / _home(offered).name
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        _check_room(offered, staging)
-        for file in offered.files:
-            target = staging / file.name
-            if not target.exists():
-                _fetch(offered, file, target, endpoint)
-            yield file
-        _settle(offered, staging)
+        lock = staging.with_name(f"{staging.name}.lock")
+        if (held := locks.claim(lock)) is None:
+            yield None
+            while (held := locks.claim(lock)) is None:
+                time.sleep(POLL_SECONDS)
+        try:
+            staging.mkdir(exist_ok=True)  # who held the lock has moved it
+            _check_room(offered, staging)
+            for file in offered.files:
+                target = staging / file.name
+                if not _is_there(offered, file) and not target.exists():
+                    _fetch(offered, file, target, endpoint)
+                yield file
+            _settle(offered, staging)
+        finally:
+            locks.release(lock, held)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BadOutput(f"cannot write to {shown(str(data()), 200)}: {reason}") from error
+
+
+def _home(offered: Offer) -> Path:
+    """The folder that the files are to be in."""
+    kind = "--files" if offered.wanted.file else ""
+    return data() / (offered.wanted.id.replace("/", "--") + kind)
+
+
+def _row(offered: Offer, file: Remote) -> dict[str, object]:
+    """What is recorded of a file."""
+    return {**asdict(file), "revision": offered.revision}
+
+
+def _is_there(offered: Offer, file: Remote) -> bool:
+    """Whether an earlier pull put this very file in its place, and it is still whole."""
+    home = _home(offered)
+    rows, path = recorded(home).get("files"), home / file.name
+    known = isinstance(rows, dict) and rows.get(file.name) == _row(offered, file)
+    return known and path.is_file() and path.stat().st_size == file.size
 
 
 def _fetch(offered: Offer, file: Remote, target: Path, endpoint: str | None) -> None:
@@ -160,11 +190,10 @@ def keep_quiet(quiet: bool) -> None:
 
 def _settle(offered: Offer, staging: Path) -> None:
     """Give checked files their place: a new folder at once, an old one file by file."""
-    wanted = offered.wanted
-    home = data() / staging.name
+    wanted, home = offered.wanted, _home(offered)
     before = recorded(home) if wanted.file else {}
     kept = before.get("files")
-    rows = {file.name: {**asdict(file), "revision": offered.revision} for file in offered.files}
+    rows = {file.name: _row(offered, file) for file in offered.files}
     record = {
         "id": wanted.id,
         "asked": wanted.revision,
@@ -177,7 +206,8 @@ def _settle(offered: Offer, staging: Path) -> None:
     if not home.exists():
         staging.replace(home)
         return
-    for name in [*rows, RECORD]:
+    fetched = [name for name in rows if (staging / name).exists()]
+    for name in [*fetched, RECORD]:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).replace(home / name)
     shutil.rmtree(staging, ignore_errors=True)
@@ -214,6 +244,7 @@ def _check(path: Path, file: Remote) -> None:
 
 def _check_room(offered: Offer, staging: Path) -> None:
     there = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    there += sum(file.size for file in offered.files if _is_there(offered, file))
     free = shutil.disk_usage(staging).free
     if (needed_bytes := offered.size - there + SPARE) > free:
         raise BadOutput(

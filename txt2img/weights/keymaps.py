@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.unet import UNetConfig
-from txt2img.models.vae import VAEConfig
+from txt2img.models.shapes import UNetConfig, VAEConfig
 from txt2img.weights.files import Stored
 
 Table = dict[str, str | None]
@@ -227,7 +226,7 @@ def unfused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """
     made: dict[str, Stored] = {}
     for name, stored in tensors.items():
-        if name.endswith(".text_projection") and len(stored.shape) == 2:
+        if name.rpartition(".")[2] == "text_projection" and len(stored.shape) == 2:
             stored = stored.turn()
         fused = next((f for f in FUSED if name.endswith(f)), None)
         if fused is None:

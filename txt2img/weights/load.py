@@ -1,53 +1,42 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from txt2img import disk
+from txt2img import offload
 from txt2img.device import Device
-from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
-from txt2img.escape import shown
-from txt2img.memory import Memory
-from txt2img.models.lean import slim
-from txt2img.models.text import TextEncoder, TextEncoders, Tokenizer
+from txt2img.library import OWN_PARTS, OtherParts
+from txt2img.memory import CPU, Memory
+from txt2img.models.graphed import Graphed, recorded_on_card
+from txt2img.models.lean import lean_weights, slim
+from txt2img.models.quantized import quantize
+from txt2img.models.taesd import AnyVAE, vae_of
+from txt2img.models.text import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
-from txt2img.models.vae import VAE
-from txt2img.weights import detect, files, places, vocabulary
-from txt2img.weights.configs import TEXTS, from_configs
+from txt2img.offload import Placement
+from txt2img.weights import vocabulary
 from txt2img.weights.families import Family
-from txt2img.weights.fast import by_name
-from txt2img.weights.hashes import model_hash
+from txt2img.weights.hashes import compiler_cache, model_hash
 from txt2img.weights.other_vae import open_vae
-from txt2img.weights.parts import (
-    Part,
-    bare,
-    folder_parts,
-    listed,
-    original_parts,
-)
-from txt2img.weights.values import Config
+from txt2img.weights.parts import Part, bare, check, check_size
+from txt2img.weights.plan import Plan, planned
+from txt2img.weights.reader import reader
+from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.wear import Wardrobe
+
+if TYPE_CHECKING:
+    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
-DEFAULT = Path(__file__).with_name("default")
-NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PIPELINES = (
-    *(
-        f"StableDiffusion{kind}Pipeline"
-        for size in ("", "XL")
-        for kind in (size, f"{size}Img2Img", f"{size}Inpaint", f"{size}InstructPix2Pix")
-    ),
-    "LatentConsistencyModelPipeline",
+NOT_COMPILED = (
+    "--compile is for models that lie on a CUDA card as a whole: this one is not compiled"
 )
-TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
 @dataclass
@@ -58,215 +47,144 @@ class Model:
     hash: str  # ten hex digits that tell its weights from others'
     family: Family
     network: UNet
-    vae: VAE
+    vae: AnyVAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     memory: Memory = field(default_factory=Memory)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be loaded from where; made from headers and configs, no tensor read."""
-
-    name: str
-    layout: str  # "diffusers" or "original"
-    family: Family
-    parts: dict[str, Part]  # by component
-    tokenizers: dict[str, Tokenizer]  # by text encoder's component
-    weights: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `txt2img info` says of a weight file or folder."""
-
-    name: str
-    hash: str
-    layout: str
-    family: Family
-    dtypes: tuple[str, ...]
-    tensors: int
-    parameters: int
-    size: int  # bytes of weights
+    graphed: Graphed | None = None  # the network as a card draws with it, sooner
+    second: "SecondStage | None" = None  # a refiner, for the last steps
+    plan: Plan | None = None  # where its weights come from
 
 
 def load(
-    name_or_path: str, device: Device, prediction: str | None = None, vae_path: str | None = None
+    name_or_path: str,
+    device: Device,
+    prediction: str | None = None,
+    vae_path: str | None = None,
+    others: OtherParts = OWN_PARTS,
 ) -> Model:
     """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 
+    `others` in place of its own networks make another model of it, with a hash of all files.
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = _plan(name_or_path, prediction)
+    plan = planned(name_or_path, prediction, others)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
-        plan = replace(plan, family=replace(plan.family, vae=other.config), parts=parts)
+        plan = replace(plan, parts=parts)
+    shape = plan.family.vae if other is None else other.config
+    placement = placed(plan, device)
+    vae = _made(lambda: vae_of(shape), "vae", plan, device)
+    _fill(vae, "vae", plan, device, placement)
+    model = without_weights(plan, device, vae)
+    model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
+    if other is not None:
+        model.wardrobe.vae = other.record
+        model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
+    fill(model, device)
+    return model
+
+
+def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
+    """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
     family = plan.family
-    network = _filled(lambda: UNet(family.network), "unet", plan, device)
-    vae = _filled(lambda: VAE(family.vae), "vae", plan, device)
+    check_size(family.network, plan.parts["unet"])
+    network = _made(lambda: UNet(family.network), "unet", plan, device)
     encoders = [
-        _filled(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
+        _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
+    for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
+        vocabulary.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    wardrobe = Wardrobe(vae=None if other is None else other.record)
     memory = Memory(low=device.low)
     hashed = model_hash(plan.weights)
-    return Model(plan.name, hashed, family, network, vae, text, wardrobe, memory)
+    return Model(plan.name, hashed, family, network, vae, text, Wardrobe(), memory, plan=plan)
 
 
-def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
-    """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = _plan(name_or_path, prediction)
-    stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
-    return Summary(
-        name=plan.name,
-        hash=model_hash(plan.weights) if hashed else "",
-        layout=plan.layout,
-        family=plan.family,
-        dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
-        tensors=len(stored),
-        parameters=sum(torch.Size(tensor.shape).numel() for tensor in stored),
-        size=sum(tensor.size for tensor in stored),
-    )
+def fill(model: Model, device: Device) -> None:
+    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile.
 
-
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
-    single = path.is_file() and not path.name.endswith(".index.json")
-    return (path,) if single else _plan(str(path), None).weights
-
-
-def _plan(name_or_path: str, prediction: str | None) -> Plan:
-    if prediction not in (None, "eps", "v"):
-        raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
-    path = find(name_or_path)
-    plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
-    if prediction is not None and plan.family.process.kind == "diffusion":
-        plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan
-
-
-def find(name_or_path: str) -> Path:
-    """Where a model is on this machine. Raises ModelNotFound, BadRequest."""
-    if name_or_path == "default":
-        if not (DEFAULT / "unet").is_dir():
-            raise ModelNotFound("the default model is not in this installation; install it again")
-        return DEFAULT
-    return places.find(name_or_path)
-
-
-def _plan_file(path: Path, prediction: str | None) -> Plan:
-    """A single file in the original layout, or the index of one that is sharded."""
-    index = path.name.endswith(".index.json")
-    header = files.sharded(path) if index else files.header(path)
-    family = detect.detect(header, prediction)
-    name = path.name.split(".safetensors")[0]
-    title = header.metadata.get("modelspec.title", "")
-    # A network that is told the guidance scale is known as an LCM whatever its name.
-    told = "" if family.network.scale_width else f"{name} {title}"
-    return Plan(
-        name=name,
-        layout="original",
-        family=replace(family, defaults=by_name(family.defaults, told)),
-        parts=original_parts(header.tensors, family),
-        tokenizers={
-            component: vocabulary.shipped(text.length, pad)
-            for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
-        },
-        weights=header.paths,
-    )
-
-
-def _plan_folder(folder: Path) -> Plan:
-    """A diffusers folder: configs decide the shapes, and the tensors must agree."""
-    _check_pipeline(folder)
-    texts = [name for name in TEXTS if (folder / name).is_dir()] or [TEXTS[0]]
-    components = [*NETWORKS, *texts]
-    configs: dict[str, Config] = {c: _config(folder / c / "config.json") for c in components}
-    configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
-    for more in ("txt2img", "model_index"):
-        if (folder / f"{more}.json").is_file():
-            configs[more] = disk.read_json(folder / f"{more}.json")
-    name = "default" if folder == DEFAULT else folder.resolve().name
-    family = from_configs(configs, name)
-    headers = {c: files.component(folder / c, NETWORKS.get(c, "model")) for c in components}
-    tokenizers = {
-        c: vocabulary.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
-        for c, text in zip(texts, family.texts, strict=True)
-    }
-    pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
-    weights = tuple(path for header in headers.values() for path in header.paths)
-    parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
-    return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
-
-
-def _check_pipeline(folder: Path) -> None:
-    """Refuse folders of other kinds by name; one without model_index.json is given a chance."""
-    if not (folder / "unet").is_dir():
-        raise UnknownLayout(
-            f"{shown(folder.name)} is no diffusers folder of a Stable Diffusion model: "
-            "it has no unet/"
-        )
-    index = folder / "model_index.json"
-    if not index.is_file():
+    On a card they are laid out, and the U-Net recorded or compiled, as that draws soonest.
+    """
+    plan, placement = model.plan, model.memory.placement
+    assert plan is not None
+    _fill(model.network, "unet", plan, device, placement)
+    for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
+        _fill(encoder, component, plan, device, placement)
+    if device.quantize:
+        quantize(model.network, device.quantize)
+    if device.torch_device.type != "cuda":
         return
-    rows = disk.read_json(index)
-    kind = rows.get("_class_name")
-    if kind not in PIPELINES:
-        raise UnknownLayout(f"{shown(kind)} is not supported; supported: {', '.join(PIPELINES)}")
-    for name in TEXTS:
-        text = rows.get(name, [None])
-        if not isinstance(text, list) or text[-1:] not in [[known] for known in TEXT_CLASSES]:
-            raise UnknownLayout(f"{name} {shown(text)} is not supported; only {TEXT_CLASSES[0]}")
-
-
-def _config(path: Path) -> Config:
-    if not path.is_file():
-        raise MissingWeights(
-            f"{path.parent.name}/{path.name} is missing; download the folder again"
+    for network in (model.network, model.vae):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if placement.mode == "none":
+        cache = compiler_cache() if device.compile else ""
+        model.graphed = Graphed(
+            model.network, lambda line: model.memory.tell(line), recorded_on_card, cache
         )
-    return disk.read_json(path)
 
 
-def _filled(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
-    """A network with its weights: built without memory, compared with the headers, then read."""
-    part = plan.parts[component]
+def device_of(model: Model) -> torch.device:
+    """Where a model computes; its weights may wait elsewhere."""
+    return model.memory.placement.device or next(model.network.parameters()).device
+
+
+def placed(plan: Plan, device: Device) -> Placement:
+    """How a model's parts get to the device, with lines that say so. BadRequest."""
+    sizes = {
+        component: device.dtype_of(component).itemsize
+        * sum(torch.Size(stored.shape).numel() for stored in part.tensors.values())
+        for component, part in plan.parts.items()
+    }
+    where = device.torch_device
+    free = offload.free_memory(where) if device.offload == "auto" else None
+    mode, line = offload.chosen(device.offload, where, sizes, free)
+    notes = [line] if line else []
+    if device.compile and (where.type != "cuda" or mode != "none"):
+        notes.append(NOT_COMPILED)
+    return Placement(where, mode, tuple(notes))
+
+
+def load_vae(name: str, model: Model) -> AnyVAE:
+    """Another VAE beside a model's own, where that computes and as precise; doubts are noted.
+
+    Raises as `open_vae` and `load` do.
+    """
+    device = Device(device_of(model), next(model.vae.parameters()).dtype)
+    other = open_vae(name, model.family.vae)
+    model.wardrobe.warnings += doubts(other.record.name, model.family.vae)
+    parts = {"vae": Part(other.tensors, other.theirs)}
+    plan = Plan(other.record.name, "", model.family, parts, {}, ())
+    vae = _made(lambda: vae_of(other.config), "vae", plan, device)
+    _fill(vae, "vae", plan, device, Placement())
+    return vae
+
+
+def _made(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
+    """A network that takes no memory yet, compared with the headers."""
     with torch.device("meta"):
         network = build()
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    _check(component, part, {bare(name): shape for name, shape in shapes.items()})
-    theirs = {part.theirs(name): stored for name, stored in part.tensors.items()}
-    slimmed = slim(network) if device.low else set()
-    kept = {part.theirs(bare(name)) for name in slimmed}
-    read = files.read(theirs, device.torch_device, device.dtype_of(component), kept)
-    state = {name: read[part.theirs(bare(name))] for name in shapes}
-    network.load_state_dict(state, strict=True, assign=True)
-    _number_positions(network, device.torch_device)
+    shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
+    check(component, plan.parts[component], shapes)
+    if device.low:
+        slim(network)
     return network.eval().requires_grad_(False)
 
 
-def _check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Every tensor must be there, in its shape, and no other. Raises MissingWeights."""
-    missing = [part.theirs(name) for name in wanted if name not in part.tensors]
-    extra = [part.theirs(name) for name in part.tensors if name not in wanted]
-    if missing:
-        also = f"; unknown are {listed(extra)}" if extra else ""
-        raise MissingWeights(f"{component}: {listed(missing)} missing{also}; download it again")
-    if extra:
-        raise MissingWeights(f"{component}: {listed(extra)} unknown to this architecture")
-    for name, shape in wanted.items():
-        if (got := part.tensors[name].shape) != shape:
-            what = shown(part.theirs(name), files.NAME_MAX)
-            raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")
-
-
-def _number_positions(network: nn.Module, device: torch.device) -> None:
-    """Give CLIP's position numbers their values: a buffer that no file holds."""
-    for name, buffer in network.named_buffers():
-        if buffer.is_meta:
-            owner, _, attribute = name.rpartition(".")
-            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            setattr(network.get_submodule(owner), attribute, numbers)
+@torch.inference_mode(False)
+def _fill(
+    network: nn.Module, component: str, plan: Plan, device: Device, placement: Placement
+) -> None:
+    """Read a network's weights; where main memory is short and computes, for each use only."""
+    dtype = device.dtype_of(component)
+    home = device.torch_device if placement.mode == "none" else CPU
+    read = reader(plan.parts[component], home, dtype, lean_weights(network))
+    if device.low and device.torch_device.type == "cpu" and placement.device is not None:
+        network.to(dtype)
+        placement.shelves[network] = read
+    else:
+        network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
+    network.requires_grad_(False)

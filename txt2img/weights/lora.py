@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from txt2img.disk import parse_object
+from txt2img.disk import parse_object, read_json
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
 from txt2img.escape import shown
 from txt2img.weights import files, lycoris, spellings
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Alpha may be kept as a whole number, and IA3's side as a yes or no: both are read as they are.
 SCALARS = ("alpha", "side")
 PEFT = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSON
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TERMS_MAX = 64  # of a series
+ALPHA_MAX = 1e9
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Piece:
     spelled: str  # the layer's name in the file
     home: str  # and ours
     parts: dict[str, Stored]
-    alpha: float | None
+    alpha: float | None  # or the one number that another kind has: see weights/rotations.py
 
     def read(self) -> dict[str, Tensor]:
         """The tensors by role, float32, on the CPU. Raises MissingWeights, BadFile."""
@@ -154,6 +157,8 @@ def _piece(layer: str, home: str, parts: dict[str, Stored], settings: "Settings"
         kept = {side: kept["ia3"]}
     if alpha is None and "down" in kept and kept["down"].shape:
         alpha = settings.alpha(layer, kept["down"].shape[0])
+    if "oft_r" in kept:
+        alpha = settings.terms(layer)
     return Piece(layer, home, kept, alpha)
 
 
@@ -204,7 +209,7 @@ class Settings:
     by_part: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def alpha(self, layer: str, rank: int) -> float | None:
-        """The alpha of a layer, None where nothing is said; patterns are names' endings.
+        """The alpha of a layer, None where nothing is said; patterns are names' endings. BadFile.
 
         With rsLoRA (Kalajdzievski 2023) the scale is alpha / √rank, written here as an alpha.
         """
@@ -216,11 +221,31 @@ class Settings:
         value = named[max(fitting, key=len)] if fitting else config.get("lora_alpha")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
+        if not abs(value) <= ALPHA_MAX:
+            raise BadFile(f"lora_alpha is {shown(value)}; at most {ALPHA_MAX:g} can be")
         return value * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
+
+    def terms(self, layer: str) -> float | None:
+        """How many terms its series has, 0 for all; None where nothing is said. BadFile."""
+        config = self.by_part.get(layer.partition(".")[0], {})
+        if config.get("use_cayley_neumann") is False:
+            return 0.0
+        terms = config.get("num_cayley_neumann_terms")
+        if terms is None:
+            return None
+        if type(terms) is not int or not 1 <= terms <= TERMS_MAX:
+            raise BadFile(f"num_cayley_neumann_terms is {shown(terms)}; allowed: 1 … {TERMS_MAX}")
+        return float(terms)
 
 
 def _settings(header: Header, path: Path) -> Settings:
-    """peft's settings in a header: "unet.r": 4, "unet.lora_alpha": 8, … Raises BadFile."""
+    """peft's settings in a header: "unet.r": 4, "unet.lora_alpha": 8, … Raises BadFile.
+
+    Or those beside the file, as peft itself writes them.
+    """
+    beside = path.parent / PEFT_CONFIG
+    if path.name == PEFT_FILE and beside.is_file():
+        return Settings({"base_model": read_json(beside)})
     if PEFT not in header.metadata:
         return Settings()
     by_part: dict[str, dict[str, object]] = {}

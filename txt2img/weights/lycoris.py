@@ -1,13 +1,16 @@
-"""What adapters do to a weight: LoRA, LoHa, LoKr, IA3, whole differences, and DoRA.
+"""What adapters do to a weight: LoRA, LoHa, LoKr, GLoRA, IA3, whole differences, and DoRA.
 
 Hu et al. 2021 (LoRA), Hyeon-Woo et al. 2021 (FedPara, which LoHa is), Yeh et al. 2023 (LyCORIS:
-LoHa, LoKr, the Tucker form of convolutions), Liu et al. 2022 (IA3), Liu et al. 2024 (DoRA).
+LoHa, LoKr, the Tucker form of convolutions), Chavan et al. 2023 (GLoRA), Liu et al. 2022 (IA3),
+Liu et al. 2024 (DoRA). What turns a weight is in weights/rotations.py.
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from txt2img.weights import rotations
 
 Parts = Mapping[str, Tensor]  # an adapter's tensors for one layer, by role
 
@@ -17,6 +20,8 @@ def changed(weight: Tensor, parts: Parts, alpha: float | None, strength: float) 
 
     KeyError, ValueError or RuntimeError if parts are missing, or do not fit each other or it.
     """
+    if any(role in parts for role in rotations.TURNING):
+        return rotations.turned(weight, parts, alpha, strength)
     whole = _shaped(_delta(weight, parts, alpha), weight)
     if "dora" not in parts:
         return weight + strength * whole
@@ -47,6 +52,8 @@ def _delta(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
         return _loha(parts) * _scale(alpha, parts["hada_w1_b"])
     if any(role.startswith("lokr_") for role in parts):
         return _lokr(parts, alpha)
+    if "a1" in parts:
+        return _glora(weight, parts, alpha)
     if "on_output" in parts:
         return weight * _along(parts["on_output"], weight, 0)
     if "on_input" in parts:
@@ -83,6 +90,16 @@ def _lokr(parts: Parts, alpha: float | None) -> Tensor:
     for _ in range(large.ndim - small.ndim):
         small = small.unsqueeze(-1)
     return scale * torch.kron(small, large.contiguous())  # torch cannot take other strides
+
+
+def _glora(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
+    """W · a1 · a2 + b1 · b2; early files have the two of each pair the other way round."""
+    a1, a2, b1, b2 = (parts[name].flatten(1) for name in ("a1", "a2", "b1", "b2"))
+    if b1.shape[0] != weight.shape[0]:
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    beside = {"up": b1, "down": b2, **({"mid": parts["bm"]} if "bm" in parts else {})}
+    turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
+    return (turned + _lora(beside).reshape(weight.shape)) * _scale(alpha, a2)
 
 
 def _low(parts: Parts, name: str, core: str) -> Tensor:

@@ -1,4 +1,7 @@
-"""A VAE in place of a model's own: from a file in the original layout, or a diffusers folder."""
+"""A VAE in place of a model's own: from a file in the original layout, or a diffusers folder.
+
+Tiny ones (TAESD) are told by their tensors, or by their folder's config.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,8 +11,8 @@ from txt2img import disk
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.escape import shown
 from txt2img.extras import OtherVAE
-from txt2img.models.vae import VAEConfig
-from txt2img.weights import configs, detect, files, keymaps
+from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.weights import configs, detect, files, keymaps, tiny_vae
 from txt2img.weights.files import Stored
 from txt2img.weights.hashes import model_hash
 
@@ -23,7 +26,7 @@ class Found:
     """A VAE's tensors under our names, and how to say one in the file's layout."""
 
     record: OtherVAE
-    config: VAEConfig
+    config: VAEConfig | TinyConfig
     tensors: dict[str, Stored]
     theirs: Callable[[str], str]
 
@@ -33,9 +36,7 @@ def open_vae(name: str, own: VAEConfig) -> Found:
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it makes other latents.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
+    path = find_vae(name)
     if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
         path = path.parent
     found = _folder(path) if path.is_dir() else _file(path, own)
@@ -49,21 +50,33 @@ def open_vae(name: str, own: VAEConfig) -> Found:
     return found
 
 
+def find_vae(name: str) -> Path:
+    """Where the VAE is that a name or path means. ModelNotFound."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
+    return path
+
+
 def _file(path: Path, own: VAEConfig) -> Found:
-    """A single file, alone or within a whole model; it says no scale, so the model's is kept."""
+    """A single file in either layout, alone or within a whole model.
+
+    It says no scale, so the model's is kept.
+    """
     tensors: Mapping[str, Stored] = files.header(path).tensors
     prefix = f"{keymaps.VAE}." if any(n.startswith(f"{keymaps.VAE}.") for n in tensors) else ""
     if prefix:
         tensors = keymaps.below(tensors, keymaps.VAE)
+    if tiny_vae.is_tiny(tensors):
+        return _tiny(OtherVAE(path.name, model_hash((path,))), tensors)
     kept = {n: s for n, s in tensors.items() if keymaps.rename(n, LEFTOVERS) is not None}
-    if any(name.startswith("decoder.up_blocks.") for name in kept):
-        raise UnknownLayout(f"{path.name} is a VAE of a diffusers folder; give the folder")
     if "decoder.conv_in.weight" not in kept:
         some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
         raise UnknownLayout(f"{path.name} is no VAE: it holds {some}")
-    config = detect.vae_config(kept, own.scaling)
+    theirs = any(name.startswith("decoder.up_blocks.") for name in kept)
+    config = (detect.vae_of_diffusers if theirs else detect.vae_config)(kept, own.scaling)
     config = replace(config, shift=own.shift, groups=own.groups)
-    table = keymaps.vae_from_ldm(config)
+    table = keymaps.vae_from_old_diffusers() if theirs else keymaps.vae_from_ldm(config)
     back = keymaps.backwards(table)
     return Found(
         OtherVAE(path.name, model_hash((path,))),
@@ -78,11 +91,29 @@ def _folder(folder: Path) -> Found:
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
         raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
+    config = disk.read_json(inner / "config.json")
     header = files.component(inner, STEM)
+    record = OtherVAE(folder.resolve().name, model_hash(header.paths))
+    if config.get("_class_name") == tiny_vae.CLASS:
+        tiny_vae.check(config)
+        return _tiny(record, header.tensors)
     table = keymaps.vae_from_old_diffusers()
     return Found(
-        OtherVAE(folder.resolve().name, model_hash(header.paths)),
-        configs.vae_config(disk.read_json(inner / "config.json")),
+        record,
+        configs.vae_config(config),
         keymaps.flattened(keymaps.renamed(header.tensors, table)),
         lambda name: name,
+    )
+
+
+def _tiny(record: OtherVAE, tensors: Mapping[str, Stored]) -> Found:
+    """A TAESD, whichever layout it is in. UnknownLayout, MissingWeights."""
+    table = tiny_vae.table(tensors, record.name)
+    back = keymaps.backwards(table)
+    ours = keymaps.renamed(tensors, table)
+    return Found(
+        record,
+        tiny_vae.config_of(ours, record.name),
+        ours,
+        lambda name: str(keymaps.rename(name, back)),
     )

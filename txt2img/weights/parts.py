@@ -5,13 +5,16 @@ from dataclasses import dataclass, replace
 
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
-from txt2img.models.text import TextConfig
+from txt2img.models.shapes import TextConfig, UNetConfig
 from txt2img.weights import files, keymaps
 from txt2img.weights.configs import TEXTS
 from txt2img.weights.families import Family
 from txt2img.weights.files import Stored
 
 Tensors = Mapping[str, Stored]
+BLOCK_TENSORS = 10  # a transformer block has more
+# The other half of a whole CLIP, as OpenCLIP and transformers name it.
+SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,53 @@ def folder_parts(tensors: Mapping[str, Tensors], family: Family) -> dict[str, Pa
         component: Part(keymaps.renamed(stored, tables[component]), lambda name: name)
         for component, stored in tensors.items()
     }
+    for component, text in zip(texts, family.texts, strict=True):
+        if _is_open_clip(tensors[component], ""):
+            parts[component] = text_part(tensors[component], "", text)
     parts["vae"] = replace(parts["vae"], tensors=keymaps.flattened(parts["vae"].tensors))
     return parts
 
 
+def text_widths(tensors: Tensors) -> dict[str, int]:
+    """What stands before the names of each text encoder of a file, and how wide that one is."""
+    return {
+        name.removesuffix(ending).removesuffix("text_model."): stored.shape[1]
+        for name, stored in tensors.items()
+        for ending in ("embeddings.token_embedding.weight", "token_embedding.weight")
+        if f".{name}".endswith(f".{ending}") and len(stored.shape) == 2
+        if ending.startswith("embeddings") or ".embeddings." not in f".{name}"
+    }
+
+
+def text_part(tensors: Tensors, prefix: str, text: TextConfig) -> Part:
+    """The text encoder after a prefix, in OpenCLIP's layout or the published one.
+
+    What sees pictures beside it is left out, and a last layer that the model does not use.
+    """
+    inside = {
+        name.removeprefix(prefix): stored
+        for name, stored in tensors.items()
+        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(SEEING)
+    }
+    if _is_open_clip(tensors, prefix):
+        table = keymaps.clip_from_open_clip(text.layers, bool(text.projection))
+        inside = keymaps.unfused(inside)
+    else:
+        table = keymaps.clip_from_published(bool(text.projection))
+        if not text.penultimate:
+            table |= {f"{p}encoder.layers.{text.layers}": None for p in ("", "text_model.")}
+    back = keymaps.backwards(table)
+    made = keymaps.renamed(inside, table)
+    return Part(made, lambda name: f"{prefix}{keymaps.rename(name, back)}")
+
+
+def _is_open_clip(tensors: Tensors, prefix: str) -> bool:
+    return any(name.startswith(f"{prefix}transformer.resblocks.") for name in tensors)
+
+
 def bare(name: str) -> str:
-    """A parameter's name in our modules without what only transformers' CLIP says."""
-    return name.removeprefix("model.").removeprefix("text_model.")
+    """A parameter's name in our modules as the files of a text encoder have it."""
+    return name.removeprefix("model.")
 
 
 def _clip_prefixes(tensors: Tensors, family: Family) -> dict[str, TextConfig]:
@@ -91,3 +134,33 @@ def listed(names: list[str]) -> str:
     """The first names of many."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(shown(name, files.NAME_MAX) for name in names[:3]) + more
+
+
+def check_size(network: UNetConfig, part: Part) -> None:
+    """Refuse a config that asks for more than its file can hold before that is built: it takes
+    minutes. Raises MissingWeights.
+    """
+    levels = range(len(network.channels))
+    down = [network.depths(level, network.layers) for level in levels if network.attention[level]]
+    up = [network.depths(n, network.layers + 1, True) for n in levels if network.attention[n]]
+    blocks = sum(map(sum, [*down, *up]))
+    if BLOCK_TENSORS * blocks > len(part.tensors):
+        raise MissingWeights(
+            f"unet: a config of {blocks:,} transformer blocks for a file of {len(part.tensors):,} "
+            "tensors"
+        )
+
+
+def check(component: str, part: Part, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Every tensor must be there, in its shape, and no other. Raises MissingWeights."""
+    missing = [part.theirs(name) for name in wanted if name not in part.tensors]
+    extra = [part.theirs(name) for name in part.tensors if name not in wanted]
+    if missing:
+        also = f"; unknown are {listed(extra)}" if extra else ""
+        raise MissingWeights(f"{component}: {listed(missing)} missing{also}; download it again")
+    if extra:
+        raise MissingWeights(f"{component}: {listed(extra)} unknown to this architecture")
+    for name, shape in wanted.items():
+        if (got := part.tensors[name].shape) != shape:
+            what = shown(part.theirs(name), files.NAME_MAX)
+            raise MissingWeights(f"{component}: {what} has the shape {got}; {shape} is needed")

@@ -58,6 +58,24 @@ def every() -> Iterator[tuple[str, Path]]:
 
 def find(name: str) -> Path:
     """Where the model of that name or path is. ModelNotFound; BadRequest if two are meant."""
+    if (found := _sought(name)) is not None:
+        return found
+    raise ModelNotFound(_advice(name, settings.read().models.get(name), on_hub(name)))
+
+
+def find_file(option: str, name: str) -> Path:
+    """The same of what another option than --model takes: a LoRA, a VAE, … BadRequest."""
+    odd = ":" in name and not name.endswith(SUFFIX) and not os.path.lexists(name)
+    if not odd and (found := _sought(name)) is not None:
+        return found
+    hint = settings.nearest(name, names())
+    raise BadRequest(
+        f"{option}: no file {shown(name)}, and no name that txt2img models list shows{hint}"
+    )
+
+
+def _sought(name: str) -> Path | None:
+    """Where a path or name leads; None if nowhere. BadRequest if two are meant, ModelNotFound."""
     given = Path(name).expanduser()
     if name and os.path.lexists(given):
         return given
@@ -74,9 +92,7 @@ def find(name: str) -> Path:
         raise BadRequest(
             f"{shown(name)} may be any of {len(found)}: {listed}; say more of its path"
         )
-    if found:
-        return found[0]
-    raise ModelNotFound(_advice(name, known, wanted))
+    return found[0] if found else None
 
 
 def names() -> list[str]:

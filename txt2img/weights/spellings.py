@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from txt2img.weights import keymaps
+from txt2img.weights.parts import bare
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
 
-CLIP_STARTS = ("model.text_model.", "model.")
 # How a tensor's name ends → its role in weights/lycoris.py.
 ENDINGS = {
     ".lora_down.weight": "down",
@@ -41,12 +41,16 @@ ENDINGS = {
     ".b_norm": "b_norm",
     ".on_input": "side",
     ".weight": "ia3",
+    ".oft_R.weight": "oft_r",
+    ".oft_R.default.weight": "oft_r",
+    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{
         f".{name}": name
         for name in (
             *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
             *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
             *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+            *("oft_blocks", "rescale"),
         )
     },
 }
@@ -67,7 +71,7 @@ def layers(model: "Model") -> dict[str, nn.Module]:
     """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
     found = {f"unet.{name}": layer for name, layer in model.network.named_modules()}
     for part, encoder in zip(("text", "text_2"), model.text.encoders, strict=False):
-        found |= {f"{part}.{_bare(name)}": layer for name, layer in encoder.named_modules()}
+        found |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
     return {
         name: layer
         for name, layer in found.items()
@@ -92,7 +96,8 @@ def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
     for spelled in (name, keymaps.rename(name, back) or name):
         for ending in ("", ".0") if name.endswith(".to_out.0") else ("",):
             short = spelled.removesuffix(ending)
-            yield f"lora_unet_{short.replace('.', '_')}"
+            flat = short.replace(".", "_")
+            yield from (f"lora_unet_{flat}", f"oft_unet_{flat}", f"lycoris_{flat}")
             yield from (f"unet.{short}", f"base_model.model.{short}", short)
             yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
 
@@ -107,9 +112,5 @@ def _of_text(name: str, part: str) -> Iterator[str]:
     for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
         yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in kohya)
         yield f"{diffusers}{spelled}"
-
-
-def _bare(name: str) -> str:
-    """A text encoder's layer without the beginning that depends on the version of transformers."""
-    start = next((start for start in CLIP_STARTS if name.startswith(start)), "")
-    return name.removeprefix(start)
+        if first:
+            yield f"base_model.model.{spelled}"

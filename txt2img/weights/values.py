@@ -1,12 +1,13 @@
 """Values in a model's JSON configs: read as what they must be, or named as wrong."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from math import isfinite
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
 
 Config = Mapping[str, object]
+MAX = sys.float_info.max
 
 
 def check_class(config: Config, where: str, allowed: tuple[str, ...]) -> None:
@@ -39,7 +40,7 @@ def whole(config: Config, key: str, default: int, low: int, high: int) -> int:
 def number(config: Config, key: str, default: float) -> float:
     """A finite number. BadFile."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
         raise BadFile(f"{key} is {shown(value)}; it must be a number")
     return float(value)
 

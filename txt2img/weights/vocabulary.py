@@ -8,7 +8,7 @@ from pathlib import Path
 from txt2img.disk import JSON_MAX, open_regular, read_json
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
-from txt2img.models.text import BOS, EOS, Tokenizer
+from txt2img.models.tokens import BOS, EOS, Tokenizer
 
 Vocab = dict[str, int]
 Merges = list[tuple[str, str]]
@@ -16,9 +16,22 @@ WORD_MAX = 256  # characters in one token
 
 
 def shipped(length: int, pad: str) -> Tokenizer:
-    """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`."""
+    """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`.
+
+    Raises BadFile for a text encoder that has no place for a word.
+    """
     vocab, merges = _clip()
+    if length < 3:
+        raise BadFile(f"a text encoder of {length} tokens at once; CLIP's has 77")
     return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
+
+
+def check_rows(component: str, tokenizer: Tokenizer, rows: int) -> None:
+    """Raise BadFile unless a text encoder has a row for each of its tokenizer's words."""
+    if (most := max(tokenizer.vocab.values())) >= rows:
+        raise BadFile(
+            f"{component} has vectors for {rows:,} tokens; its tokenizer has {most + 1:,} words"
+        )
 
 
 def tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:

@@ -13,7 +13,7 @@ from txt2img.errors import BadRequest, MissingWeights
 from txt2img.extras import Embedding, Lora, OtherVAE
 from txt2img.library import Library
 from txt2img.models.text import TextEncoder
-from txt2img.request import Request
+from txt2img.request import SWITCH, Request
 from txt2img.weights import lora as adapters
 from txt2img.weights import spellings
 from txt2img.weights.embeddings import Learnt, open_embedding
@@ -30,6 +30,7 @@ class Wardrobe:
 
     library: Library = field(default_factory=Library)
     notes: list[str] = field(default_factory=list)  # for the user, once a file
+    warnings: list[str] = field(default_factory=list)  # the same, of what may be amiss
     adapters: dict[str, Adapter] = field(default_factory=dict)
     learnt: dict[str, Learnt] = field(default_factory=dict)
     hashes: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -43,18 +44,25 @@ class Wardrobe:
 def ready(model: "Model", request: Request) -> Request:
     """The request with its files found, checked against the model and told by their hashes.
 
-    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; what is noteworthy goes to the notes.
+    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; the user's lines are noted.
     """
     wardrobe = model.wardrobe
     resolved = wardrobe.library.resolved(request)
-    if resolved.vae is not None and wardrobe.vae is not None:
-        wardrobe.hashes["VAE", resolved.vae.name] = wardrobe.vae.hash
-        _same(wardrobe, "VAE", resolved.vae.name, resolved.vae.hash)
+    second = None if model.second is None else model.second.record
+    for what, recorded, own in (
+        ("VAE", resolved.vae, wardrobe.vae),
+        ("refiner", resolved.refiner, second),
+    ):
+        if recorded is not None and own is not None:
+            wardrobe.hashes[what, recorded.name] = own.hash
+            _same(wardrobe, what, recorded.name, recorded.hash)
     return replace(
         resolved,
         loras=tuple(_ready_lora(model, lora) for lora in resolved.loras),
         embeddings=tuple(_ready_word(model, word) for word in resolved.embeddings),
         vae=wardrobe.vae,
+        refiner=second,
+        refiner_switch=SWITCH if second is None else resolved.refiner_switch,
     )
 
 
@@ -77,11 +85,18 @@ def wear(model: "Model", request: Request) -> None:
         raise
 
 
+def undress(model: "Model") -> None:
+    """Make the model as if just loaded: nothing worn, no file of an earlier run remembered."""
+    _take_off_loras(model)
+    _forget(model)
+    model.wardrobe = Wardrobe(vae=model.wardrobe.vae)
+
+
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
-    if model.memory.low:
+    if model.memory.low or model.memory.quantized:
+        option = "--low-memory keeps" if model.memory.low else "--quantize makes"
         raise BadRequest(
-            "--low-memory keeps weights as they are stored, where a LoRA cannot be merged exactly; "
-            "leave out one of the two"
+            f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )
     wardrobe = model.wardrobe
     path = wardrobe.library.lora(lora.name)
@@ -103,12 +118,12 @@ def _ready_word(model: "Model", word: Embedding) -> Embedding:
 
 
 def _same(wardrobe: Wardrobe, what: str, name: str, recorded: str) -> str:
-    """A file's hash; a note if a picture was drawn with another."""
+    """A file's hash; a warning if a picture was drawn with another."""
     found = wardrobe.hashes[what, name]
     if recorded and recorded.lower() != found:
-        note = f"Note: the picture's {what} {name} has the hash {recorded}, this one {found}"
-        if note not in wardrobe.notes:
-            wardrobe.notes.append(note)
+        line = f"the picture's {what} {name} has the hash {recorded}, this one {found}"
+        if line not in wardrobe.warnings:
+            wardrobe.warnings.append(line)
     return found
 
 
@@ -174,7 +189,4 @@ def _forget(model: "Model") -> None:
 
 def _table(encoder: TextEncoder) -> nn.Embedding:
     """A text encoder's vectors of its tokens."""
-    named = encoder.named_modules()
-    table = next(module for name, module in named if name.endswith("token_embedding"))
-    assert isinstance(table, nn.Embedding)
-    return table
+    return encoder.model.embeddings.token_embedding

@@ -1,0 +1,156 @@
+"""A recorded network gives what the network gives, for each shape; what fails is told once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from test_pipeline import SMALL
+from torch import Tensor, nn
+
+from txt2img.diffusion.guidance import Cond
+from txt2img.models import graphed
+from txt2img.models.graphed import Graphed, Work
+from txt2img.pipeline import generate
+from txt2img.weights.load import Model
+
+
+class Net(nn.Module):
+    """Mixes all that a network is given, and counts how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        self.calls += 1
+        pooled = 0 if cond.pooled is None else cond.pooled.sum()
+        return self.weight * x * time[:, None, None, None] + cond.tokens.sum() + pooled
+
+
+def recorder(made: list[Work]) -> graphed.Record:
+    """Records as a card does: the same memory is read and written at each replay."""
+
+    def record(work: Work) -> tuple[Callable[[], None], Tensor]:
+        made.append(work)
+        output = work()
+        return lambda: [output.copy_(work())].clear(), output
+
+    return record
+
+
+def inputs(batch: int, seed: int = 0, pooled: bool = False) -> tuple[Tensor, Tensor, Cond]:
+    noise = torch.Generator().manual_seed(seed)
+    x, tokens = (
+        torch.randn(batch, 4, 2, 2, generator=noise),
+        torch.randn(batch, 3, 5, generator=noise),
+    )
+    whole = torch.ones(batch, 2) if pooled else None
+    return x, torch.full((batch,), float(seed)), Cond(tokens, whole)
+
+
+def test_replays_give_what_the_network_gives_and_keep_it() -> None:
+    network, made = Net(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    quick.check()
+    results = []
+    for seed in range(3):
+        for batch in (1, 2):
+            for pooled in (True, False):
+                given = inputs(batch, seed, pooled)
+                results.append((quick(*given), network(*given)))
+    assert len(made) == 4  # one a shape
+    assert all(torch.equal(found, wanted) for found, wanted in results)
+
+
+def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew() -> None:
+    network, made = Net(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    quick.check()
+    given = inputs(1, 3)
+    quick(*given)
+    with torch.no_grad():
+        network.weight.mul_(2)
+    quick.check()
+    assert torch.equal(quick(*given), network(*given))
+    assert len(made) == 1
+    network.weight = nn.Parameter(torch.full((), 5.0))
+    quick.check()
+    assert torch.equal(quick(*given), network(*given))
+    assert len(made) == 2
+
+
+def test_only_some_shapes_are_kept() -> None:
+    made = list[Work]()
+    quick = Graphed(Net(), pytest.fail, recorder(made))
+    for batch in [*range(1, graphed.SHAPES + 2), graphed.SHAPES + 1, 1]:
+        quick(*inputs(batch))
+    assert len(made) == graphed.SHAPES + 2
+
+
+def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> None:
+    told: list[str] = []
+
+    def broken(work: Work) -> tuple[Callable[[], None], Tensor]:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    network = Net()
+    quick = Graphed(network, told.append, broken)
+    for _ in range(2):
+        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
+    assert told == [graphed.NO_GRAPH.format("operation not permitted")]
+
+
+def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None:
+    made = list[Work]()
+    inner = recorder(made)
+
+    def narrow(work: Work) -> tuple[Callable[[], None], Tensor]:
+        if not made:
+            made.append(work)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(work)
+
+    network = Net()
+    quick = Graphed(network, pytest.fail, narrow)
+    for _ in range(2):
+        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
+    assert len(made) == 2
+
+
+def test_compiling_is_told_once_a_shape_and_its_failure_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
+    network = Net()
+    quick = Graphed(network, told.append, compiled_in="a folder")
+    for batch in (1, 2, 1):
+        assert torch.equal(quick(*inputs(batch, 1)), network(*inputs(batch, 1)))
+    assert len(told) == 2 and "a folder" in told[0] and " s for this size" in told[0]
+
+    def failing(work: Work, dynamic: bool) -> Callable[..., Tensor]:
+        def run(*values: Tensor) -> Tensor:
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    other = Graphed(network, told.append, compiled_in="a folder")
+    for batch in (1, 2):
+        assert torch.equal(other(*inputs(batch, 1)), network(*inputs(batch, 1)))
+    assert told[2:] == [graphed.NOT_COMPILED.format("no compiler")]
+
+
+def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
+    made = list[Work]()
+    [plain] = generate(SMALL, model)
+    model.graphed = Graphed(model.network, pytest.fail, recorder(made))
+    try:
+        [quick] = generate(SMALL, model)
+        [other] = generate(replace(SMALL, seed=5), model)
+    finally:
+        model.graphed = None
+    assert quick.tobytes() == plain.tobytes() != other.tobytes()
+    assert len(made) == 1

@@ -1,0 +1,107 @@
+"""How long past runs took: kept, mixed, and never in the way."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from txt2img import past
+from txt2img.past import Speed
+from txt2img.request import Request, Sampler
+
+SPEED = Speed(look=2.0, rest=1.0, load=3.0, base=4e8, memory=1e9)
+REQUEST = Request("", width=504, height=400, steps=10, cfg=7.0, sampler=Sampler.EULER)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+def test_a_speed_is_kept_and_read_again() -> None:
+    assert past.read() == {}
+    past.note("a", SPEED)
+    past.note("b", replace(SPEED, look=9.0))
+    assert past.read() == {"a": SPEED, "b": replace(SPEED, look=9.0)}
+    assert [path.name for path in past.place().parent.iterdir()] == ["speeds.json"]
+
+
+def test_runs_are_averaged_and_later_ones_count_more_in_the_end() -> None:
+    for look in (1.0, 2.0, 3.0):
+        past.note("a", replace(SPEED, look=look))
+    mean = past.read()["a"]
+    assert mean.look == pytest.approx(2.0) and mean.runs == 3
+    for _ in range(30):
+        past.note("a", replace(SPEED, look=5.0))
+    assert past.read()["a"].look == pytest.approx(5.0, abs=0.001)
+
+
+def test_what_a_run_did_not_measure_stays() -> None:
+    assert past.mixed(SPEED, replace(SPEED, memory=0.0, load=5.0)) == replace(
+        SPEED, load=4.0, runs=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "looks"),
+    [({}, 20), ({"cfg": 1.0}, 10), ({"sampler": Sampler.HEUN}, 40), ({"steps": 5}, 10)],
+)
+def test_a_picture_takes_as_long_as_its_looks_and_pixels(
+    change: dict[str, object], looks: int
+) -> None:
+    request = Request.from_json({**REQUEST.to_json(), **change})
+    assert past.looks(request) == looks
+    assert past.seconds(SPEED, request) == pytest.approx(0.2016 * (2.0 * looks + 1.0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b'{"version": 2, "speeds": {}}',
+        b'{"version": 1, "speeds": []}',
+        b'{"version": 1, "speeds": {"a": 1}}',
+        b'{"version": 1, "speeds": {"a": {"look": "x", "rest": 1}}}',
+        b'{"version": 1, "speeds": {"a": {"look": -1, "rest": 1}}}',
+        b'{"version": 1, "speeds": {"a": {"look": 1, "rest": 1, "more": 1}}}',
+    ],
+)
+def test_a_file_that_cannot_be_believed_is_none(content: bytes) -> None:
+    past.place().parent.mkdir(parents=True)
+    past.place().write_bytes(content)
+    assert past.read() == {}
+    past.note("a", SPEED)
+    assert past.read() == {"a": SPEED}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_no_error(home: Path) -> None:
+    home.chmod(0o500)
+    past.note("a", SPEED)
+    home.chmod(0o700)
+    assert past.read() == {}
+
+
+def test_a_file_in_place_of_the_folder_is_no_error(home: Path) -> None:
+    (home / "state").write_text("")
+    past.note("a", SPEED)
+    assert past.read() == {}
+
+
+def test_nothing_but_figures_is_kept() -> None:
+    past.note(past.key("Stable Diffusion 1", 859_520_964, "cpu", "float32"), SPEED)
+    [(key, row)] = json.loads(past.place().read_text())["speeds"].items()
+    assert key == "Stable Diffusion 1, 859.5M | cpu | float32"
+    assert set(row) == {"look", "rest", "load", "base", "memory", "runs"}
+
+
+def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past, "KEYS_MAX", 3)
+    for name in ("a", "b", "c", "a", "d"):
+        past.note(name, SPEED)
+    assert list(past.read()) == ["c", "a", "d"]

@@ -1,0 +1,121 @@
+"""--dry-run: all that a run would do, said without torch and without reading a weight."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from txt2img.cli.care import Care
+from txt2img.cli.recorded import changed
+from txt2img.cli.results import described, say_error
+from txt2img.cli.show import say_record, say_row
+from txt2img.cli.wish import Wish
+from txt2img.errors import BadRequest
+from txt2img.ledger import Item, items
+from txt2img.png import Origin
+from txt2img.request import Request
+
+if TYPE_CHECKING:
+    from txt2img.cli.drawing import Order
+    from txt2img.forecast import Forecast
+
+SOME_FAILED = 3
+
+
+def rehearse(wish: Wish, order: "Order") -> int:
+    """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
+    from txt2img.forecast import foresee
+
+    forecast = foresee(wish.model, wish.library, order.precision.device, order.precision.dtype)
+    care = Care(order.batching.strict, forecast.tokenizers)
+    if forecast.hash:
+        wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
+    total: float | None = 0.0
+    most = last = None
+    for item in order.batching.mine(items(pictures(wish, forecast), order.target, forecast.hash)):
+        try:
+            lines, counts = care.look(item)
+        except BadRequest as unreadable:
+            if not wish.lenient:
+                raise
+            wish.errors["prompt", item.index] = unreadable
+            continue
+        path = str(order.target.free(item.name, item.number))
+        seconds = forecast.seconds(item.request)
+        total = None if total is None or seconds is None else total + seconds
+        most = max(most or 0, forecast.memory(item.request, order.batch_size or 1))
+        last = item.request
+        if order.json:
+            said = {"tokens": counts, "warnings": lines, **planned(forecast, item, order)}
+            say_record({"path": path, "index": item.index, **described(item.request), **said})
+        else:
+            say_row(path, f"seed {item.request.seed}", item.request.prompt)
+    if last is not None:
+        for line in summary(forecast, last, care.pictures, total, most or 0):
+            order.note(line)
+    care.settle(wish.warnings, order.note, wish.remarks)
+    for error in wish.failures():
+        say_error(error, order.json)
+    return SOME_FAILED if wish.failures() else 0
+
+
+def pictures(wish: Wish, forecast: "Forecast") -> Iterator[Request]:
+    """Each picture's request, filled. BadRequest, unless such are to be passed over."""
+    for number, request in enumerate(wish.pictures()):
+        try:
+            yield forecast.filled(request)
+        except BadRequest as error:
+            if not wish.lenient:
+                raise
+            wish.errors["forecast", number] = error
+
+
+def planned(forecast: "Forecast", item: Item, order: "Order") -> dict[str, object]:
+    """What a picture would be drawn with, as part of its record."""
+    request, seconds = item.request, forecast.seconds(item.request)
+    return {
+        "model": forecast.plan.name,
+        "model_file": str(forecast.path),
+        "hash": forecast.hash or None,
+        "family": forecast.plan.family.name,
+        "prediction": forecast.plan.family.prediction,
+        "device": forecast.device,
+        "dtype": forecast.dtype,
+        "compat": request.compat,
+        "clip_skip": request.clip_skip,
+        "loras": [lora.name for lora in request.loras],
+        "embeddings": [word.token for word in request.embeddings],
+        "seconds": None if seconds is None else round(seconds, 3),
+        "memory": forecast.memory(request, order.batch_size or 1),
+    }
+
+
+def summary(
+    forecast: "Forecast", request: Request, count: int, seconds: float | None, memory: int
+) -> Iterator[str]:
+    """What a person wants to know before a run: the model, the kind of picture, time and memory."""
+    plan = forecast.plan
+    known = f", hash {forecast.hash}" if forecast.hash else ""
+    yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {forecast.device}"
+    shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
+    what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
+    yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"
+    if seconds is None or forecast.speed is None:
+        yield f"at least {size(memory)} of memory; time unknown, for nothing like it was drawn yet"
+        return
+    load = f" and {duration(forecast.speed.load)} to load" if forecast.speed.load else ""
+    runs = "the last run" if forecast.speed.runs == 1 else f"{forecast.speed.runs:,} runs"
+    yield f"about {duration(seconds)}{load}, and {size(memory)} of memory, judged by {runs}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that say it best."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(memory: int) -> str:
+    """Bytes in the unit that says them best."""
+    return f"{memory / 1e9:.1f} GB" if memory >= 1e9 else f"{memory / 1e6:.0f} MB"

@@ -1,0 +1,75 @@
+"""The standard streams: there whatever was closed, and made anew for each call of a worker."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+
+def settle() -> None:
+    """Open what of the descriptors 0 … 2 is closed, and make the streams that are missing."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+class Streams:
+    """While it lasts, the standard streams are new ones on the descriptors 0 … 2.
+
+    `touched` is called before input is taken from standard input or results go to standard output.
+    """
+
+    def __init__(self, touched: Callable[[], None]) -> None:
+        self.touched = touched
+
+    def __enter__(self) -> None:
+        """Make the streams, in the encodings of those that there are."""
+        self.own = (sys.stdin, sys.stdout, sys.stderr)
+        stdin, stdout, stderr = self.own
+        sys.stdin = _text(io.BufferedReader(_Noticed(0, "r", self.touched)), stdin)
+        noticed: io.RawIOBase = _Noticed(1, "w", self.touched)
+        sys.stdout = _text(io.BufferedWriter(noticed), stdout)
+        sys.stderr = _text(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), stderr)
+
+    def __exit__(self, *error: object) -> None:
+        """Write out what they hold, and put those that were before in their place."""
+        made = (sys.stdin, sys.stdout, sys.stderr)
+        sys.stdin, sys.stdout, sys.stderr = self.own
+        for stream in made:
+            with suppress(OSError, ValueError):
+                stream.close()
+
+
+class _Noticed(io.FileIO):
+    """A descriptor, which stays open, and whose use is noticed."""
+
+    def __init__(self, number: int, mode: str, notice: Callable[[], None]) -> None:
+        super().__init__(number, mode, closefd=False)
+        self.notice = notice
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        """What a buffered reader calls to read a part."""
+        self.notice()
+        return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        """What it calls to read all."""
+        self.notice()
+        return super().readall()
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        """What a buffered writer calls."""
+        self.notice()
+        return super().write(data)
+
+
+def _text(buffer: io.BufferedReader | io.BufferedWriter, like: TextIO) -> TextIO:
+    """A text stream over a buffer, encoded like another; each line is written at once."""
+    return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=True)

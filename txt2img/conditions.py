@@ -1,0 +1,64 @@
+"""A request's prompts → the conditions that a model is told at each step."""
+
+from dataclasses import replace
+
+import torch
+
+from txt2img import prompt
+from txt2img.compat import rules
+from txt2img.diffusion.guidance import Cond, Course
+from txt2img.request import Request
+from txt2img.weights.families import Family
+from txt2img.weights.load import Model
+
+
+def encode(model: Model, request: Request) -> tuple[Course, ...]:
+    """The conditions of all prompts over the steps, each of a batch of 1; the negative comes last.
+
+    There are several before it where AND joins them.
+    """
+    found = rules(request)
+    reading, silent = found.reading, model.family.silent and found.silent
+    over = [(text, True) for _, text in joined(request)] + [(request.negative, False)]
+    courses = [
+        prompt.schedule(text, request.steps or 1) if found.changes else [(1, text)]
+        for text, _ in over
+    ]
+    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
+
+    def cond(text: str, wanted: bool) -> Cond:
+        whole = not wanted and not found.skip_negative
+        how = replace(reading, clip_skip=1) if whole else reading
+        said = model.text.encode([text], chunks, how)
+        if silent and not wanted and not request.negative:
+            said = said.silent()
+        return sized(said, model.family, request, wanted)
+
+    return tuple(
+        [(until, cond(text, wanted)) for until, text in course]
+        for course, (_, wanted) in zip(courses, over, strict=True)
+    )
+
+
+def joined(request: Request) -> list[tuple[float, str]]:
+    """The prompts that AND joins in a request's, each with its weight."""
+    found = rules(request)
+    if not found.changes:
+        return [(1.0, request.prompt)]
+    return prompt.composed(request.prompt, found.suffix)
+
+
+def weights(request: Request) -> list[float]:
+    """The weights of the prompts that are drawn at once."""
+    return [weight for weight, _ in joined(request)]
+
+
+def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
+    """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
+    if family.network.scale_width:
+        scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
+        cond = replace(cond, scale=scale)
+    sizes = family.sizes(request.height or 0, request.width or 0, wanted)
+    if not sizes:
+        return cond
+    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))

@@ -1,0 +1,148 @@
+"""What a run would draw and how, told before it: without torch, and without reading a weight."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import prod
+from pathlib import Path
+
+from txt2img import machine, past
+from txt2img.compat import Rules, rules
+from txt2img.errors import BadRequest
+from txt2img.library import Library
+from txt2img.models.tokens import Tokenizer
+from txt2img.past import Speed
+from txt2img.prompt import composed, schedule
+from txt2img.request import Request, size_problem
+from txt2img.weights import files
+from txt2img.weights.hashes import known_hash
+from txt2img.weights.other_vae import find_vae
+from txt2img.weights.plan import Plan, find, planned
+
+TEXTS_MAX = 16  # of a prompt that changes, as many are counted
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A model as it would be loaded, and how long it took before."""
+
+    plan: Plan
+    path: Path
+    hash: str  # empty if its files were not hashed before
+    device: str
+    dtypes: dict[str, str]  # by part
+    speed: Speed | None
+
+    @property
+    def dtype(self) -> str:
+        """The precision, as records have it."""
+        return machine.named(self.dtypes)
+
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """Each text encoder's."""
+        return list(self.plan.tokenizers.values())
+
+    @cached_property
+    def weights(self) -> int:
+        """The bytes of all weights in memory."""
+        return sum(
+            count * machine.BYTES[self.dtypes[component.split("_")[0]]]
+            for component, count in parameters(self.plan).items()
+        )
+
+    def filled(self, request: Request) -> Request:
+        """The request with nothing left to decide. BadRequest if the model cannot draw it."""
+        family = self.plan.family
+        if family.needs:
+            raise BadRequest(f"this model ({family.name}) needs {family.needs} beside the prompt")
+        done = request.filled(family.defaults)
+        for name, pixels in (("height", done.height or 0), ("width", done.width or 0)):
+            if pixels % family.vae.factor:
+                raise BadRequest(size_problem(name, pixels, family.vae.factor))
+        return done
+
+    def seconds(self, request: Request) -> float | None:
+        """How long a filled request's picture should take; None if nothing like it was drawn."""
+        return None if self.speed is None else past.seconds(self.speed, request)
+
+    def memory(self, request: Request, batch: int) -> int:
+        """The bytes that drawing `batch` of them at once should take; the weights' at least."""
+        if self.speed is None:
+            return self.weights
+        more = self.speed.memory * past.megapixels(request) * batch
+        return round(self.weights + self.speed.base + more)
+
+
+def foresee(model: str, library: Library, device: str | None, dtype: str | None) -> Forecast:
+    """The forecast for a model. Raises as loading it does, as far as headers tell."""
+    where = machine.likely_device(device)
+    dtypes = machine.likely_dtypes(where, dtype)
+    plan = planned(model, others=library.parts)
+    if library.vae is not None:
+        find_vae(library.vae)
+    if library.refiner is not None:
+        planned(library.refiner)
+    for tokenizer in plan.tokenizers.values():
+        tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
+    count = parameters(plan)["unet"]
+    key = past.key(plan.family.name, count, where, machine.named(dtypes))
+    speed = past.read().get(key)
+    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speed)
+
+
+def parameters(plan: Plan) -> dict[str, int]:
+    """How many weights each component has."""
+    return {
+        component: sum(prod(stored.shape) for stored in part.tensors.values())
+        for component, part in plan.parts.items()
+    }
+
+
+def rows(path: Path) -> int:
+    """How many tokens a learnt word's file stands for. Raises BadFile."""
+    tables = [stored.shape for stored in files.header(path).tensors.values()]
+    return max((shape[0] for shape in tables if len(shape) == 2), default=1)
+
+
+def tokens(tokenizers: Sequence[Tokenizer], request: Request) -> dict[str, list[int]]:
+    """How many tokens each chunk has, of a filled request's two prompts: at their longest."""
+    found, steps = rules(request), request.steps or 1
+    return {
+        "prompt": longest(tokenizers, texts(request.prompt, found, steps, True), found),
+        "negative": longest(tokenizers, texts(request.negative, found, steps, False), found),
+    }
+
+
+def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
+    """What is read of a prompt: the parts that AND joins, each as it changes."""
+    if not found.changes:
+        yield text
+        return
+    for _, part in composed(text, found.suffix) if wanted else [(1.0, text)]:
+        each = dict.fromkeys(words for _, words in schedule(part, steps))
+        yield from islice(each, TEXTS_MAX)
+
+
+def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) -> list[int]:
+    """The tokens in each chunk of the text that has most, where it has most."""
+    counts = [
+        [len(part) for part in tokenizer.parts(text, found.reading)] if text else [0]
+        for text in said
+        for tokenizer in tokenizers
+    ]
+    return max(counts, key=sum)
+
+
+def cut(counts: dict[str, list[int]], request: Request) -> list[str]:
+    """A line for each prompt that is cut to one chunk, by its `counts` of tokens."""
+    if not rules(request).reading.cut:
+        return []
+    names = {"prompt": "prompt", "negative": "negative prompt"}
+    return [
+        f"{names[name]}: {sum(each)} tokens; all but the first {each[0]} are left out "
+        f"by {request.compat}'s rules"
+        for name, each in counts.items()
+        if len(each) > 1
+    ]

@@ -1,0 +1,136 @@
+"""CLIP's text transformer: token ids → the states of every layer.
+
+Parameter names are the published ones, without the `text_model` that some files put before them.
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from txt2img.models.shapes import TextConfig
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's stand-in for the GELU: x·σ(1.702x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
+
+
+class Embeddings(nn.Module):
+    """Token ids (N, L) → each token's vector, with its place's added: (N, L, D)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.token_embedding = _table(config.vocab, config.width)
+        self.position_embedding = _table(config.length, config.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        tokens: Tensor = self.token_embedding(ids)
+        return tokens + self.position_embedding.weight[: ids.shape[-1]]
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding that is not filled yet."""
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+    return table
+
+
+class SelfAttention(nn.Module):
+    """Attention of each token on itself and those before it: (N, L, D) → (N, L, D)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, L, d)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(-2))
+        return out
+
+
+class MLP(nn.Module):
+    """The per-token half of a layer: (N, L, D) → (N, L, D)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.act = ACTS[config.act]
+        self.fc1 = nn.Linear(config.width, config.mlp)
+        self.fc2 = nn.Linear(config.mlp, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each after a norm and beside a shortcut."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class Encoder(nn.Module):
+    """The layers, one on the other."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+
+class CLIPText(nn.Module):
+    """Token ids (N, L) → the states between layers."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        # Numbers drawn on the meta device are none, but make torch load its compiler: two seconds.
+        if not self.final_layer_norm.weight.is_meta:
+            self._begin(config)
+
+    @torch.no_grad()
+    def _begin(self, config: TextConfig) -> None:
+        """The weights that training starts from: OpenAI's `initialize_parameters`."""
+        width, deep = config.width, (2 * config.layers) ** -0.5
+        nn.init.normal_(self.embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.embeddings.position_embedding.weight, std=0.02)
+        stds = {
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), width**-0.5 * deep),
+            "out_proj": width**-0.5,
+            "fc1": (2 * width) ** -0.5,
+            "fc2": width**-0.5 * deep,
+        }
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=stds[name.rpartition(".")[2]])
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        """The states (N, L, D) before the first layer and after each, none of them normed yet."""
+        states = [self.embeddings(ids)]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1]))
+        return states

@@ -1,0 +1,220 @@
+"""Networks made ready to draw on a CPU: the same modules, with weights laid out once for it.
+
+`prepare` gives modules quicker forwards, which compute the same but for rounding, and which see by
+the weights' versions that a LoRA was merged or taken off. State dicts and parameters stay what
+they were. Where gradients are wanted the modules' own forwards run. Maps have their channels last.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
+
+from txt2img.models import winograd
+from txt2img.models.layers import Attention, FeedForward, attention
+
+WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
+WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products that they save
+WINOGRAD_PIXELS = 1024  # seen in all by a filter before its transform has paid for itself
+PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
+PACKED_LOOKS = 2
+TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays near the processor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What networks may be made quick with: what memory allows, and what pays by then."""
+
+    looks: int = 1  # how often a network is asked for a picture
+    smallest: int = WINOGRAD_SIDE  # pixels of a map's shorter side for Winograd's transforms
+    pack: bool = True  # keep small maps' filters in the processor's own layout too
+
+
+class PreparedConv(nn.Conv2d):
+    """A convolution by Winograd's transforms, by a packed filter or plainly, as pays best."""
+
+    plan = Plan()
+    _made: tuple[object, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != torch.float32:
+            return super().forward(x)
+        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
+            return self._mix(x)
+        way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
+        if way == "winograd":
+            return winograd.convolve(x, self._transformed(), self.bias)
+        if way == "packed" and torch.backends.mkldnn.is_available():
+            return self._packed(x.contiguous(memory_format=torch.channels_last))
+        if way == "plain":
+            return super().forward(x.contiguous(memory_format=torch.channels_last))
+        out = super().forward(x.contiguous())  # small and not packed: the other layout is quicker
+        return out.contiguous(memory_format=torch.channels_last)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        """A 1×1 convolution as a matrix product over channels."""
+        last = x.permute(0, 2, 3, 1)
+        return functional.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    def _transformed(self) -> Tensor:
+        """The filter's transform, made anew when the filter has changed."""
+        key = "winograd", version(self.weight)
+        if self._made is None or self._made[0] != key:
+            self._made = None  # so that there are never two
+            self._made = key, winograd.transformed(self.weight)
+        return self._made[1]
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """By oneDNN with a filter that is laid out for x's shape, and kept."""
+        assert not isinstance(self.padding, str)
+        key = tuple(x.shape), version(self.weight)
+        where = list(self.padding), list(self.stride), list(self.dilation)
+        if self._made is None or self._made[0] != key:
+            self._made = None
+            dense, shape = self.weight.detach().to_mkldnn(), list(x.shape)
+            # torch's types for it know neither groups nor shape.
+            reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self._made = key, reorder(dense, *where, self.groups, shape)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._made[1], self.bias, *where, self.groups, "none", [], ""
+        )
+        return out
+
+
+class PreparedAttention(Attention):
+    """Attention that keeps the keys and values of contexts for as long as these are kept."""
+
+    _kept: WeakIdKeyDictionary | None = None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is None or torch.is_grad_enabled():
+            return super().forward(x, context)
+        keys, values = self._keys_and_values(context)
+        out: Tensor = self.to_out[0](attention(self.to_q(x), keys, values, self.heads))
+        return out
+
+    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of a context (B, M, C), made anew when it or the weights have changed."""
+        made_by = version(context), version(self.to_k.weight), version(self.to_v.weight)
+        if self._kept is None:
+            self._kept = WeakIdKeyDictionary()
+        found = self._kept.get(context)
+        if found is None or found[0] != made_by:
+            found = self._kept[context] = made_by, self.to_k(context), self.to_v(context)
+        return found[1], found[2]
+
+
+class PreparedFeedForward(FeedForward):
+    """A feed-forward over some tokens at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(flat)
+        wide, narrow = self.net[0].get_submodule("proj"), self.net[2]
+        for some, done in zip(flat.split(TOKENS), out.split(TOKENS), strict=True):
+            value, gate = wide(some).chunk(2, dim=-1)
+            value *= functional.gelu(gate)
+            done.copy_(narrow(value))
+        return out.view(x.shape)
+
+
+PREPARED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: PreparedConv,
+    Attention: PreparedAttention,
+    FeedForward: PreparedFeedForward,
+}
+
+
+def version(weight: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is written to or replaced; inference tensors are not tracked.
+
+    Quantised ones, which have no place in memory of their own, are replaced as objects.
+    """
+    place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)
+    return place, 0 if weight.is_inference() else weight._version
+
+
+def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
+    """How a convolution of a map goes: "winograd", "packed", "plain", "small".
+
+    Sizes and the plan decide alone, so that a picture's bits depend on nothing else.
+    """
+    narrow = min(conv.in_channels, conv.out_channels) < WINOGRAD_CHANNELS
+    pays = min(height, width) >= plan.smallest and plan.looks * height * width >= WINOGRAD_PIXELS
+    if pays and not narrow and _plain_3x3(conv):
+        return "winograd"
+    if height * width > PACKED_PIXELS * conv.stride[0] * conv.stride[1]:
+        return "plain"
+    return "packed" if plan.pack and plan.looks >= PACKED_LOOKS else "small"
+
+
+def prepare(network: nn.Module, plan: Plan | None) -> None:
+    """Make a network on a CPU in float32 quick to draw with by a plan; others, or without a plan,
+    are left or made as they were.
+
+    So are weights made in inference mode, whose changes torch does not count.
+    """
+    first = next(network.parameters())
+    if plan is None or first.is_inference() or first.device.type != "cpu":
+        return restore(network)
+    if first.dtype != torch.float32:
+        return restore(network)
+    for module in network.modules():
+        kind = PREPARED.get(type(module))
+        if kind is not None:
+            module.__class__ = kind
+        if isinstance(module, PreparedConv):
+            module.plan = plan
+
+
+def restore(network: nn.Module) -> None:
+    """Undo `prepare` and give its memory back."""
+    own = {kind: plain for plain, kind in PREPARED.items()}
+    for module in network.modules():
+        if type(module) in own:
+            for name in ("plan", "_made", "_kept"):
+                module.__dict__.pop(name, None)
+            module.__class__ = own[type(module)]
+
+
+def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
+    """Bytes that a plan keeps for a network whose first map has this height and width."""
+    return sum(
+        _kept_bytes(conv, height >> halvings, width >> halvings, plan)
+        for conv, halvings in _convolutions(network)
+    )
+
+
+def _kept_bytes(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> int:
+    squares = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0}
+    if conv.kernel_size == (1, 1):
+        return 0
+    return int(4 * conv.weight.numel() * squares.get(way_of(conv, height, width, plan), 0.0))
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
+    """The convolutions of a U-Net or a VAE's decoder, and how often their maps are halved."""
+    named = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    convs = [(name, conv) for name, conv in named if not name.startswith("encoder.")]
+    found = [re.search(r"(down|up)_blocks\.(\d+)|mid_block", name) for name, _ in convs]
+    last = max((int(match[2]) for match in found if match and match[2]), default=0)
+    for (name, conv), match in zip(convs, found, strict=True):
+        if match is None:
+            yield conv, 0
+        elif match[1] == "down":
+            yield conv, int(match[2])
+        else:
+            above = 0 if match[2] is None else int(match[2]) + ("upsamplers" in name)
+            yield conv, last - above
+
+
+def _plain_3x3(module: nn.Conv2d) -> bool:
+    """Whether a convolution is 3×3, of stride 1, in one group, padded by a pixel of zeros."""
+    shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and module.padding_mode == "zeros"

@@ -1,0 +1,92 @@
+"""The shapes of networks, as data: what a file's header tells, before any tensor is read."""
+
+from dataclasses import dataclass
+
+Depth = int | tuple[int, ...]  # the same after each residual block of a level, or one each
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a U-Net; the tuples have one entry a level, widest map first."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2  # residual blocks a level on the way down; one more on the way up
+    attention: tuple[bool, ...] = (True, True, True, False)
+    depth: tuple[Depth, ...] = (1, 1, 1, 1)  # transformer blocks after each residual block
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_dim: int = 768
+    linear_projection: bool = False
+    groups: int = 32
+    up_depth: tuple[Depth, ...] | None = None  # on the way up, where it differs
+    middle: str = "full"  # "residual" without attention, "none" without anything
+    pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
+    sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
+    size_width: int = 256
+    scale_width: int = 0  # features of the guidance scale, where an LCM is told that
+
+    @property
+    def time_width(self) -> int:
+        """The width of the time embedding."""
+        return 4 * self.channels[0]
+
+    @property
+    def beside(self) -> int:
+        """Channels that the network sees beside the noisy latent."""
+        return self.in_channels - self.out_channels
+
+    def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
+        """The depth of each of a level's `count` transformers, on the way down or up."""
+        depth = (self.up_depth or self.depth if up else self.depth)[level]
+        return (depth,) * count if isinstance(depth, int) else depth
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The shape of a VAE; `channels` has one entry a level, largest map first."""
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2  # residual blocks a level in the encoder; one more in the decoder
+    groups: int = 32
+    mid_attention: bool = True
+    quant_conv: bool = True
+    scaling: float = 0.18215  # latents are (mean − shift) · scaling, of variance near 1
+    shift: float = 0.0
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell is high and wide."""
+        return 1 << (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The shape of a CLIP text encoder."""
+
+    vocab: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    length: int = 77  # tokens in one chunk, the first and last included
+    act: str = "quick_gelu"
+    penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
+    projection: int = 0  # the width of the text as a whole, where the model is told that too
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The shape of a TAESD: residual blocks a level, in the order of computation."""
+
+    latent_channels: int = 4
+    width: int = 64
+    encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: a decoder alone
+    decoder: tuple[int, ...] = (3, 3, 3, 1)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell is high and wide."""
+        return 1 << (len(self.decoder) - 1)

@@ -1,0 +1,103 @@
+"""How long a run's steps and pictures take, and how much memory, noted for later estimates."""
+
+import os
+import sys
+import time
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+
+from txt2img import past
+from txt2img.batch import Event, Finished, Started, Step, precision
+from txt2img.ledger import Item
+from txt2img.past import Speed
+from txt2img.weights.load import Model
+
+
+@dataclass
+class Stopwatch:
+    """Passes a run's events on, and notes what they took when it ends."""
+
+    model: Model
+    load: float  # seconds that it took to load
+    looks: list[float] = field(default_factory=list)  # of each group, as in Speed
+    rests: list[float] = field(default_factory=list)
+    most: float = 0.0  # megapixels that were drawn at once
+    items: tuple[Item, ...] = ()
+    began: float = 0.0
+    steps: list[float] = field(default_factory=list)  # when each of the group's was done
+    finished: int = 0
+
+    def through(self, events: Iterable[Event]) -> Generator[Event, None, None]:
+        """The events themselves; after the last one, or whatever ends them, a note is taken."""
+        resident = in_use(self.device)
+        try:
+            for event in events:
+                self.see(event)
+                yield event
+        finally:
+            if self.looks:
+                self.note(resident)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.model.network.parameters()).device
+
+    def see(self, event: Event) -> None:
+        """Take the time of an event."""
+        now = time.perf_counter()
+        if isinstance(event, Started):
+            self.items, self.began, self.steps, self.finished = event.items, now, [], 0
+        elif isinstance(event, Step):
+            self.steps.append(now)
+        elif isinstance(event, Finished):
+            self.finished += 1
+            if self.finished == len(self.items) and self.steps:
+                self.group(now)
+
+    def group(self, now: float) -> None:
+        """A group of pictures is done: the first step apart, which the prompts are read in."""
+        request = self.items[0].request
+        size = past.megapixels(request) * len(self.items)
+        count = len(self.steps)
+        spans = count - 1 or 1
+        a_step = (self.steps[-1] - (self.steps[0] if count > 1 else self.began)) / spans
+        self.looks.append(a_step * count / past.looks(request) / size)
+        self.rests.append(max(now - self.began - a_step * count, 0.0) / size)
+        self.most = max(self.most, size)
+
+    def note(self, resident: int) -> None:
+        """Keep what the run took."""
+        networks = [self.model.network, self.model.vae, *self.model.text.encoders]
+        weights = sum(p.nbytes for network in networks for p in network.parameters())
+        more = max(peak(self.device) - resident, 0)
+        count = sum(p.numel() for p in self.model.network.parameters())
+        key = past.key(self.model.family.name, count, self.device.type, precision(self.model))
+        base = max(resident - weights, 0)
+        new = Speed(fmean(self.looks), fmean(self.rests), self.load, base, more / self.most)
+        past.note(key, new)
+
+
+def in_use(device: torch.device) -> int:
+    """The bytes of memory that are in use on a card, or by this process; 0 if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, ValueError), open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes that were in use so far; 0 if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,37 @@
+"""What a weight file is that is no whole model: for lists of what there is to choose from."""
+
+from pathlib import Path
+
+from txt2img.errors import BadFile
+from txt2img.weights import embeddings, files, spellings
+from txt2img.weights.parts import text_widths
+from txt2img.weights.tiny_vae import is_tiny
+
+# By how tensors' names begin, after what a whole checkpoint puts before them.
+STARTS = {
+    "U-Net": ("input_blocks.", "down_blocks."),
+    "VAE": ("decoder.",),
+}
+BEFORE = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_model.")
+
+
+def kind_of(path: Path) -> str:
+    """LoRA, embedding, VAE, U-Net or text encoder; empty if it is something else, or broken."""
+    try:
+        tensors = files.header(path).tensors
+    except BadFile:
+        return ""
+    if {spellings.split(name)[1] for name in tensors} - {"", "ia3"}:
+        return "LoRA"
+    shapes = [stored.shape for stored in tensors.values()]
+    if embeddings.A1111 in tensors or set(tensors) == set(embeddings.XL):
+        return "embedding"
+    if len(shapes) == 1 and len(shapes[0]) == 2:
+        return "embedding"
+    if is_tiny(tensors):
+        return "VAE"
+    bare = {name.removeprefix(next(filter(name.startswith, BEFORE), "")) for name in tensors}
+    for kind, starts in STARTS.items():
+        if any(name.startswith(starts) for name in bare):
+            return kind
+    return "text encoder" if text_widths(tensors) else ""
