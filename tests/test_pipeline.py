@@ -80,7 +80,7 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
-    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None}
+    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None, "heard": {}}
     return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
 
 

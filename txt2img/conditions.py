@@ -1,5 +1,7 @@
 """A request's prompts → the conditions that a model is told at each step."""
 
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -7,9 +9,42 @@ import torch
 from txt2img import prompt
 from txt2img.compat import rules
 from txt2img.diffusion.guidance import Cond, Course
+from txt2img.memory import room_for
 from txt2img.request import Request
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model
+from txt2img.weights.wear import wear
+
+KEPT = 8  # as many conditions a model remembers: texts come again in a sweep, or for other seeds
+
+
+def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
+    """Each picture's conditions, once the model wears what is asked for; a text is encoded once.
+
+    BadRequest, OutOfMemory.
+    """
+    first, worn, placement = requests[0], model.wardrobe, model.memory.placement
+    keys = [words_of(model, request) for request in requests]
+    found = {key: model.heard.pop(key) for key in dict.fromkeys(keys) if key in model.heard}
+    new = {key: r for key, r in zip(keys, requests, strict=True) if key not in found}
+    changes = (first.loras, first.embeddings) != (worn.loras, worn.embeddings)
+    at_hand = placement.at_hand(model.text) if new or changes else nullcontext()
+    with room_for("the prompts"), at_hand:
+        wear(model, first)
+        with placement.using("text", model.text) if new else nullcontext():
+            found |= {key: encode(model, request) for key, request in new.items()}
+    model.heard |= found
+    for key in list(model.heard)[:-KEPT]:
+        del model.heard[key]
+    return [found[key] for key in keys]
+
+
+def words_of(model: Model, request: Request) -> Hashable:
+    """All that a request's conditions depend on."""
+    told = request.cfg if model.family.network.scale_width else None
+    shape = request.steps, request.width, request.height, told
+    clothes = request.loras, request.embeddings
+    return request.prompt, request.negative, *shape, *clothes, rules(request)
 
 
 def encode(model: Model, request: Request) -> tuple[Course, ...]:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from txt2img import quick
 from txt2img.compat import rules, unit
-from txt2img.conditions import encode
+from txt2img.conditions import conditions
 from txt2img.decoding import pixels_of
 from txt2img.denoising import denoiser
 from txt2img.device import choose
 from txt2img.diffusion.guidance import (
-    Course,
     Denoise,
     in_turn,
 )
@@ -31,7 +30,7 @@ from txt2img.seeds import fresh_noise, step_noise
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of, load
 from txt2img.weights.refiner import alone, its_turn, second
-from txt2img.weights.wear import ready, wear
+from txt2img.weights.wear import ready
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
@@ -224,15 +223,6 @@ def check_words_do(family: Family) -> None:
             f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
             "supported yet; choose another with --model"
         )
-
-
-def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
-    """Each picture's conditions, once the model wears what is asked for. OutOfMemory."""
-    placement = model.memory.placement
-    with room_for("the prompts"), placement.at_hand(model.text):
-        wear(model, requests[0])
-        with placement.using("text", model.text):
-            return [encode(model, request) for request in requests]
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +10,7 @@ from torch import nn
 
 from txt2img import offload
 from txt2img.device import Device
+from txt2img.diffusion.guidance import Course
 from txt2img.library import OWN_PARTS, OtherParts
 from txt2img.memory import CPU, Memory
 from txt2img.models.graphed import Graphed, recorded_on_card
@@ -54,6 +55,7 @@ class Model:
     graphed: Graphed | None = None  # the network as a card draws with it, sooner
     second: "SecondStage | None" = None  # a refiner, for the last steps
     plan: Plan | None = None  # where its weights come from
+    heard: dict[Hashable, tuple[Course, ...]] = field(default_factory=dict)  # words → conditions
 
 
 def load(
