@@ -28,6 +28,8 @@ SHEET := tests/pictures/sheet.png
 LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large SIZE=256 CONCEPTS= \
 	STYLES=fluent,flat,noto,twemoji BACKGROUNDS=0.5 SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
+# Of each file the tests run in one process, so that what they share is made once.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 ARGS ?=
 BENCH ?= bench.json
 export PROMPT
@@ -41,7 +43,7 @@ demo: $(VENV)/run.done ## draw PROMPT with SEED and print the picture's path
 
 test: $(VENV)/test.done ## run the tests (ARGS="-m slow" for the long ones)
 	@echo "Running the tests" >&2
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(WORKERS) $(ARGS)
 
 lint: $(VENV)/test.done ## check style and types
 	@$(VENV)/bin/ruff check

@@ -73,6 +73,6 @@ def test_what_is_not_as_it_was_is_told_once() -> None:
     then = replace(now, hash="4567", environment={"torch": "1", "device": "cpu"})
     assert changed([now], now) == []
     assert changed([then, then], now) == [
-        "Note: the picture's model has the hash 4567, this one 0123",
-        'Note: torch was "1", now 2; bytes may differ',
+        "the picture's model has the hash 4567, this one 0123",
+        'torch was "1", now 2; bytes may differ',
     ]

@@ -10,7 +10,7 @@ import torch
 from test_pipeline import SMALL, Decoder, Net, mock, net, seeds, vae
 from torch import Tensor, nn
 
-from txt2img import batch, decoding, pipeline
+from txt2img import batch, decoding, denoising, pipeline
 from txt2img.batch import Finished, Told, batches, each, run
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import OutOfMemory, Rejected
@@ -142,7 +142,7 @@ def test_a_card_without_any_room_leaves_drawing_to_the_cpu(mock: Model) -> None:
     network.config = None
     mock.network = Elsewhere(network)
     assert torch.equal(last(mock, seeds(1)), begun)
-    assert told(mock) == [pipeline.PIECEMEAL, pipeline.ON_CPU]
+    assert told(mock) == [denoising.PIECEMEAL, pipeline.ON_CPU]
     assert mock.memory.used == {"unet": "cpu, float32"}
     assert mock.network.place.type == "meta"
 

@@ -81,4 +81,4 @@ def test_colours_that_nobody_knows_are_fitted_to_the_decoder() -> None:
         cells = functional.avg_pool2d(pixels, model.vae.config.factor)
         missed = (fitted(model.vae).of(x) - cells).pow(2).mean()
     spread = (cells - cells.mean((0, 2, 3), keepdim=True)).pow(2).mean()
-    assert missed < 0.6 * spread
+    assert missed < 0.8 * spread  # a decoder that also cleans is less linear

@@ -411,6 +411,4 @@ def test_a_request_is_told_by_the_files_hash(model: Model, tmp_path: Path) -> No
     assert (request.prompt, request.loras) == ("x", (Lora("a", 0.5, 0.5, short_hash(file)),))
     recorded = replace(request, loras=(replace(request.loras[0], hash="0" * 12),))
     assert ready(model, recorded) == request
-    assert model.wardrobe.notes[-1].startswith(
-        "Note: the picture's LoRA a has the hash 000000000000"
-    )
+    assert model.wardrobe.warnings[-1].startswith("the picture's LoRA a has the hash 000000000000")

@@ -208,7 +208,7 @@ def test_final_latents_equal_diffusers(
     denoise = guided(predict, lambda _: positive, lambda _: negative, CFG)
     generator = torch.Generator().manual_seed(1)
 
-    def noise() -> Tensor:
+    def noise(*levels: object) -> Tensor:
         return torch.randn(SHAPE, generator=generator)
 
     with torch.no_grad():

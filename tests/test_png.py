@@ -171,7 +171,7 @@ def test_a_broken_text_is_noted(tmp_path: Path, text: str) -> None:
 def test_a_broken_text_leaves_the_other_one(tmp_path: Path) -> None:
     both = file(
         chunk(b"tEXt", b"txt2img\0{"),
-        chunk(b"tEXt", b"parameters\0x\nSteps: 3, Seed: 4, Size: 64x64"),
+        chunk(b"tEXt", b"parameters\0x\nSteps: 3, Seed: 4, Size: 64x64, Version: txt2img 0.1.0"),
     )
     found = read(tmp_path, both)
     assert found.request == Request("x", "", "default", 64, 64, 3, seed=4)

@@ -183,8 +183,8 @@ def test_a_rehearsal_is_said_by_the_first_process(
         for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)
         outcome: Outcome = command("x", "--seed", "1", "--count", "3", "--dry-run")
-        said.append((outcome.code, outcome.out.count("\n"), outcome.err))
-    assert said == [(0, 3, ""), (0, 0, "")]
+        said.append((outcome.code, outcome.out.count("\n"), outcome.err.count("\n")))
+    assert said == [(0, 3, 3), (0, 0, 0)]
 
 
 def test_what_cannot_be_said_ends_a_run_and_costs_no_picture(line: Line) -> None:
