@@ -53,7 +53,7 @@ def test_only_the_part_in_use_is_on_the_card(model: Model, monkeypatch: pytest.M
 
     monkeypatch.setattr(offload, "moved", watched)
     placement = Placement(CPU, "model")
-    drawn(replace(model, memory=replace(model.memory, placement=placement)))
+    drawn(replace(model, memory=replace(model.memory, placement=placement), heard={}))
     assert seen == [
         f"{part} {way}" for part in ("text", "unet", "vae") for way in ("comes", "goes")
     ]
