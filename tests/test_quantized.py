@@ -1,5 +1,6 @@
 """Weights of 8 bits change the U-Net's output by little, and a picture's record says so."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -66,3 +67,16 @@ def test_what_cannot_be_is_refused(draw: Command, options: tuple[str, ...], mess
     outcome = draw("a", *options)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_the_terminal_hears_nothing_of_torchaos_kernels() -> None:
+    pytest.importorskip("torchao")
+    lines = (
+        "import torch",
+        "from txt2img.models.quantized import quantize",
+        "quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), 'int8')",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
