@@ -9,12 +9,11 @@ from pathlib import Path
 
 from txt2img import machine, past
 from txt2img.compat import Rules, rules
-from txt2img.errors import BadRequest
 from txt2img.library import Library
 from txt2img.models.tokens import Tokenizer
 from txt2img.past import Speed
 from txt2img.prompt import composed, schedule
-from txt2img.request import Request, size_problem
+from txt2img.request import Request
 from txt2img.weights import files
 from txt2img.weights.hashes import known_hash
 from txt2img.weights.other_vae import find_vae
@@ -55,12 +54,8 @@ class Forecast:
     def filled(self, request: Request) -> Request:
         """The request with nothing left to decide. BadRequest if the model cannot draw it."""
         family = self.plan.family
-        if family.needs:
-            raise BadRequest(f"this model ({family.name}) needs {family.needs} beside the prompt")
         done = request.filled(family.defaults)
-        for name, pixels in (("height", done.height or 0), ("width", done.width or 0)):
-            if pixels % family.vae.factor:
-                raise BadRequest(size_problem(name, pixels, family.vae.factor))
+        family.cells(done, family.vae.factor)
         return done
 
     def seconds(self, request: Request) -> float | None:

@@ -19,7 +19,7 @@ from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.escape import shown
 from txt2img.ledger import Item, forget, kept
 from txt2img.output import Output, numbered
-from txt2img.png import Origin
+from txt2img.png import Origin, table
 from txt2img.request import Request
 from txt2img.weights import files
 
@@ -120,8 +120,7 @@ def write(latent: Latent, path: Path) -> None:
     described = {
         "version": FORMAT,
         "request": latent.request.to_json(),
-        "model": {"name": latent.origin.model, "hash": latent.origin.hash},
-        "environment": dict(latent.origin.environment),
+        **latent.origin.to_json(),
         "first_seed": latent.first_seed,
         "name": latent.name,
         "step": latent.step,
@@ -137,20 +136,13 @@ def read(path: Path) -> Latent:
     if "txt2img" not in header.metadata or stored is None or len(stored.shape) != 3:
         raise BadFile(f"{shown(str(path))} is no latent that txt2img kept")
     try:
-        found = _table(disk.parse_json(header.metadata["txt2img"]))
+        found = table(disk.parse_json(header.metadata["txt2img"]))
         if found.get("version") != FORMAT:
             raise ValueError(f"version {shown(found.get('version'))}, known is {FORMAT}")
-        model, environment = _table(found.get("model")), _table(found.get("environment"))
         name = str(found.get("name"))
         first = found.get("first_seed")
-        request, origin = (
-            Request.from_json(_table(found.get("request"))),
-            Origin(
-                str(model.get("name", "")),
-                str(model.get("hash", "")),
-                {key: str(value) for key, value in environment.items()},
-            ),
-        )
+        origin = Origin.from_json(found.get("model"), found.get("environment"))
+        request = Request.from_json(table(found.get("request")))
         steps = _whole(found.get("step")), _whole(found.get("steps"))
         first_seed = None if first is None else _whole(first)
     except ValueError as error:
@@ -163,10 +155,4 @@ def read(path: Path) -> Latent:
 def _whole(value: object) -> int:
     if type(value) is not int:
         raise ValueError(f"{shown(value)} is no whole number")
-    return value
-
-
-def _table(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ValueError("it is not an object")
     return value

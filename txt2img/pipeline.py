@@ -22,12 +22,11 @@ from txt2img.diffusion.guidance import (
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
-from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.errors import OutOfMemory, Rejected
 from txt2img.memory import CPU, free, placed, room_for
 from txt2img.models import prepared
-from txt2img.request import Request, Sampler, size_problem
+from txt2img.request import Request, Sampler
 from txt2img.seeds import fresh_noise, step_noise
-from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of, load
 from txt2img.weights.refiner import alone, its_turn, second
 from txt2img.weights.wear import ready
@@ -192,17 +191,9 @@ def shape(request: Request) -> Request:
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
-    """C, h, w of a filled request's latents.
-
-    BadRequest names the nearest sizes, or what the model needs beside words.
-    """
-    check_words_do(model.family)
-    factor = model.vae.config.factor
-    height, width = request.height or 0, request.width or 0
-    for name, pixels in (("height", height), ("width", width)):
-        if pixels % factor:
-            raise BadRequest(size_problem(name, pixels, factor))
-    return model.vae.config.latent_channels, height // factor, width // factor
+    """C, h, w of a filled request's latents. BadRequest if the model cannot draw it."""
+    vae = model.vae.config
+    return vae.latent_channels, *model.family.cells(request, vae.factor)
 
 
 def noise_levels(model: Model, request: Request) -> list[Level]:
@@ -214,15 +205,6 @@ def noise_levels(model: Model, request: Request) -> list[Level]:
         levels = SCHEDULES[str(request.schedule)](process, steps + 1)
         return [*levels[:-2], levels[-1]]
     return SCHEDULES[str(request.schedule)](process, steps)
-
-
-def check_words_do(family: Family) -> None:
-    """Raise BadRequest for a model that draws from more than words."""
-    if family.needs:
-        raise BadRequest(
-            f"this model ({family.name}) needs {family.needs} beside the prompt, which is not "
-            "supported yet; choose another with --model"
-        )
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -42,6 +42,18 @@ class Origin:
     model: str = ""
     hash: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Its part of a record."""
+        model = {"name": self.model, "hash": self.hash}
+        return {"model": model, "environment": dict(self.environment)}
+
+    @classmethod
+    def from_json(cls, model: object, environment: object) -> Self:
+        """The same of a record's two tables. ValueError."""
+        named, said = table(model), table(environment)
+        values = {key: str(value) for key, value in said.items()}
+        return cls(str(named.get("name", "")), str(named.get("hash", "")), values)
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,7 @@ def described(
     ours = {
         "version": FORMAT,
         "request": request.to_json(),
-        "model": {"name": origin.model, "hash": origin.hash},
-        "environment": dict(origin.environment),
+        **origin.to_json(),
         "pixels_sha256": pixels,
     } | ({} if first_seed is None else {"first_seed": first_seed})
     parameters = infotext.describe(request, origin.model, origin.hash, __version__)
@@ -248,18 +259,13 @@ def _understood(picture: Picture) -> Picture:
 
 def _ours(picture: Picture, text: str) -> Picture:
     """The picture as its JSON text describes it. ValueError, BadRequest."""
-    found = _table(parse_json(text))
+    found = table(parse_json(text))
     if found.get("version") != FORMAT:
         raise ValueError(f"version {shown(found.get('version'))}, known is {FORMAT}")
-    model, environment = _table(found.get("model", {})), _table(found.get("environment", {}))
     return replace(
         picture,
-        request=Request.from_json(_table(found.get("request"))),
-        origin=Origin(
-            str(model.get("name", "")),
-            str(model.get("hash", "")),
-            {key: str(value) for key, value in environment.items()},
-        ),
+        request=Request.from_json(table(found.get("request"))),
+        origin=Origin.from_json(found.get("model", {}), found.get("environment", {})),
         pixels_sha256=str(found.get("pixels_sha256", "")),
         first_seed=_whole(found.get("first_seed")),
     )
@@ -271,7 +277,8 @@ def _whole(value: object) -> int | None:
     return value
 
 
-def _table(value: object) -> dict[str, object]:
+def table(value: object) -> dict[str, object]:
+    """A record's object. ValueError."""
     if not isinstance(value, dict):
         raise ValueError("it is not an object")
     return value

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from txt2img import room
 from txt2img.models import prepared
 from txt2img.models.prepared import Plan
-from txt2img.request import Request, Sampler
+from txt2img.past import TWO_LOOKS
+from txt2img.request import Request
 from txt2img.weights.load import Model
 
 PART = 0.5  # of the free memory, for weights laid out for speed
 NETWORK = 0.75  # of that part; the rest is for the decoder
 LARGE = 32  # pixels of a map's side; the filters of those above take little
-TWICE = (Sampler.HEUN, Sampler.DPMPP_SDE)  # these look twice a step
 SLOWER = "Little memory is free: {what} is computed by a slower way that takes {more} MiB less"
 
 
 def network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
     """Make the network quick for a filled request's steps, on latents of this shape."""
-    looks = (request.steps or 1) * (1 + (request.sampler in TWICE))
+    looks = (request.steps or 1) * (1 + (request.sampler in TWO_LOOKS))
     _prepare(model, "unet", model.network, latent[1:], looks)
 
 

@@ -14,7 +14,7 @@ from txt2img import past
 from txt2img.batch import Event, Finished, Started, Step, precision
 from txt2img.ledger import Item
 from txt2img.past import Speed
-from txt2img.weights.load import Model
+from txt2img.weights.load import Model, device_of
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Stopwatch:
 
     def through(self, events: Iterable[Event]) -> Generator[Event, None, None]:
         """The events themselves; after the last one, or whatever ends them, a note is taken."""
-        resident = in_use(self.device)
+        resident = in_use(device_of(self.model))
         try:
             for event in events:
                 self.see(event)
@@ -41,11 +41,6 @@ class Stopwatch:
         finally:
             if self.looks:
                 self.note(resident)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return next(self.model.network.parameters()).device
 
     def see(self, event: Event) -> None:
         """Take the time of an event."""
@@ -72,11 +67,12 @@ class Stopwatch:
 
     def note(self, resident: int) -> None:
         """Keep what the run took."""
+        device = device_of(self.model)
         networks = [self.model.network, self.model.vae, *self.model.text.encoders]
         weights = sum(p.nbytes for network in networks for p in network.parameters())
-        more = max(peak(self.device) - resident, 0)
+        more = max(peak(device) - resident, 0)
         count = sum(p.numel() for p in self.model.network.parameters())
-        key = past.key(self.model.family.name, count, self.device.type, precision(self.model))
+        key = past.key(self.model.family.name, count, device.type, precision(self.model))
         base = max(resident - weights, 0)
         new = Speed(fmean(self.looks), fmean(self.rests), self.load, base, more / self.most)
         past.note(key, new)

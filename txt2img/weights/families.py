@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
-from txt2img.errors import UnknownLayout
+from txt2img.errors import BadRequest, UnknownLayout
 from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.models.tokens import EOS
-from txt2img.request import Defaults, Sampler, Schedule
+from txt2img.request import Defaults, Request, Sampler, Schedule, size_problem
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,22 @@ class Family:
     def needs(self) -> str:
         """What must be drawn from beside words; nothing for most."""
         return NEEDS.get(self.network.beside, "")
+
+    def cells(self, request: Request, factor: int) -> tuple[int, int]:
+        """Height and width of a filled request's latents, in cells of `factor` pixels.
+
+        BadRequest names the nearest sizes, or what the model needs beside words.
+        """
+        if self.needs:
+            raise BadRequest(
+                f"this model ({self.name}) needs {self.needs} beside the prompt, which is not "
+                "supported yet; choose another with --model"
+            )
+        height, width = request.height or 0, request.width or 0
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels % factor:
+                raise BadRequest(size_problem(name, pixels, factor))
+        return height // factor, width // factor
 
     def sizes(self, height: int, width: int, wanted: bool) -> tuple[float, ...]:
         """What an XL network is told in numbers, as diffusers tells it (Podell et al. 2023, §2.2).

@@ -9,7 +9,7 @@ import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from txt2img.disk import open_regular, publish
+from txt2img.disk import open_regular, publish, stamp
 
 BLOCK = 2**22  # bytes
 
@@ -77,7 +77,7 @@ def compiler_cache() -> str:
 
 def _kept(path: Path, was: os.stat_result, start: int) -> Path:
     """Where the digest of a file as it `was` is kept."""
-    key = f"{path.resolve()}\0{was.st_size}\0{was.st_mtime_ns}\0{was.st_ino}"
+    key = "\0".join(map(str, (path.resolve(), *stamp(was))))
     key += f"\0{start}" if start else ""
     return _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
 

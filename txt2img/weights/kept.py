@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from txt2img.disk import stamp
 from txt2img.library import OWN_PARTS, OtherParts
 
 if TYPE_CHECKING:
@@ -79,11 +80,7 @@ def form(model: "Model") -> Key:
 def state(path: Path) -> Key:
     """What tells whether a model's files are as they were: names, sizes, times, places on disk."""
     full = Path(os.path.abspath(path))
-    known = []
-    for file in sorted(_files(full)):
-        about = file.stat()
-        known.append((str(file), about.st_size, about.st_mtime_ns, about.st_ino))
-    return (str(full), *known)
+    return (str(full), *((str(file), *stamp(file.stat())) for file in sorted(_files(full))))
 
 
 def _files(path: Path) -> Iterable[Path]:

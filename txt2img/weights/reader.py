@@ -39,5 +39,4 @@ def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What tells a file from another that took its place. BadFile."""
     with disk.open_regular(path) as file:
-        found = os.fstat(file.fileno())
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return disk.stamp(os.fstat(file.fileno()))
