@@ -24,15 +24,12 @@ def test_winograd_in_bands_of_tiles_is_the_same(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(winograd.convolve(x, matrices, None), whole, atol=1e-4, rtol=0)
 
 
-def test_rounding_costs_little_more_than_in_a_plain_convolution() -> None:
+def test_rounding_costs_some_last_bits_only() -> None:
+    # values of variance 1 come out; how exact a plain convolution is differs between processors
     x, weight = draw(1, 256, 16, 16), draw(32, 256, 3, 3, seed=1) / 48
     exact = functional.conv2d(x.double(), weight.double(), padding=1)
-
-    def error(made: torch.Tensor) -> float:
-        return float((made - exact).square().mean().sqrt())
-
-    made = error(winograd.convolve(x, winograd.transformed(weight), None))
-    assert made < 4 * error(functional.conv2d(x, weight, padding=1)) + 1e-7
+    made = winograd.convolve(x, winograd.transformed(weight), None)
+    assert float((made - exact).square().mean().sqrt()) < 32 * torch.finfo(torch.float32).eps
 
 
 def test_a_transformed_filter_is_exact_at_its_points() -> None:
