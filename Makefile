@@ -15,18 +15,18 @@ TORCH ?= torch==2.13.0
 PROMPT ?= red apple, 3d emoji
 SEED ?= 42
 DATA ?= data/artwork.zip
-SIZE ?= 128
+SIZE ?= 256
 STYLES ?= fluent,flat
-BACKGROUNDS ?= 0.25
-SCENES ?= 0
+BACKGROUNDS ?= 0.5
+SCENES ?= 4000
 QUALITY ?=
 CONCEPTS ?= txt2img/train/concepts.txt
 OUT ?= runs/default
 CONFIG ?= txt2img/train/cpu.toml
 MODEL ?= default
 SHEET := tests/pictures/sheet.png
-LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large SIZE=256 CONCEPTS= \
-	STYLES=fluent,flat,noto,twemoji BACKGROUNDS=0.5 SCENES=5000 QUALITY=90
+LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
+	STYLES=fluent,flat,noto,twemoji SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 # Of each file the tests run in one process, so that what they share is made once.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile

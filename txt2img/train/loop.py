@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -10,6 +11,7 @@ from typing import Protocol, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from txt2img.device import for_training
 from txt2img.train.checkpoint import load_state, progress, save_state
@@ -124,7 +126,8 @@ def optimise(
         rate = learning_rate(run, step, pace.spent)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        loss = prepared(*batch)
+        with attention_to_learn(accelerator.device):
+            loss = prepared(*batch)
         descend(loss, prepared, stepper, run.clip, accelerator)
         mean.update(learner, step)
         done, sheet = step + 1, None
@@ -146,6 +149,17 @@ def optimise(
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return not pace.late
+
+
+def attention_to_learn(device: torch.device) -> AbstractContextManager[None]:
+    """How attention is computed while learning: as plain matrix products on a processor.
+
+    Its flash kernel saves memory that so short sequences do not need, and takes a quarter of a
+    step to go back through: without it a step takes 0.7 times as long.
+    """
+    if device.type != "cpu":
+        return nullcontext()
+    return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
 
 
 def descend(
