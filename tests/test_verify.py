@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, Outcome
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from txt2img import png
 from txt2img.verify import psnr, reasons
@@ -47,7 +48,7 @@ def test_what_differs_is_measured_and_explained(check: Callable[..., Outcome]) -
 
 def test_what_was_changed_is_told(check: Callable[..., Outcome]) -> None:
     with Image.open("x.png") as image:
-        texts = png.PngInfo()
+        texts = PngInfo()
         for key in ("txt2img", "parameters"):
             texts.add_itxt(key, image.info[key])
         Image.new("RGB", image.size).save("pixels.png", pnginfo=texts)

@@ -7,13 +7,14 @@ all other texts as one JSON object into ImageHistory: what was done to make the 
 import json
 from collections.abc import Mapping
 from io import BytesIO
-from typing import BinaryIO
-
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.formats import Format
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 KINDS = ("JPEG", "WEBP", "AVIF")
 FEATURES = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}  # Pillow's words for its codecs
@@ -26,6 +27,8 @@ FINE = 90  # JPEG's quality from which colours are kept at full size
 
 def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
     """Width, height and texts of such a file. ValueError says what is wrong."""
+    from PIL import ExifTags, Image, UnidentifiedImageError
+
     try:
         with Image.open(file, formats=KINDS) as image:
             exif = image.getexif()
@@ -78,7 +81,11 @@ def more_texts(history: object) -> dict[str, str]:
 
 def check(form: Format) -> None:
     """Raise BadRequest if the pictures of a format cannot be written here."""
-    if form.name in KINDS and not features.check(FEATURES[form.name]):
+    if form.name not in KINDS:
+        return
+    from PIL import features
+
+    if not features.check(FEATURES[form.name]):
         raise BadRequest(
             f"this Pillow writes no {form.name}: install one that does, or choose --format png"
         )
@@ -86,6 +93,8 @@ def check(form: Format) -> None:
 
 def described(texts: Mapping[str, str]) -> bytes:
     """EXIF data with these texts."""
+    from PIL import ExifTags, Image
+
     exif = Image.Exif()
     more = {key: text for key, text in texts.items() if key != "parameters"}
     exif[ExifTags.Base.ImageHistory] = json.dumps(more, ensure_ascii=False).encode("utf-8")
@@ -105,7 +114,7 @@ def check_room(texts: Mapping[str, str], form: Format) -> None:
         )
 
 
-def encode(image: Image.Image, texts: Mapping[str, str], form: Format) -> bytes:
+def encode(image: "Image.Image", texts: Mapping[str, str], form: Format) -> bytes:
     """The JPEG, WebP or AVIF file of a picture with texts; the same bytes each time."""
     assert form.quality is not None
     file = BytesIO()

@@ -64,7 +64,7 @@ def spans(text: str, grammar: Grammar = "a1111") -> tuple[Span, ...]:
         return (Span(text),)
     if grammar == "comfyui":
         return merged(list(_absolute(text)))
-    if not re.search(r"[()\[\]]|\bBREAK\b", text):
+    if not any(sign in text for sign in "()[]") and not ("BREAK" in text and _BREAK.search(text)):
         return (Span(text),)
     return merged(_multiplied(text))
 

@@ -204,6 +204,8 @@ class Request:
         """
         if self.seed is None:
             raise BadRequest("a request without a seed has no n-th picture; give it a seed")
+        if not i and self.count == 1:
+            return self
         if self.subseed is not None and self.subseed_strength:
             return replace(self, subseed=(self.subseed + i) % SEEDS, count=1)
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
@@ -220,16 +222,17 @@ class Request:
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
         """The request of such values; BadRequest names what is unknown, missing or wrong."""
-        names = [f.name for f in fields(cls)]
-        unknown = [key for key in values if key not in names]
-        if unknown:
-            near = get_close_matches(unknown[0], names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
-            raise BadRequest(f"no request has a field {shown(unknown[0])}{hint}")
+        _check_names(values)
         if "prompt" not in values:
             raise BadRequest('a request needs a "prompt"')
         make: Callable[..., Request] = cls
         return make(**{name: _value(name, values[name]) for name in values})
+
+    def with_json(self, values: Mapping[str, object]) -> "Request":
+        """The same with such values in place of its own; BadRequest as `from_json`."""
+        _check_names(values)
+        change: Callable[..., Request] = replace
+        return change(self, **{name: _value(name, values[name]) for name in values})
 
 
 _NAMES = [f.name for f in fields(Request)]
@@ -241,6 +244,15 @@ def _plain_value(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
     return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
+
+
+def _check_names(values: Mapping[str, object]) -> None:
+    """Raise BadRequest if values are of fields that no request has."""
+    unknown = next((key for key in values if key not in _NAMES), None)
+    if unknown is not None:
+        near = get_close_matches(unknown, _NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_NAMES)}"
+        raise BadRequest(f"no request has a field {shown(unknown)}{hint}")
 
 
 def check_text(name: str, text: object) -> None:

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from typer.core import TyperCommand
-
 from txt2img import settings
+from txt2img.cli.direct import Direct
 from txt2img.errors import BadFile
 from txt2img.escape import shown
 
@@ -20,7 +19,7 @@ NOT_WITH_FROM = (
 )
 
 
-class Configured(TyperCommand):
+class Configured(Direct):
     """A command whose blanks are filled from the config file before the program's defaults."""
 
     def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]

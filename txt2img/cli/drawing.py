@@ -23,7 +23,6 @@ from txt2img.cli.results import Meter, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.sweeping import finish_sweep
-from txt2img.cli.viewer import viewer_of
 from txt2img.cli.viewing import Viewing
 from txt2img.cli.wish import Wish
 from txt2img.errors import Txt2imgError
@@ -96,6 +95,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
     """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img import batch
     from txt2img.amount import roomy
+    from txt2img.cli.viewer import viewer_of
     from txt2img.latents import Shelf
     from txt2img.stopwatch import Stopwatch
 
