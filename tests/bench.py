@@ -174,6 +174,17 @@ def start(rounds: int) -> Result:
     return Result("start: --help against diffusers' import", *in_turns(ours, theirs, rounds))
 
 
+def rehearsals(rounds: int) -> Iterator[Result]:
+    """Dry runs of 1,000 prompts, in processor time, which other programs lengthen less."""
+    for name, options in (
+        ("1,000 prompts", ()),
+        ("1,000 prompts, --json", ("--json",)),
+        ("1,000 prompts, wildcards", ("--wildcards", "lists")),
+    ):
+        seconds = bench_process.rehearsal(1000, rounds, *options)
+        yield Result(f"start: dry run of {name}, CPU time", seconds)
+
+
 def model_rows(rounds: int) -> Iterator[Result]:
     """The default model in fresh processes: each part of a run, and all of it."""
     ours, theirs = [bench_process.run(bench_process.OURS, DEFAULT)], []
@@ -215,6 +226,7 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             yield vae(factor, pixels, options.rounds)
     if "start" in parts:
         yield start(min(options.rounds, 3))
+        yield from rehearsals(min(options.rounds, 5))
     if "loop" in parts:
         spent = bench_process.loop_microseconds()
         yield Result("loop around a null network, a step", spent, unit=MICROSECONDS)

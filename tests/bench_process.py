@@ -5,6 +5,8 @@ import, to load, for the first picture and for a later one, and how much memory 
 """
 
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -89,6 +91,36 @@ def run(program: str, folder: Path) -> Run:
         figures = json.loads(done.stdout.splitlines()[-1])
         with Image.open(path) as image:
             return Run(figures, seconds, image.convert("RGB").tobytes())
+
+
+def rehearsal(lines: int, rounds: int, *options: str) -> float:
+    """Seconds of processor time, at the median, that a dry run of so many prompts takes.
+
+    It is all that the process uses, start-up too. A round that does not count writes byte code.
+    """
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "txt2img", "--prompts", "prompts.txt", "--seed", "1"]
+    command += ["--dry-run", "--device", "cpu", *options]
+    seconds = []
+    with tempfile.TemporaryDirectory() as place:
+        animals = Path(place, "lists", "animal.txt")
+        animals.parent.mkdir()
+        animals.write_text("cat\ndog\nsleeping bird\n")
+        texts = (
+            f"a {{red|blue}} __animal__ number {n}, (3d:1.2) emoji --cfg 5\n" for n in range(lines)
+        )
+        Path(place, "prompts.txt").write_text("".join(texts))
+        for _ in range(rounds + 1):
+            before = spent()
+            subprocess.run(command, cwd=place, env=env, check=True, capture_output=True)
+            seconds.append(spent() - before)
+    return statistics.median(seconds[1:])
+
+
+def spent() -> float:
+    """Seconds of processor time that this process's children have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def farthest(a: bytes, b: bytes) -> float:
