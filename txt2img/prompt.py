@@ -58,6 +58,7 @@ class Turns:
 Part = str | Edit | Turns
 
 
+@lru_cache(maxsize=8)  # as with _schedule
 def spans(text: str, grammar: Grammar = "a1111") -> tuple[Span, ...]:
     """A text's spans: no prompt is without one, no two neighbours could be one. BadRequest."""
     if grammar == "text" or (grammar == "comfyui" and not re.search(r"[\\()]", text)):
