@@ -4,8 +4,9 @@ The pixels are never decoded. A1111 writes its text as the user's comment, in UT
 all other texts as one JSON object into ImageHistory: what was done to make the picture.
 """
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -34,13 +35,15 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
             exif = image.getexif()
             held = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
             history = exif.get(ExifTags.Base.ImageHistory, b"")
+            graph = graphs([exif.get(ExifTags.Base.Model), exif.get(ExifTags.Base.Make)])
+            packet = image.info.get("xmp", b"")
             comment = image.info.get("comment", b"")
             size = image.size
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(KINDS)} either") from None
     except (OSError, SyntaxError, KeyError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-    texts = more_texts(history)
+    texts = graph | more_texts(history)
     said = user_comment(held)
     if said:
         # JSON is another program's, unless we wrote it; all else is A1111's text.
@@ -50,7 +53,28 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
         # The way of stable-diffusion.cpp.
         _, _, text = comment[:TEXT_MAX].partition(b"\0")
         texts.setdefault("parameters", text.rstrip(b"\0").decode("utf-8", errors="replace"))
+    if words := parameters_in(packet):
+        texts.setdefault("parameters", words)
     return *size, texts
+
+
+def graphs(tags: Iterable[object]) -> dict[str, str]:
+    """What ComfyUI says in a WebP: each tag begins with what it holds, a prompt or a workflow."""
+    found = {}
+    for tag in tags:
+        name, sign, text = tag.partition(":") if isinstance(tag, str) else ("", "", "")
+        if sign and name in ("prompt", "workflow") and len(text) <= TEXT_MAX:
+            found[name] = text.rstrip("\0")
+    return found
+
+
+def parameters_in(packet: object) -> str:
+    """The text that stable-diffusion.cpp puts into a WebP's XMP packet; empty if there is none."""
+    if not isinstance(packet, bytes) or len(packet) > TEXT_MAX:
+        return ""
+    _, _, rest = packet.decode("utf-8", errors="replace").partition("<sdcpp:parameters>")
+    text, end, _ = rest.partition("</sdcpp:parameters>")
+    return html.unescape(text) if end else ""
 
 
 def user_comment(held: object) -> str:
