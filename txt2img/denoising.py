@@ -48,6 +48,9 @@ def denoiser(
     scale = strength(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
+        together = (
+            together and len({length for pair in conds[part] for length in lengths(pair)}) == 1
+        )
         parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
         return composed(predict, parts, side(part, -1), scale, together, request.cfg_rescale)
 
@@ -93,11 +96,16 @@ def join(conds: Sequence[Cond]) -> Cond:
 def alike(conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]) -> list[slice]:
     """The longest runs of equally long conditions with the same weights: each fits in one batch."""
     rows = zip(conds, requests, strict=True)
-    groups = groupby(rows, key=lambda row: (row[0][0][0][1].tokens.shape[1], weights(row[1])))
+    groups = groupby(rows, key=lambda row: (lengths(row[0]), weights(row[1])))
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
     return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def lengths(courses: Sequence[Course]) -> list[int]:
+    """The tokens of each prompt of a picture: those of a course have equally many."""
+    return [course[0][1].tokens.shape[1] for course in courses]
 
 
 def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:

@@ -40,6 +40,15 @@ class Cond:
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
+    def lengthened(self, times: float) -> "Cond":
+        """The same `times` as long, at least once: by its last token, again and again.
+
+        So A1111 makes parts that AND joins equally long (prompt_parser.py, stack_conds).
+        """
+        length = self.tokens.shape[1]
+        more = self.tokens[:, -1:].expand(-1, round(times * length) - length, -1)
+        return replace(self, tokens=torch.cat([self.tokens, more], dim=1))
+
     def to(self, dtype: torch.dtype) -> "Cond":
         """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels."""
         return Cond(
