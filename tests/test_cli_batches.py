@@ -178,6 +178,7 @@ def test_a_sweep_ends_in_a_sheet_and_a_table(draw: Command) -> None:
     assert outcome.code == 0, outcome.err
     *paths, sheet, table = outcome.out.split()
     assert (len(paths), sheet, table) == (6, "new/sheet.png", "new/sheet.csv")
+    assert paths[:2] == ["new/x-1-1.0-1.png", "new/x-1-2.0-1.png"]
     rows = list(csv.DictReader(io.StringIO(Path(table).read_text("utf-8"))))
     assert [(row["cfg"], row["steps"]) for row in rows] == [
         (f"{cfg}.0", steps) for steps in "12" for cfg in (1, 2, 3)

@@ -96,6 +96,33 @@ def test_standard_input_is_left_alone(picture: str) -> None:
     assert shell(f"printf 'a\\nb\\n' | ($T info {picture} > out.txt; cat)").stdout == "a\nb\n"
 
 
+THREE_SIGNALS = """
+import signal
+from txt2img.cli.signals import STOP, Stopped
+STOP.listen()
+STOP.finishing = True
+signal.raise_signal(signal.SIGINT)
+print("finishing", flush=True)
+try:
+    signal.raise_signal(signal.SIGINT)
+except Stopped:
+    print("stopping", flush=True)
+    signal.raise_signal(signal.{})
+print("never")
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_third_signal_ends_a_process_whatever_it_does(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", THREE_SIGNALS.format(name)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, "finishing\nstopping\n")
+
+
 @pytest.mark.slow
 def test_an_interrupt_ends_a_run_soon(folder: Path, sd1_folder: Path) -> None:
     arguments = ("-m", str(sd1_folder), "-W", "64", "-H", "64", "--steps", "3", "--count", "1000")

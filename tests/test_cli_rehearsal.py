@@ -152,6 +152,15 @@ def test_a_dry_run_tells_what_a_resumed_run_would_draw(draw: Command, folder: Pa
     assert (said["path"], said["id"]) == ("art/a-cat-2.png", told["id"])
 
 
+def test_a_dry_run_tells_that_a_name_is_taken(draw: Command, folder: Path) -> None:
+    Path("x.png").write_bytes(b"old")
+    for more in ((), ("--dry-run",)):
+        outcome = draw("x", "--seed", "1", "-o", "x.png", *more)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err.startswith('Error: "x.png" exists; add --overwrite')
+    assert draw("x", "--seed", "1", "-o", "x.png", "--dry-run", "--overwrite").code == 0
+
+
 def test_a_dry_run_of_a_model_never_loaded_cannot_tell_what_is_there(
     command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:

@@ -3,12 +3,13 @@
 import io
 import os
 import tracemalloc
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from txt2img import prompts
+from txt2img import lines, prompts
 from txt2img.errors import BadFile, BadRequest
 from txt2img.lines import from_line
 from txt2img.request import Compat, Request, Sampler, Schedule
@@ -42,6 +43,13 @@ def test_a_line_has_options_of_its_own() -> None:
     assert request == Request(
         "a red apple", width=64, steps=3, cfg=5.0, sampler=Sampler.EULER_A, seed=7
     )
+
+
+def test_a_line_can_say_all_that_is_not_the_models() -> None:
+    said = {"prompt", *lines.OURS.values()}
+    made_of_the_prompt = {"template", "negative_template", "loras", "embeddings"}  # <lora:…>, words
+    one_for_all = {"model", "vae", "refiner", "refiner_switch"}
+    assert {f.name for f in fields(Request)} == said | made_of_the_prompt | one_for_all
 
 
 def test_what_a_line_leaves_open_is_the_command_lines() -> None:

@@ -66,12 +66,13 @@ class Output:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         locks.sweep(self.folder, TEMPORARY, locks.LOCK)
-        if (
-            self.exact
-            and not (self.overwrite or self.resume)
-            and os.path.lexists(self.folder / self.pattern)
-        ):
-            raise taken(self.folder / self.pattern)
+        self.check_free()
+
+    def check_free(self) -> None:
+        """Raise BadOutput if the name of the one picture is taken, and that is not meant."""
+        path = self.folder / self.pattern
+        if self.exact and not (self.overwrite or self.resume) and os.path.lexists(path):
+            raise taken(path)
 
     def _settle(self) -> None:
         """Make the folder, and keep it from being empty, so that no other process removes it."""
@@ -121,7 +122,7 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
 
     A name tells the format; where it does not, that is `form`.
     """
-    default = f"{{prompt}}-{{seed}}{form.suffix}"
+    default = usual(form)
     if text is None:
         return Output(Path(), default, overwrite=overwrite, form=form)
     check_text("--output", text)
@@ -149,6 +150,11 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
         stem, suffix = os.path.splitext(name)
         return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, form=form)
     return Output(folder, name, exact=not pattern, overwrite=overwrite, form=form)
+
+
+def usual(form: Format) -> str:
+    """The pattern of names where none is asked for."""
+    return f"{{prompt}}-{{seed}}{form.suffix}"
 
 
 def slug(text: str) -> str:

@@ -24,6 +24,7 @@ def rehearse(wish: Wish, order: "Order") -> int:
     """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
     from txt2img.forecast import foresee
 
+    order.target.check_free()
     forecast = foresee(wish.model, wish.library, order.precision.device, order.precision.dtype)
     care = Care(order.batching.strict, forecast.tokenizers)
     if forecast.hash:
