@@ -17,7 +17,7 @@ ROWS = (
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
-        *("traps.py", "machine.py", "past.py", "writers.py"),
+        *("traps.py", "machine.py", "past.py", "writers.py", "novelai.py"),
     ),
     ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
