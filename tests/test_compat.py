@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import tiny
@@ -23,9 +24,11 @@ from txt2img.denoising import alike
 from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond, over_time, predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
+from txt2img.diffusion.noise import source
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline import noise_levels, prepare
 from txt2img.request import Compat, Request, Sampler, Schedule
+from txt2img.seeds import own_noise
 from txt2img.weights.load import Model, load
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
@@ -253,3 +256,22 @@ def test_pictures_of_unequal_prompts_are_drawn_side_by_side_as_alone() -> None:
     for i, request in enumerate(asked):
         [alone] = deque(prepare(model, [request]).states(), maxlen=1)
         assert torch.allclose(together.x[i], alone.x[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rng", "first", "then"),
+    [
+        ("cpu", "cpu", "cpu"),
+        ("nv:7", "nv:7", "nv:7"),
+        ("cpu,nv", "cpu", "nv"),
+        ("nv,cpu", "nv", "cpu"),
+    ],
+)
+def test_the_steps_noise_may_have_a_source_of_its_own(rng: str, first: str, then: str) -> None:
+    latent = (4, 8, 8)
+    request = Request("x", seed=5, rng=rng)
+    start, step = islice(own_noise(request, latent), 2)
+    one = source(first, 5, latent)
+    assert torch.equal(start, one())
+    other = one if first == then else source(then, 5, latent)  # a generator of its own, or goes on
+    assert torch.equal(step, other())

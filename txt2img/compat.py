@@ -115,6 +115,9 @@ def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source 
         found = replace(found, delta=ensd)
     if rng is None:
         return found
+    first, _, later = rng.partition(",")
+    if later:
+        return replace(found, first=first, later=later)
     # Who draws on the processor first and on the card later says which card.
     return replace(found, later=rng) if found.later else replace(found, first=rng)
 

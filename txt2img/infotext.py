@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from txt2img.compat import rules
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, OtherVAE, Refiner, tagged, untagged
-from txt2img.request import Compat, Request, Sampler, Schedule
-from txt2img.writers import CARDS, writer
+from txt2img.request import Request, Sampler, Schedule
+from txt2img.writers import writer
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -148,9 +149,7 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
 
 def _by_card(request: Request) -> bool:
     """Whether a picture starts from a card's noise."""
-    if request.rng is None or request.compat is Compat.COMFYUI:
-        return request.compat in CARDS
-    return request.rng.startswith("nv")
+    return rules(request).first.startswith("nv")
 
 
 def ambiguous(request: Request) -> str | None:

@@ -116,7 +116,7 @@ LATER = (
     *("compat", "clip_skip", "subseed", "subseed_strength"),
     *("refiner", "refiner_switch", "cfg_interval", "ensd", "rng"),
 )
-RNG = re.compile(r"cpu|nv(:[1-9]\d{0,9})?")
+RNG = re.compile(r"(cpu|nv(:[1-9]\d{0,9})?)(,(cpu|nv(:[1-9]\d{0,9})?))?")
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 
 
@@ -162,7 +162,8 @@ class Request:
     refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
     cfg_interval: Interval | None = None  # where on that way guidance is; None: everywhere
     ensd: int | None = None  # A1111's eta noise seed delta: what the steps' seed is more
-    rng: str | None = None  # where numbers come from: cpu, nv, or nv:N, a card of N threads
+    # Where numbers come from: cpu, nv, or nv:N, a card of N threads; after a comma, the steps'.
+    rng: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
