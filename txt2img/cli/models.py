@@ -96,12 +96,9 @@ def hash_models(names: Names, json: Json = False) -> None:
             for path in paths:
                 # The second is a LoRA's, which is one file.
                 for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
-                    reading = hashing(path, start)
-                    try:
-                        while True:
-                            bar.advance(path.name, *next(reading), "")
-                    except StopIteration as end:
-                        digests.append(end.value)
+                    for read in hashing(path, start):
+                        bar.advance(path.name, read.done, read.size, "")
+                    digests.append(read.digest)
         short = model_hash(paths)
         single = len(paths) == 1
         record = {

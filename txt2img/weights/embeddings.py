@@ -14,7 +14,7 @@ from torch import Tensor
 
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights import files
+from txt2img.weights import files, reading
 from txt2img.weights.files import NAME_MAX, Stored
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Learnt:
 
     def read(self) -> list[Tensor]:
         """The vectors (N, D) for each encoder. Raises MissingWeights, BadFile."""
-        found = files.read(dict(self.parts), torch.device("cpu"), torch.float32)
+        found = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
         return [found[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
 
 

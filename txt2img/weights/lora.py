@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from txt2img.disk import parse_object, read_json
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights import files, lycoris, spellings
+from txt2img.weights import files, lycoris, reading, spellings
 from txt2img.weights.files import Header, Stored
 from txt2img.weights.hashes import sha256
 
@@ -44,7 +44,7 @@ class Piece:
     def read(self) -> dict[str, Tensor]:
         """The tensors by role, float32, on the CPU. Raises MissingWeights, BadFile."""
         named = {f"{self.spelled} {role}": stored for role, stored in self.parts.items()}
-        found = files.read(named, torch.device("cpu"), torch.float32)
+        found = reading.read(named, torch.device("cpu"), torch.float32)
         return {role: found[f"{self.spelled} {role}"] for role in self.parts}
 
 
@@ -164,7 +164,7 @@ def _piece(layer: str, home: str, parts: dict[str, Stored], settings: "Settings"
 
 def _scalar(name: str, stored: Stored) -> float:
     """A tensor's only number. Raises MissingWeights."""
-    value = files.tensor(name, stored)
+    value = reading.tensor(name, stored)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
         raise MissingWeights(f"{stored.path.name}: {shown(name, files.NAME_MAX)} is not one number")
     return number
