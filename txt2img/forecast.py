@@ -17,7 +17,7 @@ from txt2img.request import Request
 from txt2img.weights import files
 from txt2img.weights.hashes import known_hash
 from txt2img.weights.other_vae import find_vae
-from txt2img.weights.plan import Plan, find, planned
+from txt2img.weights.plan import Plan, check_vae, find, planned
 
 TEXTS_MAX = 16  # of a prompt that changes, as many are counted
 
@@ -75,6 +75,7 @@ def foresee(model: str, library: Library, device: str | None, dtype: str | None)
     where = machine.likely_device(device)
     dtypes = machine.likely_dtypes(where, dtype)
     plan = planned(model, others=library.parts)
+    check_vae(plan, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
     if library.refiner is not None:

@@ -12,6 +12,7 @@ from txt2img.errors import BadRequest
 from txt2img.ledger import Item, items
 from txt2img.png import Origin
 from txt2img.request import Request
+from txt2img.units import size
 
 if TYPE_CHECKING:
     from txt2img.cli.drawing import Order
@@ -114,8 +115,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(memory: int) -> str:
-    """Bytes in the unit that says them best."""
-    return f"{memory / 1e9:.1f} GB" if memory >= 1e9 else f"{memory / 1e6:.0f} MB"

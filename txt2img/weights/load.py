@@ -25,7 +25,7 @@ from txt2img.weights.families import Family
 from txt2img.weights.hashes import compiler_cache, hashed_beside
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import Part, bare, check, check_size
-from txt2img.weights.plan import Plan, planned
+from txt2img.weights.plan import Plan, check_vae, planned
 from txt2img.weights.reader import reader
 from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.wear import Wardrobe
@@ -72,6 +72,7 @@ def load(
     MissingWeights, BadFile, each naming what is wrong.
     """
     plan = planned(name_or_path, prediction, others)
+    check_vae(plan, vae_path)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}

@@ -43,6 +43,12 @@ ENDINGS = {
     ".weight": "ia3",
     ".oft_R.weight": "oft_r",
     ".oft_R.default.weight": "oft_r",
+    ".boft_R": "boft_r",
+    ".boft_R.default": "boft_r",
+    ".boft_s": "rescale",
+    ".boft_s.default": "rescale",
+    ".oft_r": "old_oft",
+    ".oft_r.default": "old_oft",
     **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{
         f".{name}": name
@@ -59,10 +65,16 @@ _LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
-# What stands before a text encoder's layers: kohya's and LyCORIS', then diffusers' and peft's.
+# What stands before a text encoder's layers: kohya's, LyCORIS'; diffusers', peft's, ComfyUI's.
 TEXT_PREFIXES = {
-    "text": (("lora_te_", "lora_te1_", "lycoris_"), ("text_encoder.", "base_model.model.")),
-    "text_2": (("lora_te2_",), ("text_encoder_2.",)),
+    "text": (
+        ("lora_te_", "lora_te1_", "lycoris_"),
+        (
+            *("text_encoder.", "base_model.model."),
+            *("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
+        ),
+    ),
+    "text_2": (("lora_te2_",), ("text_encoder_2.", "text_encoders.clip_g.transformer.")),
 }
 
 
