@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond
+from txt2img.extras import Lora
 from txt2img.pipeline import noise_levels, sampled
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.seeds import fresh_noise
 from txt2img.weights.load import Model, load
+from txt2img.weights.wear import ready, undress
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SCHEDULE = {
@@ -167,24 +170,23 @@ def of_diffusers(family: str, file: Path, scale: float, model: Model) -> Tensor:
     return latents
 
 
-def drawn(model: Model) -> Tensor:
-    *_, last = sampled(model, [request(model)])
+def drawn(model: Model, *loras: Lora) -> Tensor:
+    *_, last = sampled(model, [ready(model, replace(request(model), loras=loras))])
     return last.x
 
 
-@pytest.mark.parametrize("layout", ["folder", "file"])
 @pytest.mark.parametrize(
-    ("family", "naming", "scale"),
+    ("family", "layout", "naming", "scale"),
     [
-        ("xl", as_kohya, 1.0),
-        ("xl", as_blocks, 0.7),
-        ("xl", as_peft, -0.4),
-        ("sd2", as_kohya, 0.7),
-        ("sd2", as_peft, 1.0),
+        ("xl", "file", as_kohya, 1.0),
+        ("xl", "file", as_blocks, 0.7),
+        ("xl", "folder", as_peft, -0.4),
+        ("sd2", "file", as_kohya, 0.7),
+        ("sd2", "folder", as_peft, 1.0),
     ],
 )
 def test_final_latents_equal_diffusers(
-    family: str, naming: Callable[[str], State], scale: float, layout: str, tmp_path: Path
+    family: str, layout: str, naming: Callable[[str], State], scale: float, tmp_path: Path
 ) -> None:
     model = ours(family, layout)
     plain, before = drawn(model), states(model)
@@ -193,9 +195,9 @@ def test_final_latents_equal_diffusers(
     count = sum(map(len, found(family).values()))
     assert notes[-1] == f"LoRA style: applied {count} of {count}"
     wanted = of_diffusers(family, file, scale, model)
-    assert off(drawn(model), wanted) < 1e-4
+    assert off(drawn(model, Lora("style", scale, scale)), wanted) < 1e-4
     assert off(plain, wanted) > 1e-2
-    put_on(model)
+    undress(model)
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
@@ -217,7 +219,7 @@ def test_each_network_is_changed_by_its_own_part_of_a_file(tmp_path: Path) -> No
                 else:
                     down, up = both[part][stem]
                     assert off(change, up @ down) < 1e-4
-        put_on(model)
+        undress(model)
 
 
 @pytest.mark.parametrize("naming", [as_kohya, as_peft])
@@ -245,4 +247,4 @@ def test_a_refiners_only_encoder_is_the_second(
     ids = torch.tensor([model.text.encoders[0].tokenizer.chunks("a cat")[0]])
     hidden = text(ids, output_hidden_states=True).hidden_states[-2]
     assert off(model.text.encode(["a cat"]).tokens, hidden) < 1e-5
-    put_on(model)
+    undress(model)

@@ -25,7 +25,8 @@ def rehearse(wish: Wish, order: "Order") -> int:
     """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
     from txt2img.forecast import foresee
 
-    forecast = foresee(wish.model, wish.library, order.precision.device, order.precision.dtype)
+    how = order.precision
+    forecast = foresee(wish.model, wish.library, how.device, how.dtype, how.low_memory)
     care = Care(order.batching.strict, forecast.tokenizers)
     if forecast.hash:
         wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
