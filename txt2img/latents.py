@@ -21,7 +21,7 @@ from txt2img.ledger import Item, forget, kept
 from txt2img.output import Output, numbered
 from txt2img.png import HEAD, Origin, kind_of, table
 from txt2img.request import Request
-from txt2img.weights import files
+from txt2img.weights import files, reading
 
 FORMAT = 1  # of the JSON text
 TENSOR = "latent"
@@ -150,7 +150,7 @@ def read(path: Path) -> Latent:
         first_seed = None if first is None else _whole(first)
     except ValueError as error:
         raise BadFile(f"{shown(str(path))} has a broken record: {error}") from error
-    x = files.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
+    x = reading.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
     safe = name if NAME.fullmatch(name) else "picture.png"
     return Latent(x, request, origin, first_seed, safe, *steps)
 

@@ -15,6 +15,7 @@ from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.care import Care
 from txt2img.cli.filing import destination
+from txt2img.cli.loading import load_model
 from txt2img.cli.manner import Manner
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
@@ -75,18 +76,9 @@ def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.batch import origin
-    from txt2img.memory import room_for
-    from txt2img.weights.kept import KEEPER
-    from txt2img.weights.refiner import add_refiner
 
-    began, device = time.perf_counter(), order.precision.place()
-    with room_for("the model"):
-        library = wish.library
-        model = KEEPER.load(wish.model, device, library.vae, library.parts)
-    model.memory, model.wardrobe.library = order.precision.memory(model.memory), wish.library
-    if wish.library.refiner is not None:
-        with room_for("the refiner"):
-            add_refiner(model, wish.library.refiner, device)
+    began = time.perf_counter()
+    model = load_model(wish.model, order.precision, wish.library)
     wish.warnings += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar, time.perf_counter() - began)
 

@@ -12,6 +12,7 @@ from txt2img.errors import BadRequest
 from txt2img.ledger import Item, Ledger, items
 from txt2img.png import Origin
 from txt2img.request import Request
+from txt2img.units import size
 
 if TYPE_CHECKING:
     from txt2img.cli.drawing import Order
@@ -25,7 +26,8 @@ def rehearse(wish: Wish, order: "Order") -> int:
     from txt2img.forecast import foresee
 
     order.target.check_free()
-    forecast = foresee(wish.model, wish.library, order.precision.device, order.precision.dtype)
+    how = order.precision
+    forecast = foresee(wish.model, wish.library, how.device, how.dtype, how.low_memory)
     care = Care(order.batching.strict, forecast.tokenizers)
     if forecast.hash:
         wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
@@ -142,8 +144,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(memory: int) -> str:
-    """Bytes in the unit that says them best."""
-    return f"{memory / 1e9:.1f} GB" if memory >= 1e9 else f"{memory / 1e6:.0f} MB"
