@@ -234,6 +234,14 @@ def test_nothing_below_the_command_line_prints(file: str) -> None:
 
 
 @each_file
+def test_commands_get_their_model_in_one_way(file: str) -> None:
+    """So that what holds for one holds for all: the worker's model, offload, lack of memory."""
+    ways = {"load.load", "kept.KEEPER", "refiner.add_refiner"}
+    if within(file, ("cli/",)) and file != "cli/loading.py":
+        assert not {f"txt2img.weights.{way}" for way in ways} & set(imports(TREES[file]))
+
+
+@each_file
 def test_a_function_fits_a_screen(file: str) -> None:
     functions = (n for n in ast.walk(TREES[file]) if isinstance(n, ast.FunctionDef))
     sizes = {n.name: (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
