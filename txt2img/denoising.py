@@ -61,9 +61,7 @@ def denoiser(
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else alike(conds, requests)
-    # With little memory a CPU looks twice: the pair's maps would take as much again as one's.
-    in_pairs = device.type != "cpu" or not model.memory.low
-    fast = side_by_side([(part, look(part, in_pairs)) for part in parts])
+    fast = side_by_side([(part, look(part)) for part in parts])
     slow = side_by_side([(part, look(part, together=False)) for part in singles])
     return thrifty(fast, slow, model.memory.tell)
 
