@@ -153,7 +153,8 @@ def test_a_peft_boft_is_merged_as_peft_does(model: Model, tmp_path: Path) -> Non
     assert len(named) == 4
     write(file, named)
     merged = made.merge_and_unload()
-    assert put_on(model, file)[-1].endswith("applied 2 of 2")
+    put_on(model, file)
+    assert model.wardrobe.notes[-1].endswith("applied 2 of 2")
     now = model.network.state_dict()
     for short, name in kinds.items():
         close(now[f"{name}.weight"], merged[short].weight.data)
