@@ -228,8 +228,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         yield start(min(options.rounds, 3))
         yield from rehearsals(min(options.rounds, 5))
     if "loop" in parts:
-        spent = bench_process.loop_microseconds()
-        yield Result("loop around a null network, a step", spent, unit=MICROSECONDS)
+        for sampler, spent in bench_process.loop_microseconds().items():
+            yield Result(f"loop around a null network, {sampler}", spent, unit=MICROSECONDS)
     if "model" in parts:
         yield from model_rows(min(options.rounds, 3))
     if "warm" in parts and (DEFAULT / "model_index.json").exists():

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Protocol
 
 import torch
@@ -94,6 +94,9 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 
     Levels between two are of the step that passes them. `late` changes come a step later.
     """
+    if len(course) == 1:
+        [(_, always)] = course
+        return lambda level: always
     ratios = [-level.ratio for level in levels]  # upwards
 
     def at(level: Level) -> Cond:
@@ -125,15 +128,21 @@ class Predictor:
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
-        if not getattr(self.network, "shares", False):
+        dtype, shares = self._manner
+        if not shares:
             x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
-        dtype = next(iter(self.network.parameters())).dtype
         clock = self.process.time(level)
         if self.whole_times:
             clock = float(round(clock))
         time = torch.full((len(x),), clock, device=x.device)
         kept = () if self.reuse is None else (self.reuse.at(level, cond),)
         return self.network(x.to(dtype), time, cond.to(dtype), *kept).float()
+
+    @cached_property
+    def _manner(self) -> tuple[torch.dtype, bool]:
+        """The network's precision, which asks all its modules, and whether it shares latents."""
+        dtype = next(iter(self.network.parameters())).dtype
+        return dtype, getattr(self.network, "shares", False)
 
     def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """x0 (B, C, H, W), float32."""
