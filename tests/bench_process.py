@@ -20,6 +20,11 @@ CFG = 5.0
 SEED = 42
 PROMPT = "red apple, 3d emoji"
 FIGURES = ("import", "load", "first picture", "later picture", "memory")
+FEWER = {
+    "--reuse 2": {"reuse": 2},
+    "--reuse 3": {"reuse": 3},
+    "--token-merging 0.5": {"token_merging": 0.5},
+}
 LOOP_STEPS = 200
 LOOP_RUNS = 12  # the least of them counts: a machine that is busy with more only lengthens it
 LOOP_SAMPLERS = ("euler", "ddim", "dpm++2m")
@@ -134,6 +139,38 @@ def farthest(a: bytes, b: bytes) -> float:
 def medians(runs: list[Run]) -> dict[str, float]:
     """The medians of what runs measured, by FIGURES."""
     return {name: statistics.median(run.figures[name] for run in runs) for name in FIGURES}
+
+
+def fewer() -> dict[str, tuple[float, float, float]]:
+    """Processor seconds of a picture with fewer operations and with all, and their distance.
+
+    That is the root of the mean square of their values' distances, of 1.
+    """
+    import torch
+
+    from txt2img.device import choose
+    from txt2img.pipeline import generate
+    from txt2img.request import Request
+    from txt2img.weights.load import load
+
+    model = load("default", choose("cpu"))
+    found = {}
+
+    def draw(seed: int, fields: dict[str, float]) -> tuple[float, torch.Tensor]:
+        start = time.process_time()
+        [image] = generate(
+            Request.from_json({"prompt": PROMPT, "seed": seed, "steps": STEPS, **fields}), model
+        )
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) / 255
+        return time.process_time() - start, pixels
+
+    draw(0, {})
+    for name, fields in FEWER.items():
+        runs = [(draw(seed, fields), draw(seed, {})) for seed in range(1, 4)]
+        apart = [float((a - b).square().mean().sqrt()) for (_, a), (_, b) in runs]
+        less, whole = ([pair[i][0] for pair in runs] for i in (0, 1))
+        found[name] = statistics.median(less), statistics.median(whole), statistics.median(apart)
+    return found
 
 
 def loop_microseconds() -> dict[str, float]:
