@@ -24,11 +24,11 @@ LEFT_OUT = "stable-diffusion.cpp is left out: {} (pip install stable-diffusion-c
 HEAD = """
 import json, os, sys, time
 path, threads, side, steps = sys.argv[1], *map(int, sys.argv[2:])
-marks = []
+marks, out = [], os.fdopen(os.dup(1), "w")  # its wrapper closes standard output meanwhile
 def mark():
     marks.append(time.process_time())
     if len(marks) > steps:
-        print(json.dumps(marks), flush=True)
+        print(json.dumps(marks), file=out, flush=True)
         os._exit(0)  # the picture itself is not wanted
 """
 OURS = """
