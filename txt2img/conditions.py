@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -63,6 +64,7 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
     if not found.own_lengths:
         counts = [max(counts)] * len(counts)
 
+    @cache  # a prompt that takes turns comes again
     def cond(text: str, chunks: int, wanted: bool) -> Cond:
         whole = not wanted and not found.skip_negative
         how = replace(reading, clip_skip=1) if whole else reading

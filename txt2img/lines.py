@@ -31,6 +31,8 @@ OURS = {
     "--subseed-strength": "subseed_strength",
     "--ensd": "ensd",
     "--rng": "rng",
+    "--reuse": "reuse",
+    "--token-merging": "token_merging",
 }
 # A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
 THEIRS = {

@@ -15,7 +15,7 @@ UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
-    *("unet", "text_encoder"),
+    *("unet", "text_encoder", "reuse", "token_merging"),
 )
 
 

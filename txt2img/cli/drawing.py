@@ -75,10 +75,15 @@ def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
-    from txt2img.batch import origin
+    from txt2img.batch import origin, precision
 
     began = time.perf_counter()
     model = load_model(wish.model, order.precision, wish.library)
+    if order.precision.verbose:
+        from txt2img.device import manner
+        from txt2img.weights.load import device_of
+
+        wish.remarks.append(manner(device_of(model), precision(model)))
     wish.warnings += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar, time.perf_counter() - began)
 
