@@ -2,7 +2,8 @@
 
     python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
     python tests/bench.py --full         its exact size, at 256×256 and 512×512
-    python tests/bench.py --only start   one part: network, vae, start, loop, model, warm
+    python tests/bench.py --only start   one part: network, vae, fewer, start, loop, model, warm,
+                                         sdcpp (which --full runs too, where it is installed)
     python tests/bench.py --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
@@ -21,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import bench_process
+import bench_sdcpp
 import bench_warm
 import torch
 from torch import Tensor
 
-PARTS = ("network", "vae", "start", "loop", "model", "warm")
+PARTS = ("network", "vae", "fewer", "start", "loop", "model", "warm", "sdcpp")
 SECONDS, MEBIBYTES, MICROSECONDS = "s", "MiB", "µs"
 SCALES = {SECONDS: 1.0, MEBIBYTES: 2.0**-20, MICROSECONDS: 1.0}
 SD15 = (320, 640, 1280, 1280)
@@ -174,6 +176,17 @@ def start(rounds: int) -> Result:
     return Result("start: --help against diffusers' import", *in_turns(ours, theirs, rounds))
 
 
+def rehearsals(rounds: int) -> Iterator[Result]:
+    """Dry runs of 1,000 prompts, in processor time, which other programs lengthen less."""
+    for name, options in (
+        ("1,000 prompts", ()),
+        ("1,000 prompts, --json", ("--json",)),
+        ("1,000 prompts, wildcards", ("--wildcards", "lists")),
+    ):
+        seconds = bench_process.rehearsal(1000, rounds, *options)
+        yield Result(f"start: dry run of {name}, CPU time", seconds)
+
+
 def model_rows(rounds: int) -> Iterator[Result]:
     """The default model in fresh processes: each part of a run, and all of it."""
     ours, theirs = [bench_process.run(bench_process.OURS, DEFAULT)], []
@@ -203,21 +216,41 @@ def warm(rounds: int) -> Iterator[Result]:
         yield Result(name, seconds)
 
 
+def fewer() -> Iterator[Result]:
+    """The default model with fewer operations, in the place of diffusers: itself with all."""
+    for name, figures in bench_process.fewer().items():
+        yield Result(f"default model: {name}; without", *figures)
+
+
+def sdcpp(rounds: int) -> Iterator[Result]:
+    """A guided step from one f16 file, in the place of diffusers: stable-diffusion.cpp."""
+    if (reason := bench_sdcpp.absent()) is not None:
+        print(reason, file=sys.stderr)
+        return
+    found = bench_sdcpp.medians(rounds, torch.get_num_threads())
+    yield Result("SD 1.5 step, 256×256, processor; sd.cpp f16", *found)
+
+
 def results(options: argparse.Namespace) -> Iterator[Result]:
     """The chosen parts, one result at a time."""
     sizes = (256, 512) if options.full else (256,)
     factor = 1.0 if options.full else options.width
-    parts = options.only or PARTS
+    parts = options.only or [part for part in PARTS if part != "sdcpp" or options.full]
     for pixels in sizes:
         if "network" in parts:
             yield network(factor, pixels, options.rounds)
         if "vae" in parts:
             yield vae(factor, pixels, options.rounds)
+    if "fewer" in parts:
+        yield from fewer()
+    if "sdcpp" in parts:
+        yield from sdcpp(min(options.rounds, 2))
     if "start" in parts:
         yield start(min(options.rounds, 3))
+        yield from rehearsals(min(options.rounds, 5))
     if "loop" in parts:
-        spent = bench_process.loop_microseconds()
-        yield Result("loop around a null network, a step", spent, unit=MICROSECONDS)
+        for sampler, spent in bench_process.loop_microseconds().items():
+            yield Result(f"loop around a null network, {sampler}", spent, unit=MICROSECONDS)
     if "model" in parts:
         yield from model_rows(min(options.rounds, 3))
     if "warm" in parts and (DEFAULT / "model_index.json").exists():

@@ -1,15 +1,19 @@
 """Weighs and times loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it.
 
     python tests/bench_memory.py               both, about ten minutes; makes a file of 2.1 GB
-    python tests/bench_memory.py --only load   one part: load, draw
+    python tests/bench_memory.py --only load   one part: load, first, draw
 
 Every figure is of a process of its own, above what it held when it had imported its libraries.
 Private pages are what a program takes; pages of a mapped file the system can take back at any time.
+A model is loaded when a value of each page of its weights was read: diffusers maps a file, and
+reads it at the first use only. Cold is after the system was asked to forget what it has of the
+file; the other rows find it in memory. The processor's seconds say what a busy machine hides.
 Weights are random; sizes, names and types are the published ones. Linux only: it reads /proc.
 """
 
 import argparse
 import json
+import os
 import select
 import statistics
 import struct
@@ -24,12 +28,25 @@ from pathlib import Path
 import numpy as np
 import published
 
-PARTS = ("load", "draw")
+PARTS = ("load", "first", "draw")
 POLL_SECONDS = 0.002
 GB = 1e9
-COLUMNS = "{:44} {:>8} {:>9} {:>8} {:>8} {:>9}"
-WAIT = "print('ready', flush=True); sys.stdin.readline(); start = time.perf_counter()"
-DONE = "print(f'done {time.perf_counter() - start:.3f}', flush=True); sys.stdin.readline()"
+Command = tuple[str, ...]
+COLUMNS = "{:48} {:>8} {:>9} {:>8} {:>8} {:>9} {:>9}"
+WAIT = """
+def touch(*networks):
+    for network in networks:
+        for weight in network.parameters():
+            weight.detach().reshape(-1)[:: 4096 // weight.element_size()].sum()
+print("ready", flush=True)
+sys.stdin.readline()
+start, spent = time.perf_counter(), time.process_time()
+"""
+DONE = """
+spans = time.perf_counter() - start, time.process_time() - spent
+print("done", *spans, flush=True)
+sys.stdin.readline()
+"""
 OURS = f"""
 import sys, time
 from dataclasses import replace
@@ -44,6 +61,8 @@ side, steps = map(int, sys.argv[4:])
 model = load(path, replace(choose("cpu", dtype), low=kept == "low"))
 if steps:
     generate(Request("a red apple", width=side, height=side, steps=steps, seed=1), model)
+elif kept != "low":
+    touch(model.network, model.vae, model.text)
 {DONE}
 """
 THEIRS = f"""
@@ -58,6 +77,8 @@ pipe = StableDiffusionPipeline.from_single_file(
     safety_checker=None)
 if steps:
     pipe("a red apple", width=side, height=side, num_inference_steps=steps)
+else:
+    touch(pipe.unet, pipe.vae, pipe.text_encoder)
 {DONE}
 """
 
@@ -72,6 +93,7 @@ class Weight:
     mapped: float  # pages of files
     whole: float  # the peak with what was held before
     seconds: float
+    processor: float  # seconds of all threads
 
 
 def write_file(path: Path, model: str = "sd15") -> None:
@@ -96,7 +118,7 @@ def write_folder(folder: Path) -> None:
     """The configs and the tokenizer that diffusers wants beside a single file."""
     import tiny
 
-    from txt2img.models.text import EOS
+    from txt2img.models.tokens import EOS
     from txt2img.weights.vocabulary import shipped
 
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
@@ -148,7 +170,7 @@ def weighed(name: str, *command: str) -> Weight:
             raise SystemExit(f"{name}: the script broke off")
         top = status(child.pid)["VmHWM"]
         child.stdin.write("\n")
-    return Weight(name, top - before["VmRSS"], private, mapped, top, float(words[1]))
+    return Weight(name, top - before["VmRSS"], private, mapped, top, *map(float, words[1:]))
 
 
 def median(runs: list[Weight]) -> Weight:
@@ -158,19 +180,35 @@ def median(runs: list[Weight]) -> Weight:
     return Weight(runs[0].name, **figures)
 
 
+def forget(file: Path) -> None:
+    """Ask the system to forget what it has of a file, so that the disk is read."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def runs(part: str, file: Path, folder: Path, steps: int) -> Iterator[tuple[str, bool, Command]]:
+    """A part's runs: what each is called, whether it reads from the disk, and its command."""
+    side, count = {"load": (0, 0), "first": (64, 1), "draw": (512, steps)}[part]
+    what = f"draw {side}×{side}, {count} step{'s' * (count > 1)}" if count else "load"
+    tail = (str(side), str(count))
+    for dtype in ("float16", "float32") if part == "load" else ("float32",):
+        for cold in (False, True) if dtype == "float16" else (False,):
+            name = f"{what} {dtype}{', cold' * cold}"
+            mine: Command = (OURS, str(file), dtype, "whole", *tail)
+            yield f"{name}: txt2img", cold, mine
+            yield f"{name}: diffusers", cold, (THEIRS, str(file), str(folder), dtype, *tail)
+    yield f"{what} --low-memory: txt2img", False, (OURS, str(file), "float32", "low", *tail)
+
+
 def rows(part: str, file: Path, folder: Path, options: argparse.Namespace) -> Iterator[Weight]:
     """A part's runs, one by turns with the other, each the median of some rounds."""
-    side, steps = ("512", str(options.steps)) if part == "draw" else ("0", "0")
-    what = f"draw {side}×{side}, {steps} steps" if part == "draw" else "load"
-    commands: dict[str, tuple[str, ...]] = {}
-    for dtype in ("float16", "float32") if part == "load" else ("float32",):
-        tail = (dtype, side, steps)
-        commands[f"{what} {dtype}: txt2img"] = (OURS, str(file), dtype, "whole", *tail[1:])
-        commands[f"{what} {dtype}: diffusers"] = (THEIRS, str(file), str(folder), *tail)
-    commands[f"{what} --low-memory: txt2img"] = (OURS, str(file), "float32", "low", side, steps)
-    done: dict[str, list[Weight]] = {name: [] for name in commands}
+    chosen = list(runs(part, file, folder, options.steps))
+    done: dict[str, list[Weight]] = {name: [] for name, _, _ in chosen}
     for _ in range(options.rounds):
-        for name, command in commands.items():
+        for name, cold, command in chosen:
+            if cold:
+                forget(file)
             done[name].append(weighed(name, *command))
     yield from map(median, done.values())
 
@@ -198,14 +236,14 @@ def main() -> None:
             write_folder(folder)
         size = file.stat().st_size
         print(f"the file has {size / GB:.2f} GB")
-        print(
-            COLUMNS.format("GB above the imports", "peak", "private", "mapped", "whole", "seconds")
-        )
+        heads = ("peak", "private", "mapped", "whole", "seconds", "processor")
+        print(COLUMNS.format("GB above the imports", *heads))
         for part in chosen.only or PARTS:
             for weight in rows(part, file, folder, chosen):
                 sizes = (weight.peak, weight.private, weight.mapped, weight.whole)
                 shown = [f"{bytes_ / GB:.2f}" for bytes_ in sizes]
-                print(COLUMNS.format(weight.name, *shown, f"{weight.seconds:.2f}"), flush=True)
+                spans = f"{weight.seconds:.2f}", f"{weight.processor:.2f}"
+                print(COLUMNS.format(weight.name, *shown, *spans), flush=True)
                 done.append(asdict(weight))
     if chosen.json:
         figures = {"file": size, "runs": done}

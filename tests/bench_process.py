@@ -5,6 +5,8 @@ import, to load, for the first picture and for a later one, and how much memory 
 """
 
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,14 @@ CFG = 5.0
 SEED = 42
 PROMPT = "red apple, 3d emoji"
 FIGURES = ("import", "load", "first picture", "later picture", "memory")
+FEWER = {
+    "--reuse 2": {"reuse": 2},
+    "--reuse 3": {"reuse": 3},
+    "--token-merging 0.5": {"token_merging": 0.5},
+}
 LOOP_STEPS = 200
+LOOP_RUNS = 12  # the least of them counts: a machine that is busy with more only lengthens it
+LOOP_SAMPLERS = ("euler", "ddim", "dpm++2m")
 
 HEAD = """
 import json, resource, sys, time
@@ -91,6 +100,36 @@ def run(program: str, folder: Path) -> Run:
             return Run(figures, seconds, image.convert("RGB").tobytes())
 
 
+def rehearsal(lines: int, rounds: int, *options: str) -> float:
+    """Seconds of processor time, at the median, that a dry run of so many prompts takes.
+
+    It is all that the process uses, start-up too. A round that does not count writes byte code.
+    """
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "txt2img", "--prompts", "prompts.txt", "--seed", "1"]
+    command += ["--dry-run", "--device", "cpu", *options]
+    seconds = []
+    with tempfile.TemporaryDirectory() as place:
+        animals = Path(place, "lists", "animal.txt")
+        animals.parent.mkdir()
+        animals.write_text("cat\ndog\nsleeping bird\n")
+        texts = (
+            f"a {{red|blue}} __animal__ number {n}, (3d:1.2) emoji --cfg 5\n" for n in range(lines)
+        )
+        Path(place, "prompts.txt").write_text("".join(texts))
+        for _ in range(rounds + 1):
+            before = spent()
+            subprocess.run(command, cwd=place, env=env, check=True, capture_output=True)
+            seconds.append(spent() - before)
+    return statistics.median(seconds[1:])
+
+
+def spent() -> float:
+    """Seconds of processor time that this process's children have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def farthest(a: bytes, b: bytes) -> float:
     """How far two pictures' values are apart at most, of 1."""
     assert len(a) == len(b)
@@ -102,8 +141,40 @@ def medians(runs: list[Run]) -> dict[str, float]:
     return {name: statistics.median(run.figures[name] for run in runs) for name in FIGURES}
 
 
-def loop_microseconds() -> float:
-    """What our own loop costs a step: all but the network, which does nothing here.
+def fewer() -> dict[str, tuple[float, float, float]]:
+    """Processor seconds of a picture with fewer operations and with all, and their distance.
+
+    That is the root of the mean square of their values' distances, of 1.
+    """
+    import torch
+
+    from txt2img.device import choose
+    from txt2img.pipeline import generate
+    from txt2img.request import Request
+    from txt2img.weights.load import load
+
+    model = load("default", choose("cpu"))
+    found = {}
+
+    def draw(seed: int, fields: dict[str, float]) -> tuple[float, torch.Tensor]:
+        start = time.process_time()
+        [image] = generate(
+            Request.from_json({"prompt": PROMPT, "seed": seed, "steps": STEPS, **fields}), model
+        )
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) / 255
+        return time.process_time() - start, pixels
+
+    draw(0, {})
+    for name, fields in FEWER.items():
+        runs = [(draw(seed, fields), draw(seed, {})) for seed in range(1, 4)]
+        apart = [float((a - b).square().mean().sqrt()) for (_, a), (_, b) in runs]
+        less, whole = ([pair[i][0] for pair in runs] for i in (0, 1))
+        found[name] = statistics.median(less), statistics.median(whole), statistics.median(apart)
+    return found
+
+
+def loop_microseconds() -> dict[str, float]:
+    """What our own loop costs a step, by sampler: all but the network, which does nothing here.
 
     It is this thread's processor time, which other programs do not lengthen.
     """
@@ -134,13 +205,13 @@ def loop_microseconds() -> float:
     model = load("default", choose("cpu"))
     null = Null().requires_grad_(False)
     model.network = null  # type: ignore[assignment]
-    asked = Request(PROMPT, steps=LOOP_STEPS, seed=SEED, sampler=Sampler.EULER)
-    asked = ready(model, asked).filled(model.family.defaults)
-    best = float("inf")
-    for _ in range(3):
+    best = dict.fromkeys(LOOP_SAMPLERS, float("inf"))
+    for name in LOOP_SAMPLERS * LOOP_RUNS:
+        asked = Request(PROMPT, steps=LOOP_STEPS, seed=SEED, sampler=Sampler.parse(name))
+        asked = ready(model, asked).filled(model.family.defaults)
         job, null.spent = prepare(model, [asked]), 0.0
         start = time.thread_time()
         for _ in job.states():
             pass
-        best = min(best, time.thread_time() - start - null.spent)
-    return best / LOOP_STEPS * 1e6
+        best[name] = min(best[name], time.thread_time() - start - null.spent)
+    return {name: seconds / LOOP_STEPS * 1e6 for name, seconds in best.items()}

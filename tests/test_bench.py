@@ -1,6 +1,9 @@
 """The benchmark's arithmetic: what is told of two runs is what they measured."""
 
+from pathlib import Path
+
 import bench
+import bench_memory
 import bench_process
 import pytest
 
@@ -33,3 +36,22 @@ def test_a_programs_own_figures_are_told_by_their_medians() -> None:
         for value in (1.0, 9.0, 2.0)
     ]
     assert bench_process.medians(runs) == dict.fromkeys(bench_process.FIGURES, 2.0)
+
+
+def test_what_is_weighed_beside_diffusers_is_a_folder_that_it_reads(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    bench_memory.write_folder(tmp_path)
+    read = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
+    assert read("a cat")["input_ids"] == [49406, 320, 2368, 49407]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("unet", "vae", "text_encoder", "scheduler", "tokenizer", "model_index.json")
+    }
+
+
+@pytest.mark.parametrize("part", bench_memory.PARTS)
+def test_each_of_a_parts_runs_has_its_name_and_a_program(part: str, tmp_path: Path) -> None:
+    runs = list(bench_memory.runs(part, tmp_path / "x.safetensors", tmp_path, 2))
+    assert len({name for name, _, _ in runs}) == len(runs)
+    for _, _, command in runs:
+        compile(command[0], part, "exec")

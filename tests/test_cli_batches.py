@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,7 @@ def test_a_sweep_ends_in_a_sheet_and_a_table(draw: Command) -> None:
     assert outcome.code == 0, outcome.err
     *paths, sheet, table = outcome.out.split()
     assert (len(paths), sheet, table) == (6, "new/sheet.png", "new/sheet.csv")
+    assert paths[:2] == ["new/x-1-1.0-1.png", "new/x-1-2.0-1.png"]
     rows = list(csv.DictReader(io.StringIO(Path(table).read_text("utf-8"))))
     assert [(row["cfg"], row["steps"]) for row in rows] == [
         (f"{cfg}.0", steps) for steps in "12" for cfg in (1, 2, 3)
@@ -209,6 +211,43 @@ def test_a_full_disk_leaves_what_was_there(
     assert "no space left on device" in outcome.err and outcome.err.count("\n") == 1
     assert [path.name for path in Path("new").iterdir()] == ["x-1.png"]
     assert png.read(Path("new/x-1.png")).request
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; only the administrator can make one."""
+    (folder / "disk").mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", "disk"]
+    if shutil.which("mount") is None or subprocess.run(line, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder / "disk"
+    subprocess.run(["umount", "disk"], check=True)
+
+
+@pytest.mark.parametrize("more", [(), ("--batch-size", "4"), ("--json",), ("--save-steps",)])
+def test_a_disk_that_is_full_has_whole_pictures_and_nothing_else(
+    draw: Command,
+    command: Command,
+    sd1_folder: Path,
+    small_disk: Path,
+    more: tuple[str, ...],
+) -> None:
+    line = ("x", *SMALL, "--seed", "1", "--count", "40", "-o", "disk/", "--on-error", "skip")
+    outcome = draw(*line, *more)
+    assert outcome.code == 1
+    *kept, error = outcome.err.splitlines()
+    assert error.startswith("Error: cannot write") and "no space left on device" in error
+    latents = [line.split()[-1] for line in kept]  # they are small, and may still have had room
+    pictures = sorted(small_disk.glob("*.png"))
+    known = {path.name for path in [*pictures, *map(Path, latents)]}
+    assert {path.name for path in small_disk.iterdir()} == known
+    assert 0 < len(pictures) < 40
+    for path in pictures:
+        with Image.open(path) as image:
+            image.load()
+        path.unlink()
+    for latent in latents:  # now there is room again
+        assert command("decode", latent, "-m", str(sd1_folder)).code == 0
 
 
 @pytest.mark.parametrize("more", [("--batch-size", "3"), ("--resume",)])

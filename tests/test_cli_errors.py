@@ -49,6 +49,7 @@ def nothing_in(folder: Path) -> bool:
         ("x --device tpu", ['no device "tpu"', "cpu"]),
         ("x --dtype int8", ['no dtype "int8"']),
         ("red apple", ['put the prompt in quotes: "red apple"']),
+        ("infoo x.png", ["did you mean the command info?"]),
         ("", ["no prompt; try txt2img"]),
         ("x --prompts p.txt", ["give one of them"]),
         ("x -o x.gif", ['name it "x.png"']),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conftest import Command
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from txt2img import png
 from txt2img.request import Request, Sampler, Schedule
@@ -53,7 +54,7 @@ def test_json_is_one_line_a_file(command: Command) -> None:
 
 
 def test_foreign_pictures_are_described(command: Command) -> None:
-    texts = png.PngInfo()
+    texts = PngInfo()
     texts.add_text("parameters", "x\nSteps: 3, Sampler: PLMS, Seed: 4, Size: 64x64")
     texts.add_text("workflow", "{}")
     Image.new("RGB", (8, 9)).save("x.png", pnginfo=texts)

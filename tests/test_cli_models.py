@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import Command
+from test_cli_process import environment
 
 
 @pytest.fixture
@@ -82,6 +84,53 @@ def test_path_and_show(lora: Path, command: Command) -> None:
 def test_a_prompt_may_be_called_models(command: Command) -> None:
     outcome = command("generate", "models", "--dry-run", "--seed", "1")
     assert outcome.code == 0 and outcome.out.endswith("models\n")
+
+
+PROTOCOLS = {
+    "bash": {"COMP_WORDS": "txt2img a --sampler he", "COMP_CWORD": "3"},
+    "zsh": {"_TYPER_COMPLETE_ARGS": "txt2img a --sampler he"},
+    "fish": {
+        "_TYPER_COMPLETE_ARGS": "txt2img a --sampler he",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    },
+    "powershell": {
+        "_TYPER_COMPLETE_ARGS": "txt2img a --sampler he",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": "he",
+    },
+}
+
+
+@pytest.mark.parametrize("shell", PROTOCOLS)
+def test_every_shell_asks_in_its_own_way(
+    command: Command, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("_TXT2IMG_COMPLETE", f"complete_{shell}")
+    for name, value in PROTOCOLS[shell].items():
+        monkeypatch.setenv(name, value)
+    outcome = command()
+    assert outcome.code == 0 and outcome.out.count("heun") == 1 and "euler" not in outcome.out
+
+
+COMPLETED = "\n".join(
+    f"complete --do-complete '{line}'"
+    for line in ("txt2img a --sampler he", "txt2img models pa", "txt2img a --from pict")
+)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_completes_words_and_files(folder: Path) -> None:
+    program = folder / "bin" / "txt2img"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m txt2img "$@"\n')
+    program.chmod(0o700)
+    (folder / "picture.png").touch()
+    env = environment(PATH=f"{program.parent}:{os.environ['PATH']}", HOME=str(folder))
+    source = "env _TXT2IMG_COMPLETE=source_fish txt2img | source"
+    done = subprocess.run(
+        ["fish", "-c", f"{source}\n{COMPLETED}"], env=env, capture_output=True, text=True
+    )
+    words = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert words == ["heun", "path", "picture.png"]
 
 
 @pytest.mark.parametrize(

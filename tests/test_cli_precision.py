@@ -29,6 +29,12 @@ def test_what_cannot_be_is_refused(draw: Command, option: str, value: str, messa
     assert message in outcome.err
 
 
+def test_what_it_computes_on_is_told_where_that_is_asked_for(draw: Command) -> None:
+    told = draw("a", "--verbose", "--dtype", "bf16").err
+    assert "Computing on the CPU in bfloat16, " in told and " thread" in told
+    assert "Computing" not in draw("a").err + draw("a", "--verbose", "-q").err
+
+
 @pytest.mark.usefixtures("as_written")
 def test_low_memory_draws_the_same_picture(draw: Command) -> None:
     assert draw("a", "--seed", "1", "--low-memory", "-o", "low.png").code == 0

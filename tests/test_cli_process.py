@@ -32,7 +32,12 @@ def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
     """A line for the shell, with the command as $T."""
     variables = environment(T=" ".join(COMMAND), **more)
     return subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, env=variables, timeout=60, check=False
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        env=variables,
+        timeout=300,
+        check=False,
     )
 
 
@@ -40,6 +45,24 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(picture: str) -> None:
     done = shell(f"$T info {' '.join([picture] * 3000)} | head -1; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.splitlines() == ["x.png: a PNG picture, 8x8", "1"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("--prompts p.txt --seed 1 --dry-run", 0),
+        ("--prompts p.txt --seed 1 --dry-run --json", 0),
+        ("--prompts p.txt --seed 1 --steps 1 -W 64 -H 64 -o art/ -m $M --no-warm --json", 1),
+        ("a --seed 1 --steps 1 -W 64 -H 64 -m $M --no-warm -o -", 0),
+    ],
+)
+def test_whoever_streams_stops_with_its_reader(
+    folder: Path, sd1_folder: Path, line: str, kept: int
+) -> None:
+    Path("p.txt").write_text("a cat\n" * 300)
+    done = shell(f"$T {line} | true; echo ${{PIPESTATUS[0]}}", M=str(sd1_folder))
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert len(list(folder.glob("art/*"))) == kept
 
 
 def test_results_that_cannot_be_written_are_an_error(picture: str) -> None:
@@ -71,6 +94,33 @@ def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
 
 def test_standard_input_is_left_alone(picture: str) -> None:
     assert shell(f"printf 'a\\nb\\n' | ($T info {picture} > out.txt; cat)").stdout == "a\nb\n"
+
+
+THREE_SIGNALS = """
+import signal
+from txt2img.cli.signals import STOP, Stopped
+STOP.listen()
+STOP.finishing = True
+signal.raise_signal(signal.SIGINT)
+print("finishing", flush=True)
+try:
+    signal.raise_signal(signal.SIGINT)
+except Stopped:
+    print("stopping", flush=True)
+    signal.raise_signal(signal.{})
+print("never")
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_third_signal_ends_a_process_whatever_it_does(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", THREE_SIGNALS.format(name)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, "finishing\nstopping\n")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_foreign import GRAPH
 
 from txt2img import png
@@ -32,7 +33,7 @@ def save_graph(name: str) -> None:
     graph = json.loads(json.dumps(GRAPH))
     graph["3"]["inputs"] |= {"model": ["4", 0], "steps": 1}
     graph["5"]["inputs"] |= {"width": 64, "height": 64, "batch_size": 2}
-    texts = png.PngInfo()
+    texts = PngInfo()
     texts.add_text("prompt", json.dumps(graph))
     Image.new("RGB", (64, 64)).save(name, pnginfo=texts)
 

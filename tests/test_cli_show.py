@@ -1,6 +1,7 @@
 """The bar is for terminals, and never in the way of another line."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -31,6 +32,27 @@ def test_a_terminal_shows_label_remark_and_time(monkeypatch: pytest.MonkeyPatch)
     assert "drawing" in shown and "5/10 [red] 3.2 it/s" in shown
     before = shown[: shown.index("a line")]
     assert before.endswith("\x1b[2K")  # the bar's line is empty when the other is written
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_who_wants_no_colours_gets_none(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def drawn() -> str:
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with progress(True, "loading") as bar:
+            bar.advance("drawing", 5, 10, "5/10")
+        return sys.stderr.getvalue()
+
+    coloured = re.compile(r"\x1b\[(?:[\d;]*;)?[349]\d[\d;]*m")
+    assert coloured.search(drawn())
+    monkeypatch.setenv(variable, value)
+    plain = drawn()
+    assert not coloured.search(plain)
+    assert ("5/10" in plain) is (variable == "NO_COLOR")  # a dumb terminal has no bar at all
 
 
 @pytest.mark.parametrize(

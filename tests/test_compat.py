@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import tiny
@@ -17,12 +18,17 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from txt2img.compat import rules
+from txt2img.conditions import encode
+from txt2img.denoising import alike
 from txt2img.device import Device
 from txt2img.diffusion.guidance import Cond, over_time, predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
+from txt2img.diffusion.noise import source
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline import noise_levels, prepare
 from txt2img.request import Compat, Request, Sampler, Schedule
+from txt2img.seeds import own_noise
 from txt2img.weights.load import Model, load
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
@@ -196,3 +202,76 @@ def test_a1111_weighs_a_prompt_by_the_number_at_its_end() -> None:
     a1111 = replace(ASKED, compat=Compat.A1111, sampler=Sampler.EULER)
     weighed = last(replace(a1111, prompt="cat :0.5", cfg=4.0))
     assert torch.allclose(weighed, last(replace(a1111, prompt="cat", cfg=2.0)), atol=1e-4)
+
+
+LONG = " ".join(["cat"] * 100)  # two chunks
+
+
+@pytest.mark.parametrize("compat", [Compat.A1111, Compat.FORGE, Compat.COMFYUI, Compat.SDCPP])
+def test_a_short_prompt_beside_a_long_one_stays_short(compat: Compat) -> None:
+    model = ours()
+    asked = replace(ASKED, prompt=LONG, negative="dog", compat=compat, sampler=Sampler.EULER)
+    [(_, wanted)], [(_, unwanted)] = encode(model, asked)
+    alone = model.text.encode(["dog"], 1, rules(asked).reading)
+    assert wanted.tokens.shape[1] == 2 * unwanted.tokens.shape[1]
+    assert torch.allclose(unwanted.tokens, alone.tokens, atol=1e-6)
+    # What is repeated as a whole is heard as once: so both fit into one pass, as in ComfyUI.
+    [state] = deque(prepare(model, [asked]).states(), maxlen=1)
+    model.heard = {
+        key: (course, [(until, replace(c, tokens=c.tokens.repeat(1, 2, 1))) for until, c in other])
+        for key, (course, other) in model.heard.items()
+    }
+    [repeated] = deque(prepare(model, [asked]).states(), maxlen=1)
+    assert torch.allclose(state.x, repeated.x, atol=1e-4)
+    ours_alone = replace(asked, compat=None)
+    [(_, wanted)], [(_, unwanted)] = encode(model, ours_alone)
+    assert wanted.tokens.shape == unwanted.tokens.shape  # by our own rules it ends in empty chunks
+
+
+def test_a1111_makes_parts_of_a_prompt_equally_long_by_their_last_token() -> None:
+    model = ours()
+    asked = replace(ASKED, prompt=f"dog AND {LONG} AND [dog:{LONG}:2]", compat=Compat.A1111)
+    [(_, short)], [(_, long)], [(_, first), (_, then)], [(_, unwanted)] = encode(model, asked)
+    length = unwanted.tokens.shape[1]
+    alone = model.text.encode(["dog"], 1, rules(asked).reading).tokens
+    assert torch.allclose(short.tokens[:, :length], alone, atol=1e-6)
+    assert torch.equal(
+        short.tokens[:, length:], short.tokens[:, length - 1 : length].expand(-1, length, -1)
+    )
+    assert long.tokens.shape == first.tokens.shape == then.tokens.shape == short.tokens.shape
+    # Texts that a part changes between are of one batch there: the short one gets empty chunks.
+    empty = model.text.encode(["dog"], 2, rules(asked).reading).tokens
+    assert torch.allclose(first.tokens, empty, atol=1e-6)
+
+
+def test_pictures_of_unequal_prompts_are_drawn_side_by_side_as_alone() -> None:
+    model = ours()
+    asked = [
+        replace(ASKED, prompt=prompt, negative=negative, compat=Compat.A1111, sampler=Sampler.EULER)
+        for prompt, negative in ((LONG, "dog"), ("cat", LONG), ("cat", "dog"))
+    ]
+    [together] = deque(prepare(model, asked).states(), maxlen=1)
+    conds = [encode(model, request) for request in [*asked, asked[2]]]
+    assert alike(conds, [*asked, asked[2]]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    for i, request in enumerate(asked):
+        [alone] = deque(prepare(model, [request]).states(), maxlen=1)
+        assert torch.allclose(together.x[i], alone.x[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rng", "first", "then"),
+    [
+        ("cpu", "cpu", "cpu"),
+        ("nv:7", "nv:7", "nv:7"),
+        ("cpu,nv", "cpu", "nv"),
+        ("nv,cpu", "nv", "cpu"),
+    ],
+)
+def test_the_steps_noise_may_have_a_source_of_its_own(rng: str, first: str, then: str) -> None:
+    latent = (4, 8, 8)
+    request = Request("x", seed=5, rng=rng)
+    start, step = islice(own_noise(request, latent), 2)
+    one = source(first, 5, latent)
+    assert torch.equal(start, one())
+    other = one if first == then else source(then, 5, latent)  # a generator of its own, or goes on
+    assert torch.equal(step, other())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from txt2img import room
-from txt2img.device import choose, describe, for_training
+from txt2img import device, room
+from txt2img.device import choose, describe, for_training, manner
 from txt2img.errors import BadRequest
 
 
@@ -128,3 +128,16 @@ def test_there_are_no_more_threads_than_cores(
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     choose("cpu")
     assert torch.get_num_threads() == threads
+
+
+def test_the_manner_of_computing_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(room, "cores", lambda: 4)
+    monkeypatch.setattr(device, "has_bf16", lambda place: True)
+    cpu = torch.device("cpu")
+    line = manner(cpu, "float32")
+    assert line.startswith("Computing on the CPU in float32, 4 threads on 4 physical cores; ")
+    assert line.endswith("--dtype bf16 may be quicker")
+    monkeypatch.setattr(room, "cores", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert manner(cpu, "bfloat16") == "Computing on the CPU in bfloat16, 1 thread"

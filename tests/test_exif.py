@@ -1,11 +1,13 @@
 """JPEG, WebP and AVIF pictures of other programs are read by their EXIF data and comments."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Command
 from PIL import ExifTags, Image, features
+from test_foreign import COMFY, GRAPH, SCREEN
 
 from txt2img import png
 from txt2img.errors import BadFile
@@ -54,6 +56,29 @@ def test_stable_diffusion_cpps_comment_is_found(tmp_path: Path) -> None:
     comment = b"parameters\0" + TEXT.encode()
     Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg", comment=comment)
     assert png.read(tmp_path / "x.jpg").request == REQUEST
+
+
+def test_stable_diffusion_cpps_packet_is_found(tmp_path: Path) -> None:
+    text = TEXT.replace("café", 'café & <a> "b"')
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    packet = (
+        '<?xpacket begin=""?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">\n<rdf:RDF>\n<rdf:Description>\n'
+        f"<sdcpp:parameters>{escaped.replace(chr(34), '&quot;')}</sdcpp:parameters>\n"
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.webp", xmp=packet.encode())
+    assert png.read(tmp_path / "x.webp").request == replace(REQUEST, prompt='café & <a> "b" 苹')
+    Image.new("RGB", (8, 8)).save(tmp_path / "y.webp", xmp=b"<sdcpp:parameters>" * 50_000)
+    assert png.read(tmp_path / "y.webp").request is None
+
+
+def test_comfyuis_graph_is_found_in_a_webp(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Model] = f"prompt:{json.dumps(GRAPH)}"
+    exif[ExifTags.Base.Make] = f"workflow:{json.dumps(SCREEN)}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.webp", exif=exif, save_all=True, append_images=frames[1:])
+    assert png.read(tmp_path / "x.webp").request == COMFY
 
 
 def test_imaginairys_json_is_found(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Pa
     assert (half.dtype, half.weights * 2) == ("float16", forecast.weights)
 
 
+def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
+    def sizes(component: str) -> int:
+        part = foresee(str(sd1_folder), Library(), "cpu", None).plan.parts[component]
+        return sum(stored.size for stored in part.tensors.values())
+
+    low = foresee(str(sd1_folder), Library(), "cpu", None, low=True)
+    assert low.weights == max(map(sizes, low.plan.parts))
+    narrow = foresee(str(sd1_folder), Library(), "cpu", "fp16", low=True)
+    assert narrow.weights == low.weights / 2
+
+
 def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_model: Model) -> None:
     prompt = "a red apple, " * 40 + "BREAK a cat"
     request = Request(prompt, negative="blurry", steps=4)

@@ -145,7 +145,7 @@ def test_a_stream_has_the_format_too(capfdbinary: pytest.CaptureFixture[bytes]) 
 def test_a_sweep_ends_in_a_sheet_of_that_format(draw: Command) -> None:
     line = ("a", *SMALL, "--sweep", "cfg=1,2", "-o", "new/", "--format", "webp", "--quality", "50")
     paths = draw(*line).out.split()
-    assert paths == ["new/a-1.webp", "new/a-1-2.webp", "new/sheet.webp", "new/sheet.csv"]
+    assert paths == ["new/a-1-1.0.webp", "new/a-1-2.0.webp", "new/sheet.webp", "new/sheet.csv"]
     swept = json.loads(png.read(Path(paths[2])).texts["txt2img-sheet"])
     assert swept["swept"] == {"cfg": [1.0, 2.0]}
 

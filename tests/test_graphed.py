@@ -9,8 +9,9 @@ from test_pipeline import SMALL
 from torch import Tensor, nn
 
 from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.reuse import Kept
 from txt2img.models import graphed
-from txt2img.models.graphed import Graphed, Work
+from txt2img.models.graphed import Graphed, Outputs, Work
 from txt2img.pipeline import generate
 from txt2img.weights.load import Model
 
@@ -32,10 +33,15 @@ class Net(nn.Module):
 def recorder(made: list[Work]) -> graphed.Record:
     """Records as a card does: the same memory is read and written at each replay."""
 
-    def record(work: Work) -> tuple[Callable[[], None], Tensor]:
+    def record(work: Work) -> tuple[Callable[[], None], Outputs]:
         made.append(work)
-        output = work()
-        return lambda: [output.copy_(work())].clear(), output
+        outputs = work()
+
+        def replay() -> None:
+            for place, value in zip(outputs, work(), strict=True):
+                place.copy_(value)
+
+        return replay, outputs
 
     return record
 
@@ -62,6 +68,25 @@ def test_replays_give_what_the_network_gives_and_keep_it() -> None:
                 results.append((quick(*given), network(*given)))
     assert len(made) == 4  # one a shape
     assert all(torch.equal(found, wanted) for found, wanted in results)
+
+
+def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
+    class Deep(Net):
+        def forward(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+            kept = Kept() if kept is None else kept
+            kept.deep = 3 * x if kept.deep is None else kept.deep
+            return super().forward(x, time, cond) + kept.deep
+
+    network, made = Deep(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    for seed in (1, 2):
+        ours, own = Kept(), Kept()
+        first, second = inputs(1, seed), inputs(1, seed + 5)
+        for given in (first, second, first):
+            assert torch.equal(quick(*given, ours), network(*given, own))
+            assert ours.deep is not None and torch.equal(ours.deep, 3 * first[0])
+        assert torch.equal(quick(*second), network(*second))
+    assert len(made) == 3  # that makes it, that goes by it, that does neither
 
 
 def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew() -> None:
@@ -92,7 +117,7 @@ def test_only_some_shapes_are_kept() -> None:
 def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> None:
     told: list[str] = []
 
-    def broken(work: Work) -> tuple[Callable[[], None], Tensor]:
+    def broken(work: Work) -> tuple[Callable[[], None], Outputs]:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     network = Net()
@@ -106,7 +131,7 @@ def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None
     made = list[Work]()
     inner = recorder(made)
 
-    def narrow(work: Work) -> tuple[Callable[[], None], Tensor]:
+    def narrow(work: Work) -> tuple[Callable[[], None], Outputs]:
         if not made:
             made.append(work)
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -165,7 +165,7 @@ def test_no_room_is_said_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr(weights_hub, "SPARE", 2**60)
     outcome = command("models", "pull", "a/m", "-q")
-    assert "GB are free" in outcome.err and hub.fetched == ["listing"]
+    assert "B are free" in outcome.err and hub.fetched == ["listing"]
 
 
 def test_no_network_is_one_line(

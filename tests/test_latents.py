@@ -14,7 +14,7 @@ from txt2img.errors import BadFile, OutOfMemory
 from txt2img.latents import Latent, Shelf
 from txt2img.ledger import Item
 from txt2img.output import parse
-from txt2img.png import Origin
+from txt2img.png import SIGNATURE, Origin
 from txt2img.request import Request
 
 ARGUMENTS = ("x", "--seed", "1", "-q")
@@ -147,6 +147,8 @@ def test_what_is_no_latent_is_refused(command: Command, sd1_folder: Path, folder
 
     Path("a.latent").write_bytes(b"no")
     assert command("decode", "a.latent").code == 1
+    Path("a.png").write_bytes(SIGNATURE)
+    assert '"a.png" is a PNG picture already' in command("decode", "a.png").err
     latent = Latent(torch.zeros(1, 2, 2), Request("x", seed=1), Origin(), None, "../y.png", 1, 1)
     latents.write(latent, Path("b.latent"))
     assert latents.read(Path("b.latent")).name == "picture.png"  # leads to no other folder

@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
-    ("errors.py", "escape.py", "launch.py"),
+    ("errors.py", "escape.py", "launch.py", "units.py"),
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
         *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
         *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
-        *("traps.py", "machine.py", "past.py", "writers.py"),
+        *("traps.py", "machine.py", "past.py", "writers.py", "novelai.py"),
     ),
     ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
     ("models/",),
@@ -231,6 +231,14 @@ def test_nothing_below_the_command_line_prints(file: str) -> None:
     assert "print" not in dotted_calls(TREES[file])
     written = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
     assert not written & {"sys.stdout", "sys.stderr"}
+
+
+@each_file
+def test_commands_get_their_model_in_one_way(file: str) -> None:
+    """So that what holds for one holds for all: the worker's model, offload, lack of memory."""
+    ways = {"load.load", "kept.KEEPER", "refiner.add_refiner"}
+    if within(file, ("cli/",)) and file != "cli/loading.py":
+        assert not {f"txt2img.weights.{way}" for way in ways} & set(imports(TREES[file]))
 
 
 @each_file

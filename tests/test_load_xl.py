@@ -19,9 +19,10 @@ from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.text import TextEncoder, TextEncoders
 from txt2img.pipeline import generate
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.weights.files import Stored, header, tensor
+from txt2img.weights.files import Stored, header
 from txt2img.weights.load import load
 from txt2img.weights.plan import summary
+from txt2img.weights.reading import tensor
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]

@@ -3,12 +3,13 @@
 import io
 import os
 import tracemalloc
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from txt2img import prompts
+from txt2img import lines, prompts
 from txt2img.errors import BadFile, BadRequest
 from txt2img.lines import from_line
 from txt2img.request import Compat, Request, Sampler, Schedule
@@ -42,6 +43,13 @@ def test_a_line_has_options_of_its_own() -> None:
     assert request == Request(
         "a red apple", width=64, steps=3, cfg=5.0, sampler=Sampler.EULER_A, seed=7
     )
+
+
+def test_a_line_can_say_all_that_is_not_the_models() -> None:
+    said = {"prompt", *lines.OURS.values()}
+    made_of_the_prompt = {"template", "negative_template", "loras", "embeddings"}  # <lora:…>, words
+    one_for_all = {"model", "vae", "refiner", "refiner_switch"}
+    assert {f.name for f in fields(Request)} == said | made_of_the_prompt | one_for_all
 
 
 def test_what_a_line_leaves_open_is_the_command_lines() -> None:
@@ -311,8 +319,29 @@ def test_a_file_that_changes_is_not_read_on(folder: Path) -> None:
         list(source)
 
 
+def test_a_small_file_is_read_once_and_a_large_one_each_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("p.txt").write_text("a\nb --seed 2\n")
+    source = prompts.source("p.txt", io.BytesIO(), BASE)
+    assert next(iter(source)).prompt == "a"  # not all of it yet
+    first = list(source)
+    Path("p.txt").unlink()
+    assert list(source) == first
+    Path("p.txt").write_text("a\nb --seed 2\n")
+    monkeypatch.setattr(prompts, "KEPT_MAX", prompts.REQUEST_BYTES + 10)
+    source = prompts.source("p.txt", io.BytesIO(), BASE)
+    assert list(source) == first
+    Path("p.txt").unlink()
+    with pytest.raises(BadFile):
+        list(source)
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
-def test_a_long_file_needs_little_memory(folder: Path, name: str) -> None:
+def test_a_long_file_needs_little_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(prompts, "KEPT_MAX", 100_000)
     header, line = {
         "p.txt": ("", "a red apple number {} --seed {}\n"),
         "p.csv": ("prompt,seed\n", "a red apple number {},{}\n"),
@@ -326,7 +355,7 @@ def test_a_long_file_needs_little_memory(folder: Path, name: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert count == 1_000
+    assert count == 1_000  # more than are kept
     assert peak < 450_000 < Path(name).stat().st_size  # bytes: it is not read as a whole
 
 
@@ -342,7 +371,7 @@ def test_a_hundred_thousand_lines_need_no_more(folder: Path) -> None:
     finally:
         tracemalloc.stop()
     assert count == 100_000
-    assert peak < 1_000_000  # bytes
+    assert peak < prompts.KEPT_MAX + 1_000_000  # bytes
 
 
 def test_a_line_may_say_whose_rules_it_is_drawn_by() -> None:

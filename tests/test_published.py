@@ -13,11 +13,15 @@ import torch
 from published import Shapes
 from torch import nn
 
+from txt2img.forecast import foresee
+from txt2img.library import Library
 from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
+from txt2img.units import size
 from txt2img.weights import keymaps
+from txt2img.weights.aliases import ALIASES
 from txt2img.weights.configs import from_configs
 from txt2img.weights.families import Family
 from txt2img.weights.parts import bare, check
@@ -121,3 +125,38 @@ def test_both_layouts_give_the_same_network(model: str) -> None:
 
 def test_the_lists_are_small() -> None:
     assert sum(path.stat().st_size for path in published.KEYS.glob("*.txt")) < 2**20
+
+
+# Which list of tests/keys a short name's tensors are those of, where it is not its own.
+LISTS = {
+    "sd21-base": "sd21",
+    "sd-turbo": "sd21",
+    "sdxl-turbo": "sdxl",
+    "sdxl-refiner": "refiner",
+    "small-sd": "bk-sdm-small",
+    "lcm-sd15": "lcm-dreamshaper",
+}
+TABLE = {
+    cells[0]: cells[1:]
+    for line in (Path(__file__).parent.parent / "weights.md").read_text("utf-8").splitlines()
+    if (cells := [cell.strip(" `") for cell in line.strip("|").split("|")])[0] in ALIASES
+}
+
+
+def test_the_table_of_models_names_them_all() -> None:
+    assert {name for name in ALIASES if "lora" not in name} == TABLE.keys()
+    assert all(ALIASES[name].id == cells[0] for name, cells in TABLE.items())
+    assert all(ALIASES[name].licence == cells[3] for name, cells in TABLE.items())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_says_the_sizes_and_the_memory_that_are_foreseen(
+    name: str, tmp_path: Path
+) -> None:
+    model = LISTS.get(name, name)
+    keys = published.folder_keys(model).values()
+    assert TABLE[name][2] == size(2 * sum(prod(s) for part in keys for s in part.values()))
+    path = str(hollow(tmp_path / "x.safetensors", published.file_keys(model)))
+    ways = ((None, False), ("fp16", False), (None, True))
+    found = [foresee(path, Library(), "cpu", dtype, low).weights for dtype, low in ways]
+    assert TABLE[name][4:] == list(map(size, found))

@@ -68,7 +68,7 @@ def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) 
     drawing.memory.spare = 0
     quick.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert not plans(drawing)
-    assert all("MiB less" in line for line in drawing.memory.news())
+    assert all("B less" in line for line in drawing.memory.news())
 
 
 def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.MonkeyPatch) -> None:

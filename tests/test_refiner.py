@@ -20,6 +20,7 @@ from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.extras import Refiner
 from txt2img.memory import Memory
+from txt2img.models.unet import UNet
 from txt2img.pipeline import generate, noise_levels, sampled
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.seeds import fresh_noise
@@ -191,3 +192,25 @@ def test_a_library_user_is_told_what_lacks() -> None:
         generate(request, base)
     with pytest.raises(BadRequest, match="refiner"):
         list(sampled(base, [request.filled(base.family.defaults)]))
+
+
+def test_what_is_kept_of_a_look_is_each_networks_own(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, own = list[UNet](), UNet.deep
+
+    def deep(self: UNet, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
+        whole.append(self)
+        return own(self, x, clock, tokens)
+
+    monkeypatch.setattr(UNet, "deep", deep)
+    levels = noise_levels(model, request := filled(model, refiner_switch=0.5, steps=8, reuse=3))
+    found = last(model, request)
+    first = sum(not its_turn(PROCESS, level, 0.5) for level in levels[:-1])
+    assert 0 < first < 8
+    assert model.second is not None
+    networks = [model.network] * -(-first // 3) + [model.second.model.network] * -(
+        -(8 - first) // 3
+    )
+    assert whole == networks
+    assert torch.equal(last(model, request), found)

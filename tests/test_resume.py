@@ -187,6 +187,16 @@ def test_a_rehearsal_is_said_by_the_first_process(
     assert said == [(0, 3, 3), (0, 0, 0)]
 
 
+def test_one_process_keeps_the_preview(draw: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ("x", "--seed", "1", "--count", "2", "--preview", "now.png", "--preview-every", "1")
+    for rank, kept in (("1", False), ("0", True)):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        outcome: Outcome = draw(*line)
+        assert (outcome.code, outcome.out.count("\n")) == (0, 1)
+        assert Path("now.png").exists() is kept
+
+
 def test_what_cannot_be_said_ends_a_run_and_costs_no_picture(line: Line) -> None:
     process = doomed.start((*line, "-o", "new/"), "/dev/full")
     process.join()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import write
-from peft import OFTConfig, get_peft_model
+from peft import BOFTConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -116,6 +116,45 @@ def test_a_peft_adapter_is_merged_as_peft_does(
     write(file, named)
     merged = made.merge_and_unload()
     put_on(model, file)
+    now = model.network.state_dict()
+    for short, name in kinds.items():
+        close(now[f"{name}.weight"], merged[short].weight.data)
+        assert not torch.equal(now[f"{name}.weight"], state[f"{name}.weight"])
+    wear(model, Request(""))
+    assert all(torch.equal(v, state[n]) for n, v in model.network.state_dict().items())
+
+
+def test_a_peft_boft_is_merged_as_peft_does(model: Model, tmp_path: Path) -> None:
+    kinds = {
+        "to_q": "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        "conv_out": "conv_out",
+    }
+    state = {name: value.clone() for name, value in model.network.state_dict().items()}
+    theirs = nn.ModuleDict({"to_q": nn.Linear(32, 32, bias=False), "conv_out": nn.Conv2d(32, 4, 3)})
+    for short, name in kinds.items():
+        theirs[short].weight.data = state[f"{name}.weight"].clone()
+    theirs.forward = lambda x: x
+    config = BOFTConfig(boft_block_size=8, target_modules=list(kinds), init_weights=False)
+    made = get_peft_model(theirs, config)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "boft_R" in name:
+                weight.copy_(random(*weight.shape) / 5)
+            if "boft_s" in name:
+                weight.copy_(1 + random(*weight.shape) / 5)
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    named = {
+        name.replace(f"model.{short}", f"model.{kinds[short]}"): value
+        for name, value in load_file(file).items()
+        for short in kinds
+        if f"model.{short}." in name
+    }
+    assert len(named) == 4
+    write(file, named)
+    merged = made.merge_and_unload()
+    put_on(model, file)
+    assert model.wardrobe.notes[-1].endswith("applied 2 of 2")
     now = model.network.state_dict()
     for short, name in kinds.items():
         close(now[f"{name}.weight"], merged[short].weight.data)

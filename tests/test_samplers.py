@@ -183,7 +183,7 @@ def test_tcd_keeps_to_the_times_of_the_models_table():
     assert difference(ends[1][-1].x, want) > 1e-3
 
 
-# at eta 1 diffusers takes the root of 0 less a rounding error on its first step: NaN on some machines
+# at eta 1 diffusers takes the root of 0 less a rounding error, first of all: NaN on some machines
 @pytest.mark.parametrize("eta", [0.0, 0.9])
 def test_ddim_from_zero_terminal_snr_equals_diffusers(eta):
     scheduler = diffusers.DDIMScheduler(

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from txt2img.errors import BadFile, MissingWeights, Txt2imgError
-from txt2img.weights import files, staging
+from txt2img.weights import files, reading, staging
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_they_are_the_same(
     stored = dict(files.header(path).tensors)
     stored["turned"] = stored["large"].turn()
     stored["half of it"] = stored["large"].part(1, 2)
-    wanted = files.read(stored, CPU, dtype, {"narrow"})
+    wanted = reading.read(stored, CPU, dtype, {"narrow"})
     found = staging.read(stored, CPU, dtype, {"narrow"})
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -59,7 +59,7 @@ def test_what_is_refused_is_refused_in_the_same_words(
     save_file({"good": torch.ones(3), "x": value}, file)
     stored = files.header(file).tensors
     said: list[Txt2imgError] = []
-    for way in (files, staging):
+    for way in (reading, staging):
         with pytest.raises(MissingWeights) as error:
             way.read(stored, CPU, dtype)
         said.append(error.value)

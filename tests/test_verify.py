@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, Outcome
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from txt2img import png
 from txt2img.verify import psnr, reasons
@@ -47,7 +48,7 @@ def test_what_differs_is_measured_and_explained(check: Callable[..., Outcome]) -
 
 def test_what_was_changed_is_told(check: Callable[..., Outcome]) -> None:
     with Image.open("x.png") as image:
-        texts = png.PngInfo()
+        texts = PngInfo()
         for key in ("txt2img", "parameters"):
             texts.add_itxt(key, image.info[key])
         Image.new("RGB", image.size).save("pixels.png", pnginfo=texts)
@@ -69,13 +70,13 @@ def test_in_a_folder_every_change_is_found(
     outcome = command(*verify)
     assert (outcome.code, outcome.err) == (0, "20 identical\n")
     assert outcome.out.count(": identical\n") == 20
-    with Image.open("art/a-cat-7-3.png") as image:
+    with Image.open("art/a-cat-7-3.0.png") as image:
         texts = {key: image.info[key] for key in ("parameters", "txt2img")}
         image.putpixel((5, 5), tuple(level ^ 1 for level in image.getpixel((5, 5))))
-        Path("art/a-cat-7-3.png").write_bytes(png.written(image, texts, png.PNG))
+        Path("art/a-cat-7-3.0.png").write_bytes(png.written(image, texts, png.PNG))
     outcome = command(*verify)
     assert (outcome.code, outcome.out.count(": identical\n")) == (1, 19)
-    assert 'a-cat-7-3.png" was changed: its pixels' in outcome.err
+    assert 'a-cat-7-3.0.png" was changed: its pixels' in outcome.err
     assert outcome.err.endswith("not comparable\n") and "19 identical" in outcome.err
 
 

@@ -120,7 +120,12 @@ def test_sd_cpp_draws_with_its_own_generator() -> None:
     request, notes = read(SDCPP.format("cpu"))
     assert (request.rng, rules(request).first, notes) == ("cpu", "cpu", [])
     assert "std_default" in read(SDCPP.format("std_default"))[1][0]
-    assert "Sampler RNG" in read(SDCPP.format("cpu, Sampler RNG: cuda"))[1][0]
+    request, notes = read(SDCPP.format("cpu, Sampler RNG: cuda"))
+    assert (rules(request).first, rules(request).later, notes) == ("cpu", "nv", [])
+    request, notes = read(SDCPP.format("cuda, Sampler RNG: cuda"))
+    assert (request.rng, rules(request).later, notes) == (None, None, [])
+    request, notes = read(SDCPP.format("cpu, Sampler RNG: std_default"))
+    assert request.rng == "cpu,nv" and "Sampler RNG" in notes[0] and len(notes) == 1
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class Rules:
     without_penultimate: frozenset[Sampler] = frozenset()
     old_ddim: bool = False  # DDIM stops at the table's second entry
     skip_negative: bool = True  # the clip skip holds for the negative prompt too
+    own_lengths: bool = False  # a short prompt gets no empty chunks for the sake of a long one
     silent: bool = True  # an empty negative prompt is zeros where the family learned so
 
 
@@ -61,6 +62,7 @@ A1111 = Rules(
     late=True,
     suffix=True,
     old_ddim=True,
+    own_lengths=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is said
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for the slope samplers, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
@@ -87,11 +89,12 @@ RULES: Mapping[Compat | None, Rules] = {
         unit_if_top=True,
         whole_times=EVERY,
         without_penultimate=frozenset({Sampler.UNIPC}),
+        own_lengths=True,  # conds.py: repeated as a whole, which changes nothing
         silent=False,
     ),
     Compat.DIFFUSERS: DIFFUSERS,
     # rng_philox.hpp is the default generator, conditioner.hpp weights as A1111's.
-    Compat.SDCPP: Rules(first="nv"),
+    Compat.SDCPP: Rules(first="nv", own_lengths=True),
     # Its weights are compel's, which are not drawn here: (word)1.2 is text.
     Compat.INVOKEAI: DIFFUSERS,
     # A1111 reads its pictures with ENSD 31337 (infotext_utils.py); clip skip comes in the record.
@@ -112,6 +115,9 @@ def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source 
         found = replace(found, delta=ensd)
     if rng is None:
         return found
+    first, _, later = rng.partition(",")
+    if later:
+        return replace(found, first=first, later=later)
     # Who draws on the processor first and on the card later says which card.
     return replace(found, later=rng) if found.later else replace(found, first=rng)
 

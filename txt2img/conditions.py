@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -50,7 +51,7 @@ def words_of(model: Model, request: Request) -> Hashable:
 def encode(model: Model, request: Request) -> tuple[Course, ...]:
     """The conditions of all prompts over the steps, each of a batch of 1; the negative comes last.
 
-    There are several before it where AND joins them.
+    There are several before it where AND joins them, all of them equally long.
     """
     found = rules(request)
     reading, silent = found.reading, model.family.silent and found.silent
@@ -59,19 +60,23 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
         prompt.schedule(text, request.steps or 1) if found.changes else [(1, text)]
         for text, _ in over
     ]
-    chunks = max(model.text.chunks(text, reading) for course in courses for _, text in course)
+    counts = [max(model.text.chunks(text, reading) for _, text in course) for course in courses]
+    if not found.own_lengths:
+        counts = [max(counts)] * len(counts)
 
-    def cond(text: str, wanted: bool) -> Cond:
+    @cache  # a prompt that takes turns comes again
+    def cond(text: str, chunks: int, wanted: bool) -> Cond:
         whole = not wanted and not found.skip_negative
         how = replace(reading, clip_skip=1) if whole else reading
         said = model.text.encode([text], chunks, how)
         if silent and not wanted and not request.negative:
             said = said.silent()
-        return sized(said, model.family, request, wanted)
+        longest = max(counts[:-1]) if wanted else chunks
+        return sized(said.lengthened(longest / chunks), model.family, request, wanted)
 
     return tuple(
-        [(until, cond(text, wanted)) for until, text in course]
-        for course, (_, wanted) in zip(courses, over, strict=True)
+        [(until, cond(text, chunks, wanted)) for until, text in course]
+        for course, chunks, (_, wanted) in zip(courses, counts, over, strict=True)
     )
 
 

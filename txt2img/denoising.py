@@ -5,6 +5,7 @@ pictures beside it; on other devices a batch is one pass.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import torch
@@ -13,17 +14,18 @@ from torch import Tensor
 from txt2img.compat import rules, whole_times
 from txt2img.conditions import weights
 from txt2img.diffusion.guidance import (
-    Cond,
     CondAt,
     Course,
     Denoise,
     Scale,
     composed,
+    joined,
     over_time,
     predictor,
 )
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.diffusion.reuse import Reuse
 from txt2img.memory import free, is_short
 from txt2img.request import Request
 from txt2img.weights.families import Family
@@ -48,13 +50,18 @@ def denoiser(
     scale = strength(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
+        together = (
+            together and len({length for pair in conds[part] for length in lengths(pair)}) == 1
+        )
         parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
-        return composed(predict, parts, side(part, -1), scale, together, request.cfg_rescale)
+        its = predict
+        if request.reuse > 1:
+            its = replace(predict, reuse=Reuse(request.reuse, levels))
+        return composed(its, parts, side(part, -1), scale, together, request.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
-        each = [over_time(course, levels, found.late) for course in courses]
-        return lambda level: join([at(level) for at in each])
+        return joined(*(over_time(course, levels, found.late) for course in courses))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else alike(conds, requests)
@@ -82,22 +89,19 @@ def strength(family: Family, request: Request, process: Process) -> Scale:
     return at
 
 
-def join(conds: Sequence[Cond]) -> Cond:
-    """Conditions as one batch."""
-    joined = conds[0]
-    for cond in conds[1:]:
-        joined = joined.join(cond)
-    return joined
-
-
 def alike(conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]) -> list[slice]:
     """The longest runs of equally long conditions with the same weights: each fits in one batch."""
     rows = zip(conds, requests, strict=True)
-    groups = groupby(rows, key=lambda row: (row[0][0][0][1].tokens.shape[1], weights(row[1])))
+    groups = groupby(rows, key=lambda row: (lengths(row[0]), weights(row[1])))
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
     return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def lengths(courses: Sequence[Course]) -> list[int]:
+    """The tokens of each prompt of a picture: those of a course have equally many."""
+    return [course[0][1].tokens.shape[1] for course in courses]
 
 
 def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:

@@ -82,6 +82,20 @@ def describe(device: torch.device) -> str:
     return device.type
 
 
+def manner(place: torch.device, precision: str) -> str:
+    """Where, in how many threads and how exactly it is computed, and by whose choice, in a line."""
+    if place.type != "cpu":
+        return f"Computing on {describe(place)} in {precision}"
+    threads, known = torch.get_num_threads(), room.cores()
+    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    if known is not None:
+        count += f" on {known} physical core{'s' if known > 1 else ''}"
+    line = f"Computing on the CPU in {precision}, {count}"
+    if precision == "float32" and has_bf16(place):
+        line += "; it has bf16 in hardware, so --dtype bf16 may be quicker"
+    return line
+
+
 def _use_cores() -> None:
     """No more threads than physical cores: a second one on a core has nothing to multiply with."""
     cores = room.cores()

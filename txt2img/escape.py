@@ -9,6 +9,8 @@ _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 def escape(text: str, keep: str = "") -> str:
     r"""`text` with control, bidi and unpaired characters as \x.. or \u....: safe on a terminal."""
+    if text.isprintable():  # most are, and none of what is escaped is
+        return text
     return "".join(c if c in keep or not _hostile(c) else _escaped(c) for c in text)
 
 

@@ -4,16 +4,18 @@ The pixels are never decoded. A1111 writes its text as the user's comment, in UT
 all other texts as one JSON object into ImageHistory: what was done to make the picture.
 """
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
-from typing import BinaryIO
-
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.formats import Format
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 KINDS = ("JPEG", "WEBP", "AVIF")
 FEATURES = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}  # Pillow's words for its codecs
@@ -26,18 +28,22 @@ FINE = 90  # JPEG's quality from which colours are kept at full size
 
 def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
     """Width, height and texts of such a file. ValueError says what is wrong."""
+    from PIL import ExifTags, Image, UnidentifiedImageError
+
     try:
         with Image.open(file, formats=KINDS) as image:
             exif = image.getexif()
             held = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
             history = exif.get(ExifTags.Base.ImageHistory, b"")
+            graph = graphs([exif.get(ExifTags.Base.Model), exif.get(ExifTags.Base.Make)])
+            packet = image.info.get("xmp", b"")
             comment = image.info.get("comment", b"")
             size = image.size
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(KINDS)} either") from None
     except (OSError, SyntaxError, KeyError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-    texts = more_texts(history)
+    texts = graph | more_texts(history)
     said = user_comment(held)
     if said:
         # JSON is another program's, unless we wrote it; all else is A1111's text.
@@ -47,7 +53,28 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
         # The way of stable-diffusion.cpp.
         _, _, text = comment[:TEXT_MAX].partition(b"\0")
         texts.setdefault("parameters", text.rstrip(b"\0").decode("utf-8", errors="replace"))
+    if words := parameters_in(packet):
+        texts.setdefault("parameters", words)
     return *size, texts
+
+
+def graphs(tags: Iterable[object]) -> dict[str, str]:
+    """What ComfyUI says in a WebP: each tag begins with what it holds, a prompt or a workflow."""
+    found = {}
+    for tag in tags:
+        name, sign, text = tag.partition(":") if isinstance(tag, str) else ("", "", "")
+        if sign and name in ("prompt", "workflow") and len(text) <= TEXT_MAX:
+            found[name] = text.rstrip("\0")
+    return found
+
+
+def parameters_in(packet: object) -> str:
+    """The text that stable-diffusion.cpp puts into a WebP's XMP packet; empty if there is none."""
+    if not isinstance(packet, bytes) or len(packet) > TEXT_MAX:
+        return ""
+    _, _, rest = packet.decode("utf-8", errors="replace").partition("<sdcpp:parameters>")
+    text, end, _ = rest.partition("</sdcpp:parameters>")
+    return html.unescape(text) if end else ""
 
 
 def user_comment(held: object) -> str:
@@ -78,7 +105,11 @@ def more_texts(history: object) -> dict[str, str]:
 
 def check(form: Format) -> None:
     """Raise BadRequest if the pictures of a format cannot be written here."""
-    if form.name in KINDS and not features.check(FEATURES[form.name]):
+    if form.name not in KINDS:
+        return
+    from PIL import features
+
+    if not features.check(FEATURES[form.name]):
         raise BadRequest(
             f"this Pillow writes no {form.name}: install one that does, or choose --format png"
         )
@@ -86,6 +117,8 @@ def check(form: Format) -> None:
 
 def described(texts: Mapping[str, str]) -> bytes:
     """EXIF data with these texts."""
+    from PIL import ExifTags, Image
+
     exif = Image.Exif()
     more = {key: text for key, text in texts.items() if key != "parameters"}
     exif[ExifTags.Base.ImageHistory] = json.dumps(more, ensure_ascii=False).encode("utf-8")
@@ -105,7 +138,7 @@ def check_room(texts: Mapping[str, str], form: Format) -> None:
         )
 
 
-def encode(image: Image.Image, texts: Mapping[str, str], form: Format) -> bytes:
+def encode(image: "Image.Image", texts: Mapping[str, str], form: Format) -> bytes:
     """The JPEG, WebP or AVIF file of a picture with texts; the same bytes each time."""
     assert form.quality is not None
     file = BytesIO()

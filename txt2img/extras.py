@@ -79,6 +79,8 @@ class Refiner:
 
 def untagged(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     """A prompt without its `<lora:…>` tags, and what they ask for. BadRequest."""
+    if "<" not in prompt:
+        return prompt, ()
     loras = tuple(_from_tag(match[1]) for match in _TAG.finditer(prompt))
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 

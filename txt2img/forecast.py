@@ -17,7 +17,7 @@ from txt2img.request import Request
 from txt2img.weights import files
 from txt2img.weights.hashes import known_hash
 from txt2img.weights.other_vae import find_vae
-from txt2img.weights.plan import Plan, find, planned
+from txt2img.weights.plan import Plan, check_vae, find, planned
 
 TEXTS_MAX = 16  # of a prompt that changes, as many are counted
 
@@ -32,6 +32,7 @@ class Forecast:
     device: str
     dtypes: dict[str, str]  # by part
     speed: Speed | None
+    low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
 
     @property
     def dtype(self) -> str:
@@ -45,11 +46,17 @@ class Forecast:
 
     @cached_property
     def weights(self) -> int:
-        """The bytes of all weights in memory."""
-        return sum(
-            count * machine.BYTES[self.dtypes[component.split("_")[0]]]
+        """The bytes of all weights that are in memory at once."""
+        sizes = {
+            component: count * machine.BYTES[self.dtypes[component.split("_")[0]]]
             for component, count in parameters(self.plan).items()
-        )
+        }
+        if not self.low:
+            return sum(sizes.values())
+        for component, part in self.plan.parts.items():
+            stored = sum(tensor.size for tensor in part.tensors.values())
+            sizes[component] = min(sizes[component], stored)
+        return max(sizes.values()) if self.device == "cpu" else sum(sizes.values())
 
     def filled(self, request: Request) -> Request:
         """The request with nothing left to decide. BadRequest if the model cannot draw it."""
@@ -70,11 +77,14 @@ class Forecast:
         return round(self.weights + self.speed.base + more)
 
 
-def foresee(model: str, library: Library, device: str | None, dtype: str | None) -> Forecast:
+def foresee(
+    model: str, library: Library, device: str | None, dtype: str | None, low: bool = False
+) -> Forecast:
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
     where = machine.likely_device(device)
     dtypes = machine.likely_dtypes(where, dtype)
     plan = planned(model, others=library.parts)
+    check_vae(plan, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
     if library.refiner is not None:
@@ -84,7 +94,7 @@ def foresee(model: str, library: Library, device: str | None, dtype: str | None)
     count = parameters(plan)["unet"]
     key = past.key(plan.family.name, count, where, machine.named(dtypes))
     speed = past.read().get(key)
-    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speed)
+    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speed, low)
 
 
 def parameters(plan: Plan) -> dict[str, int]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from txt2img import comfy
+from txt2img import comfy, novelai
 from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
@@ -129,13 +129,17 @@ def to_request(found: Found) -> tuple[Request, list[str]]:
 
 def _novelai(said: Table, description: str) -> Found:
     found = _taken("NovelAI", said, NOVELAI)
-    prompt = said.get("prompt", description)
-    found.values.update(prompt=prompt, compat="novelai")
+    found.values["prompt"] = said.get("prompt", description)
+    found.values["compat"] = "novelai"
     found.values.setdefault("clip_skip", 2)  # as A1111 reads its pictures
     if found.values.get("schedule") == "native":
         del found.values["schedule"]  # the model's own
-    if isinstance(prompt, str) and re.search(r"[{}]|\d::", prompt):
-        found.remarks.append("its {emphasis} is left in the prompt as it stands")
+    for name in ("prompt", "negative"):
+        words = found.values.get(name)
+        if isinstance(words, str):
+            found.values[name] = novelai.in_a1111s_words(words)
+            if novelai.emphasized(words):
+                found.remarks.append(f"the {{emphasis}} of its {name} is written as (weights:1.05)")
     return found
 
 

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
-
-from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING
 
 from txt2img import exif, output
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile
 from txt2img.png import Origin
 from txt2img.request import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 MARK = "txt2img-step"  # what such a file says of itself, of which picture it is
 FORMAT = 1  # of the record
@@ -36,14 +38,14 @@ def record(request: Request, origin: Origin, step: int | None, steps: int) -> st
     return json.dumps({MARK: FORMAT, **what, "request": named, "model": model})
 
 
-def still(image: Image.Image, said: str) -> bytes:
+def still(image: "Image.Image", said: str) -> bytes:
     """The PNG file of one step."""
     file = BytesIO()
     image.save(file, "png", pnginfo=_texts(said))
     return file.getvalue()
 
 
-def animation(frames: Sequence[Image.Image], kind: str, said: str) -> bytes:
+def animation(frames: "Sequence[Image.Image]", kind: str, said: str) -> bytes:
     """All frames as a WebP, GIF or PNG file that plays again and again; the last one is held."""
     steps = max(len(frames) - 1, 1)
     shown = min(max(round(1000 * SECONDS / steps), SHOWN[0]), SHOWN[1])
@@ -79,6 +81,8 @@ def animated_name(picture: str, kind: str) -> str:
 
 def marked(path: Path) -> bool:
     """Whether a file is a step's or an animation, by what it says of itself."""
+    from PIL import ExifTags, Image
+
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
             held = exif.more_texts(image.getexif().get(ExifTags.Base.ImageHistory))
@@ -99,10 +103,12 @@ def write(data: bytes, path: Path, overwrite: bool = False) -> Path:
     return output.Output(path.parent, "").write_beside(data, path.name)
 
 
-def together(images: Sequence[Image.Image]) -> Image.Image:
+def together(images: "Sequence[Image.Image]") -> "Image.Image":
     """Pictures of one size side by side, in a square as nearly as may be."""
     if len(images) == 1:
         return images[0]
+    from PIL import Image
+
     columns = ceil(sqrt(len(images)))
     width, height = images[0].size
     sheet = Image.new("RGB", (columns * width, ceil(len(images) / columns) * height))
@@ -111,7 +117,9 @@ def together(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _texts(said: str) -> PngInfo:
+def _texts(said: str) -> "PngInfo":
+    from PIL.PngImagePlugin import PngInfo
+
     texts = PngInfo()
     texts.add_text(MARK, said)
     return texts

@@ -3,11 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from txt2img.errors import BadRequest, Rejected
 from txt2img.escape import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 REASONS = ("nan", "black", "flat")  # nan is always one: no picture can be made of it
 DARK = 8  # of 255: no channel of a black picture is above it anywhere
@@ -33,7 +35,7 @@ def reasons(text: str) -> tuple[str, ...]:
     return names
 
 
-def check(image: Image.Image, reject: Collection[str]) -> None:
+def check(image: "Image.Image", reject: Collection[str]) -> None:
     """Raise Rejected if a picture is what it must not be."""
     if not {"black", "flat"} & set(reject):
         return

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from txt2img.compat import rules
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import Embedding, OtherVAE, Refiner, tagged, untagged
-from txt2img.request import Compat, Request, Sampler, Schedule
-from txt2img.writers import CARDS, writer
+from txt2img.request import Request, Sampler, Schedule
+from txt2img.writers import writer
 
 NEGATIVE = "Negative prompt:"
 SAMPLER_NAMES = {
@@ -135,6 +136,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
         "CFG rescale": _maybe(request.cfg_rescale or None),
         "CFG interval": str(request.cfg_interval) if request.cfg_interval else None,
+        "Deep reuse": str(request.reuse) if request.reuse > 1 else None,
+        "Token merging": _maybe(request.token_merging or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
         "Template": request.template or None,
@@ -148,9 +151,7 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
 
 def _by_card(request: Request) -> bool:
     """Whether a picture starts from a card's noise."""
-    if request.rng is None or request.compat is Compat.COMFYUI:
-        return request.compat in CARDS
-    return request.rng.startswith("nv")
+    return rules(request).first.startswith("nv")
 
 
 def ambiguous(request: Request) -> str | None:
@@ -236,6 +237,8 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         "cfg_rescale": entries.get("CFG rescale"),
         "cfg_interval": entries.get("CFG interval"),
+        "reuse": entries.get("Deep reuse"),
+        "token_merging": entries.get("Token merging"),
         "clip_skip": entries.get("Clip skip"),
         "subseed": entries.get("Variation seed"),
         "subseed_strength": entries.get("Variation seed strength"),

@@ -19,9 +19,9 @@ from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.escape import shown
 from txt2img.ledger import Item, forget, kept
 from txt2img.output import Output, numbered
-from txt2img.png import Origin, table
+from txt2img.png import HEAD, Origin, kind_of, table
 from txt2img.request import Request
-from txt2img.weights import files
+from txt2img.weights import files, reading
 
 FORMAT = 1  # of the JSON text
 TENSOR = "latent"
@@ -131,6 +131,9 @@ def write(latent: Latent, path: Path) -> None:
 
 def read(path: Path) -> Latent:
     """The latent in a file. BadFile, or BadRequest if its request cannot be."""
+    with disk.open_regular(path) as file:
+        if kind := kind_of(file.read(HEAD)):
+            raise BadFile(f"{shown(str(path))} is a {kind} picture already, and no latent")
     header = files.header(path)
     stored = header.tensors.get(TENSOR)
     if "txt2img" not in header.metadata or stored is None or len(stored.shape) != 3:
@@ -147,7 +150,7 @@ def read(path: Path) -> Latent:
         first_seed = None if first is None else _whole(first)
     except ValueError as error:
         raise BadFile(f"{shown(str(path))} has a broken record: {error}") from error
-    x = files.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
+    x = reading.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
     safe = name if NAME.fullmatch(name) else "picture.png"
     return Latent(x, request, origin, first_seed, safe, *steps)
 

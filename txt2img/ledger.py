@@ -58,8 +58,11 @@ def picture_id(path: Path) -> str:
     return item_id(replace(found.request, seed=first), found.origin.hash)
 
 
-def items(requests: Iterable[Request], output: Output, model_hash: str) -> Iterator[Item]:
-    """Every picture of a batch with its place in it: no two get one name."""
+def items(requests: Iterable[Request], output: Output, model_hash: str | None) -> Iterator[Item]:
+    """Every picture of a batch with its place in it: no two get one name.
+
+    Where the model's hash is not known (None), the items have no ids.
+    """
     names: dict[str, int] = {}
     copies: Counter[str] = Counter()
     for index, request in enumerate(requests, start=1):
@@ -69,7 +72,7 @@ def items(requests: Iterable[Request], output: Output, model_hash: str) -> Itera
             number += 1
         names[name] = number
         names.setdefault(numbered(name, number), 1)
-        key = item_id(request, model_hash)
+        key = "" if model_hash is None else item_id(request, model_hash)
         yield Item(index, request, name, number, key, copies[key])
         copies[key] += 1
 

@@ -31,6 +31,8 @@ OURS = {
     "--subseed-strength": "subseed_strength",
     "--ensd": "ensd",
     "--rng": "rng",
+    "--reuse": "reuse",
+    "--token-merging": "token_merging",
 }
 # A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
 THEIRS = {
@@ -97,7 +99,7 @@ def from_json(line: str, base: Request) -> Request:
         raise BadRequest('a request needs a "prompt"')
     if values.get("model", base.model) != base.model:
         raise BadRequest("one model draws all lines; choose it with --model")
-    return Request.from_json(base.to_json() | values)
+    return base.with_json(values)
 
 
 def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Request:
@@ -144,7 +146,7 @@ def _request(values: Values, base: Request) -> Request:
     if isinstance(sampler, str) and "schedule" not in values:
         name, schedule = split_sampler(sampler, None)
         values |= {"sampler": name} | ({"schedule": schedule} if schedule else {})
-    return Request.from_json(base.to_json() | values)
+    return base.with_json(values)
 
 
 def _value(line: str, start: int) -> tuple[str, int]:

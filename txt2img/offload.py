@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.units import size
 
 MODES = ("none", "model", "sequential", "auto")
 ROOM = 2 * 2**30  # bytes on a card for all that is not weights
-GB = 1e9
 WAYS = {
     "model": "each part of the model comes to {} for its use",
     "sequential": "the U-Net comes to {} layer by layer",
@@ -85,7 +85,7 @@ def chosen(
     line = f"Offload: {WAYS[mode].format(device.type)}"
     if asked == "auto" and free is not None:
         weights = sum(sizes.values())
-        line += f" ({weights / GB:.1f} GB of weights, {free / GB:.1f} GB free)"
+        line += f" ({size(weights)} of weights, {size(free)} free)"
     return mode, line
 
 

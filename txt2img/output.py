@@ -66,12 +66,13 @@ class Output:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         locks.sweep(self.folder, TEMPORARY, locks.LOCK)
-        if (
-            self.exact
-            and not (self.overwrite or self.resume)
-            and os.path.lexists(self.folder / self.pattern)
-        ):
-            raise taken(self.folder / self.pattern)
+        self.check_free()
+
+    def check_free(self) -> None:
+        """Raise BadOutput if the name of the one picture is taken, and that is not meant."""
+        path = self.folder / self.pattern
+        if self.exact and not (self.overwrite or self.resume) and os.path.lexists(path):
+            raise taken(path)
 
     def _settle(self) -> None:
         """Make the folder, and keep it from being empty, so that no other process removes it."""
@@ -98,9 +99,11 @@ class Output:
 
     def free(self, name: str, number: int) -> Path:
         """The path under which `write_as` would write now."""
-        while not self.overwrite and os.path.lexists(self.folder / numbered(name, number)):
+        path = self.folder / numbered(name, number)
+        while not self.overwrite and os.path.lexists(path):
             number += 1
-        return self.folder / numbered(name, number)
+            path = self.folder / numbered(name, number)
+        return path
 
     def name(self, request: Request, index: int) -> str:
         """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
@@ -119,7 +122,7 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
 
     A name tells the format; where it does not, that is `form`.
     """
-    default = f"{{prompt}}-{{seed}}{form.suffix}"
+    default = usual(form)
     if text is None:
         return Output(Path(), default, overwrite=overwrite, form=form)
     check_text("--output", text)
@@ -149,15 +152,25 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
     return Output(folder, name, exact=not pattern, overwrite=overwrite, form=form)
 
 
+def usual(form: Format) -> str:
+    """The pattern of names where none is asked for."""
+    return f"{{prompt}}-{{seed}}{form.suffix}"
+
+
 def slug(text: str) -> str:
     """`text` as a part of a file name: words joined by hyphens, nothing that leads elsewhere."""
     text = unicodedata.normalize("NFC", text).lower()
-    kept = [
-        c if c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+" else "-" for c in text
-    ]
-    words = re.sub(r"-+", "-", "".join(kept))[:SLUG_MAX]
+    if text.isascii():
+        words = re.sub(r"[^a-z0-9._+]+", "-", text)
+    else:
+        words = re.sub(r"-+", "-", "".join(c if _in_a_word(c) else "-" for c in text))
+    words = words[:SLUG_MAX]
     words = words.encode("utf-8")[:SLUG_BYTES_MAX].decode("utf-8", errors="ignore")
     return words.strip("-._") or "picture"
+
+
+def _in_a_word(c: str) -> bool:
+    return c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+"
 
 
 def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = True) -> None:
@@ -172,8 +185,10 @@ def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = Tr
 
 def numbered(name: str, number: int) -> str:
     """The first, second, … form of a name: x.png, x-2.png, …"""
+    if number == 1:
+        return name
     stem, suffix = os.path.splitext(name)
-    return name if number == 1 else f"{stem}-{number}{suffix}"
+    return f"{stem}-{number}{suffix}"
 
 
 def _publish_numbered(data: bytes, path: Path, first: int) -> Path:

@@ -21,6 +21,7 @@ FORMAT = 1
 KEYS_MAX = 256  # the oldest are forgotten
 NEWEST = 0.3  # how much a new run counts against all before it
 TWO_LOOKS = (Sampler.HEUN, Sampler.DPMPP_SDE)  # at the network, each step
+SHALLOW = 0.1  # of a look's work is left where a network's deep layers are not computed anew
 MEGA = 1e6
 
 
@@ -41,11 +42,15 @@ def key(family: str, parameters: int, device: str, dtype: str) -> str:
     return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}"
 
 
-def looks(request: Request) -> int:
-    """How many times a network looks at a filled request's picture, each text counted."""
+def looks(request: Request) -> float:
+    """How many times a network looks at a filled request's picture, each text counted.
+
+    A look at what was kept of another counts as a part of one.
+    """
+    part = SHALLOW + (1 - SHALLOW) / request.reuse
     steps = (request.steps or 1) * (2 if request.sampler in TWO_LOOKS else 1)
     texts = len(composed(request.prompt)) if rules(request).changes else 1
-    return steps * (1 if request.cfg == 1 and texts == 1 else texts + 1)
+    return steps * (1 if request.cfg == 1 and texts == 1 else texts + 1) * part
 
 
 def megapixels(request: Request) -> float:

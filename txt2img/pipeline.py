@@ -173,6 +173,9 @@ def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) ->
             stack.enter_context(placement.at_hand(network))
             stack.enter_context(placed(network, device, dtype))
         quick.network(model, job.requests[0], job.latent)
+        if ratio := job.requests[0].token_merging:
+            stack.callback(network.merge_tokens, 0.0)
+            network.merge_tokens(ratio)
         if model.graphed:
             model.graphed.check()
         yield

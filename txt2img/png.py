@@ -14,10 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Self
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from txt2img import __version__, exif, foreign, infotext, output
 from txt2img.disk import open_regular, parse_json
@@ -25,6 +22,10 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
 from txt2img.formats import PNG, Format
 from txt2img.request import SEEDS, Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMAT = 1  # of the JSON text
@@ -71,7 +72,7 @@ class Picture:
 
 
 def encode(
-    image: Image.Image,
+    image: "Image.Image",
     request: Request,
     origin: Origin,
     first_seed: int | None = None,
@@ -101,11 +102,13 @@ def described(
     return {"parameters": str(parameters), "txt2img": json.dumps(ours, ensure_ascii=False)}
 
 
-def written(image: Image.Image, texts: Mapping[str, str], form: Format) -> bytes:
+def written(image: "Image.Image", texts: Mapping[str, str], form: Format) -> bytes:
     """The file of a picture with texts. BadRequest if it cannot hold so much."""
     if form.name != "PNG":
         exif.check_room(texts, form)
         return exif.encode(image, texts, form)
+    from PIL.PngImagePlugin import PngInfo
+
     chunks = PngInfo()
     for key, text in texts.items():
         _add(chunks, key, text)
@@ -121,13 +124,13 @@ def check_room(request: Request, origin: Origin, form: Format) -> None:
         exif.check_room(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, form)
 
 
-def pixels_sha256(image: Image.Image) -> str:
+def pixels_sha256(image: "Image.Image") -> str:
     """The hash (64 hex digits) of a picture's pixels alone."""
     return sha256(image.tobytes()).hexdigest()
 
 
 def save(
-    image: Image.Image, path: Path, request: Request, origin: Origin, overwrite: bool = False
+    image: "Image.Image", path: Path, request: Request, origin: Origin, overwrite: bool = False
 ) -> None:
     """Write a picture, whole or not at all; BadOutput if that is not possible."""
     output.publish(encode(image, request, origin), path, overwrite)
@@ -158,7 +161,7 @@ def kind_of(head: bytes) -> str:
     return "AVIF" if head[4:12] in (b"ftypavif", b"ftypavis") else ""
 
 
-def _add(texts: PngInfo, key: str, text: str) -> None:
+def _add(texts: "PngInfo", key: str, text: str) -> None:
     """A text chunk: plain where ASCII will do, else UTF-8."""
     if text.isascii():
         texts.add_text(key, text)

@@ -58,13 +58,14 @@ class Turns:
 Part = str | Edit | Turns
 
 
+@lru_cache(maxsize=8)  # as with _schedule
 def spans(text: str, grammar: Grammar = "a1111") -> tuple[Span, ...]:
     """A text's spans: no prompt is without one, no two neighbours could be one. BadRequest."""
     if grammar == "text" or (grammar == "comfyui" and not re.search(r"[\\()]", text)):
         return (Span(text),)
     if grammar == "comfyui":
         return merged(list(_absolute(text)))
-    if not re.search(r"[()\[\]]|\bBREAK\b", text):
+    if not any(sign in text for sign in "()[]") and not ("BREAK" in text and _BREAK.search(text)):
         return (Span(text),)
     return merged(_multiplied(text))
 

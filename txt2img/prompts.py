@@ -17,6 +17,8 @@ from txt2img.request import PROMPT_MAX, Request
 
 STREAM_MAX = 2**26  # bytes of standard input, which cannot be read twice and so is kept
 LINE_MAX = 2**21  # characters
+KEPT_MAX = 2**21  # bytes, about: a file whose requests take no more is read once only
+REQUEST_BYTES = 600  # that a request takes beside its texts
 _OBJECT = re.compile(r'\{\s*(["}]|$)')  # not {red|blue}: that is a prompt with alternatives
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _DELIMITERS = ",;\t"
@@ -24,18 +26,36 @@ Lines = Iterator[tuple[int, str]]
 
 
 class Source:
-    """The requests of a prompt file, read anew line by line each time they are asked for.
+    """The requests of a prompt file, line by line each time they are asked for.
 
-    With `lenient`, lines that cannot be drawn are passed over and kept in `errors` by number.
+    Those of a large file are read anew each time. With `lenient`, lines that cannot be drawn are
+    passed over and kept in `errors` by number.
     """
 
     def __init__(self, read: Callable[[], BinaryIO], name: str, base: Request) -> None:
         self.read, self.name, self.base = read, name, base
         self.lenient = False
         self.errors: dict[int, BadRequest] = {}
+        self._kept: list[Request] | None = None
 
     def __iter__(self) -> Iterator[Request]:
         """The request of every line. BadFile; BadRequest with the line's number."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Request] = []
+        room = KEPT_MAX
+        for request in self._read():
+            room -= REQUEST_BYTES + 2 * len(request.prompt) + 2 * len(request.negative)
+            if room > 0:
+                kept.append(request)
+            else:
+                kept.clear()
+            yield request
+        if room > 0:
+            self._kept = kept
+
+    def _read(self) -> Iterator[Request]:
         with self.read() as file:
             utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
             file.seek(0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from txt2img import room
+from txt2img import room, units
 from txt2img.models import prepared
 from txt2img.models.prepared import Plan
 from txt2img.past import TWO_LOOKS
@@ -18,7 +18,7 @@ from txt2img.weights.load import Model
 PART = 0.5  # of the free memory, for weights laid out for speed
 NETWORK = 0.75  # of that part; the rest is for the decoder
 LARGE = 32  # pixels of a map's side; the filters of those above take little
-SLOWER = "Little memory is free: {what} is computed by a slower way that takes {more} MiB less"
+SLOWER = "Little memory is free: {what} is computed by a slower way that takes {more} less"
 
 
 def network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
@@ -48,7 +48,7 @@ def _prepare(
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= spare), None)
     if plan is not best:
         less = needs[best] - (0 if plan is None else needs[plan])
-        memory.tell(SLOWER.format(what=f"the {name}", more=-(-less // 2**20)))
+        memory.tell(SLOWER.format(what=f"the {name}", more=units.size(less)))
     prepared.prepare(network, plan)
 
 

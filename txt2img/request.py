@@ -16,6 +16,7 @@ from txt2img.interval import Interval
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
+REUSES = range(1, 101)  # 1 is none
 SIDES = range(64, 8193, 8)
 COUNTS = range(1, 100_001)
 FLOAT_MAX = sys.float_info.max
@@ -114,9 +115,26 @@ CLIP_SKIPS = range(1, 13)  # 1 is none
 # Fields that came later: left out of a record at their defaults, so that older ones stay equal.
 LATER = (
     *("compat", "clip_skip", "subseed", "subseed_strength"),
-    *("refiner", "refiner_switch", "cfg_interval", "ensd", "rng"),
+    *("refiner", "refiner_switch", "cfg_interval", "ensd", "rng", "reuse", "token_merging"),
 )
-RNG = re.compile(r"cpu|nv(:[1-9]\d{0,9})?")
+WHOLE = {  # fields that are whole numbers
+    "steps": STEPS,
+    "seed": range(SEEDS),
+    "count": COUNTS,
+    "clip_skip": CLIP_SKIPS,
+    "subseed": range(SEEDS),
+    "ensd": range(SEEDS),
+    "reuse": REUSES,
+}
+MOST = {  # fields that are numbers from 0 up
+    "cfg": FLOAT_MAX,
+    "eta": 1.0,
+    "cfg_rescale": 1.0,
+    "subseed_strength": 1.0,
+    "refiner_switch": 1.0,
+    "token_merging": 0.75,  # one of each four tokens stays
+}
+RNG = re.compile(r"(cpu|nv(:[1-9]\d{0,9})?)(,(cpu|nv(:[1-9]\d{0,9})?))?")
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 
 
@@ -162,7 +180,10 @@ class Request:
     refiner_switch: float = SWITCH  # the part of the way from noise to picture before them
     cfg_interval: Interval | None = None  # where on that way guidance is; None: everywhere
     ensd: int | None = None  # A1111's eta noise seed delta: what the steps' seed is more
-    rng: str | None = None  # where numbers come from: cpu, nv, or nv:N, a card of N threads
+    # Where numbers come from: cpu, nv, or nv:N, a card of N threads; after a comma, the steps'.
+    rng: str | None = None
+    reuse: int = 1  # the network's deep layers are computed in every so many-th step
+    token_merging: float = 0.0  # the part of a map's tokens that attend as one with others
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
@@ -170,19 +191,12 @@ class Request:
             check_text(name, getattr(self, name))
         for name in ("width", "height"):
             _check_side(name, getattr(self, name))
-        _check_int("steps", self.steps, STEPS)
-        _check_int("seed", self.seed, range(SEEDS))
-        _check_int("count", self.count, COUNTS)
-        _check_int("clip_skip", self.clip_skip, CLIP_SKIPS)
-        _check_int("subseed", self.subseed, range(SEEDS))
-        _check_int("ensd", self.ensd, range(SEEDS))
+        for name, allowed in WHOLE.items():
+            _check_int(name, getattr(self, name), allowed)
         if self.rng is not None and not RNG.fullmatch(str(self.rng)):
             raise BadRequest(f"rng must be cpu, nv or nv:THREADS, got {shown(self.rng)}")
-        _check_float("subseed_strength", self.subseed_strength, 1.0)
-        _check_float("refiner_switch", self.refiner_switch, 1.0)
-        _check_float("cfg", self.cfg, FLOAT_MAX)
-        _check_float("cfg_rescale", self.cfg_rescale, 1.0)
-        _check_float("eta", self.eta, 1.0)
+        for name, top in MOST.items():
+            _check_float(name, getattr(self, name), top)
 
     def filled(self, defaults: Defaults) -> "Request":
         """The same with nothing left to decide but the seed: the only place None gets a value."""
@@ -204,6 +218,8 @@ class Request:
         """
         if self.seed is None:
             raise BadRequest("a request without a seed has no n-th picture; give it a seed")
+        if not i and self.count == 1:
+            return self
         if self.subseed is not None and self.subseed_strength:
             return replace(self, subseed=(self.subseed + i) % SEEDS, count=1)
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
@@ -220,16 +236,17 @@ class Request:
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
         """The request of such values; BadRequest names what is unknown, missing or wrong."""
-        names = [f.name for f in fields(cls)]
-        unknown = [key for key in values if key not in names]
-        if unknown:
-            near = get_close_matches(unknown[0], names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
-            raise BadRequest(f"no request has a field {shown(unknown[0])}{hint}")
+        _check_names(values)
         if "prompt" not in values:
             raise BadRequest('a request needs a "prompt"')
         make: Callable[..., Request] = cls
         return make(**{name: _value(name, values[name]) for name in values})
+
+    def with_json(self, values: Mapping[str, object]) -> "Request":
+        """The same with such values in place of its own; BadRequest as `from_json`."""
+        _check_names(values)
+        change: Callable[..., Request] = replace
+        return change(self, **{name: _value(name, values[name]) for name in values})
 
 
 _NAMES = [f.name for f in fields(Request)]
@@ -241,6 +258,15 @@ def _plain_value(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
     return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
+
+
+def _check_names(values: Mapping[str, object]) -> None:
+    """Raise BadRequest if values are of fields that no request has."""
+    unknown = next((key for key in values if key not in _NAMES), None)
+    if unknown is not None:
+        near = get_close_matches(unknown, _NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_NAMES)}"
+        raise BadRequest(f"no request has a field {shown(unknown)}{hint}")
 
 
 def check_text(name: str, text: object) -> None:
@@ -261,7 +287,7 @@ def _plain(text: str) -> str:
 
 
 def _check_int(name: str, value: object, allowed: range) -> None:
-    if value is None:
+    if value is None and name not in ("count", "reuse"):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadRequest(f"{name} must be a whole number, got {shown(value)}")
@@ -284,7 +310,7 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 
 def _check_float(name: str, value: object, top: float) -> None:
-    if value is None and name not in ("cfg_rescale", "subseed_strength", "refiner_switch"):
+    if value is None and name in ("cfg", "eta"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} must be a number, got {shown(value)}")
@@ -309,10 +335,6 @@ def _value(name: str, value: object) -> object:
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = NAMED[name].parse(value)
         return None if member is Compat.TXT2IMG else member
-    if (
-        name in ("cfg", "eta", "cfg_rescale", "subseed_strength", "refiner_switch")
-        and type(value) is int
-        and value.bit_length() < 64
-    ):
+    if name in MOST and type(value) is int and value.bit_length() < 64:
         return float(value)
     return value

@@ -127,14 +127,19 @@ def _sdcpp(entries: Entries) -> Writer:
     """stable-diffusion.cpp, whose generator is a card's unless it says otherwise."""
     found = Writer("stable-diffusion.cpp", {"compat": Compat.SDCPP})
     source = entries.get("RNG", "cuda")
-    if source == "cpu":
-        found.values["rng"] = "cpu"
-    elif source != "cuda":
-        found.notes.append(f"RNG: {shown(source, 40)} is not had; a card's is taken")
-    later = entries.get("Sampler RNG", source)
-    if later not in (source, ""):
-        found.notes.append(f"Sampler RNG: {shown(later, 40)} is not carried over")
+    later = entries.get("Sampler RNG") or source
+    for key, name in (("RNG", source), ("Sampler RNG", later)):
+        if name not in SDCPP_SOURCES and (key == "RNG" or later != source):
+            found.notes.append(f"{key}: {shown(name, 40)} is not had; a card's is taken")
+    first, then = (SDCPP_SOURCES.get(name, "nv") for name in (source, later))
+    if first != then:
+        found.values["rng"] = f"{first},{then}"
+    elif first != "nv":
+        found.values["rng"] = first
     return found
+
+
+SDCPP_SOURCES = {"cuda": "nv", "cpu": "cpu"}
 
 
 def _comfyui(entries: Entries) -> Writer:

@@ -11,22 +11,13 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from txt2img.cli import decode, generate, info, models, replay, train, verify, worker
-from txt2img.cli.configured import Configured
+from txt2img.cli.direct import Direct
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, STOPPED, Stopped
 from txt2img.cli.streams import settle
 from txt2img.errors import BadRequest, Txt2imgError
 
-COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "generate": (generate.generate, generate.EPILOG),
-    "info": (info.info, info.EPILOG),
-    "replay": (replay.replay, replay.EPILOG),
-    "verify": (verify.verify, verify.EPILOG),
-    "decode": (decode.decode, decode.EPILOG),
-    "train": (train.train, train.EPILOG),
-    "worker": (worker.worker, worker.EPILOG),
-}
+COMMANDS = ("generate", "info", "replay", "verify", "decode", "train", "worker")
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
 
@@ -62,15 +53,54 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return int(said or 0)
     named = bool(arguments) and arguments[0] in COMMANDS
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
-    function, epilog = COMMANDS[name]
+    function, epilog = _command(name)
     app = _app(completion=not named)
     # More words than one prompt are no option's fault: generate says what to do about them.
     settings = {"allow_extra_args": name == "generate"}
-    kind = Configured if name == "generate" else None
-    app.command(epilog=epilog, context_settings=settings, cls=kind)(function)
+    app.command(epilog=epilog, context_settings=settings, cls=_kind(name))(function)
     command = typer.main.get_command(app)
     shown_as = f"txt2img {name}" if named else "txt2img"
     return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
+
+
+def _command(name: str) -> tuple[Callable[..., None], str]:
+    """A command and the end of its help; no other command's file is read."""
+    if name == "generate":
+        from txt2img.cli import generate
+
+        return generate.generate, generate.EPILOG
+    if name == "info":
+        from txt2img.cli import info
+
+        return info.info, info.EPILOG
+    if name == "replay":
+        from txt2img.cli import replay
+
+        return replay.replay, replay.EPILOG
+    if name == "verify":
+        from txt2img.cli import verify
+
+        return verify.verify, verify.EPILOG
+    if name == "decode":
+        from txt2img.cli import decode
+
+        return decode.decode, decode.EPILOG
+    if name == "train":
+        from txt2img.cli import train
+
+        return train.train, train.EPILOG
+    from txt2img.cli import worker
+
+    return worker.worker, worker.EPILOG
+
+
+def _kind(name: str) -> type[Direct]:
+    """Who reads the command's line."""
+    if name != "generate":
+        return Direct
+    from txt2img.cli.configured import Configured
+
+    return Configured
 
 
 def _app(completion: bool = False) -> typer.Typer:
@@ -82,6 +112,8 @@ def _app(completion: bool = False) -> typer.Typer:
 
 def _models() -> typer.Typer:
     """The commands of `txt2img models`."""
+    from txt2img.cli import models
+
     app = _app()
     app.callback()(models_help)
     for verb, (function, epilog) in models.VERBS.items():
@@ -104,10 +136,10 @@ def _complete() -> int:
     if words and words[0] in (*COMMANDS, "models"):
         app.callback()(models_help)
         app.add_typer(_models(), name="models")
-        for name, (function, _) in COMMANDS.items():
-            app.command(name)(function)
+        for name in COMMANDS:
+            app.command(name)(_command(name)[0])
     else:
-        app.command()(generate.generate)
+        app.command()(_command("generate")[0])
     command = typer.main.get_command(app)
     try:
         command.main([], prog_name="txt2img", complete_var=COMPLETE, standalone_mode=False)

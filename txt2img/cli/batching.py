@@ -154,6 +154,9 @@ class Stdout(Output):
     def _prepare(self) -> None:
         """There is no folder to prepare."""
 
+    def check_free(self) -> None:
+        """There is no name that could be taken."""
+
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write the picture; gives no path that is one."""
         say_bytes(data)

@@ -25,6 +25,8 @@ FLAGS = {
     "subseed_strength": "--subseed-strength",
     "ensd": "--ensd",
     "rng": "--rng",
+    "reuse": "--reuse",
+    "token_merging": "--token-merging",
 }
 
 

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from typer.core import TyperCommand
-
 from txt2img import settings
+from txt2img.cli.direct import Direct
 from txt2img.errors import BadFile
 from txt2img.escape import shown
 
@@ -16,11 +15,11 @@ UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry
 NOT_WITH_FROM = (
     *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
     *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
-    *("unet", "text_encoder"),
+    *("unet", "text_encoder", "reuse", "token_merging"),
 )
 
 
-class Configured(TyperCommand):
+class Configured(Direct):
     """A command whose blanks are filled from the config file before the program's defaults."""
 
     def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]

@@ -7,7 +7,9 @@ import typer
 
 from txt2img import exif, formats, launch, output
 from txt2img.cli import launched, options
-from txt2img.cli.extras import NONE, found
+from txt2img.cli.extras import OtherFiles
+from txt2img.cli.loading import load_model
+from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import check_model
 from txt2img.cli.results import say_file_error
 from txt2img.cli.show import progress, say_path, say_record
@@ -49,7 +51,8 @@ def decode(
                 latent = opened(Path(name), model, vae)
                 wanted = model or latent.request.model
                 if wanted not in loaded:
-                    loaded[wanted] = load_model(wanted, vae, (device, dtype))
+                    precision = Precision(device, dtype)
+                    loaded[wanted] = load_model(wanted, precision, OtherFiles(vae=vae).library())
                 path = made(
                     Path(name), latent, loaded[wanted], target(name, out, overwrite, files), i + 1
                 )
@@ -77,15 +80,6 @@ def opened(path: Path, model: str | None, vae: str | None) -> "Latent":
         its = shown(own.name)
         raise BadRequest(f"{shown(str(path))} was drawn with the VAE {its}; give its --vae")
     return latent
-
-
-def load_model(name: str, vae: str | None, where: tuple[str | None, str | None]) -> "Model":
-    """The model that decodes. Txt2imgError."""
-    from txt2img.device import choose
-    from txt2img.weights.load import load
-
-    path = None if vae in (None, NONE) else found("--vae", vae)
-    return load(name, choose(*where), vae_path=path)
 
 
 def target(name: str, out: str | None, overwrite: bool, files: list[str]) -> output.Output:

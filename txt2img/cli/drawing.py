@@ -15,6 +15,7 @@ from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.care import Care
 from txt2img.cli.filing import destination
+from txt2img.cli.loading import load_model
 from txt2img.cli.manner import Manner
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
@@ -23,7 +24,6 @@ from txt2img.cli.results import Meter, say, say_error, say_failed
 from txt2img.cli.show import Bar, progress, tell
 from txt2img.cli.signals import STOP
 from txt2img.cli.sweeping import finish_sweep
-from txt2img.cli.viewer import viewer_of
 from txt2img.cli.viewing import Viewing
 from txt2img.cli.wish import Wish
 from txt2img.errors import Txt2imgError
@@ -75,19 +75,15 @@ def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
-    from txt2img.batch import origin
-    from txt2img.memory import room_for
-    from txt2img.weights.kept import KEEPER
-    from txt2img.weights.refiner import add_refiner
+    from txt2img.batch import origin, precision
 
-    began, device = time.perf_counter(), order.precision.place()
-    with room_for("the model"):
-        library = wish.library
-        model = KEEPER.load(wish.model, device, library.vae, library.parts)
-    model.memory, model.wardrobe.library = order.precision.memory(model.memory), wish.library
-    if wish.library.refiner is not None:
-        with room_for("the refiner"):
-            add_refiner(model, wish.library.refiner, device)
+    began = time.perf_counter()
+    model = load_model(wish.model, order.precision, wish.library)
+    if order.precision.verbose:
+        from txt2img.device import manner
+        from txt2img.weights.load import device_of
+
+        wish.remarks.append(manner(device_of(model), precision(model)))
     wish.warnings += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar, time.perf_counter() - began)
 
@@ -96,6 +92,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
     """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img import batch
     from txt2img.amount import roomy
+    from txt2img.cli.viewer import viewer_of
     from txt2img.latents import Shelf
     from txt2img.stopwatch import Stopwatch
 

@@ -1,7 +1,7 @@
 """The options for what file a picture becomes: its format, and how much of it is kept."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ from txt2img.cli.options import whole
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.formats import FORMATS, PNG, QUALITIES, Format
+from txt2img.sweep import axis
 
 FormatName = Annotated[
     str | None,
@@ -67,6 +68,15 @@ class Filed:
         return replace(form, quality=self.quality)
 
 
+def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
+    """The usual pattern with a token for each option that is swept and has one; others as it is."""
+    if pattern != output.usual(form):
+        return pattern
+    swept = [field for text in sweep if (field := axis(text).field) in output.TOKENS]
+    more = [f"-{{{field}}}" for field in swept if f"{{{field}}}" not in pattern]
+    return pattern.replace(form.suffix, "".join(more) + form.suffix)
+
+
 def destination(
     filed: Filed, several: bool, batching: Batching, context: typer.Context
 ) -> output.Output:
@@ -81,6 +91,7 @@ def destination(
     if out != "-":
         target = output.parse(out, several, context.params["overwrite"], form)
         target.resume = batching.resume
+        target.pattern = named_by_values(target.pattern, batching.sweep or (), form)
         return target
     if several:
         raise BadRequest("-o - writes one picture to standard output; name a folder for several")

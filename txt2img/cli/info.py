@@ -14,6 +14,7 @@ from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.frames import MARK
+from txt2img.units import size
 
 EPILOG = """
 \b
@@ -117,16 +118,18 @@ def weights(name: str) -> dict[str, object]:
 
     found = summary(name)
     family, drawn = found.family, found.family.defaults
+    needs = f"{family.needs} beside the prompt, not supported yet" if family.needs else ""
+    needs = needs or ("" if found.vae else "a VAE, given with --vae")
     return {
         "kind": f"weights of {family.name}",
         "name": found.name,
         "hash": found.hash,
         "layout": found.layout,
         "prediction": family.prediction,
-        "needs": f"{family.needs} beside the prompt, not supported yet" if family.needs else "",
+        "needs": needs,
         "weights": f"{found.parameters:,} in {found.tensors:,} tensors",
         "dtype": ", ".join(found.dtypes),
-        "size": f"{found.size / 1e6:,.1f} MB",
+        "size": size(found.size),
         "draws": f"{drawn.width}x{drawn.height}, {drawn.steps} steps, cfg {drawn.cfg:g}, "
         f"{drawn.sampler}, {drawn.schedule}",
     }

@@ -58,7 +58,7 @@ Rng = Annotated[
         "--rng",
         metavar="cpu|nv[:N]",
         help="Where random numbers come from: the processor, or as from an Nvidia card (of N "
-        "threads), which is not needed for it.",
+        "threads), which is not needed for it; after a comma, those of the steps.",
     ),
 ]
 

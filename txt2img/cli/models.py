@@ -11,6 +11,7 @@ from txt2img.cli.complete import known_models, pullable
 from txt2img.cli.info import Json, say_known, weights
 from txt2img.cli.show import progress, say_path, say_record, say_row, tell
 from txt2img.errors import BadFile, Txt2imgError
+from txt2img.units import size
 
 if TYPE_CHECKING:
     from txt2img.weights.plan import Summary
@@ -51,12 +52,12 @@ def list_models(json: Json = False) -> None:
         family, layout = (found.family.name, found.layout) if found else ("", "")
         kind = "model" if found else kind_of(path) if path.is_file() else ""
         if json:
-            size = found.size if found else _size(path)
-            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
+            whole = found.size if found else _size(path)
+            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": whole}
             say_record({**row, "path": str(path)})
         else:
-            size_text = f"{(found.size if found else _size(path)) / 1e6:,.1f} MB"
-            say_row(name, family or kind or "-", layout or "-", size_text, path)
+            said = size(found.size if found else _size(path))
+            say_row(name, family or kind or "-", layout or "-", said, path)
 
 
 def show_model(name: Name, json: Json = False) -> None:
@@ -96,12 +97,9 @@ def hash_models(names: Names, json: Json = False) -> None:
             for path in paths:
                 # The second is a LoRA's, which is one file.
                 for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
-                    reading = hashing(path, start)
-                    try:
-                        while True:
-                            bar.advance(path.name, *next(reading), "")
-                    except StopIteration as end:
-                        digests.append(end.value)
+                    for read in hashing(path, start):
+                        bar.advance(path.name, read.done, read.size, "")
+                    digests.append(read.digest)
         short = model_hash(paths)
         single = len(paths) == 1
         record = {
@@ -133,7 +131,7 @@ def pull_model(
         raise BadRequest(f"{shown(name)} is not a Hub id such as owner/model{hint}")
     found = hub.offer(wanted, variant, endpoint)
     if not quiet:
-        what = f"{len(found.files)} files, {found.size / 1e6:,.1f} MB"
+        what = f"{len(found.files)} files, {size(found.size)}"
         tell(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
     hub.keep_quiet(quiet or not sys.stderr.isatty())
     for file in hub.pull(found, endpoint):

@@ -61,6 +61,10 @@ Compile = Annotated[
         "then each step is quicker.",
     ),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Say where, in how many threads and how exactly it computes."),
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Precision:
     offload: Offload = "auto"
     quantize: Quantize = None
     compile: Compile = False
+    verbose: Verbose = False
 
     def check(self) -> None:
         """Raise BadRequest for what cannot be chosen, before anything is loaded."""

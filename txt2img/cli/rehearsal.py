@@ -9,9 +9,10 @@ from txt2img.cli.results import described, say_error
 from txt2img.cli.show import say_record, say_row
 from txt2img.cli.wish import Wish
 from txt2img.errors import BadRequest
-from txt2img.ledger import Item, items
+from txt2img.ledger import Item, Ledger, items
 from txt2img.png import Origin
 from txt2img.request import Request
+from txt2img.units import size
 
 if TYPE_CHECKING:
     from txt2img.cli.drawing import Order
@@ -24,13 +25,15 @@ def rehearse(wish: Wish, order: "Order") -> int:
     """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
     from txt2img.forecast import foresee
 
-    forecast = foresee(wish.model, wish.library, order.precision.device, order.precision.dtype)
+    order.target.check_free()
+    how = order.precision
+    forecast = foresee(wish.model, wish.library, how.device, how.dtype, how.low_memory)
     care = Care(order.batching.strict, forecast.tokenizers)
     if forecast.hash:
         wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
     total: float | None = 0.0
     most = last = None
-    for item in order.batching.mine(items(pictures(wish, forecast), order.target, forecast.hash)):
+    for item in to_draw(wish, forecast, order):
         try:
             lines, counts = care.look(item)
         except BadRequest as unreadable:
@@ -45,7 +48,9 @@ def rehearse(wish: Wish, order: "Order") -> int:
         last = item.request
         if order.json:
             said = {"tokens": counts, "warnings": lines, **planned(forecast, item, order)}
-            say_record({"path": path, "index": item.index, **described(item.request), **said})
+            known = {"id": item.id} if item.id else {}
+            about = {"path": path, "index": item.index, **known, **described(item.request)}
+            say_record({**about, **said})
         else:
             say_row(path, f"seed {item.request.seed}", item.request.prompt)
     if last is not None:
@@ -55,6 +60,31 @@ def rehearse(wish: Wish, order: "Order") -> int:
     for error in wish.failures():
         say_error(error, order.json)
     return SOME_FAILED if wish.failures() else 0
+
+
+def to_draw(wish: Wish, forecast: "Forecast", order: "Order") -> Iterator[Item]:
+    """The pictures of this part of a batch, with --resume those that are not there yet.
+
+    They have ids where these are of use, and the model's hash is known. BadRequest.
+    """
+    resume = order.batching.resume and order.target.folder.is_dir()
+    known = (forecast.hash or None) if resume or order.json else None
+    batch = order.batching.mine(items(pictures(wish, forecast), order.target, known))
+    if not resume or known is None:
+        if resume:
+            wish.remarks.append("this model was never loaded here: what is there is not told")
+        yield from batch
+        return
+    total = there = 0
+    with Ledger(order.target) as ledger:
+        for item in batch:
+            total += 1
+            if ledger.done(item):
+                there += 1
+            else:
+                yield item
+    if there:
+        wish.remarks.append(f"{there} of {total} pictures are there already")
 
 
 def pictures(wish: Wish, forecast: "Forecast") -> Iterator[Request]:
@@ -114,8 +144,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(memory: int) -> str:
-    """Bytes in the unit that says them best."""
-    return f"{memory / 1e9:.1f} GB" if memory >= 1e9 else f"{memory / 1e6:.0f} MB"

@@ -13,8 +13,8 @@ from PIL import Image
 from txt2img.cli import graphics
 from txt2img.cli.graphics import Cells
 from txt2img.cli.show import Bar
+from txt2img.cli.viewing import KINDS
 
-KINDS = ("auto", "kitty", "iterm", "sixel", "blocks", "off")
 OVERRULE = "TXT2IMG_SHOW"  # the environment's word for what auto would find
 SECONDS = 0.1  # between two pictures, at least
 LARGEST: Cells = (80, 32)

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from txt2img import sheet
 from txt2img.cli.launched import Drawn
 from txt2img.cli.show import say_path, say_record
 from txt2img.cli.wish import Wish
@@ -18,6 +17,8 @@ def finish_sweep(
     wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: Drawn, order: "Order"
 ) -> None:
     """Write a sweep's sheet and table, and say where they are."""
+    from txt2img import sheet
+
     if order.batching.part != (1, 1):
         order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
         return

@@ -10,11 +10,12 @@ from txt2img import launch
 from txt2img.cli import launched, options
 from txt2img.cli.extras import OtherFiles
 from txt2img.cli.grouped import grouped
+from txt2img.cli.loading import load_model
+from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import with_model
 from txt2img.cli.results import say_file_error
 from txt2img.cli.show import progress, say, say_record, tell
 from txt2img.errors import Txt2imgError
-from txt2img.library import Library
 
 if TYPE_CHECKING:
     from txt2img.verify import Verdict
@@ -67,7 +68,8 @@ def verify(
                 found = judge.described(Path(name))
                 with_model(Path(name), found, model)
                 if loaded is None:
-                    loaded = load_with(model or "default", (device, dtype), others.library())
+                    precision = Precision(device, dtype)
+                    loaded = load_model(model or "default", precision, others.library())
                 verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
                 with bar.aside():
@@ -90,20 +92,6 @@ def rated(verdict: "Verdict", psnr: float | None) -> str:
     if verdict.same:
         return "identical"
     return "near" if psnr is not None and verdict.psnr >= psnr else "different"
-
-
-def load_with(name: str, where: tuple[str | None, str | None], library: Library) -> "Model":
-    """The model with all that goes beside it. Txt2imgError."""
-    from txt2img.device import choose
-    from txt2img.weights.load import load
-    from txt2img.weights.refiner import add_refiner
-
-    device = choose(*where)
-    model = load(name, device, vae_path=library.vae, others=library.parts)
-    model.wardrobe.library = library
-    if library.refiner is not None:
-        add_refiner(model, library.refiner, device)
-    return model
 
 
 def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:

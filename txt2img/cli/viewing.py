@@ -10,10 +10,10 @@ import typer
 from txt2img import frames, output
 from txt2img.cli import complete
 from txt2img.cli.options import positive
-from txt2img.cli.screen import KINDS
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.escape import shown
 
+KINDS = ("auto", "kitty", "iterm", "sixel", "blocks", "off")
 OWN = "own"  # the VAE of previews that is the model's
 Preview = Annotated[
     Path | None,

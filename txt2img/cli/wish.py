@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
@@ -64,9 +65,7 @@ def wanted(
 ) -> Wish:
     """What a command line asks for, looked through once. BadRequest, BadFile."""
     if len(words) > 1:
-        raise BadRequest(
-            f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}"
-        )
+        raise BadRequest(several(words))
     if words and prompts_file is not None:
         raise BadRequest("a prompt and --prompts; give one of them")
     if not words and prompts_file is None and picture is None:
@@ -92,6 +91,15 @@ def wanted(
         wish.requests = wish.sweep = Sweep(requests, batching.sweep, batching.zip)
     _look_through(wish, seeded.seed if base.seed is None else None, batching)
     return wish
+
+
+def several(words: Sequence[str]) -> str:
+    """What to say of more words than one prompt: no quotes, or a command that is misspelt."""
+    from txt2img.cli.app import COMMANDS  # which imports this
+
+    near = get_close_matches(words[0], [*COMMANDS, "models"], n=1)
+    hint = f"; or did you mean the command {near[0]}?" if near else ""
+    return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 
 def again(

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import Prediction
+from txt2img.diffusion.reuse import Kept, Reuse
 
 Denoise = Callable[[Tensor, Level], Tensor]  # x, level → x0
 
@@ -40,8 +41,19 @@ class Cond:
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
+    def lengthened(self, times: float) -> "Cond":
+        """The same `times` as long, at least once: by its last token, again and again.
+
+        So A1111 makes parts that AND joins equally long (prompt_parser.py, stack_conds).
+        """
+        length = self.tokens.shape[1]
+        more = self.tokens[:, -1:].expand(-1, round(times * length) - length, -1)
+        return replace(self, tokens=torch.cat([self.tokens, more], dim=1))
+
     def to(self, dtype: torch.dtype) -> "Cond":
         """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels."""
+        if all(part is None or part.dtype == dtype for part in self.written()):
+            return self
         return Cond(
             self.tokens.to(dtype),
             None if self.pooled is None else self.pooled.to(dtype),
@@ -50,8 +62,14 @@ class Cond:
             self.scale,
         )
 
+    def written(self) -> tuple[Tensor | None, ...]:
+        """The parts that are in a network's precision."""
+        return self.tokens, self.pooled, self.beside
+
     def at(self, device: torch.device) -> "Cond":
         """The same on a device."""
+        if self.tokens.device == device:
+            return self
         parts = (self.tokens, self.pooled, self.extra, self.beside, self.scale)
         tokens, *others = (None if part is None else part.to(device) for part in parts)
         assert tokens is not None
@@ -76,6 +94,9 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 
     Levels between two are of the step that passes them. `late` changes come a step later.
     """
+    if len(course) == 1:
+        [(_, always)] = course
+        return lambda level: always
     ratios = [-level.ratio for level in levels]  # upwards
 
     def at(level: Level) -> Cond:
@@ -88,8 +109,8 @@ def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> Co
 class Network(Protocol):
     """(x (B, C, H, W), time (B,), cond) → (B, C, H, W), in the dtype of its parameters."""
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond, /) -> Tensor:
-        """The raw output."""
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept = ..., /) -> Tensor:
+        """The raw output, by what is kept or where it is kept."""
 
     def parameters(self) -> Iterator[Tensor]:
         """Its weights."""
@@ -103,17 +124,25 @@ class Predictor:
     process: Process
     prediction: Prediction
     whole_times: bool = False  # the network is told the nearest whole time
+    reuse: Reuse | None = None  # for one picture, or several that are looked at together
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """The network's own output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
-        if not getattr(self.network, "shares", False):
+        dtype, shares = self._manner
+        if not shares:
             x = x.repeat(len(cond.tokens) // len(x), 1, 1, 1)
-        dtype = next(iter(self.network.parameters())).dtype
         clock = self.process.time(level)
         if self.whole_times:
             clock = float(round(clock))
         time = torch.full((len(x),), clock, device=x.device)
-        return self.network(x.to(dtype), time, cond.to(dtype)).float()
+        kept = () if self.reuse is None else (self.reuse.at(level, cond),)
+        return self.network(x.to(dtype), time, cond.to(dtype), *kept).float()
+
+    @cached_property
+    def _manner(self) -> tuple[torch.dtype, bool]:
+        """The network's precision, which asks all its modules, and whether it shares latents."""
+        dtype = next(iter(self.network.parameters())).dtype
+        return dtype, getattr(self.network, "shares", False)
 
     def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """x0 (B, C, H, W), float32."""
@@ -140,7 +169,7 @@ def guided(
     One pass of 2B a look, two of B when not `together`, one of B where the scale is 1. It is done
     on the network's outputs, as is `rescale` (0 to 1), so that both equal diffusers.
     """
-    both = paired(negative, positive)
+    both = joined(negative, positive)
 
     def look(x: Tensor, level: Level) -> Tensor:
         """The two outputs, each (B, C, H, W), mixed, as x0."""
@@ -176,7 +205,7 @@ def composed(
     weights = [weight for weight, _ in parts]
     size = sum(abs(weight) for weight in weights)
     everyone = [negative, *(at for _, at in parts)]
-    everything = reduce(paired, everyone)
+    everything = joined(*everyone)
 
     def outputs(x: Tensor, level: Level) -> Sequence[Tensor]:
         """The network's output under each condition: one pass of all, or one of each."""
@@ -198,16 +227,16 @@ def composed(
     return look
 
 
-def paired(first: CondAt, second: CondAt) -> CondAt:
-    """Both as one batch, the same object while both are: networks keep what they made of it."""
-    made: dict[tuple[int, int], tuple[Cond, Cond, Cond]] = {}
+def joined(*sides: CondAt) -> CondAt:
+    """All as one batch, the same object while each is: networks keep what they made of it."""
+    made: dict[tuple[int, ...], tuple[list[Cond], Cond]] = {}
 
     def at(level: Level) -> Cond:
-        a, b = first(level), second(level)
-        key = id(a), id(b)  # no other's: both are kept
+        each = [side(level) for side in sides]
+        key = tuple(map(id, each))  # no other's: all are kept
         if key not in made:
-            made[key] = a, b, a.join(b)
-        return made[key][2]
+            made[key] = each, reduce(Cond.join, each)
+        return made[key][1]
 
     return at
 

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
@@ -22,12 +23,12 @@ class Level:
     ratio: float
     curve: Curve
 
-    @property
+    @cached_property
     def alpha(self) -> float:
         """The picture's factor, 0 to 1."""
         return 1 / (math.hypot(1, self.ratio) if self.curve == "diffusion" else 1 + self.ratio)
 
-    @property
+    @cached_property
     def sigma(self) -> float:
         """The noise's factor, 0 to 1."""
         return self.ratio * self.alpha if math.isfinite(self.ratio) else 1.0

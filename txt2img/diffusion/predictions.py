@@ -41,7 +41,7 @@ def eps_x0(x: Tensor, out: Tensor, level: Level) -> Tensor:
             "Got pure noise for a network that predicts noise, which shows it no picture; "
             "a model with zero terminal SNR must predict v."
         )
-    return (x - level.sigma * out) / level.alpha
+    return (x - level.sigma * out).div_(level.alpha)
 
 
 # v: Salimans and Ho 2022, appendix D. flow: Liu et al. 2022, with time running towards noise.
@@ -51,7 +51,7 @@ PREDICTIONS: dict[str, Prediction] = {
         target=lambda x0, noise, level: noise,
     ),
     "v": Prediction(
-        x0=lambda x, out, level: level.alpha * x - level.sigma * out,
+        x0=lambda x, out, level: (level.alpha * x).sub_(level.sigma * out),
         target=lambda x0, noise, level: level.alpha * noise - level.sigma * x0,
     ),
     "flow": Prediction(

@@ -65,6 +65,8 @@ def ancestral(a: Level, b: Level, eta: float) -> float:
 
     Between eta 0 and 1 this is DDIM's share; k-diffusion's SDE solvers then take another.
     """
+    if not eta:
+        return 0.0
     kept = a.alpha * b.sigma / (b.alpha * a.sigma)
     return eta * b.sigma * math.sqrt(max(1 - kept**2, 0.0))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.reuse import Kept
 from txt2img.memory import free, is_short
 
 SHAPES = 4  # recordings that are kept: each holds the memory that its intermediate results take
@@ -22,10 +23,11 @@ NO_GRAPH = "The U-Net could not be recorded as a CUDA graph and is run step by s
 NOT_COMPILED = "--compile: torch.compile failed, and the U-Net is run as it is: {}"
 COMPILED = "--compile: the U-Net was compiled in {:.0f} s for this size; {} keeps it for later runs"
 
-Flat = Callable[..., Tensor]  # x, time and the fields of a Cond, each a tensor or None
-Work = Callable[[], Tensor]
-Record = Callable[[Work], tuple[Callable[[], None], Tensor]]  # work → its replay, its output
-Signature = tuple[tuple[torch.Size, torch.dtype, torch.device] | None, ...]
+Outputs = tuple[Tensor, ...]  # the network's own, and what it made of its deep layers if wanted
+Flat = Callable[..., Outputs]  # if that is wanted; then x, time, the deep and a Cond's fields
+Work = Callable[[], Outputs]
+Record = Callable[[Work], tuple[Callable[[], None], Outputs]]  # work → its replay, its outputs
+Signature = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,22 @@ class Recording:
 
     inputs: list[Tensor | None]
     replay: Callable[[], None]
-    output: Tensor
+    outputs: Outputs
 
-    def run(self, values: list[Tensor | None]) -> Tensor:
-        """The output for other inputs of that shape."""
+    def run(self, values: list[Tensor | None]) -> Outputs:
+        """The outputs for other inputs of that shape."""
         for place, value in zip(self.inputs, values, strict=True):
             if place is not None and value is not None:
                 place.copy_(value, non_blocking=True)
         self.replay()
-        return self.output.clone()
+        return tuple(output.clone() for output in self.outputs)
 
 
 class Graphed:
     """A network that is recorded, and compiled if wished, when it meets a shape first.
 
-    `(x, time, cond) → output` and `parameters` are the network's. What fails is told, and from
-    then on the network runs as it is.
+    `(x, time, cond, kept) → output` and `parameters` are the network's. What fails is told, and
+    from then on the network runs as it is.
     """
 
     def __init__(
@@ -84,41 +86,57 @@ class Graphed:
         self._recordings.clear()
         free()
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """The network's output for x (B, C, H, W), time (B,) and conditions."""
-        values = [x, time, cond.tokens, cond.pooled, cond.extra, cond.beside, cond.scale]
-        key: Signature = tuple(
-            None if value is None else (value.shape, value.dtype, value.device) for value in values
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+        """The network's output for x (B, C, H, W), time (B,), conditions and what is kept."""
+        deep, wanted = (None, False) if kept is None else (kept.deep, kept.deep is None)
+        values = [x, time, deep, cond.tokens, cond.pooled, cond.extra, cond.beside, cond.scale]
+        out, *made = self._outputs(wanted, values)
+        if kept is not None and made:
+            [kept.deep] = made
+        return out
+
+    def _outputs(self, wanted: bool, values: list[Tensor | None]) -> Outputs:
+        """The output for all inputs, and the deep features if they are wanted."""
+        key: Signature = (
+            wanted,
+            getattr(self.network, "merging", 0.0),
+            *(None if one is None else (one.shape, one.dtype, one.device) for one in values),
         )
         if self.compiled_in and key not in self._met:
-            self._compile(values)
+            self._compile(wanted, values)
             self._met.add(key)
         if self.record is None:
-            return self._flat(*values)
+            return self._flat(wanted, *values)
         if key not in self._recordings:
-            made = self._recorded(values)
+            made = self._recorded(wanted, values)
             if made is None:
-                return self._flat(*values)
+                return self._flat(wanted, *values)
             self._recordings[key] = made
             if len(self._recordings) > SHAPES:
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
         return self._recordings[key].run(values)
 
-    def _plain(self, x: Tensor, time: Tensor, *cond: Tensor | None) -> Tensor:
+    def _plain(
+        self, wanted: bool, x: Tensor, time: Tensor, deep: Tensor | None, *cond: Tensor | None
+    ) -> Outputs:
         """The network with the fields of its conditions one by one."""
         tokens, *others = cond
         assert tokens is not None
-        out: Tensor = self.network(x, time, Cond(tokens, *others))
-        return out
+        if deep is None and not wanted:
+            return (self.network(x, time, Cond(tokens, *others)),)
+        kept = Kept(deep)
+        out: Tensor = self.network(x, time, Cond(tokens, *others), kept)
+        assert kept.deep is not None
+        return (out, kept.deep) if wanted else (out,)
 
-    def _compile(self, values: list[Tensor | None]) -> None:
+    def _compile(self, wanted: bool, values: list[Tensor | None]) -> None:
         """Compile for a shape, and say how long that took."""
         if not self._compiled:
             self._flat, self._compiled = torch.compile(self._plain, dynamic=False), True
         start = time.perf_counter()
         try:
-            self._flat(*values)
+            self._flat(wanted, *values)
             _wait(values)
         except RuntimeError as error:
             if is_short(error):
@@ -128,12 +146,12 @@ class Graphed:
         else:
             self.tell(COMPILED.format(time.perf_counter() - start, self.compiled_in))
 
-    def _recorded(self, values: list[Tensor | None]) -> Recording | None:
+    def _recorded(self, wanted: bool, values: list[Tensor | None]) -> Recording | None:
         """A recording for a shape; None if there can be none, or no room for it."""
         assert self.record is not None
         inputs = [None if value is None else value.clone() for value in values]
         try:
-            return Recording(inputs, *self.record(lambda: self._flat(*inputs)))
+            return Recording(inputs, *self.record(lambda: self._flat(wanted, *inputs)))
         except RuntimeError as error:
             self.forget()
             if not is_short(error):
@@ -142,8 +160,8 @@ class Graphed:
             return None
 
 
-def recorded_on_card(work: Work) -> tuple[Callable[[], None], Tensor]:
-    """Work as a CUDA graph: what replays it, and where its output then lies. RuntimeError."""
+def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
+    """Work as a CUDA graph: what replays it, and where its outputs then lie. RuntimeError."""
     here = torch.cuda.current_stream()
     aside = torch.cuda.Stream()
     aside.wait_stream(here)
@@ -153,8 +171,8 @@ def recorded_on_card(work: Work) -> tuple[Callable[[], None], Tensor]:
     here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = work()
-    return graph.replay, output
+        outputs = work()
+    return graph.replay, outputs
 
 
 def address(weight: Tensor) -> int:

@@ -7,10 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention of q (B, L, D) on k, v (B, M, D) in `heads` parts: (B, L, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of q (B, L, D) on k, v (B, M, D) in `heads` parts: (B, L, D).
+
+    Each of k, v counts as often as `counts` (B, M) says: exp(log n + qk) is n times exp(qk).
+    """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, ·, d)
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    more = None if counts is None else counts.log()[:, None, None]
+    return functional.scaled_dot_product_attention(q, k, v, more).transpose(1, 2).flatten(-2)
 
 
 def alongside(x: Tensor, other: Tensor) -> Tensor:
@@ -102,9 +106,12 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context, width, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
+    ) -> Tensor:
         context = x if context is None else context
-        mixed = attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        mixed = attention(q, k, v, self.heads, counts)
         out: Tensor = self.to_out[0](mixed)
         return out
 

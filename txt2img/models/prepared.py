@@ -90,11 +90,13 @@ class PreparedAttention(Attention):
 
     _kept: WeakIdKeyDictionary | None = None
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
+    ) -> Tensor:
         if context is None or torch.is_grad_enabled():
-            return super().forward(x, context)
+            return super().forward(x, context, counts)
         keys, values = self._keys_and_values(context)
-        out: Tensor = self.to_out[0](attention(self.to_q(x), keys, values, self.heads))
+        out: Tensor = self.to_out[0](attention(self.to_q(x), keys, values, self.heads, counts))
         return out
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
+import re
 from dataclasses import dataclass
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
@@ -14,6 +15,9 @@ from txt2img.prompt import spans
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 PLAIN = Reading("text")
+# What CLIP's pattern finds in small printable ASCII, for Python's own expressions.
+_ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+WORD_MAX, WORDS_MAX = 64, 2**16  # characters of a word whose tokens are kept, and how many are
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -48,6 +52,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = vocab[BOS], vocab[EOS]
         self.pad_id = self.eos_id if pad_id is None else pad_id
         self.words: dict[str, list[int]] = {}  # learnt ones
+        self._known: dict[str, list[int]] = {}  # tokens of words that were met before
         self._backend = Backend(
             models.BPE(
                 vocab=vocab,
@@ -67,7 +72,23 @@ class Tokenizer:
 
     def tokens(self, prompt: str) -> list[int]:
         """The prompt's token ids, without first and last."""
-        ids: list[int] = self._backend.encode(prompt, add_special_tokens=False).ids
+        if not (prompt.isascii() and prompt.isprintable()):
+            return self._encoded(prompt)
+        # No token goes beyond a word, and most words come again and again.
+        words = _ASCII_WORDS.findall(prompt.lower())
+        return [index for word in words for index in self._known.get(word) or self._word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        """A word's tokens, kept for the next time."""
+        ids = self._encoded(word)
+        if len(word) <= WORD_MAX:
+            if len(self._known) >= WORDS_MAX:
+                self._known.clear()
+            self._known[word] = ids
+        return ids
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def units(self, prompt: str) -> list[list[int]]:
@@ -99,6 +120,10 @@ class Tokenizer:
         for span in spans(prompt, reading.grammar):
             if span.fresh:
                 parts.append([])
+            ids = [] if self.words else self.tokens(span.text)
+            if ids and len(parts[-1]) + len(ids) <= room:  # as most: nothing has to move
+                parts[-1] += [(index, span.weight) for index in ids]
+                continue
             for unit in self.units(span.text):
                 if len(parts[-1]) + len(unit) > room:
                     back = reading.backtrack if len(parts[-1]) == room else 0

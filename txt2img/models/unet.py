@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.reuse import Kept
 from txt2img.models.layers import (
     Attention,
     Downsample,
@@ -21,6 +22,7 @@ from txt2img.models.layers import (
     swish,
     time_features,
 )
+from txt2img.models.merging import merge
 from txt2img.models.shapes import UNetConfig
 
 
@@ -36,15 +38,26 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        x = alongside(x + self.attn1(self.norm1(x)), tokens)  # here texts begin to tell
+    def forward(self, x: Tensor, tokens: Tensor, size: tuple[int, int], merging: float) -> Tensor:
+        """x (B, L, D) of a map of this size (height, width), a part `merging` of it merged."""
+        x = alongside(x + self.among(self.norm1(x), size, merging), tokens)  # texts begin to tell
         x = x + self.attn2(self.norm2(x), tokens)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
+    def among(self, x: Tensor, size: tuple[int, int], merging: float) -> Tensor:
+        """The self-attention, of merged tokens where some are to be."""
+        if not merging:
+            alone: Tensor = self.attn1(x)
+            return alone
+        merged = merge(x, *size, merging)
+        return merged.spread(self.attn1(merged.tokens, counts=merged.counts))
+
 
 class SpatialTransformer(nn.Module):
     """Transformer blocks over a map's pixels: (B, C, H, W) → (B, C, H, W)."""
+
+    merging = 0.0  # the part of the map's tokens that are merged for self-attention
 
     def __init__(self, config: UNetConfig, level: int, depth: int) -> None:
         super().__init__()
@@ -68,7 +81,7 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.proj_in(h).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            h = block(h, tokens)
+            h = block(h, tokens, (height, width), self.merging)
         if self.linear:
             h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         else:
@@ -139,8 +152,15 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(config, level, depths) if config.attention[level] else None
         self.upsamplers = nn.ModuleList([Upsample(width)]) if level else None
 
-    def forward(self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor) -> Tensor:
-        for layer, resnet in enumerate(self.resnets):
+    def forward(
+        self,
+        x: Tensor,
+        kept: list[Tensor],
+        time: Tensor,
+        tokens: Tensor,
+        layers: slice = slice(None),
+    ) -> Tensor:
+        for layer, resnet in list(enumerate(self.resnets))[layers]:
             x = resnet(torch.cat([x, alongside(kept.pop(), x)], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
@@ -166,6 +186,7 @@ class UNet(nn.Module):
     """
 
     shares = True
+    merging = 0.0
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -196,8 +217,23 @@ class UNet(nn.Module):
         assert cond.scale is not None
         return scale_features(cond.scale, self.config.scale_width)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W)."""
+    def merge_tokens(self, ratio: float) -> None:
+        """Merge a part of the tokens of the largest maps that attend, from now on; 0: none.
+
+        There self-attention costs most, its work growing with the square of their number.
+        """
+        self.merging = ratio
+        level = self.config.attention.index(True) if any(self.config.attention) else 0
+        for block in (self.down_blocks[level], self.up_blocks[-1 - level]):
+            for part in block.modules():
+                if isinstance(part, SpatialTransformer):
+                    part.merging = ratio
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+        """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W).
+
+        All but the first convolution and the last layer goes by what is `kept`, if that is there.
+        """
         tokens = cond.tokens.to(x.dtype)
         if self.add_embedding is not None:  # the time comes with the text as a whole
             x, time = alongside(x, tokens), alongside(time, tokens)
@@ -208,13 +244,23 @@ class UNet(nn.Module):
         if self.add_embedding is not None:
             clock = clock + self.add_embedding(self.told(cond).to(x.dtype))
         x = self.conv_in(x)
-        kept = [x]
-        for down in self.down_blocks:
-            x, maps = down(x, clock, tokens)
-            kept += maps
-        if self.mid_block is not None:
-            x = self.mid_block(x, clock, tokens)
-        for up in self.up_blocks:
-            x = up(x, kept, clock, tokens)
+        kept = Kept() if kept is None else kept
+        if kept.deep is None:
+            kept.deep = self.deep(x, clock, tokens)
+        x = self.up_blocks[-1](kept.deep, [x], clock, tokens, slice(-1, None))
         out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return alongside(out, tokens)
+
+    def deep(self, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
+        """What the last layer on the way up is given from below: (N·B, C', H, W)."""
+        maps = [x]
+        for down in self.down_blocks:
+            x, made = down(x, clock, tokens)
+            maps += made
+        if self.mid_block is not None:
+            x = self.mid_block(x, clock, tokens)
+        *ups, last = self.up_blocks
+        for up in ups:
+            x = up(x, maps, clock, tokens)
+        out: Tensor = last(x, maps, clock, tokens, slice(-1))
+        return out

@@ -17,7 +17,9 @@ class PixelAttention(Attention):
         super().__init__(channels, channels, 1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
+    ) -> Tensor:
         height, width = x.shape[-2:]
         pixels = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
         mixed: Tensor = super().forward(pixels)

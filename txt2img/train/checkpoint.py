@@ -14,7 +14,7 @@ from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
 from txt2img.train.ema import RunningMean
-from txt2img.weights import files
+from txt2img.weights import files, reading
 from txt2img.weights.files import write
 
 TIMES = 1000
@@ -80,7 +80,7 @@ def begin_from(module: nn.Module, path: Path) -> None:
     wanted = module.state_dict()
     tensors = files.header(path).tensors
     state = {
-        name.removeprefix("text_model."): files.tensor(name, stored).float()
+        name.removeprefix("text_model."): reading.tensor(name, stored).float()
         for name, stored in tensors.items()
     }
     shapes = {name: value.shape for name, value in wanted.items()}

@@ -118,7 +118,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
             family,
             name=named(network),
             network=network,
-            vae=vae_config(vae, family.vae.scaling),
+            vae=vae_config(vae, family.vae.scaling) if vae else family.vae,
             text=texts[0],
             text_2=texts[1] if texts[1:] else None,
             process=process,

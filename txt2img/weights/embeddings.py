@@ -1,7 +1,7 @@
 """Textual inversion files: vectors that a new word stands for (Gal et al. 2022).
 
 Read are A1111's (`emb_params`), diffusers' (one tensor, named after its word) and those with a
-part for each of SDXL's text encoders (`clip_l`, `clip_g`).
+part for each of SDXL's text encoders (`clip_l`, `clip_g`; `text_encoders_0` and `_1`).
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights import files
+from txt2img.weights import files, reading
 from txt2img.weights.files import NAME_MAX, Stored
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
 
 A1111 = "emb_params"
-XL = ("clip_l", "clip_g")
+XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+NAMELESS = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are not a word
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Learnt:
 
     def read(self) -> list[Tensor]:
         """The vectors (N, D) for each encoder. Raises MissingWeights, BadFile."""
-        found = files.read(dict(self.parts), torch.device("cpu"), torch.float32)
+        found = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
         return [found[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
 
 
@@ -64,15 +65,16 @@ def word_of(path: Path) -> str:
     """The word that a file says it is for, else its own name. Raises BadFile."""
     names = list(files.header(path).tensors)
     own = path.name.removesuffix(".safetensors")
-    return names[0] if len(names) == 1 and names[0] != A1111 else own
+    return names[0] if len(names) == 1 and names[0] not in NAMELESS else own
 
 
 def _parts(path: Path, tensors: dict[str, Stored], encoders: int) -> Sequence[tuple[str, Stored]]:
     """The tensor for each encoder, in their order. Raises UnknownLayout."""
     if encoders == 1 and len(tensors) == 1:
         return list(tensors.items())
-    if encoders == len(XL) and set(tensors) == set(XL):
-        return [(name, tensors[name]) for name in XL]
+    for pair in XL:
+        if encoders == len(pair) and set(tensors) == set(pair):
+            return [(name, tensors[name]) for name in pair]
     some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
     kind = "clip_l and clip_g" if encoders > 1 else "one tensor of vectors"
     raise UnknownLayout(

@@ -1,13 +1,13 @@
 """Safetensors files, sharded or not: checked before they are read, and written whole.
 
 The reader is our own: a header is believed only where it agrees with the file, and tensors are
-copied by `read`, so that a file that shrinks meanwhile is an error, not a dead process. Headers
-are read without torch, which takes seconds to import.
+copied (weights/reading.py), so that a file that shrinks meanwhile is an error, not a dead process.
+Headers are read without torch, which takes seconds to import.
 """
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from txt2img.disk import FETCH, open_regular, parse_object, publish, read_json
 from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights.dtypes import SIZES, torch_dtype
+from txt2img.weights.dtypes import SIZES
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 HEADER_MAX = 16 * 2**20  # bytes
@@ -150,50 +149,6 @@ def sharded(index: Path) -> Header:
     return Header({}, _scaled(tensors))
 
 
-def read(
-    stored: Mapping[str, Stored],
-    device: "torch.device",
-    dtype: "torch.dtype",
-    kept: Set[str] = frozenset(),
-) -> "dict[str, Tensor]":
-    """The tensors as finite floats of `dtype` on `device`, read in the file's order.
-
-    Those `kept` stay in the type that they are stored in, where it is the narrower one.
-
-    Raises MissingWeights for integers and values that are not finite, BadFile if the file shrank.
-    """
-    return {
-        name: _read(name, at, device, kind(at, dtype, name in kept))
-        for name, at in in_order(stored)
-    }
-
-
-def in_order(stored: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
-    """Tensors with their names as they follow each other in their files."""
-    return sorted(stored.items(), key=lambda item: (item[1].path, item[1].start))
-
-
-def kind(stored: Stored, dtype: "torch.dtype", kept: bool) -> "torch.dtype":
-    """The type that a tensor is to have: its own where it is `kept` and that is the narrower."""
-    own = torch_dtype(stored.dtype)
-    return own if kept and own.itemsize < dtype.itemsize else dtype
-
-
-def tensor(name: str, stored: Stored) -> "Tensor":
-    """One tensor as it is stored, on the CPU. Raises BadFile if the file shrank."""
-    import torch
-
-    buffer = torch.empty(stored.size, dtype=torch.uint8)
-    with open_regular(stored.path) as file:
-        file.seek(stored.start)
-        if stored.size and file.readinto(buffer.numpy().data) != stored.size:
-            raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
-    values = buffer.view(torch_dtype(stored.dtype))
-    if stored.turned:
-        return values.reshape(stored.shape[::-1]).T.contiguous()
-    return values.reshape(stored.shape)
-
-
 def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file: whole, or not at all. Raises BadOutput."""
     from safetensors.torch import save
@@ -293,28 +248,3 @@ def _base(index: Path, name: str) -> str:
             f"{index.name}: {shown(name, NAME_MAX)} is not the plain name of a .safetensors file"
         )
     return name
-
-
-def _read(name: str, stored: Stored, device: "torch.device", dtype: "torch.dtype") -> "Tensor":
-    value = tensor(name, stored)
-    where = f"{stored.path.name}: {shown(name, NAME_MAX)}"
-    if not value.is_floating_point():
-        raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
-    if stored.scale is not None:
-        value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
-    cast = value.to(dtype).to(device)  # in this order: MPS has no float64
-    if not _finite(cast):
-        if _finite(value.float()):
-            raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
-        raise MissingWeights(f"{where} holds values that are not finite (NaN or infinity)")
-    return cast
-
-
-def _finite(value: "Tensor") -> bool:
-    """Whether no value is NaN or infinite: both show in the least and the greatest."""
-    import torch
-
-    if not value.numel():
-        return True
-    low, high = torch.aminmax(value.float() if value.dtype.itemsize == 1 else value)
-    return math.isfinite(low.item()) and math.isfinite(high.item())

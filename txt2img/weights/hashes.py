@@ -6,42 +6,53 @@ Where in that cache other things lie that are made once.
 import hashlib
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from txt2img.disk import open_regular, publish, stamp
 
 BLOCK = 2**22  # bytes
 
 
+@dataclass(frozen=True)
+class Read:
+    """How far a file is read, in bytes, and in the end its digest (64 hex digits)."""
+
+    done: int
+    size: int
+    digest: str = ""
+
+
 def sha256(path: Path, start: int = 0) -> str:
     """The SHA-256 (64 hex digits) of a file from the byte `start` on."""
-    reading = hashing(path, start)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            return str(end.value)
+    *_, last = hashing(path, start)
+    return last.digest
 
 
-def hashing(path: Path, start: int = 0) -> Generator[tuple[int, int], None, str]:
-    """The same, giving now and then how many bytes of how many are read.
+def hashing(path: Path, start: int = 0) -> Iterator[Read]:
+    """The same, saying now and then how far it is; the last has the digest.
 
     It is kept in the user's cache by place, size and time.
     """
     with open_regular(path) as file:
         was = os.fstat(file.fileno())
+        size = was.st_size - start
         kept = _kept(path, was, start)
         if (known := _recall(kept)) is not None:
-            return known
+            yield Read(size, size, known)
+            return
         file.seek(start)
         running = hashlib.sha256()
         while block := file.read(BLOCK):
             running.update(block)
-            yield file.tell() - start, was.st_size - start
-        digest = running.hexdigest()
+            yield Read(file.tell() - start, size)
+    digest = running.hexdigest()
     _remember(kept, digest)
-    return digest
+    yield Read(size, size, digest)
 
 
 def tensors_start(path: Path) -> int:
@@ -53,6 +64,31 @@ def tensors_start(path: Path) -> int:
 def model_hash(paths: Sequence[Path]) -> str:
     """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
     return _ten([sha256(path) for path in paths])
+
+
+@contextmanager
+def hashed_beside(paths: Sequence[Path]) -> Iterator[Callable[[], str]]:
+    """`model_hash`, reckoned by another thread while files are read: calling it waits for the end.
+
+    A thread that nobody waits for stops soon.
+    """
+    stop = Event()
+
+    def digests() -> str:
+        found = []
+        for path in paths:
+            for read in hashing(path):
+                if stop.is_set():
+                    return ""
+                digest = read.digest
+            found.append(digest)
+        return _ten(found)
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(digests).result
+        finally:
+            stop.set()
 
 
 def known_hash(paths: Sequence[Path]) -> str:

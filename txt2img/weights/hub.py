@@ -16,6 +16,7 @@ from txt2img import locks
 from txt2img.disk import publish
 from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound
 from txt2img.escape import shown
+from txt2img.units import size
 from txt2img.weights.places import RECORD, SUFFIX, Wanted, data, recorded
 
 STAGING = ".pulling"  # in the data folder: hidden, so that nothing half there is found
@@ -248,8 +249,8 @@ def _check_room(offered: Offer, staging: Path) -> None:
     free = shutil.disk_usage(staging).free
     if (needed_bytes := offered.size - there + SPARE) > free:
         raise BadOutput(
-            f"{needed_bytes / 1e9:,.1f} GB are needed in {shown(str(data()), 200)}, "
-            f"{free / 1e9:,.1f} GB are free; set XDG_DATA_HOME to another disk"
+            f"{size(needed_bytes)} are needed in {shown(str(data()), 200)}, "
+            f"{size(free)} are free; set XDG_DATA_HOME to another disk"
         )
 
 

@@ -24,6 +24,7 @@ REFINER_CLIP = "conditioner.embedders.0.model"
 LEFTOVERS: Table = dict.fromkeys(
     (
         "model_ema",
+        "embedding_manager",
         "betas",
         "alphas_cumprod",
         "alphas_cumprod_prev",

@@ -22,10 +22,10 @@ from txt2img.models.unet import UNet
 from txt2img.offload import Placement
 from txt2img.weights import vocabulary
 from txt2img.weights.families import Family
-from txt2img.weights.hashes import compiler_cache, model_hash
+from txt2img.weights.hashes import compiler_cache, hashed_beside
 from txt2img.weights.other_vae import open_vae
 from txt2img.weights.parts import Part, bare, check, check_size
-from txt2img.weights.plan import Plan, planned
+from txt2img.weights.plan import Plan, check_vae, planned
 from txt2img.weights.reader import reader
 from txt2img.weights.tiny_vae import doubts
 from txt2img.weights.wear import Wardrobe
@@ -72,25 +72,31 @@ def load(
     MissingWeights, BadFile, each naming what is wrong.
     """
     plan = planned(name_or_path, prediction, others)
+    check_vae(plan, vae_path)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, parts=parts)
     shape = plan.family.vae if other is None else other.config
     placement = placed(plan, device)
-    vae = _made(lambda: vae_of(shape), "vae", plan, device)
-    _fill(vae, "vae", plan, device, placement)
-    model = without_weights(plan, device, vae)
-    model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
-    if other is not None:
-        model.wardrobe.vae = other.record
-        model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
-    fill(model, device)
+    with hashed_beside(plan.weights) as digest:
+        vae = _made(lambda: vae_of(shape), "vae", plan, device)
+        _fill(vae, "vae", plan, device, placement)
+        model = without_weights(plan, device, vae)
+        model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
+        if other is not None:
+            model.wardrobe.vae = other.record
+            model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
+        fill(model, device)
+        model.hash = digest()
     return model
 
 
 def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
-    """A model whose networks, but for the VAE, take no memory yet. Raises as `load` does."""
+    """A model whose networks, but for the VAE, take no memory yet, and which has no hash.
+
+    Raises as `load` does.
+    """
     family = plan.family
     check_size(family.network, plan.parts["unet"])
     network = _made(lambda: UNet(family.network), "unet", plan, device)
@@ -102,8 +108,7 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         vocabulary.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = Memory(low=device.low)
-    hashed = model_hash(plan.weights)
-    return Model(plan.name, hashed, family, network, vae, text, Wardrobe(), memory, plan=plan)
+    return Model(plan.name, "", family, network, vae, text, Wardrobe(), memory, plan=plan)
 
 
 def fill(model: Model, device: Device) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from txt2img.disk import parse_object, read_json
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
 from txt2img.escape import shown
-from txt2img.weights import files, lycoris, spellings
+from txt2img.weights import files, lycoris, reading, spellings
 from txt2img.weights.files import Header, Stored
 from txt2img.weights.hashes import sha256
+from txt2img.weights.kinds import made_for
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
@@ -30,6 +31,7 @@ PEFT = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSO
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TERMS_MAX = 64  # of a series
 ALPHA_MAX = 1e9
+OTHER = "it is no LoRA, or one for another kind of model than"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Piece:
     def read(self) -> dict[str, Tensor]:
         """The tensors by role, float32, on the CPU. Raises MissingWeights, BadFile."""
         named = {f"{self.spelled} {role}": stored for role, stored in self.parts.items()}
-        found = files.read(named, torch.device("cpu"), torch.float32)
+        found = reading.read(named, torch.device("cpu"), torch.float32)
         return {role: found[f"{self.spelled} {role}"] for role in self.parts}
 
 
@@ -79,6 +81,7 @@ def open_adapter(name: str, path: Path, model: "Model") -> Adapter:
         found.setdefault(layer, {})[role or tensor] = stored
         whole.setdefault(layer, []).append(tensor)
     pieces, unknown = [], []
+    _check_kinds(path.name, found)
     for layer, parts in found.items():
         home = known.get(layer)
         if home is None or not _complete(parts):
@@ -86,13 +89,16 @@ def open_adapter(name: str, path: Path, model: "Model") -> Adapter:
             continue
         pieces.append(_piece(layer, home, parts, settings))
     if not pieces:
+        kind = made_for(header.tensors)
+        what = f"it is made for {kind}, not for" if kind else OTHER
         raise UnknownLayout(
-            f"{path.name}: applied 0 of {len(found)}; it is no LoRA, or one for another kind of "
-            f"model than {model.family.name}: it holds {_some(list(header.tensors))}"
+            f"{path.name}: applied 0 of {len(found)}; {what} {model.family.name}: "
+            f"it holds {_some(list(header.tensors))}"
         )
     _check_once(path.name, pieces)
+    kind = made_for(header.tensors) or "another model"
     for piece in pieces:
-        _check(path.name, piece, layers[piece.home])
+        _check(path.name, piece, layers[piece.home], kind)
     missed = tuple(tensor for layer in unknown for tensor in whole[layer])
     return Adapter(name, tuple(pieces), missed, len(unknown))
 
@@ -164,7 +170,7 @@ def _piece(layer: str, home: str, parts: dict[str, Stored], settings: "Settings"
 
 def _scalar(name: str, stored: Stored) -> float:
     """A tensor's only number. Raises MissingWeights."""
-    value = files.tensor(name, stored)
+    value = reading.tensor(name, stored)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
         raise MissingWeights(f"{stored.path.name}: {shown(name, files.NAME_MAX)} is not one number")
     return number
@@ -180,7 +186,23 @@ def _check_once(file: str, pieces: list[Piece]) -> None:
         by_home[piece.home] = piece.spelled
 
 
-def _check(file: str, piece: Piece, layer: nn.Module) -> None:
+def _check_kinds(file: str, found: Mapping[str, Mapping[str, Stored]]) -> None:
+    """Raise UnknownLayout for kinds that cannot be read, which have names of their own."""
+    for parts in found.values():
+        if "old_oft" in parts:
+            raise UnknownLayout(
+                f"{file} is an OFT of peft from before 0.15, whose file does not say all that it "
+                "does; merge it into its model with the peft that made it"
+            )
+        stages = parts["boft_r"].shape[:1] if "boft_r" in parts else (1,)
+        if stages and stages != (1,):
+            raise UnknownLayout(
+                f"{file} is a BOFT of peft with {stages[0]} butterfly factors; only 1 is "
+                "supported: merge it into its model with peft"
+            )
+
+
+def _check(file: str, piece: Piece, layer: nn.Module, kind: str) -> None:
     """Merge without memory: whatever does not fit shows. Raises MissingWeights."""
     parts = {role: torch.empty(stored.shape, device="meta") for role, stored in piece.parts.items()}
     try:
@@ -192,7 +214,7 @@ def _check(file: str, piece: Piece, layer: nn.Module) -> None:
         shapes = ", ".join(f"{role} {stored.shape}" for role, stored in piece.parts.items())
         raise MissingWeights(
             f"{file}: {shown(piece.spelled, files.NAME_MAX)} ({shapes}) does not fit a layer of "
-            f"shape {tuple(_weight(layer).shape)}; it was made for another model, or is not whole"
+            f"shape {tuple(_weight(layer).shape)}; it was made for {kind}, or is not whole"
         ) from error
 
 

@@ -30,7 +30,8 @@ def original_parts(tensors: Tensors, family: Family) -> dict[str, Part]:
     table = keymaps.unet_from_ldm(family.network)
     parts = {"unet": _part(tensors, keymaps.UNET, table)}
     vae = _part(tensors, keymaps.VAE, keymaps.vae_from_ldm(family.vae))
-    parts["vae"] = replace(vae, tensors=keymaps.flattened(vae.tensors))
+    if vae.tensors:  # many files of others' mixtures have none
+        parts["vae"] = replace(vae, tensors=keymaps.flattened(vae.tensors))
     prefixes = _clip_prefixes(tensors, family)
     for component, (prefix, text) in zip(TEXTS, prefixes.items(), strict=False):
         parts[component] = _text_part(tensors, prefix, text)

@@ -59,6 +59,7 @@ class Summary:
     tensors: int
     parameters: int
     size: int  # bytes of weights
+    vae: bool  # whether it has one
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
@@ -74,6 +75,7 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
         tensors=len(stored),
         parameters=sum(math.prod(tensor.shape) for tensor in stored),
         size=sum(tensor.size for tensor in stored),
+        vae="vae" in plan.parts,
     )
 
 
@@ -94,6 +96,15 @@ def planned(
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
     return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+
+
+def check_vae(plan: Plan, other: str | None) -> None:
+    """Raise MissingWeights if nothing decodes what the model draws: neither it nor the `other`."""
+    if other is None and "vae" not in plan.parts:
+        raise MissingWeights(
+            f"{shown(plan.name)} holds no VAE, which turns latents into pictures; "
+            f"give one for {plan.family.name} with --vae"
+        )
 
 
 def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:

@@ -11,14 +11,14 @@ from txt2img import disk
 from txt2img.errors import BadFile
 from txt2img.escape import shown
 from txt2img.offload import Read
-from txt2img.weights import files, staging
+from txt2img.weights import reading, staging
 from txt2img.weights.parts import Part, bare
 
 
 def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]) -> Read:
     """What reads a network's weights by their names; those `slimmed` stay as they are stored.
 
-    It raises as files.read does, and BadFile if a file is no longer the one that was checked.
+    It raises as reading.read does, and BadFile if a file is no longer the one that was checked.
     """
     kept = {part.theirs(bare(name)) for name in slimmed}
     were = {path: _stamp(path) for path in {stored.path for stored in part.tensors.values()}}
@@ -29,7 +29,7 @@ def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]
                 raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
         theirs = {name: part.theirs(bare(name)) for name in names}
         stored = {theirs[name]: part.tensors[bare(name)] for name in names}
-        through = staging if home.type == "cuda" else files
+        through = staging if home.type == "cuda" else reading
         found = through.read(stored, home, dtype, kept)
         return {name: found[theirs[name]] for name in names}
 

@@ -15,6 +15,7 @@ from txt2img.escape import shown
 from txt2img.extras import Refiner
 from txt2img.request import Request
 from txt2img.weights.families import Family
+from txt2img.weights.hashes import hashed_beside
 from txt2img.weights.load import Model, fill, without_weights
 from txt2img.weights.plan import planned
 
@@ -34,9 +35,11 @@ def add_refiner(model: Model, name: str, device: Device) -> None:
     """
     plan = planned(name)
     _check_alike(plan.name, plan.family, model.family)
-    other = without_weights(plan, device, model.vae)
-    other.memory = model.memory
-    fill(other, device)
+    with hashed_beside(plan.weights) as digest:
+        other = without_weights(plan, device, model.vae)
+        other.memory = model.memory
+        fill(other, device)
+        other.hash = digest()
     model.second = SecondStage(Refiner(other.name, other.hash), other)
 
 

@@ -1,6 +1,6 @@
 """Adapters that turn a weight's rows or columns instead of adding to it: orthogonal finetuning.
 
-Qiu et al. 2023 (OFT, as kohya's, LyCORIS' and peft's), Liu et al. 2024 (BOFT, as LyCORIS').
+Qiu et al. 2023 (OFT) and Liu et al. 2024 (BOFT), as kohya, LyCORIS and peft store them.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Parts = Mapping[str, Tensor]  # an adapter's tensors for one layer, by role
-TURNING = ("oft_blocks", "oft_r")
+TURNING = ("oft_blocks", "oft_r", "boft_r")
 TINY = 1e-8
 SERIES = 5  # peft's own number of terms
 
@@ -23,6 +23,10 @@ def turned(weight: Tensor, parts: Parts, bound: float | None, strength: float) -
     unknown = set(parts) - {*TURNING, "rescale"}
     if unknown or ("oft_r" in parts and len(parts) > 1):
         raise ValueError(f"a turn beside {', '.join(sorted(parts))}")
+    if "boft_r" in parts:
+        return weight + strength * (
+            _scaled(_of_pefts_boft(weight, parts["boft_r"]), parts) - weight
+        )
     if "oft_r" in parts:
         return weight + strength * (_of_peft(weight, parts["oft_r"], bound) - weight)
     blocks = parts["oft_blocks"]
@@ -88,6 +92,15 @@ def _of_peft(weight: Tensor, upper: Tensor, terms: float | None) -> Tensor:
     flat = weight.flatten(1).unflatten(1, (-1, size))  # (out, blocks, size)
     made = torch.einsum("okj,kij->oki", flat, turns.expand(flat.shape[1], size, size))
     return made.flatten(1).reshape(weight.shape)
+
+
+def _of_pefts_boft(weight: Tensor, blocks: Tensor) -> Tensor:
+    """The columns turned by blocks (1, k, n, n), each (I − S)(I + S)⁻¹ of S = (A − Aᵀ) / 2."""
+    if blocks.ndim != 4 or len(blocks) != 1 or blocks.shape[-1] != blocks.shape[-2]:
+        raise ValueError(f"{tuple(blocks.shape)} is no list of square blocks")
+    turns = _cayley((blocks.mT - blocks)[0] / 2)
+    flat = weight.flatten(1).unflatten(1, blocks.shape[1:3])  # (out, k, n)
+    return torch.einsum("okj,kij->oki", flat, turns).flatten(1).reshape(weight.shape)
 
 
 def _series(skew: Tensor, terms: int) -> Tensor:

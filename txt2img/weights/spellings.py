@@ -43,6 +43,12 @@ ENDINGS = {
     ".weight": "ia3",
     ".oft_R.weight": "oft_r",
     ".oft_R.default.weight": "oft_r",
+    ".boft_R": "boft_r",
+    ".boft_R.default": "boft_r",
+    ".boft_s": "rescale",
+    ".boft_s.default": "rescale",
+    ".oft_r": "old_oft",
+    ".oft_r.default": "old_oft",
     **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{
         f".{name}": name
@@ -57,6 +63,19 @@ ENDINGS = {
 _LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 # What early diffusers called the layers of a text encoder's attention.
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+# What stands before a text encoder's layers: kohya's, LyCORIS'; diffusers', peft's, ComfyUI's.
+TEXT_PREFIXES = {
+    "text": (
+        ("lora_te_", "lora_te1_", "lycoris_"),
+        (
+            *("text_encoder.", "base_model.model."),
+            *("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
+        ),
+    ),
+    "text_2": (("lora_te2_",), ("text_encoder_2.", "text_encoders.clip_g.transformer.")),
+}
 
 
 def split(name: str) -> tuple[str, str]:
@@ -86,9 +105,18 @@ def spellings(model: "Model") -> dict[str, str]:
     made: dict[str, str] = {}
     for home in layers(model):
         part, _, name = home.partition(".")
-        spelled = _of_unet(name, back) if part == "unet" else _of_text(name, part)
+        if part == "unet":
+            spelled = _of_unet(name, back)
+        else:
+            spelled = _of_text(name, _published(part, model))
         made |= {other: home for other in spelled}
     return made
+
+
+def _published(part: str, model: "Model") -> tuple[str, ...]:
+    """What a text encoder is called in files: the refiner's only one is the second of SDXL."""
+    alone = len(model.text.encoders) == 1 and model.text.encoders[0].config.projection
+    return ("text", "text_2") if alone else (part,)
 
 
 def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
@@ -102,15 +130,12 @@ def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
             yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
 
 
-def _of_text(name: str, part: str) -> Iterator[str]:
-    """The spellings of a layer of a text encoder."""
-    first = part == "text"
-    kohya = ("lora_te_", "lora_te1_") if first else ("lora_te2_",)
-    diffusers = "text_encoder." if first else "text_encoder_2."
+def _of_text(name: str, parts: tuple[str, ...]) -> Iterator[str]:
+    """The spellings of a layer of a text encoder that is one of `parts`."""
     layer, _, last = name.rpartition(".")
     old = OLD_TEXT.get(last)
     for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
-        yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in kohya)
-        yield f"{diffusers}{spelled}"
-        if first:
-            yield f"base_model.model.{spelled}"
+        for part in parts:
+            flat, dotted = TEXT_PREFIXES[part]
+            yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in flat)
+            yield from (f"{prefix}{spelled}" for prefix in dotted)

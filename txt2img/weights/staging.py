@@ -13,9 +13,10 @@ from torch import Tensor
 from txt2img.disk import FETCH, open_regular
 from txt2img.errors import BadFile, MissingWeights
 from txt2img.escape import shown
-from txt2img.weights import files
+from txt2img.weights import reading
 from txt2img.weights.dtypes import torch_dtype
-from txt2img.weights.files import NAME_MAX, Stored, in_order, kind
+from txt2img.weights.files import NAME_MAX, Stored
+from txt2img.weights.reading import in_order, kind
 
 BUFFER = 2**26  # bytes
 
@@ -58,7 +59,7 @@ def read(
     dtype: torch.dtype,
     kept: Set[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    """What files.read gives, and raises; values are looked at when all are there."""
+    """What reading.read gives, and raises; values are looked at when all are there."""
     stage = Stage(device)
     found: dict[str, Tensor] = {}
     bounds: list[Tensor] = []
@@ -73,7 +74,7 @@ def read(
         found[name] = value.to(kind(at, dtype, name in kept))
         bounds.append(_finite(found[name]))
     if bounds and not bool(torch.stack(bounds).all()):
-        return files.read(stored, device, dtype, kept)  # says which, and why
+        return reading.read(stored, device, dtype, kept)  # says which, and why
     return found
 
 

@@ -1,0 +1,62 @@
+"""A command that reads plain values by itself, and so starts sooner.
+
+typer has them read by pydantic, which takes as long to import as all else that a dry run needs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    import typer
+    from typer._click.core import Parameter
+
+Read = Callable[[str], object]
+PLAIN: dict[object, tuple[Read, bool]] = {  # what is read how, and whether it is several
+    bool: (bool, False),
+    str: (str, False),
+    Path: (Path, False),
+    list[str]: (str, True),
+    list[Path]: (Path, True),
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What typer asks for a parameter's value."""
+
+    read: Read
+    several: bool
+
+    def coerce(self, value: str | Sequence[str] | None, **_: object) -> object:
+        """A value of the command line as the command takes it. BadRequest."""
+        if isinstance(value, list | tuple):
+            return [self.read(one) for one in value]
+        if self.several and value is None:
+            return ()
+        return None if value is None else self.read(value)  # type: ignore[arg-type]
+
+
+class Direct(TyperCommand):
+    """A command whose texts, paths, switches and values with parsers need no pydantic."""
+
+    def get_params(self, ctx: "typer.Context") -> "list[Parameter]":  # type: ignore[override]
+        """The command's parameters, with --help's."""
+        params = super().get_params(ctx)
+        for param in params:
+            if reader := _reader(param):
+                vars(param)["get_runtime_param"] = lambda reader=reader: reader
+        return params
+
+
+def _reader(param: object) -> Reader | None:
+    """The reader of a parameter; None for what only typer can read."""
+    told = vars(param).get("type_descriptor")
+    if told is None:  # not the typer that this was made for: slower, and the same
+        return None
+    if told.parameter_info.parser is not None and told.annotation in (int, float):
+        return Reader(told.parameter_info.parser, several=False)
+    return Reader(*PLAIN[told.annotation]) if told.annotation in PLAIN else None

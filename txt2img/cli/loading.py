@@ -1,0 +1,25 @@
+"""How every command that draws or decodes gets its model."""
+
+from typing import TYPE_CHECKING
+
+from txt2img.cli.precision import Precision
+from txt2img.library import Library
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+
+def load_model(name: str, precision: Precision, library: Library) -> "Model":
+    """The model with all that goes beside it, the one in memory in a worker. Txt2imgError."""
+    from txt2img.memory import room_for
+    from txt2img.weights.kept import KEEPER
+    from txt2img.weights.refiner import add_refiner
+
+    device = precision.place()
+    with room_for("the model"):
+        model = KEEPER.load(name, device, library.vae, library.parts)
+    model.memory, model.wardrobe.library = precision.memory(model.memory), library
+    if library.refiner is not None:
+        with room_for("the refiner"):
+            add_refiner(model, library.refiner, device)
+    return model
