@@ -61,7 +61,7 @@ def test_the_default_models_colours_are_known_and_its_decoders() -> None:
     vae = load("default", choose("cpu")).vae
     found = colours(vae, model.family.vae)
     # White, as its pictures' grounds are, and red, as its apples: what else could they be?
-    plain = torch.ones(2, 3, 64, 64)
+    plain = torch.ones(2, 3, 128, 128)
     plain[1, 1:] = -0.7
     with torch.inference_mode():
         white, red = found.of(vae.encode(plain))[:, :, 2:-2, 2:-2].mean((2, 3))
