@@ -96,7 +96,6 @@ def wanted(
 def several(words: Sequence[str]) -> str:
     """What to say of more words than one prompt: no quotes, or a command that is misspelt."""
     from txt2img.cli.app import COMMANDS  # which imports this
-
     from txt2img.cli.models import VERBS
 
     verbs = [f"models {words[0]}"] if words[0] in VERBS else []
