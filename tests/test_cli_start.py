@@ -1,6 +1,7 @@
 """The command answers at once: no network library is loaded to say what it can do."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import tiny
 
 import txt2img
+from txt2img.cli.sections import SECTIONS
 
 HEAVY = {"accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 
@@ -56,3 +58,24 @@ def test_help_fits_80_columns_and_shows_examples() -> None:
     text = run("--help").stdout
     assert max(len(line) for line in text.splitlines()) <= 80
     assert 'txt2img "' in text
+
+
+def test_help_has_a_section_for_every_option() -> None:
+    text = run("--help").stdout
+    titles = [line for line in text.splitlines() if re.fullmatch(r"[A-Z][^.:]*:", line)]
+    assert titles[:3] == ["Arguments:", "The picture:", "Where it goes:"]
+    rest = text.split("This program:\n")[1].split("\n\n")[0]
+    own = {"--profile", "--version", "--install-completion", "--show-completion", "--help"}
+    assert set(re.findall(r"^ +(--[a-z-]+)", rest, re.MULTILINE)) == own
+
+
+def test_sections_name_each_option_once() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "usual"), [(["help"], ["--help"]), (["help", "info"], ["info", "--help"])]
+)
+def test_help_is_a_word_for_help(asked: list[str], usual: list[str]) -> None:
+    assert run(*asked).stdout == run(*usual).stdout

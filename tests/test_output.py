@@ -102,6 +102,15 @@ def test_one_name_for_several_pictures_is_numbered() -> None:
     assert [target.name(REQUEST, i) for i in (1, 2)] == ["b-0001.png", "b-0002.png"]
 
 
+@pytest.mark.parametrize("text", ["new", "runs/v1.5"])
+def test_several_pictures_go_to_a_folder_if_the_name_is_no_pictures(
+    folder: Path, text: str
+) -> None:
+    target = parse(text, several=True)
+    assert (target.folder, target.name(REQUEST, 1)) == (Path(text), "red-apple-3d-emoji-42.png")
+    assert parse(text, several=False).name(REQUEST, 1) == f"{Path(text).name}.png"
+
+
 def test_tokens_are_filled() -> None:
     target = parse("{index}-{prompt}-{seed}-{width}x{height}-{steps}-{cfg}-{sampler}-{model}", True)
     assert target.name(REQUEST, 7) == "0007-red-apple-3d-emoji-42-64x72-3-7.5-euler_a-m.png"
@@ -111,6 +120,7 @@ def test_tokens_are_filled() -> None:
     ("text", "message"),
     [
         ("b.gif", 'png, jpeg, webp, avif, not "b.gif"; name it "b.png"'),
+        ("b.pdf", 'not "b.pdf"; name it "b.png"'),
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),
         ("-", "no name"),

@@ -5,10 +5,14 @@ Run as a script it writes the current help text and file tree into README.md.
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
+import typer
 from test_cli_start import run
 from test_layers import PACKAGE, ROWS
+
+from txt2img.cli.app import COMMANDS, _command
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"
@@ -101,6 +105,41 @@ def test_commands_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     commands = set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     assert {"demo", "test"} <= commands <= targets
+
+
+def said(line: str) -> list[str]:
+    """The words of a line of shell that are txt2img's, without streams; none if it is not run."""
+    words = shlex.split(line)
+    words = words[: words.index(">")] if ">" in words else words
+    start = words.index("txt2img") + 1 if "txt2img" in words else len(words)
+    return words[start:]
+
+
+def test_lines_of_the_shell_name_options_that_exist() -> None:
+    text = README.read_text("utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    lines = [
+        words for line in shell + re.findall(r"`(txt2img [^`]+)`", text) if (words := said(line))
+    ]
+    assert len(lines) > 50
+    for words in lines:
+        name = words[0] if words[0] in COMMANDS else "generate"
+        if words[0] == "models" or words == ["--help"]:
+            continue
+        function, _ = _command(name)
+        app = typer.Typer()
+        app.command()(function)
+        read = typer.main.get_command(app)
+        options = {o for p in read.params for o in (*p.opts, *p.secondary_opts)}
+        asked = [word for word in words if re.match(r"--?[A-Za-z]", word)]
+        assert set(asked) <= options | {"--install-completion"}, words
+
+
+def test_contents_lead_to_sections() -> None:
+    text = README.read_text("utf-8")
+    titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
+    anchors = [title.lower().replace(" ", "-") for title in titles]
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(anchors)
 
 
 def test_links_lead_somewhere() -> None:

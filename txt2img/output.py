@@ -20,7 +20,10 @@ from txt2img.formats import FORMATS, PNG, Format
 from txt2img.request import Request, check_text
 
 TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
-OTHER_KINDS = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic")
+OTHER_KINDS = (
+    *(".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic"),
+    *(".pdf", ".svg", ".psd", ".tga", ".ppm", ".ico", ".exr"),
+)
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
 
@@ -120,7 +123,8 @@ class Output:
 def parse(text: str | None, several: bool, overwrite: bool = False, form: Format = PNG) -> Output:
     """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest.
 
-    A name tells the format; where it does not, that is `form`.
+    A name tells the format; where it does not, that is `form`. One name without a picture's
+    suffix for several pictures is a folder's.
     """
     default = usual(form)
     if text is None:
@@ -137,6 +141,8 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
         kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{form.suffix}")
         raise BadRequest(f"pictures are written as {kinds}, not {shown(name)}; name it {better}")
     told = formats.of(name)
+    if several and told is None and "{" not in text:
+        return Output(Path(text), default, overwrite=overwrite, form=form)
     name = f"{name}{form.suffix}" if told is None else name
     form = told if told is not None and told.name != form.name else form
     unknown = [token for token in re.findall(r"\{(.*?)\}", text) if token not in TOKENS]

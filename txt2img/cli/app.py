@@ -33,7 +33,10 @@ def run(arguments: Sequence[str]) -> int:
     except Txt2imgError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(" ".join(error.format_message().split()), 2)
+        from txt2img.cli.mistakes import worded
+
+        named = bool(arguments) and arguments[0] in (*COMMANDS, "models")
+        return _fail(worded(error, arguments[0] if named else ""), 2)
     except StdoutGone:
         return 1
     except MemoryError:
@@ -47,7 +50,13 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Hand the line to the command it names first, or to generate; gives the exit code."""
     if COMPLETE in os.environ:
         return _complete()
+    if arguments and arguments[0] == "help" and set(arguments[1:]) <= {*COMMANDS, "models"}:
+        arguments = [*arguments[1:2], "--help"]
     if arguments and arguments[0] == "models":
+        if len(arguments) == 1:
+            from txt2img.cli.models import VERBS
+
+            raise BadRequest(f"what of the models? say txt2img models {'|'.join(VERBS)}")
         group = typer.main.get_command(_models())
         said = group.main(list(arguments[1:]), prog_name="txt2img models", standalone_mode=False)
         return int(said or 0)

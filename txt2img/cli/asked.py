@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from txt2img.cli import options
+from txt2img.infotext import split_sampler
 
 # Those that say what a picture is to be like, as fields of a request.
 FIELDS = (
@@ -34,4 +35,6 @@ class Asked:
     def given(self) -> dict[str, object]:
         """The fields of a request that the command line gives."""
         values = {name: getattr(self, name) for name in FIELDS}
+        if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it
+            values["sampler"], values["schedule"] = split_sampler(self.sampler, None)
         return {name: value for name, value in values.items() if value is not None}

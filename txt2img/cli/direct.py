@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from typer.core import TyperCommand
 
+from txt2img.cli.sections import sorted_out
+
 if TYPE_CHECKING:
     import typer
     from typer._click.core import Parameter
+    from typer._click.formatting import HelpFormatter
 
 Read = Callable[[str], object]
 PLAIN: dict[object, tuple[Read, bool]] = {  # what is read how, and whether it is several
@@ -50,6 +53,16 @@ class Direct(TyperCommand):
             if reader := _reader(param):
                 vars(param)["get_runtime_param"] = lambda reader=reader: reader
         return params
+
+    def format_options(self, ctx: "typer.Context", formatter: "HelpFormatter") -> None:  # type: ignore[override]
+        """Write the arguments, and the options in their sections."""
+        params = self.get_params(ctx)
+        arguments = [p for p in params if p.param_type_name == "argument"]
+        rows = [row for p in arguments if (row := p.get_help_record(ctx))]
+        options = sorted_out([p for p in params if p not in arguments], ctx)
+        for title, lines in (({"Arguments": rows} if rows else {}) | options).items():
+            with formatter.section(title):
+                formatter.write_dl(lines)
 
 
 def _reader(param: object) -> Reader | None:

@@ -55,7 +55,10 @@ def generate(
     named: Named = Named(),  # noqa: B008 - as above
     manner: Manner = Manner(),  # noqa: B008 - as above
 ) -> None:
-    """Draw a picture from a text prompt. Prints the path of each picture it writes."""
+    """Draw a picture from a text prompt. Prints the path of each picture it writes.
+
+    Other commands, shown at the end: info, models, replay, verify, decode, train, worker.
+    """
     words = [*([] if prompt is None else [prompt]), *context.args]
     with errors_on_stdout(json):
         manner.check(asked, json)

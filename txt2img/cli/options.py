@@ -20,7 +20,9 @@ def whole(option: str) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
-            raise BadRequest(f"{option} must be a whole number, got {shown(text)}")
+            sizes = re.fullmatch(r"([0-9]{1,5})[x×*]([0-9]{1,5})", text)
+            hint = f"; a size is said as -W {sizes[1]} -H {sizes[2]}" if sizes else ""
+            raise BadRequest(f"{option} must be a whole number, got {shown(text)}{hint}")
         return int(text)
 
     return parse
@@ -66,7 +68,12 @@ Prompt = Annotated[
 ]
 Negative = Annotated[
     str | None,
-    typer.Option("--negative", "-n", metavar="TEXT", help="What the picture should not show."),
+    typer.Option(
+        "--negative",
+        "-n",
+        metavar="TEXT",
+        help="Negative prompt: what the picture should not show.",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -75,7 +82,7 @@ Model = Annotated[
         "-m",
         metavar="NAME|PATH",
         autocompletion=complete.known_models,
-        help="Model: a name that txt2img models list shows, a folder or a file.",
+        help="A name that txt2img models list shows, a diffusers folder, or a .safetensors file.",
     ),
 ]
 Profile = Annotated[
@@ -90,19 +97,30 @@ Profile = Annotated[
 Width = Annotated[
     int | None,
     typer.Option(
-        "--width", "-W", metavar="PIXELS", parser=whole("--width"), help="Width, a multiple of 8."
+        "--width",
+        "-W",
+        metavar="PIXELS",
+        parser=whole("--width"),
+        help="Width in pixels, a multiple of 8; if not given, what the model is made for.",
     ),
 ]
 Height = Annotated[
     int | None,
     typer.Option(
-        "--height", "-H", metavar="PIXELS", parser=whole("--height"), help="Height, likewise."
+        "--height",
+        "-H",
+        metavar="PIXELS",
+        parser=whole("--height"),
+        help="Height in pixels, likewise.",
     ),
 ]
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--steps", metavar="N", parser=whole("--steps"), help="More steps: finer and slower."
+        "--steps",
+        metavar="N",
+        parser=whole("--steps"),
+        help="How many denoising steps: more are finer and slower.",
     ),
 ]
 Cfg = Annotated[
@@ -111,7 +129,7 @@ Cfg = Annotated[
         "--cfg",
         metavar="X",
         parser=number("--cfg"),
-        help="How closely to follow the prompt; 1 is free, 7.5 is usual.",
+        help="Guidance scale: how closely to follow the prompt; 1 is free, 7.5 is usual.",
     ),
 ]
 CfgRescale = Annotated[
@@ -138,7 +156,7 @@ SamplerName = Annotated[
         "--sampler",
         metavar="NAME",
         autocompletion=complete.samplers,
-        help=f"One of {_names(Sampler)}.",
+        help=f"One of {_names(Sampler)}; if not given, the model's. A1111's names do too.",
     ),
 ]
 ScheduleName = Annotated[
@@ -180,7 +198,8 @@ OutputName = Annotated[
         "--output",
         "-o",
         metavar="PATH",
-        help="A folder/, a file.png, or a pattern such as art/{prompt}-{seed}.png.",
+        help="A folder/, a file.png, or a pattern such as art/{prompt}-{seed}.png; - is standard "
+        "output. Of several pictures a name without such an ending is a folder.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
