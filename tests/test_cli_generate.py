@@ -53,6 +53,17 @@ def test_count_draws_the_next_seeds_at_any_batch_size(draw: Command) -> None:
     assert Path(alone).read_bytes() == Path(many[1]).read_bytes() == Path(batch[1]).read_bytes()
 
 
+def test_a_samplers_old_name_says_its_schedule_too(draw: Command) -> None:
+    line = ("a", "--seed", "1", "--sampler")
+    [old] = paths(draw(*line, "DPM++ 2M Karras", "-o", "old"))
+    [new] = paths(draw(*line, "dpm++2m", "--schedule", "karras", "-o", "new"))
+    assert Path(old).read_bytes() == Path(new).read_bytes()
+
+
+def test_several_pictures_go_to_a_folder_without_a_slash(draw: Command) -> None:
+    assert paths(draw("a", "--seed", "1", "--count", "2", "-o", "m")) == ["m/a-1.png", "m/a-2.png"]
+
+
 def test_quiet_says_nothing_but_paths(draw: Command) -> None:
     assert draw("a", "-q").err == ""
 
