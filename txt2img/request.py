@@ -257,7 +257,7 @@ def _plain_value(value: object) -> object:
     """A field's value as JSON has it."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
-    return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
+    return asdict(value) if isinstance(value, OtherVAE | Refiner | Interval) else value
 
 
 def _check_names(values: Mapping[str, object]) -> None:
