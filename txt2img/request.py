@@ -194,7 +194,10 @@ class Request:
         for name, allowed in WHOLE.items():
             _check_int(name, getattr(self, name), allowed)
         if self.rng is not None and not RNG.fullmatch(str(self.rng)):
-            raise BadRequest(f"rng must be cpu, nv or nv:THREADS, got {shown(self.rng)}")
+            raise BadRequest(
+                "rng must be cpu, nv or nv:THREADS, or two of them with a comma between: the "
+                f"start's and the steps'; got {shown(self.rng)}"
+            )
         for name, top in MOST.items():
             _check_float(name, getattr(self, name), top)
 
