@@ -11,6 +11,7 @@ from conftest import Command, Outcome
 from PIL import Image
 
 from txt2img import png
+from txt2img.interval import Interval
 
 
 def paths(outcome: Outcome) -> list[str]:
@@ -51,6 +52,24 @@ def test_count_draws_the_next_seeds_at_any_batch_size(draw: Command) -> None:
     [alone] = paths(draw("a", "--seed", "43"))
     batch = paths(draw("a", "--count", "3", "--seed", "42", "-o", "b/", "--batch-size", "2"))
     assert Path(alone).read_bytes() == Path(many[1]).read_bytes() == Path(batch[1]).read_bytes()
+
+
+def test_a_samplers_old_name_says_its_schedule_too(draw: Command) -> None:
+    line = ("a", "--seed", "1", "--sampler")
+    [old] = paths(draw(*line, "DPM++ 2M Karras", "-o", "old"))
+    [new] = paths(draw(*line, "dpm++2m", "--schedule", "karras", "-o", "new"))
+    assert Path(old).read_bytes() == Path(new).read_bytes()
+
+
+def test_several_pictures_go_to_a_folder_without_a_slash(draw: Command) -> None:
+    assert paths(draw("a", "--seed", "1", "--count", "2", "-o", "m")) == ["m/a-1.png", "m/a-2.png"]
+
+
+def test_guidance_in_a_part_of_the_way_is_recorded_and_repeated(draw: Command) -> None:
+    [first] = paths(draw("a", "--seed", "1", "--cfg-interval", "0.2..1", "-o", "x"))
+    assert png.read(Path(first)).request.cfg_interval == Interval(0.2, 1.0)
+    [again] = paths(draw("--from", first, "-o", "y"))
+    assert Path(again).read_bytes() == Path(first).read_bytes()
 
 
 def test_quiet_says_nothing_but_paths(draw: Command) -> None:

@@ -127,7 +127,11 @@ def test_fish_completes_words_and_files(folder: Path) -> None:
     env = environment(PATH=f"{program.parent}:{os.environ['PATH']}", HOME=str(folder))
     source = "env _TXT2IMG_COMPLETE=source_fish txt2img | source"
     done = subprocess.run(
-        ["fish", "-c", f"{source}\n{COMPLETED}"], env=env, capture_output=True, text=True
+        ["fish", "-c", f"{source}\n{COMPLETED}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     words = [line.split("\t")[0] for line in done.stdout.splitlines()]
     assert words == ["heun", "path", "picture.png"]

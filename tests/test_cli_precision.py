@@ -30,7 +30,7 @@ def test_what_cannot_be_is_refused(draw: Command, option: str, value: str, messa
 
 
 def test_what_it_computes_on_is_told_where_that_is_asked_for(draw: Command) -> None:
-    told = draw("a", "--verbose", "--dtype", "bf16").err
+    told = draw("a", "--verbose", "--dtype", "bf16", "--device", "cpu").err
     assert "Computing on the CPU in bfloat16, " in told and " thread" in told
     assert "Computing" not in draw("a").err + draw("a", "--verbose", "-q").err
 

@@ -119,6 +119,7 @@ def test_the_third_signal_ends_a_process_whatever_it_does(name: str, code: int) 
         env=environment(),
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (code, "finishing\nstopping\n")
 

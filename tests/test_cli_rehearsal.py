@@ -161,6 +161,14 @@ def test_a_dry_run_tells_that_a_name_is_taken(draw: Command, folder: Path) -> No
     assert draw("x", "--seed", "1", "-o", "x.png", "--dry-run", "--overwrite").code == 0
 
 
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_a_name_that_is_taken_moves_all_that_follow(draw: Command, more: tuple[str, ...]) -> None:
+    Path("x.png").write_bytes(b"old")
+    line = ("x", "--seed", "1", "--count", "3", "-o", "{prompt}.png", *more)
+    told = [row.split("\t")[0] for row in draw(*line, "--dry-run").out.splitlines()]
+    assert told == draw(*line).out.splitlines()
+
+
 def test_a_dry_run_of_a_model_never_loaded_cannot_tell_what_is_there(
     command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:

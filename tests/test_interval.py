@@ -1,11 +1,15 @@
 """Guidance in a part of the way: what it is written as, where it holds, what travels with it."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
 from test_guidance import Mock
 
+from txt2img import png
 from txt2img.denoising import strength
 from txt2img.diffusion.guidance import Cond, guided, predictor
 from txt2img.diffusion.levels import Diffusion, betas
@@ -43,11 +47,21 @@ def test_a_record_that_is_no_interval_is_refused(value: object) -> None:
 def test_an_interval_travels_with_its_request() -> None:
     made = Request.from_json({"prompt": "x", "cfg_interval": "0.25..0.75"})
     assert made.cfg_interval == Interval(0.25, 0.75)
-    assert Request.from_json(made.to_json()) == made
+    assert Request.from_json(json.loads(json.dumps(made.to_json()))) == made
     told = str(describe(made, "m", "0", "1"))
     assert "CFG interval: 0.25..0.75" in told
     assert to_request(read(told))[0].cfg_interval == made.cfg_interval
     assert from_line("x --cfg-interval 0.25..0.75", Request("")) == made
+
+
+def test_a_picture_with_an_interval_is_written_and_repeated(draw: Command) -> None:
+    line = ("a cat", "--cfg-interval", "0.2..0.8", "--seed", "1", "--json", "-o", "a.png")
+    outcome = draw(*line)
+    assert outcome.code == 0, outcome.err
+    found = png.read(Path("a.png")).request
+    assert found is not None and found.cfg_interval == Interval(0.2, 0.8)
+    assert draw("--from", "a.png", "-q", "-o", "b.png").code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 def test_all_of_the_way_is_no_interval() -> None:

@@ -1,11 +1,14 @@
 """Tensors out of weight files: the same values, whatever reads them, and all of them finite."""
 
 import os
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from txt2img.errors import BadFile, MissingWeights
 from txt2img.weights import files, reading
@@ -90,8 +93,9 @@ def test_what_is_not_finite_is_found_in_any_type_and_place(
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_several_threads_read_what_one_does(
-    threads: int, dtype: torch.dtype, tmp_path: Path
+    threads: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reading, "THREADS_PAY", 0)
     torch.manual_seed(0)
     made = {f"t{n}": torch.randn(n, 70) for n in range(30)} | {"one": torch.tensor(2.5)}
     save_file({n: t.to(dtype) for n, t in made.items()}, tmp_path / "a.safetensors")
@@ -111,7 +115,41 @@ def test_several_threads_read_what_one_does(
     assert torch.equal(read["part"], made["t8"].to(dtype).float()[2:4])
 
 
-def test_the_first_bad_tensor_of_a_file_is_the_one_named(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("four_threads")
+def test_tensors_for_a_device_are_not_all_on_the_cpu_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({f"t{n}": torch.ones(9) for n in range(8)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(reading, "THREADS_PAY", 0)
+    own, here = reading._read, list[weakref.ref[Tensor]]()
+
+    def watched(name: str, stored: files.Stored, dtype: torch.dtype) -> Tensor:
+        assert not any(one() is not None for one in here[:-1])  # the last may still be moving
+        value = own(name, stored, dtype)
+        here.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(reading, "_read", watched)
+    stored = files.header(tmp_path / "a.safetensors").tensors
+    read = reading.read(stored, torch.device("meta"), torch.float32)
+    assert len(read) == 8 and all(value.is_meta for value in read.values())
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """As on a machine with four cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("least", [0, reading.THREADS_PAY])
+def test_the_first_bad_tensor_of_a_file_is_the_one_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(reading, "THREADS_PAY", least)
     made = {f"t{n}": torch.ones(n + 1) for n in range(20)}
     made["t7"][3] = made["t15"][0] = float("nan")
     save_file(made, tmp_path / "a.safetensors")

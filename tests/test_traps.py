@@ -122,3 +122,10 @@ def test_and_parts_a_prompt(text: str, parts: list[tuple[float, str]]) -> None:
 def test_a1111_takes_a_number_at_the_end_for_a_weight_without_and() -> None:
     assert composed("meet at 10:30", always=True) == [(30.0, "meet at 10")]
     assert composed("a cat", always=True) == [(1.0, "a cat")]
+
+
+def test_a_number_to_be_avoided_may_be_meant_as_a_count() -> None:
+    assert of("a cat", negative="4") == [
+        "negative prompt: it is a number; --count 4 draws so many pictures"
+    ]
+    assert of("a cat", negative="4 legs") == []

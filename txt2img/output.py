@@ -7,6 +7,7 @@ which fails if that is taken: a crash leaves no half picture, two programs never
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,10 +101,10 @@ class Output:
         """Write a file beside the pictures, under its name or the next free number. BadOutput."""
         return _publish_numbered(data, self.folder / name, 1)
 
-    def free(self, name: str, number: int) -> Path:
-        """The path under which `write_as` would write now."""
+    def free(self, name: str, number: int, promised: Collection[Path] = ()) -> Path:
+        """The path under which `write_as` would write now, had the promised files been written."""
         path = self.folder / numbered(name, number)
-        while not self.overwrite and os.path.lexists(path):
+        while not self.overwrite and (path in promised or os.path.lexists(path)):
             number += 1
             path = self.folder / numbered(name, number)
         return path

@@ -172,7 +172,7 @@ def _add(texts: "PngInfo", key: str, text: str) -> None:
 def _scan(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
     """Width, height and texts of a PNG; ValueError says what is wrong."""
     if file.read(8) != SIGNATURE:
-        raise ValueError("it does not begin like one")
+        raise ValueError("it does not begin like one, nor like JPEG, WebP or AVIF")
     texts: dict[str, str] = {}
     size: tuple[int, int] | None = None
     for kind, body in _chunks(file):

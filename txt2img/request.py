@@ -194,7 +194,10 @@ class Request:
         for name, allowed in WHOLE.items():
             _check_int(name, getattr(self, name), allowed)
         if self.rng is not None and not RNG.fullmatch(str(self.rng)):
-            raise BadRequest(f"rng must be cpu, nv or nv:THREADS, got {shown(self.rng)}")
+            raise BadRequest(
+                "rng must be cpu, nv or nv:THREADS, or two of them with a comma between: the "
+                f"start's and the steps'; got {shown(self.rng)}"
+            )
         for name, top in MOST.items():
             _check_float(name, getattr(self, name), top)
 
@@ -257,7 +260,7 @@ def _plain_value(value: object) -> object:
     """A field's value as JSON has it."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
-    return asdict(value) if isinstance(value, OtherVAE | Refiner) else value
+    return asdict(value) if isinstance(value, OtherVAE | Refiner | Interval) else value
 
 
 def _check_names(values: Mapping[str, object]) -> None:

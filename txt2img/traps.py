@@ -37,6 +37,9 @@ def traps(request: Request) -> list[str]:
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
         if _SIGNS.search(text):
             lines += [f"{name}{line}" for line in _found(text, request, name == "prompt")]
+    if request.negative.isdecimal():
+        number = request.negative
+        lines.append(f"negative prompt: it is a number; --count {number} draws so many pictures")
     return lines
 
 

@@ -48,7 +48,9 @@ SweepAxes = Annotated[
         "pairs. Ends in a labelled sheet and a table.",
     ),
 ]
-Zip = Annotated[bool, typer.Option("--zip", help="Go through the sweeps side by side.")]
+Zip = Annotated[
+    bool, typer.Option("--zip", help="Go through the sweeps side by side, not with all pairs.")
+]
 OnError = Annotated[
     str,
     typer.Option(
@@ -85,7 +87,9 @@ Strict = Annotated[
 ]
 KeepLatents = Annotated[
     bool,
-    typer.Option("--keep-latents", help="Keep each picture's latent beside it, for decode."),
+    typer.Option(
+        "--keep-latents", help="Keep each picture's latent beside it, for txt2img decode."
+    ),
 ]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 

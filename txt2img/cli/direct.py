@@ -1,6 +1,6 @@
-"""A command that reads plain values by itself, and so starts sooner.
+"""A command that converts plain values by itself, and so starts sooner.
 
-typer has them read by pydantic, which takes as long to import as all else that a dry run needs.
+typer has pydantic convert them, which takes as long to import as all else that a dry run needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typer._click.formatting import HelpFormatter
 
 Read = Callable[[str], object]
-PLAIN: dict[object, tuple[Read, bool]] = {  # what is read how, and whether it is several
+PLAIN: dict[object, tuple[Read, bool]] = {  # annotation → what converts one value, is it a list
     bool: (bool, False),
     str: (str, False),
     Path: (Path, False),
@@ -29,13 +29,13 @@ PLAIN: dict[object, tuple[Read, bool]] = {  # what is read how, and whether it i
 
 @dataclass(frozen=True)
 class Reader:
-    """What typer asks for a parameter's value."""
+    """Stands in for typer's RuntimeParam, which converts a parameter's values by pydantic."""
 
     read: Read
     several: bool
 
     def coerce(self, value: str | Sequence[str] | None, **_: object) -> object:
-        """A value of the command line as the command takes it. BadRequest."""
+        """The texts of the command line as what the command takes. BadRequest by a parser."""
         if isinstance(value, list | tuple):
             return [self.read(one) for one in value]
         if self.several and value is None:
@@ -44,7 +44,10 @@ class Reader:
 
 
 class Direct(TyperCommand):
-    """A command whose texts, paths, switches and values with parsers need no pydantic."""
+    """A command whose texts, paths, switches and numbers with a parser need no pydantic.
+
+    This uses names that typer does not promise to keep; where they are gone, typer converts.
+    """
 
     def get_params(self, ctx: "typer.Context") -> "list[Parameter]":  # type: ignore[override]
         """The command's parameters, with --help's."""
@@ -68,8 +71,8 @@ class Direct(TyperCommand):
 def _reader(param: object) -> Reader | None:
     """The reader of a parameter; None for what only typer can read."""
     told = vars(param).get("type_descriptor")
-    if told is None:  # not the typer that this was made for: slower, and the same
-        return None
-    if told.parameter_info.parser is not None and told.annotation in (int, float):
-        return Reader(told.parameter_info.parser, several=False)
-    return Reader(*PLAIN[told.annotation]) if told.annotation in PLAIN else None
+    annotation = getattr(told, "annotation", None)
+    parser = getattr(getattr(told, "parameter_info", None), "parser", None)
+    if parser is not None:
+        return Reader(parser, several=False) if annotation in (int, float) else None
+    return Reader(*PLAIN[annotation]) if annotation in PLAIN else None

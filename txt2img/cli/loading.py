@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str, precision: Precision, library: Library) -> "Model":
-    """The model with all that goes beside it, the one in memory in a worker. Txt2imgError."""
+    """The model with its VAE, other parts and refiner; a worker keeps it in memory.
+
+    Raises Txt2imgError.
+    """
     from txt2img.memory import room_for
     from txt2img.weights.kept import KEEPER
     from txt2img.weights.refiner import add_refiner

@@ -156,7 +156,8 @@ SamplerName = Annotated[
         "--sampler",
         metavar="NAME",
         autocompletion=complete.samplers,
-        help=f"One of {_names(Sampler)}; if not given, the model's. A1111's names do too.",
+        help=f"One of {_names(Sampler)}; if not given, the model's own. "
+        'A1111\'s names, as "DPM++ 2M Karras", do too.',
     ),
 ]
 ScheduleName = Annotated[
@@ -250,7 +251,7 @@ Loras = Annotated[
         "--lora",
         metavar="FILE[:W[:TE]]",
         autocompletion=complete.known_models,
-        help="Add a LoRA, by file or name, W (1) times, TE times to the text encoder. "
+        help="Add a LoRA, by file or name, at strength W (1), TE (W) for the text encoder. "
         "Repeatable; <lora:name:W> in a prompt does the same.",
     ),
 ]

@@ -1,6 +1,7 @@
 """--dry-run: all that a run would do, said without torch and without reading a weight."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.cli.care import Care
@@ -33,6 +34,7 @@ def rehearse(wish: Wish, order: "Order") -> int:
         wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
     total: float | None = 0.0
     most = last = None
+    told = set[Path]()  # a name that is taken moves those of the pictures after it too
     for item in to_draw(wish, forecast, order):
         try:
             lines, counts = care.look(item)
@@ -41,16 +43,16 @@ def rehearse(wish: Wish, order: "Order") -> int:
                 raise
             wish.errors["prompt", item.index] = unreadable
             continue
-        path = str(order.target.free(item.name, item.number))
+        path = order.target.free(item.name, item.number, told)
+        told.add(path)
         seconds = forecast.seconds(item.request)
         total = None if total is None or seconds is None else total + seconds
         most = max(most or 0, forecast.memory(item.request, order.batch_size or 1))
         last = item.request
         if order.json:
             said = {"tokens": counts, "warnings": lines, **planned(forecast, item, order)}
-            known = {"id": item.id} if item.id else {}
-            about = {"path": path, "index": item.index, **known, **described(item.request)}
-            say_record({**about, **said})
+            row = {"path": str(path), "index": item.index} | ({"id": item.id} if item.id else {})
+            say_record({**row, **described(item.request), **said})
         else:
             say_row(path, f"seed {item.request.seed}", item.request.prompt)
     if last is not None:

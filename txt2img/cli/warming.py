@@ -19,7 +19,9 @@ Warm = Annotated[
         "90s, 10m, 1h. TXT2IMG_WARM=TIME says so for all.",
     ),
 ]
-NoWarm = Annotated[bool, typer.Option("--no-warm", help="Use no such worker.")]
+NoWarm = Annotated[
+    bool, typer.Option("--no-warm", help="Draw in this process, whatever TXT2IMG_WARM says.")
+]
 
 
 @dataclass(frozen=True)

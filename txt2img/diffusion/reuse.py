@@ -1,4 +1,4 @@
-"""Which looks of a network go by what an earlier look made of its deep layers, and which make it.
+"""Reuse of a U-Net's deep features: which evaluations compute them, and which take earlier ones.
 
 Ma et al. 2024, "DeepCache: Accelerating Diffusion Models for Free": from step to step a U-Net's
 deep features change little.
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Kept:
-    """What a network made of its deep layers, (B, C, H, W); where it is None, it is to be made."""
+    """The output of a network's deep layers, (B, C, H, W); None until the network computes it."""
 
     deep: Tensor | None = None
 
 
 class Reuse:
-    """What is kept of the looks at one picture, or at several that are always looked at together.
+    """The deep features of one picture, or of several that are always in one batch.
 
-    It is kept for each condition by itself, for `every` steps, counted by the levels.
+    Each condition has its own. They are computed anew every `every` steps; the level of an
+    evaluation tells in which step it is.
     """
 
     def __init__(self, every: int, levels: Sequence[Level]) -> None:
@@ -36,7 +37,7 @@ class Reuse:
         self._kept: dict[int, tuple[int, Kept, Cond]] = {}  # by id: made in which step
 
     def at(self, level: Level, cond: "Cond") -> Kept:
-        """What a look at a level goes by, or where it is to leave what it makes."""
+        """The features to use at a level; with `deep` None they are to be computed into it."""
         step = bisect_right(self._ratios, -level.ratio)
         made, kept, _ = self._kept.get(id(cond), (step, Kept(), cond))
         if not made <= step < made + self.every:  # too old, or of another run

@@ -1,7 +1,8 @@
-"""Tensors out of weight files: copied, looked through for what is not finite, and cast.
+"""Tensors out of weight files: copied, checked to be finite, and cast.
 
-They are read a piece at a time, so that a piece is looked through while it is still near the
-processor, and by several threads: the first use of so much memory takes longer than the file.
+They are read a piece at a time, so that a piece is checked while it is still in the processor's
+cache, and on a CPU by several threads: most of the time goes into the system's giving out memory
+that was never used, which several threads can ask for at once.
 """
 
 import math
@@ -21,8 +22,10 @@ from txt2img.weights.files import NAME_MAX, Stored
 
 PIECE = 2**18  # bytes
 READERS = 4  # threads at most
-# The least bits, the sign left out, of a value that is not finite; all greater ones are not either.
-ENDLESS = {
+THREADS_PAY = 2**22  # bytes in all, from which on it is worth starting threads
+# The bits of infinity, or of NaN where a type has no infinity, without the sign. Greater ones are
+# those of NaN.
+NOT_FINITE = {
     "F64": 0x7FF << 52,
     "F32": 0xFF << 23,
     "F16": 0x1F << 10,
@@ -50,7 +53,9 @@ def read(
         return _read(name, at, kind(at, dtype, name in kept))
 
     rows = in_order(stored)
-    return {name: value.to(device) for (name, _), value in zip(rows, _all(one, rows), strict=True)}
+    if device.type != "cpu":  # one after the other, so that they are never all on the CPU too
+        return {row[0]: one(row).to(device) for row in rows}  # cast first: MPS has no float64
+    return dict(zip((name for name, _ in rows), _all(one, rows), strict=True))
 
 
 def in_order(stored: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
@@ -76,17 +81,17 @@ def tensor(name: str, stored: Stored) -> Tensor:
 def _all(
     one: Callable[[tuple[str, Stored]], Tensor], rows: list[tuple[str, Stored]]
 ) -> list[Tensor]:
-    """What `one` makes of each row, by several threads: each does all of a tensor by itself."""
+    """What `one` makes of each row, in their order. Each tensor is read by one of the threads."""
     threads = torch.get_num_threads()
     readers = min(READERS, threads, len(rows))
-    if readers < 2:
+    if readers < 2 or sum(stored.size for _, stored in rows) < THREADS_PAY:
         return [one(row) for row in rows]
     try:
-        # A reader that shared its casts among more threads would wait for those of the others.
+        # One thread for a reader's casts: they would compete with the other readers' for cores.
         with ThreadPoolExecutor(readers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(one, rows))
     finally:
-        torch.set_num_threads(threads)  # what new threads begin with
+        torch.set_num_threads(threads)  # the count that threads started later inherit
 
 
 def _copied(name: str, stored: Stored) -> tuple[Tensor, bool]:
@@ -113,7 +118,7 @@ def _fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) ->
 def _read(name: str, stored: Stored, dtype: torch.dtype) -> Tensor:
     """A tensor as finite floats of a type. MissingWeights, BadFile."""
     where = f"{stored.path.name}: {shown(name, NAME_MAX)}"
-    if stored.dtype not in ENDLESS:
+    if stored.dtype not in NOT_FINITE:
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
     value, finite = _copied(name, stored)
     if stored.scale is not None:
@@ -128,14 +133,14 @@ def _read(name: str, stored: Stored, dtype: torch.dtype) -> Tensor:
 
 
 def _finite(piece: np.ndarray, dtype: str) -> bool:
-    """Whether bytes hold finite floats only, or are no floats.
+    """Whether all floats whose bytes these are are finite; True if they are no floats.
 
-    As whole numbers with a sign the positive ones that are not finite are the greatest; without
-    one, the negative ones.
+    Read as signed integers, a positive NaN or infinity is greater than every finite float; read
+    as unsigned ones, a negative one is.
     """
-    if dtype not in ENDLESS:
+    if dtype not in NOT_FINITE:
         return True
-    size, least = SIZES[dtype], ENDLESS[dtype]
+    size, least = SIZES[dtype], NOT_FINITE[dtype]
     positive, negative = piece.view(f"i{size}").max(), piece.view(f"u{size}").max()
     return bool(int(positive) < least and int(negative) < least + 2 ** (8 * size - 1))
 
