@@ -15,7 +15,7 @@ from txt2img.extras import Lora
 from txt2img.request import Compat, Request, Sampler, Schedule
 
 REQUEST = Request(
-    "a cat, big", "-x", "m", 64, 72, 3, 7.5, 0.5, 0.25, Sampler.EULER_A, Schedule.KARRAS, 42
+    "a cat, big", "-x", "m", 64, 80, 3, 7.5, 0.5, 0.25, Sampler.EULER_A, Schedule.KARRAS, 42
 )
 NASTY = [
     "it's",
@@ -73,7 +73,7 @@ def test_other_programs_rules_are_said() -> None:
 def test_all_that_decides_a_picture_is_said(command: Command) -> None:
     line = command_line(REQUEST)
     assert line == (
-        "txt2img 'a cat, big' --negative=-x --model m -W 64 -H 72 --steps 3 --cfg 7.5 "
+        "txt2img 'a cat, big' --negative=-x --model m -W 64 -H 80 --steps 3 --cfg 7.5 "
         "--cfg-rescale 0.5 --eta 0.25 --sampler euler_a --schedule karras --seed 42"
     )
 
@@ -81,7 +81,7 @@ def test_all_that_decides_a_picture_is_said(command: Command) -> None:
 def save(request: Request = REQUEST) -> None:
     """A picture of a request."""
     png.save(
-        Image.new("RGB", (64, 72)), Path("x.png"), request, png.Origin("m", "0"), overwrite=True
+        Image.new("RGB", (64, 80)), Path("x.png"), request, png.Origin("m", "0"), overwrite=True
     )
 
 
@@ -123,4 +123,4 @@ def test_a_rehearsal_of_the_line_asks_for_the_same(command: Command) -> None:
         assert outcome.code == 0, outcome.err
         record = json.loads(outcome.out)
         assert (record["prompt"], record["negative"], record["seed"]) == (prompt, "-x", 42)
-        assert (record["size"], record["cfg"], record["sampler"]) == ([64, 72], 7.5, "euler_a")
+        assert (record["size"], record["cfg"], record["sampler"]) == ([64, 80], 7.5, "euler_a")
