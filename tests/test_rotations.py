@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import write
-from peft import BOFTConfig, OFTConfig, get_peft_model
+from peft import BOFTConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +27,21 @@ def random(*shape: int) -> Tensor:
 
 def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def saved(made: PeftModel, kinds: dict[str, str], folder: Path, count: int) -> Path:
+    """peft's file of an adapter, its `count` tensors named after the U-Net's own layers."""
+    made.save_pretrained(folder)
+    file = folder / "adapter_model.safetensors"
+    named = {
+        name.replace(f"model.{short}", f"model.{kinds[short]}"): value
+        for name, value in load_file(file).items()
+        for short in kinds
+        if f"model.{short}." in name
+    }
+    assert len(named) == count
+    write(file, named)
+    return file
 
 
 def rotation(block: Tensor) -> Tensor:
@@ -104,16 +119,7 @@ def test_a_peft_adapter_is_merged_as_peft_does(
         for name, weight in made.named_parameters():
             if "oft_R" in name:
                 weight.mul_(0.1 / weight.abs().max())
-    made.save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    named = {
-        name.replace(f"model.{short}", f"model.{kinds[short]}"): value
-        for name, value in load_file(file).items()
-        for short in kinds
-        if f"model.{short}." in name
-    }
-    assert len(named) == 2
-    write(file, named)
+    file = saved(made, kinds, tmp_path, count=2)
     merged = made.merge_and_unload()
     put_on(model, file)
     now = model.network.state_dict()
@@ -142,16 +148,7 @@ def test_a_peft_boft_is_merged_as_peft_does(model: Model, tmp_path: Path) -> Non
                 weight.copy_(random(*weight.shape) / 5)
             if "boft_s" in name:
                 weight.copy_(1 + random(*weight.shape) / 5)
-    made.save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    named = {
-        name.replace(f"model.{short}", f"model.{kinds[short]}"): value
-        for name, value in load_file(file).items()
-        for short in kinds
-        if f"model.{short}." in name
-    }
-    assert len(named) == 4
-    write(file, named)
+    file = saved(made, kinds, tmp_path, count=4)
     merged = made.merge_and_unload()
     put_on(model, file)
     assert model.wardrobe.notes[-1].endswith("applied 2 of 2")

@@ -102,17 +102,23 @@ def _copied(name: str, stored: Stored) -> tuple[Tensor, bool]:
         file.seek(stored.start)
         for start in range(0, stored.size, PIECE):
             piece = content[start : start + PIECE]
-            _fill(piece, file, name, stored)
+            fill(piece, file, name, stored)
             finite = finite and _finite(piece, stored.dtype)
-    values = buffer.view(torch_dtype(stored.dtype))
-    if stored.turned:
-        return values.reshape(stored.shape[::-1]).T.contiguous(), finite
-    return values.reshape(stored.shape), finite
+    return shaped(buffer, stored), finite
 
 
-def _fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) -> None:
+def fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) -> None:
+    """Read the file's next bytes into an array. Raises BadFile if the file shrank."""
     if file.readinto(piece.data) != len(piece):
         raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
+
+
+def shaped(raw: Tensor, stored: Stored) -> Tensor:
+    """A tensor's bytes (N,) as the tensor that they are."""
+    values = raw.view(torch_dtype(stored.dtype))
+    if stored.turned:
+        return values.reshape(stored.shape[::-1]).T.contiguous()
+    return values.reshape(stored.shape)
 
 
 def _read(name: str, stored: Stored, dtype: torch.dtype) -> Tensor:

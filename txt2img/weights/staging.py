@@ -10,13 +10,12 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
-from txt2img.disk import FETCH, open_regular
-from txt2img.errors import BadFile, MissingWeights
+from txt2img.disk import open_regular
+from txt2img.errors import MissingWeights
 from txt2img.escape import shown
 from txt2img.weights import reading
-from txt2img.weights.dtypes import torch_dtype
 from txt2img.weights.files import NAME_MAX, Stored
-from txt2img.weights.reading import in_order, kind
+from txt2img.weights.reading import fill, in_order, kind, shaped
 
 BUFFER = 2**26  # bytes
 
@@ -42,9 +41,7 @@ class Stage:
                 part = buffer[: min(len(buffer), stored.size - done)]
                 if event is not None:
                     event.synchronize()
-                if file.readinto(part.numpy().data) != len(part):
-                    where = shown(name, NAME_MAX)
-                    raise BadFile(f"{stored.path.name}: it ends within {where}; {FETCH}")
+                fill(part.numpy(), file, name, stored)
                 made[done : done + len(part)].copy_(part, non_blocking=True)
                 if event is not None:
                     event.record()
@@ -64,26 +61,18 @@ def read(
     found: dict[str, Tensor] = {}
     bounds: list[Tensor] = []
     for name, at in in_order(stored):
-        value = _shaped(stage.bring(name, at), at)
+        value = shaped(stage.bring(name, at), at)
         if not value.is_floating_point():
             where = f"{at.path.name}: {shown(name, NAME_MAX)}"
             raise MissingWeights(f"{where} holds {at.dtype}; weights are floats")
         if at.scale is not None:
-            scale = _shaped(stage.bring(f"{name} scale", at.scale), at.scale)
+            scale = shaped(stage.bring(f"{name} scale", at.scale), at.scale)
             value = value.float() * scale.float().reshape(())
         found[name] = value.to(kind(at, dtype, name in kept))
         bounds.append(_finite(found[name]))
     if bounds and not bool(torch.stack(bounds).all()):
         return reading.read(stored, device, dtype, kept)  # says which, and why
     return found
-
-
-def _shaped(raw: Tensor, stored: Stored) -> Tensor:
-    """Bytes as the tensor that they are."""
-    values = raw.view(torch_dtype(stored.dtype))
-    if stored.turned:
-        return values.reshape(stored.shape[::-1]).T.contiguous()
-    return values.reshape(stored.shape)
 
 
 def _finite(value: Tensor) -> Tensor:
