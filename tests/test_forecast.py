@@ -8,7 +8,7 @@ import pytest
 from txt2img import past
 from txt2img.compat import rules
 from txt2img.errors import BadRequest, ModelNotFound
-from txt2img.forecast import Forecast, cut, foresee, parameters, tokens
+from txt2img.forecast import Forecast, cut, foresee, tokens
 from txt2img.library import Library
 from txt2img.past import Speed
 from txt2img.request import Compat, Request
@@ -89,13 +89,20 @@ def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder
     request = forecast.filled(Request("", width=64, height=64, steps=2))
     assert forecast.seconds(request) is None
     assert forecast.memory(request, 1) == forecast.weights
-    count = parameters(forecast.plan)["unet"]
-    key = past.key(forecast.plan.family.name, count, "cpu", "float32")
+    name, count = forecast.plan.family.name, forecast.parameters["unet"]
+    key = past.key(name, count, "cpu", "float32")
     past.note(key, Speed(look=10.0, rest=1.0, base=1000.0, memory=1e6))
     again = foresee(str(sd1_folder), Library(), "cpu", None)
     size = 64 * 64 / 1e6
     assert again.seconds(request) == pytest.approx(size * (10 * 4 + 1))
     assert again.memory(request, 3) == round(again.weights + 1000 + 3 * size * 1e6)
+
+    merged = replace(request, token_merging=0.5)
+    assert again.seconds(merged) == again.seconds(request)
+    past.note(past.key(name, count, "cpu", "float32", 0.5), Speed(look=6.0, rest=1.0))
+    known = foresee(str(sd1_folder), Library(), "cpu", None)
+    assert known.seconds(merged) == pytest.approx(size * (6 * 4 + 1))
+    assert known.seconds(request) == again.seconds(request)
 
 
 def test_files_that_are_not_there_are_named(sd1_folder: Path) -> None:

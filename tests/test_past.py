@@ -50,9 +50,11 @@ def test_what_a_run_did_not_measure_stays() -> None:
     [
         ({}, 20),
         ({"cfg": 1.0}, 10),
-        ({"sampler": Sampler.HEUN}, 40),
+        ({"sampler": Sampler.HEUN}, 38),
         ({"steps": 5}, 10),
         ({"reuse": 2}, 11),
+        ({"cfg_interval": {"low": 0.2, "high": 1.0}}, 18),
+        ({"prompt": "a AND b", "cfg": 1.0}, 30),
     ],
 )
 def test_a_picture_takes_as_long_as_its_looks_and_pixels(
@@ -104,6 +106,8 @@ def test_nothing_but_figures_is_kept() -> None:
     [(key, row)] = json.loads(past.place().read_text())["speeds"].items()
     assert key == "Stable Diffusion 1, 859.5M | cpu | float32"
     assert set(row) == {"look", "rest", "load", "base", "memory", "runs"}
+    merged = past.key("Stable Diffusion 1", 859_520_964, "cpu", "float32", 0.5)
+    assert merged == f"{key} | merging 0.5"
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from conftest import Command
 from test_pipeline import SMALL
 from torch import Tensor
 
-from txt2img import png
+from txt2img import past, png
 from txt2img.cli.commandline import command_line
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Diffusion, Level, betas
@@ -119,15 +119,18 @@ def latents(model: Model, *requests: Request) -> Tensor:
     return state.x
 
 
-def counted(model: Model, request: Request, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows the deep layers were computed for, each time."""
-    rows, own = list[int](), UNet.deep
+def counted(
+    model: Model, request: Request, monkeypatch: pytest.MonkeyPatch, method: str = "deep"
+) -> list[int]:
+    """How many rows a method of the network computed, each time; its last argument has them."""
+    rows, own = list[int](), getattr(UNet, method)
 
-    def deep(self: UNet, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
-        rows.append(len(tokens))
-        return own(self, x, clock, tokens)
+    def noted(self: UNet, x: Tensor, time: Tensor, texts: Tensor | Cond, *kept: Kept) -> Tensor:
+        rows.append(len(texts.tokens if isinstance(texts, Cond) else texts))
+        out: Tensor = own(self, x, time, texts, *kept)
+        return out
 
-    monkeypatch.setattr(UNet, "deep", deep)
+    monkeypatch.setattr(UNet, method, noted)
     latents(model, request)
     monkeypatch.undo()
     return rows
@@ -181,6 +184,30 @@ def test_deep_layers_are_left_out(
 ) -> None:
     request = replace(SMALL, sampler=Sampler.EULER, **more)
     assert counted(sd1_model, request, monkeypatch) == rows
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reuse": 1},
+        {"reuse": 2},
+        {"reuse": 3},
+        {"reuse": 2, "cfg": 1.0},
+        {"reuse": 1, "cfg_interval": Interval(0.25, 1)},
+        {"reuse": 4, "cfg_interval": Interval(0, 0.5)},
+        {"reuse": 2, "sampler": Sampler.HEUN},
+        {"reuse": 1, "sampler": Sampler.DPMPP_SDE},
+        {"reuse": 3, "sampler": Sampler.DPMPP_SDE},
+        {"reuse": 2, "prompt": "a AND b", "cfg_interval": Interval(0, 0.5)},
+    ],
+)
+def test_estimates_count_the_looks_that_are_taken(
+    sd1_model: Model, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(SMALL, **({"sampler": Sampler.EULER} | more))
+    looks = sum(counted(sd1_model, request, monkeypatch, "forward"))
+    deep = sum(counted(sd1_model, request, monkeypatch))
+    assert past.looks(request) == pytest.approx(deep + past.SHALLOW * (looks - deep))
 
 
 def test_it_travels_with_its_request() -> None:

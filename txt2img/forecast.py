@@ -1,6 +1,6 @@
 """What a run would draw and how, told before it: without torch, and without reading a weight."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -31,7 +31,7 @@ class Forecast:
     hash: str  # empty if its files were not hashed before
     device: str
     dtypes: dict[str, str]  # by part
-    speed: Speed | None
+    speeds: Mapping[str, Speed]  # of all that was drawn before
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
 
     @property
@@ -45,11 +45,19 @@ class Forecast:
         return list(self.plan.tokenizers.values())
 
     @cached_property
+    def parameters(self) -> dict[str, int]:
+        """How many weights each component has."""
+        return {
+            component: sum(prod(stored.shape) for stored in part.tensors.values())
+            for component, part in self.plan.parts.items()
+        }
+
+    @cached_property
     def weights(self) -> int:
         """The bytes of all weights that are in memory at once."""
         sizes = {
             component: count * machine.BYTES[self.dtypes[component.split("_")[0]]]
-            for component, count in parameters(self.plan).items()
+            for component, count in self.parameters.items()
         }
         if not self.low:
             return sum(sizes.values())
@@ -65,16 +73,27 @@ class Forecast:
         family.cells(done, family.vae.factor)
         return done
 
+    def speed(self, request: Request) -> Speed | None:
+        """How quick this model was before: with tokens merged alike, or else with none merged."""
+        family, count = self.plan.family.name, self.parameters["unet"]
+        like, plain = (
+            past.key(family, count, self.device, self.dtype, merging)
+            for merging in (request.token_merging, 0.0)
+        )
+        return self.speeds.get(like) or self.speeds.get(plain)
+
     def seconds(self, request: Request) -> float | None:
         """How long a filled request's picture should take; None if nothing like it was drawn."""
-        return None if self.speed is None else past.seconds(self.speed, request)
+        speed = self.speed(request)
+        return None if speed is None else past.seconds(speed, request)
 
     def memory(self, request: Request, batch: int) -> int:
         """The bytes that drawing `batch` of them at once should take; the weights' at least."""
-        if self.speed is None:
+        speed = self.speed(request)
+        if speed is None:
             return self.weights
-        more = self.speed.memory * past.megapixels(request) * batch
-        return round(self.weights + self.speed.base + more)
+        more = speed.memory * past.megapixels(request) * batch
+        return round(self.weights + speed.base + more)
 
 
 def foresee(
@@ -91,18 +110,8 @@ def foresee(
         planned(library.refiner)
     for tokenizer in plan.tokenizers.values():
         tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
-    count = parameters(plan)["unet"]
-    key = past.key(plan.family.name, count, where, machine.named(dtypes))
-    speed = past.read().get(key)
-    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speed, low)
-
-
-def parameters(plan: Plan) -> dict[str, int]:
-    """How many weights each component has."""
-    return {
-        component: sum(prod(stored.shape) for stored in part.tensors.values())
-        for component, part in plan.parts.items()
-    }
+    speeds = past.read()
+    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speeds, low)
 
 
 def rows(path: Path) -> int:

@@ -37,9 +37,13 @@ class Speed:
     runs: int = 1
 
 
-def key(family: str, parameters: int, device: str, dtype: str) -> str:
-    """What speeds are kept by: a family, a network's number of weights, where it computes."""
-    return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}"
+def key(family: str, parameters: int, device: str, dtype: str, merging: float = 0.0) -> str:
+    """What speeds are kept by: a family, a network's number of weights, where it computes.
+
+    And what part of its tokens are merged: what that saves is another part of each network.
+    """
+    merged = f" | merging {merging:g}" if merging else ""
+    return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}{merged}"
 
 
 def looks(request: Request) -> float:
@@ -47,10 +51,24 @@ def looks(request: Request) -> float:
 
     A look at what was kept of another counts as a part of one.
     """
-    part = SHALLOW + (1 - SHALLOW) / request.reuse
-    steps = (request.steps or 1) * (2 if request.sampler in TWO_LOOKS else 1)
+    return sum(costs(request))
+
+
+def costs(request: Request) -> list[float]:
+    """The looks of each step of a filled request, steps taken as evenly spread over the way."""
+    steps, way = request.steps or 1, request.cfg_interval
+    several = 2 if request.sampler in TWO_LOOKS else 1
     texts = len(composed(request.prompt)) if rules(request).changes else 1
-    return steps * (1 if request.cfg == 1 and texts == 1 else texts + 1) * part
+    found, before, since = [], 0, 0
+    for step in range(steps):
+        guided = request.cfg != 1 and (way is None or (step + 0.5) / steps in way)
+        rows = texts + 1 if guided or texts > 1 else 1
+        since = since + 1 if rows == before else 0  # what is kept is of so many texts
+        before = rows
+        count = several if step < steps - 1 else 1
+        whole = count if request.reuse == 1 else since % request.reuse == 0
+        found.append(rows * (whole + SHALLOW * (count - whole)))
+    return found
 
 
 def megapixels(request: Request) -> float:

@@ -23,8 +23,8 @@ class Stopwatch:
 
     model: Model
     load: float  # seconds that it took to load
-    looks: list[float] = field(default_factory=list)  # of each group, as in Speed
-    rests: list[float] = field(default_factory=list)
+    # Of each group, by how its tokens are merged: a look and the rest, as in Speed.
+    groups: dict[float, list[tuple[float, float]]] = field(default_factory=dict)
     most: float = 0.0  # megapixels that were drawn at once
     items: tuple[Item, ...] = ()
     began: float = 0.0
@@ -39,7 +39,7 @@ class Stopwatch:
                 self.see(event)
                 yield event
         finally:
-            if self.looks:
+            if self.groups:
                 self.note(resident)
 
     def see(self, event: Event) -> None:
@@ -58,11 +58,15 @@ class Stopwatch:
         """A group of pictures is done: the first step apart, which the prompts are read in."""
         request = self.items[0].request
         size = past.megapixels(request) * len(self.items)
-        count = len(self.steps)
-        spans = count - 1 or 1
-        a_step = (self.steps[-1] - (self.steps[0] if count > 1 else self.began)) / spans
-        self.looks.append(a_step * count / past.looks(request) / size)
-        self.rests.append(max(now - self.began - a_step * count, 0.0) / size)
+        costs = past.costs(request)
+        later = sum(costs[1 : len(self.steps)])
+        if later:
+            look = (self.steps[-1] - self.steps[0]) / later
+        else:
+            look = (self.steps[-1] - self.began) / costs[0]
+        rest = max(now - self.began - look * sum(costs), 0.0)
+        timed = self.groups.setdefault(request.token_merging, [])
+        timed.append((look / size, rest / size))
         self.most = max(self.most, size)
 
     def note(self, resident: int) -> None:
@@ -72,10 +76,12 @@ class Stopwatch:
         weights = sum(p.nbytes for network in networks for p in network.parameters())
         more = max(peak(device) - resident, 0)
         count = sum(p.numel() for p in self.model.network.parameters())
-        key = past.key(self.model.family.name, count, device.type, precision(self.model))
+        family, dtype = self.model.family.name, precision(self.model)
         base = max(resident - weights, 0)
-        new = Speed(fmean(self.looks), fmean(self.rests), self.load, base, more / self.most)
-        past.note(key, new)
+        for merging, timed in self.groups.items():
+            look, rest = (fmean(each) for each in zip(*timed, strict=True))
+            new = Speed(look, rest, self.load, base, more / self.most)
+            past.note(past.key(family, count, device.type, dtype, merging), new)
 
 
 def in_use(device: torch.device) -> int:

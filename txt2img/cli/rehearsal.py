@@ -130,11 +130,12 @@ def summary(
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"
-    if seconds is None or forecast.speed is None:
+    speed = forecast.speed(request)
+    if seconds is None or speed is None:
         yield f"at least {size(memory)} of memory; time unknown, for nothing like it was drawn yet"
         return
-    load = f" and {duration(forecast.speed.load)} to load" if forecast.speed.load else ""
-    runs = "the last run" if forecast.speed.runs == 1 else f"{forecast.speed.runs:,} runs"
+    load = f" and {duration(speed.load)} to load" if speed.load else ""
+    runs = "the last run" if speed.runs == 1 else f"{speed.runs:,} runs"
     yield f"about {duration(seconds)}{load}, and {size(memory)} of memory, judged by {runs}"
 
 
