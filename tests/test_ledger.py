@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from txt2img import locks, png
@@ -36,6 +37,31 @@ def test_an_id_is_of_all_that_decides_a_picture() -> None:
     ]
     assert same == item_id(REQUEST, "0")
     assert len({same, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ({"rng": "cpu"}, {}, True),
+        ({"rng": "cpu,cpu"}, {"rng": "cpu"}, False),  # the steps' noise begins anew, or goes on
+        ({"rng": "cpu,cpu", "compat": "comfyui"}, {"rng": "cpu", "compat": "comfyui"}, True),
+        ({"rng": "cpu,nv", "compat": "comfyui"}, {"compat": "comfyui"}, True),
+        ({"rng": "nv", "compat": "a1111-gpu"}, {"compat": "a1111-gpu"}, True),
+        ({"rng": "nv", "compat": "a1111"}, {"compat": "a1111-gpu"}, False),
+        ({"ensd": 31337, "compat": "novelai"}, {"compat": "novelai"}, True),
+        ({"ensd": 0}, {}, True),
+        ({"ensd": 1}, {}, False),
+        ({"clip_skip": 1}, {}, True),
+        ({"clip_skip": 2}, {}, False),
+        ({"subseed": 3}, {}, True),
+        ({"subseed": 3, "subseed_strength": 0.5}, {}, False),
+    ],
+)
+def test_what_changes_nothing_is_no_part_of_an_id(
+    one: dict[str, object], other: dict[str, object], alike: bool
+) -> None:
+    ids = [item_id(REQUEST.with_json(values), "0") for values in (one, other)]
+    assert (ids[0] == ids[1]) == alike
 
 
 def test_a_picture_has_the_id_of_its_item(folder: Path) -> None:

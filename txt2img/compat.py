@@ -6,7 +6,7 @@ The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diff
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from txt2img.prompt import Grammar
 from txt2img.request import Compat, Request, Sampler, Schedule
@@ -120,6 +120,21 @@ def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source 
         return replace(found, first=first, later=later)
     # Who draws on the processor first and on the card later says which card.
     return replace(found, later=rng) if found.later else replace(found, first=rng)
+
+
+def plainest(request: Request) -> Request:
+    """The request without what changes nothing: the same one for all that draw the same so."""
+    source = None if request.rng is None else request.rng.partition(",")[0]
+    for name, values in {"rng": (None, source), "ensd": (None,), "clip_skip": (None,)}.items():
+        for value in values if getattr(request, name) is not None else ():
+            change: dict[str, Any] = {name: value}
+            other = replace(request, **change)
+            if rules(other) == rules(request):
+                request = other
+                break
+    if not request.subseed_strength and request.subseed is not None:
+        request = replace(request, subseed=None)
+    return request
 
 
 def unit(found: Rules, request: Request, top: bool) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from txt2img import formats, locks, png
+from txt2img.compat import plainest
 from txt2img.errors import BadFile, BadOutput
 from txt2img.escape import shown
 from txt2img.formats import Format
@@ -42,7 +43,7 @@ class Item:
 
 def item_id(request: Request, model_hash: str) -> str:
     """What tells a picture from all others: 32 hex digits of its whole request and its model."""
-    values = request.to_json() | {"model": model_hash}
+    values = plainest(request).to_json() | {"model": model_hash}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
