@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "txt2img"
 
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
-    ("errors.py", "escape.py", "launch.py", "units.py"),
+    ("errors.py", "escape.py", "launch.py", "units.py", "hints.py"),
     (
         *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
         *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
@@ -239,6 +239,11 @@ def test_commands_get_their_model_in_one_way(file: str) -> None:
     ways = {"load.load", "kept.KEEPER", "refiner.add_refiner"}
     if within(file, ("cli/",)) and file != "cli/loading.py":
         assert not {f"txt2img.weights.{way}" for way in ways} & set(imports(TREES[file]))
+
+
+def test_only_what_runs_a_whole_command_line_imports_all_commands() -> None:
+    users = {f for f in TREES if "cli/app.py" in map(own_file, imports(TREES[f]))}
+    assert users == {"__main__.py", "cli/serve.py"}
 
 
 @each_file

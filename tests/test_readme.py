@@ -12,7 +12,7 @@ import typer
 from test_cli_start import run
 from test_layers import PACKAGE, ROWS
 
-from txt2img.cli.app import COMMANDS, _command
+from txt2img.cli.commands import NAMES, command
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"
@@ -123,10 +123,10 @@ def test_lines_of_the_shell_name_options_that_exist() -> None:
     ]
     assert len(lines) > 50
     for words in lines:
-        name = words[0] if words[0] in COMMANDS else "generate"
+        name = words[0] if words[0] in NAMES else "generate"
         if words[0] == "models" or words == ["--help"]:
             continue
-        function, _ = _command(name)
+        function, _ = command(name)
         app = typer.Typer()
         app.command()(function)
         read = typer.main.get_command(app)

@@ -16,7 +16,7 @@ import pytest
 from conftest import Command
 
 from txt2img import launch
-from txt2img.cli import app, serve, warm, wire
+from txt2img.cli import app, commands, serve, warm, wire
 from txt2img.cli.signals import Stop, Stopped
 from txt2img.cli.worker import ask
 
@@ -316,7 +316,7 @@ def test_processes_of_a_launch_and_completions_are_never_handed_over() -> None:
 
 
 def test_commands_that_do_not_draw_are_never_handed_over() -> None:
-    assert {*app.COMMANDS, "models"} - {"generate", "replay"} == warm.OTHERS
+    assert {*commands.NAMES} - {"generate", "replay"} == warm.OTHERS
 
 
 @pytest.mark.parametrize(

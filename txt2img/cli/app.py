@@ -7,17 +7,17 @@
 import os
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import typer
 
+from txt2img.cli import commands
+from txt2img.cli.commands import NAMES
 from txt2img.cli.direct import Direct
 from txt2img.cli.show import StdoutGone, tell
 from txt2img.cli.signals import STOP, STOPPED, Stopped
 from txt2img.cli.streams import settle
 from txt2img.errors import BadRequest, Txt2imgError
-
-COMMANDS = ("generate", "info", "replay", "verify", "decode", "train", "worker")
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
 
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         from txt2img.cli.mistakes import worded
 
-        named = bool(arguments) and arguments[0] in (*COMMANDS, "models")
+        named = bool(arguments) and arguments[0] in NAMES
         return _fail(worded(error, arguments[0] if named else ""), 2)
     except StdoutGone:
         return 1
@@ -50,7 +50,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Hand the line to the command it names first, or to generate; gives the exit code."""
     if COMPLETE in os.environ:
         return _complete()
-    if arguments and arguments[0] == "help" and set(arguments[1:]) <= {*COMMANDS, "models"}:
+    if arguments and arguments[0] == "help" and set(arguments[1:]) <= {*NAMES}:
         arguments = [*arguments[1:2], "--help"]
     if arguments and arguments[0] == "models":
         if len(arguments) == 1:
@@ -60,9 +60,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
         group = typer.main.get_command(_models())
         said = group.main(list(arguments[1:]), prog_name="txt2img models", standalone_mode=False)
         return int(said or 0)
-    named = bool(arguments) and arguments[0] in COMMANDS
+    named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
-    function, epilog = _command(name)
+    function, epilog = commands.command(name)
     app = _app(completion=not named)
     # More words than one prompt are no option's fault: generate says what to do about them.
     settings = {"allow_extra_args": name == "generate"}
@@ -70,37 +70,6 @@ def _dispatch(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     shown_as = f"txt2img {name}" if named else "txt2img"
     return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
-
-
-def _command(name: str) -> tuple[Callable[..., None], str]:
-    """A command and the end of its help; no other command's file is read."""
-    if name == "generate":
-        from txt2img.cli import generate
-
-        return generate.generate, generate.EPILOG
-    if name == "info":
-        from txt2img.cli import info
-
-        return info.info, info.EPILOG
-    if name == "replay":
-        from txt2img.cli import replay
-
-        return replay.replay, replay.EPILOG
-    if name == "verify":
-        from txt2img.cli import verify
-
-        return verify.verify, verify.EPILOG
-    if name == "decode":
-        from txt2img.cli import decode
-
-        return decode.decode, decode.EPILOG
-    if name == "train":
-        from txt2img.cli import train
-
-        return train.train, train.EPILOG
-    from txt2img.cli import worker
-
-    return worker.worker, worker.EPILOG
 
 
 def _kind(name: str) -> type[Direct]:
@@ -142,13 +111,14 @@ def _complete() -> int:
     text = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     words = text.split()[1:]
     app = _app()
-    if words and words[0] in (*COMMANDS, "models"):
+    if words and words[0] in NAMES:
         app.callback()(models_help)
         app.add_typer(_models(), name="models")
-        for name in COMMANDS:
-            app.command(name)(_command(name)[0])
+        for name in NAMES:
+            if name != "models":
+                app.command(name)(commands.command(name)[0])
     else:
-        app.command()(_command("generate")[0])
+        app.command()(commands.command("generate")[0])
     command = typer.main.get_command(app)
     try:
         command.main([], prog_name="txt2img", complete_var=COMPLETE, standalone_mode=False)

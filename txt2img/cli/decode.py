@@ -7,6 +7,7 @@ import typer
 
 from txt2img import exif, formats, launch, output
 from txt2img.cli import launched, options
+from txt2img.cli.commands import Command
 from txt2img.cli.extras import OtherFiles
 from txt2img.cli.loading import load_model
 from txt2img.cli.precision import Precision
@@ -116,3 +117,6 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     if path.name.startswith(".txt2img-"):
         path.unlink(missing_ok=True)
     return written
+
+
+COMMAND: Command = decode, EPILOG

@@ -4,6 +4,7 @@ import typer
 
 from txt2img.cli import options
 from txt2img.cli.asked import Asked
+from txt2img.cli.commands import Command
 from txt2img.cli.drawing import carry_out
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
@@ -65,3 +66,6 @@ def generate(
         given = {**asked.given(), **named.given()}
         wish = wanted(words, prompts_file, picture, given, named.library(), manner.batching)
         raise typer.Exit(carry_out(wish, manner, context))
+
+
+COMMAND: Command = generate, EPILOG

@@ -9,6 +9,7 @@ import typer
 
 from txt2img import __version__, infotext, png
 from txt2img.cli.commandline import command_line
+from txt2img.cli.commands import Command
 from txt2img.cli.recorded import requested
 from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
@@ -155,3 +156,6 @@ def say_field(key: str, value: object) -> None:
     say(f"  {key}:")
     for line in str(value).split("\n"):
         say(f"    {line}")
+
+
+COMMAND: Command = info, EPILOG

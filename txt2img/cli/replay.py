@@ -7,6 +7,7 @@ import typer
 
 from txt2img.cli import options
 from txt2img.cli.asked import Asked
+from txt2img.cli.commands import Command
 from txt2img.cli.drawing import carry_out
 from txt2img.cli.extras import Named
 from txt2img.cli.grouped import grouped
@@ -45,3 +46,6 @@ def replay(
         given = {**asked.given(), **named.given()}
         wish = again(files, given, named.library(), manner.batching)
         raise typer.Exit(carry_out(wish, manner, context))
+
+
+COMMAND: Command = replay, EPILOG

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from txt2img.cli.commands import Command
 from txt2img.cli.options import Quiet, number, positive, whole
 from txt2img.cli.show import progress, say_path, tell
 from txt2img.errors import BadRequest
@@ -161,3 +162,6 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
         if settings.stop_after is not None and not quiet and not is_whole(settings):
             tell(f"stopped after {settings.stop_after:g} minutes; the same line goes on from here")
     return settings.out
+
+
+COMMAND: Command = train, EPILOG

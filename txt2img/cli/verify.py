@@ -8,6 +8,7 @@ import typer
 
 from txt2img import launch
 from txt2img.cli import launched, options
+from txt2img.cli.commands import Command
 from txt2img.cli.extras import OtherFiles
 from txt2img.cli.grouped import grouped
 from txt2img.cli.loading import load_model
@@ -105,3 +106,6 @@ def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:
         say(f"{name}: identical")
     else:
         say(f"{name}: PSNR {verdict.psnr:.1f} dB; {'; '.join(verdict.reasons)}")
+
+
+COMMAND: Command = verify, EPILOG

@@ -10,6 +10,7 @@ from pathlib import Path
 from txt2img import launch, png, prompts
 from txt2img.cli import launched
 from txt2img.cli.batching import Batching
+from txt2img.cli.commands import NAMES
 from txt2img.cli.recorded import with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.escape import shown
@@ -95,11 +96,10 @@ def wanted(
 
 def several(words: Sequence[str]) -> str:
     """What to say of more words than one prompt: no quotes, or a command that is misspelt."""
-    from txt2img.cli.app import COMMANDS  # which imports this
     from txt2img.cli.models import VERBS
 
     verbs = [f"models {words[0]}"] if words[0] in VERBS else []
-    near = verbs or get_close_matches(words[0], [*COMMANDS, "models"], n=1)
+    near = verbs or get_close_matches(words[0], NAMES, n=1)
     hint = f"; or did you mean the command {near[0]}?" if near else ""
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli import wire
+from txt2img.cli.commands import Command
 from txt2img.cli.options import Json
 from txt2img.cli.show import say_record, say_row, tell
 from txt2img.errors import BadRequest
@@ -71,3 +72,6 @@ def ask(path: Path, what: str) -> dict[str, object] | None:
         return None
     except (OSError, EOFError, ValueError, wire.NotOurs):
         return None
+
+
+COMMAND: Command = worker, EPILOG
