@@ -41,7 +41,9 @@ def test_values_are_read(text: str, field: str, values: tuple[object, ...]) -> N
     [
         ("cfg", "say OPTION=VALUES"),
         ("count=1,2", "say OPTION=VALUES"),
-        ("model=a,b", "say OPTION=VALUES"),
+        ("model=a,b", "known: prompt, negative, .*token-merging$"),
+        ("cgf=1,2", r"did you mean cfg\?"),
+        ("clip_skp=1,2", r"did you mean clip-skip\?"),
         ("cfg=1..x", "a range is like"),
         ("cfg=1..2:0", "other than 0"),
         ("cfg=2..1", "leads nowhere"),

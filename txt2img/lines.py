@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from txt2img.disk import parse_json
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.hints import nearest_or_all
 from txt2img.infotext import split_sampler
 from txt2img.request import Request
 
@@ -34,6 +35,7 @@ OURS = {
     "--reuse": "reuse",
     "--token-merging": "token_merging",
 }
+LONG = [option for option in OURS if option.startswith("--")]
 # A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
 THEIRS = {
     "--prompt": "prompt",
@@ -75,9 +77,8 @@ def from_line(line: str, base: Request) -> Request:
         if OFF.get(name, "") == text.lower() != "":
             continue
         if name not in OPTIONS:
-            raise BadRequest(
-                f"no option {shown(option[1])} for a line; known: {', '.join(_long())}"
-            )
+            hint = nearest_or_all(name, LONG)
+            raise BadRequest(f"no option {shown(option[1])} for a line{hint}")
         field = OPTIONS[name]
         if field == "prompt" and values["prompt"]:
             raise BadRequest("a prompt before the options and --prompt; give one of them")
@@ -122,7 +123,7 @@ def columns(names: Sequence[str]) -> list[str]:
     for name in names:
         option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower())
         if option not in OPTIONS:
-            known = ", ".join(["prompt", *(option[2:] for option in _long())])
+            known = ", ".join(["prompt", *(option[2:] for option in LONG)])
             raise BadRequest(f"no column {shown(name.strip())}; known: {known}")
         found.append(OPTIONS[option])
     if "prompt" not in found:
@@ -174,7 +175,3 @@ def as_number(text: str) -> str | int | float:
         except ValueError:
             continue
     return text
-
-
-def _long() -> list[str]:
-    return [option for option in OURS if option.startswith("--")]

@@ -12,6 +12,7 @@ from typing import Any, Self
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.extras import FROM_JSON, Embedding, Lora, OtherVAE, Refiner
+from txt2img.hints import nearest_or_all
 from txt2img.interval import Interval
 
 SEEDS = 2**64
@@ -267,8 +268,7 @@ def _check_names(values: Mapping[str, object]) -> None:
     """Raise BadRequest if values are of fields that no request has."""
     unknown = next((key for key in values if key not in _NAMES), None)
     if unknown is not None:
-        near = get_close_matches(unknown, _NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_NAMES)}"
+        hint = nearest_or_all(unknown, _NAMES)
         raise BadRequest(f"no request has a field {shown(unknown)}{hint}")
 
 

@@ -4,12 +4,12 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
+from txt2img.hints import nearest, nearest_or_all
 
 CONFIG = "TXT2IMG_CONFIG"  # the environment's name for the file, in place of the usual one
 SIZE_MAX = 2**20  # bytes
@@ -86,14 +86,8 @@ def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
     allowed = list(known)
     for key in found:
         if key not in allowed:
-            hint = nearest(key, allowed) or f"; known: {', '.join(allowed)}"
+            hint = nearest_or_all(key, allowed)
             raise BadFile(f"{shown(where, 200)}: unknown key {shown(key)}{hint}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like this one; empty if none is."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _table(path: Path, name: str, value: object) -> Values:

@@ -8,7 +8,8 @@ from itertools import product
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
-from txt2img.lines import OPTIONS, TEXTS, as_number
+from txt2img.hints import nearest_or_all
+from txt2img.lines import LONG, OPTIONS, TEXTS, as_number
 from txt2img.request import Request
 
 PICTURES_MAX = 10_000
@@ -62,8 +63,9 @@ def axis(text: str) -> Axis:
     option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower().lstrip("-"))
     field = OPTIONS.get(option, "")
     if not equals or not field or field in ("count", "times"):
-        known = "prompt, negative, width, height, steps, cfg, cfg-rescale, eta, sampler, schedule"
-        raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, of {known}, seed")
+        known = ["prompt", *(option[2:] for option in LONG if option != "--count")]
+        hint = nearest_or_all(option[2:], known) if equals else ""
+        raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5{hint}")
     if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *found.groups())))
     parts = [part.strip() for part in listed.split("|" if "|" in listed else ",")]

@@ -121,7 +121,7 @@ def pull_model(
     """Fetch a model from the Hub, once; it then works offline. Prints its path."""
     from txt2img.errors import BadRequest
     from txt2img.escape import shown
-    from txt2img.settings import nearest
+    from txt2img.hints import nearest
     from txt2img.weights import hub, places
     from txt2img.weights.aliases import ALIASES
 

@@ -10,6 +10,7 @@ from txt2img import settings
 from txt2img.disk import read_json
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.escape import shown
+from txt2img.hints import nearest
 from txt2img.weights.aliases import ALIASES
 
 MODELS = "TXT2IMG_MODELS"  # the environment's name for folders of models
@@ -68,7 +69,7 @@ def find_file(option: str, name: str) -> Path:
     odd = ":" in name and not name.endswith(SUFFIX) and not os.path.lexists(name)
     if not odd and (found := _sought(name)) is not None:
         return found
-    hint = settings.nearest(name, names())
+    hint = nearest(name, names())
     raise BadRequest(
         f"{option}: no file {shown(name)}, and no name that txt2img models list shows{hint}"
     )
@@ -174,7 +175,7 @@ def _advice(name: str, known: settings.Source | None, wanted: Wanted | None) -> 
     if known is not None:
         target = shown(known.target, 200)
         return f"no model {shown(name)}: the config says {target}, which is not there"
-    hint = settings.nearest(name, [*names(), *ALIASES])
+    hint = nearest(name, [*names(), *ALIASES])
     return (
         f"no model {shown(name)}: give 'default', a diffusers folder, a .safetensors file, or a "
         f"name that txt2img models list shows{hint or '; txt2img models pull ID fetches one'}"
