@@ -20,7 +20,6 @@ def of(prompt: str, compat: Compat | None = None, negative: str = "") -> list[st
         "(a cat:1.2), [soft], ((b)) \\( c \\) :-D it's 5:30 in <paris>",
         "[cat:dog:0.5] [a|b] BREAK a coffee break AND fog :0.4",
         "_init_ {x}, a_b_c, rock and roll, a<b",
-        "",
     ],
 )
 def test_what_is_read_as_it_is_meant_has_no_line(prompt: str) -> None:
@@ -57,6 +56,11 @@ def test_what_is_read_as_it_is_meant_has_no_line(prompt: str) -> None:
 )
 def test_each_trap_of_our_own_grammar_has_its_line(prompt: str, line: str) -> None:
     assert of(prompt) == [line]
+
+
+def test_an_empty_prompt_is_told() -> None:
+    line = "prompt: it is empty; what is drawn is left to the model and the seed"
+    assert of("") == of(" \n") == [line]
 
 
 @pytest.mark.parametrize(

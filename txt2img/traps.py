@@ -34,6 +34,8 @@ _SUFFIX = re.compile(r":\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 def traps(request: Request) -> list[str]:
     """A line for each thing in a filled request's prompts. BadRequest for what cannot be read."""
     lines = []
+    if not request.prompt.strip():
+        lines.append("prompt: it is empty; what is drawn is left to the model and the seed")
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
         if _SIGNS.search(text):
             lines += [f"{name}{line}" for line in _found(text, request, name == "prompt")]
