@@ -215,9 +215,9 @@ def test_a_full_disk_leaves_what_was_there(
 
 @pytest.fixture
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 64 KiB; only the administrator can make one."""
+    """A file system of sixteen pages, 64 KiB or more; only the administrator can make one."""
     (folder / "disk").mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", "disk"]
+    line = ["mount", "-t", "tmpfs", "-o", "nr_blocks=16", "none", "disk"]
     if shutil.which("mount") is None or subprocess.run(line, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder / "disk"

@@ -32,15 +32,6 @@ from txt2img.weights.load import Model, load
 from txt2img.weights.wear import ready, undress
 
 CPU = Device(torch.device("cpu"), torch.float32)
-SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-}
 
 
 def off(got: Tensor, wanted: Tensor) -> float:
@@ -106,7 +97,7 @@ def pipeline(family: str) -> DiffusionPipeline:
             text,
             words,
             deepcopy(whole.unet),
-            DDIMScheduler(prediction_type="v_prediction", **SCHEDULE),
+            DDIMScheduler(prediction_type="v_prediction", **tiny.LEADING),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -120,7 +111,7 @@ def pipeline(family: str) -> DiffusionPipeline:
             CLIPTokenizer.from_pretrained(xl.folder / "tokenizer"),
             CLIPTokenizer.from_pretrained(xl.folder / "tokenizer_2"),
             deepcopy(xl.unet),
-            DDIMScheduler(**SCHEDULE),
+            DDIMScheduler(**tiny.LEADING),
             add_watermarker=False,
         )
     made.set_progress_bar_config(disable=True)

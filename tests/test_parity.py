@@ -112,17 +112,8 @@ def forced(scheduler: SchedulerMixin, times: list[int], ratios: list[float]) -> 
 
 
 Setting = Callable[[SchedulerMixin, list[int], list[float]], None]
-# Settings of all of theirs that have them; DDIM's last alpha is 1, as all others' and ours.
-COMMON = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "final_sigmas_type": "zero",
-}
+# Settings of all of theirs that have them.
+COMMON = tiny.LEADING | {"final_sigmas_type": "zero"}
 # Ours, our schedule, theirs, how theirs gets its levels, and whether theirs keeps x at alpha 1.
 CASES: list[tuple[str, str, type[SchedulerMixin], Setting, bool]] = [
     ("ddim", "leading", DDIMScheduler, leading, False),

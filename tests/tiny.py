@@ -37,6 +37,11 @@ SCHEDULER = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
+# The same for a scheduler of diffusers that is to step as ours does: to where alpha is 1.
+LEADING = {key: value for key, value in SCHEDULER.items() if key[0] != "_"} | {
+    "timestep_spacing": "leading",
+    "set_alpha_to_one": True,
+}
 
 
 @dataclass(frozen=True)
