@@ -3,7 +3,7 @@
 import pytest
 
 from txt2img.errors import BadRequest
-from txt2img.prompt import Span, schedule, spans
+from txt2img.prompt import Span, composed, schedule, spans
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,19 @@ def test_many_brackets_are_read_in_little_time() -> None:
         assert schedule(text, 5) == [(5, text)]
     assert spans("(" * 60_000) == (Span(""),)
     assert spans("(" * 30_000 + "a" + ")" * 30_000, "comfyui")[0].weight > 1
+    for text in ("(a" * 30_000, "[a" * 20_000 + "]" * 20_000, "([a" * 20_000 + "])" * 2_000):
+        assert len(spans(text)) > 1
+    assert schedule("[a" * 20_000 + "]" * 20_000, 5)[0][0] == 5
+    assert len(schedule("[a|" * 20_000 + "]" * 20_000, 5)) == 5
+
+
+def test_brackets_count_fifty_deep() -> None:
+    assert spans("(a" * 51 + ")" * 51)[-1].weight == pytest.approx(1.1**50)
+    assert spans("(a" * 40 + "[b" * 40)[-1].weight == pytest.approx(1.0)
+
+
+def test_long_runs_of_one_sign_are_read_in_little_time() -> None:
+    blank = " " * 60_000
+    assert spans(f"a{blank}(b)") == (Span(f"a{blank}"), Span("b", 1.1))
+    assert spans(f"a{blank}BREAK{blank}b") == (Span("a"), Span("b", fresh=True))
+    assert composed(f"a{blank}: 2 b AND c{blank}:2") == [(1.0, f"a{blank}: 2 b "), (2.0, " c")]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from txt2img.compat import RULES
 from txt2img.errors import BadRequest
 from txt2img.prompt import composed, edits
 from txt2img.request import Compat, Request
@@ -56,6 +57,16 @@ def test_what_is_read_as_it_is_meant_has_no_line(prompt: str) -> None:
 )
 def test_each_trap_of_our_own_grammar_has_its_line(prompt: str, line: str) -> None:
     assert of(prompt) == [line]
+
+
+@pytest.mark.parametrize("compat", RULES)
+def test_long_runs_of_one_sign_are_looked_through_in_little_time(compat: Compat | None) -> None:
+    for run in (
+        *("{" + "|" * 60_000, "[" + ":" * 60_000, "[" + "|" * 60_000, "((" * 30_000 + "a"),
+        *("[[" * 30_000 + "a", "(" + "BREAK " * 10_000, "a" * 60_000 + "(", "\n" * 60_000 + "("),
+        *("(a:" + " " * 60_000, "(a:" + "1" * 60_000, "__" + "a" * 60_000, "<lora:" * 10_000),
+    ):
+        of(run, compat)
 
 
 def test_an_empty_prompt_is_told() -> None:

@@ -15,11 +15,12 @@ from txt2img.errors import BadRequest
 from txt2img.escape import shown
 
 MORE = 1.1  # what a pair of brackets multiplies by
-DEPTH_MAX = 50  # brackets within brackets; deeper ones are text
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+DEPTH_MAX = 50  # brackets within brackets; what is deeper changes nothing
+# Whatever is tried is tried once: a prompt may be long, and anyone's. So (?<!\s)\s*+, not \s*.
+_BREAK = re.compile(r"(?<!\s)\s*+\bBREAK\b\s*+")
 _MARKS = re.compile(r"\\.|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _AND = re.compile(r"\bAND\b")
-_PART_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
+_PART_WEIGHT = re.compile(r"(?<!\s)\s*+:\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 _WHEN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
 
 Grammar = Literal["a1111", "comfyui", "text"]
@@ -90,8 +91,10 @@ def _multiplied(text: str) -> list[Span]:
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
     def close(kind: str, factor: float) -> None:
-        for place in range(opened[kind].pop(), len(weights)):
-            weights[place] *= factor
+        first = opened[kind].pop()
+        if len(opened[kind]) < DEPTH_MAX:
+            for place in range(first, len(weights)):
+                weights[place] *= factor
 
     for mark in _MARKS.finditer(text):
         sign = mark[0]
@@ -172,7 +175,7 @@ def schedule(text: str, steps: int) -> list[tuple[int, str]]:
 
 @lru_cache(maxsize=4)  # a prompt is looked through, counted and drawn
 def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
-    parts = _parts(text)
+    parts = _read(text)
     ends = sorted({steps, *_ends(parts, steps)})
     texts = [(end, "".join(_at(parts, end, steps))) for end in ends]
     runs = groupby(texts, key=lambda pair: pair[1])
@@ -181,7 +184,7 @@ def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
 
 def edits(text: str) -> Iterator[Edit]:
     """The changes `[from:to:when]` of a prompt, each before those inside it."""
-    return _edits(_parts(text)) if "[" in text else iter(())
+    return _edits(_read(text)) if "[" in text else iter(())
 
 
 def _edits(parts: Sequence[Part]) -> Iterator[Edit]:
@@ -208,8 +211,14 @@ def composed(text: str, always: bool = False) -> list[tuple[float, str]]:
     return found
 
 
-def _parts(text: str, depth: int = 0) -> tuple[Part, ...]:
+@lru_cache(maxsize=4)  # as with _schedule
+def _read(text: str) -> tuple[Part, ...]:
     """A text's plain parts and those that change."""
+    return _parts(text)
+
+
+def _parts(text: str, depth: int = 0) -> tuple[Part, ...]:
+    """The same of a text so deep within brackets."""
     pairs = _pairs(text, "[]") if depth < DEPTH_MAX else {}
     found: list[Part] = []
     end = 0
@@ -227,6 +236,8 @@ def _parts(text: str, depth: int = 0) -> tuple[Part, ...]:
 
 def _change(inner: str, depth: int) -> Edit | Turns | None:
     """What square brackets around `inner` mean over time, None if nothing."""
+    if ":" not in inner and "|" not in inner:
+        return None
     pieces = _split(inner, ":")
     if len(pieces) in (2, 3) and (when := _WHEN.fullmatch(pieces[-1])):
         before = pieces[0] if len(pieces) == 3 else ""

@@ -18,16 +18,18 @@ PIECE_MAX = 40  # characters of a prompt in a line
 A1111 = (Compat.A1111, Compat.A1111_GPU, Compat.FORGE, Compat.NOVELAI)
 
 _SIGNS = re.compile(r"[()\[\]<>{}#:+]|__|break|BREAK|Break|AND")
-_SMALL_BREAK = re.compile(r"(?:^|[,\n])\s*(break|Break)\s*(?=[,\n]|$)")
-_BREAK_INSIDE = re.compile(r"\([^()]*\bBREAK\b[^()]*\)")
+# No sign is tried again and again: a prompt may be long, and anyone's.
+_SMALL_BREAK = re.compile(r"(?:^|[,\n])[^\S\n]*+(break|Break)[^\S\n]*+(?=[,\n]|$)")
+_BREAK_INSIDE = re.compile(r"\((?>[^()]*?\bBREAK\b)[^()]*+\)")
 _A1111_SYNTAX = re.compile(
-    r"\([^()]*:\s*[+-]?[.\d]+\s*\)|\({2,}[^()]+\){2,}|\[[^\[\]]*[:|][^\[\]]*\]|\[{2,}[^\[\]]+\]{2,}"
+    r"\([^()]*:\s*[+-]?[.\d]+\s*\)|(?<!\()\({2,}+[^()]++\){2,}"
+    r"|\[[^\[\]:|]*+[:|][^\[\]]*+\]|(?<!\[)\[{2,}+[^\[\]]++\]{2,}"
 )
-_COMPEL = re.compile(r"\w+\+\+|\([^()]*\)(?:[.\d]+|[+-]+)(?!\w)")
+_COMPEL = re.compile(r"(?<!\w)\w++\+\+|\([^()]*\)(?:[.\d]+|[+-]+)(?!\w)")
 _SQUARE = re.compile(r"\[[^\[\]]+\]")
-_EDIT = re.compile(r"\[[^\[\]]*:[^\[\]]*\]|\[[^\[\]]*\|[^\[\]]*\]")
+_EDIT = re.compile(r"\[[^\[\]:|]*+[:|][^\[\]]*+\]")
 _TAG = re.compile(r"<(?:lora|lyco|hypernet)\b[^>\n]{0,60}>?", re.IGNORECASE)
-_WILD = re.compile(r"__[\w/.*-]+?__|\{[^{}]*\|[^{}]*\}")
+_WILD = re.compile(r"__[\w/.*-]+?__|\{[^{}|]*+\|[^{}]*+\}")
 _SUFFIX = re.compile(r":\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 
 
