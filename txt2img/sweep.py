@@ -62,10 +62,12 @@ def axis(text: str) -> Axis:
     name, equals, listed = text.partition("=")
     option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower().lstrip("-"))
     field = OPTIONS.get(option, "")
-    if not equals or not field or field in ("count", "times"):
+    if not equals:
+        raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5")
+    if not field or field in ("count", "times"):
         known = ["prompt", *(option[2:] for option in LONG if option != "--count")]
-        hint = nearest_or_all(option[2:], known) if equals else ""
-        raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5{hint}")
+        hint = nearest_or_all(option[2:], known)
+        raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
     if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *found.groups())))
     parts = [part.strip() for part in listed.split("|" if "|" in listed else ",")]
