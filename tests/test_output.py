@@ -50,6 +50,15 @@ def test_an_existing_folder_needs_no_slash(folder: Path) -> None:
     assert parse("here", several=False).folder == Path("here")
 
 
+def test_a_device_is_no_file_and_no_name_for_one(folder: Path) -> None:
+    os.mkfifo("pipe")
+    for text in ("/dev/null", "pipe"):
+        for several in (False, True):
+            with pytest.raises(BadRequest, match="-o - writes one to standard output"):
+                parse(text, several=several)
+    assert left(folder) == ["pipe"]
+
+
 def test_a_folder_that_was_made_for_nothing_goes_again(folder: Path) -> None:
     with pytest.raises(KeyError), parse("a/b/", several=True):
         raise KeyError

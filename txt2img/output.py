@@ -133,7 +133,12 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
     check_text("--output", text)
     if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
         raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
-    if text.endswith(("/", os.sep)) or Path(text).is_dir():
+    if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
+        raise BadRequest(
+            f"--output {shown(text)} is a device or a pipe, which no picture can be put in the "
+            "place of; -o - writes one to standard output"
+        )
+    if text.endswith(("/", os.sep)) or os.path.isdir(text):
         return Output(Path(text), default, overwrite=overwrite, form=form)
     folder, name = Path(text).parent, Path(text).name
     if name == "..":
