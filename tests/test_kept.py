@@ -38,17 +38,20 @@ def test_nothing_is_kept_unasked(sd1_folder: Path) -> None:
     keeper = Keeper()
     first = keeper.load(str(sd1_folder), CPU)
     assert keeper.load(str(sd1_folder), CPU) is not first
+    assert not keeper.reused
 
 
 def test_a_model_is_kept_by_its_files_not_its_name(keeper: Keeper, copy: Path) -> None:
     first = keeper.load("m", CPU)
+    assert not keeper.reused
     assert keeper.load(str(copy), CPU) is keeper.load("m", CPU) is first
+    assert keeper.reused
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-4:] = b"\0\0\0\0"
     weights.write_bytes(data)
     second = keeper.load("m", CPU)
-    assert second is not first
+    assert second is not first and not keeper.reused
     assert second.hash != first.hash
     with pytest.raises(ModelNotFound):
         keeper.load("n", CPU)

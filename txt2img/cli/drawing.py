@@ -15,7 +15,7 @@ from txt2img.cli import launched
 from txt2img.cli.batching import Batching
 from txt2img.cli.care import Care
 from txt2img.cli.filing import destination
-from txt2img.cli.loading import load_model
+from txt2img.cli.loading import load_model, loaded_in
 from txt2img.cli.manner import Manner
 from txt2img.cli.precision import Precision
 from txt2img.cli.recorded import changed
@@ -85,7 +85,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
 
         wish.remarks.append(manner(device_of(model), precision(model)))
     wish.warnings += changed(wish.made_by, origin(model))
-    return draw_with(model, wish, order, bar, time.perf_counter() - began)
+    return draw_with(model, wish, order, bar, loaded_in(time.perf_counter() - began))
 
 
 def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float) -> int:

@@ -26,3 +26,10 @@ def load_model(name: str, precision: Precision, library: Library) -> "Model":
         with room_for("the refiner"):
             add_refiner(model, library.refiner, device)
     return model
+
+
+def loaded_in(seconds: float) -> float:
+    """How long the last model took to load, of so many seconds; 0 if it was in memory."""
+    from txt2img.weights.kept import KEEPER
+
+    return 0.0 if KEEPER.reused else seconds

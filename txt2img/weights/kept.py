@@ -34,6 +34,7 @@ class Keeper:
     def __init__(self) -> None:
         self.keeps = False
         self.kept: Kept | None = None
+        self.reused = False  # whether the last model was in memory already
 
     def load(
         self,
@@ -51,6 +52,7 @@ class Keeper:
         from txt2img.weights.plan import find
         from txt2img.weights.wear import undress
 
+        self.reused = False
         if not self.keeps:
             return load(name, device, vae_path=vae_path, others=others)
         paths = [Path(p).expanduser() for p in (vae_path, others.unet, *others.texts) if p]
@@ -60,6 +62,8 @@ class Keeper:
             last = None  # not two in memory at once
             model = load(name, device, vae_path=vae_path, others=others)
             last = Kept(key, model, form(model))
+        else:
+            self.reused = True
         undress(last.model)
         last.model.second = None
         self.kept = last
