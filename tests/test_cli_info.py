@@ -43,6 +43,15 @@ def test_a_picture_is_described_in_both_forms(command: Command) -> None:
     assert "\x1b" not in outcome.out
 
 
+def test_a_file_that_is_named_like_a_picture_is_judged_as_one(command: Command) -> None:
+    Path("x.png").write_text("hello")
+    outcome = command("info", "x.png", ".")
+    assert outcome.code == 1
+    picture, folder = outcome.err.splitlines()
+    assert picture == 'Error: "x.png" is no picture, whatever its name says'
+    assert folder.startswith('Error: "." is no diffusers folder')
+
+
 def test_json_is_one_line_a_file(command: Command) -> None:
     save("x.png")
     save("y.png")

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from txt2img import __version__, infotext, png
+from txt2img import __version__, formats, infotext, png
 from txt2img.cli.commandline import command_line
 from txt2img.cli.commands import Command
 from txt2img.cli.recorded import requested
 from txt2img.cli.show import say, say_record, tell
 from txt2img.disk import open_regular, parse_json
-from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
+from txt2img.escape import shown
 from txt2img.frames import MARK
 from txt2img.units import size
 
@@ -86,7 +87,10 @@ def picture_kind(name: str) -> str:
     if name == "default" or Path(name).is_dir():
         return ""
     with open_regular(Path(name)) as file:
-        return png.kind_of(file.read(png.HEAD))
+        kind = png.kind_of(file.read(png.HEAD))
+    if not kind and formats.of(name):
+        raise BadFile(f"{shown(name)} is no picture, whatever its name says")
+    return kind
 
 
 def picture(path: Path, kind: str) -> dict[str, object]:

@@ -176,8 +176,8 @@ def _check_pipeline(folder: Path) -> None:
     """Refuse folders of other kinds by name; one without model_index.json is given a chance."""
     if not (folder / "unet").is_dir():
         raise UnknownLayout(
-            f"{shown(folder.name)} is no diffusers folder of a Stable Diffusion model: "
-            "it has no unet/"
+            f"{shown(folder.name or str(folder))} is no diffusers folder of a Stable Diffusion "
+            "model: it has no unet/"
         )
     index = folder / "model_index.json"
     if not index.is_file():
