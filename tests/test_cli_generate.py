@@ -12,6 +12,7 @@ from PIL import Image
 
 from txt2img import png
 from txt2img.interval import Interval
+from txt2img.request import Request
 
 
 def paths(outcome: Outcome) -> list[str]:
@@ -40,6 +41,18 @@ def test_a_missing_seed_is_drawn_and_told(draw: Command) -> None:
     assert first.out != second.out
     again = Path(paths(draw("a", "--seed", str(seed), "-o", "b"))[0])
     assert again.read_bytes() == Path(first.out.strip()).read_bytes()
+
+
+def test_a_seed_of_minus_one_is_a_random_one(command: Command, folder: Path) -> None:
+    line = ("a", "--seed", "-1", "--dry-run", "--json", "-m", "default")
+    seeds = {json.loads(command(*line).out)["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+    request, origin = Request("a", seed=4), png.Origin("m", "0123456789")
+    png.save(Image.new("RGB", (64, 64)), folder / "x.png", request, origin)
+    for again in (("--from", "x.png"), ("replay", "x.png")):
+        outcome = command(*again, "--seed", "-1", "--dry-run", "--json", "-m", "default")
+        drawn = json.loads(outcome.out)["seed"]
+        assert drawn != 4 and f"seed {drawn}" in outcome.err
 
 
 def test_a_given_seed_needs_no_telling(draw: Command) -> None:

@@ -11,6 +11,8 @@ FIELDS = (
     *("sampler", "schedule", "seed", "count"),
 )
 
+ANY_SEED = -1  # elsewhere, and in lines of files: one that is drawn at random
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -37,4 +39,5 @@ class Asked:
         values = {name: getattr(self, name) for name in FIELDS}
         if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it
             values["sampler"], values["schedule"] = split_sampler(self.sampler, None)
-        return {name: value for name, value in values.items() if value is not None}
+        found = {name: value for name, value in values.items() if value is not None}
+        return found | ({"seed": None} if self.seed == ANY_SEED else {})

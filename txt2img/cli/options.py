@@ -175,7 +175,7 @@ Seed = Annotated[
         "--seed",
         metavar="N",
         parser=whole("--seed"),
-        help="The same seed draws the same picture; drawn at random and told if not given.",
+        help="The same seed draws the same picture; if not given, or -1, drawn at random and told.",
     ),
 ]
 Count = Annotated[

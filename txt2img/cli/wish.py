@@ -117,10 +117,11 @@ def again(
     made_by: list[png.Origin] = []
     for picture in pictures:
         base, lines, origin = repeated(picture, given)
-        request = Request.from_json({**base.to_json(), **given}).seeded()
+        asked = Request.from_json({**base.to_json(), **given})
+        request = asked.seeded()
         name = shown(str(picture))
         which = f" of {name}" if len(pictures) > 1 else ""
-        if base.seed is None and "seed" not in given:
+        if asked.seed is None:
             if launch.found().world > 1:
                 raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
             remarks.append(f"seed {request.seed}{which}")
