@@ -17,6 +17,7 @@ ELSEWHERE = {
     **dict.fromkeys(("--size", "--resolution"), "say -W 512 -H 512"),
     **dict.fromkeys(("--w", "--image-width"), "say --width or -W"),
     **dict.fromkeys(("--h", "--image-height"), "say --height or -H"),
+    "-h": "say --help, or -H for the height",
     **dict.fromkeys(
         ("--num-inference-steps", "--ddim-steps", "--sampling-steps", "--sample-steps", "-s"),
         "say --steps",
@@ -49,6 +50,8 @@ def worded(error: typer.TyperException, command: str = "") -> str:
         near = ", ".join(_nearest_first(got, error.possibilities or ()))
         hint = ELSEWHERE.get(got) if not command else None
         hint = hint or (f"did you mean {near}?" if near else f"{name} --help lists them")
+        if not command and not got.startswith("--"):
+            hint += "; a prompt that begins with a hyphen goes last, after --"
         return f"no option {shown(error.option_name)}; {hint}"
     if isinstance(error, BadOptionUsage) and "requires an argument" in error.message:
         return f"{error.option_name} needs a value; {name} --help says of what kind"
