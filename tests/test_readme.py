@@ -31,10 +31,11 @@ SENTENCES = {
     "txt2img/": "The package, lowest layer first.",
     "txt2img/weights/default/": "The default model, an ordinary diffusers folder.",
     "txt2img/weights/tokenizer/": "CLIP's merges, which single files lack, and their licence.",
-    "tests/": "Named after what they test.",
+    "tests/": "Named after what they test: test_x.py, if it is not below, tests x.py.",
     "tests/keys/": "Names and shapes of the tensors of published models, in both layouts.",
     "tests/pictures/": "The pictures of this page.",
 }
+MIRRORS = {f"test_{path.name}" for path in PACKAGE.rglob("*.py")}  # their names say what for
 TOP = [name for name in SENTENCES if "/" not in name] + [".ci/run"]
 
 
@@ -75,6 +76,7 @@ def branch(path: Path, level: int) -> list[str]:
         inside = [p for p in path.iterdir() if p.name not in LEFT_BY_TOOLS]
         # A folder's __init__.py is the folder's own sentence; the package's is more than that.
         shown = [p for p in inside if p.name != "__init__.py" or path == PACKAGE]
+        shown = [p for p in shown if p.name not in MIRRORS]
         lines += [line for child in sorted(shown, key=rank) for line in branch(child, level + 1)]
     return lines
 
