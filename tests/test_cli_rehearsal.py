@@ -10,6 +10,7 @@ import pytest
 from conftest import Command
 
 from txt2img import past
+from txt2img.cli import rehearsal
 
 SMALL = ("-W", "64", "-H", "64", "--steps", "2")
 
@@ -51,6 +52,16 @@ def test_the_names_are_those_of_the_run_and_its_time_is_judged_by_it(
     assert first["seconds"] == pytest.approx(
         64 * 64 / 1e6 * (speed.look * 4 + speed.rest), abs=0.002
     )
+
+
+def test_a_device_that_is_not_seen_is_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("a", "--seed", "1", "--dry-run", "-m", "default", "--device")
+    for seen in ("cpu", "cuda"):
+        monkeypatch.setattr(rehearsal, "likely_device", lambda name, seen=seen: seen)
+        assert ("on cuda, which is not seen" in command(*line, "cuda").err) == (seen == "cpu")
+        assert "not seen" not in command(*line, "cpu").err
 
 
 def test_warnings_are_told_once_each(command: Command, sd1_folder: Path) -> None:

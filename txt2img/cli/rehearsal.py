@@ -11,6 +11,7 @@ from txt2img.cli.show import say_record, say_row
 from txt2img.cli.wish import Wish
 from txt2img.errors import BadRequest
 from txt2img.ledger import Item, Ledger, items
+from txt2img.machine import likely_device
 from txt2img.png import Origin
 from txt2img.request import Request
 from txt2img.units import size
@@ -126,7 +127,9 @@ def summary(
     """What a person wants to know before a run: the model, the kind of picture, time and memory."""
     plan = forecast.plan
     known = f", hash {forecast.hash}" if forecast.hash else ""
-    yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {forecast.device}"
+    seen = forecast.device in ("cpu", likely_device(None))
+    where = f"{forecast.device}{'' if seen else ', which is not seen on this machine'}"
+    yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"
