@@ -130,14 +130,7 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
     default = usual(form)
     if text is None:
         return Output(Path(), default, overwrite=overwrite, form=form)
-    check_text("--output", text)
-    if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
-        raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
-    if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
-        raise BadRequest(
-            f"--output {shown(text)} is a device or a pipe, which no picture can be put in the "
-            "place of; -o - writes one to standard output"
-        )
+    _check_place(text)
     if text.endswith(("/", os.sep)) or os.path.isdir(text):
         return Output(Path(text), default, overwrite=overwrite, form=form)
     folder, name = Path(text).parent, Path(text).name
@@ -162,6 +155,18 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
         stem, suffix = os.path.splitext(name)
         return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, form=form)
     return Output(folder, name, exact=not pattern, overwrite=overwrite, form=form)
+
+
+def _check_place(text: str) -> None:
+    """Raise BadRequest for what no file can be named, or put in the place of."""
+    check_text("--output", text)
+    if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
+        raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
+    if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
+        raise BadRequest(
+            f"--output {shown(text)} is a device or a pipe, which no picture can be put in the "
+            "place of; -o - writes one to standard output"
+        )
 
 
 def usual(form: Format) -> str:
