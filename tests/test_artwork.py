@@ -11,7 +11,7 @@ from PIL import Image
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.train import artwork, captions, icons
-from txt2img.train.data import Pictures
+from txt2img.train.data import LARGE, Pictures
 from txt2img.train.scenes import KINDS
 
 DISC = '<circle cx="8" cy="8" r="8" fill="#d00"/>'
@@ -256,6 +256,7 @@ def test_a_damaged_package_is_named(tmp_path: Path) -> None:
         (["--size", "4"], "--size is 4"),
         (["--backgrounds", "99"], "--backgrounds is 99"),
         (["--scenes", "-1"], "--scenes is -1"),
+        (["--views", "-1"], "--views is -1"),
         (["--quality", "0"], "--quality is 0"),
     ],
 )
@@ -273,6 +274,29 @@ def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
     counts = [len(list(captions.rows(name, "thing", "3d emoji", [], 0.3, 0))) for name in names]
     assert set(counts) == {1, 2}
     assert 250 < counts.count(2) < 350
+
+
+def views_of(name: str) -> list[captions.Row]:
+    found = captions.rows(f"3d/{name}.webp", name, "3d emoji", [], 0, 0, views=200)
+    return [row for row in found if "layers" in row]
+
+
+def test_views_are_whole_and_differ_in_what_no_caption_says() -> None:
+    views = views_of("owl")
+    assert len(views) == 200
+    placed = [row["layers"][0] for row in views]
+    assert all(part["side"] >= LARGE for part in placed)  # such a row is one thing's picture still
+    assert all(max(part["left"], part["top"]) + part["side"] <= 1.0001 for part in placed)
+    assert len({(part["left"], part["top"]) for part in placed}) == 200
+    assert 60 < sum(part["mirrored"] for part in placed) < 140
+    on_white = {row["text"][0] for row in views if row["background"] == captions.WHITE}
+    assert on_white == {"owl, 3d emoji"}
+    assert any("background" in row["text"][0] for row in views)
+
+
+@pytest.mark.parametrize("name", ["alarm clock", "left arrow", "police car"])
+def test_what_is_told_by_its_direction_is_never_mirrored(name: str) -> None:
+    assert not any(row["layers"][0]["mirrored"] for row in views_of(name))
 
 
 def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:

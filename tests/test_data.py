@@ -71,7 +71,8 @@ def test_painted_pictures_are_kept_as_far_as_there_is_room(
 def test_what_one_thing_alone_shows_is_told_from_scenes() -> None:
     alone, small = Layer("a.png"), Layer("a.png", side=0.5)
     layers = [(alone,), (small,), (alone, small), (Layer("a.png", hue=0.2),), (Layer("b.png"),)]
-    assert singles_of([Row(each, ("a",), (1.0,)) for each in layers]) == [0, 4]
+    layers += [(Layer("a.png", 0.1, 0.1, 0.8, mirrored=True),)]  # a view of one thing
+    assert singles_of([Row(each, ("a",), (1.0,)) for each in layers]) == [0, 4, 5]
 
 
 def test_a_fingerprint_differs_where_pictures_do(tmp_path: Path) -> None:
@@ -108,6 +109,20 @@ def test_layers_are_laid_where_they_say_in_their_hue(tmp_path: Path) -> None:
     assert pixels[2:6, 4:, 1].gt(0.95).all() and pixels[2:6, 4:, 0].lt(0.05).all()
     assert pixels[:2].eq(torch.tensor([0.0, 0.0, 1.0])).all()
     assert torch.equal(pixels[:2], pixels[6:])
+
+
+def test_a_mirrored_layer_shows_what_was_left_on_the_right(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (8, 8))
+    half.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    layers = [{"file_name": "half.png"}]
+    rows = [{"layers": layers}, {"layers": [{**layers[0], "mirrored": True}]}]
+    source = folder(
+        tmp_path / "d", *({"file_name": "half.png", "text": "x", **row} for row in rows)
+    )
+    half.save(source / "half.png")
+    plain, mirrored = (Pictures(source).pixels(row, 8) for row in range(2))
+    assert torch.equal(mirrored, plain.flip(2))
+    assert not torch.equal(mirrored, plain)
 
 
 def test_a_background_goes_from_colour_to_colour_downwards(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -12,8 +13,13 @@ from txt2img.train.config import TrainConfig
 from txt2img.train.encoded import digest, kept, normalise
 
 
-def test_normalised_latents_have_mean_0_and_variance_1_and_decode_alike() -> None:
-    config = VAEConfig(latent_channels=4, channels=(8, 16), layers=1, groups=4, scaling=1.0)
+@pytest.mark.parametrize(("scaling", "shift"), [(1.0, 0.0), (0.6, 0.0), (0.6, 0.2)])
+def test_normalised_latents_have_the_spread_asked_for_and_decode_alike(
+    scaling: float, shift: float
+) -> None:
+    config = VAEConfig(
+        latent_channels=4, channels=(8, 16), layers=1, groups=4, scaling=scaling, shift=shift
+    )
     torch.manual_seed(0)
     vae, pixels = VAE(config).eval(), torch.rand(16, 3, 16, 16) * 2 - 1
     noise = torch.randn(16, 4, 8, 8)
@@ -21,8 +27,9 @@ def test_normalised_latents_have_mean_0_and_variance_1_and_decode_alike() -> Non
         before, drawn = vae.decode(vae.encode(pixels)), vae.decode(vae.encode(pixels, noise))
         normalise(vae, vae.encode(pixels))
         latents = vae.encode(pixels)
-        assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4)
-        assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4)
+        middle = torch.full((4,), -shift * scaling)
+        assert torch.allclose(latents.mean(dim=(0, 2, 3)), middle, atol=1e-4)
+        assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.full((4,), scaling), atol=1e-4)
         assert torch.allclose(vae.decode(latents), before, atol=1e-4)
         assert torch.allclose(vae.decode(vae.encode(pixels, noise)), drawn, atol=1e-4)
 

@@ -50,6 +50,7 @@ class Options:
     styles: Sequence[str]  # keys of STYLES
     cache: Path
     backgrounds: float = 1.0  # coloured grounds a picture, on average
+    views: float = 0.0  # of each picture, moved, smaller or mirrored, on average
     scenes: int = 0  # of each style
     seed: int = 0
     names: Sequence[str] = ()  # of concepts; all without any
@@ -221,6 +222,7 @@ def told(
                 others[thing.name],
                 options.backgrounds,
                 options.seed,
+                options.views,
             )
         for scene in scenes(things, options.scenes, options.seed):
             if scene.held_out:
@@ -277,6 +279,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
     add("--concepts", type=Path, help="a file of the concepts to draw, one a line (all)")
     add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
+    add("--views", type=float, default=0, help="views a picture, moved, smaller, mirrored (0)")
     add("--scenes", type=int, default=0, help="scenes of each style: counts, relations, … (0)")
     add("--quality", type=int, help="of lossy pictures, 1 to 100 (lossless)")
     add("--seed", type=int, default=0, help="chooses backgrounds and scenes (0)")
@@ -291,6 +294,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
     if not 0 <= options.backgrounds <= len(BACKGROUNDS):
         raise BadRequest(f"--backgrounds is {options.backgrounds}: use 0 to {len(BACKGROUNDS)}")
+    if not 0 <= options.views <= 100:
+        raise BadRequest(f"--views is {options.views}: use 0 to 100")
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise BadRequest(f"--quality is {options.quality}: use 1 to 100")
     if options.scenes < 0:

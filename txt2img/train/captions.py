@@ -21,6 +21,16 @@ BACKGROUNDS = {  # what captions call them → RGB
 }
 OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni)")  # "an umbrella", but "a unicorn"
 HELD_OUT = 16  # one combination in so many is not taught
+SMALLEST_VIEW = 0.8  # of a picture's side
+VIEWED_ON_COLOUR = 0.25  # of the views
+HANDED = {  # words of names whose pictures show letters, digits, hands of clocks, or a direction
+    *("left", "right", "east", "west", "north", "south", "back", "on", "soon", "top", "end"),
+    *("clock", "clockwise", "oclock", "thirty", "watch", "stopwatch", "timer", "calendar"),
+    *("ambulance", "bus", "car", "engine", "hospital", "school", "taxi", "police", "store", "bank"),
+    *("atm", "button", "sign", "symbol", "note", "notes", "score", "clef", "letter", "letters"),
+    *("flag", "medal", "die", "mahjong", "card", "joker", "input", "moon", "money", "banknote"),
+    *("sleeping", "zzz", "newspaper", "receipt", "chart", "map", "globe", "keyboard", "abacus"),
+}
 SHARED = 3  # a keyword that more concepts than this share says too little to be a caption
 
 
@@ -32,6 +42,7 @@ class Placed(TypedDict):
     top: float
     side: float
     hue: float
+    mirrored: NotRequired[bool]
 
 
 class Row(TypedDict):
@@ -140,11 +151,17 @@ def hexadecimal(colour: str) -> str:
 
 
 def rows(
-    file: str, name: str, style: str, others: Sequence[str], extra: float, seed: int
+    file: str,
+    name: str,
+    style: str,
+    others: Sequence[str],
+    extra: float,
+    seed: int,
+    views: float = 0.0,
 ) -> Iterator[Row]:
-    """A picture on white, then on `extra` colours that seed and file name choose.
+    """A picture on white, on `extra` colours that seed and file name choose, and in `views`.
 
-    The fraction of `extra` is the share of pictures that get one colour more.
+    The fractions of `extra` and `views` are the shares of pictures that get one more of them.
     """
     # a generator seeded by a text is the same on every machine and run
     rng = random.Random(f"{seed}/{file}")
@@ -152,10 +169,33 @@ def rows(
     allowed = [colour for colour in sorted(BACKGROUNDS) if not held_out("ground", name, colour)]
     colours = rng.sample(allowed, min(count, len(allowed)))
     for colour in (None, *colours):
-        text, weights = captions(name, style, others, colour)
-        yield {
-            "file_name": file,
-            "text": text,
-            "weights": weights,
-            "background": hexadecimal(colour) if colour else WHITE,
-        }
+        yield row(file, captions(name, style, others, colour), colour)
+    for _ in range(int(views) + (rng.random() < views % 1)):
+        colour = rng.choice(allowed) if allowed and rng.random() < VIEWED_ON_COLOUR else None
+        seen = row(file, captions(name, style, others, colour), colour)
+        yield {**seen, "layers": [view(file, name, rng)]}
+
+
+def row(file: str, said: tuple[list[str], list[float]], colour: str | None) -> Row:
+    """A picture as it is on a colour, or white, with captions and their weights."""
+    text, weights = said
+    behind = hexadecimal(colour) if colour else WHITE
+    return {"file_name": file, "text": text, "weights": weights, "background": behind}
+
+
+def view(file: str, name: str, rng: random.Random) -> Placed:
+    """A picture a little smaller, anywhere; mirrored now and then, where that is still right.
+
+    No caption says any of it: so pictures of one caption differ from seed to seed.
+    """
+    side = round(rng.uniform(SMALLEST_VIEW, 1.0), 4)
+    left, top = (round(rng.uniform(0.0, 1.0 - side), 4) for _ in range(2))
+    mirrored = not HANDED & {*name.split()} and rng.random() < 0.5
+    return {
+        "file_name": file,
+        "left": left,
+        "top": top,
+        "side": side,
+        "hue": 0.0,
+        "mirrored": mirrored,
+    }

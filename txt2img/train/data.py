@@ -4,7 +4,8 @@ The Hub's imagefolder convention: `metadata.jsonl` has a row a picture with `fil
 `text` may be a list of captions of the same picture, `weights` says how often each is drawn, and
 `background` gives transparent pictures a colour (white when absent), or two from top to bottom.
 `layers` puts several pictures on one: each has a `file_name`, the `left`, `top` and `side` of its
-square as parts of the whole's, and a `hue` that its colours are turned by, as part of a turn.
+square as parts of the whole's, a `hue` that its colours are turned by, as part of a turn, and
+`mirrored` where left and right change places.
 """
 
 import io
@@ -25,17 +26,19 @@ from txt2img.errors import BadFile
 METADATA = "metadata.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"  # scenes that are not taught, to ask for after training
 WHITE = "#ffffff"
+LARGE = 0.75  # of a picture's side: a thing as large as this is what the picture is of
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture's place in a scene, as parts of the scene's side, and how its hues are turned."""
+    """A picture's place in a scene, as parts of the scene's side, its hues' turn, its direction."""
 
     file: str
     left: float = 0.0
     top: float = 0.0
     side: float = 1.0
     hue: float = 0.0
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Row:
 
 
 def singles_of(rows: Sequence[Row]) -> list[int]:
-    """The places of rows that show one thing, whole and in its own colours."""
+    """The places of rows that show one thing, large and in its own colours."""
     return [
         n
         for n, row in enumerate(rows)
-        if len(row.layers) == 1 and row.layers[0].side == 1.0 and not row.layers[0].hue
+        if len(row.layers) == 1 and row.layers[0].side >= LARGE and not row.layers[0].hue
     ]
 
 
@@ -109,6 +112,8 @@ class Pictures:
         scene = ground(entry.background, size)
         for layer in entry.layers:
             image = turned(square(self._image(layer.file), round(layer.side * size)), layer.hue)
+            if layer.mirrored:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             scene.alpha_composite(image, (round(layer.left * size), round(layer.top * size)))
         return scene
 
@@ -244,11 +249,12 @@ def _layer(entry: object, where: str) -> Layer:
     """A layer of a row, within its scene. Raises BadFile."""
     try:
         fields = dict(entry)  # type: ignore[call-overload]
-        file = str(fields.pop("file_name"))
-        layer = Layer(file, **{name: float(value) for name, value in fields.items()})
+        file, mirrored = str(fields.pop("file_name")), bool(fields.pop("mirrored", False))
+        places = {name: float(value) for name, value in fields.items()}
+        layer = Layer(file, mirrored=mirrored, **places)
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(
-            f"{where}: a layer needs 'file_name', and may have left, top, side and hue"
+            f"{where}: a layer needs 'file_name'; it may have left, top, side, hue, mirrored"
         ) from error
     parts = PurePosixPath(file).parts
     if not parts or ".." in parts or PurePosixPath(file).is_absolute():

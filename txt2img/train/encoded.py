@@ -112,13 +112,14 @@ def encode_rows(
 def normalise(vae: VAE, latents: Tensor) -> None:
     """Fold the latents' mean and spread, channel by channel, into the 1×1 convolutions beside them.
 
-    So latents have mean 0 and variance 1 with `scaling` 1, in any program that loads the folder.
+    So latents have mean 0 and the spread `scaling`, in any program that loads the folder.
     """
     before, after = vae.quant_conv, vae.post_quant_conv
     if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
         return
     assert before.bias is not None and after.bias is not None
     channels = vae.config.latent_channels
+    latents = latents / vae.config.scaling + vae.config.shift
     mean = latents.mean(dim=(0, 2, 3)).to(before.weight)
     spread = latents.std(dim=(0, 2, 3)).to(before.weight)
     before.bias[:channels] = (before.bias[:channels] - mean) / spread

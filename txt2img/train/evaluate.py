@@ -27,7 +27,7 @@ from txt2img.pipeline import decode, prepare
 from txt2img.request import Request
 from txt2img.train.artwork import tell
 from txt2img.train.composition import Scored, score, shares
-from txt2img.train.data import HELD_OUT_FILE, Pictures, Row, to_pixels
+from txt2img.train.data import HELD_OUT_FILE, WHITE, Pictures, Row, singles_of, to_pixels
 from txt2img.train.judge import SIDE, Caption, Judge, fresh, lessons, plain_rows
 from txt2img.train.measures import Copies, Measured, Novelty, copied, cost, novelty, spread
 from txt2img.train.sheet import sheet
@@ -73,9 +73,9 @@ def copies(model: Model, data: Pictures) -> Copies:
 
 
 def taught(data: Pictures) -> tuple[list[Caption], Tensor]:
-    """All pictures on white: each one's first caption, and pixels (N, 3, SIDE, SIDE)."""
-    rows = plain_rows(data)
-    if not rows:
+    """All single things on white, views too: each one's first caption, and pixels (N, 3, …)."""
+    rows = [data.rows[n] for n in singles_of(data.rows) if data.rows[n].background == (WHITE,)]
+    if not plain_rows(data):
         raise BadFile(f"no picture in {data.source.name} has a white background")
     captions = [Caption(row.captions[0]) for row in rows]
     return captions, torch.stack([data.paint(row, SIDE) for row in rows])
@@ -103,7 +103,8 @@ def evaluate(
     """Draw taught captions with each seed, and scenes, and judge; the captions' pictures too."""
     # 1. What was taught, and a choice of it that is the same for every model.
     known, gallery = taught(data)
-    picked = random.Random(0).sample(known, min(options.captions, len(known)))
+    asked = list(dict.fromkeys(known))
+    picked = random.Random(0).sample(asked, min(options.captions, len(asked)))
     wanted = [(caption.text, seed) for seed in options.seeds for caption in picked]
 
     # 2. A judge, taught for the occasion.

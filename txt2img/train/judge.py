@@ -106,10 +106,11 @@ def lessons(judge: Judge, data: Pictures, steps: int, seed: int) -> Iterator[flo
 
 
 def variation(row: Row, rng: random.Random) -> Row:
-    """A plain row with its picture moved, scaled and on another ground."""
+    """A plain row with its picture moved, scaled, perhaps mirrored, and on another ground."""
     side = rng.uniform(0.7, 1.0)
     left, top = (rng.uniform(0.0, 1.0 - side) for _ in range(2))
-    layer = Layer(row.layers[0].file, left, top, side, rng.uniform(-0.02, 0.02))
+    hue, mirrored = rng.uniform(-0.02, 0.02), rng.random() < 0.5
+    layer = Layer(row.layers[0].file, left, top, side, hue, mirrored)
     ground = hexadecimal(rng.choice(sorted(BACKGROUNDS))) if rng.random() < 0.5 else WHITE
     return replace(row, layers=(layer,), background=(ground,))
 
