@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 
-from txt2img import png
-from txt2img.batch import Finished, Step, batches, each, run
+from txt2img import batch, png
+from txt2img.batch import Failed, Finished, Step, batches, each, run
 from txt2img.errors import BadRequest
+from txt2img.gate import Policy
 from txt2img.ledger import items
 from txt2img.models.shapes import VAEConfig
 from txt2img.output import parse
@@ -81,3 +83,57 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
     assert [event for event, _ in seen if isinstance(event, Step)] == steps
     # Before each is written, what sees it may.
     assert [count for _, count in seen] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of a group are decoded at once, as on a card."""
+    monkeypatch.setattr(batch, "one_by_one", lambda x: [x])
+
+
+@pytest.mark.usefixtures("together")
+def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [done.path.read_bytes() for done in drawn(sd1_model, [replace(SMALL, count=3)])]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    own, may = batch.encode, Event()
+
+    def late(*picture: object) -> bytes:
+        if picture[1].seed == SMALL.seed:  # type: ignore[attr-defined]
+            assert may.wait(60)  # the first one is ready last
+        else:
+            may.set()
+        return own(*picture)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch, "encode", late)
+    monkeypatch.setattr(batch.os, "cpu_count", lambda: 3)
+    finished = drawn(sd1_model, [replace(SMALL, count=3)], 3)
+    assert [done.path.name for done in finished] == ["0001.png", "0002.png", "0003.png"]
+    assert [done.path.read_bytes() for done in finished] == alone
+
+
+@pytest.mark.usefixtures("together")
+def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = batch.encode
+
+    def broken(*picture: object) -> bytes:
+        if picture[1].seed == 43:  # type: ignore[attr-defined]
+            raise BadRequest("too long a text")
+        return own(*picture)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch, "encode", broken)
+    target = parse("{index}.png", several=True)
+    planned = list(items(each([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash))
+    with pytest.raises(BadRequest, match="too long"):
+        list(run(sd1_model, [planned], target))
+    assert [path.name for path in folder.glob("*.png")] == ["0001.png"]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    events = list(run(sd1_model, [planned], target, Policy(skip=True)))
+    ends = [event for event in events if isinstance(event, Finished | Failed)]
+    assert [event.item.index for event in ends] == [1, 2, 3]
+    assert isinstance(ends[1], Failed)

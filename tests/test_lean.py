@@ -7,13 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_pipeline import SMALL
+from torch import nn
+from torch.nn import functional
 
 from txt2img.device import choose
 from txt2img.errors import BadRequest
 from txt2img.extras import Lora
+from txt2img.models import lean, prepared
+from txt2img.models.layers import FeedForward
+from txt2img.models.lean import LeanConv2d, lean_weights
+from txt2img.models.prepared import Plan, PreparedConv
 from txt2img.pipeline import generate
 from txt2img.weights.load import load
-from txt2img.weights.wear import ready
+from txt2img.weights.wear import ready, wear
 
 
 @pytest.fixture(params=[torch.float16, torch.bfloat16, torch.float8_e4m3fn])
@@ -43,8 +49,93 @@ def test_bits_are_those_of_the_ordinary_load(stored: Path) -> None:
     [a], [b] = generate(request, plain), generate(request, low)
     assert a.tobytes() == b.tobytes()
     for part in ("network", "vae"):
-        size = [sum(p.nbytes for p in getattr(m, part).parameters()) for m in (low, plain)]
-        assert size[0] < 0.6 * size[1]
+        weights = list(getattr(low, part).parameters())
+        assert sum(p.nbytes for p in weights) < 0.6 * 4 * sum(p.numel() for p in weights)
     low.wardrobe.library = replace(low.wardrobe.library, loras={"x": stored / "x.safetensors"})
     with pytest.raises(BadRequest, match="low-memory"):
         ready(low, replace(SMALL, loras=(Lora("x"),)))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 10), nn.Linear(6, 10, bias=False)])
+@torch.no_grad()
+def test_a_linear_layer_in_parts_is_the_same(
+    layer: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = layer.bfloat16(), torch.randn(2, 3, 6)
+    bias = None if layer.bias is None else layer.bias.float()
+    layer.bias = None if bias is None else nn.Parameter(bias)
+    network = nn.Sequential(layer)
+    lean.slim(network)
+    monkeypatch.setattr(lean, "PIECE", 4 * 6 * 3)  # three of its rows
+    whole = functional.linear(x, layer.weight.float(), bias)
+    torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("groups", "kernel"), [(1, 3), (1, 1), (2, 3)])
+@torch.no_grad()
+def test_a_convolution_in_parts_is_the_same(
+    groups: int, kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Conv2d(4, 10, kernel, stride=2, padding=1, groups=groups)
+    x, weight = torch.randn(2, 4, 9, 7), layer.weight.bfloat16()
+    layer.weight = nn.Parameter(weight)
+    network = nn.Sequential(layer)
+    lean.slim(network)
+    monkeypatch.setattr(lean, "PIECE", 4 * weight[0].numel() * 3)
+    whole = functional.conv2d(x, weight.float(), layer.bias, 2, 1, 1, groups)
+    torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_feed_forward_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = nn.Sequential(FeedForward(8)), torch.randn(2, 7, 8)
+    whole = network(x)
+    lean.slim(network)
+    monkeypatch.setattr(lean, "TOKENS", 4)
+    torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_prepared_filter_that_stays_as_stored_is_the_same(dtype: torch.dtype) -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+    first = nn.Conv2d(64, 64, 1)  # in float32: a network is asked for its precision there
+    network = nn.Sequential(first, layer)
+    lean.slim(network, filters_only=True)
+    assert type(first) is nn.Conv2d and type(layer) is LeanConv2d
+    for side, looks in ((32, 30), (4, 30), (4, 1), (80, 1)):  # each way to do it
+        x = torch.randn(1, 64, side, side)
+        own = network(x)
+        prepared.prepare(network, Plan(looks))
+        assert isinstance(layer, PreparedConv)
+        torch.testing.assert_close(network(x), own, atol=2e-5, rtol=0)
+        prepared.restore(network)
+        assert type(layer) is LeanConv2d and layer.weight.dtype == dtype
+
+
+def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Path) -> None:
+    model = load(str(stored), choose("cpu"))
+    narrow = lean_weights(model.network)
+    assert narrow
+    for name, weight in model.network.named_parameters():
+        assert (weight.dtype == torch.float32) != (name in narrow)
+    own = {n: p.detach().clone() for n, p in model.network.named_parameters()}
+    home = "down_blocks.0.resnets.0.conv1"
+    out, channels = own[f"{home}.weight"].shape[:2]
+    tensors = {
+        f"lora_unet_{home.replace('.', '_')}.lora_down.weight": torch.randn(2, channels, 3, 3),
+        f"lora_unet_{home.replace('.', '_')}.lora_up.weight": torch.randn(out, 2, 1, 1),
+    }
+    save_file(tensors, stored / "x.safetensors")
+    model.wardrobe.library = replace(model.wardrobe.library, loras={"x": stored / "x.safetensors"})
+    down, up = tensors.values()
+    with torch.inference_mode():
+        wear(model, ready(model, replace(SMALL, loras=(Lora("x", 0.1, 0.1),))))
+    merged = model.network.get_parameter(f"{home}.weight")
+    added = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+    before = own[f"{home}.weight"].float()
+    torch.testing.assert_close(merged, before + 0.1 * added, atol=1e-5, rtol=0)
+    wear(model, ready(model, SMALL))
+    for name, weight in model.network.named_parameters():
+        assert torch.equal(weight.float(), own[name].float())

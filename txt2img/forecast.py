@@ -15,6 +15,7 @@ from txt2img.past import Speed
 from txt2img.prompt import composed, schedule
 from txt2img.request import Request
 from txt2img.weights import files
+from txt2img.weights.files import Stored
 from txt2img.weights.hashes import known_hash
 from txt2img.weights.other_vae import find_vae
 from txt2img.weights.plan import Plan, check_vae, find, planned
@@ -55,16 +56,17 @@ class Forecast:
     @cached_property
     def weights(self) -> int:
         """The bytes of all weights that are in memory at once."""
-        sizes = {
-            component: count * machine.BYTES[self.dtypes[component.split("_")[0]]]
-            for component, count in self.parameters.items()
-        }
-        if not self.low:
-            return sum(sizes.values())
-        for component, part in self.plan.parts.items():
-            stored = sum(tensor.size for tensor in part.tensors.values())
-            sizes[component] = min(sizes[component], stored)
-        return max(sizes.values()) if self.device == "cpu" else sum(sizes.values())
+        sizes = [
+            sum(self._size(component, stored) for stored in part.tensors.values())
+            for component, part in self.plan.parts.items()
+        ]
+        return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
+
+    def _size(self, component: str, stored: Stored) -> int:
+        """The bytes of a weight in memory, where large filters stay as stored on a CPU."""
+        wide = prod(stored.shape) * machine.BYTES[self.dtypes[component.split("_")[0]]]
+        large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
+        return min(wide, stored.size) if self.low or (large and self.device == "cpu") else wide
 
     def filled(self, request: Request) -> Request:
         """The request with nothing left to decide. BadRequest if the model cannot draw it."""

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from txt2img.models import winograd
 from txt2img.models.layers import Attention, FeedForward, attention
+from txt2img.models.lean import LeanConv2d
 
 WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
 WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products that they save
@@ -65,7 +66,7 @@ class PreparedConv(nn.Conv2d):
         key = "winograd", version(self.weight)
         if self._made is None or self._made[0] != key:
             self._made = None  # so that there are never two
-            self._made = key, winograd.transformed(self.weight)
+            self._made = key, winograd.transformed(self.weight.float())
         return self._made[1]
 
     def _packed(self, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class PreparedConv(nn.Conv2d):
         where = list(self.padding), list(self.stride), list(self.dilation)
         if self._made is None or self._made[0] != key:
             self._made = None
-            dense, shape = self.weight.detach().to_mkldnn(), list(x.shape)
+            dense, shape = self.weight.detach().float().to_mkldnn(), list(x.shape)
             # torch's types for it know neither groups nor shape.
             reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
             self._made = key, reorder(dense, *where, self.groups, shape)
@@ -83,6 +84,10 @@ class PreparedConv(nn.Conv2d):
             x, self._made[1], self.bias, *where, self.groups, "none", [], ""
         )
         return out
+
+
+class PreparedLean(PreparedConv, LeanConv2d):
+    """The same of a filter that stays in memory as it is stored."""
 
 
 class PreparedAttention(Attention):
@@ -128,6 +133,7 @@ class PreparedFeedForward(FeedForward):
 
 PREPARED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: PreparedConv,
+    LeanConv2d: PreparedLean,
     Attention: PreparedAttention,
     FeedForward: PreparedFeedForward,
 }

@@ -75,10 +75,18 @@ KEEPER = Keeper()
 
 def form(model: "Model") -> Key:
     """Where each weight is and in what precision: a run that was stopped may have left it between
-    two of them.
+    two of them. Filters that stay as they are stored may have been widened for a LoRA.
     """
-    networks = (model.network, model.vae, *model.text.encoders)
-    return tuple((weight.device, weight.dtype) for n in networks for weight in n.parameters())
+    from txt2img.models.lean import lean_weights
+
+    found: list[object] = []
+    for network in (model.network, model.vae, *model.text.encoders):
+        free = () if model.memory.low else lean_weights(network)
+        found += [
+            (weight.device, None if name in free else weight.dtype)
+            for name, weight in network.named_parameters()
+        ]
+    return tuple(found)
 
 
 def state(path: Path) -> Key:

@@ -176,9 +176,16 @@ def _made(build: Callable[[], Network], component: str, plan: Plan, device: Devi
         network = build()
     shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
     check(component, plan.parts[component], shapes)
-    if device.low:
-        slim(network)
+    if device.low or narrow_filters(component, device):
+        slim(network, filters_only=not device.low)
     return network.eval().requires_grad_(False)
+
+
+def narrow_filters(component: str, device: Device) -> bool:
+    """Whether a part's larger filters stay as they are stored: where they are laid out anew for
+    speed, in float32, they would be in memory twice.
+    """
+    return device.torch_device.type == "cpu" and device.dtype_of(component) == torch.float32
 
 
 @torch.inference_mode(False)

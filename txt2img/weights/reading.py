@@ -1,8 +1,8 @@
 """Tensors out of weight files: copied, checked to be finite, and cast.
 
-They are read a piece at a time, so that a piece is checked while it is still in the processor's
-cache, and on a CPU by several threads: most of the time goes into the system's giving out memory
-that was never used, which several threads can ask for at once.
+They are read a piece at a time, so that a piece is checked and cast while it is still in the
+processor's cache, and on a CPU by several threads: most of the time goes into the system's giving
+out memory that was never used, which several threads can ask for at once.
 """
 
 import math
@@ -75,7 +75,7 @@ def kind(stored: Stored, dtype: torch.dtype, kept: bool) -> torch.dtype:
 
 def tensor(name: str, stored: Stored) -> Tensor:
     """One tensor as it is stored, on the CPU. Raises BadFile if the file shrank."""
-    return _copied(name, stored)[0]
+    return _copied(name, stored, torch_dtype(stored.dtype))[0]
 
 
 def _all(
@@ -94,17 +94,20 @@ def _all(
         torch.set_num_threads(threads)  # the count that threads started later inherit
 
 
-def _copied(name: str, stored: Stored) -> tuple[Tensor, bool]:
-    """A tensor as it is stored, and whether all its values are finite. BadFile."""
-    buffer = torch.empty(stored.size, dtype=torch.uint8)
-    content, finite = buffer.numpy(), True
+def _copied(name: str, stored: Stored, dtype: torch.dtype) -> tuple[Tensor, bool]:
+    """A tensor as `dtype`, and whether all values in the file are finite. BadFile."""
+    own = torch_dtype(stored.dtype)
+    made, finite = torch.empty(stored.size // own.itemsize, dtype=dtype), True
+    piece = torch.empty(0 if dtype == own else min(PIECE, stored.size), dtype=torch.uint8)
     with open_regular(stored.path) as file:
         file.seek(stored.start)
-        for start in range(0, stored.size, PIECE):
-            piece = content[start : start + PIECE]
-            fill(piece, file, name, stored)
-            finite = finite and _finite(piece, stored.dtype)
-    return shaped(buffer, stored), finite
+        for part in made.split(PIECE // own.itemsize):
+            raw = part.view(torch.uint8) if dtype == own else piece[: len(part) * own.itemsize]
+            fill(raw.numpy(), file, name, stored)
+            finite = finite and _finite(raw.numpy(), stored.dtype)
+            if dtype != own:
+                part.copy_(raw.view(own))
+    return shaped(made, stored), finite
 
 
 def fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) -> None:
@@ -113,9 +116,8 @@ def fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) -> 
         raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
 
 
-def shaped(raw: Tensor, stored: Stored) -> Tensor:
-    """A tensor's bytes (N,) as the tensor that they are."""
-    values = raw.view(torch_dtype(stored.dtype))
+def shaped(values: Tensor, stored: Stored) -> Tensor:
+    """A tensor's values (N,) as the tensor that they are."""
     if stored.turned:
         return values.reshape(stored.shape[::-1]).T.contiguous()
     return values.reshape(stored.shape)
@@ -126,25 +128,31 @@ def _read(name: str, stored: Stored, dtype: torch.dtype) -> Tensor:
     where = f"{stored.path.name}: {shown(name, NAME_MAX)}"
     if stored.dtype not in NOT_FINITE:
         raise MissingWeights(f"{where} holds {stored.dtype}; weights are floats")
-    value, finite = _copied(name, stored)
+    broken = MissingWeights(f"{where} holds values that are not finite (NaN or infinity)")
+    own = torch_dtype(stored.dtype)
+    if stored.scale is None and torch.finfo(dtype).max >= torch.finfo(own).max:
+        value, finite = _copied(name, stored, dtype)
+        if not finite:
+            raise broken
+        return value
+    value, finite = _copied(name, stored, own)
     if stored.scale is not None:
         value = value.float() * tensor(f"{name} scale", stored.scale).float().reshape(())
     cast = value.to(dtype)
-    roomy = torch.finfo(dtype).max >= torch.finfo(torch_dtype(stored.dtype)).max
-    if finite and ((roomy and stored.scale is None) or _bounded(cast)):
+    if finite and _bounded(cast):
         return cast
     if finite and _bounded(value):
         raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
-    raise MissingWeights(f"{where} holds values that are not finite (NaN or infinity)")
+    raise broken
 
 
 def _finite(piece: np.ndarray, dtype: str) -> bool:
-    """Whether all floats whose bytes these are are finite; True if they are no floats.
+    """Whether all floats whose bytes these are are finite; True if they are no floats, or none.
 
     Read as signed integers, a positive NaN or infinity is greater than every finite float; read
     as unsigned ones, a negative one is.
     """
-    if dtype not in NOT_FINITE:
+    if dtype not in NOT_FINITE or not len(piece):
         return True
     size, least = SIZES[dtype], NOT_FINITE[dtype]
     positive, negative = piece.view(f"i{size}").max(), piece.view(f"u{size}").max()

@@ -14,6 +14,7 @@ from txt2img.disk import open_regular
 from txt2img.errors import MissingWeights
 from txt2img.escape import shown
 from txt2img.weights import reading
+from txt2img.weights.dtypes import torch_dtype
 from txt2img.weights.files import NAME_MAX, Stored
 from txt2img.weights.reading import fill, in_order, kind, shaped
 
@@ -31,7 +32,7 @@ class Stage:
         self.turn = 0
 
     def bring(self, name: str, stored: Stored) -> Tensor:
-        """A tensor's bytes (N,) on the device. Raises BadFile if the file shrank."""
+        """A tensor as it is stored, on the device. Raises BadFile if the file shrank."""
         made = torch.empty(stored.size, dtype=torch.uint8, device=self.device)
         with open_regular(stored.path) as file:
             file.seek(stored.start)
@@ -47,7 +48,7 @@ class Stage:
                     event.record()
                 done += len(part)
                 self.turn = 1 - self.turn
-        return made
+        return shaped(made.view(torch_dtype(stored.dtype)), stored)
 
 
 def read(
@@ -61,12 +62,12 @@ def read(
     found: dict[str, Tensor] = {}
     bounds: list[Tensor] = []
     for name, at in in_order(stored):
-        value = shaped(stage.bring(name, at), at)
+        value = stage.bring(name, at)
         if not value.is_floating_point():
             where = f"{at.path.name}: {shown(name, NAME_MAX)}"
             raise MissingWeights(f"{where} holds {at.dtype}; weights are floats")
         if at.scale is not None:
-            scale = shaped(stage.bring(f"{name} scale", at.scale), at.scale)
+            scale = stage.bring(f"{name} scale", at.scale)
             value = value.float() * scale.float().reshape(())
         found[name] = value.to(kind(at, dtype, name in kept))
         bounds.append(_finite(found[name]))

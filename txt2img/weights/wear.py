@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from txt2img.errors import BadRequest, MissingWeights
 from txt2img.extras import Embedding, Lora, OtherVAE
 from txt2img.library import Library
+from txt2img.models.lean import widen
 from txt2img.models.text import TextEncoder
 from txt2img.request import SWITCH, Request
 from txt2img.weights import lora as adapters
@@ -138,6 +139,7 @@ def _put_on_loras(model: "Model", loras: tuple[Lora, ...]) -> None:
             if strength:
                 wanted.setdefault(piece.home, []).append((piece, strength))
     for home, pieces in wanted.items():
+        widen(layers[home])  # or the merged filter would be rounded
         for name, value in adapters.merged(layers[home], pieces).items():
             weight = layers[home].get_parameter(name)
             wardrobe.under[home, name] = weight.detach().to("cpu", copy=True)
