@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from txt2img.models import winograd
-from txt2img.models.layers import Attention, FeedForward, attention
+from txt2img.models.layers import Attention, FeedForward, attended, in_heads
 
 WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
 WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products that they save
@@ -86,17 +86,21 @@ class PreparedConv(nn.Conv2d):
 
 
 class PreparedAttention(Attention):
-    """Attention that keeps the keys and values of contexts for as long as these are kept."""
+    """Attention that keeps the keys and values of contexts for as long as these are kept.
+
+    Each head's lie together in memory: it reads all of them again for every few queries.
+    """
 
     _kept: WeakIdKeyDictionary | None = None
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
     ) -> Tensor:
-        if context is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return super().forward(x, context, counts)
-        keys, values = self._keys_and_values(context)
-        out: Tensor = self.to_out[0](attention(self.to_q(x), keys, values, self.heads, counts))
+        q = self._together(self.to_q(x))
+        keys, values = self._pair(x) if context is None else self._keys_and_values(context)
+        out: Tensor = self.to_out[0](attended(q, keys, values, counts))
         return out
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +110,15 @@ class PreparedAttention(Attention):
             self._kept = WeakIdKeyDictionary()
         found = self._kept.get(context)
         if found is None or found[0] != made_by:
-            found = self._kept[context] = made_by, self.to_k(context), self.to_v(context)
+            found = self._kept[context] = made_by, *self._pair(context)
         return found[1], found[2]
+
+    def _pair(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, M, d) of a context (B, M, C)."""
+        return self._together(self.to_k(context)), self._together(self.to_v(context))
+
+    def _together(self, x: Tensor) -> Tensor:
+        return in_heads(x, self.heads).contiguous()
 
 
 class PreparedFeedForward(FeedForward):
