@@ -63,12 +63,16 @@ def test_large_maps_are_transformed_and_small_ones_packed() -> None:
     assert ways(16, 16, Plan(looks=3)) == "packed"  # too few for the transform to pay
     assert ways(32, 32, Plan(looks=1)) == "winograd"
     assert ways(16, 16, Plan(looks=30, smallest=32)) == "packed"
+    assert ways(8, 8, QUICK) == ways(4, 16, QUICK) == ways(1, 1, QUICK) == "columns"
+    assert way_of(conv(stride=2), 16, 16, QUICK) == "columns"
+    assert way_of(conv(kernel=5), 8, 8, QUICK) == "packed"
+    assert ways(8, 8, Plan(looks=30, pack=False)) == ways(8, 8, Plan(looks=1)) == "small"
     assert way_of(conv(stride=2), 64, 64, QUICK) == "packed"
     assert way_of(conv(stride=2), 66, 64, QUICK) == "plain"
     assert way_of(nn.Conv2d(4, 64, 3, padding=1), 64, 64, QUICK) == "plain"
 
 
-@pytest.mark.parametrize("size", [(16, 16), (4, 4)])
+@pytest.mark.parametrize("size", [(16, 16), (4, 4), (9, 9)])
 def test_a_changed_filter_is_laid_out_anew_and_back_to_the_same_bits(size: tuple[int, int]) -> None:
     layer, x = conv(), draw(1, 64, *size)
     with torch.inference_mode():

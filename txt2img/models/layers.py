@@ -12,7 +12,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None
 
     Each of k, v counts as often as `counts` (B, M) says: exp(log n + qk) is n times exp(qk).
     """
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, ·, d)
+    return attended(*(in_heads(t, heads) for t in (q, k, v)), counts)
+
+
+def in_heads(x: Tensor, heads: int) -> Tensor:
+    """x (B, L, D) as what each of the heads sees of it: (B, heads, L, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
+    """The same of q (B, heads, L, d) on k, v (B, heads, M, d), and the heads as one again."""
     more = None if counts is None else counts.log()[:, None, None]
     return functional.scaled_dot_product_attention(q, k, v, more).transpose(1, 2).flatten(-2)
 

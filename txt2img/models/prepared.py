@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from txt2img.models import winograd
-from txt2img.models.layers import Attention, FeedForward, attention
+from txt2img.models.layers import Attention, FeedForward, attended, in_heads
 from txt2img.models.lean import LeanConv2d
 
 WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
@@ -23,6 +23,7 @@ WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products t
 WINOGRAD_PIXELS = 1024  # seen in all by a filter before its transform has paid for itself
 PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
 PACKED_LOOKS = 2
+COLUMN_PIXELS = 64  # of an output: up to it, one product over all that a filter sees is quicker
 TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays near the processor
 
 
@@ -49,6 +50,8 @@ class PreparedConv(nn.Conv2d):
         way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
         if way == "winograd":
             return winograd.convolve(x, self._transformed(), self.bias)
+        if way == "columns":
+            return self._by_columns(x)
         if way == "packed" and torch.backends.mkldnn.is_available():
             return self._packed(x.contiguous(memory_format=torch.channels_last))
         if way == "plain":
@@ -68,6 +71,18 @@ class PreparedConv(nn.Conv2d):
             self._made = None  # so that there are never two
             self._made = key, winograd.transformed(self.weight.float())
         return self._made[1]
+
+    def _by_columns(self, x: Tensor) -> Tensor:
+        """As one matrix product over what a 3×3 filter sees at each place (im2col)."""
+        key = "columns", version(self.weight)
+        if self._made is None or self._made[0] != key:
+            self._made = None
+            matrix = self.weight.detach().float().permute(2, 3, 1, 0).reshape(-1, self.out_channels)
+            self._made = key, matrix
+        padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        seen = padded.unfold(1, 3, self.stride[0]).unfold(2, 3, self.stride[1])
+        columns = seen.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
+        return functional.linear(columns, self._made[1].t(), self.bias).permute(0, 3, 1, 2)
 
     def _packed(self, x: Tensor) -> Tensor:
         """By oneDNN with a filter that is laid out for x's shape, and kept."""
@@ -91,17 +106,21 @@ class PreparedLean(PreparedConv, LeanConv2d):
 
 
 class PreparedAttention(Attention):
-    """Attention that keeps the keys and values of contexts for as long as these are kept."""
+    """Attention that keeps the keys and values of contexts for as long as these are kept.
+
+    Each head's lie together in memory: it reads all of them again for every few queries.
+    """
 
     _kept: WeakIdKeyDictionary | None = None
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
     ) -> Tensor:
-        if context is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return super().forward(x, context, counts)
-        keys, values = self._keys_and_values(context)
-        out: Tensor = self.to_out[0](attention(self.to_q(x), keys, values, self.heads, counts))
+        q = self._together(self.to_q(x))
+        keys, values = self._pair(x) if context is None else self._keys_and_values(context)
+        out: Tensor = self.to_out[0](attended(q, keys, values, counts))
         return out
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +130,15 @@ class PreparedAttention(Attention):
             self._kept = WeakIdKeyDictionary()
         found = self._kept.get(context)
         if found is None or found[0] != made_by:
-            found = self._kept[context] = made_by, self.to_k(context), self.to_v(context)
+            found = self._kept[context] = made_by, *self._pair(context)
         return found[1], found[2]
+
+    def _pair(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, M, d) of a context (B, M, C)."""
+        return self._together(self.to_k(context)), self._together(self.to_v(context))
+
+    def _together(self, x: Tensor) -> Tensor:
+        return in_heads(x, self.heads).contiguous()
 
 
 class PreparedFeedForward(FeedForward):
@@ -149,17 +175,21 @@ def version(weight: Tensor) -> tuple[int, int]:
 
 
 def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
-    """How a convolution of a map goes: "winograd", "packed", "plain", "small".
+    """How a convolution of a map goes: "winograd", "columns", "packed", "plain", "small".
 
     Sizes and the plan decide alone, so that a picture's bits depend on nothing else.
     """
     narrow = min(conv.in_channels, conv.out_channels) < WINOGRAD_CHANNELS
     pays = min(height, width) >= plan.smallest and plan.looks * height * width >= WINOGRAD_PIXELS
-    if pays and not narrow and _plain_3x3(conv):
+    if pays and not narrow and _plain_3x3(conv, (1, 1)):
         return "winograd"
-    if height * width > PACKED_PIXELS * conv.stride[0] * conv.stride[1]:
+    strides = conv.stride[0] * conv.stride[1]
+    if height * width > PACKED_PIXELS * strides:
         return "plain"
-    return "packed" if plan.pack and plan.looks >= PACKED_LOOKS else "small"
+    if not plan.pack or plan.looks < PACKED_LOOKS:
+        return "small"
+    few = height * width <= COLUMN_PIXELS * strides
+    return "columns" if few and not narrow and _plain_3x3(conv, conv.stride) else "packed"
 
 
 def prepare(network: nn.Module, plan: Plan | None) -> None:
@@ -200,7 +230,7 @@ def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
 
 
 def _kept_bytes(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> int:
-    squares = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0}
+    squares = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "columns": 1.0}
     if conv.kernel_size == (1, 1):
         return 0
     return int(4 * conv.weight.numel() * squares.get(way_of(conv, height, width, plan), 0.0))
@@ -222,7 +252,7 @@ def _convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
             yield conv, last - above
 
 
-def _plain_3x3(module: nn.Conv2d) -> bool:
-    """Whether a convolution is 3×3, of stride 1, in one group, padded by a pixel of zeros."""
+def _plain_3x3(module: nn.Conv2d, stride: tuple[int, ...]) -> bool:
+    """Whether a convolution is 3×3, of this stride, in one group, padded by a pixel of zeros."""
     shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and module.padding_mode == "zeros"
+    return shape == ((3, 3), stride, (1, 1), (1, 1), 1) and module.padding_mode == "zeros"
