@@ -50,6 +50,15 @@ def test_drawing_loads_nothing_beside_torch(tmp_path: Path) -> None:
     assert "torch._dynamo" not in modules  # torch's compiler: as long to load as torch itself
 
 
+def test_a_model_that_is_not_there_is_told_before_torch_is_loaded() -> None:
+    program = (
+        "import sys; from txt2img.cli import app; code = app.run(['x', '-m', 'nothing']); "
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr[:25]) == (1, b'Error: no model "nothing"')
+
+
 def test_version_is_the_packages() -> None:
     assert run("--version").stdout.split()[-1] == txt2img.__version__
 

@@ -75,6 +75,9 @@ def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
 
 def draw(wish: Wish, order: Order, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
+    from txt2img.weights.plan import find
+
+    find(wish.model)  # a name that is not there is told before torch is imported: that takes long
     from txt2img.batch import origin, precision
 
     began = time.perf_counter()
