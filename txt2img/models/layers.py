@@ -12,7 +12,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None
 
     Each of k, v counts as often as `counts` (B, M) says: exp(log n + qk) is n times exp(qk).
     """
-    return attended(*(in_heads(t, heads) for t in (q, k, v)), counts)
+    return attended(in_heads(q, heads), in_heads(k, heads), in_heads(v, heads), counts)
 
 
 def in_heads(x: Tensor, heads: int) -> Tensor:
@@ -23,7 +23,9 @@ def in_heads(x: Tensor, heads: int) -> Tensor:
 def attended(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
     """The same of q (B, heads, L, d) on k, v (B, heads, M, d), and the heads as one again."""
     more = None if counts is None else counts.log()[:, None, None]
-    return functional.scaled_dot_product_attention(q, k, v, more).transpose(1, 2).flatten(-2)
+    mixed = functional.scaled_dot_product_attention(q, k, v, more)
+    out: Tensor = mixed.transpose(1, 2).flatten(-2)
+    return out
 
 
 def alongside(x: Tensor, other: Tensor) -> Tensor:
