@@ -17,7 +17,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None
 
 def in_heads(x: Tensor, heads: int) -> Tensor:
     """x (B, L, D) as what each of the heads sees of it: (B, heads, L, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
