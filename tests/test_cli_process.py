@@ -76,6 +76,12 @@ def test_closed_streams_do_no_harm(picture: str, closed: str) -> None:
     assert shell(f"$T info {picture} {closed}").returncode == 0
 
 
+def test_a_picture_has_to_go_somewhere() -> None:
+    done = shell("$T cat -o - --dry-run >&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: -o - writes to standard output, which is closed")
+
+
 def test_remarks_that_nobody_can_read_do_no_harm(picture: str) -> None:
     assert shell("$T info no.png 2> /dev/full").returncode == 1
 

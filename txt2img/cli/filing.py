@@ -12,6 +12,7 @@ from txt2img import exif, formats, output
 from txt2img.cli import complete
 from txt2img.cli.batching import Batching, Stdout
 from txt2img.cli.options import whole
+from txt2img.cli.streams import CLOSED
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
 from txt2img.formats import FORMATS, PNG, QUALITIES, Format
@@ -95,6 +96,8 @@ def destination(
         return target
     if several:
         raise BadRequest("-o - writes one picture to standard output; name a folder for several")
+    if 1 in CLOSED:
+        raise BadRequest("-o - writes to standard output, which is closed; name a file instead")
     if sys.stdout.isatty():
         raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
     return Stdout(form)

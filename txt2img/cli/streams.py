@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+CLOSED: set[int] = set()  # the descriptors that were so when the program began
+
 
 def settle() -> None:
     """Open what of the descriptors 0 … 2 is closed, and make the streams that are missing."""
@@ -14,6 +16,7 @@ def settle() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
+            CLOSED.add(descriptor)
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
