@@ -37,7 +37,7 @@ class Plan:
 
 
 class PreparedConv(nn.Conv2d):
-    """A convolution by Winograd's transforms, by a packed filter or plainly, as pays best."""
+    """A convolution by transforms, by columns, by a packed filter or plainly, as pays best."""
 
     plan = Plan()
     _made: tuple[object, Tensor] | None = None
@@ -49,7 +49,7 @@ class PreparedConv(nn.Conv2d):
             return self._mix(x)
         way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
         if way == "winograd":
-            return winograd.convolve(x, self._transformed(), self.bias)
+            return winograd.convolve(x, self._laid_out("winograd", winograd.transformed), self.bias)
         if way == "columns":
             return self._by_columns(x)
         if way == "packed" and torch.backends.mkldnn.is_available():
@@ -64,39 +64,36 @@ class PreparedConv(nn.Conv2d):
         last = x.permute(0, 2, 3, 1)
         return functional.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
-    def _transformed(self) -> Tensor:
-        """The filter's transform, made anew when the filter has changed."""
-        key = "winograd", version(self.weight)
+    def _laid_out(self, way: object, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives of the filter in float32; made anew for another way or filter."""
+        key = way, version(self.weight)
         if self._made is None or self._made[0] != key:
             self._made = None  # so that there are never two
-            self._made = key, winograd.transformed(self.weight.float())
+            self._made = key, make(self.weight.detach().float())
         return self._made[1]
 
     def _by_columns(self, x: Tensor) -> Tensor:
         """As one matrix product over what a 3×3 filter sees at each place (im2col)."""
-        key = "columns", version(self.weight)
-        if self._made is None or self._made[0] != key:
-            self._made = None
-            matrix = self.weight.detach().float().permute(2, 3, 1, 0).reshape(-1, self.out_channels)
-            self._made = key, matrix
+        matrix = self._laid_out(
+            "columns", lambda weight: weight.permute(2, 3, 1, 0).reshape(-1, self.out_channels)
+        )
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         seen = padded.unfold(1, 3, self.stride[0]).unfold(2, 3, self.stride[1])
         columns = seen.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
-        return functional.linear(columns, self._made[1].t(), self.bias).permute(0, 3, 1, 2)
+        return functional.linear(columns, matrix.t(), self.bias).permute(0, 3, 1, 2)
 
     def _packed(self, x: Tensor) -> Tensor:
         """By oneDNN with a filter that is laid out for x's shape, and kept."""
         assert not isinstance(self.padding, str)
-        key = tuple(x.shape), version(self.weight)
         where = list(self.padding), list(self.stride), list(self.dilation)
-        if self._made is None or self._made[0] != key:
-            self._made = None
-            dense, shape = self.weight.detach().float().to_mkldnn(), list(x.shape)
-            # torch's types for it know neither groups nor shape.
-            reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
-            self._made = key, reorder(dense, *where, self.groups, shape)
+        # torch's types for it know neither groups nor shape.
+        reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+        shape = tuple(x.shape)
+        weight = self._laid_out(
+            shape, lambda weight: reorder(weight.to_mkldnn(), *where, self.groups, list(shape))
+        )
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._made[1], self.bias, *where, self.groups, "none", [], ""
+            x, weight, self.bias, *where, self.groups, "none", [], ""
         )
         return out
 

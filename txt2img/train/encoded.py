@@ -112,7 +112,8 @@ def encode_rows(
 def normalise(vae: VAE, latents: Tensor) -> None:
     """Fold the latents' mean and spread, channel by channel, into the 1×1 convolutions beside them.
 
-    So latents have mean 0 and the spread `scaling`, in any program that loads the folder.
+    So latents have mean 0, but for a shift, and the spread `scaling`, in any program that loads
+    the folder.
     """
     before, after = vae.quant_conv, vae.post_quant_conv
     if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
