@@ -111,20 +111,26 @@ def test_files_are_found_by_name_where_models_are(
     [
         (("--lora", "nowhere.safetensors"), '--lora: no file "nowhere.safetensors"'),
         (("--lora", "files/style.safetensors:x"), "--lora: no file"),
-        (("--lora-dir", "nowhere"), '--lora-dir: "nowhere" is not a folder'),
         (("--embedding", "nowhere.safetensors:<x>"), "--embedding: no file"),
         (("--vae", "nowhere"), '--vae: no file "nowhere", and no name that txt2img models list'),
         (("--unet", "nowhere"), "--unet: no file"),
         (("--text-encoder", "nowhere"), "--text-encoder: no file"),
-        (("--embedding-dir", "nowhere"), "is not a folder"),
+        (("--preview-vae", "nowhere", "--dry-run"), "--preview-vae: no file"),
     ],
 )
 def test_files_that_are_not_there_are_refused_before_the_model_loads(
     options: tuple[str, ...], message: str, draw: Command, files: Path
 ) -> None:
     outcome = draw("a", *options)
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (1, "")  # as for a model that is not there
     assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--lora-dir", "--embedding-dir"])
+def test_folders_that_are_not_there_are_refused(option: str, draw: Command, files: Path) -> None:
+    outcome = draw("a", option, "nowhere")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f'{option}: "nowhere" is not a folder' in outcome.err
 
 
 def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:

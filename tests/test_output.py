@@ -123,6 +123,9 @@ def test_several_pictures_go_to_a_folder_if_the_name_is_no_pictures(
 def test_tokens_are_filled() -> None:
     target = parse("{index}-{prompt}-{seed}-{width}x{height}-{steps}-{cfg}-{sampler}-{model}", True)
     assert target.name(REQUEST, 7) == "0007-red-apple-3d-emoji-42-64x72-3-7.5-euler_a-m.png"
+    padded = parse("{seed:05d}-{index:02}-{steps:03}.png", True)
+    assert padded.name(REQUEST, 7) == "00042-07-003.png"
+    assert not padded.exact
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,13 @@ def test_tokens_are_filled() -> None:
         ("b.pdf", 'not "b.pdf"; name it "b.png"'),
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),
+        ("{seed:05}/b.png", "file's name only"),
+        (
+            "{prompt:05}.png",
+            r"\{prompt:05\}: how many digits can be said of",
+        ),
+        ("{seed:>5}.png", r"\{seed:>5\}: how many digits"),
+        ("{seed:}.png", r"\{seed:\}: how many digits"),
         ("-", "no name"),
         ("", "no name"),
         ("a/..", "no name"),

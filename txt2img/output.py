@@ -21,6 +21,8 @@ from txt2img.formats import FORMATS, PNG, Format
 from txt2img.request import Request, check_text
 
 TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
+NUMBERS = ("seed", "index", "width", "height", "steps")  # of these, how many digits may be said
+_TOKEN = re.compile(r"\{(\w+)(?::0(\d{1,2})d?)?\}")
 OTHER_KINDS = (
     *(".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic"),
     *(".pdf", ".svg", ".psd", ".tga", ".ppm", ".ico", ".exr"),
@@ -111,14 +113,17 @@ class Output:
 
     def name(self, request: Request, index: int) -> str:
         """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
-        values: dict[str, object] = {"index": f"{index:04}"}
 
         def known(mark: re.Match[str]) -> str:
-            token = mark[1]
-            value = values.get(token, getattr(request, token, None) if token in TOKENS else None)
-            return mark[0] if value is None else slug(str(value))
+            token, digits = mark[1], mark[2]
+            if token == "index":
+                return f"{index:0{int(digits or 4)}}"
+            value = getattr(request, token, None) if token in TOKENS else None
+            if value is None:
+                return mark[0]
+            return slug(f"{value:0{int(digits)}}" if digits else str(value))
 
-        return re.sub(r"\{(\w+)\}", known, self.pattern)
+        return _TOKEN.sub(known, self.pattern)
 
 
 def parse(text: str | None, several: bool, overwrite: bool = False, form: Format = PNG) -> Output:
@@ -144,13 +149,10 @@ def parse(text: str | None, several: bool, overwrite: bool = False, form: Format
         return Output(Path(text), default, overwrite=overwrite, form=form)
     name = f"{name}{form.suffix}" if told is None else name
     form = told if told is not None and told.name != form.name else form
-    unknown = [token for token in re.findall(r"\{(.*?)\}", text) if token not in TOKENS]
-    if unknown:
-        allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
-        raise BadRequest(f"--output has no {{{unknown[0]}}}; choose from {allowed}")
-    if re.search(r"\{\w+\}", str(folder)):
+    _check_tokens(text)
+    if _TOKEN.search(str(folder)):
         raise BadRequest("--output takes {tokens} in the file's name only, not in its folder's")
-    pattern = bool(re.search(r"\{\w+\}", name))
+    pattern = bool(_TOKEN.search(name))
     if several and not pattern:
         stem, suffix = os.path.splitext(name)
         return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, form=form)
@@ -167,6 +169,20 @@ def _check_place(text: str) -> None:
             f"--output {shown(text)} is a device or a pipe, which no picture can be put in the "
             "place of; -o - writes one to standard output"
         )
+
+
+def _check_tokens(text: str) -> None:
+    """Raise BadRequest for a {token} that no picture has, or that cannot be said so."""
+    for said in re.findall(r"\{(.*?)\}", text):
+        token, colon, _ = said.partition(":")
+        if token not in TOKENS:
+            allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
+            raise BadRequest(f"--output has no {{{said}}}; choose from {allowed}")
+        if colon and (token not in NUMBERS or not _TOKEN.fullmatch(f"{{{said}}}")):
+            numbers = ", ".join(f"{{{token}}}" for token in NUMBERS)
+            raise BadRequest(
+                f"--output {{{said}}}: how many digits can be said of {numbers}, as {{seed:06}}"
+            )
 
 
 def usual(form: Format) -> str:

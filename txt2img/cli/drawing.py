@@ -56,6 +56,7 @@ class Order:
 def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked, batching = context.params, manner.batching
+    viewing = manner.viewing.found()
     order = Order(
         destination(manner.filed, wish.several, batching, context),
         batching,
@@ -63,7 +64,7 @@ def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
         manner.precision,
         asked["quiet"] or not launch.found().first,  # one speaks for all
         asked["json"],
-        manner.viewing if launch.found().first else replace(manner.viewing, preview=None),
+        viewing if launch.found().first else replace(viewing, preview=None),
     )
     if batching.dry_run:
         return rehearse(wish, order) if launch.found().first else 0

@@ -34,7 +34,7 @@ class OtherFiles:
     text_encoder: options.TextEncoders = None
 
     def library(self) -> Library:
-        """The files and folders that the options name. BadRequest."""
+        """The files and folders that the options name. ModelNotFound, BadRequest."""
         from txt2img.weights.places import folders
 
         loras: dict[str, Path] = {}
@@ -81,7 +81,7 @@ class Named(OtherFiles, Likeness, Fewer):
 
 
 def found(option: str, name: str) -> str:
-    """Where the file or folder of that path or name is. BadRequest."""
+    """Where the file or folder of that path or name is. ModelNotFound, BadRequest."""
     from txt2img.weights.places import find_file
 
     return str(find_file(option, name))
@@ -99,7 +99,7 @@ def refiner(text: str) -> tuple[str, float | None]:
 
 
 def lora_file(text: str) -> tuple[Lora, Path]:
-    """What FILE[:W[:TE]] means. BadRequest."""
+    """What FILE[:W[:TE]] means. ModelNotFound, BadRequest."""
     match = _LORA.fullmatch(text)
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
@@ -112,7 +112,7 @@ def lora_file(text: str) -> tuple[Lora, Path]:
 
 
 def embedding_file(text: str) -> tuple[str, Path]:
-    """What FILE[:WORD] means: the word and its file. BadRequest, BadFile."""
+    """What FILE[:WORD] means: the word and its file. ModelNotFound, BadRequest, BadFile."""
     file, _, word = text.rpartition(":")
     if os.path.lexists(text) or not file:
         from txt2img.weights.embeddings import word_of

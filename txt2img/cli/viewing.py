@@ -1,7 +1,7 @@
 """The options for seeing pictures come into being: previews, steps, animations."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +97,14 @@ class Viewing:
                 raise BadRequest(f"{option} and -o are the same file; name another")
             if os.path.lexists(path) and not overwrite and not frames.marked(path):
                 raise _in_the_way(option, path)
+
+    def found(self) -> "Viewing":
+        """The same with the previews' VAE where it is. ModelNotFound, BadRequest."""
+        if self.preview_vae in (None, OWN):
+            return self
+        from txt2img.weights.places import find_file
+
+        return replace(self, preview_vae=str(find_file("--preview-vae", str(self.preview_vae))))
 
     @property
     def kind(self) -> str:

@@ -65,12 +65,12 @@ def find(name: str) -> Path:
 
 
 def find_file(option: str, name: str) -> Path:
-    """The same of what another option than --model takes: a LoRA, a VAE, … BadRequest."""
+    """The same of what another option than --model takes: a LoRA, a VAE, … Raises as `find`."""
     odd = ":" in name and not name.endswith(SUFFIX) and not os.path.lexists(name)
     if not odd and (found := _sought(name)) is not None:
         return found
     hint = nearest(name, names())
-    raise BadRequest(
+    raise ModelNotFound(
         f"{option}: no file {shown(name)}, and no name that txt2img models list shows{hint}"
     )
 
