@@ -65,6 +65,18 @@ def test_a_cpu_learns_in_bf16_only_where_it_is_in_hardware(
     assert for_training("cpu", "bf16").dtype == torch.bfloat16
 
 
+def test_moments_that_fade_away_are_zeros_to_training_on_a_processor() -> None:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    faded = torch.tensor([1e-38])
+    assert float(faded * 0.1) > 0
+    try:
+        for_training("cpu")
+        assert float(faded * 0.1) == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("fp16", torch.float16), ("BF16", torch.bfloat16), ("float32", torch.float32)],
