@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -69,6 +70,19 @@ def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) 
     quick.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert not plans(drawing)
     assert all("B less" in line for line in drawing.memory.news())
+
+
+def test_freed_memory_is_kept_where_there_is_enough(
+    drawing: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("give_back", "keep_freed"):
+        monkeypatch.setattr(room, name, partial(called.append, name))
+    quick.network(drawing, request(steps=7), LATENT)
+    assert called == ["give_back", "keep_freed"]
+    drawing.memory.spare = 0
+    quick.network(drawing, request(steps=7), LATENT)
+    assert called == ["give_back", "keep_freed"]
 
 
 def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.MonkeyPatch) -> None:

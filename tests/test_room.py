@@ -1,5 +1,7 @@
 """How much memory there is: the least of what the machine, the group and the process allow."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,37 @@ def test_a_process_that_is_limited_may_take_less(
 
 def test_here_there_is_some() -> None:
     assert room.available() > 0
+
+
+HELD = """
+import os
+from txt2img import room
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+def used():
+    block = bytes(1) * (96 << 20)
+    bytearray(block)
+
+used()
+before = held()
+room.keep_freed()
+used()
+kept = held()
+room.give_back()
+print(before, kept, held())
+"""
+
+
+@pytest.mark.skipif(room._of_libc("mallopt") is None, reason="another C library than glibc")
+def test_freed_memory_is_kept_until_it_is_to_be_given_back() -> None:
+    # in a process of its own, whose memory nothing else moves
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    before, kept, after = map(int, done.stdout.split())
+    assert kept > before + 90
+    assert after < before + 30
 
 
 @pytest.fixture

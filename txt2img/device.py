@@ -57,13 +57,14 @@ def for_training(name: str | None = None, dtype: str | None = None) -> Device:
     """The device and precision to learn in: bf16, whose range needs no care, where it is quick.
 
     A CPU without it in hardware computes in it hundreds of times slower. Raises BadRequest.
-    On a CPU torch is told to take denormal numbers for zeros.
+    On a CPU torch is told to take denormal numbers for zeros, and freed memory is kept.
     """
     device = choose(name, dtype)
     if device.torch_device.type == "cpu":
         # the optimiser's moments of weights that are seldom used fade into such numbers, and with
         # them AdamW's step takes 17 times as long
         torch.set_flush_denormal(True)
+        room.keep_freed()
     if dtype is not None:
         return device
     quick = has_bf16(device.torch_device)

@@ -41,12 +41,15 @@ def _prepare(
     if memory.low or next(network.parameters()).device.type != "cpu":
         return prepared.restore(network)
     if memory.spare is None:
+        room.give_back()  # what a model before this one left
         memory.spare = int(PART * room.available())
     spare = memory.spare * (NETWORK if name == "unet" else 1 - NETWORK)
     best = Plan(looks)
     needs = {p: prepared.need(network, *size, p) for p in (best, *_lesser(best))}
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= spare), None)
-    if plan is not best:
+    if plan is best:
+        room.keep_freed()
+    else:
         less = needs[best] - (0 if plan is None else needs[plan])
         memory.tell(SLOWER.format(what=f"the {name}", more=units.size(less)))
     prepared.prepare(network, plan)

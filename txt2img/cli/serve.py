@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from txt2img import __version__, locks
+from txt2img import __version__, locks, room
 from txt2img.cli import wire
 from txt2img.cli.signals import STOP, Stopped
 from txt2img.cli.streams import Streams, settle
@@ -163,6 +163,7 @@ class Worker:
             with suppress(OSError):
                 wire.send(job.connection, {"code": code})
         gc.collect()  # while nobody waits
+        room.give_back()
 
 
 def outdated(source: str) -> bool:
