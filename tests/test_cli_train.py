@@ -55,6 +55,21 @@ def test_progress_is_plain_without_a_terminal(
     assert command("train", "pictures", "--out", "m", "-q").err == ""
 
 
+def test_it_says_once_a_part_what_could_not_be_compiled(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(_: TrainConfig) -> Iterator[Report]:
+        for name, plain in (("vae", False), ("unet", True)):
+            for step in (1, 2):
+                yield Report(name, step, 2, 1.0, 1e-3, 40.0, None, plain)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    Path("pictures").mkdir()
+    lines = command("train", "pictures", "--out", "m").err.splitlines()
+    [line] = [line for line in lines if line.startswith("Warning")]
+    assert line == "Warning: unet would learn wrongly compiled here; it runs uncompiled"
+
+
 def test_a_file_says_what_options_do_not(
     command: Command, folder: Path, seen: list[TrainConfig]
 ) -> None:

@@ -158,6 +158,29 @@ def test_a_part_of_the_learner_learns_more_slowly() -> None:
         assert moved.mean().item() == pytest.approx(0.25 if "text" in name else 1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_what_would_learn_wrongly_compiled_runs_as_it_is(
+    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compiled(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+            """The loss; a wrong one's gradient is zero."""
+            loss: torch.Tensor = self.module(*batch)
+            return loss.detach() + 0 * loss if wrong else loss
+
+    run(tiny(tmp_path, what="vae", out=tmp_path / "usual"))
+    monkeypatch.setattr(torch, "compile", Compiled)
+    with torch._dynamo.config.patch(suppress_errors=True):  # what the run sets is put back
+        reports = run(tiny(tmp_path, what="vae", out=tmp_path / "wished", compile=True))
+    assert {report.plain for report in reports} == {wrong}
+    usual, wished = (weights(tmp_path / name) for name in ("usual", "wished"))
+    assert all(torch.equal(usual[name], wished[name]) for name in usual)
+
+
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="--what"):
         run(tiny(tmp_path, what="unet"))

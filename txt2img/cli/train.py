@@ -152,6 +152,9 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
                 report.stage, report.step, report.steps, f"{report.step}/{report.steps} {line}"
             )
             new_stage, stage = report.stage != stage, report.stage
+            if new_stage and report.plain:
+                with bar.aside():
+                    tell(f"Warning: {stage} would learn wrongly compiled here; it runs uncompiled")
             due = not bar.visible and time.monotonic() - told > 30
             last = report.step == report.steps
             if not quiet and (report.sheet or last or ((due or new_stage) and not bar.visible)):

@@ -21,6 +21,7 @@ from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
 from txt2img.train.polish import DecoderStage
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 
+ALIKE = 0.2  # of a gradient: as far as rounding to bf16 in another order may move it, and more
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
 
@@ -35,6 +36,7 @@ class Report:
     lr: float
     images_per_second: float
     sheet: Path | None = None  # samples drawn after this step
+    plain: bool = False  # whether it runs uncompiled against the configuration's wish
 
 
 class Stage(Protocol):
@@ -119,9 +121,11 @@ def optimise(
     learner = stage.learner.to(accelerator.device)
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
     first, spent = load_state(state, learner, mean, optimiser) if config.resume else (0, 0.0)
-    prepared, stepper = accelerator.prepare(compiled(learner, config), optimiser)
-    pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
     batch = stage.batch(first)
+    quick = compiled(learner, batch, accelerator) if config.compile else learner
+    plain = config.compile and quick is learner
+    prepared, stepper = accelerator.prepare(quick, optimiser)
+    pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
     for step in range(first, first if finished(run, first, spent) else run.steps):
         rate = learning_rate(run, step, pace.spent)
         for group in optimiser.param_groups:
@@ -141,7 +145,7 @@ def optimise(
             save_state(state, done, pace.spent, learner, mean, optimiser)
         pictures = (done - first) * run.batch_size * accelerator.num_processes
         speed = pictures / (time.perf_counter() - clock)
-        yield Report(stage.name, done, run.steps, value, rate, speed, sheet)
+        yield Report(stage.name, done, run.steps, value, rate, speed, sheet, plain)
         if ends:
             break
     mean.swap(learner)
@@ -175,13 +179,26 @@ def descend(
     optimiser.zero_grad()
 
 
-def compiled(learner: nn.Module, config: TrainConfig) -> nn.Module:
-    """The learner, compiled where the configuration asks for it."""
-    if not config.compile:
-        return learner
+def compiled(learner: nn.Module, batch: tuple[Tensor, ...], accelerator: Accelerator) -> nn.Module:
+    """The learner compiled, or as it is where its gradient of a batch is another so.
+
+    A compiler can be wrong without failing: torch 2.13's for processors makes zeros of most of a
+    U-Net's gradient in bf16, of which the loss tells nothing for an hour.
+    """
     # a part that this machine cannot compile runs as it is
     torch._dynamo.config.suppress_errors = True
-    return cast(nn.Module, torch.compile(learner))
+    quick = cast(nn.Module, torch.compile(learner))
+    with accelerator.autocast():
+        true, other = (gradient(module, batch, accelerator.device) for module in (learner, quick))
+    return quick if (other - true).norm() <= ALIKE * true.norm() else learner
+
+
+def gradient(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:
+    """The gradient of a batch's loss, in one row; none is left behind."""
+    loss_of(learner, batch, device).backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters()]
+    learner.zero_grad()
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 def sample(stage: Stage, out: Path, mean: RunningMean, done: int) -> Path:
