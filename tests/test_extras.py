@@ -136,5 +136,5 @@ def test_a_file_may_be_followed_by_its_weights(folder: Path) -> None:
         "",
         "a.safetensors:-",
     ):
-        with pytest.raises(BadRequest, match=r"--lora|LoRA"):
+        with pytest.raises((BadRequest, ModelNotFound), match=r"--lora|LoRA"):
             lora_file(text)

@@ -110,6 +110,12 @@ def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.A
     return torch.optim.AdamW(table, lr=run.lr, fused=True)
 
 
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Let each group learn at its part of a rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
+
+
 def optimise(
     stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
 ) -> Generator[Report, None, bool]:
@@ -122,14 +128,12 @@ def optimise(
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
     first, spent = load_state(state, learner, mean, optimiser) if config.resume else (0, 0.0)
     batch = stage.batch(first)
-    quick = compiled(learner, batch, accelerator) if config.compile else learner
-    plain = config.compile and quick is learner
+    quick, plain = compiled(learner, batch, config, accelerator)
     prepared, stepper = accelerator.prepare(quick, optimiser)
     pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
     for step in range(first, first if finished(run, first, spent) else run.steps):
         rate = learning_rate(run, step, pace.spent)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["rate"]
+        set_rate(optimiser, rate)
         loss = loss_of(prepared, batch, accelerator.device)
         descend(loss, prepared, stepper, run.clip, accelerator)
         mean.update(learner, step)
@@ -179,18 +183,25 @@ def descend(
     optimiser.zero_grad()
 
 
-def compiled(learner: nn.Module, batch: tuple[Tensor, ...], accelerator: Accelerator) -> nn.Module:
-    """The learner compiled, or as it is where its gradient of a batch is another so.
+def compiled(
+    learner: nn.Module, batch: tuple[Tensor, ...], config: TrainConfig, accelerator: Accelerator
+) -> tuple[nn.Module, bool]:
+    """The learner, compiled if that is wished and does not change its gradient of a batch.
+
+    And whether it stays as it is against that wish.
 
     A compiler can be wrong without failing: torch 2.13's for processors makes zeros of most of a
     U-Net's gradient in bf16, of which the loss tells nothing for an hour.
     """
+    if not config.compile:
+        return learner, False
     # a part that this machine cannot compile runs as it is
     torch._dynamo.config.suppress_errors = True
     quick = cast(nn.Module, torch.compile(learner))
     with accelerator.autocast():
         true, other = (gradient(module, batch, accelerator.device) for module in (learner, quick))
-    return quick if (other - true).norm() <= ALIKE * true.norm() else learner
+    alike = bool((other - true).norm() <= ALIKE * true.norm())
+    return (quick, False) if alike else (learner, True)
 
 
 def gradient(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:
