@@ -47,7 +47,7 @@ def keep_freed() -> None:
     """Have the C library keep memory that is freed for what is computed next.
 
     By itself glibc gives large blocks back at once, and then each page of the next one has to be
-    asked for and cleared: a sixth of the time of decoding large pictures one after the other.
+    asked for and cleared: a tenth of the time of decoding large pictures one after the other.
     Another library is left as it is.
     """
     if mallopt := _of_libc("mallopt"):
