@@ -136,10 +136,7 @@ def test_tokens_are_filled() -> None:
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),
         ("{seed:05}/b.png", "file's name only"),
-        (
-            "{prompt:05}.png",
-            r"\{prompt:05\}: how many digits can be said of",
-        ),
+        ("{prompt:05}.png", r"\{prompt:05\}: how many digits can be said of"),
         ("{seed:>5}.png", r"\{seed:>5\}: how many digits"),
         ("{seed:}.png", r"\{seed:\}: how many digits"),
         ("-", "no name"),

@@ -1,6 +1,5 @@
 """How much memory this process may still take and keeps, and on how many cores it may compute."""
 
-import ctypes
 import math
 import os
 import re
@@ -63,6 +62,8 @@ def give_back() -> None:
 
 def _of_libc(name: str) -> Callable[..., int] | None:
     """A function of the C library on Linux, if there is one of that name."""
+    import ctypes  # not needed by what only asks how much there is
+
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 

@@ -9,6 +9,7 @@ import typer
 
 from txt2img import frames, output
 from txt2img.cli import complete
+from txt2img.cli.extras import found
 from txt2img.cli.options import positive
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.escape import shown
@@ -102,9 +103,7 @@ class Viewing:
         """The same with the previews' VAE where it is. ModelNotFound, BadRequest."""
         if self.preview_vae in (None, OWN):
             return self
-        from txt2img.weights.places import find_file
-
-        return replace(self, preview_vae=str(find_file("--preview-vae", str(self.preview_vae))))
+        return replace(self, preview_vae=found("--preview-vae", str(self.preview_vae)))
 
     @property
     def kind(self) -> str:

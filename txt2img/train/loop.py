@@ -110,10 +110,12 @@ def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.A
     return torch.optim.AdamW(table, lr=run.lr, fused=True)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Let each group learn at its part of a rate."""
+def set_rate(optimiser: torch.optim.Optimizer, run: Run, step: int, spent: float) -> float:
+    """Let each group learn at its part of a step's rate; gives that rate."""
+    rate = learning_rate(run, step, spent)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate"]
+    return rate
 
 
 def optimise(
@@ -128,12 +130,12 @@ def optimise(
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
     first, spent = load_state(state, learner, mean, optimiser) if config.resume else (0, 0.0)
     batch = stage.batch(first)
-    quick, plain = compiled(learner, batch, config, accelerator)
+    last = first if finished(run, first, spent) else run.steps
+    quick, plain = compiled(learner, batch, config.compile and first < last, accelerator)
     prepared, stepper = accelerator.prepare(quick, optimiser)
     pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
-    for step in range(first, first if finished(run, first, spent) else run.steps):
-        rate = learning_rate(run, step, pace.spent)
-        set_rate(optimiser, rate)
+    for step in range(first, last):
+        rate = set_rate(optimiser, run, step, pace.spent)
         loss = loss_of(prepared, batch, accelerator.device)
         descend(loss, prepared, stepper, run.clip, accelerator)
         mean.update(learner, step)
@@ -184,7 +186,7 @@ def descend(
 
 
 def compiled(
-    learner: nn.Module, batch: tuple[Tensor, ...], config: TrainConfig, accelerator: Accelerator
+    learner: nn.Module, batch: tuple[Tensor, ...], wished: bool, accelerator: Accelerator
 ) -> tuple[nn.Module, bool]:
     """The learner, compiled if that is wished and does not change its gradient of a batch.
 
@@ -193,7 +195,7 @@ def compiled(
     A compiler can be wrong without failing: torch 2.13's for processors makes zeros of most of a
     U-Net's gradient in bf16, of which the loss tells nothing for an hour.
     """
-    if not config.compile:
+    if not wished:
         return learner, False
     # a part that this machine cannot compile runs as it is
     torch._dynamo.config.suppress_errors = True
