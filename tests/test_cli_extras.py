@@ -129,8 +129,12 @@ def test_files_that_are_not_there_are_refused_before_the_model_loads(
 @pytest.mark.parametrize("option", ["--lora-dir", "--embedding-dir"])
 def test_folders_that_are_not_there_are_refused(option: str, draw: Command, files: Path) -> None:
     outcome = draw("a", option, "nowhere")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == f'Error: {option}: no folder "nowhere"\n'
+    Path("file").touch()
+    outcome = draw("a", option, "file")
     assert (outcome.code, outcome.out) == (2, "")
-    assert f'{option}: "nowhere" is not a folder' in outcome.err
+    assert f'{option}: "file" is not a folder' in outcome.err
 
 
 def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:

@@ -99,7 +99,9 @@ def below(folder: Path, name: str) -> Path | None:
 
 
 def checked_folder(option: str, folder: Path) -> Path:
-    """The folder, which must be one. BadRequest."""
+    """The folder, which must be one. ModelNotFound if nothing is there, else BadRequest."""
+    if not folder.exists():
+        raise ModelNotFound(f"{option}: no folder {shown(str(folder))}")
     if not folder.is_dir():
         raise BadRequest(f"{option}: {shown(str(folder))} is not a folder")
     return folder
