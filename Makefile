@@ -16,10 +16,10 @@ PROMPT ?= red apple, 3d emoji
 SEED ?= 42
 DATA ?= data/artwork.zip
 SIZE ?= 256
-STYLES ?= fluent,flat
+STYLES ?= fluent,flat,noto,twemoji
 BACKGROUNDS ?= 0.5
-VIEWS ?= 0
-SCENES ?= 4000
+VIEWS ?= 2
+SCENES ?= 2500
 QUALITY ?=
 CONCEPTS ?= txt2img/train/concepts.txt
 OUT ?= runs/default
@@ -27,7 +27,7 @@ CONFIG ?= txt2img/train/cpu.toml
 MODEL ?= default
 SHEET := tests/pictures/sheet.png
 LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
-	STYLES=fluent,flat,noto,twemoji VIEWS=2 SCENES=5000 QUALITY=90
+	SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 # Of each file the tests run in one process, so that what they share is made once.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
