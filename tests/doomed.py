@@ -12,9 +12,10 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from txt2img import disk
+from txt2img import batch, disk
 from txt2img.cli import app
 
+ON_CARD = "DOOMED_ON_CARD"
 PRELOADED = ["doomed", "txt2img.batch", "txt2img.weights.load"]
 HERE = Path(__file__).parent
 
@@ -28,13 +29,15 @@ def start(
     """A process that runs a command line here, its stdout a file, with more `variables`.
 
     With `calls` it kills itself when it deals with the disk for the last time but so many.
+    Where this process has ON_CARD in its environment, files are encoded as if a card drew.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
     os.environ["OMP_NUM_THREADS"] = "1"
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    more = {name: os.environ[name] for name in (ON_CARD,) if name in os.environ}
     process = context.Process(
-        target=run, args=(list(arguments), os.getcwd(), out, calls, variables)
+        target=run, args=(list(arguments), os.getcwd(), out, calls, {**more, **(variables or {})})
     )
     process.start()
     return process
@@ -45,11 +48,13 @@ def run(
     folder: str,
     out: str,
     calls: int | None,
-    variables: Mapping[str, str] | None,
+    variables: Mapping[str, str],
 ) -> None:
     """What such a process does."""
     os.chdir(folder)
-    os.environ |= variables or {}
+    os.environ |= variables
+    if ON_CARD in variables:
+        batch.on_card = lambda model: True
     with open(out, "wb") as file:
         os.dup2(file.fileno(), 1)
     if calls is not None:

@@ -1,5 +1,7 @@
 """Many pictures: in order, each written when it is done, none changed by the batch size."""
 
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -7,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from txt2img import batch, png
-from txt2img.batch import Failed, Finished, Step, batches, each, run
+from txt2img import batch, finishing, png
+from txt2img.batch import Step, batches, each, run
 from txt2img.errors import BadRequest
+from txt2img.finishing import Decoded, Failed, Finished
 from txt2img.gate import Policy
 from txt2img.ledger import items
 from txt2img.models.shapes import VAEConfig
@@ -26,6 +29,13 @@ def drawn(model: Model, requests: list[Request], batch_size: int = 1) -> list[Fi
     planned = items(each(requests, model), target, model.hash)
     events = run(model, batches(planned, batch_size), target)
     return [event for event in events if isinstance(event, Finished)]
+
+
+def events_of(model: Model, request: Request) -> Generator[batch.Event | Decoded, None, None]:
+    """What happens while a request's pictures are drawn one after the other."""
+    target = parse("{index}.png", several=True)
+    planned = items(each([request], model), target, model.hash)
+    return run(model, batches(planned, 1), target)
 
 
 def test_each_picture_has_its_own_seed(sd1_model: Model) -> None:
@@ -87,8 +97,9 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures of a group are decoded at once, as on a card."""
+    """The pictures of a group are decoded at once, and encoded during the next, as on a card."""
     monkeypatch.setattr(batch, "one_by_one", lambda x: [x])
+    monkeypatch.setattr(batch, "on_card", lambda model: True)
 
 
 @pytest.mark.usefixtures("together")
@@ -98,7 +109,7 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
     alone = [done.path.read_bytes() for done in drawn(sd1_model, [replace(SMALL, count=3)])]
     for path in folder.glob("*.png"):
         path.unlink()
-    own, may = batch.encode, Event()
+    own, may = finishing.encode, Event()
 
     def late(*picture: object) -> bytes:
         if picture[1].seed == SMALL.seed:  # type: ignore[attr-defined]
@@ -107,8 +118,8 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
             may.set()
         return own(*picture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "encode", late)
-    monkeypatch.setattr(batch.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(finishing, "encode", late)
+    monkeypatch.setattr(finishing.os, "cpu_count", lambda: 3)
     finished = drawn(sd1_model, [replace(SMALL, count=3)], 3)
     assert [done.path.name for done in finished] == ["0001.png", "0002.png", "0003.png"]
     assert [done.path.read_bytes() for done in finished] == alone
@@ -118,14 +129,14 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
 def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
     sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = batch.encode
+    own = finishing.encode
 
     def broken(*picture: object) -> bytes:
         if picture[1].seed == 43:  # type: ignore[attr-defined]
             raise BadRequest("too long a text")
         return own(*picture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "encode", broken)
+    monkeypatch.setattr(finishing, "encode", broken)
     target = parse("{index}.png", several=True)
     planned = list(items(each([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash))
     with pytest.raises(BadRequest, match="too long"):
@@ -137,3 +148,78 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
     ends = [event for event in events if isinstance(event, Finished | Failed)]
     assert [event.item.index for event in ends] == [1, 2, 3]
     assert isinstance(ends[1], Failed)
+
+
+@pytest.mark.usefixtures("together")
+def test_a_picture_is_encoded_while_the_next_is_drawn(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held until the second's first step: drawing does not wait, and none is lost."""
+    alone = [done.path.read_bytes() for done in drawn(sd1_model, [replace(SMALL, count=2)])]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    own, may = finishing.encode, Event()
+
+    def late(*picture: object) -> bytes:
+        assert may.wait(60)
+        return own(*picture)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finishing, "encode", late)
+    seen = []
+    for event in events_of(sd1_model, replace(SMALL, count=2)):
+        seen.append(type(event).__name__)
+        if event == Step(2, 2, 1, 2):
+            assert not list(folder.glob("*.png"))
+            may.set()
+    told = ["Started", "Step", "Step", "Decoded", "Started", "Step"]
+    assert [seen[:6], sorted(seen[6:])] == [told, ["Decoded", "Finished", "Finished", "Step"]]
+    assert seen.index("Finished") < seen.index("Decoded", 4)  # before the next has its name
+    assert [path.read_bytes() for path in sorted(folder.glob("*.png"))] == alone
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("end", ["asked", "failed", "empty"])
+def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A stop that was asked for, a failure of the next picture, a wait for other processes."""
+    own, target = batch.sampled, parse("{index}.png", several=True)
+
+    def broken(model: Model, requests: list[Request]) -> object:
+        if end == "failed" and requests[0].seed == 43:
+            raise BadRequest("no such size")
+        return own(model, requests)
+
+    monkeypatch.setattr(batch, "sampled", broken)
+    planned = items(each([replace(SMALL, count=2)], sd1_model), target, sd1_model.hash)
+    groups = [[item] for item in planned]
+    if end == "empty":
+        groups.insert(1, [])
+    seen = []
+    with suppress(BadRequest):
+        for event in run(sd1_model, groups, target, last=lambda: end == "asked"):
+            seen.append(type(event).__name__)
+    first = seen.index("Finished")
+    assert seen.index("Decoded") < first
+    assert (first < seen.index("Started", 1)) == (end != "failed")
+    assert len(list(folder.glob("*.png"))) == (1 if end == "failed" else 2)
+
+
+@pytest.mark.usefixtures("together")
+def test_what_ends_at_once_leaves_the_latents_of_what_is_not_written(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may = Event()
+    own = finishing.encode
+    monkeypatch.setattr(finishing, "encode", lambda *given: may.wait(60) and own(*given))
+    events = events_of(sd1_model, replace(SMALL, count=2))
+    for event in events:
+        if event == Step(2, 2, 1, 2):
+            may.set()
+            break
+    events.close()
+    assert not list(folder.glob("*.png"))
+    assert len(list(folder.glob(".txt2img-*.latent"))) == 1
+    [first, second] = drawn(sd1_model, [replace(SMALL, count=2)])  # the first is only decoded
+    assert [first.path.name, second.path.name] == ["0001.png", "0002.png"]
+    assert not list(folder.glob(".txt2img-*.latent"))

@@ -3,12 +3,16 @@
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Command, Outcome
 
 from txt2img import batch, output
+from txt2img.diffusion.samplers import State
+from txt2img.request import Request
+from txt2img.weights.load import Model
 
 
 def refused(outcome: Outcome, code: int, *parts: str) -> None:
@@ -191,6 +195,26 @@ def test_a_stop_keeps_what_is_finished(
     said = "Stopped; pictures that were finished are kept.\n"
     assert outcome.err == f"{finishing}{''.join(kept)}{said}"
     assert sorted(path.name for path in folder.glob("*.png")) == done
+
+
+def test_a_stop_during_a_picture_finishes_it_and_those_that_are_encoded_meanwhile(
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, where the second picture has begun before the first is written."""
+    own, begun = batch.sampled, []
+
+    def stopping(model: Model, requests: list[Request]) -> Iterator[State]:
+        begun.append(requests)
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return own(model, requests)
+
+    monkeypatch.setattr(batch, "sampled", stopping)
+    monkeypatch.setattr(batch, "on_card", lambda model: True)
+    outcome = draw("x", "--seed", "1", "--count", "3")
+    assert (outcome.code, outcome.out.split()) == (130, ["x-1.png", "x-2.png"])
+    assert "Finishing the picture" in outcome.err
+    assert sorted(path.name for path in folder.iterdir()) == ["x-1.png", "x-2.png"]
 
 
 def test_what_nobody_foresaw_is_one_line_too(

@@ -7,8 +7,9 @@ import pytest
 from conftest import Command, Outcome
 
 from txt2img import png
-from txt2img.batch import Finished, batches, each, run
+from txt2img.batch import batches, each, run
 from txt2img.extras import Lora
+from txt2img.finishing import Finished
 from txt2img.ledger import items
 from txt2img.library import Library
 from txt2img.output import parse

@@ -11,9 +11,10 @@ from test_pipeline import SMALL, Decoder, Net, mock, net, seeds, vae
 from torch import Tensor, nn
 
 from txt2img import batch, decoding, denoising, pipeline
-from txt2img.batch import Finished, Told, batches, each, run
+from txt2img.batch import Told, batches, each, run
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import OutOfMemory, Rejected
+from txt2img.finishing import Finished
 from txt2img.ledger import items
 from txt2img.memory import is_short, room_for
 from txt2img.output import parse

@@ -25,7 +25,7 @@ ROWS = (
     (
         *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
         *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
-        "denoising.py",
+        *("denoising.py", "finishing.py"),
     ),
     ("train/",),
     ("cli/",),
@@ -48,6 +48,7 @@ HOMES = {
         "pipeline.py",
         "previews.py",
         "batch.py",
+        "finishing.py",
         "train/",
         "cli/",
     ),

@@ -56,6 +56,15 @@ def finish(*arguments: str) -> list[str]:
     return Path("said").read_text().splitlines()
 
 
+@pytest.fixture(params=["cpu", "card"])
+def place(
+    request: pytest.FixtureRequest, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is written before the next picture is begun, or encoded meanwhile."""
+    if request.param == "card":
+        monkeypatch.setenv(doomed.ON_CARD, "1")
+
+
 def left(folder: str) -> dict[str, bytes]:
     """Every file in a folder, hidden ones too."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
@@ -73,6 +82,7 @@ def sound(folder: str) -> int:
     return len(paths)
 
 
+@pytest.mark.usefixtures("place")
 def test_killed_at_any_moment_a_batch_can_go_on(line: Line, whole: dict[str, bytes]) -> None:
     seen, killed = set(), 0
     # Before each kind of dealing, with other pictures done; at 11 its latent is of no use.
@@ -89,6 +99,7 @@ def test_killed_at_any_moment_a_batch_can_go_on(line: Line, whole: dict[str, byt
     assert left("new") == whole
 
 
+@pytest.mark.usefixtures("place")
 def test_two_processes_lose_and_double_nothing(line: Line, whole: dict[str, bytes]) -> None:
     processes = [doomed.start((*line, "-o", "new/"), f"out-{i}") for i in range(2)]
     for process in processes:
@@ -99,6 +110,7 @@ def test_two_processes_lose_and_double_nothing(line: Line, whole: dict[str, byte
     assert sorted(said[0] + said[1]) == sorted(f"new/{name}" for name in whole)
 
 
+@pytest.mark.usefixtures("place")
 def test_what_a_killed_process_had_claimed_another_draws(
     line: Line, whole: dict[str, bytes]
 ) -> None:
@@ -117,6 +129,7 @@ def files(folder: str) -> Iterator[tuple[str, bytes]]:
         yield path.name, path.read_bytes()
 
 
+@pytest.mark.usefixtures("place")
 def test_shards_are_together_the_whole(line: Line, whole: dict[str, bytes]) -> None:
     plain = [word for word in line if word != "--resume"]
     counts = []

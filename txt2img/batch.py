@@ -1,16 +1,12 @@
 """Many requests, drawn one batch after the other; every picture is written when it is done."""
 
-import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,19 +16,17 @@ from txt2img import __version__, gate
 from txt2img.decoding import one_by_one
 from txt2img.device import describe
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
+from txt2img.finishing import FAILURES, Decoded, Failed, Finished, Finisher
 from txt2img.formats import PNG, Format
 from txt2img.gate import Policy
 from txt2img.latents import Shelf
 from txt2img.ledger import Item, Ledger
 from txt2img.output import Output
 from txt2img.pipeline import decode, latent_shape, noise_levels, sampled, shape
-from txt2img.png import Origin, check_room, encode, pixels_sha256
+from txt2img.png import Origin, check_room
 from txt2img.request import Request
 from txt2img.weights.load import Model, device_of
 from txt2img.weights.wear import ready
-
-# What one picture's failure is; all else, such as a full disk, ends a run.
-FAILURES = (Rejected, OutOfMemory, BadRequest)
 
 
 @dataclass(frozen=True)
@@ -52,38 +46,6 @@ class Step:
     steps: int
     items: tuple[Item, ...] = field(default=(), compare=False)
     x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w): what they may become
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A picture that will be, and is not written yet."""
-
-    item: Item
-    picture: Image.Image
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A picture is written."""
-
-    path: Path
-    item: Item
-    origin: Origin
-    seconds: float  # its share of the time that its batch took
-    pixels_sha256: str
-
-    @property
-    def request(self) -> Request:
-        """This picture's own request, filled."""
-        return self.item.request
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A picture could not be made, and the run goes on without it."""
-
-    item: Item
-    error: Txt2imgError
 
 
 @dataclass(frozen=True)
@@ -131,29 +93,73 @@ def run(
     output: Output,
     policy: Policy | None = None,
     shelf: Shelf | None = None,
+    last: Callable[[], bool] = lambda: False,
 ) -> Generator[Event | Decoded, None, None]:
     """Draw and write pictures, those of a group together.
 
+    A card draws the next group while files of this one are encoded, but not before an empty group,
+    or when `last` says that whoever listens will end the run after what was begun.
     Without policy.skip, raises what the first picture that fails does.
     """
-    shelf = shelf or Shelf(output, origin(model))
-    for group in groups:
-        yield Started(tuple(group))
-        yield from _finished(model, group, output, shelf, policy or Policy())
+    shelf, policy = shelf or Shelf(output, origin(model)), policy or Policy()
+    beside = on_card(model) and shelf.on  # without a shelf, an end would lose what was drawn
+    with closing(Finisher(output, shelf, policy.skip, beside)) as finisher:
+        for group in groups:
+            if not group or last():
+                yield from finisher.all()
+            if group:
+                yield Started(tuple(group))
+                yield from _written(_drawn(model, group, shelf, policy), finisher)
+        yield from finisher.all()
+
+
+def on_card(model: Model) -> bool:
+    """Whether the processor is free while the model draws."""
+    return device_of(model).type != "cpu"
+
+
+def _written(
+    events: Iterable[Event | Decoded], finisher: Finisher
+) -> Generator[Event | Decoded, None, None]:
+    """The events of one group, and of the pictures before it and in it that are written by then."""
+    older = len(finisher.waiting)
+    try:
+        for event in events:
+            if isinstance(event, Decoded) and older:
+                yield from finisher.all()  # a picture's files must know the names before its own
+                older = 0
+            yield event
+            if isinstance(event, Decoded):
+                finisher.add(event)
+            yield from finisher.ready()
+    except Txt2imgError:
+        yield from finisher.all()
+        raise
 
 
 def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[Item], None, None]:
-    """Batches of what no other process draws; when these are done, what others left undone."""
+    """Batches of what no other process draws; when these are done, what others left undone.
+
+    Before it waits for others it gives an empty batch: all must be written by the next.
+    """
     late: list[Item] = []
-    for group in batches(ledger.free(items, late), size):
-        try:
+    held: deque[list[Item]] = deque()
+    try:
+        for group in batches(ledger.free(items, late), size):
+            held.append(group)
             yield group
-        finally:
+            while len(held) > 1:  # the latest may not be written yet
+                ledger.release(held.popleft())
+        if late:
+            yield []
+    finally:
+        for group in held:
             ledger.release(group)
     for item in late:  # one by one: who waits must hold nothing that others wait for
         if ledger.wait(item):
             try:
                 yield [item]
+                yield []
             finally:
                 ledger.release([item])
 
@@ -188,65 +194,37 @@ def precision(model: Model) -> str:
     return ",".join(f"{part}={name}" for part, name in names.items())
 
 
-def _finished(
-    model: Model, group: list[Item], output: Output, shelf: Shelf, policy: Policy, tries: int = 0
+def _drawn(
+    model: Model, group: list[Item], shelf: Shelf, policy: Policy, tries: int = 0
 ) -> Iterator[Event | Decoded]:
-    """Draw a group and write what passes the gate; what fails is drawn alone, or again."""
+    """Draw a group; gives what passes the gate. What fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
     try:
-        for drawn in _drawn(model, group, shelf):
+        for drawn in _together(model, group, shelf):
             if isinstance(drawn, Step | Told):
                 yield drawn
                 continue
             made_by = shelf.origin
             its = replace(made_by, environment={**made_by.environment, **model.memory.used})
-            its_items = list(islice(left, len(drawn)))
-            with encoded(drawn, its_items, its, output.form) as files:
-                for item, picture, data in zip(its_items, drawn, files, strict=True):
-                    _check(picture, item, policy, shelf)
-                    yield Decoded(item, picture)
-                    path = output.write_as(data(), item.name, item.number)
-                    left.popleft()
-                    shelf.drop(item, path)
-                    seconds = (time.perf_counter() - start) / len(group)
-                    yield Finished(path, item, its, seconds, pixels_sha256(picture))
+            for picture in drawn:
+                _check(picture, left[0], policy, shelf)
+                seconds = (time.perf_counter() - start) / len(group)
+                yield Decoded(left.popleft(), picture, its, seconds)
     except FAILURES as error:
         yield from map(Told, model.memory.news())
         if len(group) > 1:
             if isinstance(error, OutOfMemory):
                 yield Told(SMALLER)
             for item in left:
-                yield from _finished(model, [item], output, shelf, policy)
+                yield from _drawn(model, [item], shelf, policy)
         elif isinstance(error, Rejected) and tries < policy.retries:
             again = _again(group[0], tries + 1)
-            yield from _finished(model, [again], output, shelf, policy, tries + 1)
+            yield from _drawn(model, [again], shelf, policy, tries + 1)
         elif policy.skip:
             yield Failed(group[0], error)
         else:
             raise
-
-
-@contextmanager
-def encoded(
-    pictures: Sequence[Image.Image], items: Sequence[Item], made_by: Origin, form: Format
-) -> Iterator[list[Callable[[], bytes]]]:
-    """What gives each picture's file, as `encode` does: those of several side by side.
-
-    Encoding takes a core for 20 … 80 ms at 512×512 pixels, a card some 400 ms for drawing.
-    """
-    jobs = [
-        partial(encode, picture, item.request, made_by, item.first_seed, form)
-        for item, picture in zip(items, pictures, strict=True)
-    ]
-    if len(jobs) == 1:
-        yield list(jobs)
-        return
-    pool = ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1))
-    try:
-        yield [pool.submit(job).result for job in jobs]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _again(item: Item, attempt: int) -> Item:
@@ -265,7 +243,7 @@ def _check(picture: Image.Image, item: Item, policy: Policy, shelf: Shelf) -> No
         raise
 
 
-def _drawn(
+def _together(
     model: Model, group: list[Item], shelf: Shelf
 ) -> Iterator[Step | Told | list[Image.Image]]:
     """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done.

@@ -11,7 +11,8 @@ from statistics import fmean
 import torch
 
 from txt2img import past
-from txt2img.batch import Event, Finished, Started, Step, precision
+from txt2img.batch import Event, Started, Step, precision
+from txt2img.finishing import Finished
 from txt2img.ledger import Item
 from txt2img.past import Speed
 from txt2img.weights.load import Model, device_of
@@ -29,6 +30,7 @@ class Stopwatch:
     items: tuple[Item, ...] = ()
     began: float = 0.0
     steps: list[float] = field(default_factory=list)  # when each of the group's was done
+    wanted: int = 0  # of them
     finished: int = 0
 
     def through(self, events: Iterable[Event]) -> Generator[Event, None, None]:
@@ -46,13 +48,17 @@ class Stopwatch:
         """Take the time of an event."""
         now = time.perf_counter()
         if isinstance(event, Started):
+            if self.steps and len(self.steps) == self.wanted:  # still to be written, if at all
+                self.group(now)
             self.items, self.began, self.steps, self.finished = event.items, now, [], 0
         elif isinstance(event, Step):
             self.steps.append(now)
-        elif isinstance(event, Finished):
+            self.wanted = event.steps
+        elif isinstance(event, Finished) and event.item in self.items:
             self.finished += 1
             if self.finished == len(self.items) and self.steps:
                 self.group(now)
+                self.steps = []
 
     def group(self, now: float) -> None:
         """A group of pictures is done: the first step apart, which the prompts are read in."""

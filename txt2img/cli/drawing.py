@@ -108,9 +108,6 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
         pictures = batch.each(wish.pictures(), model, refused, order.target.form)
         return batching.mine(items(pictures, order.target, model.hash))
 
-    def plan() -> Iterator[Item]:
-        return launch.found().mine(shard())
-
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
@@ -119,12 +116,14 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
         with bar.aside():
             for error in failures if launch.found().first else ():
                 say_error(error, order.json)
-        groups = batch.claimed(plan(), ledger, size) if ledger else batch.batches(plan(), size)
+        plan = launch.found().mine(shard())
+        groups = batch.claimed(plan, ledger, size) if ledger else batch.batches(plan, size)
         stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
         drawn: launched.Drawn | None = {} if wish.sweep else None
         shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
-        drawing = viewer.watch(batch.run(model, groups, order.target, batching.policy, shelf))
+        run = batch.run(model, groups, order.target, batching.policy, shelf, lambda: STOP.asked)
+        drawing = viewer.watch(run)
         events = Stopwatch(model, loading).through(drawing)
         with closing(drawing), closing(events):
             failed = follow(events, meter, order.json, drawn)
@@ -190,20 +189,21 @@ def follow(
 ) -> int:
     """Say what happens while it does; gives how many pictures failed. Stopped."""
     from txt2img import batch
+    from txt2img.finishing import Failed, Finished
 
     failed = left = 0
     told = False
     for event in events:
         with nullcontext() if isinstance(event, batch.Step) else meter.bar.aside():
             if isinstance(event, batch.Started):
-                left = len(event.items)
+                left += len(event.items)
                 STOP.finishing = True
                 meter.begin(event)
             elif isinstance(event, batch.Step):
                 meter.show(event)
             elif isinstance(event, batch.Told):
                 tell(event.line)
-            elif isinstance(event, batch.Failed):
+            elif isinstance(event, Failed):
                 say_failed(event, json)
                 failed += 1
             elif event.path != Path("-"):
@@ -214,7 +214,7 @@ def follow(
             told = True
             with meter.bar.aside():
                 tell("Finishing the picture; once more stops at once.")
-        if isinstance(event, batch.Finished | batch.Failed):
+        if isinstance(event, Finished | Failed):
             left -= 1
             meter.ready += 1
         if not left:

@@ -11,7 +11,8 @@ from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.batch import Failed, Finished, Started, Step
+    from txt2img.batch import Started, Step
+    from txt2img.finishing import Failed, Finished
 
 
 class Meter:

@@ -18,7 +18,8 @@ from txt2img.output import Output
 from txt2img.png import Origin
 
 if TYPE_CHECKING:
-    from txt2img.batch import Decoded, Event, Step
+    from txt2img.batch import Event, Step
+    from txt2img.finishing import Decoded
     from txt2img.previews import Previewer
     from txt2img.weights.load import Model
 
@@ -59,7 +60,8 @@ class Viewer:
         self, events: "Generator[Event | Decoded, None, None]"
     ) -> "Generator[Event, None, None]":
         """The events of a run, of which those that only show something go no further. BadOutput."""
-        from txt2img.batch import Decoded, Finished, Step
+        from txt2img.batch import Step
+        from txt2img.finishing import Decoded, Finished
 
         with closing(events):
             for event in events:
