@@ -105,6 +105,8 @@ def test_scenes_that_were_not_taught_are_drawn_and_scored(
     assert (report["judged_concept_at_1"], report["judge_on_taught"]) == (1, 1)
     # white, with nothing on it: right about the one thing there is, but not one in number
     assert report["scenes"] == {"all": 0.3333, "count": 0, "ground": 1, "size": 0}
+    # as they should be, the coloured one is right too; the one thing is as white as its ground
+    assert report["true_scenes"] == {"all": 0.6667, "count": 0, "ground": 1, "size": 1}
     # one of three is as it should be, and two as the one picture that was taught
     new = report["measured"]["novelty"]
     assert new["drawn_to_taught"] == 0

@@ -54,6 +54,7 @@ class Report:
     judged_concept_at_1: float | None  # by the judge's features; None without a judge
     judge_on_taught: float | None  # how often the judge is right about the training pictures
     scenes: dict[str, float]  # of each kind of scene that was not taught, how many are right
+    true_scenes: dict[str, float]  # and how many of those as they should be: more cannot be asked
     measured: Measured
     verdicts: tuple[Verdict, ...]
     scored: tuple[Scored, ...]
@@ -123,12 +124,12 @@ def evaluate(
         sure = share([a == b.concept for a, b in zip(names, known, strict=True)])
 
     # 4. Scenes that were not taught.
-    scored, new = scenes(model, data, judge, options) if judge is not None else ([], None)
+    scored, true, new = scenes(model, data, judge, options) if judge else ([], [], None)
 
     # 5. What does not depend on what is drawn.
     price = cost(options.model, words(options)) if options.cost else None
     measured = Measured(copies(model, data), spread(pixels, len(options.seeds)), new, price)
-    return report_of(model, options, verdicts, scored, sure, measured), images
+    return report_of(model, options, verdicts, scored, true, sure, measured), images
 
 
 def taught_judge(data: Pictures, options: argparse.Namespace) -> Judge:
@@ -145,6 +146,7 @@ def report_of(
     options: argparse.Namespace,
     verdicts: Sequence[Verdict],
     scored: Sequence[Scored],
+    true: Sequence[Scored],
     sure: float | None,
     measured: Measured,
 ) -> Report:
@@ -163,6 +165,7 @@ def report_of(
         judged_concept_at_1=share(judged) if judged else None,
         judge_on_taught=sure,
         scenes=shares(scored),
+        true_scenes=shares(true),
         measured=measured,
         verdicts=tuple(verdicts),
         scored=tuple(scored),
@@ -192,23 +195,24 @@ def drawn(
 
 def scenes(
     model: Model, data: Pictures, judge: Judge, options: argparse.Namespace
-) -> tuple[list[Scored], Novelty | None]:
+) -> tuple[list[Scored], list[Scored], Novelty | None]:
     """The scores of scenes that the data set keeps from training, drawn with the first seed.
 
-    Nothing where it keeps none.
+    And the scores of these scenes as they should be. Nothing where it keeps none.
     """
     if not options.scenes or not data.has(HELD_OUT_FILE):
-        return [], None
+        return [], [], None
     rows = Pictures(data.source, HELD_OUT_FILE).rows
     rows = random.Random(0).sample(rows, min(options.scenes, len(rows)))
     concepts = {row.layers[0].file: Caption(row.captions[0]).concept for row in plain_rows(data)}
     seed = options.seeds[0]
     images = drawn(model, [(row.captions[0], seed) for row in rows], options)
-    scored = [
-        score(judge, row, seed, image, concepts) for row, image in zip(rows, images, strict=True)
-    ]
+    scored, true = (
+        [score(judge, row, seed, one, concepts) for row, one in zip(rows, some, strict=True)]
+        for some in (images, [data.scene(row, images[0].height) for row in rows])
+    )
     pixels = torch.stack([small(image) for image in images])
-    return scored, novelty(pixels, painted(data, rows), painted(data, data.rows))
+    return scored, true, novelty(pixels, painted(data, rows), painted(data, data.rows))
 
 
 def painted(data: Pictures, rows: Sequence[Row]) -> Tensor:
