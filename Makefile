@@ -72,6 +72,7 @@ large-data: ## draw the large model's training pictures into data/large.zip
 	@$(MAKE) --no-print-directory data/large.zip $(LARGE)
 
 large-model: ## train the large default model on a GPU, and ship it in the package
+	@test -d runs/large/vae || { mkdir -p runs/large && cp -R txt2img/weights/default/vae runs/large/; }
 	@$(MAKE) --no-print-directory default-model $(LARGE) TORCH=torch
 
 ship-model: ## put the model in OUT into the package

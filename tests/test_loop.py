@@ -17,9 +17,12 @@ from txt2img.errors import BadFile, MissingWeights
 from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 from txt2img.pipeline import generate
 from txt2img.request import Request
+from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.data import Pictures
+from txt2img.train.ema import RunningMean
 from txt2img.train.loop import Report, adamw, fit, is_whole
+from txt2img.train.stages import PictureStage
 from txt2img.weights.load import load
 
 TINY = TrainConfig(
@@ -216,6 +219,36 @@ def test_calls_that_stop_by_the_clock_add_up_to_the_same_run(tmp_path: Path) -> 
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert run(config) == []
+
+
+def test_a_sheet_that_cannot_be_drawn_costs_no_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("another device")
+
+    monkeypatch.setattr(PictureStage, "draw", broken)
+    config = tiny(tmp_path, what="vae", sample_every=4)
+    with pytest.raises(RuntimeError, match="another device"):
+        run(config)
+    assert progress(tmp_path / "model" / "state" / "vae.safetensors")[0] == 4
+
+
+@torch.no_grad()
+def test_a_state_comes_back_in_the_order_of_the_weights(tmp_path: Path) -> None:
+    """A fused optimiser on a card takes moments only as its parameters lie in memory."""
+    conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean, optimiser = RunningMean(conv, 0.9), adamw(conv, Run(steps=1, batch_size=1), {})
+    conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.ones(4)
+    optimiser.step()
+    file = tmp_path / "state.safetensors"
+    save_state(file, 1, 2.0, conv, mean, optimiser)
+    was = optimiser.state[conv.weight]["exp_avg"]
+    again = adamw(conv, Run(steps=1, batch_size=1), {})
+    assert load_state(file, conv, mean, again) == (1, 2.0)
+    moment = again.state[conv.weight]["exp_avg"]
+    assert moment.stride() == conv.weight.stride() != conv.weight.contiguous().stride()
+    assert torch.equal(moment, was)
 
 
 def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> None:

@@ -65,8 +65,12 @@ def load_state(
         for name, parameter in module.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
             mean.mean[name].copy_(file.get_tensor(f"mean.{name}"))
-            moments = {m: file.get_tensor(f"{m}.{name}").to(parameter.device) for m in MOMENTS}
-            optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            state = {"step": torch.tensor(float(step), device=parameter.device)}
+            for moment in MOMENTS:  # in the parameter's own order, as fused AdamW wants them
+                state[moment] = torch.empty_like(parameter).copy_(
+                    file.get_tensor(f"{moment}.{name}")
+                )
+            optimiser.state[parameter] = state
     return step, spent
 
 

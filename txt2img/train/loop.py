@@ -21,6 +21,7 @@ from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
 from txt2img.train.polish import DecoderStage
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 
+LEAST_LEFT = 1.5 * MINUTE  # of a call, for a stage to begin in: a compiler may take most of it
 ALIKE = 0.2  # of a gradient: as far as rounding to bf16 in another order may move it, and more
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
@@ -64,6 +65,7 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     """
     begun = time.monotonic()
     deadline = begun + MINUTE * config.stop_after if config.stop_after else math.inf
+    learnt = False  # whether this call has done anything yet
     device = for_training(config.device, config.dtype)
     torch.backends.cudnn.benchmark = True  # shapes stay: the quickest kernels are worth a search
     accelerator = Accelerator(
@@ -71,6 +73,9 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     )
     for kind in (PictureStage, TextStage, LatentStage, DecoderStage):
         if config.what in ("all", kind.name) and getattr(config, f"{kind.name}_run").steps:
+            if learnt and config.compile and deadline - time.monotonic() < LEAST_LEFT:
+                return
+            learnt = learnt or not is_done(config, kind.name)
             torch.manual_seed(config.seed)  # a stage begins alike, whatever was done before it
             stage: Stage = kind(config, accelerator)
             if not (yield from optimise(stage, config, accelerator, deadline)):
@@ -145,10 +150,10 @@ def optimise(
         value = loss.item()
         pace.tick()
         ends = finished(run, done, pace.spent) or pace.late
-        if accelerator.is_main_process and (ends or done % config.sample_every == 0):
-            sheet = sample(stage, config.out, mean, done)
         if accelerator.is_main_process and (ends or done % config.save_every == 0):
             save_state(state, done, pace.spent, learner, mean, optimiser)
+        if accelerator.is_main_process and (ends or done % config.sample_every == 0):
+            sheet = sample(stage, config.out, mean, done)
         pictures = (done - first) * run.batch_size * accelerator.num_processes
         speed = pictures / (time.perf_counter() - clock)
         yield Report(stage.name, done, run.steps, value, rate, speed, sheet, plain)

@@ -171,9 +171,10 @@ class TextStage:
         rng, _ = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         ids = self.ids([self.pictures.caption(row, rng) for row in rows])
-        longest = int(self.text.ends(ids).max()) + 1
-        # a state does not see what follows it: what comes after the last end is work for nothing
-        return self.latents[rows], ids[:, :longest].to(self.accelerator.device)
+        if not config.compile:  # which would compile again for every other length
+            # a state does not see what follows it: what comes after the last end is for nothing
+            ids = ids[:, : int(self.text.ends(ids).max()) + 1]
+        return self.latents[rows], ids.to(self.accelerator.device)
 
     def draw(self, path: Path) -> None:
         """How alike captions are to pictures: a square each, white where they are one."""
@@ -197,7 +198,7 @@ class LatentStage:
         self.config, self.accelerator, self.run = config, accelerator, config.unet_run
         self.pictures, self.process = Pictures(config.data), process_of(config)
         self.rows_at = Mixed(self.pictures, config.singles)
-        self.vae = load_vae(config)
+        self.vae = load_vae(config).to(accelerator.device)
         self.latents = all_latents(self.vae, self.pictures, config, accelerator)
         taught = config.text_run.steps > 0
         self.text = text_encoder(config, self.pictures, accelerator, config.resume or taught)
