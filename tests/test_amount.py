@@ -17,6 +17,14 @@ def test_a_picture_needs_more_where_it_is_larger_or_guided(sd1_model: Model) -> 
     assert needs(sd1_model, replace(SMALL, cfg=1.0)) <= needs(sd1_model, SMALL)
 
 
+def test_a_recorded_network_keeps_its_memory_while_pictures_are_decoded(
+    sd1_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = needs(sd1_model, SMALL)
+    monkeypatch.setattr(sd1_model, "graphed", object())
+    assert plain < needs(sd1_model, SMALL) <= 2 * plain
+
+
 def test_free_memory_is_filled_up_to_a_bound(sd1_model: Model) -> None:
     each = needs(sd1_model, SMALL)
     assert [fitting(sd1_model, SMALL, int(n * each / SHARE) + 9) for n in (0, 1, 3, 99)] == [

@@ -4,13 +4,13 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from types import SimpleNamespace
 
 import pytest
 
 from txt2img import batch, finishing, png
-from txt2img.batch import Step, batches, each, run
+from txt2img.batch import Started, Step, batches, each, run
 from txt2img.errors import BadRequest
 from txt2img.finishing import Decoded, Failed, Finished
 from txt2img.gate import Policy
@@ -203,6 +203,31 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
     assert seen.index("Decoded") < first
     assert (first < seen.index("Started", 1)) == (end != "failed")
     assert len(list(folder.glob("*.png"))) == (1 if end == "failed" else 2)
+
+
+@pytest.mark.usefixtures("together")
+def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives out the groups takes the claims on the one before it back after it."""
+    own, may = finishing.encode, Event()
+    drawn_by = batch.sampled
+
+    def broken(model: Model, requests: list[Request]) -> object:
+        if requests[0].seed == 43:
+            Timer(0.2, may.set).start()
+            raise BadRequest("no such size")
+        return drawn_by(model, requests)
+
+    monkeypatch.setattr(finishing, "encode", lambda *given: may.wait(60) and own(*given))
+    monkeypatch.setattr(batch, "sampled", broken)
+    seen = []
+    target = parse("{index}.png", several=True)
+    planned = items(each([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash)
+    for event in run(sd1_model, batches(planned, 1), target, Policy(skip=True)):
+        if isinstance(event, Started | Finished | Failed):
+            seen.append(type(event).__name__)
+    assert seen == ["Started", "Started", "Failed", "Finished", "Started", "Finished"]
 
 
 @pytest.mark.usefixtures("together")

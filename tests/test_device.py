@@ -7,6 +7,8 @@ from txt2img import device, room
 from txt2img.device import choose, describe, for_training, manner
 from txt2img.errors import BadRequest
 
+made_own: list[torch.device] = []  # the card that was made the process's own
+
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
@@ -15,6 +17,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "set_device", made_own.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    made_own.clear()
     return monkeypatch
 
 
@@ -35,6 +40,8 @@ def test_a_modern_card_comes_first_and_in_half_precision(card: pytest.MonkeyPatc
     assert (choose().torch_device.type, choose().dtype) == ("cuda", torch.float16)
     assert choose("cuda:1").torch_device.index == 1
     assert choose("cpu").dtype == torch.float32
+    assert made_own == [torch.device("cuda:1")]  # what has no device of its own is made there
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(("capability", "name"), [((6, 1), "GTX 1080"), ((7, 5), "GTX 1660")])

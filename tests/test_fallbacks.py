@@ -10,7 +10,7 @@ import torch
 from test_pipeline import SMALL, Decoder, Net, mock, net, seeds, vae
 from torch import Tensor, nn
 
-from txt2img import batch, decoding, denoising, pipeline
+from txt2img import batch, decoding, denoising, memory, pipeline
 from txt2img.batch import Told, batches, each, run
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import OutOfMemory, Rejected
@@ -146,6 +146,28 @@ def test_a_card_without_any_room_leaves_drawing_to_the_cpu(mock: Model) -> None:
     assert told(mock) == [denoising.PIECEMEAL, pipeline.ON_CPU]
     assert mock.memory.used == {"unet": "cpu, float32"}
     assert mock.network.place.type == "meta"
+
+
+def test_what_the_cpu_drew_is_decoded_where_the_model_is(
+    mock: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+
+    def noted(model: Model, x: Tensor) -> Tensor:
+        places.append(x.device.type)
+        return torch.zeros(1, 3, 8, 8)
+
+    monkeypatch.setattr(pipeline, "pixels_of", noted)
+    network = mock.network
+    network.config = None
+    mock.network = Elsewhere(network)
+    decode(mock, last(mock, seeds(1)))
+    assert places == ["meta"]
+
+
+@pytest.mark.parametrize("said", memory.SIGNS)
+def test_a_lack_of_memory_is_known_however_it_is_worded(said: str) -> None:
+    assert is_short(RuntimeError(f"{said} when calling something"))
 
 
 def test_a_cpu_without_room_is_the_end(mock: Model) -> None:

@@ -39,7 +39,8 @@ def needs(model: Model, request: Request) -> int:
     passes = 1 if request.cfg == 1 else 2
     unet = UNET_MAPS * passes * cells * model.network.config.channels[0] * _bytes(model.network)
     vae = VAE_MAPS * pixels * width * _bytes(model.vae)
-    return max(unet, vae, 1)
+    # a recorded network keeps its memory while pictures are decoded
+    return max(unet + vae if model.graphed else max(unet, vae), 1)
 
 
 def _bytes(network: torch.nn.Module) -> int:

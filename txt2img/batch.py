@@ -132,6 +132,8 @@ def _written(
             if isinstance(event, Decoded):
                 finisher.add(event)
             yield from finisher.ready()
+        if older:  # nothing came of this group, and the claims on those before it end with it
+            yield from finisher.all()
     except Txt2imgError:
         yield from finisher.all()
         raise

@@ -44,6 +44,8 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
     if cards > 1 and (here := found()).world > 1:
         device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
+    if device.type == "cuda":
+        _use_card(device)
     most = asked.pop("", None) or _default_dtype(device)
     return Device(device, most, tuple(sorted(asked.items())))
 
@@ -107,6 +109,13 @@ def _use_cores() -> None:
     cores = room.cores()
     if cores is not None and cores < torch.get_num_threads():
         torch.set_num_threads(cores)
+
+
+def _use_card(device: torch.device) -> None:
+    """Make a card the process's own, and its float32 what it says."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams and recordings are the current card's
+    torch.backends.cudnn.allow_tf32 = False  # with it convolutions are no more exact than fp16
 
 
 def _best() -> str:

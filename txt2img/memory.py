@@ -10,8 +10,12 @@ from torch import nn
 from txt2img.errors import OutOfMemory
 from txt2img.offload import Placement
 
-# How torch words it where it has no class for it: on a CPU, and on Apple's cards.
-SIGNS = ("DefaultCPUAllocator: can't allocate", "MPS backend out of memory")
+# How torch words it where it has no class for it: on a CPU, on Apple's cards, and where one of
+# Nvidia's libraries wants memory of its own.
+SIGNS = (
+    *("DefaultCPUAllocator: can't allocate", "MPS backend out of memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 CPU = torch.device("cpu")
 
 

@@ -97,8 +97,11 @@ def fitting(sizes: Mapping[str, int], free: int | None) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """The bytes that are free on a card; None where that cannot be asked."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """The bytes that are free on a card, those too that torch holds unused; None if unknown."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from txt2img.weights.wear import ready
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
+AHEAD = 2  # steps that a card may have before it: enough that it never waits for the host
 
 Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
 
@@ -141,9 +142,11 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
             with room_for("the model"), ExitStack() as stack:
                 job = staged(model, requests, (device, dtype), stack)
                 stack.enter_context(drawing(model, job, device, dtype))
+                ahead: deque[torch.cuda.Event] = deque()
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
+                    keep_near(state.x, ahead)
                     yield state
             return
         except Rejected:
@@ -181,6 +184,19 @@ def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) ->
         yield
 
 
+def keep_near(x: Tensor, ahead: deque[torch.cuda.Event]) -> None:
+    """Wait until a card has all but AHEAD of the steps that it was given; x is the last one's.
+
+    A host that has given it all of them tells steps that are not done, and heeds no signal.
+    """
+    if not x.is_cuda:
+        return
+    ahead.append(torch.cuda.Event())
+    ahead[-1].record(torch.cuda.current_stream(x.device))
+    if len(ahead) > AHEAD:
+        ahead.popleft().synchronize()
+
+
 def check_finite(x: Tensor) -> None:
     """Raise Rejected for latents that no picture can be made of."""
     if not bool(torch.isfinite(x).all()):
@@ -214,7 +230,8 @@ def noise_levels(model: Model, request: Request) -> list[Level]:
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
     """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
     check_finite(x)
-    return [to_image(picture) for picture in pixels_of(model, x)]
+    there = x.to(device_of(model))  # what a card had no room for was drawn on the CPU
+    return [to_image(picture) for picture in pixels_of(model, there)]
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -26,7 +26,18 @@ def fresh_noise(
 ) -> Callable[[], Tensor]:
     """Noise (B, C, h, w), float32, another at each call."""
     streams = [own_noise(request, latent) for request in requests]
-    return lambda: torch.stack([next(noise) for noise in streams]).to(device)
+    return lambda: sent([next(noise) for noise in streams], device)
+
+
+def sent(noises: list[Tensor], device: torch.device) -> Tensor:
+    """Noise of several pictures (C, h, w) together (B, C, h, w) on a device.
+
+    From memory that stays in its place a card takes it without the host waiting for that.
+    """
+    together = torch.stack(noises)
+    if device.type == "cuda":
+        return together.pin_memory().to(device, non_blocking=True)
+    return together.to(device)
 
 
 def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
@@ -54,7 +65,7 @@ def step_noise(
     if requests[0].sampler not in ALONG_A_PATH or rules(requests[0]).path is None:
         return lambda a, b: fresh()
     paths = [own_path(request, levels, latent) for request in requests]
-    return lambda a, b: torch.stack([path(a, b) for path in paths]).to(device)
+    return lambda a, b: sent([path(a, b) for path in paths], device)
 
 
 def own_path(request: Request, levels: Sequence[Level], latent: tuple[int, int, int]) -> Noise:

@@ -35,7 +35,10 @@ class Stopwatch:
 
     def through(self, events: Iterable[Event]) -> Generator[Event, None, None]:
         """The events themselves; after the last one, or whatever ends them, a note is taken."""
-        resident = in_use(device_of(self.model))
+        device = device_of(self.model)
+        resident = in_use(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # what came before is not this run's
         try:
             for event in events:
                 self.see(event)

@@ -170,8 +170,12 @@ def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
             work()
     here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = work()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = work()
+    except RuntimeError:
+        torch.cuda.set_stream(here)  # torch does not, where ending the recording fails as well
+        raise
     return graph.replay, outputs
 
 

@@ -8,7 +8,7 @@ model that halves the error. Nothing is drawn at random: each row of a batch is 
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def picked(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-@lru_cache(maxsize=16)
+@cache  # a recording reads them where they lie, so none may go
 def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which tokens of a map stay, and which do not: kept, since a card's recording makes none."""
     places = torch.arange(height * width).view(height, width)

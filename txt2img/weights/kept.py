@@ -3,6 +3,7 @@
 torch is imported when the first is loaded: who keeps models is there before it needs one.
 """
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Keeper:
         How it decodes, what it wears and who goes on after it is the caller's to set: its `memory`,
         `wardrobe` and `second`.
         """
+        from txt2img import memory
         from txt2img.weights.load import load
         from txt2img.weights.plan import find
         from txt2img.weights.wear import undress
@@ -59,7 +61,10 @@ class Keeper:
         key = (device, vae_path, others, state(find(name)), *map(state, paths))
         last, self.kept = self.kept, None  # whoever is interrupted in here keeps nothing
         if last is None or (last.key, last.form) != (key, form(last.model)):
-            last = None  # not two in memory at once
+            if last is not None:
+                last = None  # not two in memory at once
+                gc.collect()  # a recorded network knows its model, and is known by it
+                memory.free()
             model = load(name, device, vae_path=vae_path, others=others)
             last = Kept(key, model, form(model))
         else:
