@@ -23,7 +23,7 @@ from torch import Tensor
 from txt2img import prompts
 from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.pipeline import decode, prepare
+from txt2img.pipeline import decode, sampled
 from txt2img.request import Request
 from txt2img.train.artwork import tell
 from txt2img.train.composition import Scored, score, shares
@@ -91,7 +91,7 @@ def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator
     """The pictures of requests of one shape, in their order."""
     for start in range(0, len(requests), batch_size):
         batch = [r.filled(model.family.defaults) for r in requests[start : start + batch_size]]
-        last = deque(prepare(model, batch).states(), maxlen=1).pop()
+        last = deque(sampled(model, batch), maxlen=1).pop()
         yield from decode(model, last.x)
 
 
