@@ -48,9 +48,11 @@ def test_new_scenes_are_measured_from_the_nearest_that_was_taught() -> None:
 
 
 def stub(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """A program in place of python -m txt2img, which notes its arguments."""
+    """A program in place of python -m txt2img; python -c is what it ever was."""
     script = folder / "python"
-    script.write_text(f"#!{sys.executable}\nimport sys\n{body}\n", "utf-8")
+    real = sys.executable
+    other = f"import os, sys\nif sys.argv[1] == '-c': os.execv({real!r}, [{real!r}, *sys.argv[1:]])"
+    script.write_text(f"#!{real}\n{other}\n{body}\n", "utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(measures.sys, "executable", str(script))
 
@@ -61,7 +63,7 @@ def test_a_cold_start_is_a_process_of_its_own(
     held = "print(sys.argv, file=open(sys.argv[0] + '.log', 'a')); x = bytearray(64 * 2**20)"
     stub(tmp_path, monkeypatch, held)
     found = cost("my-model", ["--steps", "5"])
-    assert found.mib > 64
+    assert 64 < found.mib < 200  # not what this process has held, which is far more
     assert found.seconds > 0
     one, more = (tmp_path / "python.log").read_text("utf-8").splitlines()
     assert "'my-model'" in one and "'--steps', '5'" in one
