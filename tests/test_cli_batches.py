@@ -24,14 +24,14 @@ SMALL = ("-q", "--steps", "1")
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[Item], bool]) -> None:
     """Make the drawing of some pictures fail."""
-    real = batch._drawn
+    real = batch._together
 
     def drawn(model: object, group: list[Item], shelf: object) -> object:
         if any(when(item) for item in group):
             raise error
         return real(model, group, shelf)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "_drawn", drawn)
+    monkeypatch.setattr(batch, "_together", drawn)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,13 @@ def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose().torch_device == torch.device("cuda")
+    assert not current
     say(monkeypatch, VARIABLES[0], "5", "8", "3")  # more processes than cards, on two machines
     assert choose().torch_device == choose("cuda").torch_device == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")] * 2
     assert choose("cuda:0").torch_device == torch.device("cuda:0")  # as it is asked for
     assert choose("cpu").torch_device == torch.device("cpu")
