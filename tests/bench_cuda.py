@@ -29,7 +29,7 @@ from txt2img.batch import origin
 from txt2img.device import choose
 from txt2img.diffusion.guidance import Cond
 from txt2img.errors import OutOfMemory
-from txt2img.pipeline import decode, drawing, prepare, sampled
+from txt2img.pipeline import drawing, images_of, prepare
 from txt2img.png import encode
 from txt2img.request import Request
 from txt2img.weights.load import Model, load
@@ -79,9 +79,8 @@ def request(model: Model, side: int, steps: int) -> Request:
 def pictures(model: Model, asked: Request, count: int) -> list[bytes]:
     """The files of some pictures drawn together, seed after seed."""
     requests = [replace(asked, seed=(asked.seed or 0) + i) for i in range(count)]
-    [state] = deque(sampled(model, requests), maxlen=1)
     by = origin(model)
-    return [encode(p, r, by) for p, r in zip(decode(model, state.x), requests, strict=True)]
+    return [encode(p, r, by) for p, r in zip(images_of(model, requests), requests, strict=True)]
 
 
 @torch.inference_mode()

@@ -35,9 +35,9 @@ def start(
     os.environ["OMP_NUM_THREADS"] = "1"
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    more = {name: os.environ[name] for name in (ON_CARD,) if name in os.environ}
+    on_card = ON_CARD in os.environ
     process = context.Process(
-        target=run, args=(list(arguments), os.getcwd(), out, calls, {**more, **(variables or {})})
+        target=run, args=(list(arguments), os.getcwd(), out, calls, variables, on_card)
     )
     process.start()
     return process
@@ -48,12 +48,13 @@ def run(
     folder: str,
     out: str,
     calls: int | None,
-    variables: Mapping[str, str],
+    variables: Mapping[str, str] | None,
+    on_card: bool,
 ) -> None:
     """What such a process does."""
     os.chdir(folder)
-    os.environ |= variables
-    if ON_CARD in variables:
+    os.environ |= variables or {}
+    if on_card:
         batch.on_card = lambda model: True
     with open(out, "wb") as file:
         os.dup2(file.fileno(), 1)

@@ -25,17 +25,17 @@ SMALL = Request("a", width=64, height=64, steps=2, sampler=Sampler.EULER_A, seed
 
 def drawn(model: Model, requests: list[Request], batch_size: int = 1) -> list[Finished]:
     """What is finished when all are drawn, into the current folder."""
-    target = parse("{index}.png", several=True)
-    planned = items(each(requests, model), target, model.hash)
-    events = run(model, batches(planned, batch_size), target)
+    events = events_of(model, requests, batch_size)
     return [event for event in events if isinstance(event, Finished)]
 
 
-def events_of(model: Model, request: Request) -> Generator[batch.Event | Decoded, None, None]:
-    """What happens while a request's pictures are drawn one after the other."""
+def events_of(
+    model: Model, requests: list[Request], batch_size: int = 1, policy: Policy | None = None
+) -> Generator[batch.Event | Decoded, None, None]:
+    """What happens while all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    planned = items(each([request], model), target, model.hash)
-    return run(model, batches(planned, 1), target)
+    planned = items(each(requests, model), target, model.hash)
+    return run(model, batches(planned, batch_size), target, policy)
 
 
 def test_each_picture_has_its_own_seed(sd1_model: Model) -> None:
@@ -166,7 +166,7 @@ def test_a_picture_is_encoded_while_the_next_is_drawn(
 
     monkeypatch.setattr(finishing, "encode", late)
     seen = []
-    for event in events_of(sd1_model, replace(SMALL, count=2)):
+    for event in events_of(sd1_model, [replace(SMALL, count=2)]):
         seen.append(type(event).__name__)
         if event == Step(2, 2, 1, 2):
             assert not list(folder.glob("*.png"))
@@ -184,9 +184,14 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
 ) -> None:
     """A stop that was asked for, a failure of the next picture, a wait for other processes."""
     own, target = batch.sampled, parse("{index}.png", several=True)
+    encode, may = finishing.encode, Event()  # a file is not ready before the next has failed
+    monkeypatch.setattr(finishing, "encode", lambda *given: may.wait(60) and encode(*given))
+    if end != "failed":
+        may.set()
 
     def broken(model: Model, requests: list[Request]) -> object:
         if end == "failed" and requests[0].seed == 43:
+            may.set()
             raise BadRequest("no such size")
         return own(model, requests)
 
@@ -222,9 +227,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
     monkeypatch.setattr(finishing, "encode", lambda *given: may.wait(60) and own(*given))
     monkeypatch.setattr(batch, "sampled", broken)
     seen = []
-    target = parse("{index}.png", several=True)
-    planned = items(each([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash)
-    for event in run(sd1_model, batches(planned, 1), target, Policy(skip=True)):
+    for event in events_of(sd1_model, [replace(SMALL, count=3)], policy=Policy(skip=True)):
         if isinstance(event, Started | Finished | Failed):
             seen.append(type(event).__name__)
     assert seen == ["Started", "Started", "Failed", "Finished", "Started", "Finished"]
@@ -237,7 +240,7 @@ def test_what_ends_at_once_leaves_the_latents_of_what_is_not_written(
     may = Event()
     own = finishing.encode
     monkeypatch.setattr(finishing, "encode", lambda *given: may.wait(60) and own(*given))
-    events = events_of(sd1_model, replace(SMALL, count=2))
+    events = events_of(sd1_model, [replace(SMALL, count=2)])
     for event in events:
         if event == Step(2, 2, 1, 2):
             may.set()

@@ -234,6 +234,12 @@ def decode(model: Model, x: Tensor) -> list[Image.Image]:
     return [to_image(picture) for picture in pixels_of(model, there)]
 
 
+def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
+    """The pictures of filled requests of one shape. Raises as `sampled` and `decode` do."""
+    [last] = deque(sampled(model, requests), maxlen=1)
+    return decode(model, last.x)
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """The picture of pixels (3, H, W) in −1…1."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -246,6 +252,5 @@ def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
     filled = ready(model, request).seeded().filled(model.family.defaults)
     images: list[Image.Image] = []
     for i in range(filled.count):
-        [last] = deque(sampled(model, [filled.nth(i)]), maxlen=1)
-        images += decode(model, last.x)
+        images += images_of(model, [filled.nth(i)])
     return images

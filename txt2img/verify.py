@@ -1,7 +1,6 @@
 """Draw a picture again and compare: the same bits, or how far apart and why that may be."""
 
 import math
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from txt2img.batch import origin
 from txt2img.disk import open_regular
 from txt2img.errors import BadFile, BadRequest
 from txt2img.escape import shown
-from txt2img.pipeline import decode, sampled
+from txt2img.pipeline import images_of
 from txt2img.weights.load import Model
 from txt2img.weights.wear import ready
 
@@ -80,8 +79,7 @@ def verify(path: Path, found: png.Picture, model: Model, lossy: bool = False) ->
     request = wanted.filled(model.family.defaults)
     tiled = found.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"
-    [last] = deque(sampled(model, [request]), maxlen=1)
-    [now] = decode(model, last.x)
+    [now] = images_of(model, [request])
     if png.pixels_sha256(now) != found.pixels_sha256:
         return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
     if loses:

@@ -11,7 +11,6 @@ import argparse
 import json
 import random
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from txt2img import prompts
 from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.pipeline import decode, sampled
+from txt2img.pipeline import images_of
 from txt2img.request import Request
 from txt2img.train.artwork import tell
 from txt2img.train.composition import Scored, score, shares
@@ -91,8 +90,7 @@ def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator
     """The pictures of requests of one shape, in their order."""
     for start in range(0, len(requests), batch_size):
         batch = [r.filled(model.family.defaults) for r in requests[start : start + batch_size]]
-        last = deque(sampled(model, batch), maxlen=1).pop()
-        yield from decode(model, last.x)
+        yield from images_of(model, batch)
 
 
 # --- The command ---------------------------------------------------------------------------------
