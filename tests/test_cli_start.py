@@ -50,6 +50,28 @@ def test_drawing_loads_nothing_beside_torch(tmp_path: Path) -> None:
     assert "torch._dynamo" not in modules  # torch's compiler: as long to load as torch itself
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "'3000'"), ({"GOMP_SPINCOUNT": "70"}, "'70'"), ({"OMP_WAIT_POLICY": "passive"}, "'0'")],
+)
+def test_waiting_threads_leave_their_cores_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str
+) -> None:
+    quiet = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import txt2img, torch; from txt2img import load"],
+        capture_output=True,
+        text=True,
+        env={**quiet, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
+        timeout=60,
+        check=True,
+    )
+    said = re.search(r"GOMP_SPINCOUNT = (\S+)", done.stderr)
+    if said is None:
+        pytest.skip("this torch waits by another library than GNU's")
+    assert said[1] == spins
+
+
 def test_a_model_that_is_not_there_is_told_before_torch_is_loaded() -> None:
     program = (
         "import sys; from txt2img.cli import app; code = app.run(['x', '-m', 'nothing']); "

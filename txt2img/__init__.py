@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 # Linux then gives torch's large buffers in huge pages, each first touched several times as fast.
 # torch looks at this once, when it makes its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# A thread that waits for others then leaves its core soon to another program: two of these on the
+# same cores would spin against each other, and each take ten times as long as both together need.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __version__ = "0.1.0"
 __all__ = ["Request", "__version__", "generate", "load"]
