@@ -1,7 +1,7 @@
 """What a run would draw and how, told before it: without torch, and without reading a weight."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from math import prod
@@ -15,6 +15,7 @@ from txt2img.past import Speed
 from txt2img.prompt import composed, schedule
 from txt2img.request import Request
 from txt2img.weights import files
+from txt2img.weights.fast import by_loras
 from txt2img.weights.files import Stored
 from txt2img.weights.hashes import known_hash
 from txt2img.weights.other_vae import find_vae
@@ -34,6 +35,7 @@ class Forecast:
     dtypes: dict[str, str]  # by part
     speeds: Mapping[str, Speed]  # of all that was drawn before
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
+    library: Library = field(default_factory=Library)  # where its LoRAs are
 
     @property
     def dtype(self) -> str:
@@ -69,9 +71,9 @@ class Forecast:
         return min(wide, stored.size) if self.low or (large and self.device == "cpu") else wide
 
     def filled(self, request: Request) -> Request:
-        """The request with nothing left to decide. BadRequest if the model cannot draw it."""
+        """The request with nothing left to decide. BadRequest if it cannot be drawn, BadFile."""
         family = self.plan.family
-        done = request.filled(family.defaults)
+        done = by_loras(request, self.library).filled(family.defaults)
         family.cells(done, family.vae.factor)
         return done
 
@@ -113,7 +115,9 @@ def foresee(
     for tokenizer in plan.tokenizers.values():
         tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
     speeds = past.read()
-    return Forecast(plan, find(model), known_hash(plan.weights), where, dtypes, speeds, low)
+    return Forecast(
+        plan, find(model), known_hash(plan.weights), where, dtypes, speeds, low, library
+    )
 
 
 def rows(path: Path) -> int:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from txt2img.errors import BadFile, BadRequest, UnknownLayout
+from txt2img.errors import BadFile, UnknownLayout
 from txt2img.escape import shown
 from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
-from txt2img.request import Defaults, Sampler, Schedule
+from txt2img.request import Defaults, Sampler
 from txt2img.weights.families import (
     SD15,
     SDXL,
@@ -16,7 +16,7 @@ from txt2img.weights.families import (
     schedule_for,
     told_apart,
 )
-from txt2img.weights.fast import by_scheduler, told
+from txt2img.weights.fast import by_scheduler, said, told
 from txt2img.weights.values import (
     Config,
     blocks,
@@ -93,7 +93,7 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
             text=texts[0],
             process=process,
             prediction=prediction,
-            defaults=_said(configs.get("txt2img", {}), usual),
+            defaults=said(configs.get("txt2img", {}), usual, "txt2img.json"),
             text_2=texts[1] if texts[1:] else None,
             silent=big
             and flag(
@@ -265,18 +265,3 @@ def _usual(process: ProcessConfig, side: int, big: bool) -> Defaults:
     sampler = Sampler.EULER if process.kind == "flow" else Sampler.DPMPP_2M
     cfg = (SDXL if big else SD15).defaults.cfg
     return Defaults(side, side, 30, cfg, sampler, schedule_for(process))
-
-
-def _said(config: Config, usual: Defaults) -> Defaults:
-    """What a model draws best with: as txt2img.json says, else as usual."""
-    try:
-        return Defaults(
-            width=whole(config, "width", usual.width, 8, 8192),
-            height=whole(config, "height", usual.height, 8, 8192),
-            steps=whole(config, "steps", usual.steps, 1, 10_000),
-            cfg=number(config, "cfg", usual.cfg),
-            sampler=Sampler.parse(str(config.get("sampler", usual.sampler))),
-            schedule=Schedule.parse(str(config.get("schedule", usual.schedule))),
-        )
-    except BadRequest as error:
-        raise BadFile(f"txt2img.json: {error}") from error

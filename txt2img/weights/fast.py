@@ -1,14 +1,21 @@
-"""Models distilled to few steps: told by a scheduler's config or a name, and drawn as they want.
+"""What a model or a LoRA draws best with: as it says itself, or as one distilled to few steps.
 
-Nothing in such a model's weights shows it, and drawn with the defaults of the model it was made
-from it gives burnt or blurred pictures.
+Nothing in such a one's weights shows that, but a scheduler's config or a name does; and drawn with
+the defaults of the model it was made from it gives burnt or blurred pictures.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
-from txt2img.request import Defaults, Sampler, Schedule
+from txt2img.disk import parse_object
+from txt2img.errors import BadFile, BadRequest
+from txt2img.library import Library
+from txt2img.request import Defaults, Request, Sampler, Schedule
+from txt2img.weights import files
+from txt2img.weights.values import Config, number, whole
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,70 @@ LIGHTNING = Kind(r"lightning\D*\dsteps?", 4, 1.0, Sampler.EULER, Schedule.TRAILI
 MIXED = Kind(r"turbo|lightning", 8, 2.0, Sampler.DPMPP_SDE, Schedule.KARRAS)
 DMD = Kind(r"dmd2", 4, 1.0, Sampler.LCM, Schedule.TRAILING)
 KINDS = (DMD, LCM, HYPER, LIGHTNING, TURBO, MIXED)
+OF_LORAS = (DMD, LCM, HYPER, LIGHTNING, TURBO)  # a style's LoRA may be called turbo, too
+SAID = "txt2img"  # where a LoRA's file says it, as JSON like a model's txt2img.json
+SOME = Defaults(512, 512, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)  # of a model to be adapted
 SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": HYPER}
 LCM_SCALE = 8.0  # of networks that are told it; the others were distilled at one and take none
+DRAWN = ("steps", "cfg", "sampler", "schedule")  # what few steps need; sizes are the model's
 STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?")
 
 
-def by_name(defaults: Defaults, name: str) -> Defaults:
+def by_name(defaults: Defaults, name: str, kinds: Sequence[Kind] = KINDS) -> Defaults:
     """The defaults of a model of that name: other ones where it tells of few steps."""
     words = re.sub(r"[^a-z0-9.]", "", name.lower())
-    found = next((kind for kind in KINDS if re.search(kind.pattern, words)), None)
+    found = next((kind for kind in kinds if re.search(kind.pattern, words)), None)
     if found is None:
         return defaults
     said = STEPS.search(name.lower())
     steps = int(said[1]) if said else None
     if found is HYPER and steps is not None and steps > 1:
         found = HYPER_STEPS
+    if "cfg" in words:  # distilled so that it still takes guidance
+        found = replace(found, cfg=defaults.cfg)
     return _drawn(defaults, found, steps)
+
+
+def by_loras(request: Request, library: Library) -> Request:
+    """The request with its blanks as its first LoRA of few steps wants them, if it has one.
+
+    Raises ModelNotFound, BadFile.
+    """
+    for lora in request.loras if any(getattr(request, name) is None for name in DRAWN) else ():
+        path = library.lora(lora.name)
+        drawn = of_lora(path, lora.name, path.stat().st_mtime_ns) if lora.unet else None
+        if drawn is not None:
+            blanks = [name for name in DRAWN if getattr(request, name) is None]
+            return request.with_json({name: getattr(drawn, name) for name in blanks})
+    return request
+
+
+@lru_cache(maxsize=64)
+def of_lora(path: Path, name: str, changed: int) -> Defaults | None:
+    """What a LoRA last `changed` then, and called so, is drawn with; None for others. BadFile."""
+    metadata = files.header(path).metadata
+    if SAID in metadata:
+        config = parse_object(metadata[SAID].encode("utf-8", "replace"), path.name)
+        return said(config, SOME, path.name)
+    for text in (name, path.stem):
+        if (drawn := by_name(SOME, text, OF_LORAS)) != SOME:
+            return drawn
+    return None
+
+
+def said(config: Config, usual: Defaults, where: str) -> Defaults:
+    """What a model draws best with: as its file `where` says, else as usual. BadFile."""
+    try:
+        return Defaults(
+            width=whole(config, "width", usual.width, 8, 8192),
+            height=whole(config, "height", usual.height, 8, 8192),
+            steps=whole(config, "steps", usual.steps, 1, 10_000),
+            cfg=number(config, "cfg", usual.cfg),
+            sampler=Sampler.parse(str(config.get("sampler", usual.sampler))),
+            schedule=Schedule.parse(str(config.get("schedule", usual.schedule))),
+        )
+    except BadRequest as error:
+        raise BadFile(f"{where}: {error}") from error
 
 
 def by_scheduler(defaults: Defaults, config: Mapping[str, object], name: str) -> Defaults:

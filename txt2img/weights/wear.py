@@ -18,6 +18,7 @@ from txt2img.request import SWITCH, Request
 from txt2img.weights import lora as adapters
 from txt2img.weights import spellings
 from txt2img.weights.embeddings import Learnt, open_embedding
+from txt2img.weights.fast import by_loras
 from txt2img.weights.hashes import sha256
 from txt2img.weights.lora import Adapter, Piece
 
@@ -45,10 +46,11 @@ class Wardrobe:
 def ready(model: "Model", request: Request) -> Request:
     """The request with its files found, checked against the model and told by their hashes.
 
-    Raises ModelNotFound, BadRequest, BadFile, MissingWeights; the user's lines are noted.
+    A LoRA of few steps fills the request's blanks. Raises ModelNotFound, BadRequest, BadFile,
+    MissingWeights; the user's lines are noted.
     """
     wardrobe = model.wardrobe
-    resolved = wardrobe.library.resolved(request)
+    resolved = by_loras(wardrobe.library.resolved(request), wardrobe.library)
     second = None if model.second is None else model.second.record
     for what, recorded, own in (
         ("VAE", resolved.vae, wardrobe.vae),
