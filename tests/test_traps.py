@@ -9,9 +9,11 @@ from txt2img.request import Compat, Request
 from txt2img.traps import traps
 
 
-def of(prompt: str, compat: Compat | None = None, negative: str = "") -> list[str]:
+def of(
+    prompt: str, compat: Compat | None = None, negative: str = "", cfg: float = 7.0
+) -> list[str]:
     """The lines for a prompt that is drawn in ten steps."""
-    return traps(Request(prompt, negative=negative, steps=10, compat=compat))
+    return traps(Request(prompt, negative=negative, steps=10, cfg=cfg, compat=compat))
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,10 @@ def test_a_number_to_be_avoided_may_be_meant_as_a_count() -> None:
         "negative prompt: it is a number; --count 4 draws so many pictures"
     ]
     assert of("a cat", negative="4 legs") == []
+
+
+def test_a_negative_prompt_without_guidance_is_told() -> None:
+    told = ["negative prompt: at cfg 1 it has no effect"]
+    assert of("a cat", negative="blurry", cfg=1.0) == told
+    assert of("a cat", negative=" ", cfg=1.0) == of("a cat", negative="blurry", cfg=1.5) == []
+    assert of("a cat AND a dog", negative="blurry", cfg=1.0) == []

@@ -30,6 +30,7 @@ _SQUARE = re.compile(r"\[[^\[\]]+\]")
 _EDIT = re.compile(r"\[[^\[\]:|]*+[:|][^\[\]]*+\]")
 _TAG = re.compile(r"<(?:lora|lyco|hypernet)\b[^>\n]{0,60}>?", re.IGNORECASE)
 _WILD = re.compile(r"__[\w/.*-]+?__|\{[^{}|]*+\|[^{}]*+\}")
+_AND = re.compile(r"\bAND\b")
 _SUFFIX = re.compile(r":\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 
 
@@ -44,6 +45,8 @@ def traps(request: Request) -> list[str]:
     if request.negative.isdecimal():
         number = request.negative
         lines.append(f"negative prompt: it is a number; --count {number} draws so many pictures")
+    if request.cfg == 1 and request.negative.strip() and not _AND.search(request.prompt):
+        lines.append("negative prompt: at cfg 1 it has no effect")
     return lines
 
 
@@ -95,7 +98,7 @@ def _foreign(text: str, request: Request, found: Rules, wanted: bool) -> Iterato
         yield f": {_piece(mark[0])} is read as text {whose}"
     if grammar != "a1111" and re.search(r"\bBREAK\b", text):
         yield f": BREAK is read as a word {whose}"
-    if re.search(r"\bAND\b", text) and not (found.changes and wanted):
+    if _AND.search(text) and not (found.changes and wanted):
         yield f": AND is read as a word{'' if found.changes else f' {whose}'}"
     if request.compat is Compat.INVOKEAI and (mark := _COMPEL.search(text)):
         yield f": {_piece(mark[0])} is compel's weight, which is not had and read as text"
@@ -107,7 +110,7 @@ def _a1111(text: str) -> Iterator[str]:
         yield ": BREAK within brackets, which A1111 reads as a word, begins a new chunk here"
     if "#" in text:
         yield ": A1111 leaves out # and the rest of its line, which is drawn here"
-    if (mark := _SUFFIX.search(text)) and not re.search(r"\bAND\b", text):
+    if (mark := _SUFFIX.search(text)) and not _AND.search(text):
         yield f": {_piece(mark[0])} at its end is a weight of {mark[1]} for all of it, as in A1111"
 
 
