@@ -79,7 +79,7 @@ ship-model: ## put the model in OUT into the package
 	@test -f $(OUT)/model_index.json -a -f $(OUT)/vae/config.json \
 		|| { echo "$(OUT) holds no whole model yet: train it first" >&2; exit 1; }
 	@rm -rf txt2img/weights/default && mkdir -p txt2img/weights/default
-	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) txt2img/weights/default/
+	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) $(wildcard $(OUT)/lora) txt2img/weights/default/
 
 eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
 	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) --captions 300 --seeds 0,1,2 --cost $(ARGS)

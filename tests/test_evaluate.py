@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from test_loop import run, tiny
 
 from txt2img.errors import BadFile
 from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.train import evaluate
+from txt2img.train.config import Run
 from txt2img.train.data import Pictures
 from txt2img.train.judge import SIDE, Caption
 from txt2img.train.measures import Copies
+from txt2img.weights.wear import Wardrobe
 
 
 def write_folder(folder: Path, backgrounds: list[str]) -> Pictures:
@@ -50,7 +54,8 @@ def test_a_drawn_picture_is_scaled_for_the_comparison() -> None:
 def painter(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """In place of a model one that draws white pictures; the requests that it has drawn."""
     defaults = Defaults(64, 64, 30, 7.5, Sampler.DDIM, Schedule.TRAILING)
-    model = SimpleNamespace(name="known", family=SimpleNamespace(defaults=defaults))
+    family = SimpleNamespace(defaults=defaults)
+    model = SimpleNamespace(name="known", family=family, wardrobe=Wardrobe(), second=None)
     done: list[Request] = []
 
     def draw(model: object, requests: list[Request], batch_size: int) -> Iterator[Image.Image]:
@@ -140,6 +145,19 @@ def test_prompts_are_drawn_on_a_sheet_with_their_own_options(
     assert [(r.prompt, r.seed) for r in painter] == [("a cat", 0), ("a dog", 7)]
     with Image.open(page) as image:
         assert image.width > 128
+
+
+def test_a_lora_is_drawn_with_as_it_says(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    run(config)
+    distil = Run(steps=1, batch_size=2)
+    run(replace(config, what="distil", distil_run=distil, distil_steps=2, distil_rank=1))
+    lora, out = config.out / "lora" / "few-steps.safetensors", tmp_path / "report.json"
+    words = ["--model", str(config.out), "--data", str(config.data), "--device", "cpu"]
+    few = ["--captions", "1", "--judge-steps", "0", "--lora", str(lora), "--out", str(out)]
+    assert evaluate.main([*words, *few]) == 0
+    report = json.loads(out.read_text("utf-8"))
+    assert (report["steps"], report["cfg"]) == (2, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped goes
 on from its last checkpoint.
 """
-STAGES = ("vae", "text", "unet", "decoder", "all")
+STAGES = ("vae", "text", "unet", "decoder", "distil", "all")
 
 Data = Annotated[
     Path | None,
@@ -38,7 +38,7 @@ Config = Annotated[
 ]
 What = Annotated[
     str | None,
-    typer.Option("--what", metavar="PART", help="vae, text, unet, decoder or all of it."),
+    typer.Option("--what", metavar="PART", help="vae, text, unet, decoder, distil or all."),
 ]
 Steps = Annotated[
     int | None,

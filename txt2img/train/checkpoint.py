@@ -21,6 +21,7 @@ TIMES = 1000
 BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
 TEXT_FILE = "model.safetensors"
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
+LORA_FILE = "few-steps.safetensors"
 SHIPPED = torch.float16  # every dtype that anyone computes in loads from it
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -96,11 +97,13 @@ def begin_from(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
-def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Weights in one safetensors file, in float16."""
+def save_weights(
+    state: dict[str, Tensor], path: Path, said: dict[str, object] | None = None
+) -> None:
+    """Weights in one safetensors file, in float16, and in its header what is `said` of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = {name: value.detach().to("cpu", SHIPPED).contiguous() for name, value in state.items()}
-    write(small, path, {"format": "pt"})
+    write(small, path, {"format": "pt"} | ({"txt2img": json.dumps(said)} if said else {}))
 
 
 def save_json(path: Path, content: dict[str, object]) -> None:

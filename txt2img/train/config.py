@@ -9,7 +9,7 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
-WHAT = ("all", "vae", "text", "unet", "decoder")  # a stage each, in this order
+WHAT = ("all", "vae", "text", "unet", "decoder", "distil")  # a stage each, in this order
 STAGES = WHAT[1:]
 KINDS = ("eps", "v", "flow")
 MAYBE = ("minutes", "stop_after", "singles", "min_snr")  # numbers, where they are not None
@@ -55,6 +55,7 @@ VAE_RUN = Run(steps=5000, ema=0.998)
 TEXT_RUN = Run(steps=1000, batch_size=128, weight_decay=0.1)
 UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
 DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
+DISTIL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class TrainConfig:
     kl: float = 1e-6
     edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
     drafts: int = 1024  # pictures that the decoder learns to clean
+    distil_steps: int = 4  # in which the LoRA draws
+    distil_rank: int = 16
     vocab: int = 4096
     steps: int = 30  # default of the model that comes out, as are cfg and sampler
     cfg: float = 7.5
@@ -98,6 +101,7 @@ class TrainConfig:
     text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net learn together from nothing
     unet_run: Run = UNET_RUN
     decoder_run: Run = DECODER_RUN  # 0 steps: the decoder stays as the VAE's stage left it
+    distil_run: Run = DISTIL_RUN  # 0 steps: there is no LoRA of few steps
 
     def __post_init__(self) -> None:
         for name, allowed in (("what", WHAT), ("prediction", KINDS)):
@@ -112,6 +116,13 @@ class TrainConfig:
             raise BadRequest(f"singles is {self.singles}; allowed: 0 to 1, or none")
         if self.stop_after is not None and not self.stop_after > 0:
             raise BadRequest(f"stop_after is {self.stop_after} minutes; it must be above 0")
+        if not 1 <= self.distil_steps <= self.distil_run.batch_size:
+            raise BadRequest(
+                f"distil_steps is {self.distil_steps}; allowed: 1 to [distil_run] batch_size, "
+                f"{self.distil_run.batch_size}"
+            )
+        if self.distil_rank < 1:
+            raise BadRequest(f"distil_rank is {self.distil_rank}; it must be above 0")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
         if self.size % self.vae.factor or self.size not in range(64, 8193):

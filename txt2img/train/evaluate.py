@@ -22,6 +22,8 @@ from torch import Tensor
 from txt2img import prompts
 from txt2img.device import choose
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
+from txt2img.extras import Lora
+from txt2img.library import Library
 from txt2img.pipeline import images_of
 from txt2img.request import Request
 from txt2img.train.artwork import tell
@@ -32,6 +34,8 @@ from txt2img.train.measures import Copies, Measured, Novelty, copied, cost, nove
 from txt2img.train.sheet import sheet
 from txt2img.train.verdicts import Verdict, second_opinion, share, verdicts_of
 from txt2img.weights.load import Model, load
+from txt2img.weights.places import find_file
+from txt2img.weights.wear import ready
 
 COPIES = 48  # pictures that the VAE copies
 PART = 256  # pictures painted at once
@@ -89,8 +93,14 @@ def small(image: Image.Image) -> Tensor:
 def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator[Image.Image]:
     """The pictures of requests of one shape, in their order."""
     for start in range(0, len(requests), batch_size):
-        batch = [r.filled(model.family.defaults) for r in requests[start : start + batch_size]]
-        yield from images_of(model, batch)
+        yield from images_of(
+            model, [filled(model, r) for r in requests[start : start + batch_size]]
+        )
+
+
+def filled(model: Model, request: Request) -> Request:
+    """The request as it is drawn."""
+    return ready(model, request).filled(model.family.defaults)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -149,13 +159,13 @@ def report_of(
     measured: Measured,
 ) -> Report:
     """All figures of a model."""
-    filled = template_of(options).filled(model.family.defaults)
+    asked = filled(model, template_of(options))
     judged = [v.judged for v in verdicts if v.judged is not None]
     return Report(
         model=model.name,
         pictures=len(verdicts),
-        steps=filled.steps or 0,
-        cfg=filled.cfg or 0.0,
+        steps=asked.steps or 0,
+        cfg=asked.cfg or 0.0,
         concept_at_1=share([v.concept for v in verdicts]),
         concept_and_style_at_1=share([v.style for v in verdicts]),
         concept_at_5=share([v.concept_in_5 for v in verdicts]),
@@ -172,14 +182,15 @@ def report_of(
 
 def template_of(options: argparse.Namespace) -> Request:
     """What all pictures share."""
-    return Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0])
+    loras = (Lora(options.lora.stem),) if options.lora else ()
+    return Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0], loras=loras)
 
 
 def drawn(
     model: Model, wanted: Sequence[tuple[str, int]], options: argparse.Namespace
 ) -> list[Image.Image]:
     """The pictures of prompts with seeds, told as they are done."""
-    fields = template_of(options).filled(model.family.defaults).to_json()
+    fields = filled(model, template_of(options)).to_json()
     requests = [
         Request.from_json(fields | {"prompt": prompt, "seed": seed}) for prompt, seed in wanted
     ]
@@ -221,7 +232,9 @@ def painted(data: Pictures, rows: Sequence[Row]) -> Tensor:
 
 def words(options: argparse.Namespace) -> list[str]:
     """The options that the program itself has too, as it takes them."""
-    given = {"--steps": options.steps, "--cfg": options.cfg, "--device": options.device}
+    given = {
+        name: getattr(options, name[2:]) for name in ("--steps", "--cfg", "--device", "--lora")
+    }
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
     return [word for pair in pairs for word in pair]
 
@@ -242,6 +255,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--judge-steps", type=int, default=1500, help="how long the judge learns; 0: none (1500)")
     add("--steps", type=int, help="sampling steps (the model's own)")
     add("--cfg", type=float, help="guidance scale (the model's own)")
+    add("--lora", help="name or file of a LoRA to draw with")
     add("--batch-size", type=int, default=8, help="pictures drawn at once (8)")
     add("--device", help="cpu, cuda, … (the best there is)")
     add("--cost", action="store_true", help="measure a cold start and further pictures too")
@@ -279,6 +293,9 @@ def show(options: argparse.Namespace, model: Model) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, or draw prompts, as the command line says."""
     model = load(options.model, choose(options.device))
+    if options.lora:
+        options.lora = find_file("--lora", options.lora)
+        model.wardrobe.library = Library({options.lora.stem: options.lora})
     if options.prompts:
         show(options, model)
         return

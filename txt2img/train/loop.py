@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from txt2img.device import for_training
 from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
+from txt2img.train.distil import FewStepsStage
 from txt2img.train.ema import RunningMean
 from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
 from txt2img.train.polish import DecoderStage
@@ -71,7 +72,7 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )
-    for kind in (PictureStage, TextStage, LatentStage, DecoderStage):
+    for kind in (PictureStage, TextStage, LatentStage, DecoderStage, FewStepsStage):
         if config.what in ("all", kind.name) and getattr(config, f"{kind.name}_run").steps:
             if learnt and config.compile and deadline - time.monotonic() < LEAST_LEFT:
                 return

@@ -15,6 +15,7 @@ from txt2img.weights.aliases import ALIASES
 
 MODELS = "TXT2IMG_MODELS"  # the environment's name for folders of models
 SUFFIX = ".safetensors"
+SHIPPED = Path(__file__).with_name("default") / "lora"  # LoRAs of the default model
 RECORD = "txt2img-source.json"  # in a pulled folder: what it is a copy of
 CANDIDATES_MAX = 5
 _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
@@ -43,10 +44,10 @@ def data() -> Path:
 
 
 def folders() -> tuple[Path, ...]:
-    """Where models are looked for: the environment's folders, the config's, our own."""
+    """Where weights are looked for: the environment's folders, the config's, our own, shipped."""
     given = [text for text in os.environ.get(MODELS, "").split(os.pathsep) if text]
     named = [Path(text).expanduser() for text in given]
-    return tuple(dict.fromkeys([*named, *settings.read().folders, data()]))
+    return tuple(dict.fromkeys([*named, *settings.read().folders, data(), SHIPPED]))
 
 
 def every() -> Iterator[tuple[str, Path]]:
