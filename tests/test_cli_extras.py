@@ -68,6 +68,23 @@ def test_a_lora_is_drawn_with_recorded_and_repeated(
     )
 
 
+def test_strengths_of_a_lora_are_swept(draw: Command, files: Path) -> None:
+    found = ("--lora-dir", "files", "--sweep", "lora=none,style:0.5,other", "-o", "swept/")
+    outcome = draw("a", "--seed", "1", *found)
+    assert outcome.code == 0, outcome.err
+    pictures = [Path(line) for line in outcome.out.split()][:3]
+    assert len({path.read_bytes() for path in pictures}) == 3
+    worn = [request.loras for path in pictures if (request := png.read(path).request)]
+    assert [[(lora.name, lora.unet) for lora in loras] for loras in worn] == [
+        [],
+        [("style", 0.5)],
+        [("other", 1.0)],
+    ]
+    missing = draw("a", "--seed", "1", "--sweep", "lora=none,nothing", "-o", "none/")
+    assert (missing.code, missing.out) == (1, "")
+    assert missing.err.startswith('Error: no LoRA "nothing"')
+
+
 def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, files: Path) -> None:
     options = ("--embedding-dir", "files", "--vae", "files/soft.safetensors")
     first = bytes_of(draw("a blob", "--seed", "1", "-o", "x", *options))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from txt2img import sheet
 from txt2img.errors import BadRequest
+from txt2img.extras import Lora
 from txt2img.output import parse
 from txt2img.request import Request, Sampler
 from txt2img.sweep import Sweep, axis
@@ -29,6 +31,9 @@ REQUEST = Request("a cat", width=64, height=64, seed=1)
         ("prompt=a cat|a dog, big", "prompt", ("a cat", "a dog, big")),
         ("negative=,blurry", "negative", ("", "blurry")),
         ("prompt=1..3", "prompt", ("1..3",)),
+        ("lora=ink:0.4, ink:1:0,none", "loras", ("ink:0.4", "ink:1:0", "none")),
+        ("lora=ink|pixel art:0.5", "loras", ("ink", "pixel art:0.5")),
+        ("lora=ink:0..1:0.5", "loras", ("ink:0", "ink:0.5", "ink:1")),
     ],
 )
 def test_values_are_read(text: str, field: str, values: tuple[object, ...]) -> None:
@@ -41,7 +46,7 @@ def test_values_are_read(text: str, field: str, values: tuple[object, ...]) -> N
     [
         ("cfg", "say OPTION=VALUES"),
         ("count=1,2", r'^--sweep cannot go through "count"'),
-        ("model=a,b", "known: prompt, negative, .*token-merging$"),
+        ("model=a,b", "known: prompt, lora, negative, .*token-merging$"),
         ("cgf=1,2", r"did you mean cfg\?"),
         ("clip_skp=1,2", r"did you mean clip-skip\?"),
         ("cfg=1..x", "a range is like"),
@@ -51,6 +56,9 @@ def test_values_are_read(text: str, field: str, values: tuple[object, ...]) -> N
         ("cfg=1,,2", "empty value"),
         ("sampler=eulr", "did you mean euler"),
         ("steps=0,1", "steps must be"),
+        ("lora=ink:x", '"x" is no weight'),
+        ("lora=ink:1:2:3", "NAME"),
+        ("lora=ink,,none", "LoRA"),
     ],
 )
 def test_what_cannot_be_swept_is_told(text: str, message: str) -> None:
@@ -142,3 +150,26 @@ def test_a_huge_sweep_is_a_sheet_of_bounded_size(folder: Path) -> None:
     axes = Sweep([REQUEST], ["cfg=1..100"]).axes
     image = Image.open(io.BytesIO(sheet.draw([(Path("x.png"), big)] * 100, axes, 100)))
     assert max(image.size) <= sheet.SIDE_MAX
+
+
+def test_loras_take_the_place_of_the_same_at_another_strength() -> None:
+    base = replace(REQUEST, loras=(Lora("ink", 0.9), Lora("light")))
+    worn = [request.loras for request in Sweep([base], ["lora=ink:0.2:0,none,pixels"])]
+    assert worn == [
+        (Lora("light"), Lora("ink", 0.2, 0.0)),
+        base.loras,
+        (*base.loras, Lora("pixels")),
+    ]
+
+
+def test_a_sheet_says_which_lora_it_was(tmp_path: Path) -> None:
+    sweep = Sweep([REQUEST], ["lora=none,ink:0.5"])
+    cells = []
+    for number, request in enumerate(sweep):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / f"{number}.png")
+        cells.append((tmp_path / f"{number}.png", request))
+    rows = list(csv.DictReader(io.StringIO(sheet.table(cells, sweep.axes).decode())))
+    assert [row["loras"] for row in rows] == ["", "ink:0.5"]
+    with Image.open(io.BytesIO(sheet.draw(cells, sweep.axes, 2))) as drawn:
+        left, right = (drawn.crop((x, 8, x + 64, 24)).tobytes() for x in (8, 80))
+    assert left != right

@@ -85,6 +85,15 @@ def untagged(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 
 
+def worded(text: str) -> Lora:
+    """The LoRA that NAME[:W[:TE]] means. BadRequest."""
+    name, *weights = text.split(":")
+    if len(weights) > 2:
+        raise BadRequest(f"a LoRA is NAME[:W[:TE]], got {shown(text)}")
+    strengths = [weight(part, name) for part in weights or ["1"]]
+    return Lora(name.strip(), strengths[0], strengths[-1])
+
+
 def tagged(prompt: str, loras: Iterable[Lora]) -> str:
     """The prompt with a tag for each LoRA at its end, as A1111 reads it."""
     return " ".join([*([prompt] if prompt else []), *map(_tag, loras)])

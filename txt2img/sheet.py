@@ -45,7 +45,7 @@ def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:
     writer = csv.writer(text)
     writer.writerow(["path", *fields])
     for path, request in cells:
-        values = ["" if (value := getattr(request, f)) is None else value for f in fields]
+        values = [_plain(getattr(request, field)) for field in fields]
         writer.writerow([path.name, *values])
     return text.getvalue().encode("utf-8")
 
@@ -78,8 +78,16 @@ def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format
     return png.written(sheet, {SHEET: json.dumps({"swept": swept, "columns": columns})}, form)
 
 
+def _plain(value: object) -> object:
+    """A field's value in a table: none is nothing, LoRAs are as a command line has them."""
+    if isinstance(value, tuple):
+        return ",".join(f"{lora.name}:{lora.unet:g}" for lora in value)
+    return "" if value is None else value
+
+
 def _said(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else escape(str(value))
+    plain = _plain(value)
+    return f"{plain:g}" if isinstance(plain, float) else escape(str(plain))
 
 
 def _fitting(text: str, width: int, font: Font) -> str:

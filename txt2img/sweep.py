@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from itertools import product
 
 from txt2img.errors import BadRequest
 from txt2img.escape import shown
+from txt2img.extras import worded
 from txt2img.hints import nearest_or_all
 from txt2img.lines import LONG, OPTIONS, TEXTS, as_number
 from txt2img.request import Request
 
 PICTURES_MAX = 10_000
+LORAS, NONE = "loras", "none"  # a field that is swept by words of its own, and its blank
 COLUMNS_MAX = 10  # where nothing else says how many
 _RANGE = re.compile(r"([^.,:|]+(?:\.\d+)?)\.\.([^:,|]+)(?::([^:,|]+))?")
 
@@ -54,7 +56,18 @@ class Sweep:
         """Every request with every point. BadRequest."""
         for request in self.requests:
             for point in self.points:
-                yield Request.from_json(request.to_json() | point)
+                said = {field: value for field, value in point.items() if field != LORAS}
+                drawn = Request.from_json(request.to_json() | said)
+                yield wearing(drawn, str(point[LORAS])) if LORAS in point else drawn
+
+
+def wearing(request: Request, text: str) -> Request:
+    """The request with the LoRA NAME[:W[:TE]], and without the same at another strength."""
+    if text == NONE:
+        return request
+    lora = worded(text)
+    others = tuple(one for one in request.loras if one.name != lora.name)
+    return replace(request, loras=(*others, lora))
 
 
 def axis(text: str) -> Axis:
@@ -64,8 +77,10 @@ def axis(text: str) -> Axis:
     field = OPTIONS.get(option, "")
     if not equals:
         raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5")
+    if option == "--lora":
+        return Axis(LORAS, tuple(_loras(text, listed)))
     if not field or field in ("count", "times"):
-        known = ["prompt", *(option[2:] for option in LONG if option != "--count")]
+        known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
         hint = nearest_or_all(option[2:], known)
         raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
     if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
@@ -77,6 +92,18 @@ def axis(text: str) -> Axis:
     for value in values:
         Request.from_json({"prompt": "", field: value})
     return Axis(field, values)
+
+
+def _loras(text: str, listed: str) -> Iterator[str]:
+    """`style:0.4,ink,none`, or `style:0.2..1:0.2`: each LoRA as it is called. BadRequest."""
+    name, _, weights = listed.strip().partition(":")
+    if found := _RANGE.fullmatch(weights):
+        parts = [f"{name}:{value}" for value in _range(text, *found.groups())]
+    else:
+        parts = [part.strip() for part in listed.split("|" if "|" in listed else ",")]
+    for part in parts:
+        wearing(Request(""), part)
+        yield part
 
 
 def _range(text: str, first: str, last: str, step: str | None) -> Iterator[int | float]:

@@ -44,8 +44,8 @@ SweepAxes = Annotated[
     typer.Option(
         "--sweep",
         metavar="OPTION=VALUES",
-        help="Draw with each value: cfg=4..10:1.5 or sampler=euler,heun. Given twice: with all "
-        "pairs. Ends in a labelled sheet and a table.",
+        help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. "
+        "Given twice: with all pairs. Ends in a labelled sheet and a table.",
     ),
 ]
 Zip = Annotated[
