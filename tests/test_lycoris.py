@@ -1,5 +1,6 @@
 """What each kind of adapter does to a weight, against formulas written out entry by entry."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from txt2img.extras import Lora
 from txt2img.library import Library
 from txt2img.request import Request
 from txt2img.weights.load import Model
-from txt2img.weights.lycoris import changed, changed_bias
+from txt2img.weights.lycoris import changed, changed_bias, fits
 from txt2img.weights.wear import ready, wear
 
 W = torch.linspace(-1, 1, 24).reshape(4, 6)
@@ -218,3 +219,31 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(kind) as caught:
         put_on(model, write(tmp_path / "bad.safetensors", state))
     assert "\n" not in str(caught.value)
+
+
+def test_what_surely_fits_can_be_merged() -> None:
+    """And what cannot is never said to fit; linear layers and 1×1 convolutions are the same."""
+    shapes = [
+        (4,),
+        (4, 6),
+        (4, 6, 1, 1),
+        (4, 6, 3, 3),
+        (2, 6),
+        (2, 6, 3, 3),
+        (4, 2),
+        (4, 4),
+        (0, 6),
+        (),
+    ]
+    sure = 0
+    for weight, down, up in product(shapes[1:4], shapes, shapes):
+        said = fits(weight, {"down": down, "up": up})
+        try:
+            parts = {"down": torch.ones(down), "up": torch.ones(up)}
+            changed(torch.zeros(weight), parts, None, 1.0)
+        except (RuntimeError, ValueError, IndexError):
+            assert not said, (weight, down, up)
+        else:
+            sure += said
+    assert sure == 8
+    assert not fits((4, 6), {"down": (2, 6), "up": (4, 2), "mid": (2, 2, 1, 1)})

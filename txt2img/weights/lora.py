@@ -203,7 +203,9 @@ def _check_kinds(file: str, found: Mapping[str, Mapping[str, Stored]]) -> None:
 
 
 def _check(file: str, piece: Piece, layer: nn.Module, kind: str) -> None:
-    """Merge without memory: whatever does not fit shows. Raises MissingWeights."""
+    """Merge without memory, if shapes do not tell: what does not fit shows. MissingWeights."""
+    if lycoris.fits(_weight(layer).shape, {r: stored.shape for r, stored in piece.parts.items()}):
+        return
     parts = {role: torch.empty(stored.shape, device="meta") for role, stored in piece.parts.items()}
     try:
         if lycoris.touches_weight(parts):

@@ -5,7 +5,8 @@ LoHa, LoKr, the Tucker form of convolutions), Chavan et al. 2023 (GLoRA), Liu et
 Liu et al. 2024 (DoRA). What turns a weight is in weights/rotations.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -42,6 +43,23 @@ def touches_weight(roles: Mapping[str, object]) -> bool:
 def touches_bias(roles: Mapping[str, object]) -> bool:
     """Whether they change its bias."""
     return bool(set(roles) & {"diff_b", "b_norm"})
+
+
+def fits(weight: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a plain LoRA's parts surely fit a weight, told by shapes; False for what is to try.
+
+    Trying costs: torch loads its compiler for the first product on the meta device, in 1.5 s and
+    170 MB, which a small model's picture does not take.
+    """
+    if set(shapes) != {"down", "up"} or not all(shapes.values()):
+        return False
+    (rank, *rest), (out, *inner) = shapes["down"], shapes["up"]
+    return rank > 0 and (out, prod(inner)) == (weight[0], rank) and _bare(rest) == _bare(weight[1:])
+
+
+def _bare(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without the 1×1 kernel that it may end in."""
+    return tuple(shape[:1] if prod(shape[1:]) == 1 else shape)
 
 
 def _delta(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
