@@ -31,6 +31,7 @@ def test_list_says_what_is_there(lora: Path, command: Command) -> None:
     assert [(row["name"], bool(row["family"])) for row in rows] == [
         ("default", True),
         ("style", False),
+        ("few-steps", False),
     ]
     assert rows[1]["path"] == str(lora) and rows[1]["size"] == lora.stat().st_size
 
@@ -61,7 +62,7 @@ def test_other_weights_are_listed_by_their_kind(lora: Path, command: Command) ->
     assert (outcome.code, outcome.err) == (0, "")
     rows = {row["name"]: row["kind"] for row in map(json.loads, outcome.out.splitlines())}
     wanted = {name: kind for name, (kind, _) in kinds.items()}
-    assert rows == {"default": "model", **wanted, "style": "", "x": ""}
+    assert rows == {"default": "model", **wanted, "style": "", "x": "", "few-steps": "LoRA"}
 
 
 def test_hashes_are_those_of_other_programs(lora: Path, command: Command) -> None:

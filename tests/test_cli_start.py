@@ -40,8 +40,10 @@ def test_start_loads_no_network_library(argument: str) -> None:
     assert not modules & HEAVY
 
 
-def test_drawing_loads_nothing_beside_torch(tmp_path: Path) -> None:
-    asked = ("a cat", "--model", str(tiny.own()), "--width", "64", "--height", "64", "--steps", "1")
+@pytest.mark.parametrize("adapted", [False, True])
+def test_drawing_loads_nothing_beside_torch(adapted: bool, tmp_path: Path) -> None:
+    model = ("--lora", "few-steps") if adapted else ("--model", str(tiny.own()))
+    asked = ("a cat", *model, "--width", "64", "--height", "64", "--steps", "1")
     out = ("-o", str(tmp_path / "a.png"))
     loaded = run(*asked, *out, flags=("-X", "importtime")).stderr.splitlines()
     modules = {line.rsplit("|", 1)[-1].strip() for line in loaded if "|" in line}

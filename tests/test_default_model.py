@@ -4,17 +4,21 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import Command
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from txt2img.device import choose
+from txt2img.extras import Lora
 from txt2img.pipeline import generate
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.seeds import fresh_noise
 from txt2img.weights.load import Model, load
+from txt2img.weights.places import SHIPPED
 from txt2img.weights.plan import DEFAULT
+from txt2img.weights.wear import ready
 
 LIMIT = 64 * 2**20  # bytes: what a wheel may well carry
 GOLDEN = Path(__file__).parent / "pictures" / "golden.png"
@@ -93,17 +97,33 @@ def test_it_draws_what_it_drew_when_it_was_shipped() -> None:
     assert psnr(drawn("red apple, 3d emoji", steps=30, cfg=7.5), expected) > 35
 
 
-def test_diffusers_draws_the_same_picture_from_the_same_folder() -> None:
+def test_four_steps_with_its_lora_draw_what_thirty_do() -> None:
+    """As near as another solver of as many guided steps comes, for half of the passes."""
+    prompt = "lion, twemoji <lora:few-steps:1>"
+    asked = ready(model(), Request(prompt))
+    assert (asked.steps, asked.cfg, asked.sampler) == (4, 1.0, Sampler.EULER)
+    many = drawn("lion, twemoji")
+    assert psnr(drawn(prompt), many) > 23
+    assert psnr(drawn("lion, twemoji", steps=4, cfg=1.0, sampler="euler"), many) < 20
+
+
+@pytest.mark.parametrize(("steps", "cfg", "loras"), [(10, 5.0, ()), (4, 1.0, (Lora("few-steps"),))])
+def test_diffusers_draws_the_same_picture_from_the_same_files(
+    steps: int, cfg: float, loras: tuple[Lora, ...]
+) -> None:
     request = Request(
         "octopus, flat emoji",
-        steps=10,
-        cfg=5.0,
+        steps=steps,
+        cfg=cfg,
         seed=7,
         sampler=Sampler.DDIM,
         schedule=Schedule.TRAILING,
+        loras=loras,
     )
     [ours] = generate(request, model())
     pipe = StableDiffusionPipeline.from_pretrained(DEFAULT, torch_dtype=torch.float32)
+    for lora in loras:
+        pipe.load_lora_weights(SHIPPED, weight_name=f"{lora.name}.safetensors")
     assert isinstance(pipe.scheduler, DDIMScheduler)
     pipe.set_progress_bar_config(disable=True)
     side = ours.height // model().vae.config.factor
@@ -111,8 +131,8 @@ def test_diffusers_draws_the_same_picture_from_the_same_folder() -> None:
     start = fresh_noise([request], latent, torch.device("cpu"))()
     theirs = pipe(
         request.prompt,
-        num_inference_steps=10,
-        guidance_scale=5.0,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
         latents=start,
         width=ours.width,
         height=ours.height,

@@ -21,16 +21,19 @@ from txt2img.weights.embeddings import Learnt, open_embedding
 from txt2img.weights.fast import by_loras
 from txt2img.weights.hashes import sha256
 from txt2img.weights.lora import Adapter, Piece
+from txt2img.weights.places import SHIPPED
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
+
+AT_HOME = Library(model_folders=(SHIPPED,))  # what everyone has
 
 
 @dataclass
 class Wardrobe:
     """What there is to wear, what is worn, and what is under it."""
 
-    library: Library = field(default_factory=Library)
+    library: Library = AT_HOME
     notes: list[str] = field(default_factory=list)  # for the user, once a file
     warnings: list[str] = field(default_factory=list)  # the same, of what may be amiss
     adapters: dict[str, Adapter] = field(default_factory=dict)
