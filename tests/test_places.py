@@ -25,7 +25,7 @@ def test_names_of_files_and_folders_are_found_in_subfolders_too(models: Path) ->
     assert places.find("a") == places.find("a.safetensors") == models / "one/a.safetensors"
     assert places.find("b") == places.find("deep/b") == models / "one/deep/b.safetensors"
     assert places.find("c") == models / "two/c"
-    assert places.names() == ["a", "c", "deep/b", "default"]
+    assert places.names() == ["a", "c", "deep/b", "default", "few-steps"]
 
 
 def test_two_of_a_name_are_both_named(models: Path) -> None:
