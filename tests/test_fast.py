@@ -88,7 +88,7 @@ LORAS = [
     ("lcm-lora-sdv1-5", 4, 1.0, Sampler.LCM),
     ("sdxl_lightning_8step_lora", 8, 1.0, Sampler.EULER),
     ("Hyper-SD15-8steps-lora", 8, 1.0, Sampler.DDIM),
-    ("Hyper-SDXL-8steps-CFG-lora", 8, 5.0, Sampler.DDIM),
+    ("Hyper-SDXL-8steps-CFG-lora", 8, None, Sampler.DDIM),
     ("dmd2_sdxl_4step_lora_fp16", 4, 1.0, Sampler.LCM),
     ("sd_xl_turbo_lora_v1", 4, 1.0, Sampler.EULER_A),
 ]
@@ -103,7 +103,7 @@ def lora(folder: Path, name: str, said: str | None = None) -> Library:
 
 @pytest.mark.parametrize(("name", "steps", "cfg", "sampler"), LORAS)
 def test_a_lora_of_few_steps_fills_what_is_not_said(
-    name: str, steps: int, cfg: float, sampler: Sampler, tmp_path: Path
+    name: str, steps: int, cfg: float | None, sampler: Sampler, tmp_path: Path
 ) -> None:
     library, asked = lora(tmp_path, name), Request("a", loras=(Lora(name),))
     filled = by_loras(asked, library)
@@ -131,6 +131,8 @@ def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> Non
     filled = by_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said))
     assert (filled.steps, filled.cfg) == (3, 1.5)
     assert (filled.sampler, filled.schedule) == (Sampler.HEUN, Schedule.LINEAR)
+    half = by_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", '{"cfg": 1}'))
+    assert half == Request("a", loras=(Lora("x"),), cfg=1.0)  # the rest is the model's
 
 
 @pytest.mark.parametrize(

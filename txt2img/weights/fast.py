@@ -69,26 +69,27 @@ def by_loras(request: Request, library: Library) -> Request:
 
     Raises ModelNotFound, BadFile.
     """
-    for lora in request.loras if any(getattr(request, name) is None for name in DRAWN) else ():
+    blanks = [name for name in DRAWN if getattr(request, name) is None]
+    for lora in request.loras if blanks else ():
         path = library.lora(lora.name)
-        drawn = of_lora(path, lora.name, path.stat().st_mtime_ns) if lora.unet else None
-        if drawn is not None:
-            blanks = [name for name in DRAWN if getattr(request, name) is None]
-            return request.with_json({name: getattr(drawn, name) for name in blanks})
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        if lora.unet and (drawn := of_lora(path, lora.name, changed)):
+            return request.with_json({name: drawn[name] for name in blanks if name in drawn})
     return request
 
 
 @lru_cache(maxsize=64)
-def of_lora(path: Path, name: str, changed: int) -> Defaults | None:
-    """What a LoRA last `changed` then, and called so, is drawn with; None for others. BadFile."""
+def of_lora(path: Path, name: str, changed: int) -> Mapping[str, object]:
+    """What a LoRA, last `changed` then and called so, wants of DRAWN; nothing by most. BadFile."""
     metadata = files.header(path).metadata
     if SAID in metadata:
         config = parse_object(metadata[SAID].encode("utf-8", "replace"), path.name)
-        return said(config, SOME, path.name)
-    for text in (name, path.stem):
-        if (drawn := by_name(SOME, text, OF_LORAS)) != SOME:
-            return drawn
-    return None
+        drawn = said(config, SOME, path.name)
+        return {field: getattr(drawn, field) for field in DRAWN if field in config}
+    named = (by_name(SOME, text, OF_LORAS) for text in (name, path.stem))
+    drawn = next((found for found in named if found != SOME), SOME)
+    values = {field: getattr(drawn, field) for field in DRAWN}
+    return {field: value for field, value in values.items() if value != getattr(SOME, field)}
 
 
 def said(config: Config, usual: Defaults, where: str) -> Defaults:
