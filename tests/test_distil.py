@@ -27,6 +27,7 @@ from txt2img.request import Request, Sampler
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.distil import TEACHING, FewStepsLearner, FewStepsStage, adaptable, aimed
 from txt2img.train.loop import fit
+from txt2img.train.stages import seeded
 from txt2img.weights.load import load
 from txt2img.weights.wear import ready, wear
 
@@ -88,6 +89,22 @@ def test_the_batch_is_spread_over_the_steps_of_the_student(trained: TrainConfig)
         torch.equal(a, b) for a, b in zip(again, (x, aim, time, tokens, alpha, sigma), strict=True)
     )
     assert not torch.equal(stage.batch(1)[0], x)
+
+
+def test_the_student_learns_where_its_own_steps_lead(trained: TrainConfig) -> None:
+    accelerator = Accelerator(cpu=True)
+    stage = FewStepsStage(trained, accelerator)
+    for up in stage.student.up.values():
+        nn.init.normal_(up, std=0.02)
+    x, _, _, tokens, *_ = stage.batch(0)
+    _, generator = seeded(trained, 0, accelerator)
+    noise = torch.randn(x.shape, generator=generator)
+    assert torch.equal(x[:4], noise[:4])
+    sees = stage.denoiser(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
+    ends = stage.levels[::TEACHING][:2]
+    with torch.no_grad():
+        [state] = SAMPLERS["euler"](sees, noise[4:], ends, lambda *_: noise)
+    assert torch.allclose(x[4:], state.x, atol=1e-5)
 
 
 def test_where_the_teacher_ends_is_where_the_last_step_aims(trained: TrainConfig) -> None:
