@@ -89,7 +89,7 @@ def test_a_file_says_what_options_do_not(
         (
             "pictures --out m --what tea",
             2,
-            'no part "tea"; choose from vae, text, unet, decoder, all',
+            'no part "tea"; choose from vae, text, unet, decoder, distil, all',
         ),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),

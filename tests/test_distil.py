@@ -26,7 +26,6 @@ from txt2img.models.unet import UNet
 from txt2img.request import Request, Sampler
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.distil import TEACHING, FewStepsLearner, FewStepsStage, adaptable, aimed
-from txt2img.train.loop import fit
 from txt2img.train.stages import seeded
 from txt2img.weights.load import load
 from txt2img.weights.wear import ready, wear
@@ -127,17 +126,6 @@ def test_it_comes_nearer_to_its_teacher(trained: TrainConfig, tmp_path: Path) ->
     assert all(torch.equal(now[name], value) for name, value in before.items())
     assert {name.partition("/")[0] for name in now.keys() - before.keys()} == {"lora", "state"}
     assert reports[-1].sheet is not None and reports[-1].sheet.exists()
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained: TrainConfig, tmp_path: Path) -> None:
-    whole, parts = (copied(trained, tmp_path / name) for name in ("whole", "parts"))
-    run(whole)
-    for _ in zip(range(4), fit(parts), strict=False):
-        pass
-    run(parts)
-    one, other = (weights(config.out) for config in (whole, parts))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(

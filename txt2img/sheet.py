@@ -14,7 +14,7 @@ from txt2img.escape import escape
 from txt2img.formats import PNG, Format
 from txt2img.output import Output, numbered
 from txt2img.request import Request
-from txt2img.sweep import Axis
+from txt2img.sweep import NONE, Axis
 
 SIDE_MAX = 16_383  # pixels, which all formats hold
 SHEET = "txt2img-sheet"  # the text that only sheets have
@@ -86,7 +86,7 @@ def _plain(value: object) -> object:
 
 
 def _said(value: object) -> str:
-    plain = _plain(value)
+    plain = NONE if value == () else _plain(value)
     return f"{plain:g}" if isinstance(plain, float) else escape(str(plain))
 
 
