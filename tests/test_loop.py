@@ -275,6 +275,24 @@ def test_the_decoder_learns_alone_from_drafts(tmp_path: Path) -> None:
     assert all(name.startswith(("vae/decoder.", "vae/post_quant_conv.")) for name in changed)
 
 
+def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path: Path) -> None:
+    few = Run(steps=2, batch_size=4, warmup=1)
+    runs = {"vae_run": few, "text_run": few, "decoder_run": few, "distil_run": few}
+    config = tiny(tmp_path, drafts=4, unet_run=few, **runs)
+    run(config)
+    assert run(config) == []
+    further = replace(config, unet_run=replace(few, steps=3))
+    assert not is_whole(further)
+    assert [(report.stage, report.step) for report in run(further)] == [
+        ("unet", 3),
+        ("decoder", 1),
+        ("decoder", 2),
+        ("distil", 1),
+        ("distil", 2),
+    ]
+    assert is_whole(further)
+
+
 def test_a_decoder_without_a_unet_is_told_what_to_do(tmp_path: Path) -> None:
     run(tiny(tmp_path, what="vae"))
     with pytest.raises(BadFile, match="--what unet"):

@@ -33,8 +33,12 @@ def save_state(
     module: nn.Module,
     mean: RunningMean,
     optimiser: torch.optim.Optimizer,
+    source: str = "",
 ) -> None:
-    """One file with all that a stage needs to go on after `step` steps in `spent` seconds."""
+    """One file with all that a stage needs to go on after `step` steps in `spent` seconds.
+
+    `source` tells what it learns from that another stage made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -42,25 +46,34 @@ def save_state(
         tensors[f"mean.{name}"] = mean.mean[name]
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
-    write(tensors, path, {"step": str(step), "seconds": str(spent)})
+    write(tensors, path, {"step": str(step), "seconds": str(spent), "source": source})
 
 
-def progress(path: Path) -> tuple[int, float]:
-    """How many steps a saved state had done, in how many seconds; 0 and 0 without a file."""
+def progress(path: Path, source: str = "") -> tuple[int, float]:
+    """How many steps a saved state had done, in how many seconds; 0 and 0 without a file.
+
+    And so for one that learnt from another source: it would go on towards what is no more.
+    """
     if not path.exists():
         return 0, 0.0
     with safe_open(path, framework="pt") as file:
         said = file.metadata()
+    if said.get("source", "") != source:
+        return 0, 0.0
     return int(said["step"]), float(said.get("seconds", 0.0))
 
 
 @torch.no_grad()
 def load_state(
-    path: Path, module: nn.Module, mean: RunningMean, optimiser: torch.optim.Optimizer
+    path: Path,
+    module: nn.Module,
+    mean: RunningMean,
+    optimiser: torch.optim.Optimizer,
+    source: str = "",
 ) -> tuple[int, float]:
-    """Put a saved state back into place; its steps and seconds, 0 and 0 without a file."""
-    step, spent = progress(path)
-    if not path.exists():
+    """Put a saved state back into place; its steps and seconds, 0 and 0 if `progress` has none."""
+    step, spent = progress(path, source)
+    if not step:
         return step, spent
     with safe_open(path, framework="pt") as file:
         for name, parameter in module.named_parameters():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from txt2img.device import for_training
+from txt2img.train import checkpoint
 from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.distil import FewStepsStage
@@ -21,6 +22,7 @@ from txt2img.train.ema import RunningMean
 from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
 from txt2img.train.polish import DecoderStage
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
+from txt2img.weights.hashes import sha256
 
 LEAST_LEFT = 1.5 * MINUTE  # of a call, for a stage to begin in: a compiler may take most of it
 ALIKE = 0.2  # of a gradient: as far as rounding to bf16 in another order may move it, and more
@@ -88,10 +90,22 @@ def state_of(config: TrainConfig, name: str) -> Path:
     return config.out / "state" / f"{name}.safetensors"
 
 
+def source_of(config: TrainConfig, name: str) -> str:
+    """A digest of the networks that a stage learns from; empty for those that learn from data.
+
+    Such a stage begins anew when these have changed.
+    """
+    if name not in (DecoderStage.name, FewStepsStage.name):
+        return ""
+    files = ("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)
+    paths = [config.out / folder / file for folder, file in files]
+    return " ".join(sha256(path) for path in paths if path.exists())
+
+
 def is_done(config: TrainConfig, name: str) -> bool:
     """Whether a stage has nothing to learn: it has no steps, or its state has done them all."""
     run: Run = getattr(config, f"{name}_run")
-    step, spent = progress(state_of(config, name))
+    step, spent = progress(state_of(config, name), source_of(config, name))
     return finished(run, step, spent)
 
 
@@ -131,10 +145,11 @@ def optimise(
 
     Gives whether it is done: it is not when the deadline came first.
     """
-    run, state = stage.run, state_of(config, stage.name)
+    run, state, source = stage.run, state_of(config, stage.name), source_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
-    first, spent = load_state(state, learner, mean, optimiser) if config.resume else (0, 0.0)
+    known = load_state(state, learner, mean, optimiser, source) if config.resume else None
+    first, spent = known or (0, 0.0)
     batch = stage.batch(first)
     last = first if finished(run, first, spent) else run.steps
     quick, plain = compiled(learner, batch, config.compile and first < last, accelerator)
@@ -152,7 +167,7 @@ def optimise(
         pace.tick()
         ends = finished(run, done, pace.spent) or pace.late
         if accelerator.is_main_process and (ends or done % config.save_every == 0):
-            save_state(state, done, pace.spent, learner, mean, optimiser)
+            save_state(state, done, pace.spent, learner, mean, optimiser, source)
         if accelerator.is_main_process and (ends or done % config.sample_every == 0):
             sheet = sample(stage, config.out, mean, done)
         pictures = (done - first) * run.batch_size * accelerator.num_processes
