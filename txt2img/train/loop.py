@@ -141,10 +141,7 @@ def set_rate(optimiser: torch.optim.Optimizer, run: Run, step: int, spent: float
 def optimise(
     stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
 ) -> Generator[Report, None, bool]:
-    """Train one stage from where it stopped; its learner ends with the running mean.
-
-    Gives whether it is done: it is not when the deadline came first.
-    """
+    """Train one stage on, to its running mean; gives whether it was done before the deadline."""
     run, state, source = stage.run, state_of(config, stage.name), source_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
