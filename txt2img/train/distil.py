@@ -21,19 +21,18 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.reuse import Kept
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.errors import BadFile
 from txt2img.models.unet import UNet
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures
-from txt2img.train.encoded import load_vae
+from txt2img.train.encoded import load_unet, load_vae
 from txt2img.train.losses import LevelBatch, noise_loss
 from txt2img.train.stages import (
-    SHEET_PICTURES,
     Ids,
     Mixed,
     in_memory_format,
     process_of,
+    prompts_of_sheet,
     save_sheet,
     seeded,
     text_encoder,
@@ -129,16 +128,12 @@ class FewStepsStage:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.run = config, accelerator, config.distil_run
         self.rates: dict[str, float] = {}
-        path = config.out / "unet" / checkpoint.NETWORK_FILE
-        if not path.exists():
-            raise BadFile(f"{config.out} has no U-Net yet; train it first, with --what unet or all")
+        self.unet = load_unet(config).to(accelerator.device)
+        in_memory_format(self.unet, config)
         self.pictures, self.process = Pictures(config.data), process_of(config)
         self.rows_at = Mixed(self.pictures, config.singles)
         text = text_encoder(config, self.pictures, accelerator, taught=True)
         self.text, self.ids = text.to(accelerator.device).eval(), Ids(text.tokenizer)
-        self.unet = UNet(config.unet)
-        checkpoint.begin_from(self.unet, path)
-        in_memory_format(self.unet.to(accelerator.device).eval(), config)
         self.student = FewStepsLearner(self.unet, config.distil_rank, config.prediction)
         self.learner: nn.Module = self.student
         steps = config.distil_steps * TEACHING
@@ -210,8 +205,8 @@ class FewStepsStage:
     def draw(self, path: Path) -> None:
         """The configuration's prompts, or the first captions: each as taught and in few steps."""
         config, device = self.config, self.accelerator.device
-        first = [row.captions[0] for row in self.pictures.rows[:SHEET_PICTURES]]
-        tokens, empty = self.tokens(list(config.sample_prompts) or first), self.tokens([""])
+        prompts = prompts_of_sheet(config, self.pictures)
+        tokens, empty = self.tokens(prompts), self.tokens([""])
         generator = torch.Generator().manual_seed(config.seed)
         x = torch.randn(self.shape(len(tokens)), generator=generator).to(device)
         teacher = self.denoiser(self.unet, tokens, empty, config.cfg)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile
+from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
@@ -28,6 +29,16 @@ def load_vae(config: TrainConfig) -> VAE:
     vae = VAE(config.vae)
     vae.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return vae.eval().requires_grad_(False)
+
+
+def load_unet(config: TrainConfig) -> UNet:
+    """The U-Net that its stage left in the model's folder, in float32. Raises BadFile."""
+    path = config.out / "unet" / checkpoint.NETWORK_FILE
+    if not path.exists():
+        raise BadFile(f"{config.out} has no U-Net yet; train it first, with --what unet or all")
+    unet = UNet(config.unet)
+    checkpoint.begin_from(unet, path)
+    return unet.eval()
 
 
 def all_latents(

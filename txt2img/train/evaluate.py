@@ -93,9 +93,8 @@ def small(image: Image.Image) -> Tensor:
 def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator[Image.Image]:
     """The pictures of requests of one shape, in their order."""
     for start in range(0, len(requests), batch_size):
-        yield from images_of(
-            model, [filled(model, r) for r in requests[start : start + batch_size]]
-        )
+        batch = [filled(model, request) for request in requests[start : start + batch_size]]
+        yield from images_of(model, batch)
 
 
 def filled(model: Model, request: Request) -> Request:

@@ -16,14 +16,13 @@ from txt2img.diffusion.guidance import guided, predictor
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.errors import BadFile
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Kept, Pictures, centred, indices
-from txt2img.train.encoded import AT_ONCE, digest, encode_rows, kept, load_vae
+from txt2img.train.encoded import AT_ONCE, digest, encode_rows, kept, load_unet, load_vae
 from txt2img.train.learners import DecoderLearner
 from txt2img.train.losses import LevelBatch, add_noise
 from txt2img.train.stages import (
@@ -102,16 +101,12 @@ def drafts(
 
     They are kept in the run's folder, as all latents are. Raises BadFile without a U-Net.
     """
-    path = config.out / "unet" / checkpoint.NETWORK_FILE
-    if not path.exists():
-        raise BadFile(f"{config.out} has no U-Net yet; train it first, with --what unet or all")
+    unet = load_unet(config)
     text = text_encoder(config, pictures, accelerator, taught=True)
-    unet = UNet(config.unet)
-    checkpoint.begin_from(unet, path)
     asked = str((rows, config.size, config.cfg, config.sampler))
     key = digest(asked, pictures.fingerprint(), vae.encoder, vae.quant_conv, text, unet)
     device = accelerator.device
-    vae, text, unet = vae.to(device), text.to(device).eval(), unet.to(device).eval()
+    vae, text, unet = vae.to(device), text.to(device).eval(), unet.to(device)
 
     def make() -> Tensor:
         parts = []

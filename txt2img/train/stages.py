@@ -226,8 +226,7 @@ class LatentStage:
     def draw(self, path: Path) -> None:
         """Samples of the configuration's prompts, or of the first captions."""
         config, device = self.config, self.accelerator.device
-        first = [row.captions[0] for row in self.pictures.rows[:SHEET_PICTURES]]
-        prompts = list(config.sample_prompts) or first
+        prompts = prompts_of_sheet(config, self.pictures)
         generator = torch.Generator().manual_seed(config.seed)
         x = torch.randn(len(prompts), *self.latents.shape[1:], generator=generator).to(device)
         positive, negative = self.text.encode(prompts), self.text.encode([""] * len(prompts))
@@ -286,6 +285,13 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     tokenizer = Tokenizer(words, merges, config.text.length)
     checkpoint.save_tokenizer(folder, tokenizer)
     return tokenizer
+
+
+def prompts_of_sheet(config: TrainConfig, pictures: Pictures) -> list[str]:
+    """What a sheet of samples shows: the configuration's prompts, or the first captions."""
+    return list(config.sample_prompts) or [
+        row.captions[0] for row in pictures.rows[:SHEET_PICTURES]
+    ]
 
 
 def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
