@@ -58,7 +58,7 @@ class Sweep:
             for point in self.points:
                 said = {field: value for field, value in point.items() if field != LORAS}
                 drawn = Request.from_json(request.to_json() | said)
-                yield wearing(drawn, str(point[LORAS])) if LORAS in point else drawn
+                yield wearing(drawn, str(point.get(LORAS, NONE)))
 
 
 def wearing(request: Request, text: str) -> Request:
@@ -85,7 +85,7 @@ def axis(text: str) -> Axis:
         raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
     if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *found.groups())))
-    parts = [part.strip() for part in listed.split("|" if "|" in listed else ",")]
+    parts = _parts(listed)
     if not all(parts) and field not in TEXTS:
         raise BadRequest(f"--sweep {shown(text)} has an empty value")
     values = tuple(part if field in TEXTS else as_number(part) for part in parts)
@@ -94,13 +94,18 @@ def axis(text: str) -> Axis:
     return Axis(field, values)
 
 
+def _parts(listed: str) -> list[str]:
+    """Values one by one: by bars where there are any, else by commas."""
+    return [part.strip() for part in listed.split("|" if "|" in listed else ",")]
+
+
 def _loras(text: str, listed: str) -> Iterator[str]:
     """`style:0.4,ink,none`, or `style:0.2..1:0.2`: each LoRA as it is called. BadRequest."""
     name, _, weights = listed.strip().partition(":")
     if found := _RANGE.fullmatch(weights):
         parts = [f"{name}:{value}" for value in _range(text, *found.groups())]
     else:
-        parts = [part.strip() for part in listed.split("|" if "|" in listed else ",")]
+        parts = _parts(listed)
     for part in parts:
         wearing(Request(""), part)
         yield part

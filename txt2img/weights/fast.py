@@ -39,8 +39,8 @@ LIGHTNING = Kind(r"lightning\D*\dsteps?", 4, 1.0, Sampler.EULER, Schedule.TRAILI
 # Others' mixtures with one of them: softer, so they take some guidance and a few more steps.
 MIXED = Kind(r"turbo|lightning", 8, 2.0, Sampler.DPMPP_SDE, Schedule.KARRAS)
 DMD = Kind(r"dmd2", 4, 1.0, Sampler.LCM, Schedule.TRAILING)
-KINDS = (DMD, LCM, HYPER, LIGHTNING, TURBO, MIXED)
 OF_LORAS = (DMD, LCM, HYPER, LIGHTNING, TURBO)  # a style's LoRA may be called turbo, too
+KINDS = (*OF_LORAS, MIXED)
 SAID = "txt2img"  # where a LoRA's file says it, as JSON like a model's txt2img.json
 SOME = Defaults(512, 512, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)  # of a model to be adapted
 SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": HYPER}
@@ -55,8 +55,8 @@ def by_name(defaults: Defaults, name: str, kinds: Sequence[Kind] = KINDS) -> Def
     found = next((kind for kind in kinds if re.search(kind.pattern, words)), None)
     if found is None:
         return defaults
-    said = STEPS.search(name.lower())
-    steps = int(said[1]) if said else None
+    count = STEPS.search(name.lower())
+    steps = int(count[1]) if count else None
     if found is HYPER and steps is not None and steps > 1:
         found = HYPER_STEPS
     if "cfg" in words:  # distilled so that it still takes guidance

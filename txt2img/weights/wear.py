@@ -105,8 +105,8 @@ def _ready_lora(model: "Model", lora: Lora) -> Lora:
             f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )
     wardrobe = model.wardrobe
-    path = wardrobe.library.lora(lora.name)
     if lora.name not in wardrobe.adapters:
+        path = wardrobe.library.lora(lora.name)
         adapter = adapters.open_adapter(lora.name, path, model)
         wardrobe.adapters[lora.name] = adapter
         wardrobe.notes.append(adapter.report())
