@@ -131,7 +131,8 @@ def _written(
             yield event
             if isinstance(event, Decoded):
                 finisher.add(event)
-            yield from finisher.ready()
+            if not (finisher.beside and isinstance(event, Decoded)):  # the rest of it is as near
+                yield from finisher.ready()
         if older:  # nothing came of this group, and the claims on those before it end with it
             yield from finisher.all()
     except Txt2imgError:

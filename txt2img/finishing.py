@@ -68,6 +68,7 @@ class Finisher:
         self.output, self.shelf, self.skip = output, shelf, skip
         self.beside = beside  # whether drawing goes on while files are encoded
         self.waiting: deque[tuple[Decoded, Future[bytes]]] = deque()
+        self.error: Txt2imgError | None = None  # the first picture's that failed, without `skip`
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1)  # its threads start when needed
 
     def add(self, drawn: Decoded) -> None:
@@ -77,29 +78,38 @@ class Finisher:
         self.waiting.append((drawn, self.pool.submit(encode, *given)))
 
     def ready(self) -> Iterator[Finished | Failed]:
-        """Write those that are encoded, up to the first that is not."""
+        """Write those that are encoded, up to the first that is not; raises as `all` does."""
         while self.waiting and (not self.beside or self.waiting[0][1].done()):
-            yield self._first()
+            yield from self._first()
+        if self.error and not self.waiting:
+            raise self.error
 
     def all(self) -> Iterator[Finished | Failed]:
-        """Write all, however long it takes to encode them."""
-        while self.waiting:
-            yield self._first()
+        """Write all, however long it takes to encode them; then raise what one of them failed by.
 
-    def _first(self) -> Finished | Failed:
-        """Write the first. One of FAILURES if all is to end with it; BadOutput."""
+        Without `skip` that ends the run, but nothing that was drawn is lost for it.
+        """
+        while self.waiting:
+            yield from self._first()
+        if self.error:
+            raise self.error
+
+    def _first(self) -> Iterator[Finished | Failed]:
+        """Write the first, or keep why it failed. BadOutput."""
         drawn, file = self.waiting.popleft()
         try:
             data = file.result()
         except FAILURES as error:
             if self.skip:
-                return Failed(drawn.item, error)
-            raise
+                yield Failed(drawn.item, error)
+            else:
+                self.error = self.error or error
+            return
         item = drawn.item
         path = self.output.write_as(data, item.name, item.number)
         self.shelf.drop(item, path)
         sha256 = pixels_sha256(drawn.picture)
-        return Finished(path, item, drawn.origin, drawn.seconds, sha256)
+        yield Finished(path, item, drawn.origin, drawn.seconds, sha256)
 
     def close(self) -> None:
         """Give up what is not written."""
