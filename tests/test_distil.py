@@ -128,6 +128,14 @@ def test_it_comes_nearer_to_its_teacher(trained: TrainConfig, tmp_path: Path) ->
     assert reports[-1].sheet is not None and reports[-1].sheet.exists()
 
 
+def test_a_lora_of_another_form_begins_anew(trained: TrainConfig, tmp_path: Path) -> None:
+    config = replace(copied(trained, tmp_path), distil_run=replace(FEW, steps=2))
+    run(config)
+    assert run(config) == []
+    for other in replace(config, distil_rank=2), replace(config, distil_steps=3):
+        assert [report.step for report in run(other)] == [1, 2]
+
+
 def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
     trained: TrainConfig, tmp_path: Path
 ) -> None:

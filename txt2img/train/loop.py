@@ -91,15 +91,18 @@ def state_of(config: TrainConfig, name: str) -> Path:
 
 
 def source_of(config: TrainConfig, name: str) -> str:
-    """A digest of the networks that a stage learns from; empty for those that learn from data.
+    """Digests of the networks that a stage learns from; empty for those that learn from data.
 
-    Such a stage begins anew when these have changed.
+    Such a stage begins anew when these have changed, or the form of what it learns.
     """
     if name not in (DecoderStage.name, FewStepsStage.name):
         return ""
     files = ("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)
     paths = [config.out / folder / file for folder, file in files]
-    return " ".join(sha256(path) for path in paths if path.exists())
+    said = [sha256(path) for path in paths if path.exists()]
+    if name == FewStepsStage.name:
+        said.append(f"{config.distil_steps} steps, rank {config.distil_rank}")
+    return " ".join(said)
 
 
 def is_done(config: TrainConfig, name: str) -> bool:
