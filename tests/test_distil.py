@@ -99,7 +99,7 @@ def test_the_student_learns_where_its_own_steps_lead(trained: TrainConfig) -> No
     _, generator = seeded(trained, 0, accelerator)
     noise = torch.randn(x.shape, generator=generator)
     assert torch.equal(x[:4], noise[:4])
-    sees = stage.denoiser(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
+    sees = stage.sees(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
     ends = stage.levels[::TEACHING][:2]
     with torch.no_grad():
         [state] = SAMPLERS["euler"](sees, noise[4:], ends, lambda *_: noise)
@@ -110,7 +110,7 @@ def test_where_the_teacher_ends_is_where_the_last_step_aims(trained: TrainConfig
     """A teacher that always sees the same picture is obeyed from everywhere."""
     stage = FewStepsStage(trained, Accelerator(cpu=True))
     seen = torch.randn(1, 4, 8, 8)
-    stage.denoiser = lambda *_: lambda x, _level: seen.expand_as(x)  # type: ignore[method-assign]
+    stage.sees = lambda *_: lambda x, _level: seen.expand_as(x)  # type: ignore[method-assign]
     _, aim, *_ = stage.batch(3)
     assert torch.allclose(aim, seen.expand_as(aim), atol=1e-4)
 

@@ -15,31 +15,35 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from txt2img.diffusion.guidance import Cond, Denoise, guided, predictor
+from txt2img.diffusion.guidance import Cond, Denoise
 from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.reuse import Kept
-from txt2img.diffusion.samplers import SAMPLERS
-from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.models.unet import UNet
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures
+from txt2img.train.drawing import (
+    denoiser,
+    drawn,
+    levels_of,
+    process_of,
+    prompts_of_sheet,
+    save_sheet,
+)
 from txt2img.train.encoded import load_unet, load_vae
 from txt2img.train.losses import LevelBatch, noise_loss
 from txt2img.train.stages import (
     Ids,
     Mixed,
     in_memory_format,
-    process_of,
-    prompts_of_sheet,
-    save_sheet,
     seeded,
     text_encoder,
 )
 
 TEACHING = 3  # steps of the teacher in each of the student's
 SAMPLER = "euler"  # the student's
+SHOWN_BY = "dpm++2m"  # the teacher's
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,7 @@ class FewStepsStage:
         self.text, self.ids = text.to(accelerator.device).eval(), Ids(text.tokenizer)
         self.student = FewStepsLearner(self.unet, config.distil_rank, config.prediction)
         self.learner: nn.Module = self.student
-        steps = config.distil_steps * TEACHING
-        self.levels = SCHEDULES[checkpoint.schedule_of(config)](self.process, steps)
+        self.levels = levels_of(config, config.distil_steps * TEACHING)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """The arguments of FewStepsLearner, as many pictures before each of the few steps."""
@@ -172,8 +175,8 @@ class FewStepsStage:
             path = self.levels[n * TEACHING : (n + 1) * TEACHING + 1]
             a, b, here = path[0], path[-1], len(x) // (count - n)
             part, words = x[:here], tokens[:here]
-            teacher = self.denoiser(self.unet, words, empty, self.config.cfg)
-            aim = aimed(part, self.drawn(teacher, part, path), a, b)
+            teacher = self.sees(self.unet, words, empty, self.config.cfg)
+            aim = aimed(part, drawn(teacher, part, path, SHOWN_BY), a, b)
             numbers = [torch.full((here,), v) for v in (self.process.time(a), a.alpha, a.sigma)]
             time, alpha, sigma = (values.to(x.device) for values in numbers)
             parts.append(
@@ -181,26 +184,14 @@ class FewStepsStage:
             )
             x, tokens = x[here:], tokens[here:]
             if len(x):
-                student = self.denoiser(adapted, tokens, empty, 1.0)
-                x = self.drawn(student, x, [a, b], SAMPLER)
+                student = self.sees(adapted, tokens, empty, 1.0)
+                x = drawn(student, x, [a, b], SAMPLER)
         return parts
 
-    def denoiser(
-        self, network: UNet | Adapted, tokens: Tensor, empty: Tensor, cfg: float
-    ) -> Denoise:
+    def sees(self, network: UNet | Adapted, tokens: Tensor, empty: Tensor, cfg: float) -> Denoise:
         """What a network sees in pictures with these words (B, L, D)."""
-        predict = predictor(network, self.process, PREDICTIONS[self.config.prediction])
-        positive, negative = Cond(tokens), Cond(empty.expand(len(tokens), -1, -1))
-        return guided(predict, lambda _: positive, lambda _: negative, cfg)
-
-    def drawn(
-        self, denoise: Denoise, x: Tensor, levels: Sequence[Level], sampler: str = "dpm++2m"
-    ) -> Tensor:
-        """x (B, C, h, w) taken from the first level to the last."""
-        none = torch.zeros_like(x)
-        for state in SAMPLERS[sampler](denoise, x, levels, lambda a, b: none):
-            x = state.x
-        return x
+        words = Cond(tokens), Cond(empty.expand(len(tokens), -1, -1))
+        return denoiser(network, self.config, *words, cfg)
 
     def draw(self, path: Path) -> None:
         """The configuration's prompts, or the first captions: each as taught and in few steps."""
@@ -209,11 +200,11 @@ class FewStepsStage:
         tokens, empty = self.tokens(prompts), self.tokens([""])
         generator = torch.Generator().manual_seed(config.seed)
         x = torch.randn(self.shape(len(tokens)), generator=generator).to(device)
-        teacher = self.denoiser(self.unet, tokens, empty, config.cfg)
-        student = self.denoiser(self.student.adapted(), tokens, empty, 1.0)
+        teacher = self.sees(self.unet, tokens, empty, config.cfg)
+        student = self.sees(self.student.adapted(), tokens, empty, 1.0)
         pairs = (
-            self.drawn(teacher, x, self.levels),
-            self.drawn(student, x, self.levels[::TEACHING], SAMPLER),
+            drawn(teacher, x, self.levels, SHOWN_BY),
+            drawn(student, x, self.levels[::TEACHING], SAMPLER),
         )
         vae = load_vae(config).to(device)
         pixels = [vae.decode(latents).cpu() for latents in pairs]

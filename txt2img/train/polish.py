@@ -12,26 +12,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from txt2img.diffusion.guidance import guided, predictor
-from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.samplers import SAMPLERS
-from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Kept, Pictures, centred, indices
+from txt2img.train.drawing import SHEET_PICTURES, denoiser, drawn, levels_of, save_sheet
 from txt2img.train.encoded import AT_ONCE, digest, encode_rows, kept, load_unet, load_vae
 from txt2img.train.learners import DecoderLearner
 from txt2img.train.losses import LevelBatch, add_noise
 from txt2img.train.stages import (
     GIB,
-    SHEET_PICTURES,
     in_memory_format,
-    process_of,
     rows_at,
-    save_sheet,
     seeded,
     text_encoder,
 )
@@ -117,8 +111,8 @@ def drafts(
             generator = torch.Generator(device).manual_seed(config.seed + start)
             with torch.no_grad(), accelerator.autocast():
                 x0 = encode_rows(vae, pictures, some, config.size, device)
-                drawn = redrawn(x0, captions, begin, text, unet, config, generator)
-            parts.append(torch.stack([x0, drawn]))
+                draft = redrawn(x0, captions, begin, text, unet, config, generator)
+            parts.append(torch.stack([x0, draft]))
         return torch.cat(parts, dim=1)
 
     return kept("drafts", key, make, config, accelerator)
@@ -134,17 +128,13 @@ def redrawn(
     generator: torch.Generator,
 ) -> Tensor:
     """Latents (B, C, h, w) noised as before step `begin` of STEPS, and drawn from there."""
-    process = process_of(config)
-    levels = SCHEDULES[checkpoint.schedule_of(config)](process, STEPS)[begin:]
+    levels = levels_of(config, STEPS)[begin:]
     first = LevelBatch(torch.tensor(levels[0].alpha), torch.tensor(levels[0].sigma))
-    positive, negative = text.encode(captions), text.encode([""] * len(captions))
-    predict = predictor(unet, process, PREDICTIONS[config.prediction])
-    denoise = guided(predict, lambda _: positive, lambda _: negative, config.cfg)
+    words = text.encode(captions), text.encode([""] * len(captions))
 
     def noise() -> Tensor:
         return torch.randn(x0.shape, generator=generator, device=x0.device)
 
     x = add_noise(x0, noise(), first)
-    for state in SAMPLERS[config.sampler](denoise, x, levels, lambda a, b: noise()):
-        x = state.x
-    return x
+    denoise = denoiser(unet, config, *words, config.cfg)
+    return drawn(denoise, x, levels, config.sampler, noise)

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import guided, predictor
-from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
-from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.samplers import SAMPLERS
-from txt2img.diffusion.schedules import SCHEDULES
+from txt2img.diffusion.levels import Flow, Process
 from txt2img.models.text import TextEncoder
 from txt2img.models.tokens import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.pipeline import to_image
 from txt2img.train import checkpoint, vocab
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Kept, Pictures, centred, cut_out, drop_captions, indices, singles_of
+from txt2img.train.drawing import (
+    SHEET_PICTURES,
+    denoiser,
+    drawn,
+    levels_of,
+    process_of,
+    prompts_of_sheet,
+    save_sheet,
+)
 from txt2img.train.encoded import all_latents, encode_rows, load_vae, normalise
 from txt2img.train.learners import NoiseLearner, PairLearner, PictureLearner
 from txt2img.train.losses import LevelBatch
@@ -31,7 +34,6 @@ from txt2img.weights import vocabulary
 
 GIB = 2**30
 SHEET_STEPS = 20  # of each picture on a sheet
-SHEET_PICTURES = 16
 ALIKE_PICTURES = 64  # of a sheet that shows how captions and pictures agree
 SPREAD_PICTURES = 512  # enough to know the latents' mean and spread
 
@@ -229,13 +231,10 @@ class LatentStage:
         prompts = prompts_of_sheet(config, self.pictures)
         generator = torch.Generator().manual_seed(config.seed)
         x = torch.randn(len(prompts), *self.latents.shape[1:], generator=generator).to(device)
-        positive, negative = self.text.encode(prompts), self.text.encode([""] * len(prompts))
-        predict = predictor(self.unet, self.process, PREDICTIONS[config.prediction])
-        denoise = guided(predict, lambda _: positive, lambda _: negative, config.cfg)
-        levels = SCHEDULES[checkpoint.schedule_of(config)](self.process, SHEET_STEPS)
-        for state in SAMPLERS["ddim"](denoise, x, levels, lambda a, b: torch.randn_like(x)):
-            last = state.x
-        save_sheet(path, self.vae.decode(last).cpu())
+        words = self.text.encode(prompts), self.text.encode([""] * len(prompts))
+        denoise = denoiser(self.unet, config, *words, config.cfg)
+        latents = drawn(denoise, x, levels_of(config, SHEET_STEPS), "ddim")
+        save_sheet(path, self.vae.decode(latents).cpu())
 
     def export(self) -> None:
         """All of the folder but the VAE."""
@@ -264,14 +263,6 @@ def in_memory_format(learner: nn.Module, config: TrainConfig) -> nn.Module:
     return learner
 
 
-def process_of(config: TrainConfig) -> Process:
-    """The forward process that the configuration names."""
-    if config.prediction == "flow":
-        return Flow()
-    table = betas("scaled_linear", checkpoint.TIMES, *checkpoint.BETA_RANGE)
-    return Diffusion(zero_terminal_snr(table) if config.zero_snr else table)
-
-
 def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     """A vocabulary of its own, learnt from the captions; a resumed run keeps what it began with.
 
@@ -285,21 +276,3 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     tokenizer = Tokenizer(words, merges, config.text.length)
     checkpoint.save_tokenizer(folder, tokenizer)
     return tokenizer
-
-
-def prompts_of_sheet(config: TrainConfig, pictures: Pictures) -> list[str]:
-    """What a sheet of samples shows: the configuration's prompts, or the first captions."""
-    return list(config.sample_prompts) or [
-        row.captions[0] for row in pictures.rows[:SHEET_PICTURES]
-    ]
-
-
-def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
-    """Pictures (N, 3, H, W) in −1…1 side by side in one PNG."""
-    count, _, height, width = pixels.shape
-    columns = min(columns, count)
-    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
-    for index, picture in enumerate(pixels):
-        sheet.paste(to_image(picture), (index % columns * width, index // columns * height))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
