@@ -3,12 +3,14 @@
     python tests/bench_cuda.py                 SD 1.5 at 512×512, SDXL at 1024×1024: five minutes
     python tests/bench_cuda.py --only sd15     one model; --compile: compiled as well
 
-Pictures are whole ones, from words to the PNG file's bytes, of a model that has drawn one before.
+Pictures are whole ones, from words to pixels, of a model that has drawn one before: files are made
+while a card draws on, and have a row of their own (random weights draw noise, the slowest to pack).
 MFU is the share of a measured matrix product's speed that the U-Net's and the decoder's arithmetic
 reaches. Weights are random; sizes, names and types are the published ones.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -16,12 +18,14 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import bench_memory
 import torch
+from PIL.Image import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -76,11 +80,10 @@ def request(model: Model, side: int, steps: int) -> Request:
     return ready(model, wish).filled(model.family.defaults)
 
 
-def pictures(model: Model, asked: Request, count: int) -> list[bytes]:
-    """The files of some pictures drawn together, seed after seed."""
-    requests = [replace(asked, seed=(asked.seed or 0) + i) for i in range(count)]
-    by = origin(model)
-    return [encode(p, r, by) for p, r in zip(images_of(model, requests), requests, strict=True)]
+def pictures(model: Model, asked: Request, count: int) -> list[Image]:
+    """Some pictures drawn together, seed after seed; their words are read anew."""
+    model.heard.clear()
+    return images_of(model, [replace(asked, seed=(asked.seed or 0) + i) for i in range(count)])
 
 
 @torch.inference_mode()
@@ -102,32 +105,49 @@ def work(model: Model, asked: Request) -> float:
 
 
 def busy(model: Model, asked: Request) -> float:
-    """The share of the time between steps in which the card computes."""
+    """The share of the steps' time in which the card computes; a profile itself takes time."""
+    wall, _ = steps_of(model, asked, nullcontext())
+    seen = profile(activities=[ProfilerActivity.CUDA])
+    _, by_kernels = steps_of(model, asked, seen)
+    return by_kernels / wall
+
+
+def steps_of(
+    model: Model, asked: Request, seen: profile | nullcontext[None]
+) -> tuple[float, float]:
+    """The seconds that all steps but the first take, and those of the kernels that were seen."""
     device, dtype = torch.device("cuda"), next(model.network.parameters()).dtype
     job = prepare(model, [asked])
     with drawing(model, job, device, dtype):
         states = job.states()
         next(states)
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        with seen:
             start = time.perf_counter()
             deque(states, maxlen=1)
             torch.cuda.synchronize()
             wall = time.perf_counter() - start
-    computing = sum(event.self_device_time_total for event in seen.key_averages())
-    return float(computing) / 1e6 / wall
+    events = seen.key_averages() if isinstance(seen, profile) else []
+    return wall, sum(float(event.self_device_time_total) for event in events) / 1e6
 
 
 def ours(name: str, file: Path, options: argparse.Namespace, top: float) -> Iterator[Row]:
     """Our rows of a model: loading, batches, and compiled if wished."""
     yield Row(f"{name}: load", timed(lambda: load(str(file), choose("cuda")), 1))
+    emptied()
     for compiled in (False, True) if options.compile else (False,):
         model = load(str(file), replace(choose("cuda"), compile=compiled))
         yield from batches(model, name, options, top)
         for line in model.memory.news():
             print(line, file=sys.stderr)
         del model
-        torch.cuda.empty_cache()
+        emptied()
+
+
+def emptied() -> None:
+    """Give back what a model took that nothing names any more: it refers to itself."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def batches(model: Model, name: str, options: argparse.Namespace, top: float) -> Iterator[Row]:
@@ -135,6 +155,8 @@ def batches(model: Model, name: str, options: argparse.Namespace, top: float) ->
     side = SIDES[name]
     asked = request(model, side, options.steps)
     flops = work(model, asked)
+    by, [picture] = origin(model), pictures(model, asked, 1)
+    yield Row(f"{name}: one file of it", timed(lambda: encode(picture, asked, by), 3))
     how = ", compiled" if model.graphed and model.graphed.compiled_in else ""
     for count in options.batch:
         what = f"{name}: {side}×{side}, {options.steps} steps, batch {count}{how}"
@@ -204,16 +226,17 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print the table line by line, then write the figures."""
+    """Print the table line by line, and write the figures."""
     chosen = options()
     if not torch.cuda.is_available():
         raise SystemExit("this machine has no CUDA device")
-    done = []
+    done = list[dict[str, object]]()
     with tempfile.TemporaryDirectory() as temporary:
         root = chosen.keep or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
         top = ceiling(torch.float16)
         card = torch.cuda.get_device_name()
+        figures = {"card": card, "torch": torch.__version__, "ceiling": top, "rows": done}
         print(f"{card}, torch {torch.__version__}, matrix products at {top / TERA:.0f} TFLOP/s")
         print(COLUMNS.format("seconds a picture", "seconds", "TFLOP/s", "MFU", "busy"))
         for name in chosen.only or SIDES:
@@ -224,11 +247,10 @@ def main() -> None:
                 for row in rows:
                     print(shown(row), flush=True)
                     done.append(asdict(row))
+                    if chosen.json:  # each time: a call of limited length may end in between
+                        chosen.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
             if not chosen.keep:
                 file.unlink()
-    if chosen.json:
-        figures = {"card": card, "torch": torch.__version__, "ceiling": top, "rows": done}
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from txt2img.errors import OutOfMemory, Rejected
 from txt2img.finishing import Finished
 from txt2img.ledger import items
 from txt2img.memory import is_short, room_for
+from txt2img.models.graphed import Graphed, Recording
 from txt2img.output import parse
 from txt2img.pipeline import decode, sampled
 from txt2img.png import read
@@ -135,6 +137,39 @@ def test_a_card_without_any_room_leaves_decoding_to_the_cpu(mock: Model) -> None
     assert mock.memory.used == {"vae": "tiled, cpu"}
     assert mock.vae.place.type == "meta"
     assert picture.tobytes() == begun.tobytes()
+
+
+def test_a_card_decodes_no_more_at_once_than_its_kernels_can_count(
+    mock: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(Decoder):
+        """On a card that has room for all."""
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+            yield nn.Parameter(torch.empty((), device="meta"))
+
+        def decode(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().decode(x)
+
+    mock.vae, seen = Counting(), list[int]()
+    x = torch.linspace(-1, 1, 5 * 4 * 8 * 8).reshape(5, 4, 8, 8)
+    whole = [picture.tobytes() for picture in decode(mock, x)]
+    assert seen == [5]
+    monkeypatch.setattr(decoding, "TOGETHER", 2 * (8 * 8) ** 2 + 1)
+    assert [picture.tobytes() for picture in decode(mock, x)] == whole
+    assert seen[1:] == [2, 2, 1]
+    monkeypatch.setattr(decoding, "TOGETHER", 1)
+    assert [picture.tobytes() for picture in decode(mock, x)] == whole
+    assert seen[4:] == [1] * 5
+
+
+def test_recordings_give_way_to_decoding(mock: Model) -> None:
+    mock.vae = Narrow()
+    made = Graphed(mock.network, pytest.fail)
+    mock.graphed, made._recordings[("a shape",)] = made, cast(Recording, None)
+    decode(mock, WIDE)
+    assert not made._recordings
 
 
 def test_a_card_without_any_room_leaves_drawing_to_the_cpu(mock: Model) -> None:

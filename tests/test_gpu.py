@@ -42,10 +42,19 @@ def test_the_same_line_twice_is_the_same_picture() -> None:
     assert np.array_equal(first, second)
 
 
+@pytest.fixture
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training sets for its process is set back for the tests after it."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+
+
+@pytest.mark.usefixtures("as_before")
 def test_training_runs_in_bf16_channels_last_and_compiled(tmp_path: Path) -> None:
     config = tiny(tmp_path, device="cuda", dtype="bf16", channels_last=True, compile=True)
     reports = run(replace(config, sample_every=4, stop_after=1e-6))  # the first step of one stage
     while not is_whole(config):
         reports += run(replace(config, sample_every=4))
     assert all(np.isfinite(report.loss) for report in reports)
+    assert not any(report.plain for report in reports)
     assert reports[-1].sheet is not None

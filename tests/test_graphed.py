@@ -144,8 +144,9 @@ def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, Exception])
 def test_compiling_is_told_once_a_shape_and_its_failure_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
@@ -157,7 +158,7 @@ def test_compiling_is_told_once_a_shape_and_its_failure_once(
 
     def failing(work: Work, dynamic: bool) -> Callable[..., Tensor]:
         def run(*values: Tensor) -> Tensor:
-            raise RuntimeError("no compiler")
+            raise kind("no compiler")
 
         return run
 

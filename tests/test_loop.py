@@ -161,27 +161,45 @@ def test_a_part_of_the_learner_learns_more_slowly() -> None:
         assert moved.mean().item() == pytest.approx(0.25 if "text" in name else 1.0, rel=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [True, False])
-def test_what_would_learn_wrongly_compiled_runs_as_it_is(
-    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["none", "zeros", "an error"])
+def test_a_unet_that_would_learn_wrongly_compiled_runs_as_it_is(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(gradient: torch.Tensor) -> None:
+        raise AssertionError("no kernel")
+
     class Compiled(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()
             self.module = module
 
         def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-            """The loss; a wrong one's gradient is zero."""
+            """The loss; the gradient of it is none, or cannot be had."""
             loss: torch.Tensor = self.module(*batch)
-            return loss.detach() + 0 * loss if wrong else loss
+            if fault == "an error":
+                loss.register_hook(fail)
+            return loss.detach() + 0 * loss if fault == "zeros" else loss
 
-    run(tiny(tmp_path, what="vae", out=tmp_path / "usual"))
+    before = tiny(tmp_path, out=tmp_path / "usual")
+    run(replace(before, unet_run=Run(steps=0)))
+    shutil.copytree(before.out, tmp_path / "wished")
+    run(before)
     monkeypatch.setattr(torch, "compile", Compiled)
     with torch._dynamo.config.patch(suppress_errors=True):  # what the run sets is put back
-        reports = run(tiny(tmp_path, what="vae", out=tmp_path / "wished", compile=True))
-    assert {report.plain for report in reports} == {wrong}
+        reports = run(replace(before, out=tmp_path / "wished", compile=True))
+    assert {(report.stage, report.plain) for report in reports} == {("unet", fault != "none")}
     usual, wished = (weights(tmp_path / name) for name in ("usual", "wished"))
     assert all(torch.equal(usual[name], wished[name]) for name in usual)
+
+
+def test_what_is_done_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that goes on with the last part must not paint and encode for all before it."""
+    config = tiny(tmp_path)
+    run(config)
+
+    monkeypatch.setattr(PictureStage, "batch", lambda *_: pytest.fail("the VAE is done"))
+    assert run(config) == []
+    assert {report.stage for report in run(replace(config, unet_run=Run(steps=99)))} == {"unet"}
 
 
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
@@ -273,6 +291,22 @@ def test_the_decoder_learns_alone_from_drafts(tmp_path: Path) -> None:
                and not torch.equal(value, before[name])}  # fmt: skip
     assert changed
     assert all(name.startswith(("vae/decoder.", "vae/post_quant_conv.")) for name in changed)
+
+
+def test_a_decoder_is_shipped_between_before_and_after_its_lesson(tmp_path: Path) -> None:
+    plan = Run(steps=3, batch_size=4, lr=1e-2, warmup=1)
+    config = tiny(tmp_path, drafts=4, decoder_run=plan, channels_last=True)
+    run(replace(config, decoder_run=Run(steps=0)))
+    before = weights(config.out)
+    for steps in (3, 5):  # it goes on, and what was before stays the same
+        run(replace(config, decoder_run=replace(plan, steps=steps)))
+        taught = load_file(config.out / "state" / "decoder.safetensors")
+        found = weights(config.out)
+        for name in (name for name in taught if name.startswith("mean.")):
+            place = name.replace("mean.", "vae/")
+            was, now = before[place].float(), taught[name]
+            assert (now - was).abs().max() > 5e-3
+            assert torch.allclose(found[place].float(), was + 0.3 * (now - was), atol=1e-3)
 
 
 def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path: Path) -> None:

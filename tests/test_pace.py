@@ -44,3 +44,17 @@ def test_seconds_add_up_over_calls_without_each_ones_first_step(
         seen.append((clock.spent, clock.late))
         now[0] += 2.0
     assert seen == [(30.0, False), (32.0, False), (34.0, True), (36.0, True)]
+
+
+def test_saving_is_no_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    clock = Pace(0.0, 200.0, Accelerator(cpu=True))
+    clock.tick()
+    now[0] += 2.0
+    clock.tick()
+    now[0] += 50.0  # a state is written
+    clock.go_on()
+    now[0] += 3.0
+    clock.tick()
+    assert clock.spent == 5.0

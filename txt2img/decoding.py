@@ -15,6 +15,7 @@ from txt2img.models.tiling import decode_tiled
 from txt2img.weights.load import Model
 
 LARGE = 1536 * 1536  # pixels; more are decoded in tiles, where that is left to the program
+TOGETHER = 2**22  # pixels that are decoded at once; at 256 numbers each, not all kernels count more
 TILED = "Out of memory while decoding: decoded in tiles instead"
 ON_CPU = "Out of memory while decoding, even in tiles: decoded on the CPU instead"
 FLOAT32 = "The decoder overflowed in half precision: decoded in float32 instead"
@@ -33,7 +34,7 @@ def pixels_of(model: Model, x: Tensor) -> Tensor:
                     return torch.cat(way())
             except OutOfMemory as short:
                 error = OutOfMemory(str(short))  # without the frames that hold what filled memory
-            free()
+            (model.graphed.forget if model.graphed else free)()  # recordings hold memory, too
     assert error is not None
     raise error
 
@@ -48,7 +49,7 @@ def ways(model: Model, x: Tensor) -> Iterator[Way]:
     if tiles:
         memory.used["vae"] = "tiled"
     if device.type != "cpu" and len(x) > 1:
-        yield lambda: [decoded(model, x, tiles)]
+        yield lambda: [decoded(model, some, tiles) for some in x.split(together(model, x))]
     yield lambda: [decoded(model, one, tiles) for one in single]
     if memory.tiling == "auto" and not tiles:
         memory.tell(TILED)
@@ -58,6 +59,11 @@ def ways(model: Model, x: Tensor) -> Iterator[Way]:
         memory.tell(ON_CPU)
         memory.used["vae"] = "tiled, cpu" if memory.tiling != "off" else "cpu"
         yield lambda: on_cpu(model, single)
+
+
+def together(model: Model, x: Tensor) -> int:
+    """How many of a batch's latents are decoded at once: one at least, and a few fill a card."""
+    return max(1, TOGETHER // (x.shape[-2] * x.shape[-1] * model.vae.config.factor**2))
 
 
 def wants_tiles(model: Model, x: Tensor) -> bool:

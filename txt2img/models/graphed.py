@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Graphed:
         try:
             self._flat(wanted, *values)
             _wait(values)
-        except RuntimeError as error:
+        except Exception as error:  # compilers fail with errors of many kinds
             if is_short(error):
                 raise
             self.compiled_in, self._flat = "", self._plain
@@ -163,7 +164,7 @@ class Graphed:
 def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
     """Work as a CUDA graph: what replays it, and where its outputs then lie. RuntimeError."""
     here = torch.cuda.current_stream()
-    aside = torch.cuda.Stream()
+    aside = stream_of(here.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):
@@ -171,12 +172,18 @@ def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
     here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             outputs = work()
     except RuntimeError:
         torch.cuda.set_stream(here)  # torch does not, where ending the recording fails as well
         raise
     return graph.replay, outputs
+
+
+@cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a card's recordings: libraries keep a workspace for each that they meet."""
+    return torch.cuda.Stream(device)
 
 
 def address(weight: Tensor) -> int:

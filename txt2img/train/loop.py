@@ -24,7 +24,7 @@ from txt2img.train.polish import DecoderStage
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 from txt2img.weights.hashes import sha256
 
-LEAST_LEFT = 1.5 * MINUTE  # of a call, for a stage to begin in: a compiler may take most of it
+LEAST_LEFT = 2.5 * MINUTE  # of a call, for a stage to begin in: what comes before its first step
 ALIKE = 0.2  # of a gradient: as far as rounding to bf16 in another order may move it, and more
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
@@ -150,12 +150,14 @@ def optimise(
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
     known = load_state(state, learner, mean, optimiser, source) if config.resume else None
     first, spent = known or (0, 0.0)
+    if finished(run, first, spent):
+        return True
     batch = stage.batch(first)
-    last = first if finished(run, first, spent) else run.steps
-    quick, plain = compiled(learner, batch, config.compile and first < last, accelerator)
+    wished = config.compile and stage.name == LatentStage.name  # others end before it pays
+    quick, plain = compiled(learner, batch, wished, accelerator)
     prepared, stepper = accelerator.prepare(quick, optimiser)
     pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
-    for step in range(first, last):
+    for step in range(first, run.steps):
         rate = set_rate(optimiser, run, step, pace.spent)
         loss = loss_of(prepared, batch, accelerator.device)
         descend(loss, prepared, stepper, run.clip, accelerator)
@@ -170,6 +172,7 @@ def optimise(
             save_state(state, done, pace.spent, learner, mean, optimiser, source)
         if accelerator.is_main_process and (ends or done % config.sample_every == 0):
             sheet = sample(stage, config.out, mean, done)
+        pace.go_on()
         pictures = (done - first) * run.batch_size * accelerator.num_processes
         speed = pictures / (time.perf_counter() - clock)
         yield Report(stage.name, done, run.steps, value, rate, speed, sheet, plain)
@@ -222,7 +225,12 @@ def compiled(
     torch._dynamo.config.suppress_errors = True
     quick = cast(nn.Module, torch.compile(learner))
     with accelerator.autocast():
-        true, other = (gradient(module, batch, accelerator.device) for module in (learner, quick))
+        true = gradient(learner, batch, accelerator.device)
+        try:
+            other = gradient(quick, batch, accelerator.device)
+        except Exception:  # noqa: BLE001 - of the way back no error is suppressed, of any kind
+            learner.zero_grad()
+            return learner, True
     alike = bool((other - true).norm() <= ALIKE * true.norm())
     return (quick, False) if alike else (learner, True)
 

@@ -48,6 +48,10 @@ class Pace:
             self.spent, left = self.accelerator.reduce(both, "mean").tolist()
         self.late = left <= 0.0
 
+    def go_on(self) -> None:
+        """Count from here: what was saved and drawn since the last step is no learning."""
+        self.last = time.monotonic()
+
 
 def finished(run: Run, step: int, spent: float) -> bool:
     """Whether a stage that has done so many steps, in so many seconds, is done."""

@@ -6,11 +6,12 @@ guidance: the drafts. The decoder learns to give the true picture back. Encoder 
 they are, so that nothing that the U-Net has learnt is lost, and drawing costs what it did.
 """
 
+import copy
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from txt2img.models.text import TextEncoder
 from txt2img.models.unet import UNet
@@ -32,6 +33,7 @@ from txt2img.train.stages import (
 
 STEPS = 12  # from pure noise to a picture
 STARTS = (5, 7, 9)  # the steps that drafts begin at: noisier, and the picture would be another
+LESSON = 0.3  # of the shipped decoder: with more, copies lose edges and drafts gain hardly anything
 TRUE = 0.25  # of what is decoded are latents of true pictures: these must not get worse
 
 
@@ -44,6 +46,7 @@ class DecoderStage:
         self.config, self.accelerator, self.run = config, accelerator, config.decoder_run
         self.rates: dict[str, float] = {}
         self.pictures, self.vae = Pictures(config.data), load_vae(config)
+        self.before = untaught(self.vae, config, accelerator)
         self.painted = Kept(self.pictures, config.size, config.keep_gib * GIB)
         self.rows = rows_to_draft(self.pictures, config.drafts, config.seed)
         both = drafts(self.vae, self.pictures, self.rows, config, accelerator)
@@ -70,12 +73,53 @@ class DecoderStage:
         """Drafts as they are decoded, each beside its true picture."""
         count = min(SHEET_PICTURES, len(self.rows))
         true = centred(torch.stack(self.painted(self.rows[:count])))
-        decoded = self.vae.decode(self.drafts[:count]).cpu()
+        decoded = self.shipped().decode(self.drafts[:count]).cpu()
         save_sheet(path, torch.stack([true, decoded], dim=1).flatten(0, 1))
 
     def export(self) -> None:
         """The VAE's part of the folder."""
-        checkpoint.save_vae(self.config.out, self.vae, self.config.size)
+        checkpoint.save_vae(self.config.out, self.shipped(), self.config.size)
+
+    def shipped(self) -> VAE:
+        """The VAE with a decoder on the way from what it was before the lesson to what it is now.
+
+        Such a mean keeps most of both (Wortsman et al. 2022, Robust fine-tuning, section 4).
+        """
+        between = copy.deepcopy(self.vae)
+        now = in_one_row(between)
+        refill(between, torch.lerp(self.before.to(now), now, LESSON))
+        return between
+
+
+def in_one_row(vae: VAE) -> Tensor:
+    """The weights that the lesson changes, in one row."""
+    return torch.cat([weight.detach().flatten() for weight in of_decoding(vae)])
+
+
+def refill(vae: VAE, row: Tensor) -> None:
+    """Give a VAE these weights for decoding."""
+    with torch.no_grad():
+        weights = of_decoding(vae)
+        parts = row.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.copy_(part.view_as(weight))
+
+
+def of_decoding(vae: VAE) -> list[nn.Parameter]:
+    """The decoder's weights, and those of the 1×1 convolution before it."""
+    return [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+
+
+def untaught(vae: VAE, config: TrainConfig, accelerator: Accelerator) -> Tensor:
+    """The decoder's weights, in one row, as they were before any lesson; the VAE has them now.
+
+    They are kept in the run's folder, since what lies in the model's is shipped, for as long as
+    the encoder is the same.
+    """
+    key = digest(vae.encoder, vae.quant_conv)
+    row = kept("untaught", key, lambda: in_one_row(vae), config, accelerator)
+    refill(vae, row)
+    return row
 
 
 def rows_to_draft(pictures: Pictures, count: int, seed: int) -> list[int]:

@@ -220,10 +220,10 @@ class LatentStage:
         captions = drop_captions(captions, config.caption_dropout, rng)
         times = [time_to_learn(self.process, config.noisy, rng) for _ in rows]
         levels = LevelBatch.of([self.process.level(time) for time in times])
-        x0 = self.latents[rows]
+        told = self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma
+        x0 = self.latents[rows]  # waits until a GPU is through with the step before
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        parts = (x0, noise, self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma)
-        return tuple(part.to(self.accelerator.device) for part in parts)
+        return (x0, noise, *(part.to(self.accelerator.device) for part in told))
 
     def draw(self, path: Path) -> None:
         """Samples of the configuration's prompts, or of the first captions."""
