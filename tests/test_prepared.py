@@ -162,8 +162,9 @@ def test_a_prepared_vae_decodes_the_same() -> None:
     torch.testing.assert_close(vae.decode(latent), own, atol=1e-4, rtol=0)
 
 
-def test_other_precisions_are_left_alone() -> None:
-    layers = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_are_left_alone(dtype: torch.dtype) -> None:
+    layers = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(dtype)
     prepared.prepare(layers, QUICK)
     assert type(layers[0]) is nn.Conv2d
 

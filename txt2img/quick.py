@@ -6,9 +6,11 @@ first, so that a picture has the same bits whatever is drawn before it or with i
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from txt2img import room, units
+from txt2img.device import has_bf16
 from txt2img.models import prepared
 from txt2img.models.prepared import Plan
 from txt2img.past import TWO_LOOKS
@@ -37,8 +39,9 @@ def vae(model: Model, x: Tensor) -> None:
 def _prepare(
     model: Model, name: str, network: nn.Module, size: tuple[int, int], looks: int
 ) -> None:
-    memory = model.memory
-    if memory.low or next(network.parameters()).device.type != "cpu":
+    memory, first = model.memory, next(network.parameters())
+    slow = first.dtype == torch.bfloat16 and not has_bf16(first.device)
+    if memory.low or slow or first.device.type != "cpu":
         return prepared.restore(network)
     if memory.spare is None:
         room.give_back()  # what a model before this one left

@@ -17,11 +17,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 from txt2img.models import winograd
 from txt2img.models.layers import Attention, FeedForward, attended, in_heads
 from txt2img.models.lean import LeanConv2d
+from txt2img.models.packed import (
+    PACKED_PIXELS,
+    LaidConv,
+    PackedConv,
+    PackedLinear,
+    is_mix,
+    is_packed,
+    version,
+)
 
 WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
 WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products that they save
 WINOGRAD_PIXELS = 1024  # seen in all by a filter before its transform has paid for itself
-PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
 PACKED_LOOKS = 2
 COLUMN_PIXELS = 64  # of an output: up to it, one product over all that a filter sees is quicker
 TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays near the processor
@@ -36,24 +44,23 @@ class Plan:
     pack: bool = True  # keep small maps' filters in the processor's own layout too
 
 
-class PreparedConv(nn.Conv2d):
+class PreparedConv(LaidConv):
     """A convolution by transforms, by columns, by a packed filter or plainly, as pays best."""
 
     plan = Plan()
-    _made: tuple[object, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.dtype != torch.float32:
             return super().forward(x)
-        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
+        if is_mix(self):
             return self._mix(x)
         way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
         if way == "winograd":
-            return winograd.convolve(x, self._laid_out("winograd", winograd.transformed), self.bias)
+            return winograd.convolve(x, self._widened("winograd", winograd.transformed), self.bias)
         if way == "columns":
             return self._by_columns(x)
         if way == "packed" and torch.backends.mkldnn.is_available():
-            return self._packed(x.contiguous(memory_format=torch.channels_last))
+            return self.packed(x.contiguous(memory_format=torch.channels_last))
         if way == "plain":
             return super().forward(x.contiguous(memory_format=torch.channels_last))
         out = super().forward(x.contiguous())  # small and not packed: the other layout is quicker
@@ -64,38 +71,19 @@ class PreparedConv(nn.Conv2d):
         last = x.permute(0, 2, 3, 1)
         return functional.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
-    def _laid_out(self, way: object, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `make` gives of the filter in float32; made anew for another way or filter."""
-        key = way, version(self.weight)
-        if self._made is None or self._made[0] != key:
-            self._made = None  # so that there are never two
-            self._made = key, make(self.weight.detach().float())
-        return self._made[1]
+    def _widened(self, way: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives of the filter in float32."""
+        return self.laid_out(way, lambda weight: make(weight.float()))
 
     def _by_columns(self, x: Tensor) -> Tensor:
         """As one matrix product over what a 3×3 filter sees at each place (im2col)."""
-        matrix = self._laid_out(
+        matrix = self._widened(
             "columns", lambda weight: weight.permute(2, 3, 1, 0).reshape(-1, self.out_channels)
         )
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         seen = padded.unfold(1, 3, self.stride[0]).unfold(2, 3, self.stride[1])
         columns = seen.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
         return functional.linear(columns, matrix.t(), self.bias).permute(0, 3, 1, 2)
-
-    def _packed(self, x: Tensor) -> Tensor:
-        """By oneDNN with a filter that is laid out for x's shape, and kept."""
-        assert not isinstance(self.padding, str)
-        where = list(self.padding), list(self.stride), list(self.dilation)
-        # torch's types for it know neither groups nor shape.
-        reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
-        shape = tuple(x.shape)
-        weight = self._laid_out(
-            shape, lambda weight: reorder(weight.to_mkldnn(), *where, self.groups, list(shape))
-        )
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self.bias, *where, self.groups, "none", [], ""
-        )
-        return out
 
 
 class PreparedLean(PreparedConv, LeanConv2d):
@@ -154,21 +142,22 @@ class PreparedFeedForward(FeedForward):
         return out.view(x.shape)
 
 
-PREPARED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: PreparedConv,
-    LeanConv2d: PreparedLean,
-    Attention: PreparedAttention,
-    FeedForward: PreparedFeedForward,
+Kinds = dict[type[nn.Module], type[nn.Module]]
+
+PREPARED: dict[torch.dtype, Kinds] = {
+    torch.float32: {
+        nn.Conv2d: PreparedConv,
+        LeanConv2d: PreparedLean,
+        Attention: PreparedAttention,
+        FeedForward: PreparedFeedForward,
+    },
+    torch.bfloat16: {
+        nn.Conv2d: PackedConv,
+        nn.Linear: PackedLinear,
+        Attention: PreparedAttention,
+        FeedForward: PreparedFeedForward,
+    },
 }
-
-
-def version(weight: Tensor) -> tuple[int, int]:
-    """What changes when a tensor is written to or replaced; inference tensors are not tracked.
-
-    Quantised ones, which have no place in memory of their own, are replaced as objects.
-    """
-    place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)
-    return place, 0 if weight.is_inference() else weight._version
 
 
 def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
@@ -190,27 +179,34 @@ def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
 
 
 def prepare(network: nn.Module, plan: Plan | None) -> None:
-    """Make a network on a CPU in float32 quick to draw with by a plan; others, or without a plan,
-    are left or made as they were.
+    """Make a network on a CPU in float32 or bf16 quick to draw with by a plan; others, or without
+    a plan, are left or made as they were.
 
     So are weights made in inference mode, whose changes torch does not count.
     """
     first = next(network.parameters())
-    if plan is None or first.is_inference() or first.device.type != "cpu":
-        return restore(network)
-    if first.dtype != torch.float32:
+    kinds = kinds_for(first.dtype, plan)
+    if plan is None or not kinds or first.is_inference() or first.device.type != "cpu":
         return restore(network)
     for module in network.modules():
-        kind = PREPARED.get(type(module))
+        kind = kinds.get(type(module))
         if kind is not None:
             module.__class__ = kind
         if isinstance(module, PreparedConv):
             module.plan = plan
 
 
+def kinds_for(dtype: torch.dtype, plan: Plan | None) -> Kinds:
+    """What modules become to compute in `dtype`; in bf16 nothing else pays than packing."""
+    packs = torch.backends.mkldnn.is_available() and (plan is None or plan.pack)
+    if dtype == torch.bfloat16 and not packs:
+        return {}
+    return PREPARED.get(dtype, {})
+
+
 def restore(network: nn.Module) -> None:
     """Undo `prepare` and give its memory back."""
-    own = {kind: plain for plain, kind in PREPARED.items()}
+    own = {kind: plain for kinds in PREPARED.values() for plain, kind in kinds.items()}
     for module in network.modules():
         if type(module) in own:
             for name in ("plan", "_made", "_kept"):
@@ -220,10 +216,16 @@ def restore(network: nn.Module) -> None:
 
 def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
     """Bytes that a plan keeps for a network whose first map has this height and width."""
-    return sum(
-        _kept_bytes(conv, height >> halvings, width >> halvings, plan)
-        for conv, halvings in _convolutions(network)
-    )
+    convs = [(conv, height >> n, width >> n) for conv, n in _convolutions(network)]
+    dtype = next(network.parameters()).dtype
+    kinds = kinds_for(dtype, plan)
+    if not kinds:
+        return 0
+    if PackedConv not in kinds.values():
+        return sum(_kept_bytes(*where, plan) for where in convs)
+    packed: list[nn.Module] = [conv for conv, high, wide in convs if is_packed(conv, high, wide)]
+    packed += [part for part in network.modules() if isinstance(part, nn.Linear)]
+    return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in packed)
 
 
 def _kept_bytes(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> int:

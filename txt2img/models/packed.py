@@ -1,0 +1,105 @@
+"""Layers that keep their weights once more as oneDNN multiplies them.
+
+In bf16, which some processors multiply in hardware, laying out a large filter takes longer than its
+product with a small map. A copy is made anew when the weights are others or were written to.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
+ROWS = 1024  # that the layout of a matrix is chosen for: one for all, or bits would depend on it
+
+
+class Laid(nn.Module):
+    """A layer with a weight, and what was last made of it."""
+
+    weight: Tensor
+    _made: tuple[object, Tensor] | None = None
+
+    def laid_out(self, way: object, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives of the weight; made anew for another way or weight."""
+        key = way, version(self.weight)
+        if self._made is None or self._made[0] != key:
+            self._made = None  # so that there are never two
+            self._made = key, make(self.weight.detach())
+        return self._made[1]
+
+
+class LaidConv(nn.Conv2d, Laid):
+    """A convolution that can keep its filter in oneDNN's layout."""
+
+    def packed(self, x: Tensor) -> Tensor:
+        """By oneDNN with a filter that is laid out for x's shape, and kept."""
+        assert not isinstance(self.padding, str)
+        where = list(self.padding), list(self.stride), list(self.dilation)
+        # torch's types for it know neither groups nor shape.
+        reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+        shape = tuple(x.shape)
+
+        def make(weight: Tensor) -> Tensor:
+            weight = weight.to(x.dtype).to_mkldnn()
+            return reorder(weight, *where, self.groups, list(shape))
+
+        weight = self.laid_out(shape, make)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, self.bias, *where, self.groups, "none", [], ""
+        )
+        return out
+
+
+class PackedConv(LaidConv):
+    """A convolution with a packed filter, or plainly where maps are large; channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        if is_mix(self):
+            last = x.permute(0, 2, 3, 1)
+            return product(self, last, lambda weight: weight.flatten(1)).permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.packed(x) if is_packed(self, *x.shape[-2:]) else super().forward(x)
+
+
+class PackedLinear(nn.Linear, Laid):
+    """A matrix product with a packed matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        return product(self, x, lambda weight: weight)
+
+
+def is_mix(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a matrix product over channels, pixel by pixel."""
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+
+
+def is_packed(conv: nn.Conv2d, height: int, width: int) -> bool:
+    """Whether a packed filter pays for maps of this size."""
+    few = height * width <= PACKED_PIXELS * conv.stride[0] * conv.stride[1]
+    return few or is_mix(conv)
+
+
+def product(
+    layer: PackedConv | PackedLinear, x: Tensor, matrix: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """x (…, I) times a layer's packed matrix (O, I), and its bias."""
+    if type(layer.weight.detach()) is not Tensor:  # quantised: it multiplies in its own way
+        return functional.linear(x, matrix(layer.weight), layer.bias)
+    reorder: Callable[[Tensor, int], Tensor] = torch.ops.mkldnn._reorder_linear_weight
+    weight = layer.laid_out("matrix", lambda weight: reorder(matrix(weight), ROWS))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+    return out
+
+
+def version(weight: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is written to or replaced; inference tensors are not tracked.
+
+    Quantised ones, which have no place in memory of their own, are replaced as objects.
+    """
+    place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)
+    return place, 0 if weight.is_inference() else weight._version
