@@ -2,8 +2,9 @@
 
     python tests/bench.py                half of Stable Diffusion 1.5's width, about two minutes
     python tests/bench.py --full         its exact size, at 256×256 and 512×512
-    python tests/bench.py --only start   one part: network, vae, fewer, start, loop, model, warm,
-                                         sdcpp (which --full runs too, where it is installed)
+    python tests/bench.py --only start   one part: network, vae, bf16 (both in it, where a processor
+                                         has it), fewer, start, loop, model, warm, sdcpp (which
+                                         --full runs too, where it is installed)
     python tests/bench.py --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
@@ -27,7 +28,10 @@ import bench_warm
 import torch
 from torch import Tensor
 
-PARTS = ("network", "vae", "fewer", "start", "loop", "model", "warm", "sdcpp")
+from txt2img.device import has_bf16
+
+PARTS = ("network", "vae", "bf16", "fewer", "start", "loop", "model", "warm", "sdcpp")
+FLOAT32 = torch.float32
 SECONDS, MEBIBYTES, MICROSECONDS = "s", "MiB", "µs"
 SCALES = {SECONDS: 1.0, MEBIBYTES: 2.0**-20, MICROSECONDS: 1.0}
 SD15 = (320, 640, 1280, 1280)
@@ -78,17 +82,17 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
     return tuple(max(32, round(width * factor / 32) * 32) for width in full)
 
 
-def same_weights(mine: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Give our network diffusers' random weights, and prepare it as for drawing."""
+def same_weights(mine: torch.nn.Module, other: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give ours diffusers' random weights, both in `dtype`, and prepare it as for drawing."""
     from txt2img.models import prepared
 
     mine.load_state_dict(other.state_dict(), strict=True)
-    mine.eval()
+    mine.eval().to(dtype)
     prepared.prepare(mine, prepared.Plan(looks=LOOKS))
-    other.eval()
+    other.eval().to(dtype)
 
 
-def network(factor: float, pixels: int, rounds: int) -> Result:
+def network(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT32) -> Result:
     """One step under guidance: two passes in one batch, and the clean picture they aim at."""
     from diffusers import UNet2DConditionModel
 
@@ -104,7 +108,7 @@ def network(factor: float, pixels: int, rounds: int) -> Result:
         block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
     )
     mine = UNet(UNetConfig(channels=channels))
-    same_weights(mine, other)
+    same_weights(mine, other, dtype)
     process = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
     level, x = process.level(500.0), torch.randn(1, 4, pixels // 8, pixels // 8)
     positive, negative = torch.randn(1, 77, 768), torch.randn(1, 77, 768)
@@ -119,20 +123,20 @@ def network(factor: float, pixels: int, rounds: int) -> Result:
         return denoise(x, level)
 
     def theirs() -> Tensor:
-        tokens = torch.cat([negative, positive])
-        low, high = other(torch.cat([x, x]), 500, tokens).sample.chunk(2)
+        tokens, both = torch.cat([negative, positive]), torch.cat([x, x])
+        low, high = other(both.to(dtype), 500, tokens.to(dtype)).sample.float().chunk(2)
         return (x - level.sigma * (low + CFG * (high - low))) / level.alpha
 
     with torch.inference_mode():
         difference = (ours() - theirs()).abs().max().item()
         return Result(
-            f"U-Net step under guidance, {pixels}×{pixels}",
+            f"U-Net step under guidance, {pixels}×{pixels}{named(dtype)}",
             *in_turns(ours, theirs, rounds),
             difference,
         )
 
 
-def vae(factor: float, pixels: int, rounds: int) -> Result:
+def vae(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT32) -> Result:
     """Latents to pixels."""
     from diffusers import AutoencoderKL
 
@@ -149,19 +153,25 @@ def vae(factor: float, pixels: int, rounds: int) -> Result:
         up_block_types=("UpDecoderBlock2D",) * len(channels),
     )
     mine = VAE(VAEConfig(channels=channels))
-    same_weights(mine, other)
+    same_weights(mine, other, dtype)
     x = torch.randn(1, 4, pixels // 8, pixels // 8)
 
     def ours() -> Tensor:
-        return mine.decode(x)
+        return mine.decode(x.to(dtype))
 
     def theirs() -> Tensor:
-        decoded: Tensor = other.decode(x / mine.config.scaling).sample
+        decoded: Tensor = other.decode(x.to(dtype) / mine.config.scaling).sample
         return decoded
 
     with torch.inference_mode():
         difference = (ours() - theirs()).abs().max().item()
-        return Result(f"VAE decode, {pixels}×{pixels}", *in_turns(ours, theirs, rounds), difference)
+        name = f"VAE decode, {pixels}×{pixels}{named(dtype)}"
+        return Result(name, *in_turns(ours, theirs, rounds), difference)
+
+
+def named(dtype: torch.dtype) -> str:
+    """What a row says of a precision other than the usual one."""
+    return "" if dtype == FLOAT32 else ", bf16"
 
 
 def process(*command: str) -> Callable[[], object]:
@@ -241,6 +251,9 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             yield network(factor, pixels, options.rounds)
         if "vae" in parts:
             yield vae(factor, pixels, options.rounds)
+        if "bf16" in parts and has_bf16(torch.device("cpu")):
+            yield network(factor, pixels, options.rounds, torch.bfloat16)
+            yield vae(factor, pixels, options.rounds, torch.bfloat16)
     if "fewer" in parts:
         yield from fewer()
     if "sdcpp" in parts:
