@@ -156,7 +156,7 @@ def test_the_manner_of_computing_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
     cpu = torch.device("cpu")
     line = manner(cpu, "float32")
     assert line.startswith("Computing on the CPU in float32, 4 threads on 4 physical cores; ")
-    assert line.endswith("--dtype bf16 may be quicker")
+    assert line.endswith("--dtype bf16 is quicker, most of all for large models")
     monkeypatch.setattr(room, "cores", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert manner(cpu, "bfloat16") == "Computing on the CPU in bfloat16, 1 thread"
