@@ -125,11 +125,13 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
     assert [done.path.read_bytes() for done in finished] == alone
 
 
-@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("card", [True, False])
 def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
-    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+    card: bool, sd1_model: Model, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    own = finishing.encode
+    own, monkeypatch = finishing.encode, request.getfixturevalue("monkeypatch")
+    if card:
+        request.getfixturevalue("together")
 
     def broken(*picture: object) -> bytes:
         if picture[1].seed == 43:  # type: ignore[attr-defined]

@@ -59,7 +59,7 @@ def test_it_says_once_a_part_what_could_not_be_compiled(
     command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(_: TrainConfig) -> Iterator[Report]:
-        for name, plain in (("vae", False), ("unet", True)):
+        for name, plain in (("vae", ""), ("unet", "no kernel")):
             for step in (1, 2):
                 yield Report(name, step, 2, 1.0, 1e-3, 40.0, None, plain)
 
@@ -67,7 +67,7 @@ def test_it_says_once_a_part_what_could_not_be_compiled(
     Path("pictures").mkdir()
     lines = command("train", "pictures", "--out", "m").err.splitlines()
     [line] = [line for line in lines if line.startswith("Warning")]
-    assert line == "Warning: unet would learn wrongly compiled here; it runs uncompiled"
+    assert line == "Warning: unet runs uncompiled, since compiled here: no kernel"
 
 
 def test_a_file_says_what_options_do_not(

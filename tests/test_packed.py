@@ -11,7 +11,6 @@ from test_prepared import QUICK, SMALL, draw
 from torch import Tensor, nn
 
 from txt2img import quick
-from txt2img.device import has_bf16
 from txt2img.diffusion.guidance import Cond
 from txt2img.memory import Memory
 from txt2img.models import prepared
@@ -22,7 +21,7 @@ from txt2img.models.vae import VAE
 from txt2img.weights.load import Model
 
 pytestmark = pytest.mark.skipif(
-    not has_bf16(torch.device("cpu")), reason="needs a processor with bf16 in hardware"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 here"
 )
 HALF = torch.bfloat16
 
@@ -116,6 +115,38 @@ def test_a_packed_unet_tells_the_same() -> None:
 
 
 @torch.inference_mode()
+def test_a_network_in_another_precision_is_as_if_it_had_always_been_in_it() -> None:
+    torch.manual_seed(2)
+    with torch.inference_mode(False):
+        unet = UNet(SMALL).eval().to(HALF)
+        fresh = copy.deepcopy(unet).float()
+    x, time = draw(2, 4, 16, 16), torch.full((2,), 400.0)
+    cond = Cond(draw(2, 7, 16, seed=1))
+    prepared.prepare(unet, QUICK)
+    half = unet(x.to(HALF), time, Cond(cond.tokens.to(HALF)))
+    with torch.inference_mode(False):
+        unet.float()
+    plain = copy.deepcopy(fresh)(x, time, cond)
+    torch.testing.assert_close(unet(x, time, cond), plain, atol=1e-5, rtol=0)  # not yet prepared
+    for network in (unet, fresh):
+        prepared.prepare(network, QUICK)
+    assert torch.equal(unet(x, time, cond), fresh(x, time, cond))
+    assert not any(isinstance(part, PackedConv | PackedLinear) for part in unet.modules())
+    with torch.inference_mode(False):
+        unet.to(HALF)
+    prepared.prepare(unet, QUICK)
+    assert torch.equal(unet(x.to(HALF), time, Cond(cond.tokens.to(HALF))), half)
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = UNet(SMALL).to(HALF)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert prepared.need(unet, 16, 16, QUICK) == 0
+    prepared.prepare(unet, QUICK)
+    assert not any(isinstance(part, PackedConv | PackedLinear) for part in unet.modules())
+
+
+@torch.inference_mode()
 def test_what_is_kept_is_known_before() -> None:
     with torch.inference_mode(False):
         unet = UNet(replace(SMALL, channels=(64, 96))).to(HALF)
@@ -138,6 +169,7 @@ def test_a_decoder_is_made_quick_where_bf16_is(monkeypatch: pytest.MonkeyPatch) 
     x = draw(1, 4, 16, 16).to(HALF)
     own = vae.decode(x)
     model = cast(Model, SimpleNamespace(vae=vae, memory=Memory()))
+    monkeypatch.setattr(quick, "has_bf16", lambda device: True)
     quick.vae(model, x)
     assert type(vae.decoder.conv_in) is PackedConv
     near(vae.decode(x), own)

@@ -125,15 +125,15 @@ def _written(
     older = len(finisher.waiting)
     try:
         for event in events:
-            if isinstance(event, Decoded) and older:
+            if older and (finisher.error or isinstance(event, Decoded)):
                 yield from finisher.all()  # a picture's files must know the names before its own
                 older = 0
             yield event
             if isinstance(event, Decoded):
                 finisher.add(event)
-            if not (finisher.beside and isinstance(event, Decoded)):  # the rest of it is as near
-                yield from finisher.ready()
-        if older:  # nothing came of this group, and the claims on those before it end with it
+            yield from finisher.ready()
+        # nothing may have come of this group, and the claims on those before it end with it
+        if older or finisher.error:
             yield from finisher.all()
     except Txt2imgError:
         yield from finisher.all()

@@ -142,7 +142,7 @@ def _existing(name: str) -> str:
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the card is quick and right in it; bf16 on a CPU is slow and coarse."""
+    """Half precision where the card is quick and right in it; a CPU computes in float32 unasked."""
     if device.type != "cuda":
         return torch.float32
     quick = torch.cuda.get_device_capability(device) >= FAST_HALF

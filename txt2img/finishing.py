@@ -78,11 +78,9 @@ class Finisher:
         self.waiting.append((drawn, self.pool.submit(encode, *given)))
 
     def ready(self) -> Iterator[Finished | Failed]:
-        """Write those that are encoded, up to the first that is not; raises as `all` does."""
+        """Write those that are encoded, up to the first that is not; failures wait for `all`."""
         while self.waiting and (not self.beside or self.waiting[0][1].done()):
             yield from self._first()
-        if self.error and not self.waiting:
-            raise self.error
 
     def all(self) -> Iterator[Finished | Failed]:
         """Write all, however long it takes to encode them; then raise what one of them failed by.

@@ -154,7 +154,7 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
             new_stage, stage = report.stage != stage, report.stage
             if new_stage and report.plain:
                 with bar.aside():
-                    tell(f"Warning: {stage} would learn wrongly compiled here; it runs uncompiled")
+                    tell(f"Warning: {stage} runs uncompiled, since compiled here: {report.plain}")
             due = not bar.visible and time.monotonic() - told > 30
             last = report.step == report.steps
             if not quiet and (report.sheet or last or ((due or new_stage) and not bar.visible)):

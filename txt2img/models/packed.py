@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
 ROWS = 1024  # that the layout of a matrix is chosen for: one for all, or bits would depend on it
@@ -55,7 +54,7 @@ class PackedConv(LaidConv):
     """A convolution with a packed filter, or plainly where maps are large; channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+        if not pays(x, self.weight):
             return super().forward(x)
         if is_mix(self):
             last = x.permute(0, 2, 3, 1)
@@ -68,9 +67,23 @@ class PackedLinear(nn.Linear, Laid):
     """A matrix product with a packed matrix."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+        if not pays(x, self.weight):
             return super().forward(x)
         return product(self, x, lambda weight: weight)
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight is laid out for this input: in bf16, and where no gradient is wanted.
+
+    A quantised one multiplies in its own way.
+    """
+    half = x.dtype == weight.dtype == torch.bfloat16
+    return half and is_plain(weight) and not torch.is_grad_enabled()
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is an ordinary tensor, and no quantised one."""
+    return type(weight.detach()) is Tensor
 
 
 def is_mix(conv: nn.Conv2d) -> bool:
@@ -88,8 +101,6 @@ def product(
     layer: PackedConv | PackedLinear, x: Tensor, matrix: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """x (…, I) times a layer's packed matrix (O, I), and its bias."""
-    if type(layer.weight.detach()) is not Tensor:  # quantised: it multiplies in its own way
-        return functional.linear(x, matrix(layer.weight), layer.bias)
     reorder: Callable[[Tensor, int], Tensor] = torch.ops.mkldnn._reorder_linear_weight
     weight = layer.laid_out("matrix", lambda weight: reorder(matrix(weight), ROWS))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
@@ -99,6 +110,7 @@ def product(
 def version(weight: Tensor) -> tuple[int, int]:
     """What changes when a tensor is written to or replaced; inference tensors are not tracked.
 
+    One that is replaced has to be freed after the new one is there, or that may lie in its place.
     Quantised ones, which have no place in memory of their own, are replaced as objects.
     """
     place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)

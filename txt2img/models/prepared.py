@@ -24,6 +24,7 @@ from txt2img.models.packed import (
     PackedLinear,
     is_mix,
     is_packed,
+    is_plain,
     version,
 )
 
@@ -188,6 +189,9 @@ def prepare(network: nn.Module, plan: Plan | None) -> None:
     kinds = kinds_for(first.dtype, plan)
     if plan is None or not kinds or first.is_inference() or first.device.type != "cpu":
         return restore(network)
+    others = {kind for table in PREPARED.values() for kind in table.values()} - {*kinds.values()}
+    if any(type(module) in others for module in network.modules()):
+        restore(network)  # it computed in another precision
     for module in network.modules():
         kind = kinds.get(type(module))
         if kind is not None:
@@ -224,7 +228,8 @@ def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
     if PackedConv not in kinds.values():
         return sum(_kept_bytes(*where, plan) for where in convs)
     packed: list[nn.Module] = [conv for conv, high, wide in convs if is_packed(conv, high, wide)]
-    packed += [part for part in network.modules() if isinstance(part, nn.Linear)]
+    linears = (part for part in network.modules() if isinstance(part, nn.Linear))
+    packed += [part for part in linears if is_plain(part.weight)]
     return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in packed)
 
 

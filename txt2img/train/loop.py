@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from txt2img.device import for_training
+from txt2img.memory import is_short
+from txt2img.models.graphed import first_line
 from txt2img.train import checkpoint
 from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
@@ -40,7 +42,7 @@ class Report:
     lr: float
     images_per_second: float
     sheet: Path | None = None  # samples drawn after this step
-    plain: bool = False  # whether it runs uncompiled against the configuration's wish
+    plain: str = ""  # why it runs uncompiled against the configuration's wish
 
 
 class Stage(Protocol):
@@ -211,16 +213,16 @@ def descend(
 
 def compiled(
     learner: nn.Module, batch: tuple[Tensor, ...], wished: bool, accelerator: Accelerator
-) -> tuple[nn.Module, bool]:
+) -> tuple[nn.Module, str]:
     """The learner, compiled if that is wished and does not change its gradient of a batch.
 
-    And whether it stays as it is against that wish.
+    And why it stays as it is, against that wish. OutOfMemoryError.
 
     A compiler can be wrong without failing: torch 2.13's for processors makes zeros of most of a
     U-Net's gradient in bf16, of which the loss tells nothing for an hour.
     """
     if not wished:
-        return learner, False
+        return learner, ""
     # a part that this machine cannot compile runs as it is
     torch._dynamo.config.suppress_errors = True
     quick = cast(nn.Module, torch.compile(learner))
@@ -228,11 +230,13 @@ def compiled(
         true = gradient(learner, batch, accelerator.device)
         try:
             other = gradient(quick, batch, accelerator.device)
-        except Exception:  # noqa: BLE001 - of the way back no error is suppressed, of any kind
+        except Exception as error:  # of the way back no error is suppressed, of any kind
+            if is_short(error):
+                raise
             learner.zero_grad()
-            return learner, True
+            return learner, first_line(error)
     alike = bool((other - true).norm() <= ALIKE * true.norm())
-    return (quick, False) if alike else (learner, True)
+    return (quick, "") if alike else (learner, "its gradient is not the true one")
 
 
 def gradient(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:

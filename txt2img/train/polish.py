@@ -7,6 +7,7 @@ they are, so that nothing that the U-Net has learnt is lost, and drawing costs w
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -114,10 +115,10 @@ def untaught(vae: VAE, config: TrainConfig, accelerator: Accelerator) -> Tensor:
     """The decoder's weights, in one row, as they were before any lesson; the VAE has them now.
 
     They are kept in the run's folder, since what lies in the model's is shipped, for as long as
-    the encoder is the same.
+    the encoder is the same; a run that begins its lessons anew needs them too.
     """
-    key = digest(vae.encoder, vae.quant_conv)
-    row = kept("untaught", key, lambda: in_one_row(vae), config, accelerator)
+    key, lasting = digest(vae.encoder, vae.quant_conv), replace(config, resume=True)
+    row = kept("untaught", key, lambda: in_one_row(vae), lasting, accelerator)
     refill(vae, row)
     return row
 

@@ -173,9 +173,8 @@ class TextStage:
         rng, _ = seeded(config, step, self.accelerator)
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         ids = self.ids([self.pictures.caption(row, rng) for row in rows])
-        if not config.compile:  # which would compile again for every other length
-            # a state does not see what follows it: what comes after the last end is for nothing
-            ids = ids[:, : int(self.text.ends(ids).max()) + 1]
+        # a state does not see what follows it: what comes after the last end is for nothing
+        ids = ids[:, : int(self.text.ends(ids).max()) + 1]
         return self.latents[rows], ids.to(self.accelerator.device)
 
     def draw(self, path: Path) -> None:
