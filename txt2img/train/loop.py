@@ -150,8 +150,7 @@ def optimise(
     run, state, source = stage.run, state_of(config, stage.name), source_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
     optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
-    known = load_state(state, learner, mean, optimiser, source) if config.resume else None
-    first, spent = known or (0, 0.0)
+    first, spent = load_state(state, learner, mean, optimiser, source) if config.resume else (0, 0)
     if finished(run, first, spent):
         return True
     batch = stage.batch(first)
