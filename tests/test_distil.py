@@ -128,6 +128,16 @@ def test_it_comes_nearer_to_its_teacher(trained: TrainConfig, tmp_path: Path) ->
     assert reports[-1].sheet is not None and reports[-1].sheet.exists()
 
 
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained: TrainConfig, tmp_path: Path) -> None:
+    whole, parts = (copied(trained, tmp_path / name) for name in ("whole", "parts"))
+    run(whole)
+    run(parts, 4)
+    run(parts)
+    one, other = (weights(config.out) for config in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_lora_of_another_form_begins_anew(trained: TrainConfig, tmp_path: Path) -> None:
     config = replace(copied(trained, tmp_path), distil_run=replace(FEW, steps=2))
     run(config)

@@ -34,7 +34,9 @@ def pixels_of(model: Model, x: Tensor) -> Tensor:
                     return torch.cat(way())
             except OutOfMemory as short:
                 error = OutOfMemory(str(short))  # without the frames that hold what filled memory
-            (model.graphed.forget if model.graphed else free)()  # recordings hold memory, too
+            if model.graphed:
+                model.graphed.forget()  # recordings hold memory, too
+            free()
     assert error is not None
     raise error
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.reuse import Kept
 from txt2img.memory import free, is_short
+from txt2img.models.packed import address
 
 SHAPES = 4  # recordings that are kept: each holds the memory that its intermediate results take
 WARM_UPS = 2  # runs before a recording: libraries choose their kernels and make their workspaces
@@ -184,11 +185,6 @@ def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
 def stream_of(device: torch.device) -> torch.cuda.Stream:
     """The stream of a card's recordings: libraries keep a workspace for each that they meet."""
     return torch.cuda.Stream(device)
-
-
-def address(weight: Tensor) -> int:
-    """Where a weight lies; of one that is made of several tensors, which object it is."""
-    return weight.data_ptr() if type(weight.detach()) is Tensor else id(weight)
 
 
 def first_line(error: BaseException) -> str:

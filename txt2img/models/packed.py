@@ -92,9 +92,13 @@ def is_mix(conv: nn.Conv2d) -> bool:
 
 
 def is_packed(conv: nn.Conv2d, height: int, width: int) -> bool:
-    """Whether a packed filter pays for maps of this size."""
-    few = height * width <= PACKED_PIXELS * conv.stride[0] * conv.stride[1]
-    return few or is_mix(conv)
+    """Whether a packed filter, or matrix, pays in bf16 for maps of this size."""
+    return is_mix(conv) or is_small(conv, height, width)
+
+
+def is_small(conv: nn.Conv2d, height: int, width: int) -> bool:
+    """Whether laying a filter out for a map of this size takes long beside multiplying."""
+    return height * width <= PACKED_PIXELS * conv.stride[0] * conv.stride[1]
 
 
 def product(
@@ -111,7 +115,10 @@ def version(weight: Tensor) -> tuple[int, int]:
     """What changes when a tensor is written to or replaced; inference tensors are not tracked.
 
     One that is replaced has to be freed after the new one is there, or that may lie in its place.
-    Quantised ones, which have no place in memory of their own, are replaced as objects.
     """
-    place = weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else id(weight)
-    return place, 0 if weight.is_inference() else weight._version
+    return address(weight), 0 if weight.is_inference() else weight._version
+
+
+def address(weight: Tensor) -> int:
+    """Where a weight lies; of a quantised one, made of several tensors, which object it is."""
+    return weight.data_ptr() if is_plain(weight) else id(weight)

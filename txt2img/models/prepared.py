@@ -18,13 +18,13 @@ from txt2img.models import winograd
 from txt2img.models.layers import Attention, FeedForward, attended, in_heads
 from txt2img.models.lean import LeanConv2d
 from txt2img.models.packed import (
-    PACKED_PIXELS,
     LaidConv,
     PackedConv,
     PackedLinear,
     is_mix,
     is_packed,
     is_plain,
+    is_small,
     version,
 )
 
@@ -159,6 +159,7 @@ PREPARED: dict[torch.dtype, Kinds] = {
         FeedForward: PreparedFeedForward,
     },
 }
+OWN = {kind: plain for kinds in PREPARED.values() for plain, kind in kinds.items()}
 
 
 def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
@@ -170,12 +171,11 @@ def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
     pays = min(height, width) >= plan.smallest and plan.looks * height * width >= WINOGRAD_PIXELS
     if pays and not narrow and _plain_3x3(conv, (1, 1)):
         return "winograd"
-    strides = conv.stride[0] * conv.stride[1]
-    if height * width > PACKED_PIXELS * strides:
+    if not is_small(conv, height, width):
         return "plain"
     if not plan.pack or plan.looks < PACKED_LOOKS:
         return "small"
-    few = height * width <= COLUMN_PIXELS * strides
+    few = height * width <= COLUMN_PIXELS * conv.stride[0] * conv.stride[1]
     return "columns" if few and not narrow and _plain_3x3(conv, conv.stride) else "packed"
 
 
@@ -189,8 +189,7 @@ def prepare(network: nn.Module, plan: Plan | None) -> None:
     kinds = kinds_for(first.dtype, plan)
     if plan is None or not kinds or first.is_inference() or first.device.type != "cpu":
         return restore(network)
-    others = {kind for table in PREPARED.values() for kind in table.values()} - {*kinds.values()}
-    if any(type(module) in others for module in network.modules()):
+    if any(type(module) in OWN.keys() - kinds.values() for module in network.modules()):
         restore(network)  # it computed in another precision
     for module in network.modules():
         kind = kinds.get(type(module))
@@ -210,12 +209,11 @@ def kinds_for(dtype: torch.dtype, plan: Plan | None) -> Kinds:
 
 def restore(network: nn.Module) -> None:
     """Undo `prepare` and give its memory back."""
-    own = {kind: plain for kinds in PREPARED.values() for plain, kind in kinds.items()}
     for module in network.modules():
-        if type(module) in own:
+        if type(module) in OWN:
             for name in ("plan", "_made", "_kept"):
                 module.__dict__.pop(name, None)
-            module.__class__ = own[type(module)]
+            module.__class__ = OWN[type(module)]
 
 
 def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:

@@ -33,13 +33,7 @@ from txt2img.train.drawing import (
 )
 from txt2img.train.encoded import load_unet, load_vae
 from txt2img.train.losses import LevelBatch, noise_loss
-from txt2img.train.stages import (
-    Ids,
-    Mixed,
-    in_memory_format,
-    seeded,
-    text_encoder,
-)
+from txt2img.train.stages import Ids, Mixed, in_memory_format, seeded, text_encoder
 
 TEACHING = 3  # steps of the teacher in each of the student's
 SAMPLER = "euler"  # the student's

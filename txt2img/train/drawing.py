@@ -4,6 +4,7 @@ The tool's own pictures come of `pipeline`; here networks are still learning, an
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from txt2img.train.data import Pictures
 SHEET_PICTURES = 16
 
 
+@cache
 def process_of(config: TrainConfig) -> Process:
     """The forward process that the configuration names."""
     if config.prediction == "flow":

@@ -93,7 +93,7 @@ class DecoderStage:
 
 
 def in_one_row(vae: VAE) -> Tensor:
-    """The weights that the lesson changes, in one row."""
+    """The weights that the lesson changes, in one row, whatever order they have in memory."""
     return torch.cat([weight.detach().flatten() for weight in of_decoding(vae)])
 
 
