@@ -53,6 +53,16 @@ def test_a_network_works_in_its_dtype_and_is_heard_in_float32(dtype):
     assert x0.dtype == torch.float32
 
 
+def test_a_condition_in_another_precision_is_the_same_object_each_time():
+    network = Mock(torch.bfloat16)
+    denoise = denoiser(network, 5.0)
+    denoise(X, LEVEL)
+    denoise(X, SD.level(100))
+    first, second = (cond for _, _, cond in network.calls)
+    assert first is second and first.tokens.dtype == torch.bfloat16
+    assert POSITIVE.to(torch.float32) is POSITIVE
+
+
 def test_a_network_is_told_the_time_of_each_sample():
     network = Mock()
     predictor(network, SD, PREDICTIONS["v"])(X, SD.level(123.75), POSITIVE)

@@ -51,16 +51,25 @@ class Cond:
         return replace(self, tokens=torch.cat([self.tokens, more], dim=1))
 
     def to(self, dtype: torch.dtype) -> "Cond":
-        """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels."""
+        """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels.
+
+        It is the same object each time: networks keep what they made of it.
+        """
         if all(part is None or part.dtype == dtype for part in self.written()):
             return self
-        return Cond(
-            self.tokens.to(dtype),
-            None if self.pooled is None else self.pooled.to(dtype),
-            self.extra,
-            None if self.beside is None else self.beside.to(dtype),
-            self.scale,
-        )
+        if dtype not in self._cast:
+            self._cast[dtype] = Cond(
+                self.tokens.to(dtype),
+                None if self.pooled is None else self.pooled.to(dtype),
+                self.extra,
+                None if self.beside is None else self.beside.to(dtype),
+                self.scale,
+            )
+        return self._cast[dtype]
+
+    @cached_property
+    def _cast(self) -> dict[torch.dtype, "Cond"]:
+        return {}
 
     def written(self) -> tuple[Tensor | None, ...]:
         """The parts that are in a network's precision."""
