@@ -288,7 +288,7 @@ def test_views_are_whole_and_differ_in_what_no_caption_says() -> None:
     assert all(part["side"] >= LARGE for part in placed)  # such a row is one thing's picture still
     assert all(max(part["left"], part["top"]) + part["side"] <= 1.0001 for part in placed)
     assert len({(part["left"], part["top"]) for part in placed}) == 200
-    assert 60 < sum(part["mirrored"] for part in placed) < 140
+    assert 5 < sum(part["mirrored"] for part in placed) < 40  # a tenth of them
     on_white = {row["text"][0] for row in views if row["background"] == captions.WHITE}
     assert on_white == {"owl, 3d emoji"}
     assert any("background" in row["text"][0] for row in views)

@@ -22,6 +22,7 @@ BACKGROUNDS = {  # what captions call them → RGB
 OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni)")  # "an umbrella", but "a unicorn"
 HELD_OUT = 16  # one combination in so many is not taught
 SMALLEST_VIEW = 0.8  # of a picture's side
+MIRRORED = 0.1  # of views: with half of them, a drawing now and then mixed a thing with its mirror
 VIEWED_ON_COLOUR = 0.25  # of the views
 HANDED = {  # words of names whose pictures show letters, digits, hands of clocks, or a direction
     *("left", "right", "east", "west", "north", "south", "back", "on", "soon", "top", "end"),
@@ -184,13 +185,13 @@ def row(file: str, said: tuple[list[str], list[float]], colour: str | None) -> R
 
 
 def view(file: str, name: str, rng: random.Random) -> Placed:
-    """A picture a little smaller, anywhere; mirrored now and then, where that is still right.
+    """A picture a little smaller, anywhere; mirrored seldom, and only where that is still right.
 
     No caption says any of it: so pictures of one caption differ from seed to seed.
     """
     side = round(rng.uniform(SMALLEST_VIEW, 1.0), 4)
     left, top = (round(rng.uniform(0.0, 1.0 - side), 4) for _ in range(2))
-    mirrored = not HANDED & {*name.split()} and rng.random() < 0.5
+    mirrored = not HANDED & {*name.split()} and rng.random() < MIRRORED
     return {
         "file_name": file,
         "left": left,
