@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,17 @@ def test_bytes_and_streams_are_those_of_a_call_without(house: House, command: Co
     assert (done.returncode, done.stdout, done.stderr) == (0, b"w.png\n", b"")
     assert Path("w.png").read_bytes() == Path("cold.png").read_bytes()
     assert house.call(*SIZE, "-o", "-", "a cat").stdout == Path("cold.png").read_bytes()
+
+
+def test_a_callers_closed_output_is_no_place_for_a_picture(house: House) -> None:
+    line = shlex.join(house.line(*SIZE, "-o", "-", "a cat"))
+    done = subprocess.run(
+        ["sh", "-c", f"{line} >&-"], capture_output=True, env=house.variables, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"Error: -o - writes to standard output, which is closed")
+    done = house.call(*SIZE, "-o", "-", "a cat")  # the next caller's is open
+    assert (done.returncode, done.stdout[:4]) == (0, b"\x89PNG")
 
 
 def test_prompts_come_through_standard_input(house: House) -> None:

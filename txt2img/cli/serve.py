@@ -40,18 +40,22 @@ class Job:
     umask: int
     variables: dict[str, str]
     files: list[int]  # standard input, output, error, current folder
+    closed: list[int]  # of the first three, which are /dev/null then
 
 
 def ordered(connection: socket.socket) -> Job:
     """The job that a caller sends. OSError, EOFError, ValueError."""
     order, files = wire.receive(connection, 4)
     try:
-        words, variables = order["arguments"], order["variables"]
-        if not isinstance(words, list) or not isinstance(variables, dict):
+        words, variables, closed = order["arguments"], order["variables"], order["closed"]
+        if not (isinstance(words, list) and isinstance(variables, dict)):
             raise ValueError("no command line")
+        if not isinstance(closed, list):
+            raise ValueError("no streams")
         idle, umask = int(str(order["idle"])), int(str(order["umask"]))
         connection.settimeout(None)
-        return Job(connection, words, str(order["model"]), idle, umask, variables, files)
+        model = str(order["model"])
+        return Job(connection, words, model, idle, umask, variables, files, closed)
     except (KeyError, ValueError) as error:
         for file in files:
             os.close(file)
@@ -186,7 +190,10 @@ def in_place_of(job: Job) -> int:
             os.dup2(file, number)
         os.fchdir(job.files[3])
         _set_variables(job.variables)
-        with Streams(watch.touched), warnings.catch_warnings():  # which warns of all anew
+        with (
+            Streams(watch.touched, job.closed),
+            warnings.catch_warnings(),
+        ):  # which warns of all anew
             STOP.listen()
             watch.start()
             code = app.run(job.arguments)

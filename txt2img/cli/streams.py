@@ -3,11 +3,11 @@
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TextIO
 
-CLOSED: set[int] = set()  # the descriptors that were so when the program began
+CLOSED: set[int] = set()  # the descriptors that were so when the program, or a call, began
 
 
 def settle() -> None:
@@ -27,13 +27,15 @@ class Streams:
     """While it lasts, the standard streams are new ones on the descriptors 0 … 2.
 
     `touched` is called before input is taken from standard input or results go to standard output.
+    Those that were `closed` to who called are known as such.
     """
 
-    def __init__(self, touched: Callable[[], None]) -> None:
-        self.touched = touched
+    def __init__(self, touched: Callable[[], None], closed: Collection[int] = ()) -> None:
+        self.touched, self.closed = touched, set(closed)
 
     def __enter__(self) -> None:
         """Make the streams, in the encodings of those that there are."""
+        self._swap()
         self.own = (sys.stdin, sys.stdout, sys.stderr)
         stdin, stdout, stderr = self.own
         sys.stdin = _text(io.BufferedReader(_Noticed(0, "r", self.touched)), stdin)
@@ -43,11 +45,19 @@ class Streams:
 
     def __exit__(self, *error: object) -> None:
         """Write out what they hold, and put those that were before in their place."""
+        self._swap()
         made = (sys.stdin, sys.stdout, sys.stderr)
         sys.stdin, sys.stdout, sys.stderr = self.own
         for stream in made:
             with suppress(OSError, ValueError):
                 stream.close()
+
+    def _swap(self) -> None:
+        """The caller's closed descriptors in the place of this process's own, and back."""
+        own = set(CLOSED)
+        CLOSED.clear()
+        CLOSED.update(self.closed)
+        self.closed = own
 
 
 class _Noticed(io.FileIO):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from txt2img.cli import wire
 from txt2img.cli.show import tell
 from txt2img.cli.signals import STOPPED, Stopped
-from txt2img.cli.streams import settle
+from txt2img.cli.streams import CLOSED, settle
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -163,6 +163,7 @@ class Call:
             "model": self.model,
             "idle": self.idle,
             "umask": mask,
+            "closed": sorted(CLOSED),
             "variables": dict(os.environ),
         }
         here = os.open(".", os.O_RDONLY)
