@@ -8,8 +8,7 @@ from torch.nn import functional
 from txt2img.diffusion.guidance import Cond
 from txt2img.models import prepared
 from txt2img.models.layers import Attention, FeedForward
-from txt2img.models.packed import Laid
-from txt2img.models.prepared import Plan, PreparedConv, PreparedLinear, way_of
+from txt2img.models.prepared import Plan, PreparedConv, way_of
 from txt2img.models.shapes import UNetConfig, VAEConfig
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -52,72 +51,6 @@ def test_a_prepared_convolution_gives_the_same(
     own = functional.conv2d(x, layer.weight, layer.bias, stride, padding=kernel // 2)
     torch.testing.assert_close(layer(x), own, atol=1e-5, rtol=0)
     torch.testing.assert_close(layer(x[:1, :, ::2]), layer(x[:, :, ::2])[:1], atol=1e-5, rtol=0)
-
-
-@pytest.fixture
-def product() -> PreparedLinear:
-    """A prepared product of 96 numbers to 64."""
-    torch.manual_seed(6)
-    layers = nn.Sequential(nn.Linear(96, 64))
-    prepared.prepare(layers, QUICK)
-    made = layers[0]
-    assert isinstance(made, PreparedLinear)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("shape", "kept"), [((15,), False), ((2, 8), True), ((2, 8, 16), True), ((257,), False)]
-)
-@torch.no_grad()
-def test_a_prepared_product_of_few_rows_gives_the_same(
-    product: PreparedLinear, shape: tuple[int, ...], kept: bool
-) -> None:
-    x = draw(*shape, 96)
-    own = functional.linear(x, product.weight, product.bias)
-    torch.testing.assert_close(product(x), own, atol=1e-5, rtol=0)
-    assert (product._made is not None) == kept
-    other = draw(96, *shape, seed=1).movedim(0, -1)  # numbers far apart in memory
-    own = functional.linear(other, product.weight, product.bias)
-    torch.testing.assert_close(product(other), own, atol=1e-5, rtol=0)
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch is without MKL")
-@torch.no_grad()
-def test_a_matrix_is_laid_out_for_the_rows_that_come(product: PreparedLinear) -> None:
-    first = product(draw(20, 96))
-    laid = product._made
-    assert torch.equal(product(draw(20, 96)), first) and product._made is laid
-    product(draw(40, 96))
-    assert product._made is not laid
-    assert torch.equal(product(draw(20, 96)), first)
-    product.weight.mul_(2.0)
-    twice = functional.linear(draw(20, 96), product.weight, product.bias)
-    torch.testing.assert_close(product(draw(20, 96)), twice, atol=1e-5, rtol=0)
-
-
-def test_a_product_that_learns_or_is_looked_at_once_keeps_nothing() -> None:
-    layers = nn.Sequential(nn.Linear(96, 64))
-    for plan in (Plan(looks=1), Plan(looks=30, pack=False)):
-        prepared.prepare(layers, plan)
-        with torch.no_grad():
-            layers(draw(20, 96))
-        assert layers[0]._made is None
-    prepared.prepare(layers, QUICK)
-    layers(draw(20, 96)).sum().backward()
-    assert layers[0]._made is None and layers[0].weight.grad is not None
-
-
-@torch.no_grad()
-def test_without_mkl_a_matrix_stays_as_it_is(
-    product: PreparedLinear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    x, layer = draw(20, 96), conv()
-    torch.testing.assert_close(product(x), functional.linear(x, product.weight, product.bias))
-    assert product._made is not None and product._made[1].data_ptr() == product.weight.data_ptr()
-    x = draw(2, 64, 4, 4)
-    own = functional.conv2d(x, layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(x), own, atol=1e-5, rtol=0)
 
 
 def test_large_maps_are_transformed_and_small_ones_packed() -> None:
@@ -242,22 +175,13 @@ def test_parameters_keep_their_names(unet: UNet) -> None:
     assert list(unet.state_dict()) == names
 
 
-def kept(layer: nn.Module) -> int:
-    """Bytes of what a layer keeps besides its weight; MKL asks for more than it touches."""
-    if not isinstance(layer, Laid) or layer._made is None:
-        return 0
-    (way, _), made = layer._made
-    return 4 * (layer.weight if way[0] == "rows" else made).numel()
-
-
-@pytest.mark.parametrize("side", [8, 32])
-def test_what_a_plan_keeps_is_known_before(unet: UNet, side: int) -> None:
-    expected = prepared.need(unet, side, side, QUICK)
+def test_what_a_plan_keeps_is_known_before(unet: UNet) -> None:
+    expected = prepared.need(unet, 32, 32, QUICK)
     prepared.prepare(unet, QUICK)
     with torch.inference_mode():
-        x, time = draw(2, 4, side, side), torch.full((2,), 400.0)
-        unet(x, time, Cond(draw(2, 7, 16)))
-    assert expected and sum(map(kept, unet.modules())) == expected
+        unet(draw(1, 4, 32, 32), torch.full((1,), 400.0), Cond(draw(1, 7, 16)))
+    made = [m._made for m in unet.modules() if isinstance(m, PreparedConv) and m._made]
+    assert made and sum(4 * kept.numel() for _, kept in made) == expected
     prepared.prepare(unet, None)
     assert not any(isinstance(m, PreparedConv) or "_made" in m.__dict__ for m in unet.modules())
 

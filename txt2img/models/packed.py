@@ -1,18 +1,15 @@
-"""Layers that keep their weights once more as oneDNN or MKL multiplies them.
+"""Layers that keep their weights once more as oneDNN multiplies them.
 
-Both lay a matrix out anew for each product unless it is kept so. With few rows that takes a quarter
-of the time in float32, and most of it in bf16, which some processors multiply in hardware.
-A copy is made anew when the weights are others or were written to.
+In bf16, which some processors multiply in hardware, laying out a large filter takes longer than its
+product with a small map. A copy is made anew when the weights are others or were written to.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 PACKED_PIXELS = 1024  # of an output: above it, laying weights out is little beside multiplying
-FEW_ROWS, MANY_ROWS = 16, 256  # of a product: between them, laying out its matrix takes long
 ROWS = 1024  # that the layout of a matrix is chosen for: one for all, or bits would depend on it
 
 
@@ -29,10 +26,6 @@ class Laid(nn.Module):
             self._made = None  # so that there are never two
             self._made = key, make(self.weight.detach())
         return self._made[1]
-
-
-class LaidLinear(nn.Linear, Laid):
-    """A matrix product that can keep its matrix in another layout."""
 
 
 class LaidConv(nn.Conv2d, Laid):
@@ -57,9 +50,6 @@ class LaidConv(nn.Conv2d, Laid):
         return out
 
 
-Product = LaidLinear | LaidConv
-
-
 class PackedConv(LaidConv):
     """A convolution with a packed filter, or plainly where maps are large; channels last."""
 
@@ -73,7 +63,7 @@ class PackedConv(LaidConv):
         return self.packed(x) if is_packed(self, *x.shape[-2:]) else super().forward(x)
 
 
-class PackedLinear(LaidLinear):
+class PackedLinear(nn.Linear, Laid):
     """A matrix product with a packed matrix."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,37 +101,14 @@ def is_small(conv: nn.Conv2d, height: int, width: int) -> bool:
     return height * width <= PACKED_PIXELS * conv.stride[0] * conv.stride[1]
 
 
-def product(layer: Product, x: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
-    """x (…, I) in bf16 times a layer's packed matrix (O, I), and its bias."""
+def product(
+    layer: PackedConv | PackedLinear, x: Tensor, matrix: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """x (…, I) times a layer's packed matrix (O, I), and its bias."""
     reorder: Callable[[Tensor, int], Tensor] = torch.ops.mkldnn._reorder_linear_weight
     weight = layer.laid_out("matrix", lambda weight: reorder(matrix(weight), ROWS))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
     return out
-
-
-def by_rows(layer: Product, x: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
-    """x (…, I) in float32 times what `matrix` makes of a layer's weight (O, I), and its bias.
-
-    It is kept as MKL lays it out for so many rows, where torch has MKL, else as it was made.
-    """
-    if not torch.backends.mkl.is_available():
-        return functional.linear(x, layer.laid_out("matrix", matrix), layer.bias)
-    count = rows(x)
-    reorder: Callable[[Tensor, int], Tensor] = torch.ops.mkl._mkl_reorder_linear_weight
-    weight = layer.laid_out(("rows", count), lambda weight: reorder(matrix(weight), count))
-    sizes = x.new_empty(()).expand(len(layer.weight), x.shape[-1])  # all that is asked of it
-    out: Tensor = torch.ops.mkl._mkl_linear(x, weight, sizes, layer.bias, count)
-    return out
-
-
-def rows(x: Tensor) -> int:
-    """How many vectors (…, I) holds."""
-    return x.numel() // x.shape[-1]
-
-
-def are_few(count: int) -> bool:
-    """Whether a product of so many rows in float32 gains by a matrix that is laid out for them."""
-    return FEW_ROWS <= count <= MANY_ROWS
 
 
 def version(weight: Tensor) -> tuple[int, int]:

@@ -6,7 +6,7 @@ they were. Where gradients are wanted the modules' own forwards run. Maps have t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,16 +19,12 @@ from txt2img.models.layers import Attention, FeedForward, attended, in_heads
 from txt2img.models.lean import LeanConv2d
 from txt2img.models.packed import (
     LaidConv,
-    LaidLinear,
     PackedConv,
     PackedLinear,
-    are_few,
-    by_rows,
     is_mix,
     is_packed,
     is_plain,
     is_small,
-    rows,
     version,
 )
 
@@ -37,11 +33,6 @@ WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products t
 WINOGRAD_PIXELS = 1024  # seen in all by a filter before its transform has paid for itself
 PACKED_LOOKS = 2
 COLUMN_PIXELS = 64  # of an output: up to it, one product over all that a filter sees is quicker
-PAIR = 2  # maps that a network looks at together, with and without the prompt
-SELDOM = (  # matrices that are asked for once a prompt, or a vector at a time
-    *("attn2.to_k", "attn2.to_v"),
-    *("linear_1", "linear_2", "time_emb_proj"),
-)
 TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays near the processor
 
 
@@ -51,12 +42,7 @@ class Plan:
 
     looks: int = 1  # how often a network is asked for a picture
     smallest: int = WINOGRAD_SIDE  # pixels of a map's shorter side for Winograd's transforms
-    pack: bool = True  # keep small maps' filters and matrices in the processor's own layout too
-
-    @property
-    def packs(self) -> bool:
-        """Whether such a layout is kept: it pays by the second look."""
-        return self.pack and self.looks >= PACKED_LOOKS
+    pack: bool = True  # keep small maps' filters in the processor's own layout too
 
 
 class PreparedConv(LaidConv):
@@ -71,8 +57,7 @@ class PreparedConv(LaidConv):
             return self._mix(x)
         way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
         if way == "winograd":
-            wide = self.laid_out(way, lambda weight: winograd.transformed(weight.float()))
-            return winograd.convolve(x, wide, self.bias)
+            return winograd.convolve(x, self._widened("winograd", winograd.transformed), self.bias)
         if way == "columns":
             return self._by_columns(x)
         if way == "packed" and torch.backends.mkldnn.is_available():
@@ -85,36 +70,25 @@ class PreparedConv(LaidConv):
     def _mix(self, x: Tensor) -> Tensor:
         """A 1×1 convolution as a matrix product over channels."""
         last = x.permute(0, 2, 3, 1)
-        if self.plan.packs and are_few(rows(last)):
-            out = by_rows(self, last, lambda weight: weight.flatten(1))
-        else:
-            out = functional.linear(last, self.weight.flatten(1), self.bias)
-        return out.permute(0, 3, 1, 2)
+        return functional.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    def _widened(self, way: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives of the filter in float32."""
+        return self.laid_out(way, lambda weight: make(weight.float()))
 
     def _by_columns(self, x: Tensor) -> Tensor:
         """As one matrix product over what a 3×3 filter sees at each place (im2col)."""
+        matrix = self._widened(
+            "columns", lambda weight: weight.permute(2, 3, 1, 0).reshape(-1, self.out_channels)
+        )
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         seen = padded.unfold(1, 3, self.stride[0]).unfold(2, 3, self.stride[1])
         columns = seen.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
-        out = by_rows(self, columns, lambda weight: weight.float().permute(0, 2, 3, 1).flatten(1))
-        return out.permute(0, 3, 1, 2)
+        return functional.linear(columns, matrix.t(), self.bias).permute(0, 3, 1, 2)
 
 
 class PreparedLean(PreparedConv, LeanConv2d):
     """The same of a filter that stays in memory as it is stored."""
-
-
-class PreparedLinear(LaidLinear):
-    """A matrix product with a matrix that is kept laid out for the rows that come."""
-
-    plan = Plan()
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = x.dtype == self.weight.dtype == torch.float32 and is_plain(self.weight)
-        pays = plain and self.plan.packs and are_few(rows(x))
-        if torch.is_grad_enabled() or not pays:
-            return super().forward(x)
-        return by_rows(self, x, lambda weight: weight)
 
 
 class PreparedAttention(Attention):
@@ -175,7 +149,6 @@ PREPARED: dict[torch.dtype, Kinds] = {
     torch.float32: {
         nn.Conv2d: PreparedConv,
         LeanConv2d: PreparedLean,
-        nn.Linear: PreparedLinear,
         Attention: PreparedAttention,
         FeedForward: PreparedFeedForward,
     },
@@ -200,7 +173,7 @@ def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
         return "winograd"
     if not is_small(conv, height, width):
         return "plain"
-    if not plan.packs:
+    if not plan.pack or plan.looks < PACKED_LOOKS:
         return "small"
     few = height * width <= COLUMN_PIXELS * conv.stride[0] * conv.stride[1]
     return "columns" if few and not narrow and _plain_3x3(conv, conv.stride) else "packed"
@@ -218,11 +191,11 @@ def prepare(network: nn.Module, plan: Plan | None) -> None:
         return restore(network)
     if any(type(module) in OWN.keys() - kinds.values() for module in network.modules()):
         restore(network)  # it computed in another precision
-    for name, module in network.named_modules():
+    for module in network.modules():
         kind = kinds.get(type(module))
-        if kind is not None and not (kind is PreparedLinear and name.endswith(SELDOM)):
+        if kind is not None:
             module.__class__ = kind
-        if isinstance(module, PreparedConv | PreparedLinear):
+        if isinstance(module, PreparedConv):
             module.plan = plan
 
 
@@ -245,48 +218,40 @@ def restore(network: nn.Module) -> None:
 
 def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
     """Bytes that a plan keeps for a network whose first map has this height and width."""
+    convs = [(conv, height >> n, width >> n) for conv, n in _convolutions(network)]
     dtype = next(network.parameters()).dtype
-    kinds, numbers = kinds_for(dtype, plan), 0.0
-    for name, layer, n in _layers(network) if kinds else ():
-        if PackedConv in kinds.values():
-            share = float(_is_packed(layer, height >> n, width >> n))
-        else:
-            share = 0.0 if name.endswith(SELDOM) else _share(layer, height >> n, width >> n, plan)
-        numbers += share * layer.get_parameter("weight").numel()
-    return int(dtype.itemsize * numbers)
+    kinds = kinds_for(dtype, plan)
+    if not kinds:
+        return 0
+    if PackedConv not in kinds.values():
+        return sum(_kept_bytes(*where, plan) for where in convs)
+    packed: list[nn.Module] = [conv for conv, high, wide in convs if is_packed(conv, high, wide)]
+    linears = (part for part in network.modules() if isinstance(part, nn.Linear))
+    packed += [part for part in linears if is_plain(part.weight)]
+    return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in packed)
 
 
-def _is_packed(layer: nn.Module, height: int, width: int) -> bool:
-    """Whether bf16 keeps a copy of a layer's weight."""
-    if isinstance(layer, nn.Conv2d):
-        return is_packed(layer, height, width)
-    return is_plain(layer.get_parameter("weight"))
+def _kept_bytes(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> int:
+    squares = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "columns": 1.0}
+    if conv.kernel_size == (1, 1):
+        return 0
+    return int(4 * conv.weight.numel() * squares.get(way_of(conv, height, width, plan), 0.0))
 
 
-def _share(layer: nn.Module, height: int, width: int, plan: Plan) -> float:
-    """How much float32 keeps of a layer, in sizes of its weight."""
-    if isinstance(layer, nn.Conv2d) and not is_mix(layer):
-        way = way_of(layer, height, width, plan)
-        return {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "columns": 1.0}.get(way, 0.0)
-    laid = plan.packs and torch.backends.mkl.is_available()
-    plain = is_plain(layer.get_parameter("weight"))
-    return float(laid and plain and are_few(PAIR * height * width))
-
-
-def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """The names and products of a U-Net or a VAE's decoder, and how often their maps are halved."""
-    named = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    layers = [(name, layer) for name, layer in named if not name.startswith("encoder.")]
-    found = [re.search(r"(down|up)_blocks\.(\d+)|mid_block", name) for name, _ in layers]
+def _convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
+    """The convolutions of a U-Net or a VAE's decoder, and how often their maps are halved."""
+    named = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    convs = [(name, conv) for name, conv in named if not name.startswith("encoder.")]
+    found = [re.search(r"(down|up)_blocks\.(\d+)|mid_block", name) for name, _ in convs]
     last = max((int(match[2]) for match in found if match and match[2]), default=0)
-    for (name, layer), match in zip(layers, found, strict=True):
+    for (name, conv), match in zip(convs, found, strict=True):
         if match is None:
-            yield name, layer, 0
+            yield conv, 0
         elif match[1] == "down":
-            yield name, layer, int(match[2])
+            yield conv, int(match[2])
         else:
             above = 0 if match[2] is None else int(match[2]) + ("upsamplers" in name)
-            yield name, layer, last - above
+            yield conv, last - above
 
 
 def _plain_3x3(module: nn.Conv2d, stride: tuple[int, ...]) -> bool:
