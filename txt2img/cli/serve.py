@@ -190,10 +190,7 @@ def in_place_of(job: Job) -> int:
             os.dup2(file, number)
         os.fchdir(job.files[3])
         _set_variables(job.variables)
-        with (
-            Streams(watch.touched, job.closed),
-            warnings.catch_warnings(),
-        ):  # which warns of all anew
+        with Streams(watch.touched, job.closed), warnings.catch_warnings():  # all is warned of anew
             STOP.listen()
             watch.start()
             code = app.run(job.arguments)

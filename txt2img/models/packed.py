@@ -83,7 +83,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
 
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is an ordinary tensor, and no quantised one."""
-    return type(weight.detach()) is Tensor
+    return type(weight) in (Tensor, nn.Parameter)
 
 
 def is_mix(conv: nn.Conv2d) -> bool:
