@@ -21,12 +21,12 @@ BACKGROUNDS ?= 0.5
 VIEWS ?= 2
 SCENES ?= 2500
 QUALITY ?=
-CONCEPTS ?= txt2img/train/concepts.txt
+CONCEPTS ?= txt2img/train/default_model/concepts.txt
 OUT ?= runs/default
-CONFIG ?= txt2img/train/cpu.toml
+CONFIG ?= txt2img/train/default_model/cpu.toml
 MODEL ?= default
 SHEET := tests/pictures/sheet.png
-LARGE := CONFIG=txt2img/train/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
+LARGE := CONFIG=txt2img/train/default_model/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
 	SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 # Of each file the tests run in one process, so that what they share is made once.
@@ -56,13 +56,13 @@ format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff format
 
 bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
-	@$(PY) tests/bench$(if $(filter cuda,$(DEVICE)),_cuda).py --json "$(BENCH)" $(ARGS)
+	@$(PY) -m tests.bench.$(if $(filter cuda,$(DEVICE)),cuda,bench) --json "$(BENCH)" $(ARGS)
 
 bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it, into BENCH
-	@$(PY) tests/bench_memory.py --json "$(BENCH)" $(ARGS)
+	@$(PY) -m tests.bench.memory --json "$(BENCH)" $(ARGS)
 
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
-	@$(PY) tests/test_readme.py
+	@$(PY) -m tests.test_readme
 
 default-model: $(VENV)/train.done $(DATA) ## train the default model from CONFIG on DATA, and ship it in the package
 	$(VENV)/bin/txt2img train $(DATA) --out $(OUT) --config $(CONFIG) $(ARGS)
@@ -82,15 +82,15 @@ ship-model: ## put the model in OUT into the package
 	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) $(wildcard $(OUT)/lora) txt2img/weights/default/
 
 eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
-	$(PY) -m txt2img.train.evaluate --model $(MODEL) --data $(DATA) --captions 300 --seeds 0,1,2 --cost $(ARGS)
+	$(PY) -m txt2img.train.default_model.evaluate --model $(MODEL) --data $(DATA) --captions 300 --seeds 0,1,2 --cost $(ARGS)
 
 sheet: $(VENV)/run.done ## draw the README's sheet of prompts with MODEL
-	@$(PY) -m txt2img.train.evaluate --model $(MODEL) --prompts $(SHEET:.png=.txt) --sheet $(SHEET) --columns 8 $(ARGS)
+	@$(PY) -m txt2img.train.default_model.evaluate --model $(MODEL) --prompts $(SHEET:.png=.txt) --sheet $(SHEET) --columns 8 $(ARGS)
 
 $(DATA): | $(VENV)/train.done
 	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
 	@mkdir -p "$(dir $@)"
-	@$(PY) -m txt2img.train.artwork --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) \
+	@$(PY) -m txt2img.train.default_model.build_dataset --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) \
 		--views $(VIEWS) --scenes $(SCENES) $(QUALITY:%=--quality %) $(CONCEPTS:%=--concepts %)
 
 clean: ## remove the environment and the tools' caches

@@ -65,7 +65,7 @@ def command(folder: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Command
 @pytest.fixture(scope="session")
 def sd1_folder() -> Path:
     """A tiny SD 1 model in a diffusers folder."""
-    import tiny
+    from tests.support import tiny
 
     return tiny.sd1().folder
 
@@ -73,7 +73,7 @@ def sd1_folder() -> Path:
 @pytest.fixture(scope="session")
 def sd1_model(sd1_folder: Path) -> "Model":
     """The same, loaded on the CPU."""
-    from txt2img.device import choose
+    from txt2img.system.device.device import choose
     from txt2img.weights.load import load
 
     return load(str(sd1_folder), choose("cpu"))
@@ -96,7 +96,7 @@ def loaded(sd1_folder: Path) -> "Model":
     """A tiny SD 1 model of this module's own, which may be changed and changed back."""
     import torch
 
-    from txt2img.device import Device
+    from txt2img.system.device.device import Device
     from txt2img.weights.load import load
 
     return load(str(sd1_folder), Device(torch.device("cpu"), torch.float32))
@@ -105,8 +105,8 @@ def loaded(sd1_folder: Path) -> "Model":
 @pytest.fixture
 def model(loaded: "Model") -> "Iterator[Model]":
     """A model that wears nothing, before and after."""
-    from txt2img.request import Request
-    from txt2img.weights.wear import Wardrobe, wear
+    from txt2img.request.request import Request
+    from txt2img.weights.apply_adapters import Wardrobe, wear
 
     yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
     loaded.wardrobe = wardrobe
@@ -116,10 +116,10 @@ def model(loaded: "Model") -> "Iterator[Model]":
 @pytest.fixture
 def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks compute as they are written: laid out for speed they round otherwise."""
-    from txt2img import quick
-    from txt2img.models import prepared
+    from txt2img.models.optimize import cpu
+    from txt2img.pipeline import cpu_speed
 
     def restored(model: object, name: str, network: "nn.Module", *more: object) -> None:
-        prepared.restore(network)
+        cpu.restore(network)
 
-    monkeypatch.setattr(quick, "_prepare", restored)
+    monkeypatch.setattr(cpu_speed, "_prepare", restored)

@@ -5,68 +5,51 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "txt2img"
 
 # Lowest first. A file imports its own folder and lower rows only; a name with a slash is a folder.
 ROWS = (
-    ("errors.py", "escape.py", "launch.py", "units.py", "hints.py"),
-    (
-        *("extras.py", "request.py", "library.py", "locks.py", "disk.py", "infotext.py"),
-        *("lines.py", "prompts.py", "wildcards.py", "sweep.py", "output.py", "png.py", "gate.py"),
-        *("ledger.py", "sheet.py", "settings.py", "prompt.py", "compat.py"),
-        *("comfy.py", "exif.py", "foreign.py", "formats.py", "frames.py", "room.py", "interval.py"),
-        *("traps.py", "machine.py", "past.py", "writers.py", "novelai.py"),
-    ),
-    ("device.py", "offload.py", "memory.py", "meeting.py", "diffusion/"),
+    ("errors.py",),
+    ("system/",),
+    ("request/",),
+    ("images/",),
+    ("diffusion/",),
     ("models/",),
     ("weights/",),
-    (
-        *("quick.py", "decoding.py", "pipeline.py", "latents.py", "previews.py", "batch.py"),
-        *("amount.py", "verify.py", "forecast.py", "stopwatch.py", "seeds.py", "conditions.py"),
-        *("denoising.py", "finishing.py"),
-    ),
+    ("pipeline/",),
     ("train/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
 )
-TORCH_ROWS = range(2, 7)  # those above may import torch inside functions, those below never
+# These may import torch at the top; the rows above them inside functions only, all others never.
+TORCH = ("diffusion/", "models/", "weights/", "pipeline/", "train/", "system/device/")
+ABOVE_TORCH = ("cli/", "__main__.py", "__init__.py")
 
-# The only homes of each library that is not a standard one; torch lives in TORCH_ROWS.
+# The only homes of each library that is not a standard one; torch lives in TORCH.
 HOMES = {
-    "accelerate": ("device.py", "offload.py", "train/"),
-    "huggingface_hub": ("weights/hub.py",),
-    "numpy": ("device.py", "diffusion/", "models/", "weights/", "pipeline.py", "train/"),
-    "PIL": (
-        "verify.py",
-        "png.py",
-        "exif.py",
-        "gate.py",
-        "sheet.py",
-        "frames.py",
-        "pipeline.py",
-        "previews.py",
-        "batch.py",
-        "finishing.py",
-        "train/",
-        "cli/",
-    ),
-    "resvg_py": ("train/artwork.py",),
+    "accelerate": ("system/device/", "train/"),
+    "huggingface_hub": ("weights/registry/hub.py",),
+    "numpy": ("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
+    "PIL": ("images/", "pipeline/", "train/", "cli/"),
+    "resvg_py": ("train/default_model/build_dataset.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
-    "torchao": ("models/quantized.py",),
-    "tokenizers": ("models/tokens.py", "weights/", "train/"),
+    "torchao": ("models/optimize/quantize.py",),
+    "tokenizers": ("models/tokenizer.py", "weights/", "train/"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
-SCRIPTS = ("train/artwork.py", "train/evaluate.py")
+SCRIPTS = ("train/default_model/build_dataset.py", "train/default_model/evaluate.py")
 PRINTERS = ("cli/", *SCRIPTS)
-FILES = {"glob", "io", "json", "os", "pathlib", "shutil", "tempfile"}  # not for rows 2 and 3
+FILES = {"glob", "io", "json", "os", "pathlib", "shutil", "tempfile"}  # not for maths, networks
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "socket", "urllib"}
 PURE = {"urllib.parse.quote", "urllib.parse.urlsplit"}  # they reach for nothing
 CODE_IN_DATA = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve", "yaml"}
-SOCKETS = ("cli/wire.py", "cli/warm.py", "cli/serve.py")  # Unix ones: see below
+SOCKETS = (
+    "cli/worker/protocol.py",
+    "cli/worker/client.py",
+    "cli/daemon.py",
+)  # Unix ones: see below
 BANNED_CALLS = {"__import__", "compile", "eval", "exec"}
 BANNED_DOTTED = {
     "accelerate.load_checkpoint_in_model",
@@ -77,6 +60,7 @@ BANNED_DOTTED = {
     "torch.load",
 }
 LINES_IN_A_FUNCTION = 40
+LINES_IN_A_FILE = 500
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text("utf-8")) for p in SOURCES}
@@ -144,119 +128,149 @@ def dotted_calls(tree: ast.AST) -> set[str]:
     return {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
 
 
-each_file = pytest.mark.parametrize("file", TREES)
+def graph() -> dict[str, set[str]]:
+    """Each file's imports of this package's other files, wherever they stand in it."""
+    own = {file: {own_file(name) for name in imports(tree)} for file, tree in TREES.items()}
+    return {file: {other for other in others if other} - {file} for file, others in own.items()}
 
 
-@each_file
-def test_imports_own_folder_and_lower_rows_only(file: str) -> None:
-    for name in imports(TREES[file]):
-        other = own_file(name)
-        if other is None or name == f"{PACKAGE.name}.__version__":
-            continue
-        same_folder = Path(other).parent == Path(file).parent
-        lower = row(other) < row(file)
-        assert lower or (same_folder and row(other) == row(file)), f"{file} imports {name}"
+def cycles(arrows: dict[str, set[str]]) -> list[str]:
+    """The files that reach themselves by their imports, each with the way back."""
+    found = []
+    for start in arrows:
+        ways, todo = {start: [start]}, [start]
+        while todo:
+            here = todo.pop()
+            for other in arrows.get(here, ()):
+                if other == start:
+                    found.append(" → ".join([*ways[here], start]))
+                    todo.clear()
+                    break
+                if other not in ways:
+                    ways[other] = [*ways[here], other]
+                    todo.append(other)
+    return found
 
 
-@each_file
-def test_torch_stays_in_its_rows(file: str) -> None:
-    if row(file) in TORCH_ROWS:
-        return
-    above = row(file) > TORCH_ROWS[-1]
-    names = list(at_start(TREES[file])) if above else imports(TREES[file])
-    assert "torch" not in libraries(names)
+def test_imports_own_folder_and_lower_rows_only() -> None:
+    up = [
+        f"{file} imports {other}"
+        for file, others in graph().items()
+        for other in others
+        if row(other) > row(file)
+    ]
+    assert not up
 
 
-@each_file
-def test_the_top_rows_import_the_torch_side_inside_functions_only(file: str) -> None:
-    if row(file) <= TORCH_ROWS[-1]:
-        return
-    others = {own_file(name) for name in at_start(TREES[file])} - {None}
-    assert not {other for other in others if row(str(other)) in TORCH_ROWS}
+def test_there_is_no_import_cycle() -> None:
+    assert not cycles(graph())
 
 
-@each_file
-def test_a_library_is_imported_in_its_homes_only(file: str) -> None:
-    for library in libraries(imports(TREES[file])) - {"torch"}:
-        assert library in HOMES, f"{file} imports {library}, which HOMES does not know"
-        assert within(file, HOMES[library]), f"{file} imports {library}"
+def test_torch_stays_in_its_folders() -> None:
+    for file, tree in TREES.items():
+        if not within(file, TORCH):
+            names = at_start(tree) if within(file, ABOVE_TORCH) else imports(tree)
+            assert "torch" not in libraries(list(names)), file
 
 
-@each_file
-def test_the_maths_and_the_networks_know_no_files(file: str) -> None:
-    if row(file) not in (2, 3):
-        return
-    assert not {name.split(".")[0] for name in imports(TREES[file])} & (FILES | {"safetensors"})
-    assert not {call for call in dotted_calls(TREES[file]) if call in ("open", "torch.save")}
+def test_the_top_rows_import_the_torch_side_inside_functions_only() -> None:
+    for file in (file for file in TREES if within(file, ABOVE_TORCH)):
+        others = {other for name in at_start(TREES[file]) if (other := own_file(name))}
+        assert not {other for other in others if within(other, TORCH)}, file
 
 
-@each_file
-def test_the_maths_defines_no_network(file: str) -> None:
-    if row(file) != 2:
-        return
-    classes = (n for n in ast.walk(TREES[file]) if isinstance(n, ast.ClassDef))
-    bases = {ast.unparse(base) for defined in classes for base in defined.bases}
-    assert not {base for base in bases if base.split(".")[-1] == "Module"}
+def test_torch_free_folders_never_import_the_torch_side() -> None:
+    for file, others in graph().items():
+        if not within(file, (*TORCH, *ABOVE_TORCH)):
+            assert not {other for other in others if within(other, TORCH)}, file
 
 
-@each_file
-def test_no_code_from_a_file_is_ever_run(file: str) -> None:
-    tree = TREES[file]
-    assert not {name.split(".")[0] for name in imports(tree)} & CODE_IN_DATA
-    assert not dotted_calls(tree) & (BANNED_CALLS | BANNED_DOTTED)
-    assert not {"torch.load", "torch.hub", "torch.jit", "numpy.load"} & set(imports(tree))
-    assert file == "__init__.py" or not [n for n in imports(tree) if n.startswith("importlib.imp")]
+def test_a_library_is_imported_in_its_homes_only() -> None:
+    for file, tree in TREES.items():
+        for library in libraries(imports(tree)) - {"torch"}:
+            assert library in HOMES, f"{file} imports {library}, which HOMES does not know"
+            assert within(file, HOMES[library]), f"{file} imports {library}"
 
 
-@each_file
-def test_nothing_reaches_for_the_network(file: str) -> None:
-    if file in SCRIPTS:
-        return
-    names = {name for name in imports(TREES[file]) if name not in PURE}
-    homes = {name for name in HOMES if file in HOMES[name]}  # the one file that may pull models
-    homes |= {"socket"} if file in SOCKETS else set()
-    assert not {name.split(".")[0] for name in names} & NETWORK - homes
-    spelt = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
-    made = {n for n in dotted_calls(TREES[file]) if n.split(".")[0] == "socket"}
-    assert not {"socket.AF_INET", "socket.AF_INET6", "socket.AF_VSOCK"} & spelt
-    assert made <= {"socket.socket", "socket.send_fds", "socket.recv_fds"}
-    if "socket.socket" in made:  # never without the family, which would be the network's
-        assert "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)" in ast.unparse(TREES[file])
-        assert "socket.socket()" not in ast.unparse(TREES[file])
+def test_the_maths_and_the_networks_know_no_files() -> None:
+    for file in (file for file in TREES if within(file, ("diffusion/", "models/"))):
+        names = {name.split(".")[0] for name in imports(TREES[file])}
+        assert not names & (FILES | {"safetensors"}), file
+        assert not dotted_calls(TREES[file]) & {"open", "torch.save"}, file
 
 
-@each_file
-def test_nothing_below_the_command_line_prints(file: str) -> None:
-    if within(file, PRINTERS):
-        return
-    assert "print" not in dotted_calls(TREES[file])
-    written = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
-    assert not written & {"sys.stdout", "sys.stderr"}
+def test_the_maths_defines_no_network() -> None:
+    for file in (file for file in TREES if within(file, ("diffusion/",))):
+        classes = (n for n in ast.walk(TREES[file]) if isinstance(n, ast.ClassDef))
+        bases = {ast.unparse(base) for defined in classes for base in defined.bases}
+        assert not {base for base in bases if base.split(".")[-1] == "Module"}, file
 
 
-@each_file
-def test_commands_get_their_model_in_one_way(file: str) -> None:
+def test_no_code_from_a_file_is_ever_run() -> None:
+    for file, tree in TREES.items():
+        assert not {name.split(".")[0] for name in imports(tree)} & CODE_IN_DATA, file
+        assert not dotted_calls(tree) & (BANNED_CALLS | BANNED_DOTTED), file
+        assert not {"torch.load", "torch.hub", "torch.jit", "numpy.load"} & set(imports(tree)), file
+        lazy = [name for name in imports(tree) if name.startswith("importlib.imp")]
+        assert file == "__init__.py" or not lazy, file
+
+
+def test_nothing_reaches_for_the_network() -> None:
+    for file in (file for file in TREES if file not in SCRIPTS):
+        names = {name for name in imports(TREES[file]) if name not in PURE}
+        homes = {name for name in HOMES if file in HOMES[name]}  # the one file that pulls models
+        homes |= {"socket"} if file in SOCKETS else set()
+        assert not {name.split(".")[0] for name in names} & NETWORK - homes, file
+        spelt = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
+        made = {n for n in dotted_calls(TREES[file]) if n.split(".")[0] == "socket"}
+        assert not {"socket.AF_INET", "socket.AF_INET6", "socket.AF_VSOCK"} & spelt, file
+        assert made <= {"socket.socket", "socket.send_fds", "socket.recv_fds"}, file
+        if "socket.socket" in made:  # never without the family, which would be the network's
+            text = ast.unparse(TREES[file])
+            assert "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)" in text, file
+            assert "socket.socket()" not in text, file
+
+
+def test_nothing_below_the_command_line_prints() -> None:
+    for file in (file for file in TREES if not within(file, PRINTERS)):
+        assert "print" not in dotted_calls(TREES[file]), file
+        written = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
+        assert not written & {"sys.stdout", "sys.stderr"}, file
+
+
+def test_commands_get_their_model_in_one_way() -> None:
     """So that what holds for one holds for all: the worker's model, offload, lack of memory."""
-    ways = {"load.load", "kept.KEEPER", "refiner.add_refiner"}
-    if within(file, ("cli/",)) and file != "cli/loading.py":
-        assert not {f"txt2img.weights.{way}" for way in ways} & set(imports(TREES[file]))
+    ways = {"load.load", "model_cache.KEEPER", "refiner.add_refiner"}
+    for file in (file for file in TREES if within(file, ("cli/",)) and file != "cli/load_model.py"):
+        assert not {f"txt2img.weights.{way}" for way in ways} & set(imports(TREES[file])), file
 
 
 def test_only_what_runs_a_whole_command_line_imports_all_commands() -> None:
     users = {f for f in TREES if "cli/app.py" in map(own_file, imports(TREES[f]))}
-    assert users == {"__main__.py", "cli/serve.py"}
+    assert users == {"__main__.py", "cli/daemon.py"}
 
 
-@each_file
-def test_a_function_fits_a_screen(file: str) -> None:
-    functions = (n for n in ast.walk(TREES[file]) if isinstance(n, ast.FunctionDef))
-    sizes = {n.name: (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
-    assert not {name: size for name, size in sizes.items() if size > LINES_IN_A_FUNCTION}
+def test_a_function_fits_a_screen() -> None:
+    for file, tree in TREES.items():
+        functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
+        sizes = {n.name: (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
+        assert not {name: size for name, size in sizes.items() if size > LINES_IN_A_FUNCTION}, file
 
 
-@each_file
-def test_a_file_says_its_job_first(file: str) -> None:
-    assert ast.get_docstring(TREES[file])
+def test_a_file_is_one_topic_long() -> None:
+    sizes = {path: len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert not {path.name: size for path, size in sizes.items() if size > LINES_IN_A_FILE}
+
+
+def test_the_package_holds_what_its_readme_names() -> None:
+    folders = {"request", "images", "diffusion", "models", "weights", "pipeline", "train"}
+    folders |= {"system", "cli"}
+    files = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
+    assert {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"} == folders | files
+
+
+def test_a_file_says_its_job_first() -> None:
+    assert not [file for file, tree in TREES.items() if not ast.get_docstring(tree)]
 
 
 def test_every_folder_with_source_is_a_package() -> None:
@@ -269,3 +283,5 @@ def test_the_rules_can_fail() -> None:
     assert list(at_start(tree)) == ["torch"]
     assert libraries(imports(tree)) == {"torch", "rich"}
     assert dotted_calls(tree) & BANNED_CALLS == {"eval"}
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b → c → b", "c → b → c"]
+    assert not cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()})

@@ -6,37 +6,16 @@ Run as a script it writes the current help text and file tree into README.md.
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import typer
-from test_cli_start import run
-from test_layers import PACKAGE, ROWS
 
-from txt2img.cli.commands import NAMES, command
+from tests.cli.test_start import run
+from tests.test_layers import PACKAGE, ROWS
+from txt2img.cli.registry import NAMES, command
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"
 BLOCK = r"(?<=<!-- {0}: begin -->\n```text\n).*?(?=```\n<!-- {0}: end -->)"
-LEFT_BY_TOOLS = {"__pycache__"}
-# Source files speak for themselves: their first line is their sentence. These cannot.
-SENTENCES = {
-    "pyproject.toml": "The package: what it needs, how it is checked.",
-    "Makefile": "Every command of this page; sets up what it needs.",
-    ".ci/run": "From a bare clone to tested.",
-    ".pre-commit-config.yaml": "The checks of make lint, before each commit.",
-    ".gitignore": "What tools and commands leave behind.",
-    "LICENSE": "Apache-2.0.",
-    "README.md": "This page.",
-    "weights.md": "Which models load, and how the default one was made.",
-    "txt2img/": "The package, lowest layer first.",
-    "txt2img/weights/default/": "The default model, an ordinary diffusers folder.",
-    "txt2img/weights/tokenizer/": "CLIP's merges, which single files lack, and their licence.",
-    "tests/": "Named after what they test: test_x.py, if it is not below, tests x.py.",
-    "tests/keys/": "Names and shapes of the tensors of published models, in both layouts.",
-    "tests/pictures/": "The pictures of this page.",
-}
-MIRRORS = {f"test_{path.name}" for path in PACKAGE.rglob("*.py")}  # their names say what for
-TOP = [name for name in SENTENCES if "/" not in name] + [".ci/run"]
 
 
 def help_text() -> str:
@@ -45,46 +24,14 @@ def help_text() -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def named(path: Path) -> str:
-    """A path from the root, a folder's with a slash at its end."""
-    return path.relative_to(ROOT).as_posix() + "/" * path.is_dir()
-
-
-def sentence(path: Path) -> str:
-    """What a file or folder is for: its first line, or what the list above says."""
-    if named(path) in SENTENCES:
-        return SENTENCES[named(path)]
-    if path.suffix in (".toml", ".txt"):
-        return path.read_text("utf-8").splitlines()[0].removeprefix("# ")
-    source = path / "__init__.py" if path.is_dir() else path
-    assert source.suffix == ".py" and source.exists(), f"SENTENCES has none for {named(path)}"
-    return (ast.get_docstring(ast.parse(source.read_text("utf-8"))) or "").splitlines()[0]
-
-
-def rank(path: Path) -> tuple[int, str]:
-    """The package's own files go by layer, all others by name."""
-    layers = [name for layer in ROWS for name in layer]
-    name = path.name + "/" * path.is_dir()
-    return (layers.index(name) if path.parent == PACKAGE else 0, name)
-
-
-def branch(path: Path, level: int) -> list[str]:
-    """The lines of a file, or of a folder and all in it that is source."""
-    name = path.name if level or path.is_dir() else named(path)
-    lines = [f"{'  ' * level + name + '/' * path.is_dir():<26}{sentence(path)}"]
-    if path.is_dir() and any(path.glob("*.py")):
-        inside = [p for p in path.iterdir() if p.name not in LEFT_BY_TOOLS]
-        # A folder's __init__.py is the folder's own sentence; the package's is more than that.
-        shown = [p for p in inside if p.name != "__init__.py" or path == PACKAGE]
-        shown = [p for p in shown if p.name not in MIRRORS]
-        lines += [line for child in sorted(shown, key=rank) for line in branch(child, level + 1)]
-    return lines
-
-
 def tree_text() -> str:
-    """Every file of the project, a sentence each."""
-    paths = [ROOT / name for name in TOP] + [PACKAGE, ROOT / "tests"]
-    return "\n".join(line for path in paths for line in branch(path, 0)) + "\n"
+    """The package's folders, lowest layer first, each with its first docstring line."""
+    lines = []
+    for name in (name for layer in ROWS for name in layer if name != "__main__.py"):
+        source = PACKAGE / name / "__init__.py" if name.endswith("/") else PACKAGE / name
+        sentence = (ast.get_docstring(ast.parse(source.read_text("utf-8"))) or "").splitlines()[0]
+        lines.append(f"{name:<13}{sentence}")
+    return "\n".join(lines) + "\n"
 
 
 def block(name: str) -> str:

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tiny
-import tiny_xl
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -22,12 +20,13 @@ from diffusers import (
 )
 from torch import Tensor
 
-from txt2img.conditions import encode
-from txt2img.device import Device
+from tests.support import tiny, tiny_xl
 from txt2img.diffusion.guidance import Cond
-from txt2img.pipeline import noise_levels, sampled
-from txt2img.request import Request, Sampler, Schedule
-from txt2img.seeds import fresh_noise
+from txt2img.pipeline.encode_prompts import encode
+from txt2img.pipeline.generate import noise_levels, sampled
+from txt2img.pipeline.noise import fresh_noise
+from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.system.device.device import Device
 from txt2img.weights.load import Model, load
 
 CPU = Device(torch.device("cpu"), torch.float32)

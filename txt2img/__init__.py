@@ -7,9 +7,11 @@ into pictures). They are imported when first used, so that `txt2img --help` need
 import os
 from typing import TYPE_CHECKING
 
+from txt2img.system.version import __version__
+
 if TYPE_CHECKING:
-    from txt2img.pipeline import generate
-    from txt2img.request import Request
+    from txt2img.pipeline.generate import generate
+    from txt2img.request.request import Request
     from txt2img.weights.load import load
 
 # Linux then gives torch's large buffers in huge pages, each first touched several times as fast.
@@ -20,12 +22,11 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-__version__ = "0.1.0"
 __all__ = ["Request", "__version__", "generate", "load"]
 
 _HOMES = {
-    "Request": "txt2img.request",
-    "generate": "txt2img.pipeline",
+    "Request": "txt2img.request.request",
+    "generate": "txt2img.pipeline.generate",
     "load": "txt2img.weights.load",
 }
 

@@ -8,7 +8,7 @@ def main() -> None:
 
     A worker is asked before typer is imported, which would take longer than all the rest.
     """
-    from txt2img.cli.warm import by_worker
+    from txt2img.cli.worker.client import by_worker
 
     code = by_worker(sys.argv[1:])
     if code is None:

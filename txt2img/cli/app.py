@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import typer
 
-from txt2img.cli import commands
-from txt2img.cli.commands import NAMES
-from txt2img.cli.direct import Direct
-from txt2img.cli.show import StdoutGone, tell
-from txt2img.cli.signals import STOP, STOPPED, Stopped
-from txt2img.cli.streams import settle
+from txt2img.cli import registry
+from txt2img.cli.options.command import Direct
+from txt2img.cli.registry import NAMES
+from txt2img.cli.terminal.console import StdoutGone, tell
+from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
+from txt2img.cli.terminal.streams import settle
 from txt2img.errors import BadRequest, Txt2imgError
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     except Txt2imgError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        from txt2img.cli.mistakes import worded
+        from txt2img.cli.usage_errors import worded
 
         named = bool(arguments) and arguments[0] in NAMES
         return _fail(worded(error, arguments[0] if named else ""), 2)
@@ -54,7 +54,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         arguments = [*arguments[1:2], "--help"]
     if arguments and arguments[0] == "models":
         if len(arguments) == 1:
-            from txt2img.cli.models import VERBS
+            from txt2img.cli.commands.models import VERBS
 
             raise BadRequest(f"what of the models? say txt2img models {'|'.join(VERBS)}")
         group = typer.main.get_command(_models())
@@ -62,7 +62,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return int(said or 0)
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
-    function, epilog = commands.command(name)
+    function, epilog = registry.command(name)
     app = _app(completion=not named)
     # More words than one prompt are no option's fault: generate says what to do about them.
     settings = {"allow_extra_args": name == "generate"}
@@ -90,7 +90,7 @@ def _app(completion: bool = False) -> typer.Typer:
 
 def _models() -> typer.Typer:
     """The commands of `txt2img models`."""
-    from txt2img.cli import models
+    from txt2img.cli.commands import models
 
     app = _app()
     app.callback()(models_help)
@@ -116,9 +116,9 @@ def _complete() -> int:
         app.add_typer(_models(), name="models")
         for name in NAMES:
             if name != "models":
-                app.command(name)(commands.command(name)[0])
+                app.command(name)(registry.command(name)[0])
     else:
-        app.command()(commands.command("generate")[0])
+        app.command()(registry.command("generate")[0])
     command = typer.main.get_command(app)
     try:
         command.main([], prog_name="txt2img", complete_var=COMPLETE, standalone_mode=False)

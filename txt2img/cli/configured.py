@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from txt2img import settings
-from txt2img.cli.direct import Direct
+from txt2img.cli.options.command import Direct
 from txt2img.errors import BadFile
-from txt2img.escape import shown
+from txt2img.system import user_config
+from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     import typer
@@ -26,7 +26,7 @@ class Configured(Direct):
         """Parse a command line. BadFile, BadRequest."""
         said, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         if not ctx.resilient_parsing and not said.get("help") and not said.get("version"):
-            found = settings.read()
+            found = user_config.read()
             self._check(found)
             values = self._values(f"{found.path}", found.options(said.get("profile")))
             skipped = NOT_WITH_FROM if said.get("picture") else ()
@@ -41,17 +41,17 @@ class Configured(Direct):
             if param.param_type_name == "option" and param.name not in UNSET
         }
 
-    def _check(self, found: settings.Settings) -> None:
+    def _check(self, found: user_config.Settings) -> None:
         tables = {"defaults": found.defaults}
         tables |= {f"profiles.{name}": rows for name, rows in found.profiles.items()}
         for name, rows in tables.items():
             self._values(f"{found.path}: {name}", rows)
 
-    def _values(self, where: str, rows: settings.Values) -> dict[str, object]:
+    def _values(self, where: str, rows: user_config.Values) -> dict[str, object]:
         """Options by their parameters, as a command line would give them. BadFile."""
         options = self._options()
         spelt = {key.replace("_", "-"): value for key, value in rows.items()}
-        settings.check_keys(where, spelt, options)
+        user_config.check_keys(where, spelt, options)
         values: dict[str, object] = {}
         for key, value in spelt.items():
             name, switch = options[key]

@@ -4,20 +4,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from txt2img.cli.launched import Drawn
-from txt2img.cli.show import say_path, say_record
-from txt2img.cli.wish import Wish
-from txt2img.ledger import Item, Ledger
+from txt2img.cli.distributed import Drawn
+from txt2img.cli.requests import Wish
+from txt2img.cli.terminal.console import say_path, say_record
+from txt2img.images.resume import Item, Ledger
 
 if TYPE_CHECKING:
-    from txt2img.cli.drawing import Order
+    from txt2img.cli.run import Order
 
 
 def finish_sweep(
     wish: Wish, plan: Iterable[Item], ledger: Ledger | None, drawn: Drawn, order: "Order"
 ) -> None:
     """Write a sweep's sheet and table, and say where they are."""
-    from txt2img import sheet
+    from txt2img.images import contact_sheet
 
     if order.batching.part != (1, 1):
         order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
@@ -29,7 +29,7 @@ def finish_sweep(
         if known:
             cells.append((known[0], replace(item.request, seed=known[1])))
     assert wish.sweep is not None
-    for path in sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
+    for path in contact_sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
         if order.json:
             say_record({"path": str(path), "pictures": len(cells)})
         else:

@@ -1,1 +1,1 @@
-"""The maths of diffusion: levels, schedules, predictions, guidance, samplers; no networks."""
+"""Samplers, schedules, guidance and noise: the maths of diffusion."""

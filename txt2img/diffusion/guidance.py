@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from txt2img.diffusion.deepcache import Kept, Reuse
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import Prediction
-from txt2img.diffusion.reuse import Kept, Reuse
 
 Denoise = Callable[[Tensor, Level], Tensor]  # x, level → x0
 

@@ -1,1 +1,1 @@
-"""The networks: no files, no terminal."""
+"""Networks: U-Net, VAE, CLIP, TAESD and the tokenizer."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.shapes import TextConfig
+from txt2img.models.configs import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.shapes import TinyConfig, VAEConfig
+from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.vae import VAE
 
 

@@ -8,8 +8,9 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 import torch
 from torch import Tensor, nn
 
+from txt2img.diffusion.deepcache import Kept
 from txt2img.diffusion.guidance import Cond
-from txt2img.diffusion.reuse import Kept
+from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import (
     Attention,
     Downsample,
@@ -22,8 +23,7 @@ from txt2img.models.layers import (
     swish,
     time_features,
 )
-from txt2img.models.merging import merge
-from txt2img.models.shapes import UNetConfig
+from txt2img.models.optimize.token_merging import merge
 
 
 class TransformerBlock(nn.Module):

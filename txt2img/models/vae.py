@@ -6,8 +6,8 @@ Parameter names are diffusers' AutoencoderKL's. Kingma & Welling 2014; Rombach e
 import torch
 from torch import Tensor, nn
 
+from txt2img.models.configs import VAEConfig
 from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample, swish
-from txt2img.models.shapes import VAEConfig
 
 
 class PixelAttention(Attention):

@@ -1,1 +1,1 @@
-"""Training: pictures and captions → a model that the rest of the program loads."""
+"""Training: data, loop, stages, losses and checkpoints."""

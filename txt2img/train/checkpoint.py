@@ -8,14 +8,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from txt2img.errors import MissingWeights
-from txt2img.models.text import TextEncoder
-from txt2img.models.tokens import BOS, EOS, Tokenizer
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.tokenizer import BOS, EOS, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
 from txt2img.train.ema import RunningMean
-from txt2img.weights import files, reading
-from txt2img.weights.files import write
+from txt2img.weights.formats import safetensors_file
+from txt2img.weights.formats import tensors as reading
+from txt2img.weights.formats.safetensors_file import write
 
 TIMES = 1000
 BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
@@ -96,7 +97,7 @@ def begin_from(module: nn.Module, path: Path) -> None:
     if not path.exists():
         return
     wanted = module.state_dict()
-    tensors = files.header(path).tensors
+    tensors = safetensors_file.header(path).tensors
     state = {
         name.removeprefix("text_model."): reading.tensor(name, stored).float()
         for name, stored in tensors.items()

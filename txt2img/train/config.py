@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.models.shapes import TextConfig, UNetConfig, VAEConfig
+from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
 WHAT = ("all", "vae", "text", "unet", "decoder", "distil")  # a stage each, in this order

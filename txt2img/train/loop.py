@@ -13,18 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from txt2img.device import for_training
-from txt2img.memory import is_short
-from txt2img.models.graphed import first_line
+from txt2img.models.optimize.cuda_graph import first_line
+from txt2img.system.device.device import for_training
+from txt2img.system.device.memory import is_short
 from txt2img.train import checkpoint
 from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
-from txt2img.train.distil import FewStepsStage
+from txt2img.train.distill import FewStepsStage
 from txt2img.train.ema import RunningMean
-from txt2img.train.pace import MINUTE, Pace, finished, learning_rate
-from txt2img.train.polish import DecoderStage
+from txt2img.train.finetune_decoder import DecoderStage
+from txt2img.train.lr_schedule import MINUTE, Pace, finished, learning_rate
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
-from txt2img.weights.hashes import sha256
+from txt2img.weights.registry.hashes import sha256
 
 LEAST_LEFT = 2.5 * MINUTE  # of a call, for a stage to begin in: what comes before its first step
 ALIKE = 0.2  # of a gradient: as far as rounding to bf16 in another order may move it, and more

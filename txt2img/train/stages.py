@@ -11,14 +11,25 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from txt2img.diffusion.levels import Flow, Process
-from txt2img.models.text import TextEncoder
-from txt2img.models.tokens import Tokenizer
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.train import checkpoint, vocab
+from txt2img.train import checkpoint, train_tokenizer
 from txt2img.train.config import TrainConfig
-from txt2img.train.data import Kept, Pictures, centred, cut_out, drop_captions, indices, singles_of
-from txt2img.train.drawing import (
+from txt2img.train.data import (
+    Kept,
+    Pictures,
+    centred,
+    cut_out,
+    drop_captions,
+    indices,
+    singles_of,
+)
+from txt2img.train.latent_cache import all_latents, encode_rows, load_vae, normalise
+from txt2img.train.losses import LevelBatch
+from txt2img.train.objectives import NoiseLearner, PairLearner, PictureLearner
+from txt2img.train.samples import (
     SHEET_PICTURES,
     denoiser,
     drawn,
@@ -27,10 +38,7 @@ from txt2img.train.drawing import (
     prompts_of_sheet,
     save_sheet,
 )
-from txt2img.train.encoded import all_latents, encode_rows, load_vae, normalise
-from txt2img.train.learners import NoiseLearner, PairLearner, PictureLearner
-from txt2img.train.losses import LevelBatch
-from txt2img.weights import vocabulary
+from txt2img.weights import tokenizer_files
 
 GIB = 2**30
 SHEET_STEPS = 20  # of each picture on a sheet
@@ -269,9 +277,9 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     """
     folder = config.out / "tokenizer"
     if config.resume and (folder / "vocab.json").exists():
-        return vocabulary.tokenizer(folder, config.text.length, config.vocab)
+        return tokenizer_files.tokenizer(folder, config.text.length, config.vocab)
     captions = (caption for row in pictures.rows for caption in row.captions)
-    words, merges = vocab.learn(captions, config.vocab)
+    words, merges = train_tokenizer.learn(captions, config.vocab)
     tokenizer = Tokenizer(words, merges, config.text.length)
     checkpoint.save_tokenizer(folder, tokenizer)
     return tokenizer

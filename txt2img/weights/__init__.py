@@ -1,1 +1,1 @@
-"""Files ↔ networks: weight files of several layouts, checked, renamed and loaded strictly."""
+"""Weights: files and folders into networks."""

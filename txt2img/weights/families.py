@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
 from txt2img.errors import BadRequest, UnknownLayout
-from txt2img.models.shapes import Depth, TextConfig, UNetConfig, VAEConfig
-from txt2img.models.tokens import EOS
-from txt2img.request import Defaults, Request, Sampler, Schedule, size_problem
+from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
+from txt2img.models.tokenizer import EOS
+from txt2img.request.request import Defaults, Request, Sampler, Schedule, size_problem
 
 
 @dataclass(frozen=True)

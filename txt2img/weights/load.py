@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from txt2img import offload
-from txt2img.device import Device
 from txt2img.diffusion.guidance import Course
-from txt2img.library import OWN_PARTS, OtherParts
-from txt2img.memory import CPU, Memory
-from txt2img.models.graphed import Graphed, recorded_on_card
-from txt2img.models.lean import lean_weights, slim
-from txt2img.models.quantized import quantize
+from txt2img.models.optimize.cuda_graph import Graphed, recorded_on_card
+from txt2img.models.optimize.quantize import quantize
+from txt2img.models.optimize.upcast import lean_weights, slim
 from txt2img.models.taesd import AnyVAE, vae_of
-from txt2img.models.text import TextEncoder, TextEncoders
+from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
-from txt2img.offload import Placement
-from txt2img.weights import vocabulary
+from txt2img.request.resolve import OWN_PARTS, OtherParts
+from txt2img.system.device import offload
+from txt2img.system.device.device import Device
+from txt2img.system.device.memory import CPU, Memory
+from txt2img.system.device.offload import Placement
+from txt2img.weights import tokenizer_files
+from txt2img.weights.apply_adapters import Wardrobe
+from txt2img.weights.checkpoint import Plan, check_vae, planned
 from txt2img.weights.families import Family
-from txt2img.weights.hashes import compiler_cache, hashed_beside
-from txt2img.weights.other_vae import open_vae
-from txt2img.weights.parts import Part, bare, check, check_size
-from txt2img.weights.plan import Plan, check_vae, planned
+from txt2img.weights.layouts.components import Part, bare, check, check_size
+from txt2img.weights.layouts.taesd import doubts
+from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.reader import reader
-from txt2img.weights.tiny_vae import doubts
-from txt2img.weights.wear import Wardrobe
+from txt2img.weights.registry.hashes import compiler_cache, hashed_beside
 
 if TYPE_CHECKING:
     from txt2img.weights.refiner import SecondStage
@@ -105,7 +105,7 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         for config, component in zip(family.texts, plan.tokenizers, strict=True)
     ]
     for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
-        vocabulary.check_rows(component, tokenizer, config.vocab)
+        tokenizer_files.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = Memory(low=device.low)
     return Model(plan.name, "", family, network, vae, text, Wardrobe(), memory, plan=plan)

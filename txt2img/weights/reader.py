@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from txt2img import disk
 from txt2img.errors import BadFile
-from txt2img.escape import shown
-from txt2img.offload import Read
-from txt2img.weights import reading, staging
-from txt2img.weights.parts import Part, bare
+from txt2img.system import files
+from txt2img.system.device.offload import Read
+from txt2img.system.text import shown
+from txt2img.weights.formats import gpu_reader, tensors
+from txt2img.weights.layouts.components import Part, bare
 
 
 def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]) -> Read:
@@ -29,7 +29,7 @@ def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]
                 raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
         theirs = {name: part.theirs(bare(name)) for name in names}
         stored = {theirs[name]: part.tensors[bare(name)] for name in names}
-        through = staging if home.type == "cuda" else reading
+        through = gpu_reader if home.type == "cuda" else tensors
         found = through.read(stored, home, dtype, kept)
         return {name: found[theirs[name]] for name in names}
 
@@ -38,5 +38,5 @@ def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What tells a file from another that took its place. BadFile."""
-    with disk.open_regular(path) as file:
-        return disk.stamp(os.fstat(file.fileno()))
+    with files.open_regular(path) as file:
+        return files.stamp(os.fstat(file.fileno()))

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isclose
 
-from txt2img.device import Device
 from txt2img.diffusion.levels import Level, Process
 from txt2img.errors import BadRequest
-from txt2img.escape import shown
-from txt2img.extras import Refiner
-from txt2img.request import Request
+from txt2img.request.adapters import Refiner
+from txt2img.request.request import Request
+from txt2img.system.device.device import Device
+from txt2img.system.text import shown
+from txt2img.weights.checkpoint import planned
 from txt2img.weights.families import Family
-from txt2img.weights.hashes import hashed_beside
 from txt2img.weights.load import Model, fill, without_weights
-from txt2img.weights.plan import planned
+from txt2img.weights.registry.hashes import hashed_beside
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""verify draws a picture again: the same bits, or how far apart and why."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tests.conftest import Command, Outcome
+from txt2img.images import image_file
+from txt2img.pipeline.verify import psnr, reasons
+
+
+@pytest.fixture
+def check(command: Command, draw: Command, sd1_folder: Path) -> Callable[..., Outcome]:
+    """Draws x.png, and verifies files by the tiny model."""
+    assert draw("a cat", "-q", "--seed", "7", "--steps", "1", "-o", "x.png").code == 0
+    return lambda *words: command("verify", *words, "-m", str(sd1_folder))
+
+
+def test_a_picture_that_can_be_drawn_again_is_identical(check: Callable[..., Outcome]) -> None:
+    outcome = check("x.png")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "x.png: identical\n", "")
+
+
+def test_what_differs_is_measured_and_explained(check: Callable[..., Outcome]) -> None:
+    found = image_file.read(Path("x.png"))
+    assert found.request
+    with Image.open("x.png") as image:
+        pixels = image.convert("RGB")
+    near = pixels.point(lambda level: min(level + 1, 255))
+    then = replace(found.origin, hash="0123456789", environment={"torch": "1.0"})
+    image_file.save(near, Path("y.png"), found.request, then)
+    outcome = check("y.png", "x.png", "--json")
+    assert outcome.code == 1
+    verdict, same = map(json.loads, outcome.out.splitlines())
+    assert (verdict["same"], same["same"], same["psnr"]) == (False, True, None)
+    assert verdict["psnr"] == pytest.approx(psnr(pixels, near), abs=0.01)
+    assert verdict["reasons"][0] == f"model 0123456789 then, {found.origin.hash} now"
+    assert any(reason.startswith("torch 1.0 then, ") for reason in verdict["reasons"])
+    assert check("y.png", "--psnr", "30").code == 0
+    assert check("y.png", "--psnr", "90").out.startswith("y.png: PSNR 4")
+
+
+def test_what_was_changed_is_told(check: Callable[..., Outcome]) -> None:
+    with Image.open("x.png") as image:
+        texts = PngInfo()
+        for key in ("txt2img", "parameters"):
+            texts.add_itxt(key, image.info[key])
+        Image.new("RGB", image.size).save("pixels.png", pnginfo=texts)
+        image.resize((8, 8)).save("size.png", pnginfo=texts)
+        image.save("bare.png")
+    assert "its pixels are not those of its record" in check("pixels.png").err
+    assert "not the size that its record says" in check("size.png").err
+    outcome = check("bare.png", "x.png")
+    assert (outcome.code, outcome.out) == (2, "x.png: identical\n")
+    assert "no hash of its pixels" in outcome.err
+
+
+def test_in_a_folder_every_change_is_found(
+    draw: Command, command: Command, sd1_folder: Path
+) -> None:
+    line = ("a cat", "-q", "--seed", "7", "--steps", "1", "--sweep", "cfg=1..20", "-o", "art/")
+    assert draw(*line).code == 0  # with a sheet, which is passed over
+    verify = ("verify", "art", "-m", str(sd1_folder))
+    outcome = command(*verify)
+    assert (outcome.code, outcome.err) == (0, "20 identical\n")
+    assert outcome.out.count(": identical\n") == 20
+    with Image.open("art/a-cat-7-3.0.png") as image:
+        texts = {key: image.info[key] for key in ("parameters", "txt2img")}
+        image.putpixel((5, 5), tuple(level ^ 1 for level in image.getpixel((5, 5))))
+        Path("art/a-cat-7-3.0.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+    outcome = command(*verify)
+    assert (outcome.code, outcome.out.count(": identical\n")) == (1, 19)
+    assert 'a-cat-7-3.0.png" was changed: its pixels' in outcome.err
+    assert outcome.err.endswith("not comparable\n") and "19 identical" in outcome.err
+
+
+@pytest.mark.parametrize(("old", "new"), [('"seed": 7', '"seed": 8'), ("Seed: 7", "Seed: 8")])
+def test_a_parameter_that_was_changed_is_found(
+    check: Callable[..., Outcome], old: str, new: str
+) -> None:
+    found = image_file.read(Path("x.png"))
+    assert any(old in text for text in found.texts.values())
+    texts = {key: text.replace(old, new) for key, text in found.texts.items()}
+    with Image.open("x.png") as image:
+        Path("x.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+    outcome = check("x.png")
+    assert outcome.code == 1 and "its two texts do not say the same" in outcome.err
+
+
+def test_both_texts_changed_alike_are_found_by_drawing(check: Callable[..., Outcome]) -> None:
+    found = image_file.read(Path("x.png"))
+    assert found.request
+    other = replace(found.request, seed=8)
+    texts = image_file.described(other, found.origin, found.pixels_sha256)
+    with Image.open("x.png") as image:
+        Path("x.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+    outcome = check("x.png")
+    assert outcome.code == 1 and "x.png: PSNR" in outcome.out
+
+
+def test_what_loses_pixels_is_compared_by_nearness_only(
+    draw: Command, command: Command, sd1_folder: Path
+) -> None:
+    assert draw("a cat", "-q", "--seed", "7", "--steps", "1", "-o", "x.jpg").code == 0
+    verify = ("verify", "x.jpg", "-m", str(sd1_folder))
+    outcome = command(*verify)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "loses some of the pixels; --psnr 30 asks for nearness" in outcome.err
+    outcome = command(*verify, "--psnr", "20")
+    assert outcome.code == 0 and "drawn to the bit as it was" in outcome.out
+    assert command(*verify, "--psnr", "90").code == 1
+
+
+def test_a_folder_without_pictures_is_told(command: Command) -> None:
+    Path("empty").mkdir()
+    outcome = command("verify", "empty")
+    assert (outcome.code, outcome.err) == (2, 'Error: "empty" has no pictures\n')
+
+
+def test_a_picture_of_another_model_needs_its_name(
+    command: Command, check: Callable[..., Outcome]
+) -> None:
+    outcome = command("verify", "x.png")
+    assert outcome.code == 2 and 'drawn by the model "tiny-sd1"; give its --model' in outcome.err
+
+
+def test_the_measure_is_psnr() -> None:
+    a, b = (Image.new("RGB", (4, 4), (level,) * 3) for level in (100, 110))
+    assert psnr(a, b) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr(a, a) == math.inf
+
+
+def test_without_a_reason_it_is_said_so() -> None:
+    origin = image_file.Origin("m", "0", {"torch": "2"})
+    assert reasons(origin, origin) == (
+        "nothing that the record tells: another processor, or threads",
+    )
+
+
+def test_pictures_are_compared_with_all_that_they_were_drawn_with(
+    command: Command, draw: Command, sd1_folder: Path
+) -> None:
+    import torch
+
+    from tests.support import tiny
+    from tests.support.adapters import ATTENTION, kohya, pairs, write
+
+    torch.manual_seed(1)
+    write(Path("style.safetensors"), kohya(pairs(tiny.sd1().unet, ATTENTION)))
+    vae = {name: 0.9 * value for name, value in tiny.sd1().vae.state_dict().items()}
+    write(Path("soft.safetensors"), vae)
+    files = (
+        *("--lora", "style.safetensors:0.5", "--vae", "soft.safetensors"),
+        *("--refiner", str(tiny.sd1().file)),
+    )
+    assert draw("a cat", "-q", "--seed", "7", *files, "-o", "x.png").code == 0
+    verify = ("verify", "x.png", "-m", str(sd1_folder))
+    same = command(*verify, *files)
+    assert (same.code, same.out) == (0, "x.png: identical\n"), same.err
+    for lacking in (files[2:], (*files[:2], *files[4:]), files[:4]):
+        refused = command(*verify, *lacking)
+        assert (refused.code, refused.out) == (1, "") and refused.err.count("\n") == 1
+        assert "give it" in refused.err

@@ -1,0 +1,12 @@
+"""The commands by their names."""
+
+import pytest
+
+from txt2img.cli.registry import NAMES, command
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "models"])
+def test_each_name_is_that_of_its_command(name: str) -> None:
+    function, epilog = command(name)
+    assert function.__name__ == name
+    assert f"txt2img {'' if name == 'generate' else name}".strip() in epilog

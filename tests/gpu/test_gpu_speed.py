@@ -1,0 +1,130 @@
+"""What makes a CUDA card draw soon changes no picture beyond rounding, and is really at work."""
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests.gpu.test_gpu import APPLE, psnr
+from txt2img.models.layers import attention
+from txt2img.models.optimize.cuda_graph import Graphed
+from txt2img.pipeline.batch_size import MOST, roomy
+from txt2img.pipeline.generate import decode, drawing, generate, prepare, sampled
+from txt2img.request.request import Request, Sampler
+from txt2img.system.device.device import Device, choose
+from txt2img.weights.apply_adapters import ready
+from txt2img.weights.load import Model, load
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on_card(**how: object) -> Model:
+    return load("default", replace(choose("cuda", "fp16"), **how))
+
+
+def drawn(model: Model, request: Request = APPLE) -> np.ndarray:
+    [image] = generate(request, model)
+    return np.asarray(image, dtype=np.float64)
+
+
+def plain() -> Model:
+    """A model whose U-Net is run step by step."""
+    model = on_card()
+    model.graphed = None
+    return model
+
+
+def graphed(model: Model) -> Graphed:
+    assert model.graphed is not None
+    return model.graphed
+
+
+def test_the_u_net_is_recorded_once_a_shape_and_draws_the_same() -> None:
+    model = on_card()
+    pictures = [drawn(model, replace(APPLE, seed=seed)) for seed in (1, 2, 1)]
+    assert not model.memory.news()
+    assert len(graphed(model)._recordings) == 1
+    assert psnr(pictures[0], drawn(plain(), replace(APPLE, seed=1))) > 50
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_convolutions_are_laid_out_channels_last() -> None:
+    model = on_card()
+    for network in (model.network, model.vae):
+        weights = [weight for weight in network.parameters() if weight.dim() == 4]
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 160])
+def test_attention_takes_flash_kernels(width: int) -> None:
+    q, k, v = (torch.randn(2, 256, 8 * width, device="cuda", dtype=torch.float16) for _ in "qkv")
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        assert bool(torch.isfinite(attention(q, k, v, 8)).all())
+
+
+def test_the_host_is_not_waited_for_between_steps() -> None:
+    model = on_card()
+    request = replace(APPLE, sampler=Sampler.DPMPP_2M)
+    request = ready(model, request).seeded().filled(model.family.defaults)
+    job = prepare(model, [request])
+    with drawing(model, job, torch.device("cuda"), torch.float16):
+        states = job.states()
+        for _ in range(3):  # the first step records the network
+            next(states)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            deque(states, maxlen=1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_parts_that_come_for_their_use_draw_the_same_bits(mode: str) -> None:
+    model = on_card(offload=mode)
+    assert next(model.network.parameters()).device.type == "cpu"
+    assert np.array_equal(drawn(model), drawn(plain()))
+    assert next(model.network.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize(("kind", "least"), [("int8", 25.0), ("fp8", 20.0)])
+def test_weights_of_eight_bits_draw_nearly_the_same(kind: str, least: float) -> None:
+    pytest.importorskip("torchao")
+    assert psnr(drawn(on_card(quantize=kind)), drawn(plain())) > least
+
+
+def test_a_compiled_u_net_draws_the_same_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = on_card(compile=True)
+    assert psnr(drawn(model), drawn(plain())) > 35
+    [line] = model.memory.news()
+    assert "compiled in" in line and str(tmp_path) in line
+    assert any(tmp_path.iterdir())
+
+
+def test_weights_come_through_the_buffers_as_they_are() -> None:
+    card = load("default", Device(torch.device("cuda"), torch.float32))
+    cpu = load("default", choose("cpu", "float32"))
+    for a, b in ((card.network, cpu.network), (card.vae, cpu.vae), (card.text, cpu.text)):
+        for here, there in zip(a.parameters(), b.parameters(), strict=True):
+            assert torch.equal(here.cpu(), there)
+
+
+def test_a_batch_draws_what_single_pictures_are() -> None:
+    model = on_card()
+    request = ready(model, replace(APPLE, count=4)).seeded().filled(model.family.defaults)
+    assert 1 <= roomy(model, [request]) <= MOST
+    requests = [request.nth(i) for i in range(4)]
+    [state] = deque(sampled(model, requests), maxlen=1)
+    assert model.memory.used["batch"] == "4"
+    for one, image in zip(requests, decode(model, state.x), strict=True):
+        assert psnr(np.asarray(image, dtype=np.float64), drawn(model, one)) > 35

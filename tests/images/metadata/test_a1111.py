@@ -1,0 +1,177 @@
+"""A1111's text: exactly as written there, and read whoever wrote it."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from txt2img.images.metadata.a1111 import Infotext, ambiguous, describe, parse, to_request
+from txt2img.request.adapters import Lora, Refiner
+from txt2img.request.request import Compat, Request, Sampler, Schedule
+
+GOLDEN = (
+    "a cat, (cute:1.2) <lora:foo:0.8>\n"
+    "Negative prompt: blurry\n"
+    "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7.0, Seed: 1, "
+    "Size: 512x512, Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, "
+    'Lora hashes: "foo: aabbccddeeff", Version: txt2img 0.1.0',
+    "x\n"
+    "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 4, Size: 64x64, "
+    'Denoising strength: 0.7, RNG: NV, Hires prompt: "a \\"quoted\\", thing\\nsecond line: x '
+    '\\\\ back", Hires upscale: 2, Hires upscaler: Latent, Version: v1.10.1',
+)
+REQUEST = Request(
+    "a cat",
+    negative="blurry",
+    width=512,
+    height=768,
+    steps=30,
+    cfg=7.5,
+    sampler=Sampler.DPMPP_2M,
+    schedule=Schedule.KARRAS,
+    seed=42,
+)
+
+
+@pytest.mark.parametrize("text", GOLDEN)
+def test_golden_lines_come_back_as_they_were(text: str) -> None:
+    assert str(parse(text)) == text
+
+
+def test_the_first_golden_line_is_understood() -> None:
+    request, notes = to_request(parse(GOLDEN[0]))
+    assert request.prompt == "a cat, (cute:1.2)"
+    assert request.loras == (Lora("foo", 0.8, 0.8, "aabbccddeeff"),)
+    assert (request.negative, request.steps, request.cfg, request.seed) == ("blurry", 20, 7.0, 1)
+    assert (request.sampler, request.schedule) == (Sampler.EULER_A, None)
+    assert (request.width, request.height, notes) == (512, 512, [])
+
+
+def test_the_second_golden_lines_quoted_value_is_decoded() -> None:
+    hires = parse(GOLDEN[1]).entries["Hires prompt"]
+    assert hires == 'a "quoted", thing\nsecond line: x \\ back'
+
+
+def test_describe_writes_a1111s_keys_in_a1111s_order() -> None:
+    assert str(describe(REQUEST, "sd15", "6ce0161689", "0.1.0")) == (
+        "a cat\n"
+        "Negative prompt: blurry\n"
+        "Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 42, "
+        "Size: 512x768, Model hash: 6ce0161689, Model: sd15, RNG: CPU, Version: txt2img 0.1.0"
+    )
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+@pytest.mark.parametrize("schedule", [*Schedule][:-1])
+def test_what_is_described_is_read_back(sampler: Sampler, schedule: Schedule) -> None:
+    wanted = Request(
+        "a, b: c", "d", "m", 64, 64, 3, 1.0, 0.5, 0.25, sampler, schedule, seed=2**64 - 1
+    )
+    text = str(describe(wanted, "m", "0123456789", "0.1.0"))
+    assert to_request(parse(text)) == (wanted, [])
+
+
+@pytest.mark.parametrize("name", ["a, b", "a: b", 'a "b"', '"b"', " a ", "ä,ö", "a\\", "x\ny"])
+def test_a_model_of_any_name_is_read_back(name: str) -> None:
+    text = str(describe(REQUEST, name, "0123456789", "0.1.0"))
+    assert parse(text).entries["Model"] == name
+    assert len(text.split("\n")) == 3
+
+
+def test_an_empty_prompt_starts_with_the_steps() -> None:
+    text = str(describe(Request("", steps=3, width=64, height=64, seed=1), "m", "0", "0.1.0"))
+    assert text.startswith("Steps: 3")
+    assert parse(text).prompt == ""
+
+
+def test_text_without_entries_is_all_prompt() -> None:
+    assert parse("a cat\nwith hat: red") == Infotext("a cat\nwith hat: red")
+
+
+def test_a_value_may_be_empty() -> None:
+    assert parse('x\nSteps: 3, Empty: "", Seed: 4').entries["Empty"] == ""
+
+
+def test_a_bare_value_ends_at_its_comma() -> None:
+    assert parse('x\nSteps: 3, Odd: a "b, c", Seed: 4').entries["Odd"] == 'a "b'
+
+
+def test_windows_newlines_are_newlines() -> None:
+    info = parse("a\r\nb\r\nNegative prompt: c\r\nSteps: 3, Seed: 4, Size: 64x64\r\n")
+    assert (info.prompt, info.negative, info.entries["Size"]) == ("a\nb", "c", "64x64")
+
+
+def test_prompts_may_have_lines() -> None:
+    info = parse("a\nb\nNegative prompt: c\nd\nSteps: 3, Seed: 4, Size: 64x64")
+    assert (info.prompt, info.negative) == ("a\nb", "c\nd")
+
+
+def test_sd_cpp_is_understood() -> None:
+    line = (
+        "Steps: 20, CFG scale: 7.000000, Guidance: 3.5, Eta: 0.000000, Seed: 42, "
+        "Size: 512x512, Model: m, RNG: cuda, Sampler: euler_a karras, "
+        "Skip layers: [7, 8, 9, ], Version: stable-diffusion.cpp, "
+        'SDCPP: {"schema":"x", "a": [1, 2]}'
+    )
+    info = parse(f"a cat\n{line}")
+    request, notes = to_request(info)
+    assert (request.sampler, request.schedule) == (Sampler.EULER_A, Schedule.KARRAS)
+    assert (request.cfg, request.seed) == (7.0, 42)
+    assert request.compat is Compat.SDCPP
+    assert notes == ['Skip layers: "[7" is not carried over']
+    assert info.entries["SDCPP"] == '{"schema":"x", "a": [1, 2]}'
+
+
+def test_what_no_request_says_is_told() -> None:
+    line = (
+        "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Denoising strength: 0.7, ENSD: 31337, "
+        "Clip skip: 1, RNG: TPU, Version: v1.10.1, Tiling: True, Hires upscale: 2, "
+        "Hires upscaler: Latent"
+    )
+    _, notes = to_request(parse(f"x\n{line}"))
+    told = "\n".join(notes)
+    for what in ("Denoising strength", "RNG", "Tiling", "(hires)"):
+        assert told.count(what) == 1
+    assert len(notes) == 4
+
+
+def test_old_samplers_carry_their_schedule() -> None:
+    request, _ = to_request(parse("x\nSteps: 3, Sampler: DPM++ 2M Karras, Seed: 4, Size: 64x64"))
+    assert (request.sampler, request.schedule) == (Sampler.DPMPP_2M, Schedule.KARRAS)
+
+
+def test_what_cannot_be_done_is_noted_and_left_to_the_model() -> None:
+    request, notes = to_request(parse("x\nSteps: 0, Sampler: PLMS, Seed: -1, Size: 100x64"))
+    assert request == Request("x", height=64)
+    assert len(notes) == 5 and "a program that it does not name" in notes[0]
+
+
+def test_a_prompt_that_will_be_misread_is_told() -> None:
+    assert ambiguous(REQUEST) is None
+    assert "Negative prompt:" in (ambiguous(Request("a\n Negative prompt: b")) or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['ab:"' * 50_000, " " * 200_000, "a " * 100_000, 'ab:"\\",' * 30_000, ", SDCPP: {" * 20_000],
+)
+def test_no_text_takes_long(text: str) -> None:
+    start = time.process_time()
+    parse(text)
+    assert time.process_time() - start < 10  # not quadratic, on any machine
+
+
+def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, "
+        "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75, Version: v1.10.1"
+    )
+    request, notes = to_request(parse(text))
+    assert request.refiner == Refiner("sd_xl_refiner_1.0", "7440042bbd")
+    assert (request.refiner_switch, notes) == (0.75, [])
+    written = str(describe(request, "m", "", "1"))
+    assert "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75" in written
+    assert to_request(parse(written))[0] == replace(request, model="m")
+    bare, notes = to_request(parse(f"{text}, Refiner switch by sampling steps: True"))
+    assert bare == request and "switch by sampling steps" in notes[0]
+    assert to_request(parse("a\nSteps: 2, Seed: 1, Size: 64x64"))[0].refiner is None

@@ -1,0 +1,182 @@
+"""A recorded network gives what the network gives, for each shape; what fails is told once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.pipeline.test_generate import SMALL
+from txt2img.diffusion.deepcache import Kept
+from txt2img.diffusion.guidance import Cond
+from txt2img.models.optimize import cuda_graph
+from txt2img.models.optimize.cuda_graph import Graphed, Outputs, Work
+from txt2img.pipeline.generate import generate
+from txt2img.weights.load import Model
+
+
+class Net(nn.Module):
+    """Mixes all that a network is given, and counts how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        self.calls += 1
+        pooled = 0 if cond.pooled is None else cond.pooled.sum()
+        return self.weight * x * time[:, None, None, None] + cond.tokens.sum() + pooled
+
+
+def recorder(made: list[Work]) -> cuda_graph.Record:
+    """Records as a card does: the same memory is read and written at each replay."""
+
+    def record(work: Work) -> tuple[Callable[[], None], Outputs]:
+        made.append(work)
+        outputs = work()
+
+        def replay() -> None:
+            for place, value in zip(outputs, work(), strict=True):
+                place.copy_(value)
+
+        return replay, outputs
+
+    return record
+
+
+def inputs(batch: int, seed: int = 0, pooled: bool = False) -> tuple[Tensor, Tensor, Cond]:
+    noise = torch.Generator().manual_seed(seed)
+    x, tokens = (
+        torch.randn(batch, 4, 2, 2, generator=noise),
+        torch.randn(batch, 3, 5, generator=noise),
+    )
+    whole = torch.ones(batch, 2) if pooled else None
+    return x, torch.full((batch,), float(seed)), Cond(tokens, whole)
+
+
+def test_replays_give_what_the_network_gives_and_keep_it() -> None:
+    network, made = Net(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    quick.check()
+    results = []
+    for seed in range(3):
+        for batch in (1, 2):
+            for pooled in (True, False):
+                given = inputs(batch, seed, pooled)
+                results.append((quick(*given), network(*given)))
+    assert len(made) == 4  # one a shape
+    assert all(torch.equal(found, wanted) for found, wanted in results)
+
+
+def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
+    class Deep(Net):
+        def forward(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+            kept = Kept() if kept is None else kept
+            kept.deep = 3 * x if kept.deep is None else kept.deep
+            return super().forward(x, time, cond) + kept.deep
+
+    network, made = Deep(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    for seed in (1, 2):
+        ours, own = Kept(), Kept()
+        first, second = inputs(1, seed), inputs(1, seed + 5)
+        for given in (first, second, first):
+            assert torch.equal(quick(*given, ours), network(*given, own))
+            assert ours.deep is not None and torch.equal(ours.deep, 3 * first[0])
+        assert torch.equal(quick(*second), network(*second))
+    assert len(made) == 3  # that makes it, that goes by it, that does neither
+
+
+def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew() -> None:
+    network, made = Net(), list[Work]()
+    quick = Graphed(network, pytest.fail, recorder(made))
+    quick.check()
+    given = inputs(1, 3)
+    quick(*given)
+    with torch.no_grad():
+        network.weight.mul_(2)
+    quick.check()
+    assert torch.equal(quick(*given), network(*given))
+    assert len(made) == 1
+    network.weight = nn.Parameter(torch.full((), 5.0))
+    quick.check()
+    assert torch.equal(quick(*given), network(*given))
+    assert len(made) == 2
+
+
+def test_only_some_shapes_are_kept() -> None:
+    made = list[Work]()
+    quick = Graphed(Net(), pytest.fail, recorder(made))
+    for batch in [*range(1, cuda_graph.SHAPES + 2), cuda_graph.SHAPES + 1, 1]:
+        quick(*inputs(batch))
+    assert len(made) == cuda_graph.SHAPES + 2
+
+
+def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> None:
+    told: list[str] = []
+
+    def broken(work: Work) -> tuple[Callable[[], None], Outputs]:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    network = Net()
+    quick = Graphed(network, told.append, broken)
+    for _ in range(2):
+        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
+    assert told == [cuda_graph.NO_GRAPH.format("operation not permitted")]
+
+
+def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None:
+    made = list[Work]()
+    inner = recorder(made)
+
+    def narrow(work: Work) -> tuple[Callable[[], None], Outputs]:
+        if not made:
+            made.append(work)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(work)
+
+    network = Net()
+    quick = Graphed(network, pytest.fail, narrow)
+    for _ in range(2):
+        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, Exception])
+def test_compiling_is_told_once_a_shape_and_its_failure_once(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
+    network = Net()
+    quick = Graphed(network, told.append, compiled_in="a folder")
+    for batch in (1, 2, 1):
+        assert torch.equal(quick(*inputs(batch, 1)), network(*inputs(batch, 1)))
+    assert len(told) == 2 and "a folder" in told[0] and " s for this size" in told[0]
+
+    def failing(work: Work, dynamic: bool) -> Callable[..., Tensor]:
+        def run(*values: Tensor) -> Tensor:
+            raise kind("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    other = Graphed(network, told.append, compiled_in="a folder")
+    for batch in (1, 2):
+        assert torch.equal(other(*inputs(batch, 1)), network(*inputs(batch, 1)))
+    assert told[2:] == [cuda_graph.NOT_COMPILED.format("no compiler")]
+
+
+def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
+    made = list[Work]()
+    [plain] = generate(SMALL, model)
+    model.graphed = Graphed(model.network, pytest.fail, recorder(made))
+    try:
+        [quick] = generate(SMALL, model)
+        [other] = generate(replace(SMALL, seed=5), model)
+    finally:
+        model.graphed = None
+    assert quick.tobytes() == plain.tobytes() != other.tobytes()
+    assert len(made) == 1

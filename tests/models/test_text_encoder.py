@@ -1,0 +1,100 @@
+"""Weights of words, and chunks: closed forms over what transformers' CLIP gives."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support import tiny
+from txt2img.errors import BadRequest
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.tokenizer import PLAIN
+from txt2img.request.compat import RULES, Reading
+from txt2img.request.request import Compat
+from txt2img.system.device.device import Device
+from txt2img.weights.load import load
+
+A1111, COMFYUI = RULES[Compat.A1111].reading, RULES[Compat.COMFYUI].reading
+DEFAULT = RULES[None].reading
+
+
+@cache
+def encoder() -> TextEncoder:
+    """Our encoder of the tiny model."""
+    [text] = load(str(tiny.sd1().folder), Device(torch.device("cpu"), torch.float32)).text.encoders
+    return text
+
+
+@torch.no_grad()
+def clip(text: str, layer: int | None = None) -> Tensor:
+    """What transformers gives for plain text (1, 77, D)."""
+    ids = torch.tensor(encoder().tokenizer.chunks(text))
+    out = tiny.sd1().text(ids, output_hidden_states=True)
+    return out.last_hidden_state if layer is None else out.hidden_states[layer]
+
+
+@torch.no_grad()
+def ours(text: str, reading: Reading) -> Tensor:
+    """What we give for a prompt."""
+    return encoder().encode([text], reading=reading).tokens
+
+
+def weights(*values: float) -> Tensor:
+    """The weights of the first tokens after BOS (1, 77, 1); the others' are 1."""
+    return torch.tensor([1.0, *values, *[1.0] * (76 - len(values))]).reshape(1, 77, 1)
+
+
+def test_without_brackets_every_reading_gives_the_same_bits() -> None:
+    for reading in (A1111, COMFYUI, DEFAULT):
+        assert torch.equal(ours("a red apple, 3d", reading), ours("a red apple, 3d", PLAIN))
+
+
+@pytest.mark.parametrize("reading", [A1111, DEFAULT])
+def test_a1111_multiplies_and_restores_the_mean(reading: Reading) -> None:
+    strong = clip("a red cat") * weights(1.0, 1.5, 1.0)
+    wanted = strong * (clip("a red cat").mean() / strong.mean())
+    assert torch.allclose(ours("a (red:1.5) cat", reading), wanted, atol=1e-5)
+
+
+def test_comfyui_goes_away_from_the_empty_prompt() -> None:
+    empty = clip("")
+    wanted = empty + (clip("a red cat") - empty) * weights(1.0, 1.5, 1.0)
+    assert torch.allclose(ours("a (red:1.5) cat", COMFYUI), wanted, atol=1e-5)
+
+
+def test_diffusers_reads_brackets_as_text_and_cuts() -> None:
+    reading = RULES[Compat.DIFFUSERS].reading
+    assert torch.allclose(ours("a (red:1.5) cat", reading), clip("a (red:1.5) cat"), atol=1e-5)
+    assert encoder().chunks("cat " * 200, reading) == 1
+
+
+@pytest.mark.parametrize("skip", [2, 3])
+def test_clip_skip_is_an_earlier_layer_and_the_last_norm(skip: int) -> None:
+    norm = next(m for n, m in tiny.sd1().text.named_modules() if n.endswith("final_layer_norm"))
+    with torch.no_grad():
+        wanted = norm(clip("a red cat", -skip))
+    assert torch.allclose(ours("a red cat", Reading(clip_skip=skip)), wanted, atol=1e-5)
+
+
+def test_a_clip_skip_of_more_layers_than_there_are_is_refused() -> None:
+    with pytest.raises(BadRequest, match="has 3 layers"):
+        ours("a red cat", Reading(clip_skip=4))
+
+
+def test_break_pads_its_chunk() -> None:
+    both = ours("a cat BREAK a dog", A1111)
+    wanted = torch.cat([clip("a cat"), clip("a dog")], dim=1)
+    assert torch.allclose(both, wanted, atol=1e-5)
+
+
+def test_a_full_chunk_gives_back_what_follows_a_near_comma() -> None:
+    tokenizer = encoder().tokenizer
+    near = "cat " * 60 + ", " + "dog " * 20
+    first, second = tokenizer.read(near, A1111)
+    dog = tokenizer.tokens("dog")
+    assert first.ids[61:63] == [*tokenizer.tokens(","), tokenizer.eos_id]
+    assert second.ids[1:22] == [*dog * 20, tokenizer.eos_id]
+    assert [chunk.ids for chunk in tokenizer.read(near)] != [first.ids, second.ids]
+    far = "cat " * 54 + ", " + "dog " * 30
+    assert tokenizer.read(far, A1111)[0].ids[75] == dog[0]

@@ -1,0 +1,61 @@
+"""Prompts as tokens: words that were met before give what the whole prompt's tokenizer gives."""
+
+import random
+import string
+
+import pytest
+
+from txt2img.models import tokenizer
+from txt2img.models.tokenizer import Tokenizer
+from txt2img.request.compat import Reading
+from txt2img.weights.tokenizer_files import shipped
+
+PROMPTS = [
+    "",
+    " ",
+    "a cat's dog'll won't i'd've ''s '' 's 'S'T",
+    "it's  two   spaces, (brackets:1.2) [a|b] <x> _under_ __name__",
+    "3d 1234 a1b2 !?!...~^`@#$%&*-+=/\\{}",
+    "<|startoftext|> <|endoftext|>",
+    "x" * 200,
+    "ALL CAPITALS And Some",
+    "tab\tand\nline",
+    "Éclair café naïve 猫 🍎",
+]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Tokenizer:
+    return shipped(77, tokenizer.EOS)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_words_by_heart_are_the_whole_prompts_tokens(clip: Tokenizer, prompt: str) -> None:
+    for _ in range(2):  # when a word is new, and when it is known
+        assert clip.tokens(prompt) == clip._encoded(prompt)
+
+
+def test_any_printable_text_has_the_same_tokens(clip: Tokenizer) -> None:
+    chance = random.Random(5)
+    letters = string.ascii_letters + string.digits + string.punctuation + "   '''stredvm"
+    for _ in range(2000):
+        prompt = "".join(chance.choices(letters, k=chance.randint(1, 40)))
+        assert clip.tokens(prompt) == clip._encoded(prompt)
+
+
+def test_few_words_are_kept_and_none_that_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "WORDS_MAX", 3)
+    own = shipped(77, tokenizer.EOS)
+    for prompt in ("a b c", "d e", "f", "x" * (tokenizer.WORD_MAX + 1)):
+        assert own.tokens(prompt) == own._encoded(prompt)
+        assert len(own._known) <= 3
+    assert "x" * (tokenizer.WORD_MAX + 1) not in own._known
+
+
+def test_what_fits_into_a_chunk_is_what_would_be_moved_piece_by_piece(clip: Tokenizer) -> None:
+    for reading in (Reading(), Reading(backtrack=20)):
+        for count in (1, 74, 75, 76, 150, 151):
+            prompt = " ".join(["red"] * count)
+            told = [len(part) for part in clip.parts(prompt, reading)]
+            full, rest = divmod(count, 75)
+            assert told == [75] * full + ([rest] if rest else [])

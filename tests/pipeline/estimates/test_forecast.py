@@ -1,0 +1,112 @@
+"""What a run would draw and how, against what is then loaded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from txt2img.errors import BadRequest, ModelNotFound
+from txt2img.pipeline.estimates import history
+from txt2img.pipeline.estimates.forecast import Forecast, cut, foresee, tokens
+from txt2img.pipeline.estimates.history import Speed
+from txt2img.request.compat import rules
+from txt2img.request.request import Compat, Request
+from txt2img.request.resolve import Library
+from txt2img.weights.load import Model
+
+
+@pytest.fixture
+def forecast(sd1_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Forecast:
+    """That of the tiny model, before any run."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return foresee(str(sd1_folder), Library(), "cpu", None)
+
+
+def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
+    assert forecast.plan.family == sd1_model.family
+    assert forecast.hash == sd1_model.hash  # for it was reckoned when that was loaded
+    networks = (sd1_model.network, sd1_model.vae, sd1_model.text)
+    assert forecast.weights == sum(p.nbytes for n in networks for p in n.parameters())
+    assert forecast.dtype == "float32"
+
+
+def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Path) -> None:
+    half = foresee(str(sd1_folder), Library(), "cpu", "fp16")
+    assert (half.dtype, half.weights * 2) == ("float16", forecast.weights)
+
+
+def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
+    def sizes(component: str) -> int:
+        part = foresee(str(sd1_folder), Library(), "cpu", None).plan.parts[component]
+        return sum(stored.size for stored in part.tensors.values())
+
+    low = foresee(str(sd1_folder), Library(), "cpu", None, low=True)
+    assert low.weights == max(map(sizes, low.plan.parts))
+    narrow = foresee(str(sd1_folder), Library(), "cpu", "fp16", low=True)
+    assert narrow.weights == low.weights / 2
+
+
+def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_model: Model) -> None:
+    prompt = "a red apple, " * 40 + "BREAK a cat"
+    request = Request(prompt, negative="blurry", steps=4)
+    counted = tokens(forecast.tokenizers, request)
+    tokenizer, reading = sd1_model.text.encoders[0].tokenizer, rules(request).reading
+    seen = [chunk.ids.index(tokenizer.eos_id) - 1 for chunk in tokenizer.read(prompt, reading)]
+    assert counted["prompt"] == seen and len(seen) >= 3
+    assert counted["negative"] == [len(tokenizer.tokens("blurry"))]
+
+
+def test_of_a_changing_prompt_the_longest_text_counts(forecast: Forecast) -> None:
+    def count(prompt: str) -> list[int]:
+        return tokens(forecast.tokenizers, Request(prompt, steps=10))["prompt"]
+
+    assert count("[a:a a a:0.5]") == count("a a a") == count("a AND a a a :0.5 AND a a")
+    assert count("") == [0]
+
+
+def test_a_prompt_that_is_cut_is_told(forecast: Forecast) -> None:
+    request = Request("a " * 90, compat=Compat.DIFFUSERS)
+    counts = tokens(forecast.tokenizers, request)
+    first, total = counts["prompt"][0], sum(counts["prompt"])
+    assert cut(counts, request) == [
+        f"prompt: {total} tokens; all but the first {first} are left out by diffusers's rules"
+    ]
+    whole = Request("a " * 90)
+    assert cut(tokens(forecast.tokenizers, whole), whole) == []
+
+
+def test_what_the_model_cannot_draw_is_refused(forecast: Forecast) -> None:
+    filled = forecast.filled(Request(""))
+    assert None not in (filled.width, filled.steps, filled.cfg, filled.sampler)
+    wide = replace(forecast.plan.family.vae, channels=(32,) * 5)  # 16 pixels a cell
+    family = replace(forecast.plan.family, vae=wide)
+    other = replace(forecast, plan=replace(forecast.plan, family=family))
+    with pytest.raises(BadRequest, match="multiple of 16, got 72"):
+        other.filled(Request("", width=72))
+
+
+def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder: Path) -> None:
+    request = forecast.filled(Request("", width=64, height=64, steps=2))
+    assert forecast.seconds(request) is None
+    assert forecast.memory(request, 1) == forecast.weights
+    name, count = forecast.plan.family.name, forecast.parameters["unet"]
+    key = history.key(name, count, "cpu", "float32")
+    history.note(key, Speed(look=10.0, rest=1.0, base=1000.0, memory=1e6))
+    again = foresee(str(sd1_folder), Library(), "cpu", None)
+    size = 64 * 64 / 1e6
+    assert again.seconds(request) == pytest.approx(size * (10 * 4 + 1))
+    assert again.memory(request, 3) == round(again.weights + 1000 + 3 * size * 1e6)
+
+    merged = replace(request, token_merging=0.5)
+    assert again.seconds(merged) == again.seconds(request)
+    history.note(history.key(name, count, "cpu", "float32", 0.5), Speed(look=6.0, rest=1.0))
+    known = foresee(str(sd1_folder), Library(), "cpu", None)
+    assert known.seconds(merged) == pytest.approx(size * (6 * 4 + 1))
+    assert known.seconds(request) == again.seconds(request)
+
+
+def test_files_that_are_not_there_are_named(sd1_folder: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no VAE"):
+        foresee(str(sd1_folder), Library(vae="nowhere"), None, None)
+    with pytest.raises(ModelNotFound, match="no model"):
+        foresee("nowhere", Library(), None, None)

@@ -1,0 +1,144 @@
+"""What is made quick: as memory allows, once a model, and never with --low-memory."""
+
+from collections import deque
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.pipeline.test_generate import SMALL, mock
+from txt2img.diffusion.guidance import Cond
+from txt2img.models.configs import UNetConfig
+from txt2img.models.optimize import cpu
+from txt2img.models.optimize.cpu import Plan, PreparedConv
+from txt2img.models.unet import UNet
+from txt2img.pipeline import cpu_speed
+from txt2img.pipeline.generate import decode, sampled
+from txt2img.request.request import Request, Sampler
+from txt2img.system import resources
+from txt2img.weights.load import Model
+
+__all__ = ["mock"]
+LATENT = (4, 32, 32)
+CONFIG = UNetConfig(
+    channels=(64, 64), layers=1, attention=(False, True), depth=(1, 1), heads=(2, 2), cross_dim=8
+)
+
+
+@pytest.fixture
+def drawing(mock: Model) -> Model:
+    """A mock model with a network of convolutions."""
+    torch.manual_seed(0)
+    mock.network = UNet(CONFIG)
+    return mock
+
+
+def plans(model: Model) -> set[Plan]:
+    """What the network's convolutions go by."""
+    return {m.plan for m in model.network.modules() if isinstance(m, PreparedConv)}
+
+
+def request(**changes: object) -> Request:
+    """The small request, otherwise."""
+    changed: Request = replace(SMALL, **changes)  # type: ignore[arg-type]
+    return changed
+
+
+def test_a_network_looks_twice_a_step_with_some_samplers(drawing: Model) -> None:
+    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    assert plans(drawing) == {Plan(looks=7)}
+    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
+    assert plans(drawing) == {Plan(looks=14)}
+    assert not drawing.memory.news()
+
+
+def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) -> None:
+    best = Plan(looks=7)
+    needs = [
+        cpu.need(drawing.network, 32, 32, plan)
+        for plan in (best, Plan(7, pack=False), Plan(7, smallest=32, pack=False))
+    ]
+    assert needs[0] > needs[1] > needs[2] > 0
+    drawing.memory.spare = int(needs[1] / cpu_speed.NETWORK) + 2
+    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    assert plans(drawing) == {Plan(7, pack=False)}
+    drawing.memory.spare = int(needs[2] / cpu_speed.NETWORK) + 2
+    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    assert plans(drawing) == {Plan(7, smallest=32, pack=False)}
+    drawing.memory.spare = 0
+    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    assert not plans(drawing)
+    assert all("B less" in line for line in drawing.memory.news())
+
+
+def test_freed_memory_is_kept_where_there_is_enough(
+    drawing: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("give_back", "keep_freed"):
+        monkeypatch.setattr(resources, name, partial(called.append, name))
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    assert called == ["give_back", "keep_freed"]
+    drawing.memory.spare = 0
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    assert called == ["give_back", "keep_freed"]
+
+
+def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    monkeypatch.setattr(resources, "available", lambda: 0)
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    assert plans(drawing) == {Plan(looks=7)}
+
+
+def test_low_memory_keeps_no_second_weights(drawing: Model) -> None:
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    drawing.memory.low = True
+    cpu_speed.network(drawing, request(steps=7), LATENT)
+    assert not plans(drawing)
+    assert not drawing.memory.news()
+
+
+def latents(model: Model, *wishes: Request) -> Tensor:
+    [state] = deque(sampled(model, wishes), maxlen=1)
+    return state.x
+
+
+def test_a_picture_is_the_same_whatever_is_drawn_before_and_beside_it(drawing: Model) -> None:
+    class Words:
+        def chunks(self, prompt: str, reading: object) -> int:
+            return 1
+
+        def encode(self, prompts: list[str], chunks: int, reading: object) -> Cond:
+            made = torch.Generator().manual_seed(len(prompts[0]))
+            return Cond(torch.randn(1, 5, 8, generator=made))
+
+    drawing.text = Words()  # type: ignore[assignment]
+    one = request(width=128, height=128, steps=4, prompt="a cat", seed=1)
+    two = replace(one, prompt="two dogs", seed=2)
+    alone = latents(drawing, two)
+    other = latents(drawing, request(width=256, height=136, steps=1, prompt="x", seed=3))
+    assert other.shape[-2:] == (17, 32)
+    assert torch.equal(latents(drawing, one, two)[1:], alone)
+    drawing.network = UNet(CONFIG)
+    torch.manual_seed(0)
+    drawing.network.load_state_dict(UNet(CONFIG).state_dict())
+    assert torch.equal(latents(drawing, two, one)[:1], alone)
+    drawing.memory.low = True
+    torch.testing.assert_close(latents(drawing, two), alone, atol=2e-3, rtol=0)
+
+
+def test_a_decoder_is_made_quick_for_the_pictures_size(
+    mock: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def need(network: object, height: int, width: int, plan: Plan) -> int:
+        asked.append((height, width))
+        return 0
+
+    monkeypatch.setattr(cpu, "need", need)
+    decode(mock, torch.zeros(1, 4, 8, 16))
+    assert asked[0] == (64, 128)

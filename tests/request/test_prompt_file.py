@@ -1,0 +1,389 @@
+"""A file of prompts is read as people write them."""
+
+import io
+import os
+import tracemalloc
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.request import prompt_file, prompt_line
+from txt2img.request.prompt_line import from_line
+from txt2img.request.request import Compat, Request, Sampler, Schedule
+
+BASE = Request("", steps=9, seed=1)
+
+
+def requests(text: str) -> list[Request]:
+    """The requests of a file with that text."""
+    return list(prompt_file.parse(text, BASE))
+
+
+def one(line: str) -> Request:
+    """The request of one line."""
+    [request] = requests(line)
+    return request
+
+
+def from_file(name: str = "p.txt") -> list[str]:
+    """The prompts of a file."""
+    return [request.prompt for request in prompt_file.read(name, io.BytesIO(), BASE)]
+
+
+def test_blank_lines_and_comments_are_skipped() -> None:
+    found = requests("\n a red apple \n\n# not this\n  # nor this\na #1 pear\r\n")
+    assert [request.prompt for request in found] == ["a red apple", "a #1 pear"]
+
+
+def test_a_line_has_options_of_its_own() -> None:
+    request = one("a red apple --seed 7 --cfg 5 -W 64 --sampler Euler a --steps=3")
+    assert request == Request(
+        "a red apple", width=64, steps=3, cfg=5.0, sampler=Sampler.EULER_A, seed=7
+    )
+
+
+def test_a_line_can_say_all_that_is_not_the_models() -> None:
+    said = {"prompt", *prompt_line.OURS.values()}
+    made_of_the_prompt = {"template", "negative_template", "loras", "embeddings"}  # <lora:…>, words
+    one_for_all = {"model", "vae", "refiner", "refiner_switch"}
+    assert {f.name for f in fields(Request)} == said | made_of_the_prompt | one_for_all
+
+
+def test_what_a_line_leaves_open_is_the_command_lines() -> None:
+    assert (one("x").steps, one("x").seed, one("x --seed 2").steps) == (9, 1, 9)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a dog's bone",
+        "rock 'n' roll",
+        '5" disk',
+        "a - b -- c",
+        "t-shirt -w x",
+        'say "hi" to \'em',
+        "a\\b",
+        "(a:1.2) [b]",
+        "16:9",
+        "x--seed 7",
+    ],
+)
+def test_quotes_and_hyphens_in_a_prompt_are_the_prompts(prompt: str) -> None:
+    assert one(prompt).prompt == prompt
+    assert one(f"{prompt} --seed 7") == Request(prompt, steps=9, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ('"a red apple" --seed 7', "a red apple"),
+        ("'a red apple' --seed 7", "a red apple"),
+        (r'"a \"red\" apple" --seed 7', 'a "red" apple'),
+        ('"a --cfg 3 apple" --seed 7', "a --cfg 3 apple"),
+        ("--seed 7", ""),
+        ('"" --seed 7', ""),
+    ],
+)
+def test_a_prompt_may_be_quoted_as_a_whole(line: str, prompt: str) -> None:
+    assert one(line) == Request(prompt, steps=9, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("line", "negative"),
+    [
+        ("x -n blurry, dog's --seed 7", "blurry, dog's"),
+        ('x --negative "a --cfg 3" --seed 7', "a --cfg 3"),
+        ("x --negative='blurry' --seed 7", "blurry"),
+        ('x -n "" --seed 7', ""),
+        ("x -n 12 --seed 7", "12"),
+    ],
+)
+def test_a_negative_prompt_may_have_many_words(line: str, negative: str) -> None:
+    assert one(line) == Request("x", negative, steps=9, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x --ar 16:9", r'line 2: no option "--ar"'),
+        ("x --seed", "line 2: --seed needs a value"),
+        ("x --seed --cfg 3", "line 2: --seed needs a value"),
+        ("x --seed abc", 'line 2: seed must be a whole number, got "abc"'),
+        ("x --cfg nan", "line 2: cfg must be a finite number"),
+        ("x --width 100", "line 2: width must be a multiple of 8"),
+        ("x --model m", 'line 2: no option "--model"'),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(line: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests(f"fine\n{line}\n")
+
+
+def test_json_lines_are_told_by_their_brace() -> None:
+    found = requests('\n {"prompt": "a", "seed": 7}\n# no\n{"prompt": "b", "cfg": 5}\n')
+    assert found == [
+        Request("a", steps=9, seed=7),
+        Request("b", steps=9, cfg=5.0, seed=1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"seed": 7}', 'needs a "prompt"'),
+        ('{"prompt": "a", "promt": 1}', "promt"),
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "a key is there twice"),
+        ('{"prompt": "a", "cfg": NaN}', "NaN is not a number"),
+        ('{"prompt": "a", "model": "b"}', "one model"),
+        ('{"prompt": "a\\ud800"}', "UTF-8"),
+        ('{"prompt": "a"', "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_bad_json_is_told_with_its_line(line: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=f"line 2: .*{message}"):
+        requests('{"prompt": "a"}\n' + line)
+
+
+def test_dash_is_standard_input() -> None:
+    found = prompt_file.read("-", io.BytesIO("ä\n".encode()), BASE)
+    assert [request.prompt for request in found] == ["ä"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompt(folder: Path) -> None:
+    Path("p.txt").write_bytes("\ufeffx\n".encode())
+    assert from_file() == ["x"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n# x\n"])
+def test_a_file_without_prompts_is_refused(folder: Path, content: bytes) -> None:
+    Path("p.txt").write_bytes(content)
+    with pytest.raises(BadRequest, match="no prompts"):
+        from_file()
+
+
+def test_what_is_no_text_is_refused(folder: Path) -> None:
+    for content, message in (
+        (b"\x89PNG\r\n", "line 1 is not UTF-8 text"),
+        (b"fine\n\xff\n", "line 2 is not UTF-8 text"),
+        (b"\xff\xfea\0b", "not UTF-16 text"),
+    ):
+        Path("p.txt").write_bytes(content)
+        with pytest.raises(BadFile, match=message):
+            from_file()
+
+
+def test_what_is_no_file_is_refused(folder: Path) -> None:
+    os.mkfifo("pipe")
+    for name, message in ((".", "regular file"), ("pipe", "regular file"), ("no", "no such file")):
+        with pytest.raises(BadFile, match=message):
+            from_file(name)
+
+
+def test_a_huge_line_is_refused_at_once() -> None:
+    with pytest.raises(BadRequest, match="line 1: more than 2,097,152 characters"):
+        requests("x" * 10_000_000)
+    with pytest.raises(BadRequest, match="line 1: prompt has 1,000,000 characters"):
+        requests("x" * 1_000_000)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_unicode_is_read_however_it_is_written(folder: Path, encoding: str) -> None:
+    Path("p.txt").write_bytes("ä 苹\r\nb --seed 7\r\n".encode(encoding))
+    assert from_file() == ["ä 苹", "b"]
+
+
+def test_text_without_a_mark_that_is_no_utf8_is_one_error(folder: Path) -> None:
+    Path("p.txt").write_bytes("abc\n".encode("utf-16-le"))
+    with pytest.raises(BadRequest, match="line 1: prompt holds a NUL"):
+        from_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '--prompt "a red apple" --negative_prompt "b, c" --steps 3 --cfg_scale 5 --seed 7 '
+        "--width 64 --height 72 --sampler_name 'DPM++ 2M Karras' --n_iter 2 --batch_size 3 "
+        "--tiling false",
+        "a red apple --n b, c --w 64 --h 72 --d 7 --l 5 --s 3 --ss dpmpp_2m --schedule karras "
+        "--count 6",
+        'a red apple -n "b, c" -W 64 -H 72 --seed 7 --cfg 5 --steps 3 --sampler dpm++2m '
+        "--schedule karras --count 6",
+        '{"prompt": "a red apple", "negative": "b, c", "width": 64, "height": 72, "seed": 7, '
+        '"cfg": 5, "steps": 3, "sampler": "dpm++2m", "schedule": "karras", "count": 6}',
+        "prompt,negative_prompt,W,height,Seed,CFG scale,steps,sampler,count\n"
+        'a red apple,"b, c",64,72,7,5,3,DPM++ 2M Karras,6',
+        "prompt;negative;width;height;seed;cfg;steps;sampler;schedule;count\n"
+        "a red apple;b, c;64;72;7;5;3;dpm++2m;karras;6",
+    ],
+)
+def test_every_programs_form_says_the_same(line: str) -> None:
+    assert one(line) == Request(
+        "a red apple",
+        "b, c",
+        width=64,
+        height=72,
+        steps=3,
+        cfg=5.0,
+        sampler=Sampler.DPMPP_2M,
+        schedule=Schedule.KARRAS,
+        seed=7,
+        count=6,
+    )
+
+
+def test_a_random_seed_elsewhere_is_the_command_lines_here() -> None:
+    assert one("--prompt x --seed -1").seed == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x --prompt y", "give one of them"),
+        ("--prompt y --tiling true", 'no option "--tiling"'),
+        ("--prompt y --batch_size 0", "--batch-size must be"),
+        ("--prompt y --batch_size 2 --n_iter x", 'count must be a whole number, got "x"'),
+    ],
+)
+def test_what_other_programs_can_and_we_cannot_is_told(line: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests(line)
+
+
+def test_rows_have_blank_cells_and_cells_of_several_lines() -> None:
+    found = requests('\nprompt,seed,cfg\n"two\nlines",7,\n,,\n# no comment,,2\n')
+    assert found == [
+        Request("two\nlines", steps=9, seed=7),
+        Request("# no comment", steps=9, seed=1, cfg=2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,seed\na,7\na, b,7", "line 3: 3 cells under 2 columns"),
+        ("prompt,seed\na,7\na,x", "line 3: seed must be a whole number"),
+        ('prompt,seed\na,7\n"a,7', "line 3: not CSV"),
+        ("prompt,seed\n" + "x" * 200_000 + ",7", "line 2: not CSV: field larger"),
+    ],
+)
+def test_bad_rows_are_told_with_their_line(text: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests(text)
+
+
+def test_a_file_called_csv_needs_a_header(folder: Path) -> None:
+    for header, message in (
+        ("prompt,style", 'no column "style"; known: prompt, negative'),
+        ("seed,steps", "no column is called prompt"),
+        ("prompt,cfg,cfg_scale", "two columns say the same"),
+    ):
+        Path("p.csv").write_text(f"{header}\nx,1\n")
+        with pytest.raises(BadRequest, match=f"line 1: {message}"):
+            from_file("p.csv")
+    Path("p.csv").write_text("prompt\nx y\n")
+    assert from_file("p.csv") == ["x y"]
+
+
+def test_a_prompt_with_commas_is_no_header() -> None:
+    assert [request.prompt for request in requests("prompt, seed of a tree\nx")] == [
+        "prompt, seed of a tree",
+        "x",
+    ]
+
+
+def test_alternatives_are_no_json() -> None:
+    assert one("{red|blue} apple").prompt == "{red|blue} apple"
+
+
+def test_a_lenient_source_keeps_what_is_wrong(folder: Path) -> None:
+    Path("p.txt").write_text("a\nb --steps 0\nc\nd --x\n")
+    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
+    source.lenient = True
+    for _ in range(2):
+        assert [request.prompt for request in source] == ["a", "c"]
+        assert sorted(source.errors) == [2, 4]
+    assert str(source.errors[2]).startswith('"p.txt" line 2: steps must be')
+
+
+def test_a_file_that_changes_is_not_read_on(folder: Path) -> None:
+    Path("p.txt").write_text("a\n")
+    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
+    Path("p.txt").write_text("a\nb\n")
+    with pytest.raises(BadFile, match="changed"):
+        list(source)
+
+
+def test_a_small_file_is_read_once_and_a_large_one_each_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("p.txt").write_text("a\nb --seed 2\n")
+    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
+    assert next(iter(source)).prompt == "a"  # not all of it yet
+    first = list(source)
+    Path("p.txt").unlink()
+    assert list(source) == first
+    Path("p.txt").write_text("a\nb --seed 2\n")
+    monkeypatch.setattr(prompt_file, "KEPT_MAX", prompt_file.REQUEST_BYTES + 10)
+    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
+    assert list(source) == first
+    Path("p.txt").unlink()
+    with pytest.raises(BadFile):
+        list(source)
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_a_long_file_needs_little_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(prompt_file, "KEPT_MAX", 100_000)
+    header, line = {
+        "p.txt": ("", "a red apple number {} --seed {}\n"),
+        "p.csv": ("prompt,seed\n", "a red apple number {},{}\n"),
+        "p.jsonl": ("", '{{"prompt": "a red apple number {}", "seed": {}}}\n'),
+    }[name]
+    Path(name).write_text(header + "".join(line.format(i, i) for i in range(20_000)))
+    source = prompt_file.source(name, io.BytesIO(), BASE)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in islice(source, 1_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 1_000  # more than are kept
+    assert peak < 450_000 < Path(name).stat().st_size  # bytes: it is not read as a whole
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_lines_need_no_more(folder: Path) -> None:
+    line = "a red apple number {} --seed {}\n"
+    Path("p.txt").write_text("".join(line.format(i, i) for i in range(100_000)))
+    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 100_000
+    assert peak < prompt_file.KEPT_MAX + 1_000_000  # bytes
+
+
+def test_a_line_may_say_whose_rules_it_is_drawn_by() -> None:
+    line = (
+        "a cat --compat comfy --clip-skip 2 --subseed 3 --subseed-strength 0.5 --rng nv:9 --ensd 4"
+    )
+    assert from_line(line, Request("")) == Request(
+        "a cat",
+        compat=Compat.COMFYUI,
+        clip_skip=2,
+        subseed=3,
+        subseed_strength=0.5,
+        ensd=4,
+        rng="nv:9",
+    )

@@ -1,0 +1,31 @@
+"""Nothing from outside reaches a terminal as more than text."""
+
+import pytest
+
+from txt2img.system.text import escape, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("a\nb\tc\r", r"a\nb\tc\r"),
+        ("\x7f\x9b", r"\x7f\x9b"),
+        ("\u202egnp\u2066", r"\u202egnp\u2066"),
+        ("\ud800", r"\ud800"),
+        ("\u2028", r"\u2028"),
+        ("\U000e0001", r"\U000e0001"),
+        ("äöü 苹果 👩\u200d🎨 [red]", "äöü 苹果 👩\u200d🎨 [red]"),
+    ],
+)
+def test_control_and_bidi_characters_are_spelt_out(text: str, safe: str) -> None:
+    assert escape(text) == safe
+
+
+def test_what_is_kept_stays() -> None:
+    assert escape("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+def test_shown_is_quoted_and_short() -> None:
+    assert shown("a" * 100, 10) == '"aaaaaaaaa…"'
+    assert shown(3) == "3"

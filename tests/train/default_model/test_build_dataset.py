@@ -1,0 +1,326 @@
+"""The default model's data set: what is taken, how it is called, how it is packed."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.train.data import LARGE, Pictures
+from txt2img.train.default_model import build_dataset, captions, icons
+from txt2img.train.default_model.scenes import KINDS
+
+DISC = '<circle cx="8" cy="8" r="8" fill="#d00"/>'
+CODES = {
+    "1f34e": "red-apple",
+    "1f415": "dog",
+    "1f46e": "police-officer",
+    "1f46e-1f3fb": "police-officer-light",
+    "31-20e3": "keycap-1",
+    "1f9dd": "person-elf",
+}
+WORDS = {
+    "emojis": {
+        "apple": {"keywords": ["fruit", "Dog", "x-1"], "skins": [{"unified": "1F34E-FE0F"}]},
+        "dog": {"keywords": ["puppy", "animal_friend"], "skins": [{"unified": "1f415"}]},
+    }
+}
+
+
+def pack(cache: Path, package: str, version: str, files: dict[str, object]) -> None:
+    """Put an npm archive into the cache folder."""
+    name = f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    with tarfile.open(cache / name, "w:gz") as archive:
+        for path, content in files.items():
+            data = json.dumps(content).encode()
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache folder with four tiny icon sets; Fluent's has no list of characters."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for key, style in icons.STYLES.items():
+        own = {"person-elf": "elf"} if key in ("noto", "twemoji") else {}
+        codes = {code: own.get(name, name) for code, name in CODES.items()}
+        drawn: dict[str, dict[str, object]] = {name: {"body": DISC} for name in codes.values()}
+        drawn["fruit"] = {"body": DISC, "hidden": True}
+        files: dict[str, object] = {
+            "package/icons.json": {"icons": drawn, "width": 16, "height": 16},
+            "package/chars.json": {} if key == "fluent" else codes,
+            "package/info.json": {"name": f"Set {key}", "license": {"spdx": "MIT"}},
+        }
+        pack(folder, style.package, style.version, files)
+    pack(folder, icons.WORDS_PACKAGE, icons.WORDS_VERSION, {icons.WORDS_FILE: WORDS})
+    return folder
+
+
+def build(cache: Path, out: Path, styles: tuple[str, ...] = ("fluent", "noto")) -> list[dict]:
+    """Build an archive at 32 pixels; the rows of its metadata."""
+    pytest.importorskip("resvg_py")
+    build_dataset.build(out, build_dataset.Options(32, styles, cache))
+    with zipfile.ZipFile(out) as archive:
+        return [json.loads(line) for line in archive.read("metadata.jsonl").splitlines()]
+
+
+def test_concepts_are_matched_by_character_without_tones_and_keycaps(cache: Path) -> None:
+    sets = {key: icons.read_set(style, cache) for key, style in icons.STYLES.items()}
+    found = icons.concepts(sets)
+    assert [concept.name for concept in found] == ["dog", "elf", "police officer", "red apple"]
+    assert found[1].icons == {
+        "fluent": "person-elf",
+        "flat": "person-elf",
+        "noto": "elf",
+        "twemoji": "elf",
+    }
+
+
+def test_a_concept_that_one_set_lacks_is_left_out(cache: Path) -> None:
+    sets = {key: icons.read_set(style, cache) for key, style in icons.STYLES.items()}
+    del sets["twemoji"].svgs["dog"]
+    assert "dog" not in [concept.name for concept in icons.concepts(sets)]
+
+
+def test_hidden_icons_are_not_read(cache: Path) -> None:
+    assert "fruit" not in icons.read_set(icons.STYLES["noto"], cache).svgs
+
+
+def test_the_margin_widens_the_box_on_every_side() -> None:
+    text = icons.svg({"body": "", "left": 1, "width": 20}, {"width": 10, "height": 10}, 0.1)
+    assert 'viewBox="-1 -2 24 14"' in text
+
+
+def test_captions_are_mostly_name_and_style() -> None:
+    text, weights = captions.captions("red apple", "3d emoji", [], None)
+    assert text[0] == "red apple, 3d emoji"
+    assert weights[0] > 0.5
+    assert sum(weights) == pytest.approx(1, abs=1e-3)
+    assert {"a red apple, 3d emoji", "3d emoji of a red apple", "red apple"} < set(text)
+
+
+def test_captions_on_a_colour_all_say_the_colour() -> None:
+    text, weights = captions.captions("owl", "3d emoji", ["bird of prey"], "orange")
+    assert text[0] == "owl, 3d emoji, on an orange background"
+    assert "bird of prey, 3d emoji, on an orange background" in text
+    assert all("orange background" in caption for caption in text)
+    assert len(text) == len(weights)
+
+
+def test_captions_are_not_repeated_when_a_name_takes_no_article() -> None:
+    text, weights = captions.captions("grapes", "twemoji", [], None)
+    assert len(set(text)) == len(text)
+    assert sum(weights) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ant", "an ant"),
+        ("umbrella", "an umbrella"),
+        ("unicorn", "a unicorn"),
+        ("ewe", "a ewe"),
+        ("one piece swimsuit", "a one piece swimsuit"),
+        ("grapes", "grapes"),
+        ("bus", "a bus"),
+        ("1st place medal", "1st place medal"),
+    ],
+)
+def test_articles(name: str, said: str) -> None:
+    assert captions.with_article(name) == said
+
+
+def test_synonyms_leave_out_names_and_what_cannot_be_said() -> None:
+    keywords = captions.keywords_by_code(WORDS)
+    found = captions.synonyms({"red apple": "1f34e", "dog": "1f415", "elf": "1f9dd"}, keywords)
+    assert found == {"red apple": ["fruit"], "dog": ["animal friend", "puppy"], "elf": []}
+
+
+def test_synonyms_leave_out_what_many_share() -> None:
+    codes = {f"thing {n}": str(n) for n in range(captions.SHARED + 1)}
+    keywords = {code: {"thing"} for code in codes.values()}
+    assert not any(captions.synonyms(codes, keywords).values())
+
+
+def test_extra_rows_have_other_colours_chosen_by_seed_and_file() -> None:
+    def colours(seed: int) -> list[str]:
+        found = captions.rows("3d/owl.webp", "owl", "3d emoji", [], 3, seed)
+        return [row["background"] for row in found]
+
+    assert colours(0)[0] == "#ffffff"
+    assert len(set(colours(0))) == 4
+    assert colours(0) == colours(0) != colours(1)
+
+
+def test_the_archive_holds_every_concept_in_every_style(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "artwork.zip"
+    rows = build(cache, out)
+    stems = ("dog", "elf", "police-officer", "red-apple")
+    pictures = {f"{style}/{stem}.webp" for style in ("3d", "noto") for stem in stems}
+    with zipfile.ZipFile(out) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == sorted({"credits.txt", "metadata.jsonl", *pictures})
+        assert "licence MIT" in archive.read("credits.txt").decode()
+    assert {row["file_name"] for row in rows} == pictures
+    assert len(rows) == 2 * len(pictures)
+
+
+def test_pictures_are_transparent_and_of_the_size(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artwork.zip"
+    build(cache, out, ("twemoji",))
+    with zipfile.ZipFile(out) as archive:
+        image = Image.open(io.BytesIO(archive.read("twemoji/dog.webp")))
+    assert (image.mode, image.size) == ("RGBA", (32, 32))
+    assert image.getpixel((0, 0))[3] == 0
+    assert image.getpixel((16, 16)) == (221, 0, 0, 255)
+    assert image.getpixel((16, 0))[3] < 255  # the margin
+
+
+def test_lossy_pictures_are_smaller_and_nearly_the_same() -> None:
+    pytest.importorskip("resvg_py")
+    fade = '<linearGradient id="a"><stop stop-color="#f00"/><stop offset="1" stop-color="#00f"/>'
+    body = f'{fade}</linearGradient><circle cx="8" cy="8" r="8" fill="url(#a)"/>'
+    drawn = icons.svg({"body": body}, {}, 0.0)
+    exact, lossy, least = (build_dataset.render(drawn, 256, quality) for quality in (None, 90, 10))
+    assert len(least) < len(lossy)
+    one, other = (Image.open(io.BytesIO(data)).getpixel((64, 128)) for data in (exact, lossy))
+    assert all(abs(a - b) < 12 for a, b in zip(one, other, strict=True))
+
+
+def test_scenes_are_taught_or_held_out(cache: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    build_dataset.build(
+        tmp_path / "a.zip", build_dataset.Options(32, ("fluent", "noto"), cache, scenes=60)
+    )
+    with zipfile.ZipFile(tmp_path / "a.zip") as file:
+        rows, kept = (
+            [json.loads(line) for line in file.read(name).splitlines()]
+            for name in ("metadata.jsonl", "heldout.jsonl")
+        )
+    assert sum("layers" in row for row in rows) + len(kept) > 100
+    assert {row["kind"] for row in kept} <= set(KINDS)
+    assert all(captions.held_out(row["kind"], *row["combination"]) for row in kept)
+    said = {text for row in rows for text in row["text"]}
+    assert not said & {row["text"][0] for row in kept}
+    pictures = Pictures(tmp_path / "a.zip")
+    for row in range(len(pictures.rows)):
+        assert pictures.pixels(row, 32).shape == (3, 32, 32)
+
+
+def test_the_same_packages_give_the_same_bytes(cache: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.zip", tmp_path / "two.zip"
+    build(cache, one, ("noto",))
+    build(cache, two, ("noto",))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_drawing_goes_on_after_an_icon_that_ends_the_child() -> None:
+    pytest.importorskip("resvg_py")
+    good = icons.svg({"body": DISC}, {}, 0.0)
+    deep = icons.svg({"body": "<g>" * 1000 + DISC + "</g>" * 1000}, {}, 0.0)  # overflows its stack
+    drawn = list(build_dataset.render_all([good, deep, "<nonsense", good], 16))
+    assert len(drawn) == 4
+    assert drawn[0] == drawn[3] is not None
+    assert drawn[2] is None
+
+
+def test_a_picture_wider_than_high_is_centred() -> None:
+    pytest.importorskip("resvg_py")
+    wide = icons.svg({"body": '<path d="M0 0h16v8H0z"/>', "height": 8}, {}, 0.0)
+    image = Image.open(io.BytesIO(build_dataset.render(wide, 32)))
+    assert image.size == (32, 32)
+    assert [image.getpixel((16, y))[3] for y in (2, 16, 29)] == [0, 255, 0]
+
+
+def test_without_npm_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BadRequest, match="npm is needed"):
+        icons.tarball("@iconify-json/noto", "1.2.9", tmp_path)
+
+
+def test_a_damaged_package_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "noto-1.tgz"
+    path.write_bytes(b"not an archive")
+    with pytest.raises(BadFile, match=r"noto-1\.tgz cannot be read"):
+        icons.read_json(path, "package/icons.json")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--styles", "fluent,pixel"], "no style 'pixel'"),
+        (["--size", "4"], "--size is 4"),
+        (["--backgrounds", "99"], "--backgrounds is 99"),
+        (["--scenes", "-1"], "--scenes is -1"),
+        (["--views", "-1"], "--views is -1"),
+        (["--quality", "0"], "--quality is 0"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(
+    option: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_dataset.main(["--out", str(tmp_path / "a.zip"), *option]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
+    names = [f"3d/{number}.webp" for number in range(1000)]
+    counts = [len(list(captions.rows(name, "thing", "3d emoji", [], 0.3, 0))) for name in names]
+    assert set(counts) == {1, 2}
+    assert 250 < counts.count(2) < 350
+
+
+def views_of(name: str) -> list[captions.Row]:
+    found = captions.rows(f"3d/{name}.webp", name, "3d emoji", [], 0, 0, views=200)
+    return [row for row in found if "layers" in row]
+
+
+def test_views_are_whole_and_differ_in_what_no_caption_says() -> None:
+    views = views_of("owl")
+    assert len(views) == 200
+    placed = [row["layers"][0] for row in views]
+    assert all(part["side"] >= LARGE for part in placed)  # such a row is one thing's picture still
+    assert all(max(part["left"], part["top"]) + part["side"] <= 1.0001 for part in placed)
+    assert len({(part["left"], part["top"]) for part in placed}) == 200
+    assert 5 < sum(part["mirrored"] for part in placed) < 40  # a tenth of them
+    on_white = {row["text"][0] for row in views if row["background"] == captions.WHITE}
+    assert on_white == {"owl, 3d emoji"}
+    assert any("background" in row["text"][0] for row in views)
+
+
+@pytest.mark.parametrize("name", ["alarm clock", "left arrow", "police car"])
+def test_what_is_told_by_its_direction_is_never_mirrored(name: str) -> None:
+    assert not any(row["layers"][0]["mirrored"] for row in views_of(name))
+
+
+def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:
+    everything = build(cache, tmp_path / "all.zip", ("noto",))
+    name = everything[0]["text"][0].rpartition(",")[0]
+    listed, out = tmp_path / "names.txt", tmp_path / "one.zip"
+    listed.write_text(f"# one\n\n{name}\n", encoding="utf-8")
+    build_dataset.build(
+        out, build_dataset.Options(32, ("noto",), cache, names=build_dataset.names_in(listed))
+    )
+    with zipfile.ZipFile(out) as file:
+        rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
+    assert {row["file_name"] for row in rows} == {everything[0]["file_name"]}
+
+
+def test_a_name_that_no_set_has_is_told_with_the_nearest(cache: Path, tmp_path: Path) -> None:
+    known = build(cache, tmp_path / "all.zip", ("noto",))[0]["text"][0].rpartition(",")[0]
+    with pytest.raises(BadRequest, match=known):
+        options = build_dataset.Options(32, ("noto",), cache, names=[f"{known}x"])
+        build_dataset.build(tmp_path / "x.zip", options)
+
+
+def test_every_concept_of_the_shipped_list_is_there_once() -> None:
+    names = build_dataset.names_in(Path(build_dataset.__file__).with_name("concepts.txt"))
+    assert len(names) == len(set(names)) > 200

@@ -1,0 +1,159 @@
+"""Learnt words draw as diffusers' do, stay whole, and go without a trace."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tests.support import tiny
+from tests.support.adapters import write
+from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
+from txt2img.request.adapters import Embedding
+from txt2img.request.request import Request
+from txt2img.request.resolve import Library
+from txt2img.system.device.device import Device
+from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
+from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.load import Model
+from txt2img.weights.registry.hashes import sha256
+
+CPU = Device(torch.device("cpu"), torch.float32)
+ONE, THREE = torch.randn(32), torch.randn(3, 32)
+
+
+def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:
+    """Know the words and wear a request's."""
+    model.wardrobe.library = Library(embeddings={f"<{word}>": path for word, path in files.items()})
+    request = ready(model, Request(prompt, negative))
+    wear(model, request)
+    return request
+
+
+def of_diffusers(prompt: str, files: list[tuple[str, Path]]) -> Tensor:
+    """Its condition of a prompt with words learnt from files."""
+    whole = tiny.sd1()
+    pipe = StableDiffusionPipeline(
+        vae=whole.vae,
+        text_encoder=CLIPTextModel.from_pretrained(whole.folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(whole.folder / "tokenizer"),
+        unet=whole.unet,
+        scheduler=DDIMScheduler.from_config(whole.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for word, path in files:
+        pipe.load_textual_inversion(path.parent, weight_name=path.name, token=word)
+    with torch.no_grad():
+        return pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+
+
+def test_conditions_equal_diffusers(model: Model, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.safetensors", {"<one>": ONE})
+    three = write(tmp_path / "three.safetensors", {"emb_params": THREE})
+    prompt = "a <one> photo of <three>, on grass"
+    learn(model, prompt, one=one, three=three)
+    with torch.no_grad():
+        got = model.text.encode([prompt]).tokens
+    wanted = of_diffusers(prompt, [("<one>", one), ("<three>", three)])
+    assert float((got - wanted).abs().max()) < 1e-5
+    wear(model, Request(prompt))
+    with torch.no_grad():
+        assert float((model.text.encode([prompt]).tokens - wanted).abs().max()) > 1e-2
+
+
+def test_a_request_names_the_words_that_its_prompts_hold(model: Model, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.safetensors", {"emb_params": THREE})
+    used = (Embedding("<x>", sha256(file)[:12]),)
+    assert learn(model, "a <X>", x=file).embeddings == used
+    assert learn(model, "a", "no <x>!", x=file).embeddings == used
+    assert learn(model, "a", x=file).embeddings == ()
+
+
+def test_a_learnt_word_is_never_cut_in_two(model: Model, tmp_path: Path) -> None:
+    learn(model, "<x>", x=write(tmp_path / "x.safetensors", {"emb_params": THREE}))
+    tokenizer = model.text.tokenizer
+    first, second = tokenizer.chunks("cat " * 73 + "<x> dog")
+    learnt = [49408, 49409, 49410]
+    assert first[74:] == [tokenizer.eos_id] * 3 and second[1:4] == learnt
+    [alone] = tokenizer.chunks("cat " * 72 + "<x>")
+    assert alone[73:76] == learnt
+    assert tokenizer.chunks("a<x> <x>")[0][1:8] == [*tokenizer.tokens("a"), *learnt, *learnt]
+
+
+def test_words_are_found_as_words() -> None:
+    tokenizer = tiny.sd1().tokenizer
+    tokenizer.words |= {"red": [5], "red-ish": [6]}
+    try:
+        assert tokenizer.units("Red tired reds red-ish")[0] == [5]
+        assert tokenizer.units("Red tired reds red-ish")[-1] == [6]
+        assert [5] not in tokenizer.units("tired reds")
+    finally:
+        tokenizer.words.clear()
+
+
+def test_forgetting_leaves_no_trace(model: Model, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in model.text.state_dict().items()}
+    chunks = model.text.tokenizer.chunks("a <x>")
+    learn(model, "a <x>", x=write(tmp_path / "x.safetensors", {"emb_params": THREE}))
+    assert model.text.tokenizer.chunks("a <x>") != chunks
+    wear(model, Request("a <x>"))
+    assert model.text.tokenizer.chunks("a <x>") == chunks
+    after = model.text.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert before.keys() == after.keys()
+
+
+def test_sdxls_files_have_a_part_for_each_encoder(tmp_path: Path) -> None:
+    encoders = tuple(SimpleNamespace(config=SimpleNamespace(width=w, length=77)) for w in (32, 64))
+    model = cast(Model, SimpleNamespace(text=SimpleNamespace(encoders=encoders)))
+    parts = {"clip_g": torch.randn(2, 64), "clip_l": torch.randn(2, 32)}
+    learnt = open_embedding(write(tmp_path / "x.safetensors", parts), model)
+    first, second = learnt.read()
+    assert torch.equal(first, parts["clip_l"]) and torch.equal(second, parts["clip_g"])
+    with pytest.raises(UnknownLayout, match="clip_l and clip_g is needed"):
+        open_embedding(write(tmp_path / "y.safetensors", {"emb_params": ONE}), model)
+
+
+def test_a_file_says_its_word_or_is_named_after_it(tmp_path: Path) -> None:
+    assert word_of(write(tmp_path / "a.safetensors", {"<cat>": ONE})) == "<cat>"
+    assert word_of(write(tmp_path / "b.safetensors", {"emb_params": ONE})) == "b"
+    assert word_of(write(tmp_path / "c.safetensors", {"clip_l": ONE, "clip_g": THREE})) == "c"
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "message"),
+    [
+        ({"emb_params": torch.ones(2, 768)}, MissingWeights, "takes vectors of width 32"),
+        ({"emb_params": torch.ones(76, 32)}, MissingWeights, "has 76 vectors; .* room for 75"),
+        ({"emb_params": torch.ones(0, 32)}, MissingWeights, "has 0 vectors"),
+        ({"emb_params": torch.ones(2, 2, 32)}, MissingWeights, "has the shape"),
+        ({"emb_params": torch.full((2, 32), float("nan"))}, MissingWeights, "not finite"),
+        ({"a": ONE, "b": ONE}, UnknownLayout, "no embedding for this model"),
+        ({}, UnknownLayout, "it holds nothing"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(
+    state: dict[str, Tensor],
+    kind: type[Txt2imgError],
+    message: str,
+    model: Model,
+    tmp_path: Path,
+) -> None:
+    before = model.text.tokenizer.chunks("<x>")
+    file = write(tmp_path / "x.safetensors", state)
+    with pytest.raises(kind, match=message) as caught:
+        learn(model, "<x>", x=file)
+    assert "\n" not in str(caught.value)
+    assert model.text.tokenizer.chunks("<x>") == before
+
+
+def test_pickled_files_are_refused(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"PK\x03\x04" + bytes(99))
+    with pytest.raises(UnknownLayout, match="pickled"):
+        learn(model, "<x>", x=tmp_path / "x.pt")

@@ -1,0 +1,1 @@
+"""Commands, a file each: generate, info, models, replay, verify, decode, train, worker."""

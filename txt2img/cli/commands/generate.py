@@ -1,0 +1,71 @@
+"""txt2img "prompt": draw pictures. The command that is meant when none is named."""
+
+import typer
+
+from txt2img.cli.grouped import grouped
+from txt2img.cli.options import types
+from txt2img.cli.options.adapters import Named
+from txt2img.cli.options.groups import Manner
+from txt2img.cli.options.picture import Asked
+from txt2img.cli.registry import Command
+from txt2img.cli.requests import wanted
+from txt2img.cli.run import carry_out
+from txt2img.cli.terminal.results import errors_on_stdout
+
+EPILOG = """
+\b
+Examples:
+  txt2img "red apple, 3d emoji"
+  txt2img "red apple, 3d emoji" --steps 30 --cfg 7.5 --seed 42 -o apple.png
+  txt2img "a green tree" --count 4 -o trees/
+  txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
+  txt2img --prompts prompts.txt --seed 1 -o art/ --resume
+  txt2img "a cat" --sweep cfg=4..10:2 --sweep sampler=euler,heun -o cats/
+  txt2img --from apple.png --seed 43
+
+\b
+Exit codes:
+  0  all done                    4  a picture was rejected
+  1  a model, file or disk       5  out of memory
+  2  an option, prompt or size   130, 143  stopped (Ctrl-C, SIGTERM): once
+  3  some pictures failed             finishes the picture, twice stops now
+
+\b
+Commands (each has its own --help):
+  txt2img generate "train"   Draw, even if the prompt is a command's name.
+  txt2img info FILE...       Say what is in a picture or a weight file.
+  txt2img models VERB        List, show, hash and pull models.
+  txt2img replay FILE...     Draw pictures again, from what they say.
+  txt2img verify FILE...     Draw pictures again and compare.
+  txt2img decode FILE...     Make pictures of latents that were kept.
+  txt2img train DATA         Train a model on pictures with captions.
+  txt2img worker status|stop Look after the workers that --warm leaves.
+"""
+
+
+@grouped
+def generate(
+    context: typer.Context,
+    prompt: types.Prompt = None,
+    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
+    prompts_file: types.Prompts = None,
+    picture: types.From = None,
+    quiet: types.Quiet = False,
+    json: types.Json = False,
+    version: types.Version = False,
+    named: Named = Named(),  # noqa: B008 - as above
+    manner: Manner = Manner(),  # noqa: B008 - as above
+) -> None:
+    """Draw a picture from a text prompt. Prints the path of each picture it writes.
+
+    Other commands, shown at the end: info, models, replay, verify, decode, train, worker.
+    """
+    words = [*([] if prompt is None else [prompt]), *context.args]
+    with errors_on_stdout(json):
+        manner.check(asked, json)
+        given = {**asked.given(), **named.given()}
+        wish = wanted(words, prompts_file, picture, given, named.library(), manner.batching)
+        raise typer.Exit(carry_out(wish, manner, context))
+
+
+COMMAND: Command = generate, EPILOG

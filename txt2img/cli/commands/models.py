@@ -1,0 +1,170 @@
+"""txt2img models: the models on this machine, and how to get more."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from txt2img.cli.commands.info import Json, say_known, weights
+from txt2img.cli.options.completion import known_models, pullable
+from txt2img.cli.terminal.console import progress, say_path, say_record, say_row, tell
+from txt2img.errors import BadFile, Txt2imgError
+from txt2img.system.text import format_size
+
+if TYPE_CHECKING:
+    from txt2img.weights.checkpoint import Summary
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A model's name or path.", autocompletion=known_models)
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names or paths.", autocompletion=known_models),
+]
+Wanted = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="A short name such as sd15, or a Hub id: owner/model[@REVISION][:FILE.safetensors].",
+        autocompletion=pullable,
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option("--variant", metavar="NAME", help="Weights of that kind if there are: fp16."),
+]
+Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="Another Hub, as HF_ENDPOINT.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and errors only.")]
+
+
+def list_models(json: Json = False) -> None:
+    """List the models and other weights that are found by name: family, layout, size, place."""
+    from txt2img.weights.checkpoint import DEFAULT
+    from txt2img.weights.file_kind import kind_of
+    from txt2img.weights.registry.find import every
+
+    for name, path in (("default", DEFAULT), *every()):
+        found = _summary(name, path)
+        family, layout = (found.family.name, found.layout) if found else ("", "")
+        kind = "model" if found else kind_of(path) if path.is_file() else ""
+        if json:
+            whole = found.size if found else _size(path)
+            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": whole}
+            say_record({**row, "path": str(path)})
+        else:
+            said = format_size(found.size if found else _size(path))
+            say_row(name, family or kind or "-", layout or "-", said, path)
+
+
+def show_model(name: Name, json: Json = False) -> None:
+    """Say what a model is, and where it comes from."""
+    from txt2img.weights.checkpoint import find
+    from txt2img.weights.registry.find import recorded
+
+    path = find(name)
+    source = recorded(path)
+    record: dict[str, object] = {
+        **weights(str(path) if name != "default" else name),
+        "path": str(path),
+        **{key: source[key] for key in ("id", "revision", "licence") if key in source},
+    }
+    if json:
+        say_record(record)
+        return
+    say_known(name, record)
+
+
+def path_of(name: Name) -> None:
+    """Print where a model is."""
+    from txt2img.weights.checkpoint import find
+
+    say_path(find(name))
+
+
+def hash_models(names: Names, json: Json = False) -> None:
+    """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
+    from txt2img.weights.checkpoint import find, weight_files
+    from txt2img.weights.registry.hashes import hashing, model_hash, tensors_start
+
+    for name in names:
+        paths = weight_files(find(name))
+        digests: list[str] = []
+        with progress(True, name) as bar:
+            for path in paths:
+                # The second is a LoRA's, which is one file.
+                for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
+                    for read in hashing(path, start):
+                        bar.advance(path.name, read.done, read.size, "")
+                    digests.append(read.digest)
+        short = model_hash(paths)
+        single = len(paths) == 1
+        record = {
+            "name": name,
+            "hash": short,
+            "lora": digests[1][:12] if single else "",
+            "sha256": digests[0] if single else "",
+        }
+        if json:
+            files = dict(zip(map(str, paths), digests, strict=not single))
+            say_record({**record, "files": files})
+        else:
+            say_row(*(record[key] or "-" for key in ("hash", "lora", "sha256", "name")))
+
+
+def pull_model(
+    name: Wanted, variant: Variant = None, endpoint: Endpoint = None, quiet: Quiet = False
+) -> None:
+    """Fetch a model from the Hub, once; it then works offline. Prints its path."""
+    from txt2img.errors import BadRequest
+    from txt2img.system.text import nearest, shown
+    from txt2img.weights.registry import find as places
+    from txt2img.weights.registry import hub
+    from txt2img.weights.registry.aliases import ALIASES
+
+    wanted = places.on_hub(name)
+    if wanted is None:
+        hint = nearest(name, ALIASES) or f"; short names: {', '.join(ALIASES)}"
+        raise BadRequest(f"{shown(name)} is not a Hub id such as owner/model{hint}")
+    found = hub.offer(wanted, variant, endpoint)
+    if not quiet:
+        what = f"{len(found.files)} files, {format_size(found.size)}"
+        tell(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
+    hub.keep_quiet(quiet or not sys.stderr.isatty())
+    for file in hub.pull(found, endpoint):
+        if file is None:
+            tell(f"another process is pulling {wanted.id}: waiting until it is done")
+        elif not quiet and not sys.stderr.isatty():
+            tell(f"{file.name} is whole")
+    say_path(wanted.place)
+
+
+def _summary(name: str, path: Path) -> "Summary | None":
+    """What a file is if it is a model; other weights, such as LoRAs, are listed without."""
+    from txt2img.weights.checkpoint import summary
+
+    try:
+        return summary("default" if name == "default" else str(path), hashed=False)
+    except BadFile:
+        return None
+    except Txt2imgError as error:
+        tell(f"Note: {path}: {error}")
+        return None
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "list": (list_models, "Example: txt2img models list --json"),
+    "show": (show_model, "Example: txt2img models show default"),
+    "path": (path_of, "Example: txt2img models path sd15"),
+    "hash": (hash_models, "Example: txt2img models hash default models/style.safetensors"),
+    "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),
+}

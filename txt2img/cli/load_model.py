@@ -1,0 +1,35 @@
+"""How every command that draws or decodes gets its model."""
+
+from typing import TYPE_CHECKING
+
+from txt2img.cli.options.device import Precision
+from txt2img.request.resolve import Library
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+
+def load_model(name: str, precision: Precision, library: Library) -> "Model":
+    """The model with its VAE, other parts and refiner; a worker keeps it in memory.
+
+    Raises Txt2imgError.
+    """
+    from txt2img.system.device.memory import room_for
+    from txt2img.weights.model_cache import KEEPER
+    from txt2img.weights.refiner import add_refiner
+
+    device = precision.place()
+    with room_for("the model"):
+        model = KEEPER.load(name, device, library.vae, library.parts)
+    model.memory, model.wardrobe.library = precision.memory(model.memory), library
+    if library.refiner is not None:
+        with room_for("the refiner"):
+            add_refiner(model, library.refiner, device)
+    return model
+
+
+def loaded_in(seconds: float) -> float:
+    """How long the last model took to load, of so many seconds; 0 if it was in memory."""
+    from txt2img.weights.model_cache import KEEPER
+
+    return 0.0 if KEEPER.reused else seconds

@@ -1,0 +1,1 @@
+"""Options, a file for each section of --help."""

@@ -1,0 +1,43 @@
+"""The options of every command that draws: what the pictures are like, and where they go."""
+
+from dataclasses import dataclass
+
+from txt2img.cli.options import types
+from txt2img.request.sampler_names import split_sampler
+
+# Those that say what a picture is to be like, as fields of a request.
+FIELDS = (
+    *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
+    *("sampler", "schedule", "seed", "count"),
+)
+
+ANY_SEED = -1  # elsewhere, and in lines of files: one that is drawn at random
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options ask for; None leaves it to the picture, the config file or the model."""
+
+    negative: types.Negative = None
+    width: types.Width = None
+    height: types.Height = None
+    steps: types.Steps = None
+    cfg: types.Cfg = None
+    seed: types.Seed = None
+    count: types.Count = None
+    sampler: types.SamplerName = None
+    schedule: types.ScheduleName = None
+    eta: types.Eta = None
+    cfg_rescale: types.CfgRescale = None
+    model: types.Model = None
+    batch_size: types.BatchSize = None
+    out: types.OutputName = None
+    overwrite: types.Overwrite = False
+
+    def given(self) -> dict[str, object]:
+        """The fields of a request that the command line gives."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it
+            values["sampler"], values["schedule"] = split_sampler(self.sampler, None)
+        found = {name: value for name, value in values.items() if value is not None}
+        return found | ({"seed": None} if self.seed == ANY_SEED else {})

@@ -1,0 +1,1 @@
+"""Terminal output: progress, inline pictures, signals and streams."""

@@ -1,0 +1,115 @@
+"""What a run of drawing says: each picture when it is written, what fails, how far it is."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from txt2img.cli.terminal.console import Bar, rate, say_path, say_record, tell
+from txt2img.errors import BadOutput, Txt2imgError
+from txt2img.request.request import Request
+
+if TYPE_CHECKING:
+    from txt2img.pipeline.batch import Started, Step
+    from txt2img.pipeline.writer import Failed, Finished
+
+
+class Meter:
+    """How far a run is, on a bar."""
+
+    def __init__(self, bar: Bar, pictures: int, ready: int, steps: int) -> None:
+        self.bar, self.pictures, self.ready, self.steps = bar, pictures, ready, steps
+        self.prompt = ""
+        self.done, self.start = 0, time.monotonic()
+
+    def begin(self, started: "Started") -> None:
+        """These pictures are drawn from now on."""
+        self.prompt = started.items[0].request.prompt
+
+    def show(self, step: "Step") -> None:
+        """Show one more step."""
+        self.done += 1
+        several = self.pictures > 1
+        label = f"{self.ready} of {self.pictures} done" if several else "drawing"
+        speed = rate(self.done, time.monotonic() - self.start)
+        remark = f"{step.step}/{step.steps} {speed}"
+        prompt = self.prompt if several else ""
+        self.bar.advance(label, self.done, self.steps, remark, prompt)
+
+
+def described(request: Request) -> dict[str, object]:
+    """A request as part of a record."""
+    templates = {
+        name: text for name in ("template", "negative_template") if (text := getattr(request, name))
+    }
+    second, switch = request.refiner, request.refiner_switch
+    return {
+        "prompt": request.prompt,
+        "negative": request.negative,
+        **templates,
+        "seed": request.seed,
+        "size": [request.width, request.height],
+        "steps": request.steps,
+        "cfg": request.cfg,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+        **({} if second is None else {"refiner": {**asdict(second), "switch": switch}}),
+    }
+
+
+def say(finished: "Finished", json: bool) -> None:
+    """A finished picture on stdout: its path, or all about it."""
+    if not json:
+        say_path(finished.path)
+        return
+    item = finished.item
+    retried = {} if item.first_seed is None else {"first_seed": item.first_seed}
+    say_record(
+        {
+            "path": str(finished.path),
+            "index": item.index,
+            "id": item.id,
+            **described(finished.request),
+            **retried,
+            "seconds": round(finished.seconds, 3),
+            "model": finished.origin.model,
+            "hash": finished.origin.hash,
+            "pixels_sha256": finished.pixels_sha256,
+        }
+    )
+
+
+def say_failed(failed: "Failed", json: bool) -> None:
+    """A picture that the run goes on without."""
+    item = failed.item
+    tell(f"Error: picture {item.index}: {failed.error}")
+    if json:
+        about = {"index": item.index, "id": item.id, **described(item.request)}
+        say_record({"error": str(failed.error), "code": failed.error.exit_code, **about})
+
+
+def say_file_error(name: str, error: Txt2imgError, json: bool) -> None:
+    """What is wrong with one of the files that a command was given, which goes on without it."""
+    tell(f"Error: {error}")
+    if json:
+        say_record({"file": name, "error": str(error), "code": error.exit_code})
+
+
+@contextmanager
+def errors_on_stdout(json: bool) -> Iterator[None]:
+    """With `json`, say what ends a run as a record too."""
+    try:
+        yield
+    except Txt2imgError as error:
+        with suppress(BadOutput):
+            say_error(error, json, aloud=False)
+        raise
+
+
+def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
+    """What went wrong, not with one picture."""
+    if aloud:
+        tell(f"Error: {error}")
+    if json:
+        say_record({"error": str(error), "code": error.exit_code})

@@ -1,0 +1,52 @@
+"""Pictures that should not be kept, and what is done instead of keeping them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from txt2img.errors import BadRequest, Rejected
+from txt2img.system.text import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+REASONS = ("nan", "black", "flat")  # nan is always one: no picture can be made of it
+DARK = 8  # of 255: no channel of a black picture is above it anywhere
+EVEN = 8  # of 255: no channel of a flat picture varies by more
+RETRIES_MAX = 100
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a run does with pictures that fail."""
+
+    reject: Collection[str] = ("nan",)
+    retries: int = 0
+    skip: bool = False  # go on with the next
+
+
+def reasons(text: str) -> tuple[str, ...]:
+    """The reasons that --reject lists. BadRequest names those there are."""
+    names = tuple(name.strip().lower() for name in text.split(","))
+    for name in names:
+        if name not in REASONS:
+            raise BadRequest(f"no reason {shown(name)} to reject; choose from {', '.join(REASONS)}")
+    return names
+
+
+def check(image: "Image.Image", reject: Collection[str]) -> None:
+    """Raise Rejected if a picture is what it must not be."""
+    if not {"black", "flat"} & set(reject):
+        return
+    levels = [channel.tobytes() for channel in image.split()]
+    channels = [(min(channel), max(channel)) for channel in levels]
+    if "black" in reject and all(top <= DARK for _, top in channels):
+        raise Rejected("the picture is black; nothing was saved")
+    if "flat" in reject and all(top - low <= EVEN for low, top in channels):
+        raise Rejected("the picture is of one colour; nothing was saved")
+
+
+def seed_again(seed: int, attempt: int) -> int:
+    """The seed of a picture's `attempt`-th retry: the same in every run, and nobody's neighbour."""
+    return int.from_bytes(sha256(f"{seed} {attempt}".encode()).digest()[:4], "big")

@@ -1,0 +1,273 @@
+"""The `parameters` text that A1111 writes into pictures and most programs of the field read.
+
+PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key: value` entries.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from txt2img.errors import BadRequest
+from txt2img.images.metadata.a1111_versions import writer
+from txt2img.request.adapters import Embedding, OtherVAE, Refiner, tagged, untagged
+from txt2img.request.compat import rules
+from txt2img.request.request import Request, Sampler
+from txt2img.request.sampler_names import SAMPLER_NAMES, SCHEDULE_NAMES, split_sampler
+from txt2img.system.text import shown
+
+NEGATIVE = "Negative prompt:"
+
+# A key, a colon, and a JSON string or a run without commas. The key's length is bounded, so that
+# a line of any size is read in linear time.
+_ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
+# What decides a picture, and what a Request has no word for; and the value that decides nothing.
+_LOST = {
+    "Seed resize from": "",
+    "Denoising strength": "",
+    "Face restoration": "",
+    "Tiling": "False",
+    "Refiner switch by sampling steps": "False",
+    "Init image hash": "",
+    "Mask mode": "",
+    "Inpaint area": "",
+    "Token merging ratio": "0",
+    "Skip Early CFG": "0",
+    "NGMS": "0",
+    "Emphasis": "Original",
+    "Sigma churn": "0",
+    "Extra noise": "0",
+    "Schedule min sigma": "0",
+    "Schedule max sigma": "0",
+    "Schedule rho": "0",
+    "Discard penultimate sigma": "False",
+    "Pad conds": "False",
+    "Noise Schedule": "Default",
+    "FP8 weight": "Disable",
+    "SGM noise multiplier": "False",
+    "Skip layers": "",
+    "Image CFG scale": "",
+    "Conditional mask weight": "",
+    "VAE Decoder": "Full",
+}
+_ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """A parsed text; `entries` keeps the order and every value as the text that was meant."""
+
+    prompt: str
+    negative: str = ""
+    entries: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The text as A1111 writes it."""
+        negative = f"\n{NEGATIVE} {self.negative}" if self.negative else ""
+        line = ", ".join(
+            key if key == value else f"{key}: {_quoted(value)}"
+            for key, value in self.entries.items()
+        )
+        return f"{self.prompt}{negative}\n{line}".strip()
+
+
+def parse(text: str) -> Infotext:
+    """What a `parameters` text of any program says; text that says nothing is all prompt."""
+    *lines, last = text.strip().split("\n")
+    entries = _entries(last)
+    if len(entries) < _ENTRIES_MIN:
+        lines, entries = [*lines, last], {}
+    lines = [line.strip() for line in lines]
+    start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    negative = "\n".join(lines[start:])[len(NEGATIVE) :].strip()
+    return Infotext("\n".join(lines[:start]), negative, entries)
+
+
+def describe(request: Request, model: str, model_hash: str, version: str) -> Infotext:
+    """The text of one filled request, in A1111's key order and with its names.
+
+    "txt2img" stands before the version because A1111 renders pictures with a bare low version
+    number by its old rules; RNG is CPU because that is where the noise is drawn.
+    """
+    known = request.width is not None and request.height is not None
+    size = f"{request.width}x{request.height}" if known else None
+    entries: dict[str, str | None] = {
+        "Steps": _maybe(request.steps),
+        "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
+        "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
+        "CFG scale": _maybe(request.cfg),
+        "Seed": _maybe(request.seed),
+        "Size": size,
+        "Model hash": model_hash or None,
+        "Model": model or None,
+        "VAE hash": request.vae.hash if request.vae else None,
+        "VAE": request.vae.name if request.vae else None,
+        "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
+        "Variation seed strength": _maybe(request.subseed_strength or None),
+        "Clip skip": _maybe(request.clip_skip),
+        "ENSD": _maybe(request.ensd),
+        "RNG": "NV" if _by_card(request) else "CPU",
+        "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
+        "Refiner": _with_hash(request.refiner),
+        "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
+        "CFG rescale": _maybe(request.cfg_rescale or None),
+        "CFG interval": str(request.cfg_interval) if request.cfg_interval else None,
+        "Deep reuse": str(request.reuse) if request.reuse > 1 else None,
+        "Token merging": _maybe(request.token_merging or None),
+        "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
+        "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
+        "Template": request.template or None,
+        "Negative Template": request.negative_template or None,
+        "Compat": request.compat,
+        "Version": f"txt2img {version}",
+    }
+    kept = {key: value for key, value in entries.items() if value is not None}
+    return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
+
+
+def _by_card(request: Request) -> bool:
+    """Whether a picture starts from a card's noise."""
+    return rules(request).first.startswith("nv")
+
+
+def ambiguous(request: Request) -> str | None:
+    """Why a reader of the A1111 text will get another prompt than was given, if so."""
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
+        if any(line.strip().startswith(NEGATIVE) for line in text.split("\n")):
+            return (
+                f'a line of the {name} starts with "{NEGATIVE}": other programs will read it as '
+                "the negative prompt (txt2img itself reads it right)"
+            )
+    return None
+
+
+def to_request(info: Infotext) -> tuple[Request, list[str]]:
+    """The request an infotext asks for, and a note for each thing it says that cannot be done."""
+    prompt, loras = untagged(info.prompt)
+    values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
+    by = writer(info.entries, info.prompt)
+    notes = [*by.notes]
+    for name, said in {**_wishes(info.entries), **by.values}.items():
+        value = _number(said) if isinstance(said, str) else said
+        try:
+            Request.from_json({"prompt": "", name: value})
+        except BadRequest as error:
+            notes.append(f"{error}; left to the model")
+        else:
+            values[name] = value
+    notes += _lost(info.entries)
+    entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
+    words = _hashes_by_name(entries.get("TI hashes", ""))
+    request = replace(
+        Request.from_json(values),
+        loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
+        embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
+        vae=OtherVAE(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
+        refiner=_refiner(entries.get("Refiner", "")),
+    )
+    return request, notes
+
+
+def _hashes(pairs: Iterable[tuple[str, str]]) -> str | None:
+    """Names and hashes as A1111 lists them, each name once; None if there are none."""
+    return ", ".join(f"{_plain(name)}: {digits}" for name, digits in dict(pairs).items()) or None
+
+
+def _hashes_by_name(text: str) -> dict[str, str]:
+    """The hashes of such a list, by name."""
+    pairs = (pair.partition(": ") for pair in text.split(", "))
+    return {name: digits for name, _, digits in pairs if name and digits}
+
+
+def _with_hash(refiner: Refiner | None) -> str | None:
+    """A refiner as A1111 writes it: `name [hash]`."""
+    if refiner is None:
+        return None
+    return f"{refiner.name} [{refiner.hash}]" if refiner.hash else refiner.name
+
+
+def _refiner(text: str) -> Refiner | None:
+    """The refiner that such a text names. BadRequest."""
+    found = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
+    return None if found is None else Refiner(found[1], found[2] or "")
+
+
+def _plain(name: str) -> str:
+    """A name as it stands in a list of hashes."""
+    return re.sub("[:,]", "", name)
+
+
+def _wishes(entries: dict[str, str]) -> dict[str, str]:
+    """The entries that a Request has fields for, under the fields' names."""
+    sampler, schedule = split_sampler(entries.get("Sampler"), entries.get("Schedule type"))
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
+    found = {
+        "steps": entries.get("Steps"),
+        "sampler": sampler,
+        "schedule": schedule,
+        "cfg": entries.get("CFG scale"),
+        "seed": entries.get("Seed"),
+        "width": size[1] if size else None,
+        "height": size[2] if size else None,
+        "model": entries.get("Model"),
+        "eta": entries.get("Eta DDIM", entries.get("Eta")),
+        "cfg_rescale": entries.get("CFG rescale"),
+        "cfg_interval": entries.get("CFG interval"),
+        "reuse": entries.get("Deep reuse"),
+        "token_merging": entries.get("Token merging"),
+        "clip_skip": entries.get("Clip skip"),
+        "subseed": entries.get("Variation seed"),
+        "subseed_strength": entries.get("Variation seed strength"),
+        "refiner_switch": entries.get("Refiner switch at"),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _lost(entries: dict[str, str]) -> list[str]:
+    """What decided the picture and cannot be carried over."""
+    lost = [
+        f"{key}: {shown(entries[key], 40)} is not carried over"
+        for key, usual in _LOST.items()
+        if entries.get(key, usual) != usual
+    ]
+    enlarged = any(key.startswith("Hires") for key in entries)
+    return [*lost, *(["its second pass (hires) is not carried over"] if enlarged else [])]
+
+
+def _entries(line: str) -> dict[str, str]:
+    """The `Key: value` pairs of one line; sd.cpp's `SDCPP: {json}` reaches to its end."""
+    tail = _JSON_TAIL.search(line)
+    found = {m[1]: _unquoted(m[2].strip()) for m in _ENTRY.finditer(line[: tail and tail.start()])}
+    return found | ({"SDCPP": tail[1]} if tail else {})
+
+
+def _quoted(value: str) -> str:
+    """A value as A1111 writes it: JSON where it would be misread bare."""
+    if value != value.strip() or value[:1] in ("", '"') or re.search("[,:\r\n]", value):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _unquoted(value: str) -> str:
+    """What `value` means: decoded if it is a JSON string, else as it is."""
+    if value[:1] != '"' or value[-1:] != '"':
+        return value
+    try:
+        decoded = json.loads(value)
+    except ValueError:
+        return value
+    return decoded if isinstance(decoded, str) else value
+
+
+def _maybe(value: float | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(text: str) -> str | int | float:
+    """The number that `text` is, or the text itself."""
+    if re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?\d{1,30}\.\d{0,30}", text, re.ASCII):
+        return float(text)
+    return text

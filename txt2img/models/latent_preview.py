@@ -1,0 +1,113 @@
+"""Latents → small pictures without a decoder: a latent cell's colour is nearly linear in it.
+
+For VAEs whose factors nobody has published they are fitted to the decoder's own answer to noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from txt2img.models.configs import VAEConfig
+from txt2img.models.taesd import AnyVAE
+from txt2img.models.vae import VAE
+
+Row = tuple[float, float, float]
+SIDE = 8  # latent cells of the noise that a decoder is asked about are high and wide
+ASKED = 3  # how many pieces of noise
+SPREAD = 1.5  # the noise's: pictures' latents spread farther than 1 where they have contrast
+RIDGE = 0.1  # holds the factors back: what decoders do to noise says a little too much
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How much red, green and blue, in −1…1, each latent channel brings to its cell."""
+
+    factors: Tensor  # (C, 3)
+    bias: Tensor  # (3,)
+
+    def of(self, x0: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) of latents (B, C, h, w), one a cell, float32."""
+        factors, bias = self.factors.to(x0.device), self.bias.to(x0.device)
+        return torch.einsum("bchw,cr->brhw", x0.float(), factors) + bias[:, None, None]
+
+
+# The published ones, as ComfyUI has them, by their VAE's scaling: SD 1 and 2, SDXL.
+PUBLISHED: dict[float, tuple[tuple[Row, ...], Row]] = {
+    0.18215: (
+        (
+            (0.3512, 0.2297, 0.3227),
+            (0.3250, 0.4974, 0.2350),
+            (-0.2829, 0.1762, 0.2721),
+            (-0.2120, -0.2616, -0.7177),
+        ),
+        (0.0, 0.0, 0.0),
+    ),
+    0.13025: (
+        (
+            (0.3651, 0.4232, 0.4341),
+            (-0.2533, -0.0042, 0.1068),
+            (0.1076, 0.1111, -0.0362),
+            (-0.3165, -0.2492, -0.2188),
+        ),
+        (0.1084, -0.0175, -0.0011),
+    ),
+}
+
+
+# The default model's, by tests/bench/fit_colours.py, and the first biases of its `quant_conv`, by
+# which its latents are known.
+DEFAULT_TOLD = (-0.1819, -0.2485, -0.0418)
+DEFAULT: tuple[tuple[Row, ...], Row] = (
+    (
+        (0.2252, 0.3116, 0.3376),
+        (0.5443, 0.6971, 0.7569),
+        (0.0809, -0.1604, 0.2243),
+        (-0.0021, 0.0244, 0.1679),
+        (-0.0820, -0.3943, -0.2687),
+        (0.0807, 0.2508, 0.2304),
+        (0.1060, 0.0394, 0.2386),
+        (-0.2573, 0.0655, 0.5912),
+    ),
+    (0.5447, 0.4389, 0.3063),
+)
+
+
+def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
+    """The colours of a model's latents: known ones if its `own` VAE has such, else fitted."""
+    if own == VAEConfig(scaling=own.scaling) and own.scaling in PUBLISHED:
+        factors, bias = PUBLISHED[own.scaling]
+        return Colours(torch.tensor(factors), torch.tensor(bias))
+    if is_default(vae):
+        return Colours(*map(torch.tensor, DEFAULT))
+    return fitted(vae)
+
+
+def is_default(vae: AnyVAE) -> bool:
+    """Whether a VAE makes the default model's latents, in whatever precision it is."""
+    last = vae.quant_conv if isinstance(vae, VAE) else None
+    if not isinstance(last, nn.Conv2d) or last.bias is None:
+        return False
+    if vae.config.latent_channels != len(DEFAULT[0]):
+        return False
+    told = last.bias[: len(DEFAULT_TOLD)].float().cpu()
+    return torch.allclose(told, torch.tensor(DEFAULT_TOLD), rtol=0.01, atol=0.001)
+
+
+@torch.inference_mode()
+def fitted(vae: AnyVAE) -> Colours:
+    """The colours that come nearest, by least squares, to a decoder's mean ones for noise."""
+    channels = vae.config.latent_channels
+    generator = torch.Generator().manual_seed(SEED)
+    noise = SPREAD * torch.randn(ASKED, channels, SIDE, SIDE, generator=generator)
+    device = next(vae.parameters()).device
+    pixels = torch.cat([vae.decode(one[None].to(device)).cpu() for one in noise])
+    cells = functional.avg_pool2d(pixels.clamp(-1, 1), vae.config.factor)  # (N, 3, h, w)
+    x = noise.movedim(1, -1).flatten(0, 2)  # (cells, C)
+    y = cells.movedim(1, -1).flatten(0, 2)  # (cells, 3)
+    x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    square = x.T @ x + RIDGE * len(x) * torch.eye(channels + 1, dtype=torch.float64)
+    solved = torch.linalg.solve(square, x.T @ y.double()).float()
+    return Colours(solved[:-1], solved[-1])

@@ -1,0 +1,1 @@
+"""Optimisations of networks for CPU and GPU; the networks themselves stay plain."""

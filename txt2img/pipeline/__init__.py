@@ -1,0 +1,1 @@
+"""Pipeline: a request and a model into pictures."""

@@ -1,0 +1,1 @@
+"""Requests: what to draw, from options, prompt files, sweeps and wildcards. No torch."""

@@ -1,0 +1,176 @@
+"""One line of a prompt file → a Request: options of several programs, JSON objects, rows of CSV."""
+
+import re
+from collections.abc import Sequence
+
+from txt2img.errors import BadRequest
+from txt2img.request.request import Request
+from txt2img.request.sampler_names import split_sampler
+from txt2img.system.files import parse_json
+from txt2img.system.text import nearest_or_all, shown
+
+OURS = {
+    "--negative": "negative",
+    "-n": "negative",
+    "--width": "width",
+    "-W": "width",
+    "--height": "height",
+    "-H": "height",
+    "--steps": "steps",
+    "--cfg": "cfg",
+    "--cfg-rescale": "cfg_rescale",
+    "--cfg-interval": "cfg_interval",
+    "--eta": "eta",
+    "--sampler": "sampler",
+    "--schedule": "schedule",
+    "--seed": "seed",
+    "--count": "count",
+    "--compat": "compat",
+    "--clip-skip": "clip_skip",
+    "--subseed": "subseed",
+    "--subseed-strength": "subseed_strength",
+    "--ensd": "ensd",
+    "--rng": "rng",
+    "--reuse": "reuse",
+    "--token-merging": "token_merging",
+}
+LONG = [option for option in OURS if option.startswith("--")]
+# A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
+THEIRS = {
+    "--prompt": "prompt",
+    "--negative-prompt": "negative",
+    "--cfg-scale": "cfg",
+    "--sampler-name": "sampler",
+    "--n-iter": "count",
+    "--batch-size": "times",
+    "--n": "negative",
+    "--w": "width",
+    "--h": "height",
+    "--d": "seed",
+    "--l": "cfg",
+    "--s": "steps",
+    "--ss": "sampler",
+}
+OPTIONS = OURS | THEIRS
+# What A1111 writes for a thing that is not asked for.
+OFF = {"--restore-faces": "false", "--tiling": "false"}
+TEXTS = ("prompt", "negative")
+Values = dict[str, object]
+
+# An option where a word begins. Other short words with a hyphen are part of the prompt.
+_OPTION = re.compile(r"(?:^|(?<=\s))(--[A-Za-z][\w-]*|-[nWH](?=\s))[=\s]?")
+_QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')(?=\s|$)""")
+
+
+def from_line(line: str, base: Request) -> Request:
+    """The request of `a prompt --seed 7 --cfg 5`. BadRequest for an unknown or bad option."""
+    quoted = _QUOTED.match(line)
+    first = _OPTION.search(line, quoted.end() if quoted else 0)
+    end = first.start() if first else len(line)
+    values: Values = {"prompt": _unquoted(line[:end].strip())}
+    while end < len(line):
+        option = _OPTION.match(line, end)
+        assert option is not None
+        text, end = _value(line, option.end())
+        name = option[1] if option[1] in OURS else option[1].replace("_", "-")
+        if OFF.get(name, "") == text.lower() != "":
+            continue
+        if name not in OPTIONS:
+            hint = nearest_or_all(name, LONG)
+            raise BadRequest(f"no option {shown(option[1])} for a line{hint}")
+        field = OPTIONS[name]
+        if field == "prompt" and values["prompt"]:
+            raise BadRequest("a prompt before the options and --prompt; give one of them")
+        if not text and field not in TEXTS:
+            raise BadRequest(f"{option[1]} needs a value")
+        values[field] = _unquoted(text) if field in TEXTS else as_number(_unquoted(text))
+    return _request(values, base)
+
+
+def from_json(line: str, base: Request) -> Request:
+    """The request of `{"prompt": "a cat", "seed": 7}`. BadRequest."""
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise BadRequest(f"not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadRequest("not a JSON object")
+    if "prompt" not in values:
+        raise BadRequest('a request needs a "prompt"')
+    if values.get("model", base.model) != base.model:
+        raise BadRequest("one model draws all lines; choose it with --model")
+    return base.with_json(values)
+
+
+def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Request:
+    """The request of a row of CSV under `columns`; what a cell leaves blank is `base`'s."""
+    if len(cells) > len(columns):
+        raise BadRequest(
+            f"{len(cells)} cells under {len(columns)} columns; put quotes around text with commas"
+        )
+    values: Values = {"prompt": ""}
+    for field, cell in zip(columns, cells, strict=False):
+        text = cell.strip()
+        if text:
+            values[field] = text if field in TEXTS else as_number(text)
+    return _request(values, base)
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """The fields that a header of CSV names, in any program's words. BadRequest."""
+    found = []
+    for name in names:
+        option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower())
+        if option not in OPTIONS:
+            known = ", ".join(["prompt", *(option[2:] for option in LONG)])
+            raise BadRequest(f"no column {shown(name.strip())}; known: {known}")
+        found.append(OPTIONS[option])
+    if "prompt" not in found:
+        raise BadRequest("no column is called prompt")
+    if len(set(found)) < len(found):
+        raise BadRequest("two columns say the same thing")
+    return found
+
+
+def _request(values: Values, base: Request) -> Request:
+    """The request of values that several programs' words may have given. BadRequest."""
+    if values.get("seed") == -1:  # elsewhere: a random one
+        del values["seed"]
+    times = values.pop("times", 1)
+    count = values.get("count", 1)
+    if not isinstance(times, int) or times < 1:
+        raise BadRequest(f"--batch-size must be a whole number from 1 up, got {shown(times)}")
+    if times > 1:
+        values["count"] = count * times if isinstance(count, int) else count
+    sampler = values.get("sampler")
+    if isinstance(sampler, str) and "schedule" not in values:
+        name, schedule = split_sampler(sampler, None)
+        values |= {"sampler": name} | ({"schedule": schedule} if schedule else {})
+    return base.with_json(values)
+
+
+def _value(line: str, start: int) -> tuple[str, int]:
+    """An option's value, and where the next option begins: quotes hide options inside them."""
+    start += len(line[start:]) - len(line[start:].lstrip())
+    quoted = _QUOTED.match(line, start)
+    after = _OPTION.search(line, quoted.end() if quoted else start)
+    end = after.start() if after else len(line)
+    return line[start:end].strip(), end
+
+
+def _unquoted(text: str) -> str:
+    """Text without the quotes around all of it; an apostrophe inside is just one."""
+    match = _QUOTED.fullmatch(text)
+    if not match:
+        return text
+    return text[1:-1] if text[0] == "'" else re.sub(r"\\(.)", r"\1", text[1:-1])
+
+
+def as_number(text: str) -> str | int | float:
+    """The number that `text` is, or the text itself for the request to judge."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,127 @@
+"""Values to draw with, side by side: cfg=4..10:1.5, sampler=euler,heun, all pairs or in step."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from itertools import product
+
+from txt2img.errors import BadRequest
+from txt2img.request.adapters import worded
+from txt2img.request.prompt_line import LONG, OPTIONS, TEXTS, as_number
+from txt2img.request.request import Request
+from txt2img.system.text import nearest_or_all, shown
+
+PICTURES_MAX = 10_000
+LORAS, NONE = "loras", "none"  # a field that is swept by words of its own, and its blank
+COLUMNS_MAX = 10  # where nothing else says how many
+_RANGE = re.compile(r"([^.,:|]+(?:\.\d+)?)\.\.([^:,|]+)(?::([^:,|]+))?")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One option and its values."""
+
+    field: str
+    values: tuple[str | int | float, ...]
+
+
+class Sweep:
+    """Requests, each with all the values: read anew each time they are asked for."""
+
+    def __init__(
+        self, requests: Iterable[Request], texts: Sequence[str], together: bool = False
+    ) -> None:
+        """`together` takes the first of all values, then the second, … BadRequest."""
+        self.requests = requests
+        self.axes = tuple(axis(text) for text in texts)
+        fields = [axis.field for axis in self.axes]
+        if len(set(fields)) < len(fields):
+            raise BadRequest("two sweeps over one option; list all its values in one")
+        lengths = [len(axis.values) for axis in self.axes]
+        if together and len(set(lengths)) > 1:
+            counts = ", ".join(f"{axis.field} {len(axis.values)}" for axis in self.axes)
+            raise BadRequest(f"--zip needs equally many values; got {counts}")
+        values = [axis.values for axis in self.axes]
+        # The first axis runs along the rows of the sheet, so it is the one that turns fastest.
+        mixed = list(zip(*values, strict=True)) if together else list(product(*reversed(values)))
+        if len(mixed) > PICTURES_MAX:
+            raise BadRequest(f"a sweep of {len(mixed):,} pictures; at most {PICTURES_MAX:,}")
+        names = fields if together else fields[::-1]
+        self.points = [dict(zip(names, point, strict=True)) for point in mixed]
+        self.columns = min(len(mixed), COLUMNS_MAX) if together else lengths[0]
+
+    def __iter__(self) -> Iterator[Request]:
+        """Every request with every point. BadRequest."""
+        for request in self.requests:
+            for point in self.points:
+                said = {field: value for field, value in point.items() if field != LORAS}
+                drawn = Request.from_json(request.to_json() | said)
+                yield wearing(drawn, str(point.get(LORAS, NONE)))
+
+
+def wearing(request: Request, text: str) -> Request:
+    """The request with the LoRA NAME[:W[:TE]], and without the same at another strength."""
+    if text == NONE:
+        return request
+    lora = worded(text)
+    others = tuple(one for one in request.loras if one.name != lora.name)
+    return replace(request, loras=(*others, lora))
+
+
+def axis(text: str) -> Axis:
+    """What `cfg=4..10:1.5` means. BadRequest."""
+    name, equals, listed = text.partition("=")
+    option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower().lstrip("-"))
+    field = OPTIONS.get(option, "")
+    if not equals:
+        raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5")
+    if option == "--lora":
+        return Axis(LORAS, tuple(_loras(text, listed)))
+    if not field or field in ("count", "times"):
+        known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
+        hint = nearest_or_all(option[2:], known)
+        raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
+    if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
+        return Axis(field, tuple(_range(text, *found.groups())))
+    parts = _parts(listed)
+    if not all(parts) and field not in TEXTS:
+        raise BadRequest(f"--sweep {shown(text)} has an empty value")
+    values = tuple(part if field in TEXTS else as_number(part) for part in parts)
+    for value in values:
+        Request.from_json({"prompt": "", field: value})
+    return Axis(field, values)
+
+
+def _parts(listed: str) -> list[str]:
+    """Values one by one: by bars where there are any, else by commas."""
+    return [part.strip() for part in listed.split("|" if "|" in listed else ",")]
+
+
+def _loras(text: str, listed: str) -> Iterator[str]:
+    """`style:0.4,ink,none`, or `style:0.2..1:0.2`: each LoRA as it is called. BadRequest."""
+    name, _, weights = listed.strip().partition(":")
+    if found := _RANGE.fullmatch(weights):
+        parts = [f"{name}:{value}" for value in _range(text, *found.groups())]
+    else:
+        parts = _parts(listed)
+    for part in parts:
+        wearing(Request(""), part)
+        yield part
+
+
+def _range(text: str, first: str, last: str, step: str | None) -> Iterator[int | float]:
+    """first, first + step, … up to last, in decimal: no 0.30000000000000004. BadRequest."""
+    try:
+        start, end, by = Decimal(first), Decimal(last), Decimal(step or "1")
+    except InvalidOperation:
+        raise BadRequest(f"--sweep {shown(text)}: a range is like 4..10:1.5") from None
+    if not (start.is_finite() and end.is_finite() and by.is_finite()) or by == 0:
+        raise BadRequest(f"--sweep {shown(text)}: the step must be a number other than 0")
+    count = (end - start) / by + 1
+    if not 1 <= count <= PICTURES_MAX:
+        way = "leads nowhere" if count < 1 else f"has more than {PICTURES_MAX:,} values"
+        raise BadRequest(f"--sweep {shown(text)}: the range {way}")
+    for i in range(int(count)):
+        value = start + i * by
+        yield int(value) if value == int(value) else float(value)

@@ -1,0 +1,172 @@
+"""Prompts with chance in them: {red|blue}, and __colour__ for a line of a file colour.txt.
+
+What is chosen depends on the picture's seed and on nothing else. A backslash before a brace, a bar
+or an underscore keeps it as it is, and braces without a bar are text.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.request.request import PROMPT_MAX, Request
+from txt2img.system.files import open_regular
+from txt2img.system.text import shown
+
+TEMPLATE_MAX = 16_384  # characters
+FILE_MAX = 2**24  # bytes
+DEPTH_MAX = 20  # braces in braces, or files that name files
+CHOICES_MAX = 10_000  # in one prompt
+# Names have no dots and no leading slash: a prompt can name no file outside the folder.
+_TOKEN = re.compile(r"\\[{}|_]|[{}|]|__((?:\w|-)+?(?:/(?:\w|-)+?)*)__")
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A place for a line of a file."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Braces: one of several texts."""
+
+    alternatives: tuple["_Text", ...]
+
+
+_Text = tuple[str | _Name | _Group, ...]
+
+
+class Wildcards:
+    """A folder of lists, and the way to fill a prompt from them."""
+
+    def __init__(self, folder: Path) -> None:
+        """The lists are read when a prompt first names them. BadRequest if there is no folder."""
+        if not folder.is_dir():
+            raise BadRequest(f"--wildcards {shown(str(folder))} is no folder; name one with lists")
+        self.folder = folder
+        self.lists: dict[str, list[_Text]] = {}
+
+    def resolved(self, request: Request) -> Request:
+        """The request with every choice made by its seed, and what it was made from as template.
+
+        Raises BadRequest for a name without a list and for braces that do not match, BadFile.
+        """
+        prompt, template = self._filled(request.template or request.prompt, request, "prompt")
+        unwanted = request.negative_template or request.negative
+        negative, negative_template = self._filled(unwanted, request, "negative")
+        return replace(
+            request,
+            prompt=prompt,
+            negative=negative,
+            template=template,
+            negative_template=negative_template,
+        )
+
+    def _filled(self, text: str, request: Request, which: str) -> tuple[str, str]:
+        """A text with its choices made, and its template: empty if there was none to make."""
+        if not _TOKEN.search(text):
+            return text, ""
+        if len(text) > TEMPLATE_MAX:
+            raise BadRequest(
+                f"{which} has {len(text):,} characters; with wildcards {TEMPLATE_MAX:,} are allowed"
+            )
+        pieces: list[str] = []
+        chance = _chance(f"{which} {request.seed}")
+        self._fill(_parsed(text), chance, pieces, 0)
+        filled = "".join(pieces).strip()
+        return filled, text if filled != text else ""
+
+    def _fill(self, text: _Text, chance: Iterator[int], pieces: list[str], depth: int) -> None:
+        """Append what a text gives, its choices made in order."""
+        if depth > DEPTH_MAX:
+            raise BadRequest(f"wildcards within wildcards, more than {DEPTH_MAX} deep")
+        for part in text:
+            if isinstance(part, str):
+                pieces.append(part)
+                continue
+            try:
+                choice = next(chance)
+            except StopIteration:
+                raise BadRequest(f"a prompt of more than {CHOICES_MAX:,} choices") from None
+            texts = self._list(part.name) if isinstance(part, _Name) else part.alternatives
+            self._fill(texts[choice % len(texts)], chance, pieces, depth + 1)
+            if len(pieces) > PROMPT_MAX:
+                raise BadRequest(f"the wildcards give more than {PROMPT_MAX:,} characters")
+
+    def _list(self, name: str) -> list[_Text]:
+        """The lines of a list. BadRequest if there is none, BadFile."""
+        if name not in self.lists:
+            path = self.folder / f"{name}.txt"
+            if not path.exists():
+                raise BadRequest(self._unknown(name))
+            with open_regular(path) as file:
+                content = file.read(FILE_MAX + 1)
+            if len(content) > FILE_MAX:
+                raise BadFile(f"{shown(str(path))} is larger than {FILE_MAX >> 20} MiB")
+            try:
+                lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+            except UnicodeDecodeError as error:
+                raise BadFile(f"{shown(str(path))} is not UTF-8 text; save it as UTF-8") from error
+            self.lists[name] = [_parsed(line) for line in lines if line and line[0] != "#"]
+        if not self.lists[name]:
+            raise BadRequest(f"the list {shown(name)} of the wildcards is empty")
+        return self.lists[name]
+
+    def _unknown(self, name: str) -> str:
+        found = islice(self.folder.rglob("*.txt"), 10_000)
+        known = [path.relative_to(self.folder).with_suffix("").as_posix() for path in found]
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean __{near[0]}__?" if near else f" in {shown(str(self.folder))}"
+        return f"no list {shown(name)} for __{name}__{hint}"
+
+
+def _chance(key: str) -> Iterator[int]:
+    """Numbers that are the same for the same key in every version of Python."""
+    for i in range(CHOICES_MAX):
+        yield int.from_bytes(sha256(f"{key} {i}".encode()).digest()[:8], "big")
+
+
+def _parsed(text: str) -> _Text:
+    """The parts of a text. BadRequest for a brace without its partner."""
+    stack: list[list[list[str | _Name | _Group]]] = [[[]]]
+    position = 0
+    for match in _TOKEN.finditer(text):
+        stack[-1][-1].append(text[position : match.start()])
+        position, token = match.end(), match[0]
+        if token == "{":
+            stack.append([[]])
+        elif token == "}":
+            _close(stack, match.start())
+        elif token == "|" and len(stack) > 1:
+            stack[-1].append([])
+        elif match[1]:
+            stack[-1][-1].append(_Name(match[1]))
+        else:
+            stack[-1][-1].append(token.removeprefix("\\"))
+        if len(stack) > DEPTH_MAX:
+            raise BadRequest(f"braces within braces, more than {DEPTH_MAX} deep")
+    if len(stack) > 1:
+        raise BadRequest("a { without its }; write \\{ for a brace that is text")
+    stack[0][0].append(text[position:])
+    return _tuple(stack[0][0])
+
+
+def _close(stack: list[list[list[str | _Name | _Group]]], position: int) -> None:
+    """End the innermost braces: alternatives if a bar was in them, else text as before."""
+    if len(stack) == 1:
+        raise BadRequest(f"a }} without its {{ at character {position + 1}; write \\}} for text")
+    alternatives = stack.pop()
+    if len(alternatives) > 1:
+        stack[-1][-1].append(_Group(tuple(_tuple(parts) for parts in alternatives)))
+    else:
+        stack[-1][-1] += ["{", *alternatives[0], "}"]
+
+
+def _tuple(parts: list[str | _Name | _Group]) -> _Text:
+    return tuple(part for part in parts if part != "")

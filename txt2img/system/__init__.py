@@ -1,0 +1,1 @@
+"""The machine, without torch: files, locks, settings, launchers, text for messages."""

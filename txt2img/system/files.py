@@ -1,0 +1,175 @@
+"""Plain files: opened and parsed warily, written whole or not at all."""
+
+import json
+import os
+import secrets
+import stat
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+
+from txt2img.errors import BadFile
+from txt2img.system import locks
+from txt2img.system.text import shown
+
+# A FIFO must not block. Where a flag does not exist it is not needed.
+FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+JSON_MAX = 16 * 2**20  # bytes
+FETCH = "download the real file again"
+TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A file open for reading; BadFile for what is missing, unreadable or not a regular file."""
+    try:
+        descriptor = os.open(path, FLAGS)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BadFile(f"{shown(str(path))} is not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadFile(f"cannot read {shown(str(path))}: {reason.lower()}") from error
+
+
+def parse_json(text: str) -> object:
+    """What a JSON text says; ValueError for what is malformed, too deep, doubled or not finite."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise _Odd("a key is there twice")
+        return found
+
+    def constant(name: str) -> float:
+        raise _Odd(f"{name} is not a number")
+
+    try:
+        parsed: object = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON: {error}") from error
+    except _Odd:
+        raise
+    except ValueError:
+        raise ValueError("broken JSON: a number of too many digits") from None
+    return parsed
+
+
+class _Odd(ValueError):
+    """JSON that is well-formed and yet not to be believed; its text says why."""
+
+
+def parse_object(content: bytes, name: str) -> dict[str, object]:
+    """The JSON object in the bytes of a file called `name`. Raises BadFile."""
+    try:
+        value = parse_json(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{shown(name)}: broken JSON: not UTF-8 text; {FETCH}") from error
+    except ValueError as error:
+        raise BadFile(f"{shown(name)}: {error}; {FETCH}") from error
+    if not isinstance(value, dict):
+        raise BadFile(f"{shown(name)}: not a JSON object; {FETCH}")
+    return value
+
+
+def stamp(found: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from another that took its place: its size, time and number on the disk."""
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file of at most 16 MiB. Raises BadFile."""
+    with open_regular(path) as file:
+        content = file.read(JSON_MAX + 1)
+    if len(content) > JSON_MAX:
+        raise BadFile(f"{shown(path.name)} is larger than {JSON_MAX >> 20} MiB: no configuration")
+    return parse_object(content, path.name)
+
+
+def publish(data: bytes, path: Path, overwrite: bool, lasting: bool = True) -> None:
+    """Write a file whole or not at all; FileExistsError if it exists, OSError.
+
+    `lasting` waits until a power cut cannot undo it. A crash leaves no half file, and two
+    programs never both get one name.
+    """
+    if overwrite and os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise FileExistsError
+    while True:
+        temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
+        if _published(data, temporary, path, overwrite, lasting):
+            break
+    if lasting:
+        with suppress(OSError):  # some file systems cannot flush folders
+            sync_folder(path.parent)
+
+
+def _published(data: bytes, temporary: Path, path: Path, overwrite: bool, lasting: bool) -> bool:
+    """Write by way of a temporary file; False if another process swept that at its birth. OSError.
+
+    It is held until it has its name: what is not held was left by a run that was killed.
+    """
+    holder = None
+    try:
+        with os.fdopen(create(temporary), "wb") as file:
+            holder = os.dup(file.fileno())
+            if locks.hold(holder) is False or not locks.still(holder, temporary):
+                return False
+            file.write(data)
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        if overwrite:
+            temporary.replace(path)
+        else:
+            link(temporary, path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+        if holder is not None:
+            os.close(holder)
+
+
+def create(path: Path) -> int:
+    """A descriptor of a new file, with the permissions that the umask leaves. OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def held_file(folder: Path) -> tuple[Path, int] | None:
+    """A new empty file that is held; it went again if files cannot be held here. OSError."""
+    while True:
+        path = folder / TEMPORARY.format(secrets.token_hex(8))
+        descriptor = create(path)
+        holds = locks.hold(descriptor)
+        if holds and locks.still(descriptor, path):  # or another process swept it at its birth
+            return path, descriptor
+        os.close(descriptor)
+        if holds is None:
+            path.unlink(missing_ok=True)
+            return None
+
+
+def link(temporary: Path, path: Path) -> None:
+    """Give a file its name unless that is taken (FileExistsError)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # file systems without links: reserve the name, then replace what reserves it
+        os.close(create(path))
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last: without it, a power cut can undo it. OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,58 @@
+"""Text for messages: escaped when it comes from outside, sizes with units, did-you-mean hints."""
+
+import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
+
+_HOSTILE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # C0 and C1, bidi and invisible, unpaired, separators
+_JOINERS = "\u200c\u200d"  # format characters that are parts of real words and emoji
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def escape(text: str, keep: str = "") -> str:
+    r"""`text` with control, bidi and unpaired characters as \x.. or \u....: safe on a terminal."""
+    if text.isprintable():  # most are, and none of what is escaped is
+        return text
+    return "".join(c if c in keep or not _hostile(c) else _escaped(c) for c in text)
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value from outside, quoted for a message: escaped and cut to `limit` characters."""
+    text = value if isinstance(value, str) else f"{value!r}"
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return f'"{escape(cut)}"' if isinstance(value, str) else escape(cut)
+
+
+def _hostile(c: str) -> bool:
+    return c < " " or (c > "~" and unicodedata.category(c) in _HOSTILE and c not in _JOINERS)
+
+
+def _escaped(c: str) -> str:
+    code = ord(c)
+    if c in _SHORT:
+        return _SHORT[c]
+    return (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+    )
+
+
+def format_size(count: float) -> str:
+    """So many bytes in the unit that says them best, in powers of ten as disks are sold."""
+    for unit, one in UNITS:
+        if count >= one:
+            return f"{count / one:.1f} {unit}" if count < 100 * one else f"{count / one:.0f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like this one; empty if none is."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
+    """The same; all that are known if none is like it."""
+    names = list(known)
+    return nearest(name, names) or f"; known: {', '.join(names)}"

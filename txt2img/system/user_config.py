@@ -1,0 +1,124 @@
+"""The user's config.toml: defaults and profiles of options, names of models, folders of models."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.system.files import open_regular
+from txt2img.system.text import nearest, nearest_or_all, shown
+
+CONFIG = "TXT2IMG_CONFIG"  # the environment's name for the file, in place of the usual one
+SIZE_MAX = 2**20  # bytes
+TABLES = ("defaults", "profiles", "models", "paths")
+Values = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name in [models] stands for: a path, or a Hub id with its revision."""
+
+    target: str
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the config file says; empty if there is none."""
+
+    path: Path
+    defaults: Values = field(default_factory=dict)
+    profiles: Mapping[str, Values] = field(default_factory=dict)
+    models: Mapping[str, Source] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()  # where models are
+
+    def options(self, profile: str | None) -> dict[str, object]:
+        """The options of a profile on top of the defaults. BadRequest if there is no such one."""
+        if profile is None:
+            return dict(self.defaults)
+        if profile not in self.profiles:
+            known = ", ".join(self.profiles) or f"none; {self.path} has no [profiles.NAME]"
+            hint = nearest(profile, self.profiles)
+            raise BadRequest(f"no profile {shown(profile)}; there are: {known}{hint}")
+        return {**self.defaults, **self.profiles[profile]}
+
+
+def place() -> Path:
+    """Where the config file is, or would be."""
+    if given := os.environ.get(CONFIG):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base) / "txt2img" / "config.toml"
+
+
+def read() -> Settings:
+    """The user's settings. BadFile names what is wrong in the file, or that the given is not."""
+    path = place()
+    if not os.path.lexists(path) and not os.environ.get(CONFIG):
+        return Settings(path)
+    with open_regular(path) as file:
+        content = file.read(SIZE_MAX + 1)
+    if len(content) > SIZE_MAX:
+        raise BadFile(f"{shown(str(path))} is larger than {SIZE_MAX >> 20} MiB: no configuration")
+    try:
+        tables: Values = tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{shown(str(path))}: not TOML: {error}") from error
+    check_keys(str(path), tables, TABLES)
+    profiles = _table(path, "profiles", tables.get("profiles", {}))
+    return Settings(
+        path,
+        _table(path, "defaults", tables.get("defaults", {})),
+        {name: _table(path, f"profiles.{name}", rows) for name, rows in profiles.items()},
+        {
+            name: _source(path, name, value)
+            for name, value in _table(path, "models", tables.get("models", {})).items()
+        },
+        _folders(path, _table(path, "paths", tables.get("paths", {}))),
+    )
+
+
+def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Every key must be known. BadFile names the nearest."""
+    allowed = list(known)
+    for key in found:
+        if key not in allowed:
+            hint = nearest_or_all(key, allowed)
+            raise BadFile(f"{shown(where, 200)}: unknown key {shown(key)}{hint}")
+
+
+def _table(path: Path, name: str, value: object) -> Values:
+    if not isinstance(value, dict):
+        raise BadFile(f"{shown(str(path), 200)}: {shown(name)} must be a table: [{name}]")
+    return value
+
+
+def _source(path: Path, name: str, value: object) -> Source:
+    """A model's path, relative to the file's folder, or its Hub id, "ID@REVISION" included."""
+    rows = {"path": value} if isinstance(value, str) else value
+    where = f"{path}: models.{name}"
+    if not isinstance(rows, dict) or not all(isinstance(text, str) for text in rows.values()):
+        raise BadFile(f'{shown(where, 200)} must be a path or a Hub id, such as "owner/model"')
+    check_keys(where, rows, ("path", "id", "revision"))
+    if ("path" in rows) == ("id" in rows):
+        raise BadFile(f"{shown(where, 200)} needs either path or id")
+    text = rows.get("id") or rows.get("path", "")
+    local = path.parent / Path(text).expanduser()
+    if "path" in rows and (isinstance(value, dict) or _is_path(text) or local.exists()):
+        return Source(str(local))
+    target, _, revision = text.partition("@")
+    return Source(target, rows.get("revision", revision))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "/", "~", "\\")) or text.count("/") != 1 or Path(text).suffix != ""
+
+
+def _folders(path: Path, rows: Values) -> tuple[Path, ...]:
+    check_keys(f"{path}: paths", rows, ("models",))
+    texts = rows.get("models", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadFile(f'{shown(str(path), 200)}: paths.models must be a list: ["~/models"]')
+    return tuple(path.parent / Path(text).expanduser() for text in texts)

@@ -1,0 +1,144 @@
+"""Icon sets by package name: npm's archives → SVG drawings, and the concepts all sets share."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from txt2img.errors import BadFile, BadRequest
+from txt2img.train.default_model.captions import mapping, plain_code
+
+
+@dataclass(frozen=True)
+class Style:
+    """One icon set: where it comes from, what captions call it, how it is framed."""
+
+    package: str
+    version: str
+    folder: str  # in the archive
+    words: str  # in captions
+    margin: float  # added on each side, as a share of the icon's own box
+
+
+# The Fluent sets keep a margin of their own inside their box; the others fill theirs.
+STYLES = {
+    "fluent": Style("@iconify-json/fluent-emoji", "1.2.7", "3d", "3d emoji", 0.0),
+    "flat": Style("@iconify-json/fluent-emoji-flat", "1.2.6", "flat", "flat emoji", 0.0),
+    "noto": Style("@iconify-json/noto", "1.2.9", "noto", "noto emoji", 0.03),
+    "twemoji": Style("@iconify-json/twemoji", "1.2.5", "twemoji", "twemoji", 0.04),
+}
+WORDS_PACKAGE, WORDS_VERSION = "@emoji-mart/data", "1.2.1"
+WORDS_FILE = "package/sets/15/native.json"
+
+SKIN_TONE = re.compile(r"1f3f[b-f]")
+TEXT_LIKE = re.compile(r"keycap-|input-|regional-|japanese-.*-button$")
+
+
+def tarball(package: str, version: str, cache: Path) -> Path:
+    """The package's archive in the cache folder, fetched by npm when it is not there yet."""
+    path = cache / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if path.exists():
+        return path
+    npm = shutil.which("npm")
+    if npm is None:
+        raise BadRequest(f"npm is needed to fetch {package}@{version}: install Node.js, run again")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        command = [npm, "pack", "-s", f"{package}@{version}"]
+        if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise BadFile(f"npm could not fetch {package}@{version}: check the network, run again")
+        os.replace(Path(folder) / path.name, path)  # never half a file under the final name
+    return path
+
+
+def read_json(path: Path, member: str) -> object:
+    """One JSON file of a package's archive; BadFile when it is damaged or lacks it."""
+    try:
+        with tarfile.open(path) as archive:
+            file = archive.extractfile(member)
+            return json.load(file) if file else None
+    except (tarfile.TarError, EOFError, KeyError, OSError, ValueError) as error:
+        raise BadFile(f"{path.name} cannot be read ({error}): delete it, run again") from error
+
+
+def side(value: object, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """A package's drawings: name → SVG text, name → its characters, and whom to credit."""
+
+    svgs: dict[str, str]
+    codes: dict[str, str]  # code points, e.g. "1f34e", without variation selectors → name
+    credit: str
+
+
+def read_set(style: Style, cache: Path) -> IconSet:
+    """All visible icons of one set, framed with the style's margin."""
+    path = tarball(style.package, style.version, cache)
+    icons = mapping(read_json(path, "package/icons.json"))
+    svgs = {
+        name: svg(mapping(icon), icons, style.margin)
+        for name, icon in mapping(icons.get("icons")).items()
+        if not mapping(icon).get("hidden")
+    }
+    characters = mapping(read_json(path, "package/chars.json"))
+    codes = {plain_code(code): str(name) for code, name in characters.items()}
+    about = mapping(read_json(path, "package/info.json"))
+    author, licence = mapping(about.get("author")), mapping(about.get("license"))
+    credit = (
+        f"{style.folder}/: {about.get('name')} by {author.get('name')}, {author.get('url')}; "
+        f"licence {licence.get('spdx')}, {licence.get('url')}; "
+        f"npm package {style.package} {style.version}"
+    )
+    return IconSet(svgs, codes, credit)
+
+
+def svg(icon: Mapping[str, object], icons: Mapping[str, object], margin: float) -> str:
+    """A whole SVG around an icon's body: its own box where it has one, else the set's."""
+    left, top = (side(icon.get(key), 0) for key in ("left", "top"))
+    width, height = (side(icon.get(key), side(icons.get(key), 16)) for key in ("width", "height"))
+    pad = margin * max(width, height)
+    box = f"{left - pad:g} {top - pad:g} {width + 2 * pad:g} {height + 2 * pad:g}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box}">{icon.get("body")}</svg>'
+    )
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that every set draws."""
+
+    stem: str  # "red-apple"
+    code: str  # "1f34e"
+    icons: dict[str, str]  # style key → icon name in that set
+
+    @property
+    def name(self) -> str:
+        """What captions call it: "red apple"."""
+        return self.stem.replace("-", " ")
+
+
+def concepts(sets: Mapping[str, IconSet]) -> list[Concept]:
+    """What all sets draw, without skin tones and text-like icons, sorted by name.
+
+    Sets are matched by character, because their names differ ("person-elf", "elf"); Fluent's own
+    package lists no characters, but shares its names with the flat one. Noto's names are kept.
+    """
+    found: dict[str, Concept] = {}
+    for code, flat in sorted(sets["flat"].codes.items()):
+        others = {key: sets[key].codes.get(code) for key in ("noto", "twemoji")}
+        icons = {"fluent": flat, "flat": flat} | {k: v for k, v in others.items() if v is not None}
+        drawn = all(key in icons and icons[key] in sets[key].svgs for key in STYLES)
+        if not drawn or SKIN_TONE.search(code) or TEXT_LIKE.match(icons["noto"]):
+            continue
+        found.setdefault(icons["noto"], Concept(icons["noto"], code, icons))
+    return [found[stem] for stem in sorted(found)]

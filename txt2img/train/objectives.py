@@ -1,0 +1,103 @@
+"""What one batch teaches, as modules whose forward gives the loss."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
+from txt2img.train.config import TrainConfig
+from txt2img.train.losses import (
+    LevelBatch,
+    add_noise,
+    copy_loss,
+    noise_loss,
+    pair_loss,
+    snr_weights,
+    vae_loss,
+)
+
+
+class PictureLearner(nn.Module):
+    """The VAE's loss on a batch of cut-outs."""
+
+    def __init__(self, vae: VAE, config: TrainConfig) -> None:
+        super().__init__()
+        self.vae, self.kl, self.edges = vae, config.kl, config.edges
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) in −1…1, noise (B, C, H/f, W/f) → the loss, a scalar."""
+        mean, log_variance = self.vae.moments(pixels)
+        latent = mean + torch.exp(0.5 * log_variance) * noise.to(mean.dtype)
+        copied = self.vae.reconstruct(latent)
+        return vae_loss(copied, pixels, mean, log_variance, self.kl, self.edges)
+
+
+class DecoderLearner(nn.Module):
+    """The loss of a VAE's decoder alone on a batch of latents, drawn ones among them."""
+
+    def __init__(self, vae: VAE, config: TrainConfig) -> None:
+        super().__init__()
+        # as a tuple, hidden from `parameters`: what is not listed below must not learn
+        self.whole, self.edges = (vae,), config.edges
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+        self.requires_grad_(True)
+
+    def forward(self, latents: Tensor, pixels: Tensor) -> Tensor:
+        """latents (B, C, h, w), pixels (B, 3, f·h, f·w) in −1…1 → the loss, a scalar."""
+        return copy_loss(self.whole[0].decode(latents), pixels, self.edges)
+
+
+class PairLearner(nn.Module):
+    """The loss of text encoder and eye on a batch of pictures and captions."""
+
+    def __init__(self, text: TextEncoder, config: TrainConfig) -> None:
+        super().__init__()
+        width = config.text.width
+        self.text, self.eye = text, eye(config.vae.latent_channels, width)
+        self.project = nn.Linear(width, width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
+
+    def unit(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Texts and sights (B, D) of length 1, of latents (B, C, h, w) and ids (B, L)."""
+        rows = torch.arange(len(ids), device=ids.device)
+        states = self.text(ids)[rows, self.text.ends(ids)]
+        texts = functional.normalize(self.project(states).float(), dim=-1)
+        return texts, functional.normalize(self.eye(latents).float(), dim=-1)
+
+    def forward(self, latents: Tensor, ids: Tensor) -> Tensor:
+        """The loss, a scalar, of a batch where the n-th caption belongs to the n-th latent."""
+        texts, sights = self.unit(latents, ids)
+        return pair_loss(texts, sights, self.scale)
+
+
+def eye(channels: int, width: int) -> nn.Sequential:
+    """A small network from latents (B, channels, h, w) to vectors (B, width)."""
+    layers: list[nn.Module] = []
+    for size, stride in ((64, 1), (128, 2), (256, 2), (256, 1)):
+        layers += [nn.Conv2d(channels, size, 3, stride, 1), nn.GroupNorm(16, size), nn.SiLU()]
+        channels = size
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * 256, width))
+
+
+class NoiseLearner(nn.Module):
+    """The loss of text encoder and U-Net together on a batch of noisy latents."""
+
+    def __init__(self, text: TextEncoder, unet: UNet, config: TrainConfig) -> None:
+        super().__init__()
+        self.text, self.unet = text, unet
+        self.kind, self.gamma = config.prediction, config.min_snr
+
+    def forward(
+        self, x0: Tensor, noise: Tensor, ids: Tensor, time: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """x0, noise (B, C, h, w), ids (B, L), time (B,), alpha, sigma (B, 1, 1, 1) → a scalar."""
+        levels = LevelBatch(alpha, sigma)
+        output = self.unet(add_noise(x0, noise, levels), time, Cond(self.text(ids)))
+        losses = noise_loss(output, x0, noise, levels, PREDICTIONS[self.kind])
+        return (snr_weights(self.kind, levels.snr, self.gamma) * losses).mean()

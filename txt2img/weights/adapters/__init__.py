@@ -1,0 +1,1 @@
+"""Adapters: LoRA, LyCORIS, OFT and textual inversion."""

@@ -1,0 +1,141 @@
+"""How adapter files name a model's layers and what they hold for each.
+
+Names are made from the model's own, so that every layer has every spelling: kohya's with
+underscores, diffusers' and peft's with dots, and those of the original layout.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from txt2img.weights.layouts import key_maps
+from txt2img.weights.layouts.components import bare
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+# How a tensor's name ends → its role in weights/lycoris.py.
+ENDINGS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".alpha": "alpha",
+    ".dora_scale": "dora",
+    ".lora_magnitude_vector": "dora",
+    ".lora_magnitude_vector.weight": "dora",
+    ".lora_magnitude_vector.default.weight": "dora",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".on_input": "side",
+    ".weight": "ia3",
+    ".oft_R.weight": "oft_r",
+    ".oft_R.default.weight": "oft_r",
+    ".boft_R": "boft_r",
+    ".boft_R.default": "boft_r",
+    ".boft_s": "rescale",
+    ".boft_s.default": "rescale",
+    ".oft_r": "old_oft",
+    ".oft_r.default": "old_oft",
+    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
+    **{
+        f".{name}": name
+        for name in (
+            *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
+            *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+            *("oft_blocks", "rescale"),
+        )
+    },
+}
+_LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+# What early diffusers called the layers of a text encoder's attention.
+OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+# What stands before a text encoder's layers: kohya's, LyCORIS'; diffusers', peft's, ComfyUI's.
+TEXT_PREFIXES = {
+    "text": (
+        ("lora_te_", "lora_te1_", "lycoris_"),
+        (
+            *("text_encoder.", "base_model.model."),
+            *("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
+        ),
+    ),
+    "text_2": (("lora_te2_",), ("text_encoder_2.", "text_encoders.clip_g.transformer.")),
+}
+
+
+def split(name: str) -> tuple[str, str]:
+    """A tensor's name as layer and role; the role is empty where the ending is not known."""
+    for ending in _LONGEST_FIRST:
+        if name.endswith(ending):
+            return name.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
+    return name, ""
+
+
+def layers(model: "Model") -> dict[str, nn.Module]:
+    """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
+    found = {f"unet.{name}": layer for name, layer in model.network.named_modules()}
+    for part, encoder in zip(("text", "text_2"), model.text.encoders, strict=False):
+        found |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
+    return {
+        name: layer
+        for name, layer in found.items()
+        if isinstance(getattr(layer, "weight", None), Tensor)
+        and not isinstance(layer, nn.Embedding)
+    }
+
+
+def spellings(model: "Model") -> dict[str, str]:
+    """Every name that a file may have for a layer → ours."""
+    back = key_maps.backwards(key_maps.unet_from_ldm(model.network.config))
+    made: dict[str, str] = {}
+    for home in layers(model):
+        part, _, name = home.partition(".")
+        if part == "unet":
+            spelled = _of_unet(name, back)
+        else:
+            spelled = _of_text(name, _published(part, model))
+        made |= {other: home for other in spelled}
+    return made
+
+
+def _published(part: str, model: "Model") -> tuple[str, ...]:
+    """What a text encoder is called in files: the refiner's only one is the second of SDXL."""
+    alone = len(model.text.encoders) == 1 and model.text.encoders[0].config.projection
+    return ("text", "text_2") if alone else (part,)
+
+
+def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
+    """The spellings of a layer of the U-Net; `back` leads to the original layout's name."""
+    for spelled in (name, key_maps.rename(name, back) or name):
+        for ending in ("", ".0") if name.endswith(".to_out.0") else ("",):
+            short = spelled.removesuffix(ending)
+            flat = short.replace(".", "_")
+            yield from (f"lora_unet_{flat}", f"oft_unet_{flat}", f"lycoris_{flat}")
+            yield from (f"unet.{short}", f"base_model.model.{short}", short)
+            yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
+
+
+def _of_text(name: str, parts: tuple[str, ...]) -> Iterator[str]:
+    """The spellings of a layer of a text encoder that is one of `parts`."""
+    layer, _, last = name.rpartition(".")
+    old = OLD_TEXT.get(last)
+    for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
+        for part in parts:
+            flat, dotted = TEXT_PREFIXES[part]
+            yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in flat)
+            yield from (f"{prefix}{spelled}" for prefix in dotted)

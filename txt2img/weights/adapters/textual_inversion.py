@@ -1,0 +1,83 @@
+"""Textual inversion files: vectors that a new word stands for (Gal et al. 2022).
+
+Read are A1111's (`emb_params`), diffusers' (one tensor, named after its word) and those with a
+part for each of SDXL's text encoders (`clip_l`, `clip_g`; `text_encoders_0` and `_1`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from txt2img.errors import MissingWeights, UnknownLayout
+from txt2img.system.text import shown
+from txt2img.weights.formats import safetensors_file
+from txt2img.weights.formats import tensors as reading
+from txt2img.weights.formats.safetensors_file import NAME_MAX, Stored
+
+if TYPE_CHECKING:
+    from txt2img.weights.load import Model
+
+A1111 = "emb_params"
+XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+NAMELESS = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are not a word
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A word's vectors in a file, one tensor for each text encoder of the model."""
+
+    parts: tuple[tuple[str, Stored], ...]
+
+    def read(self) -> list[Tensor]:
+        """The vectors (N, D) for each encoder. Raises MissingWeights, BadFile."""
+        found = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
+        return [found[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
+
+
+def open_embedding(path: Path, model: "Model") -> Learnt:
+    """The file, checked against the model's text encoders; the vectors are not read yet.
+
+    Raises BadFile, UnknownLayout for other files, MissingWeights for vectors of another width.
+    """
+    encoders = model.text.encoders
+    widths = [encoder.config.width for encoder in encoders]
+    found = _parts(path, safetensors_file.header(path).tensors, len(encoders))
+    for (name, stored), encoder in zip(found, encoders, strict=True):
+        width, room = encoder.config.width, encoder.config.length - 2
+        count = stored.shape[0] if len(stored.shape) == 2 else 1
+        where = f"{path.name}: {shown(name, NAME_MAX)}"
+        if len(stored.shape) not in (1, 2) or stored.shape[-1] != width:
+            wanted = " and ".join(map(str, widths))
+            raise MissingWeights(
+                f"{where} has the shape {stored.shape}; this model takes vectors of width {wanted}"
+            )
+        if not 1 <= count <= room:
+            raise MissingWeights(
+                f"{where} has {count} vectors; a prompt's chunk has room for {room}"
+            )
+    return Learnt(tuple(found))
+
+
+def word_of(path: Path) -> str:
+    """The word that a file says it is for, else its own name. Raises BadFile."""
+    names = list(safetensors_file.header(path).tensors)
+    own = path.name.removesuffix(".safetensors")
+    return names[0] if len(names) == 1 and names[0] not in NAMELESS else own
+
+
+def _parts(path: Path, tensors: dict[str, Stored], encoders: int) -> Sequence[tuple[str, Stored]]:
+    """The tensor for each encoder, in their order. Raises UnknownLayout."""
+    if encoders == 1 and len(tensors) == 1:
+        return list(tensors.items())
+    for pair in XL:
+        if encoders == len(pair) and set(tensors) == set(pair):
+            return [(name, tensors[name]) for name in pair]
+    some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
+    kind = "clip_l and clip_g" if encoders > 1 else "one tensor of vectors"
+    raise UnknownLayout(
+        f"{path.name} is no embedding for this model: it holds {some}; {kind} is needed"
+    )

@@ -1,0 +1,1 @@
+"""File formats: safetensors, dtypes and JSON configs."""

@@ -1,0 +1,89 @@
+"""TAESD's weights: which layout they are in, and the network's shape by their names.
+
+Published are taesd_decoder.safetensors (taesdxl_… for SDXL), whose layers have bare numbers, and
+diffusers' AutoencoderTiny, in whose decoder the same layers count one less.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
+
+from txt2img.errors import UnknownLayout
+from txt2img.models.configs import TinyConfig, VAEConfig
+from txt2img.system.text import shown
+from txt2img.weights.families import SD15, SDXL
+from txt2img.weights.formats.json_values import Config, check_fixed
+from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.layouts.key_maps import Table
+
+CLASS = "AutoencoderTiny"
+FIXED: Config = {
+    "act_fn": "relu",
+    "in_channels": 3,
+    "out_channels": 3,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+    "upsample_fn": "nearest",
+    "upsampling_scaling_factor": 2,
+}
+LAYERS_MAX = 64
+_NUMBERED = re.compile(r"\d{1,3}\.(?:conv\.\d\.)?(?:weight|bias)")
+_BLOCK = r"{}\.layers\.(\d{{1,3}})\.conv\.0\.weight"
+
+
+def is_tiny(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names are a TAESD's, in either layout."""
+    names = list(tensors)
+    bare = bool(names) and all(_NUMBERED.fullmatch(name) for name in names)
+    return bare or any(name.startswith("decoder.layers.") for name in names)
+
+
+def check(config: Config) -> None:
+    """Raise UnknownLayout for a config that asks for what no published TAESD has."""
+    check_fixed(config, "vae", FIXED)
+
+
+def doubts(name: str, own: VAEConfig) -> list[str]:
+    """What to say of a TAESD whose name speaks of other latents than those of the model's VAE.
+
+    SD's and SDXL's have the same shapes, and nothing within tells them apart.
+    """
+    found = re.search(r"taesd(xl)?", name, re.IGNORECASE)
+    families = {SDXL.vae.scaling: "SDXL", SD15.vae.scaling: "SD 1 and SD 2"}
+    made_for = SDXL if found and found[1] else SD15
+    if not found or own.scaling not in families or own.scaling == made_for.vae.scaling:
+        return []
+    what, wanted = families[made_for.vae.scaling], families[own.scaling]
+    return [f"{shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
+
+
+def table(tensors: Mapping[str, Stored], name: str) -> Table:
+    """The names in a file called `name` → ours. UnknownLayout for an encoder alone."""
+    if any(name.startswith("decoder.layers.") for name in tensors):
+        return {f"{side}.layers.0": f"{side}.conv_in" for side in ("encoder", "decoder")}
+    if "0.weight" in tensors:  # the decoder's first layer has no weights
+        raise UnknownLayout(f"{shown(name)} is the encoder of a TAESD; give its decoder")
+    layers = {str(n): f"decoder.layers.{n - 1}" for n in range(2, LAYERS_MAX)}
+    return {"1": "decoder.conv_in", **layers}
+
+
+def config_of(ours: Mapping[str, Stored], name: str) -> TinyConfig:
+    """The shape that tensors under our names tell. UnknownLayout if their first one does not."""
+    first = ours.get("decoder.conv_in.weight")
+    if first is None or len(first.shape) != 4:
+        raise UnknownLayout(f"{shown(name)} is no TAESD: its decoder has no first convolution")
+    width, channels = first.shape[:2]
+    decoder = _levels(ours, "decoder")
+    if not decoder:
+        raise UnknownLayout(f"{shown(name)} is no TAESD: its decoder has no residual block")
+    return TinyConfig(channels, width, _levels(ours, "encoder"), decoder)
+
+
+def _levels(names: Iterable[str], side: str) -> tuple[int, ...]:
+    """Blocks a level, by the numbers of the layers that are blocks: a gap begins a new level."""
+    found = (re.fullmatch(_BLOCK.format(side), name) for name in names)
+    numbers = sorted(int(match[1]) for match in found if match)
+    if not numbers:
+        return ()
+    level = [0, *accumulate(int(b - a > 1) for a, b in pairwise(numbers))]
+    return tuple(level.count(one) for one in dict.fromkeys(level))

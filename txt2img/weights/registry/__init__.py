@@ -1,0 +1,1 @@
+"""Model names: local files, aliases, the Hugging Face cache, hashes."""
