@@ -52,16 +52,16 @@ sys.stdin.readline()
 OURS = f"""
 import sys, time
 from dataclasses import replace
-from txt2img.device import choose
-from txt2img.memory import Memory
-from txt2img.pipeline import generate
-from txt2img.request import Request
+from txt2img.system.device.device import choose
+from txt2img.system.device.memory import Memory
+from txt2img.pipeline.generate import generate
+from txt2img.request.request import Request
 from txt2img.weights.load import load
 path, dtype, kept = sys.argv[1:4]
 side, steps = map(int, sys.argv[4:])
 {WAIT}
 if kept == "plain":
-    from txt2img.models import prepared
+    from txt2img.models.optimize import cpu as prepared
     prepared.WINOGRAD_CHANNELS = 2**31
 model = load(path, replace(choose("cpu", dtype), low=kept == "low"))
 if steps:

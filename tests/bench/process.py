@@ -48,9 +48,9 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps(spans | {"memory": peak * (1 if sys.platform == "darwin" else 1024)}))
 """
 OURS = """
-from txt2img.device import choose
-from txt2img.pipeline import generate
-from txt2img.request import Compat, Request, Sampler, Schedule
+from txt2img.system.device.device import choose
+from txt2img.pipeline.generate import generate
+from txt2img.request.request import Compat, Request, Sampler, Schedule
 from txt2img.weights.load import load
 mark()
 model = load("default", choose("cpu"))

@@ -32,11 +32,11 @@ def mark():
         os._exit(0)  # the picture itself is not wanted
 """
 OURS = """
-from txt2img.device import choose
-from txt2img.pipeline import sampled
-from txt2img.request import Request, Sampler
+from txt2img.system.device.device import choose
+from txt2img.pipeline.generate import sampled
+from txt2img.request.request import Request, Sampler
 from txt2img.weights.load import load
-from txt2img.weights.wear import ready
+from txt2img.weights.apply_adapters import ready
 model = load(path, choose("cpu"))
 asked = Request("a red apple", width=side, height=side, steps=steps, cfg=7.5, seed=1,
     sampler=Sampler.EULER)

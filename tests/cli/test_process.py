@@ -109,7 +109,7 @@ def test_standard_input_is_left_alone(picture: str) -> None:
 
 THREE_SIGNALS = """
 import signal
-from txt2img.cli.signals import STOP, Stopped
+from txt2img.cli.terminal.signals import STOP, Stopped
 STOP.listen()
 STOP.finishing = True
 signal.raise_signal(signal.SIGINT)

@@ -42,7 +42,8 @@ def test_names_are_checked() -> None:
 
 def test_the_plan_of_a_model_is_made_without_torch() -> None:
     line = (
-        "import sys; from txt2img.forecast import foresee; from txt2img.library import Library; "
+        "import sys; from txt2img.pipeline.estimates.forecast import foresee; "
+        "from txt2img.request.resolve import Library; "
         "foresee('default', Library(), None, None); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)

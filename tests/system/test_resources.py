@@ -46,7 +46,7 @@ def test_here_there_is_some() -> None:
 
 HELD = """
 import os
-from txt2img import room
+from txt2img.system import resources as room
 
 def held():
     with open("/proc/self/statm") as file:

@@ -73,7 +73,7 @@ def test_the_terminal_hears_nothing_of_torchaos_kernels() -> None:
     pytest.importorskip("torchao")
     lines = (
         "import torch",
-        "from txt2img.models.quantized import quantize",
+        "from txt2img.models.optimize.quantize import quantize",
         "quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), 'int8')",
     )
     done = subprocess.run(
