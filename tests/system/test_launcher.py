@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from txt2img.cli.options.batch import Batching
+from txt2img.cli.options.batch import BatchOptions
 from txt2img.errors import BadRequest
 from txt2img.images.output import parse
 from txt2img.images.resume import Item, items
@@ -58,7 +58,7 @@ def test_the_processes_of_all_shards_draw_each_picture_once(shards: int) -> None
     target = parse("x/", several=True)
     drawn: list[Item] = []
     for shard in range(shards):
-        mine = Batching(shard=f"{shard + 1}/{shards}").mine
+        mine = BatchOptions(shard=f"{shard + 1}/{shards}").shard_items
         parts = [
             list(Launch(rank, 4, rank).mine(mine(items(requests, target, "")))) for rank in range(4)
         ]

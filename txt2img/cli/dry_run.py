@@ -72,7 +72,7 @@ def to_draw(wish: Wish, forecast: "Forecast", order: "Order") -> Iterator[Item]:
     """
     resume = order.batching.resume and order.target.folder.is_dir()
     known = (forecast.hash or None) if resume or order.json else None
-    batch = order.batching.mine(items(pictures(wish, forecast), order.target, known))
+    batch = order.batching.shard_items(items(pictures(wish, forecast), order.target, known))
     if not resume or known is None:
         if resume:
             wish.remarks.append("this model was never loaded here: what is there is not told")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from txt2img.cli.options.preview import OWN, Viewing
+from txt2img.cli.options.preview import OWN, PreviewOptions
 from txt2img.cli.terminal.console import Bar, tell
 from txt2img.cli.terminal.screen import Screen
 from txt2img.errors import BadOutput
@@ -27,7 +27,7 @@ LARGEST = 512  # pixels: a preview file's longer side
 
 
 def viewer_of(
-    model: "Model", viewing: Viewing, output: Output, bar: Bar, quiet: bool, several: bool
+    model: "Model", viewing: PreviewOptions, output: Output, bar: Bar, quiet: bool, several: bool
 ) -> "Viewer":
     """The viewer of a run, its preview VAE loaded if one is named. Txt2imgError."""
     from txt2img.pipeline.batch import origin
@@ -45,7 +45,7 @@ def viewer_of(
 class Viewer:
     """What is seen of a run beside its pictures. Nothing of it may cost a picture."""
 
-    viewing: Viewing
+    viewing: PreviewOptions
     previewer: "Previewer"
     origin: Origin
     output: Output

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from txt2img.cli.options.device import Precision
+from txt2img.cli.options.device import DeviceOptions
 from txt2img.request.resolve import Library
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
 
 
-def load_model(name: str, precision: Precision, library: Library) -> "Model":
+def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model":
     """The model with its VAE, other parts and refiner; a worker keeps it in memory.
 
     Raises Txt2imgError.
@@ -18,7 +18,7 @@ def load_model(name: str, precision: Precision, library: Library) -> "Model":
     from txt2img.weights.model_cache import KEEPER
     from txt2img.weights.refiner import add_refiner
 
-    device = precision.place()
+    device = precision.choose_device()
     with room_for("the model"):
         model = KEEPER.load(name, device, library.vae, library.parts)
     model.memory, model.wardrobe.library = precision.memory(model.memory), library

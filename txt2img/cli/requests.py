@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from txt2img.cli import distributed
-from txt2img.cli.options.batch import Batching
+from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.provenance import with_model
 from txt2img.cli.registry import NAMES
 from txt2img.errors import BadRequest, Txt2imgError
@@ -66,7 +66,7 @@ def wanted(
     picture: Path | None,
     given: Mapping[str, object],
     library: Library,
-    batching: Batching,
+    batching: BatchOptions,
 ) -> Wish:
     """What a command line asks for, looked through once. BadRequest, BadFile."""
     if len(words) > 1:
@@ -109,7 +109,7 @@ def several(words: Sequence[str]) -> str:
 
 
 def again(
-    pictures: Sequence[Path], given: Mapping[str, object], library: Library, batching: Batching
+    pictures: Sequence[Path], given: Mapping[str, object], library: Library, batching: BatchOptions
 ) -> Wish:
     """The wish for pictures as they say they were drawn, looked through once.
 
@@ -152,7 +152,7 @@ def repeated(
     return replace(request, count=1), list(found.notes), found.origin
 
 
-def _look_through(wish: Wish, drawn: int | None, batching: Batching) -> None:
+def _look_through(wish: Wish, drawn: int | None, batching: BatchOptions) -> None:
     """Note what there is to say of the requests. BadRequest if a drawn seed would not do."""
     seen = 0
     told = False

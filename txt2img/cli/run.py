@@ -13,11 +13,11 @@ import typer
 from txt2img.cli import distributed
 from txt2img.cli.dry_run import SOME_FAILED, rehearse
 from txt2img.cli.load_model import load_model, loaded_in
-from txt2img.cli.options.batch import Batching
-from txt2img.cli.options.device import Precision
-from txt2img.cli.options.groups import Manner
+from txt2img.cli.options.batch import BatchOptions
+from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.output import destination
-from txt2img.cli.options.preview import Viewing
+from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.provenance import changed
 from txt2img.cli.requests import Wish
 from txt2img.cli.sweeping import finish_sweep
@@ -41,12 +41,12 @@ class Order:
     """How a wish is to be carried out."""
 
     target: output.Output
-    batching: Batching
+    batching: BatchOptions
     batch_size: int  # 0: what the device has room for
-    precision: Precision
+    precision: DeviceOptions
     quiet: bool
     json: bool
-    viewing: Viewing
+    viewing: PreviewOptions
 
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
@@ -54,7 +54,7 @@ class Order:
             tell(line)
 
 
-def carry_out(wish: Wish, manner: Manner, context: typer.Context) -> int:
+def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked, batching = context.params, manner.batching
     viewing = manner.viewing.found()
@@ -107,7 +107,7 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
 
     def shard() -> Iterator[Item]:
         pictures = batch.each(wish.pictures(), model, refused, order.target.form)
-        return batching.mine(items(pictures, order.target, model.hash))
+        return batching.shard_items(items(pictures, order.target, model.hash))
 
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:

@@ -8,8 +8,8 @@ import typer
 from txt2img.cli import distributed
 from txt2img.cli.load_model import load_model
 from txt2img.cli.options import types
-from txt2img.cli.options.adapters import OtherFiles
-from txt2img.cli.options.device import Precision
+from txt2img.cli.options.adapters import AdapterFileOptions
+from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import check_model
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import progress, say_path, say_record
@@ -54,8 +54,10 @@ def decode(
                 latent = opened(Path(name), model, vae)
                 wanted = model or latent.request.model
                 if wanted not in loaded:
-                    precision = Precision(device, dtype)
-                    loaded[wanted] = load_model(wanted, precision, OtherFiles(vae=vae).library())
+                    precision = DeviceOptions(device, dtype)
+                    loaded[wanted] = load_model(
+                        wanted, precision, AdapterFileOptions(vae=vae).library()
+                    )
                 path = made(
                     Path(name), latent, loaded[wanted], target(name, out, overwrite, files), i + 1
                 )

@@ -4,9 +4,9 @@ import typer
 
 from txt2img.cli.grouped import grouped
 from txt2img.cli.options import types
-from txt2img.cli.options.adapters import Named
-from txt2img.cli.options.groups import Manner
-from txt2img.cli.options.picture import Asked
+from txt2img.cli.options.adapters import AdapterOptions
+from txt2img.cli.options.groups import RunOptions
+from txt2img.cli.options.picture import PictureOptions
 from txt2img.cli.registry import Command
 from txt2img.cli.requests import wanted
 from txt2img.cli.run import carry_out
@@ -47,14 +47,14 @@ Commands (each has its own --help):
 def generate(
     context: typer.Context,
     prompt: types.Prompt = None,
-    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
+    asked: PictureOptions = PictureOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
     prompts_file: types.Prompts = None,
     picture: types.From = None,
     quiet: types.Quiet = False,
     json: types.Json = False,
     version: types.Version = False,
-    named: Named = Named(),  # noqa: B008 - as above
-    manner: Manner = Manner(),  # noqa: B008 - as above
+    named: AdapterOptions = AdapterOptions(),  # noqa: B008 - as above
+    manner: RunOptions = RunOptions(),  # noqa: B008 - as above
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
@@ -63,7 +63,7 @@ def generate(
     words = [*([] if prompt is None else [prompt]), *context.args]
     with errors_on_stdout(json):
         manner.check(asked, json)
-        given = {**asked.given(), **named.given()}
+        given = {**asked.request_fields(), **named.request_fields()}
         wish = wanted(words, prompts_file, picture, given, named.library(), manner.batching)
         raise typer.Exit(carry_out(wish, manner, context))
 

@@ -7,9 +7,9 @@ import typer
 
 from txt2img.cli.grouped import grouped
 from txt2img.cli.options import types
-from txt2img.cli.options.adapters import Named
-from txt2img.cli.options.groups import Manner
-from txt2img.cli.options.picture import Asked
+from txt2img.cli.options.adapters import AdapterOptions
+from txt2img.cli.options.groups import RunOptions
+from txt2img.cli.options.picture import PictureOptions
 from txt2img.cli.registry import Command
 from txt2img.cli.requests import again
 from txt2img.cli.run import carry_out
@@ -34,16 +34,16 @@ Files = Annotated[
 def replay(
     context: typer.Context,
     files: Files,
-    asked: Asked = Asked(),  # noqa: B008 - frozen; only its fields' defaults are used
+    asked: PictureOptions = PictureOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
     quiet: types.Quiet = False,
     json: types.Json = False,
-    named: Named = Named(),  # noqa: B008 - as above
-    manner: Manner = Manner(),  # noqa: B008 - as above
+    named: AdapterOptions = AdapterOptions(),  # noqa: B008 - as above
+    manner: RunOptions = RunOptions(),  # noqa: B008 - as above
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     with errors_on_stdout(json):
         manner.check(asked, json)
-        given = {**asked.given(), **named.given()}
+        given = {**asked.request_fields(), **named.request_fields()}
         wish = again(files, given, named.library(), manner.batching)
         raise typer.Exit(carry_out(wish, manner, context))
 

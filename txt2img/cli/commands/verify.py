@@ -10,8 +10,8 @@ from txt2img.cli import distributed
 from txt2img.cli.grouped import grouped
 from txt2img.cli.load_model import load_model
 from txt2img.cli.options import types
-from txt2img.cli.options.adapters import OtherFiles
-from txt2img.cli.options.device import Precision
+from txt2img.cli.options.adapters import AdapterFileOptions
+from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import with_model
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import progress, say, say_record, tell
@@ -55,7 +55,7 @@ def verify(
     psnr: Psnr = None,
     json: types.Json = False,
     quiet: types.Quiet = False,
-    others: OtherFiles = OtherFiles(),  # noqa: B008 - frozen; only its fields' defaults are used
+    others: AdapterFileOptions = AdapterFileOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
     from txt2img.pipeline import verify as judge
@@ -70,7 +70,7 @@ def verify(
                 found = judge.described(Path(name))
                 with_model(Path(name), found, model)
                 if loaded is None:
-                    precision = Precision(device, dtype)
+                    precision = DeviceOptions(device, dtype)
                     loaded = load_model(model or "default", precision, others.library())
                 verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:

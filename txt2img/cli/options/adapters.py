@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from txt2img.cli.options import types
-from txt2img.cli.options.compat import Likeness
-from txt2img.cli.options.speed import Fewer
+from txt2img.cli.options.compat import CompatOptions
+from txt2img.cli.options.speed import SpeedOptions
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Embedding, Lora, weight
 from txt2img.request.resolve import SUFFIX, Library, OtherParts, checked_folder
@@ -21,7 +21,7 @@ _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class OtherFiles:
+class AdapterFileOptions:
     """Which other files than the model's are asked for."""
 
     lora: types.Loras = None
@@ -50,25 +50,25 @@ class OtherFiles:
             ),
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(checked_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
-            None if self.vae in (None, NONE) else found("--vae", self.vae),
+            None if self.vae in (None, NONE) else find_or_fail("--vae", self.vae),
             None if self.refiner in (None, NONE) else refiner(self.refiner)[0],
             OtherParts(
-                None if self.unet is None else found("--unet", self.unet),
-                tuple(found("--text-encoder", text) for text in self.text_encoder or ()),
+                None if self.unet is None else find_or_fail("--unet", self.unet),
+                tuple(find_or_fail("--text-encoder", text) for text in self.text_encoder or ()),
             ),
             tuple(folder for folder in folders() if folder.is_dir()),
         )
 
 
 @dataclass(frozen=True)
-class Named(OtherFiles, Likeness, Fewer):
+class AdapterOptions(AdapterFileOptions, CompatOptions, SpeedOptions):
     """What the options for other files than the model's ask for, and for other programs' rules."""
 
     profile: types.Profile = None  # its options are read before: cli/configured.py
 
-    def given(self) -> dict[str, object]:
+    def request_fields(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""
-        values = super().given() | self.left_out()
+        values = super().request_fields() | self.speed_fields()
         if self.lora:
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:
@@ -80,7 +80,7 @@ class Named(OtherFiles, Likeness, Fewer):
         return values
 
 
-def found(option: str, name: str) -> str:
+def find_or_fail(option: str, name: str) -> str:
     """Where the file or folder of that path or name is. ModelNotFound, BadRequest."""
     from txt2img.weights.registry.find import find_file
 
@@ -103,7 +103,7 @@ def lora_file(text: str) -> tuple[Lora, Path]:
     match = _LORA.fullmatch(text)
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
-    path = Path(found("--lora", match[1]))
+    path = Path(find_or_fail("--lora", match[1]))
     unet = weight(match[2] or "1", path.name)
     # A name tells files apart whose own names are all the same, as those on the Hub are.
     plain = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
@@ -117,8 +117,8 @@ def embedding_file(text: str) -> tuple[str, Path]:
     if os.path.lexists(text) or not file:
         from txt2img.weights.adapters.textual_inversion import word_of
 
-        path = Path(found("--embedding", text))
+        path = Path(find_or_fail("--embedding", text))
         word = word_of(path)
     else:
-        path = Path(found("--embedding", file))
+        path = Path(find_or_fail("--embedding", file))
     return Embedding(word).token, path

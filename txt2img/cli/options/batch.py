@@ -95,7 +95,7 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 
 
 @dataclass(frozen=True)
-class Batching:
+class BatchOptions:
     """What the options for batches ask for."""
 
     wildcards: WildcardsFolder = None
@@ -143,7 +143,7 @@ class Batching:
             raise BadRequest(f"--shard must be like 2/8, part 2 of 8; got {shown(self.shard)}")
         return int(found[1]), int(found[2])
 
-    def mine(self, items: Iterable[Item]) -> Iterator[Item]:
+    def shard_items(self, items: Iterable[Item]) -> Iterator[Item]:
         """Every n-th picture of a batch: this part's."""
         part, parts = self.part
         return (item for item in items if item.index % parts == part % parts)

@@ -64,7 +64,7 @@ Rng = Annotated[
 
 
 @dataclass(frozen=True)
-class Likeness:
+class CompatOptions:
     """What the options for other programs' rules ask for."""
 
     compat: CompatName = None
@@ -74,7 +74,7 @@ class Likeness:
     ensd: Ensd = None
     rng: Rng = None
 
-    def given(self) -> dict[str, object]:
+    def request_fields(self) -> dict[str, object]:
         """What the options say of a request, by its fields."""
-        values = {f.name: getattr(self, f.name) for f in fields(Likeness)}
+        values = {f.name: getattr(self, f.name) for f in fields(CompatOptions)}
         return {name: value for name, value in values.items() if value is not None}

@@ -68,7 +68,7 @@ Verbose = Annotated[
 
 
 @dataclass(frozen=True)
-class Precision:
+class DeviceOptions:
     """Where and how exactly to compute."""
 
     device: types.DeviceName = None
@@ -92,7 +92,7 @@ class Precision:
         if self.quantize and self.offload == "sequential":
             raise BadRequest("--quantize cannot go layer by layer; say --offload model")
 
-    def place(self) -> "Device":
+    def choose_device(self) -> "Device":
         """The device, and how a model is kept there. BadRequest."""
         from dataclasses import replace
 

@@ -2,25 +2,25 @@
 
 from dataclasses import dataclass, field
 
-from txt2img.cli.options.batch import Batching
-from txt2img.cli.options.device import Precision
-from txt2img.cli.options.output import Filed
-from txt2img.cli.options.picture import Asked
-from txt2img.cli.options.preview import Viewing
-from txt2img.cli.options.worker import Warming
+from txt2img.cli.options.batch import BatchOptions
+from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.output import OutputOptions
+from txt2img.cli.options.picture import PictureOptions
+from txt2img.cli.options.preview import PreviewOptions
+from txt2img.cli.options.worker import WorkerOptions
 
 
 @dataclass(frozen=True)
-class Manner:
+class RunOptions:
     """What the options ask for, by what they are about."""
 
-    batching: Batching = field(default_factory=Batching)
-    precision: Precision = field(default_factory=Precision)
-    viewing: Viewing = field(default_factory=Viewing)
-    filed: Filed = field(default_factory=Filed)
-    warming: Warming = field(default_factory=Warming)
+    batching: BatchOptions = field(default_factory=BatchOptions)
+    precision: DeviceOptions = field(default_factory=DeviceOptions)
+    viewing: PreviewOptions = field(default_factory=PreviewOptions)
+    filed: OutputOptions = field(default_factory=OutputOptions)
+    warming: WorkerOptions = field(default_factory=WorkerOptions)
 
-    def check(self, asked: Asked, json: bool) -> None:
+    def check(self, asked: PictureOptions, json: bool) -> None:
         """Raise BadRequest for options that cannot be, BadOutput for files in their way."""
         self.batching.check(asked.out, asked.overwrite, json)
         self.precision.check()

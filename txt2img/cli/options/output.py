@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.options.batch import Batching, Stdout
+from txt2img.cli.options.batch import BatchOptions, Stdout
 from txt2img.cli.options.types import whole
 from txt2img.cli.terminal.streams import CLOSED
 from txt2img.errors import BadRequest
@@ -39,13 +39,13 @@ Quality = Annotated[
 
 
 @dataclass(frozen=True)
-class Filed:
+class OutputOptions:
     """What the options ask of a picture's file."""
 
     format: FormatName = None
     quality: Quality = None
 
-    def form(self, out: str | None, said: Callable[[str], bool]) -> Format:
+    def picture_format(self, out: str | None, said: Callable[[str], bool]) -> Format:
         """The format of the pictures that go to `out`. BadRequest.
 
         What is not `said` on the command line comes from a config file, and gives way.
@@ -79,7 +79,7 @@ def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
 
 
 def destination(
-    filed: Filed, several: bool, batching: Batching, context: typer.Context
+    filed: OutputOptions, several: bool, batching: BatchOptions, context: typer.Context
 ) -> output.Output:
     """Where the pictures go, and as what. BadRequest."""
 
@@ -88,7 +88,7 @@ def destination(
         return source is not None and source.name == "COMMANDLINE"
 
     out = context.params["out"]
-    form = filed.form(out, said)
+    form = filed.picture_format(out, said)
     if out != "-":
         target = output.parse(out, several, context.params["overwrite"], form)
         target.resume = batching.resume

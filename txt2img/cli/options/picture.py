@@ -15,7 +15,7 @@ ANY_SEED = -1  # elsewhere, and in lines of files: one that is drawn at random
 
 
 @dataclass(frozen=True)
-class Asked:
+class PictureOptions:
     """What the options ask for; None leaves it to the picture, the config file or the model."""
 
     negative: types.Negative = None
@@ -34,7 +34,7 @@ class Asked:
     out: types.OutputName = None
     overwrite: types.Overwrite = False
 
-    def given(self) -> dict[str, object]:
+    def request_fields(self) -> dict[str, object]:
         """The fields of a request that the command line gives."""
         values = {name: getattr(self, name) for name in FIELDS}
         if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.options.adapters import found
+from txt2img.cli.options.adapters import find_or_fail
 from txt2img.cli.options.types import positive
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.images import animation, output
@@ -66,7 +66,7 @@ Animate = Annotated[
 
 
 @dataclass(frozen=True)
-class Viewing:
+class PreviewOptions:
     """What the options for previews ask for."""
 
     preview: Preview = None
@@ -99,11 +99,11 @@ class Viewing:
             if os.path.lexists(path) and not overwrite and not animation.marked(path):
                 raise _in_the_way(option, path)
 
-    def found(self) -> "Viewing":
+    def found(self) -> "PreviewOptions":
         """The same with the previews' VAE where it is. ModelNotFound, BadRequest."""
         if self.preview_vae in (None, OWN):
             return self
-        return replace(self, preview_vae=found("--preview-vae", str(self.preview_vae)))
+        return replace(self, preview_vae=find_or_fail("--preview-vae", str(self.preview_vae)))
 
     @property
     def kind(self) -> str:

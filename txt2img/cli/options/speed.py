@@ -40,14 +40,14 @@ TokenMerging = Annotated[
 
 
 @dataclass(frozen=True)
-class Fewer:
+class SpeedOptions:
     """What is asked for to be left out."""
 
     cfg_interval: CfgInterval = None
     reuse: Reuse = None
     token_merging: TokenMerging = None
 
-    def left_out(self) -> dict[str, object]:
+    def speed_fields(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""
-        values = {f.name: getattr(self, f.name) for f in fields(Fewer)}
+        values = {f.name: getattr(self, f.name) for f in fields(SpeedOptions)}
         return {name: value for name, value in values.items() if value is not None}

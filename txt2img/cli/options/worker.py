@@ -25,7 +25,7 @@ NoWarm = Annotated[
 
 
 @dataclass(frozen=True)
-class Warming:
+class WorkerOptions:
     """What the options for a warm worker ask for; who calls has read them before all others."""
 
     warm: Warm = None
