@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor
 
 from tests.support import tiny, tiny_xl
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, sampled
 from txt2img.pipeline.noise import fresh_noise

@@ -96,7 +96,8 @@ def network(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT3
     """One step under guidance: two passes in one batch, and the clean picture they aim at."""
     from diffusers import UNet2DConditionModel
 
-    from txt2img.diffusion.guidance import Cond, guided, predictor
+    from txt2img.diffusion.conditioning import Cond
+    from txt2img.diffusion.guidance import guided, predictor
     from txt2img.diffusion.levels import Diffusion, betas
     from txt2img.diffusion.predictions import PREDICTIONS
     from txt2img.models.configs import UNetConfig

@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench import memory as bench_memory
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory
 from txt2img.images.image_file import encode
 from txt2img.pipeline.batch import origin

@@ -182,7 +182,7 @@ def loop_microseconds() -> dict[str, float]:
     """
     import torch
 
-    from txt2img.diffusion.guidance import Cond
+    from txt2img.diffusion.conditioning import Cond
     from txt2img.pipeline.generate import prepare, ready
     from txt2img.request.request import Request, Sampler
     from txt2img.system.device.device import choose

@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.conftest import Command
 from tests.pipeline.test_generate import SMALL
 from txt2img.cli.shell_line import command_line
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept, Reuse
-from txt2img.diffusion.guidance import Cond
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.errors import BadRequest
 from txt2img.images import image_file

@@ -5,7 +5,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import Cond, composed, guided, predictor, rescaled
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.guidance import composed, guided, predictor, rescaled
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.support import tiny
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.models.layers import scale_features
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.request.request import Request, Sampler, Schedule

@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.support import tiny
-from txt2img.diffusion.guidance import Cond, guided, predictor
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.guidance import guided, predictor
 from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.parity.test_parity_xl import REQUEST, theirs
 from tests.support import tiny, tiny_xl
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.generate import noise_levels, sampled
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.request import Request, Sampler, Schedule

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.support import tiny_xl
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import fresh_noise

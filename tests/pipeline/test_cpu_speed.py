@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.pipeline.test_generate import SMALL, mock
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan, PreparedConv

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.pipeline.test_generate import SMALL, Decoder, Net, mock, net, seeds, vae
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images.image_file import read
 from txt2img.images.output import parse

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.support import tiny
-from txt2img.diffusion.guidance import Cond, over_time, predictor
+from txt2img.diffusion.conditioning import Cond, over_time
+from txt2img.diffusion.guidance import predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.rng import source

@@ -9,7 +9,8 @@ import torch
 
 from tests.conftest import Command
 from tests.diffusion.test_guidance import Mock
-from txt2img.diffusion.guidance import Cond, guided, predictor
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.guidance import guided, predictor
 from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.errors import BadRequest

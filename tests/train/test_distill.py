@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import Command
 from tests.train.test_loop import run, tiny, weights
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import trailing

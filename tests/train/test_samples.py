@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.train.test_loop import TINY
-from txt2img.diffusion.guidance import Cond, Network
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.guidance import Network
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.train.data import Pictures
 from txt2img.train.samples import (

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.support import tiny
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.request.request import Sampler, Schedule
 from txt2img.system.device.device import Device

@@ -7,14 +7,11 @@ deep features change little.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Level
-
-if TYPE_CHECKING:
-    from txt2img.diffusion.guidance import Cond
 
 
 @dataclass
@@ -36,7 +33,7 @@ class Reuse:
         self._ratios = [-level.ratio for level in levels]  # upwards
         self._kept: dict[int, tuple[int, Kept, Cond]] = {}  # by id: made in which step
 
-    def at(self, level: Level, cond: "Cond") -> Kept:
+    def at(self, level: Level, cond: Cond) -> Kept:
         """The features to use at a level; with `deep` None they are to be computed into it."""
         step = bisect_right(self._ratios, -level.ratio)
         made, kept, _ = self._kept.get(id(cond), (step, Kept(), cond))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadRequest
 from txt2img.models.clip import CLIPText
 from txt2img.models.configs import TextConfig

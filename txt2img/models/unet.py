@@ -8,8 +8,8 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 import torch
 from torch import Tensor, nn
 
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept
-from txt2img.diffusion.guidance import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import (
     Attention,

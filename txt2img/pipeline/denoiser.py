@@ -11,17 +11,9 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
+from txt2img.diffusion.conditioning import CondAt, Course, over_time
 from txt2img.diffusion.deepcache import Reuse
-from txt2img.diffusion.guidance import (
-    CondAt,
-    Course,
-    Denoise,
-    Scale,
-    composed,
-    joined,
-    over_time,
-    predictor,
-)
+from txt2img.diffusion.guidance import Denoise, Scale, composed, joined, predictor
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline.encode_prompts import weights

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from txt2img.diffusion.guidance import Cond, Course
+from txt2img.diffusion.conditioning import Cond, Course
 from txt2img.request import prompt_syntax
 from txt2img.request.compat import rules
 from txt2img.request.request import Request

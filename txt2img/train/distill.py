@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept
-from txt2img.diffusion.guidance import Cond, Denoise
+from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.models.unet import UNet

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet

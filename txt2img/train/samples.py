@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from txt2img.diffusion.guidance import Cond, Denoise, Network, guided, predictor
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.guidance import Denoise, Network, guided, predictor
 from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas, zero_terminal_snr
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS

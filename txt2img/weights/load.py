@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from txt2img.diffusion.guidance import Course
+from txt2img.diffusion.conditioning import Course
 from txt2img.models.optimize.cuda_graph import Graphed, recorded_on_card
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import lean_weights, slim

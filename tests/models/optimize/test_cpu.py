@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig, VAEConfig
 from txt2img.models.layers import Attention, FeedForward
 from txt2img.models.optimize import cpu

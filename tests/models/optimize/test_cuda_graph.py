@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.pipeline.test_generate import SMALL
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept
-from txt2img.diffusion.guidance import Cond
 from txt2img.models.optimize import cuda_graph
 from txt2img.models.optimize.cuda_graph import Graphed, Outputs, Work
 from txt2img.pipeline.generate import generate

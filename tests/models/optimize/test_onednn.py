@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.optimize.test_cpu import QUICK, SMALL, draw
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import VAEConfig
 from txt2img.models.optimize import cpu
 from txt2img.models.optimize.onednn import PackedConv, PackedLinear

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import Command
 from tests.pipeline.test_generate import SMALL
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadRequest
 from txt2img.images.image_file import read
 from txt2img.models.optimize.quantize import quantize

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.pipeline.test_generate import SMALL
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import Attention, attention
 from txt2img.models.optimize import cpu

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tests.support import adapters, tiny
 from tests.support.adapters import ATTENTION, LCM, TEXT, kohya, pairs, peft, write
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadFile, MissingWeights, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request

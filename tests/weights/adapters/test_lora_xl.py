@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from tests.support import tiny, tiny_xl
 from tests.support.adapters import LCM, TEXT, Pairs, State, kohya, pairs, peft, write
 from tests.weights.adapters.test_lora import put_on, states
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.generate import noise_levels, sampled
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.adapters import Lora

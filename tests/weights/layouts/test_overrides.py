@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from tests.conftest import Command
 from tests.support import tiny, tiny_xl
-from txt2img.diffusion.guidance import Cond
+from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import (
     BadRequest,
     MissingWeights,

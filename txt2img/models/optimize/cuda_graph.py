@@ -14,8 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept
-from txt2img.diffusion.guidance import Cond
 from txt2img.models.optimize.onednn import address
 from txt2img.system.device.memory import free, is_short
 
