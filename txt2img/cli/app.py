@@ -14,9 +14,9 @@ import typer
 from txt2img.cli import registry
 from txt2img.cli.options.command import Direct
 from txt2img.cli.registry import NAMES
-from txt2img.cli.terminal.console import StdoutGone, tell
+from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
-from txt2img.cli.terminal.streams import settle
+from txt2img.cli.terminal.streams import open_missing
 from txt2img.errors import BadRequest, Txt2imgError
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         _settle()
         return _dispatch(arguments)
     except (Stopped, KeyboardInterrupt) as stop:
-        tell(STOPPED)
+        log(STOPPED)
         return stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
     except Txt2imgError as error:
         return _fail(str(error), error.exit_code)
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
 
         named = bool(arguments) and arguments[0] in NAMES
         return _fail(worded(error, arguments[0] if named else ""), 2)
-    except StdoutGone:
+    except BrokenStdout:
         return 1
     except MemoryError:
         return _fail("the memory of this machine does not suffice; choose a smaller size", 5)
@@ -129,7 +129,7 @@ def _complete() -> int:
 
 def _settle() -> None:
     """Make the process fit to work: descriptors, signals, and a folder to be in."""
-    settle()
+    open_missing()
     STOP.listen()
     try:
         os.getcwd()
@@ -141,5 +141,5 @@ def _fail(line: str, code: int) -> int:
     """Say what went wrong, in one line; where it did only if TXT2IMG_DEBUG is set."""
     if os.environ.get("TXT2IMG_DEBUG"):
         traceback.print_exc()
-    tell(f"Error: {line}")
+    log(f"Error: {line}")
     return code

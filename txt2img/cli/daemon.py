@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from txt2img.cli.terminal.signals import STOP, Stopped
-from txt2img.cli.terminal.streams import Streams, settle
+from txt2img.cli.terminal.streams import Streams, open_missing
 from txt2img.cli.worker import protocol
 from txt2img.system import locks, resources
 from txt2img.system.version import __version__
@@ -195,13 +195,13 @@ def in_place_of(job: Job) -> int:
             STOP.listen()
             watch.start()
             code = app.run(job.arguments)
-            STOP.deaf()
+            STOP.ignore()
     except Stopped as stop:
         code = stop.code
     except BaseException:  # noqa: BLE001 - a call that fails must not take the next one with it
         code = 1
     finally:
-        STOP.deaf()
+        STOP.ignore()
         watch.end()
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -229,7 +229,7 @@ class Watch(threading.Thread):
                     self._pass_on(heard[0])
         if self.over.is_set():
             return
-        STOP.hurry()
+        STOP.force_next()
         self._pass_on(signal.SIGTERM)
         if not self.over.wait(GRACE_SECONDS):
             os._exit(1)  # it hangs, and holds the files of who is gone
@@ -273,7 +273,7 @@ def _be_nobody() -> None:
 def main() -> None:
     """Serve at the socket argv[1] until idle for argv[2] seconds; nothing if another does."""
     path, idle = Path(sys.argv[1]), int(sys.argv[2])
-    settle()
+    open_missing()
     os.umask(0o077)
     protocol.check_private(path.parent)
     held = locks.claim(path.with_suffix(".lock"))  # which ends with its process
@@ -281,7 +281,7 @@ def main() -> None:
         return
     from txt2img.weights import model_cache
 
-    model_cache.KEEPER.keeps = STOP.lasts = True
+    model_cache.KEEPER.keeps = STOP.is_daemon = True
     worker = Worker(protocol.listen(path), idle)
 
     def end(number: int, frame: FrameType | None) -> None:

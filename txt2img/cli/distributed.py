@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from txt2img.cli.terminal.console import tell
+from txt2img.cli.terminal.console import log
 from txt2img.errors import Txt2imgError
 from txt2img.request.request import Request
 from txt2img.system import launcher
@@ -36,7 +36,7 @@ def together(code: int, drawn: Drawn | None) -> tuple[int, Drawn | None]:
         return code, drawn
     if not here.meets:
         if here.first and drawn is not None:
-            tell(NO_SHEET)
+            log(NO_SHEET)
         return code, None
     from txt2img.system.device.rendezvous import gathered
 
@@ -44,7 +44,7 @@ def together(code: int, drawn: Drawn | None) -> tuple[int, Drawn | None]:
     try:
         said = [json.loads(text) for text in gathered(here, json.dumps([code, rows]))]
     except Txt2imgError as error:  # the pictures are written: that is no failure of this one
-        tell(f"Note: {error}")
+        log(f"Note: {error}")
         return code, None
     code = max(outcome[0] for outcome in said)
     if drawn is None or not here.first:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.provenance import changed
 from txt2img.cli.requests import Wish
-from txt2img.cli.terminal.console import say_record, say_row
-from txt2img.cli.terminal.results import described, say_error
+from txt2img.cli.terminal.console import print_json, print_row
+from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import Care
 from txt2img.errors import BadRequest
 from txt2img.images.image_file import Origin
@@ -53,15 +53,15 @@ def rehearse(wish: Wish, order: "Order") -> int:
         if order.json:
             said = {"tokens": counts, "warnings": lines, **planned(forecast, item, order)}
             row = {"path": str(path), "index": item.index} | ({"id": item.id} if item.id else {})
-            say_record({**row, **described(item.request), **said})
+            print_json({**row, **request_summary(item.request), **said})
         else:
-            say_row(path, f"seed {item.request.seed}", item.request.prompt)
+            print_row(path, f"seed {item.request.seed}", item.request.prompt)
     if last is not None:
         for line in summary(forecast, last, care.pictures, total, most or 0):
             order.note(line)
     care.settle(wish.warnings, order.note, wish.remarks)
     for error in wish.failures():
-        say_error(error, order.json)
+        print_error(error, order.json)
     return SOME_FAILED if wish.failures() else 0
 
 

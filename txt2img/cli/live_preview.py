@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from txt2img.cli.options.preview import OWN, PreviewOptions
-from txt2img.cli.terminal.console import Bar, tell
+from txt2img.cli.terminal.console import Bar, log
 from txt2img.cli.terminal.screen import Screen
 from txt2img.errors import BadOutput
 from txt2img.images import animation as frames
@@ -79,7 +79,7 @@ class Viewer:
         if step.step == 1:  # once more from the start, where a picture is drawn again
             self.seen |= {item.index: [] for item in step.items}
         every = self.viewing.preview_every or 1
-        shown = self.screen.due
+        shown = self.screen.ready
         wanted = shown or self.viewing.preview or self.viewing.files
         if step.x0 is None or step.step % every or not wanted:
             return
@@ -99,7 +99,7 @@ class Viewer:
         """Show a picture; keep what led to it, under names beside its own."""
         if self.screen.on:
             self.screen.show(event.picture)
-            self.screen.keep()
+            self.screen.leave()
         steps = event.item.request.steps or 0
         said = frames.record(event.item.request, self.origin, steps, steps)
         self.preview(event.picture, said)
@@ -145,8 +145,8 @@ class Viewer:
             frames.write(frames.still(small, said), path, overwrite=True)
         except BadOutput as error:
             self.blind = True
-            with self.bar.aside():
-                tell(f"No more previews: {error}")
+            with self.bar.paused():
+                log(f"No more previews: {error}")
 
 
 def scaled(preview: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -21,8 +21,8 @@ from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.provenance import changed
 from txt2img.cli.requests import Wish
 from txt2img.cli.sweeping import finish_sweep
-from txt2img.cli.terminal.console import Bar, progress, tell
-from txt2img.cli.terminal.results import Meter, say, say_error, say_failed
+from txt2img.cli.terminal.console import Bar, log, progress
+from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP
 from txt2img.cli.warning_log import Care
 from txt2img.errors import Txt2imgError
@@ -51,7 +51,7 @@ class Order:
     def note(self, line: str) -> None:
         """A remark, unless none are wanted."""
         if not self.quiet:
-            tell(line)
+            log(line)
 
 
 def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
@@ -114,9 +114,9 @@ def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float
         ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
         meter = looked_through(model, shard(), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
-        with bar.aside():
+        with bar.paused():
             for error in failures if launcher.found().first else ():
-                say_error(error, order.json)
+                print_error(error, order.json)
         plan = launcher.found().mine(shard())
         groups = batch.claimed(plan, ledger, size) if ledger else batch.batches(plan, size)
         stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
@@ -141,27 +141,27 @@ def looked_through(
     wish: Wish,
     order: Order,
     bar: Bar,
-) -> Meter:
+) -> ProgressMeter:
     """Go through all that is to be drawn, and say what is worth it. BadRequest."""
     worn = model.wardrobe
     care = Care(order.batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
     meter = survey(launcher.found().mine(care.over(shard, wish.lenient)), ledger, wish, order, bar)
     warnings, remarks = [*wish.warnings, *worn.warnings], [*wish.remarks, *worn.notes]
-    with bar.aside():
+    with bar.paused():
         care.settle(warnings, order.note, remarks)
     return meter
 
 
 def tell_kept(shelf: "Shelf", bar: Bar) -> None:
     """Say which latents have no picture yet, and how to get it."""
-    with bar.aside():
+    with bar.paused():
         for line in shelf.remarks():
-            tell(line)
+            log(line)
 
 
 def survey(
     plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: Order, bar: Bar
-) -> Meter:
+) -> ProgressMeter:
     """Go through a whole batch once: what is wrong is found before any of it is drawn."""
     from txt2img.pipeline.batch import batches
 
@@ -182,11 +182,11 @@ def survey(
     path = order.target.folder / order.target.pattern
     if order.target.exact and order.target.resume and left and os.path.lexists(path):
         raise output.taken(path)
-    return Meter(bar, total, total - left, steps)
+    return ProgressMeter(bar, total, total - left, steps)
 
 
 def follow(
-    events: "Iterable[Event]", meter: Meter, json: bool, drawn: distributed.Drawn | None
+    events: "Iterable[Event]", meter: ProgressMeter, json: bool, drawn: distributed.Drawn | None
 ) -> int:
     """Say what happens while it does; gives how many pictures failed. Stopped."""
     from txt2img.pipeline import batch
@@ -195,7 +195,7 @@ def follow(
     failed = left = 0
     told = False
     for event in events:
-        with nullcontext() if isinstance(event, batch.Step) else meter.bar.aside():
+        with nullcontext() if isinstance(event, batch.Step) else meter.bar.paused():
             if isinstance(event, batch.Started):
                 left += len(event.items)
                 STOP.finishing = True
@@ -203,18 +203,18 @@ def follow(
             elif isinstance(event, batch.Step):
                 meter.show(event)
             elif isinstance(event, batch.Told):
-                tell(event.line)
+                log(event.line)
             elif isinstance(event, Failed):
-                say_failed(event, json)
+                print_failed(event, json)
                 failed += 1
             elif event.path != Path("-"):
-                say(event, json)
+                print_finished(event, json)
                 if drawn is not None:
                     drawn[event.item.index] = (event.path, event.request.seed)
         if STOP.asked and not told:
             told = True
-            with meter.bar.aside():
-                tell("Finishing the picture; once more stops at once.")
+            with meter.bar.paused():
+                log("Finishing the picture; once more stops at once.")
         if isinstance(event, Finished | Failed):
             left -= 1
             meter.ready += 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.distributed import Drawn
 from txt2img.cli.requests import Wish
-from txt2img.cli.terminal.console import say_path, say_record
+from txt2img.cli.terminal.console import print_json, print_path
 from txt2img.images.resume import Item, Ledger
 
 if TYPE_CHECKING:
@@ -31,6 +31,6 @@ def finish_sweep(
     assert wish.sweep is not None
     for path in contact_sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
         if order.json:
-            say_record({"path": str(path), "pictures": len(cells)})
+            print_json({"path": str(path), "pictures": len(cells)})
         else:
-            say_path(path)
+            print_path(path)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from txt2img.cli.terminal.console import fitting, progress, rate
-from txt2img.cli.terminal.results import Meter
+from txt2img.cli.terminal.console import progress, rate, truncate
+from txt2img.cli.terminal.results import ProgressMeter
 from txt2img.images.resume import Item
 from txt2img.pipeline.batch import Started, Step
 from txt2img.request.request import Request
@@ -26,7 +26,7 @@ def test_a_terminal_shows_label_remark_and_time(monkeypatch: pytest.MonkeyPatch)
     with progress(True, "loading") as bar:
         assert bar.visible
         bar.advance("drawing", 5, 10, "5/10 [red] 3.2 it/s")
-        with bar.aside():
+        with bar.paused():
             sys.stderr.write("a line\n")
     shown = sys.stderr.getvalue()
     assert "drawing" in shown and "5/10 [red] 3.2 it/s" in shown
@@ -67,7 +67,7 @@ def test_who_wants_no_colours_gets_none(
     ],
 )
 def test_a_subject_is_safe_and_fits(text: str, shown: str) -> None:
-    assert fitting(text, 10) == shown
+    assert truncate(text, 10) == shown
 
 
 def test_a_batch_shows_what_is_done_and_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_batch_shows_what_is_done_and_what_is_drawn(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stderr", Terminal())
     item = Item(4, Request("red apple\x1b]0;x\x07, and [bold]more[/] of a long prompt"), "x", 1, "")
     with progress(True, "loading") as bar:
-        meter = Meter(bar, 40, 3, 800)
+        meter = ProgressMeter(bar, 40, 3, 800)
         meter.begin(Started((item,)))
         meter.show(Step(4, 4, 1, 20))
     line = sys.stderr.getvalue()
@@ -88,7 +88,7 @@ def test_no_terminal_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with progress(True, "loading") as bar:
         bar.advance("drawing", 5, 10, "x")
-        with bar.aside():
+        with bar.paused():
             pass
     assert sys.stderr.getvalue() == ""
     assert not bar.visible

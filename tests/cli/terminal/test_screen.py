@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from txt2img.cli.terminal.console import Bar, progress
-from txt2img.cli.terminal.screen import Screen, deep, found
+from txt2img.cli.terminal.screen import Screen, detect_protocol, truecolor
 
 PICTURE = Image.new("RGB", (64, 64), (200, 100, 0))
 
@@ -60,14 +60,14 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     ],
 )
 def test_the_environment_tells_the_way(environ: dict[str, str], kind: str) -> None:
-    assert found(environ) == kind
+    assert detect_protocol(environ) == kind
 
 
 def test_colours_are_deep_where_the_terminal_says_so() -> None:
-    assert deep({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
-    assert deep({"TERM": "xterm-direct"})
-    assert deep({"TERM": "tmux-256color", "TMUX": "/tmp/tmux,1,0"})
-    assert not deep({"TERM": "xterm-256color"})
+    assert truecolor({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+    assert truecolor({"TERM": "xterm-direct"})
+    assert truecolor({"TERM": "tmux-256color", "TMUX": "/tmp/tmux,1,0"})
+    assert not truecolor({"TERM": "xterm-256color"})
 
 
 def test_a_picture_takes_the_place_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_a_picture_that_stays_is_not_drawn_over(monkeypatch: pytest.MonkeyPatch)
     screen = Screen(bar, "kitty")
     screen.show(PICTURE)
     number = screen.number
-    screen.keep()
-    with bar.aside():
+    screen.leave()
+    with bar.paused():
         sys.stderr.write("x.png\n")
     screen.show(PICTURE)
     after = terminal.getvalue().partition("x.png\n")[2]
@@ -115,7 +115,7 @@ def test_a_line_takes_the_place_of_a_picture_that_does_not_stay(
     screen = Screen(bar, "kitty")
     screen.show(PICTURE)
     before = len(terminal.getvalue())
-    with bar.aside():
+    with bar.paused():
         sys.stderr.write("a line\n")
     gone = f"\x1b[20A\x1b_Ga=d,d=I,i={screen.number},q=2\x1b\\\x1b[J"
     assert terminal.getvalue()[before:] == gone + "a line\n"
@@ -142,7 +142,7 @@ def test_what_is_no_terminal_is_shown_nothing(
     other = io.StringIO()
     monkeypatch.setattr(sys, stream, other)
     screen = Screen(Bar(), kind)
-    assert not screen.on and not screen.due
+    assert not screen.on and not screen.ready
     screen.show(PICTURE)
     assert terminal.getvalue() == other.getvalue() == ""
 
@@ -157,9 +157,9 @@ def test_a_terminal_without_room_is_shown_nothing(monkeypatch: pytest.MonkeyPatc
 def test_pictures_do_not_come_faster_than_they_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     on_terminal(monkeypatch)
     screen = Screen(Bar(), "blocks")
-    assert screen.due
+    assert screen.ready
     screen.show(PICTURE)
     screen.last += 100
-    assert not screen.due
+    assert not screen.ready
     screen.last -= 200
-    assert screen.due
+    assert screen.ready

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import Command
 from txt2img.cli import app, daemon, registry
 from txt2img.cli.commands.worker import ask
-from txt2img.cli.terminal.signals import Stop, Stopped
+from txt2img.cli.terminal.signals import Stopped, StopSignal
 from txt2img.cli.worker import client, protocol
 from txt2img.system import launcher
 
@@ -266,9 +266,9 @@ def test_a_signal_before_the_order_stops_the_call(private: Path) -> None:
 
 
 def test_who_is_hurried_stops_at_the_next_signal_and_never_exits() -> None:
-    stop = Stop()
-    stop.lasts = stop.finishing = True
-    stop.hurry()
+    stop = StopSignal()
+    stop.is_daemon = stop.finishing = True
+    stop.force_next()
     with pytest.raises(Stopped):
         stop.take(signal.SIGTERM, None)
     for _ in range(3):
@@ -276,8 +276,8 @@ def test_who_is_hurried_stops_at_the_next_signal_and_never_exits() -> None:
 
 
 def test_who_is_deaf_is_not_stopped() -> None:
-    stop = Stop()
-    stop.deaf()
+    stop = StopSignal()
+    stop.ignore()
     stop.take(signal.SIGINT, None)
 
 

@@ -12,8 +12,8 @@ from txt2img.cli.options.adapters import AdapterFileOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import check_model
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import progress, say_path, say_record
-from txt2img.cli.terminal.results import say_file_error
+from txt2img.cli.terminal.console import print_json, print_path, progress
+from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import exif, formats, output
 from txt2img.images.formats import PNG
@@ -62,15 +62,15 @@ def decode(
                     Path(name), latent, loaded[wanted], target(name, out, overwrite, files), i + 1
                 )
             except Txt2imgError as error:
-                with bar.aside():
-                    say_file_error(name, error, json)
+                with bar.paused():
+                    print_file_error(name, error, json)
                 code = code or error.exit_code
                 continue
-            with bar.aside():
+            with bar.paused():
                 if json:
-                    say_record({"file": name, "path": str(path), "step": latent.step})
+                    print_json({"file": name, "path": str(path), "step": latent.step})
                 else:
-                    say_path(path)
+                    print_path(path)
     if code := distributed.together(code, None)[0]:
         raise typer.Exit(code)
 

@@ -10,7 +10,7 @@ import typer
 from txt2img.cli.provenance import requested
 from txt2img.cli.registry import Command
 from txt2img.cli.shell_line import command_line
-from txt2img.cli.terminal.console import say, say_record, tell
+from txt2img.cli.terminal.console import log, print_json, print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import formats, image_file
 from txt2img.images.animation import MARK
@@ -50,19 +50,19 @@ def info(
     for name in files:
         try:
             if a1111 or command:
-                say(as_command(Path(name)) if command else as_infotext(Path(name)))
+                print_line(as_command(Path(name)) if command else as_infotext(Path(name)))
                 continue
             kind = picture_kind(name)
             record = picture(Path(name), kind) if kind else weights(name)
         except Txt2imgError as error:
-            tell(f"Error: {error}")
+            log(f"Error: {error}")
             code = code or error.exit_code
             continue
         if json:
-            say_record({"file": name, **record})
+            print_json({"file": name, **record})
             continue
         if said:
-            say("")
+            print_line("")
         said += 1
         say_known(name, record)
     if code:
@@ -143,7 +143,7 @@ def weights(name: str) -> dict[str, object]:
 
 def say_known(name: str, record: Mapping[str, object]) -> None:
     """All that is known of a file, beginning with its kind."""
-    say(f"{name}: {record['kind']}")
+    print_line(f"{name}: {record['kind']}")
     for key, value in record.items():
         if key != "kind" and value:
             say_field(key, value)
@@ -156,11 +156,11 @@ def say_field(key: str, value: object) -> None:
     elif isinstance(value, list):
         value = "\n".join(str(item) for item in value)
     if "\n" not in str(value) and key not in ("parameters", "txt2img"):
-        say(f"  {key:12}{value}")
+        print_line(f"  {key:12}{value}")
         return
-    say(f"  {key}:")
+    print_line(f"  {key}:")
     for line in str(value).split("\n"):
-        say(f"    {line}")
+        print_line(f"    {line}")
 
 
 COMMAND: Command = info, EPILOG

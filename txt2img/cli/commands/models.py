@@ -9,7 +9,7 @@ import typer
 
 from txt2img.cli.commands.info import Json, say_known, weights
 from txt2img.cli.options.completion import known_models, pullable
-from txt2img.cli.terminal.console import progress, say_path, say_record, say_row, tell
+from txt2img.cli.terminal.console import log, print_json, print_path, print_row, progress
 from txt2img.errors import BadFile, Txt2imgError
 from txt2img.system.text import format_size
 
@@ -54,10 +54,10 @@ def list_models(json: Json = False) -> None:
         if json:
             whole = found.size if found else _size(path)
             row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": whole}
-            say_record({**row, "path": str(path)})
+            print_json({**row, "path": str(path)})
         else:
             said = format_size(found.size if found else _size(path))
-            say_row(name, family or kind or "-", layout or "-", said, path)
+            print_row(name, family or kind or "-", layout or "-", said, path)
 
 
 def show_model(name: Name, json: Json = False) -> None:
@@ -73,7 +73,7 @@ def show_model(name: Name, json: Json = False) -> None:
         **{key: source[key] for key in ("id", "revision", "licence") if key in source},
     }
     if json:
-        say_record(record)
+        print_json(record)
         return
     say_known(name, record)
 
@@ -82,7 +82,7 @@ def path_of(name: Name) -> None:
     """Print where a model is."""
     from txt2img.weights.checkpoint import find
 
-    say_path(find(name))
+    print_path(find(name))
 
 
 def hash_models(names: Names, json: Json = False) -> None:
@@ -110,9 +110,9 @@ def hash_models(names: Names, json: Json = False) -> None:
         }
         if json:
             files = dict(zip(map(str, paths), digests, strict=not single))
-            say_record({**record, "files": files})
+            print_json({**record, "files": files})
         else:
-            say_row(*(record[key] or "-" for key in ("hash", "lora", "sha256", "name")))
+            print_row(*(record[key] or "-" for key in ("hash", "lora", "sha256", "name")))
 
 
 def pull_model(
@@ -132,14 +132,14 @@ def pull_model(
     found = hub.offer(wanted, variant, endpoint)
     if not quiet:
         what = f"{len(found.files)} files, {format_size(found.size)}"
-        tell(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
+        log(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
     hub.keep_quiet(quiet or not sys.stderr.isatty())
     for file in hub.pull(found, endpoint):
         if file is None:
-            tell(f"another process is pulling {wanted.id}: waiting until it is done")
+            log(f"another process is pulling {wanted.id}: waiting until it is done")
         elif not quiet and not sys.stderr.isatty():
-            tell(f"{file.name} is whole")
-    say_path(wanted.place)
+            log(f"{file.name} is whole")
+    print_path(wanted.place)
 
 
 def _summary(name: str, path: Path) -> "Summary | None":
@@ -151,7 +151,7 @@ def _summary(name: str, path: Path) -> "Summary | None":
     except BadFile:
         return None
     except Txt2imgError as error:
-        tell(f"Note: {path}: {error}")
+        log(f"Note: {path}: {error}")
         return None
 
 

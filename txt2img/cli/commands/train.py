@@ -9,7 +9,7 @@ import typer
 
 from txt2img.cli.options.types import Quiet, number, positive, whole
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import progress, say_path, tell
+from txt2img.cli.terminal.console import log, print_path, progress
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
@@ -134,7 +134,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks for all
     folder = fit(config, given, quiet or not first)
     if first:
-        say_path(folder)
+        print_path(folder)
 
 
 def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
@@ -153,17 +153,17 @@ def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
             )
             new_stage, stage = report.stage != stage, report.stage
             if new_stage and report.plain:
-                with bar.aside():
-                    tell(f"Warning: {stage} runs uncompiled, since compiled here: {report.plain}")
+                with bar.paused():
+                    log(f"Warning: {stage} runs uncompiled, since compiled here: {report.plain}")
             due = not bar.visible and time.monotonic() - told > 30
             last = report.step == report.steps
             if not quiet and (report.sheet or last or ((due or new_stage) and not bar.visible)):
-                with bar.aside():
+                with bar.paused():
                     sheet = f"  {report.sheet}" if report.sheet else ""
-                    tell(f"{report.stage} {report.step}/{report.steps} {line}{sheet}")
+                    log(f"{report.stage} {report.step}/{report.steps} {line}{sheet}")
                 told = time.monotonic()
         if settings.stop_after is not None and not quiet and not is_whole(settings):
-            tell(f"stopped after {settings.stop_after:g} minutes; the same line goes on from here")
+            log(f"stopped after {settings.stop_after:g} minutes; the same line goes on from here")
     return settings.out
 
 

@@ -14,8 +14,8 @@ from txt2img.cli.options.adapters import AdapterFileOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import with_model
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import progress, say, say_record, tell
-from txt2img.cli.terminal.results import say_file_error
+from txt2img.cli.terminal.console import log, print_json, print_line, progress
+from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import Txt2imgError
 from txt2img.system import launcher
 
@@ -74,17 +74,17 @@ def verify(
                     loaded = load_model(model or "default", precision, others.library())
                 verdict = judge.verify(Path(name), found, loaded, psnr is not None)
             except Txt2imgError as error:
-                with bar.aside():
-                    say_file_error(name, error, json)
+                with bar.paused():
+                    print_file_error(name, error, json)
                 word, failed = "not comparable", error.exit_code
             else:
-                with bar.aside():
+                with bar.paused():
                     tell_verdict(name, verdict, json)
                 word = rated(verdict, psnr)
                 failed = int(word == "different")
             code, counts[word] = code or failed, counts[word] + 1
     if len(names) > 1 and not quiet:
-        tell(", ".join(f"{count} {word}" for word, count in counts.items()))
+        log(", ".join(f"{count} {word}" for word, count in counts.items()))
     if code := distributed.together(code, None)[0]:
         raise typer.Exit(code)
 
@@ -100,13 +100,13 @@ def tell_verdict(name: str, verdict: "Verdict", json: bool) -> None:
     """One file's verdict on stdout."""
     if json:
         near = None if verdict.same else round(verdict.psnr, 2)
-        say_record(
+        print_json(
             {"file": name, "same": verdict.same, "psnr": near, "reasons": list(verdict.reasons)}
         )
     elif verdict.same:
-        say(f"{name}: identical")
+        print_line(f"{name}: identical")
     else:
-        say(f"{name}: PSNR {verdict.psnr:.1f} dB; {'; '.join(verdict.reasons)}")
+        print_line(f"{name}: PSNR {verdict.psnr:.1f} dB; {'; '.join(verdict.reasons)}")
 
 
 COMMAND: Command = verify, EPILOG

@@ -8,7 +8,7 @@ import typer
 
 from txt2img.cli.options.types import Json
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import say_record, say_row, tell
+from txt2img.cli.terminal.console import log, print_json, print_row
 from txt2img.cli.worker import protocol
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
@@ -29,16 +29,18 @@ def worker(what: What, json: Json = False) -> None:
     states = [state for path in sockets() if (state := ask(path, what))]
     for state in states:
         if json:
-            say_record(state)
+            print_json(state)
             continue
         busy, left = state.get("busy"), state.get("idle_seconds_left")
         if what == "stop":
             fate = "stops when its pictures are done" if busy else "stopped"
         else:
             fate = "drawing" if busy else f"idle, ends in {left} s"
-        say_row(f"pid {state.get('pid')}", state.get("model"), f"{state.get('calls')} calls", fate)
+        print_row(
+            f"pid {state.get('pid')}", state.get("model"), f"{state.get('calls')} calls", fate
+        )
     if not states and not json:
-        tell("There is no worker.")
+        log("There is no worker.")
 
 
 def sockets() -> list[Path]:

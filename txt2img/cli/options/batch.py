@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options.types import whole
-from txt2img.cli.terminal.console import say_bytes
+from txt2img.cli.terminal.console import print_bytes
 from txt2img.errors import BadRequest
 from txt2img.images import checks
 from txt2img.images.checks import RETRIES_MAX, Policy
@@ -163,5 +163,5 @@ class Stdout(Output):
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write the picture; gives no path that is one."""
-        say_bytes(data)
+        print_bytes(data)
         return Path("-")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.terminal.console import say
+from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadRequest
 from txt2img.request.request import Sampler, Schedule
 from txt2img.system.text import shown
@@ -54,7 +54,7 @@ def positive(option: str) -> Callable[[str], int]:
 
 def _version(asked: bool) -> None:
     if asked:
-        say(f"txt2img {__version__}")
+        print_line(f"txt2img {__version__}")
         raise typer.Exit
 
 

@@ -15,39 +15,39 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-class StdoutGone(Exception):
+class BrokenStdout(Exception):
     """Nobody reads the results any more."""
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """One result on stdout, escaped. StdoutGone if its reader has left, BadOutput if it fails."""
     encoding = sys.stdout.encoding or "utf-8"
     _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
 
 
-def say_row(*cells: object) -> None:
+def print_row(*cells: object) -> None:
     """One result of several parts on stdout, with tabs between them and in none of them."""
     encoding = sys.stdout.encoding or "utf-8"
     row = "\t".join(escape(str(cell)) for cell in cells)
     _write((row + "\n").encode(encoding, "backslashreplace"))
 
 
-def say_path(path: str | os.PathLike[str]) -> None:
+def print_path(path: str | os.PathLike[str]) -> None:
     """One path on stdout, as the file system spells it."""
     _write(os.fsencode(path) + b"\n")
 
 
-def say_bytes(data: bytes) -> None:
+def print_bytes(data: bytes) -> None:
     """A whole file on stdout."""
     _write(data)
 
 
-def say_record(record: Mapping[str, object]) -> None:
+def print_json(record: Mapping[str, object]) -> None:
     """One JSON object on one line of stdout, in ASCII."""
     _write(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """One remark on stderr, escaped; nobody has to read it."""
     with suppress(OSError, ValueError):
         sys.stderr.write(escape(line) + "\n")
@@ -72,12 +72,12 @@ class Bar:
     def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
         """Show how far it is, and with what: as much of the `subject` as there is room for."""
 
-    def aside(self) -> AbstractContextManager[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """While another line is written: the bar and what is above it are out of its way."""
-        self.clear()
+        self.clear_drawing()
         return nullcontext()
 
-    def above(self, text: str, rows: int, gone: str = "") -> None:
+    def draw_above(self, text: str, rows: int, gone: str = "") -> None:
         """Write a text of so many rows above the bar, in place of the last one.
 
         `gone` is what takes it away beside the clearing of its rows.
@@ -88,15 +88,15 @@ class Bar:
         _to_terminal(before + text)
         self.rows, self.gone = rows, gone
 
-    def settle(self) -> None:
+    def leave_drawing(self) -> None:
         """Let what is above the bar stay where it is."""
         self.rows, self.gone = 0, ""
 
-    def clear(self) -> None:
+    def clear_drawing(self) -> None:
         """Take away what is above the bar."""
         if self.rows:
             _to_terminal(f"\x1b[{self.rows}A{self.gone}\x1b[J")
-        self.settle()
+        self.leave_drawing()
 
 
 class TerminalBar(Bar):
@@ -110,7 +110,7 @@ class TerminalBar(Bar):
 
     def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
         """Show how far it is, and with what: as much of the `subject` as there is room for."""
-        words = f"{label}: {fitting(subject, self.room)}" if subject else label
+        words = f"{label}: {truncate(subject, self.room)}" if subject else label
         self.bar.update(self.task, description=words, completed=done, total=total, remark=remark)
 
     @contextmanager
@@ -118,21 +118,21 @@ class TerminalBar(Bar):
         """While another line is written: the bar and what is above it are out of its way."""
         self.bar.stop()
         try:
-            self.clear()
+            self.clear_drawing()
             yield
         finally:
             self.bar.start()
 
-    def above(self, text: str, rows: int, gone: str = "") -> None:
+    def draw_above(self, text: str, rows: int, gone: str = "") -> None:
         """Write a text of so many rows above the bar, in place of the last one."""
         self.bar.stop()
         try:
-            super().above(text, rows, gone)
+            super().draw_above(text, rows, gone)
         finally:
             self.bar.start()
 
 
-def fitting(text: str, cells: int) -> str:
+def truncate(text: str, cells: int) -> str:
     """A text from outside, escaped, in so many of a terminal's cells."""
     from rich.cells import cell_len, set_cell_size
 
@@ -180,6 +180,6 @@ def _write(data: bytes) -> None:
         os.dup2(nothing, 1)  # or the interpreter's last flush fails again
         os.close(nothing)
         if isinstance(error, BrokenPipeError):
-            raise StdoutGone from error
+            raise BrokenStdout from error
         reason = (error.strerror or str(error)).lower()
         raise BadOutput(f"cannot write to standard output: {reason}") from error

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from txt2img.cli.terminal.console import Bar, rate, say_path, say_record, tell
+from txt2img.cli.terminal.console import Bar, log, print_json, print_path, rate
 from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request.request import Request
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from txt2img.pipeline.writer import Failed, Finished
 
 
-class Meter:
+class ProgressMeter:
     """How far a run is, on a bar."""
 
     def __init__(self, bar: Bar, pictures: int, ready: int, steps: int) -> None:
@@ -38,7 +38,7 @@ class Meter:
         self.bar.advance(label, self.done, self.steps, remark, prompt)
 
 
-def described(request: Request) -> dict[str, object]:
+def request_summary(request: Request) -> dict[str, object]:
     """A request as part of a record."""
     templates = {
         name: text for name in ("template", "negative_template") if (text := getattr(request, name))
@@ -58,19 +58,19 @@ def described(request: Request) -> dict[str, object]:
     }
 
 
-def say(finished: "Finished", json: bool) -> None:
+def print_finished(finished: "Finished", json: bool) -> None:
     """A finished picture on stdout: its path, or all about it."""
     if not json:
-        say_path(finished.path)
+        print_path(finished.path)
         return
     item = finished.item
     retried = {} if item.first_seed is None else {"first_seed": item.first_seed}
-    say_record(
+    print_json(
         {
             "path": str(finished.path),
             "index": item.index,
             "id": item.id,
-            **described(finished.request),
+            **request_summary(finished.request),
             **retried,
             "seconds": round(finished.seconds, 3),
             "model": finished.origin.model,
@@ -80,20 +80,20 @@ def say(finished: "Finished", json: bool) -> None:
     )
 
 
-def say_failed(failed: "Failed", json: bool) -> None:
+def print_failed(failed: "Failed", json: bool) -> None:
     """A picture that the run goes on without."""
     item = failed.item
-    tell(f"Error: picture {item.index}: {failed.error}")
+    log(f"Error: picture {item.index}: {failed.error}")
     if json:
-        about = {"index": item.index, "id": item.id, **described(item.request)}
-        say_record({"error": str(failed.error), "code": failed.error.exit_code, **about})
+        about = {"index": item.index, "id": item.id, **request_summary(item.request)}
+        print_json({"error": str(failed.error), "code": failed.error.exit_code, **about})
 
 
-def say_file_error(name: str, error: Txt2imgError, json: bool) -> None:
+def print_file_error(name: str, error: Txt2imgError, json: bool) -> None:
     """What is wrong with one of the files that a command was given, which goes on without it."""
-    tell(f"Error: {error}")
+    log(f"Error: {error}")
     if json:
-        say_record({"file": name, "error": str(error), "code": error.exit_code})
+        print_json({"file": name, "error": str(error), "code": error.exit_code})
 
 
 @contextmanager
@@ -103,13 +103,13 @@ def errors_on_stdout(json: bool) -> Iterator[None]:
         yield
     except Txt2imgError as error:
         with suppress(BadOutput):
-            say_error(error, json, aloud=False)
+            print_error(error, json, aloud=False)
         raise
 
 
-def say_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
+def print_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
     """What went wrong, not with one picture."""
     if aloud:
-        tell(f"Error: {error}")
+        log(f"Error: {error}")
     if json:
-        say_record({"error": str(error), "code": error.exit_code})
+        print_json({"error": str(error), "code": error.exit_code})

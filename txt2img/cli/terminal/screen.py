@@ -25,7 +25,7 @@ ITERM = ("iTerm.app", "WezTerm", "mintty", "rio")
 SIXEL = ("foot", "mlterm", "contour", "yaft", "sixel")
 
 
-def found(environ: Mapping[str, str]) -> str:
+def detect_protocol(environ: Mapping[str, str]) -> str:
     """The way that the terminal shows pictures, told by the environment; "off" if by none."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get(OVERRULE) in KINDS[1:]:
@@ -49,7 +49,7 @@ def multiplexed(environ: Mapping[str, str]) -> bool:
     return "TMUX" in environ or _in(("tmux", "screen"), environ.get("TERM", ""))
 
 
-def deep(environ: Mapping[str, str]) -> bool:
+def truecolor(environ: Mapping[str, str]) -> bool:
     """Whether the terminal says that it has 24-bit colours; tmux makes others of them itself."""
     direct = environ.get("TERM", "").endswith("-direct") or "TMUX" in environ
     return direct or environ.get("COLORTERM") in ("truecolor", "24bit")
@@ -61,7 +61,7 @@ class Screen:
     def __init__(self, bar: Bar, kind: str) -> None:
         self.bar = bar
         terminal = sys.stderr.isatty() and sys.stdout.isatty()
-        self.kind = (found(os.environ) if kind == "auto" else kind) if terminal else "off"
+        self.kind = (detect_protocol(os.environ) if kind == "auto" else kind) if terminal else "off"
         self.number = secrets.randbits(24) + 1  # kitty's: no other program's, no other run's
         self.last = -SECONDS
 
@@ -71,7 +71,7 @@ class Screen:
         return self.kind != "off"
 
     @property
-    def due(self) -> bool:
+    def ready(self) -> bool:
         """Whether the last picture stands long enough for the next one."""
         return self.on and time.monotonic() - self.last >= SECONDS
 
@@ -84,17 +84,17 @@ class Screen:
             return
         cells = graphics.fit(picture.size, room, cell)
         gone = graphics.kitty_gone(self.number) if self.kind == "kitty" else ""
-        self.bar.above(self._text(picture, cells, cell), cells[1], gone)
+        self.bar.draw_above(self._text(picture, cells, cell), cells[1], gone)
         self.last = time.monotonic()
 
-    def keep(self) -> None:
+    def leave(self) -> None:
         """Let the picture stay; the next one comes below."""
-        self.bar.settle()
+        self.bar.leave_drawing()
         self.number += 1
 
     def _text(self, picture: Image.Image, cells: Cells, cell: tuple[int, int]) -> str:
         if self.kind == "blocks":
-            return graphics.blocks(picture, cells, deep(os.environ))
+            return graphics.blocks(picture, cells, truecolor(os.environ))
         size = cells[0] * cell[0], cells[1] * cell[1]
         scaled = picture.resize(size, Image.Resampling.BICUBIC)
         if self.kind == "kitty":

@@ -16,10 +16,10 @@ class Stopped(BaseException):
         self.code = 128 + number
 
 
-class Stop:
+class StopSignal:
     """What the signals have asked for. Without anything to finish, the first stops at once."""
 
-    lasts = False  # whether the process outlives its work, and so no number of signals ends it
+    is_daemon = False  # whether the process outlives its work, and so no number of signals ends it
 
     def __init__(self) -> None:
         self.signals = 0
@@ -42,21 +42,21 @@ class Stop:
     def take(self, number: int, frame: FrameType | None) -> None:
         """One signal. While all is being cleaned up one more is passed over, not two."""
         self.signals, self.number = self.signals + 1, number
-        if self.signals > 2 and not self.lasts:
+        if self.signals > 2 and not self.is_daemon:
             os._exit(128 + number)
         if self.raised or (self.finishing and self.signals == 1):
             return
         self.raised = True
         raise Stopped(number)
 
-    def hurry(self) -> None:
+    def force_next(self) -> None:
         """Let the next signal stop the work now, as if one was there before: nobody waits for it.
 
         For another thread, which sends it: two signals at once may be taken as one.
         """
         self.signals = max(self.signals, 1)
 
-    def deaf(self) -> None:
+    def ignore(self) -> None:
         """Heed no signal from now on: the work is over."""
         self.raised = True
 
@@ -68,4 +68,4 @@ class Stop:
             raise Stopped(self.number)
 
 
-STOP = Stop()
+STOP = StopSignal()

@@ -10,7 +10,7 @@ from typing import TextIO
 CLOSED: set[int] = set()  # the descriptors that were so when the program, or a call, began
 
 
-def settle() -> None:
+def open_missing() -> None:
     """Open what of the descriptors 0 … 2 is closed, and make the streams that are missing."""
     for descriptor in range(3):
         try:
@@ -26,20 +26,20 @@ def settle() -> None:
 class Streams:
     """While it lasts, the standard streams are new ones on the descriptors 0 … 2.
 
-    `touched` is called before input is taken from standard input or results go to standard output.
+    `on_use` is called before input is taken from standard input or results go to standard output.
     Those that were `closed` to who called are known as such.
     """
 
-    def __init__(self, touched: Callable[[], None], closed: Collection[int] = ()) -> None:
-        self.touched, self.closed = touched, set(closed)
+    def __init__(self, on_use: Callable[[], None], closed: Collection[int] = ()) -> None:
+        self.on_use, self.closed = on_use, set(closed)
 
     def __enter__(self) -> None:
         """Make the streams, in the encodings of those that there are."""
         self._swap()
         self.own = (sys.stdin, sys.stdout, sys.stderr)
         stdin, stdout, stderr = self.own
-        sys.stdin = _text(io.BufferedReader(_Noticed(0, "r", self.touched)), stdin)
-        noticed: io.RawIOBase = _Noticed(1, "w", self.touched)
+        sys.stdin = _text(io.BufferedReader(_Noticed(0, "r", self.on_use)), stdin)
+        noticed: io.RawIOBase = _Noticed(1, "w", self.on_use)
         sys.stdout = _text(io.BufferedWriter(noticed), stdout)
         sys.stderr = _text(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), stderr)
 
@@ -63,23 +63,23 @@ class Streams:
 class _Noticed(io.FileIO):
     """A descriptor, which stays open, and whose use is noticed."""
 
-    def __init__(self, number: int, mode: str, notice: Callable[[], None]) -> None:
+    def __init__(self, number: int, mode: str, on_use: Callable[[], None]) -> None:
         super().__init__(number, mode, closefd=False)
-        self.notice = notice
+        self.on_use = on_use
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
         """What a buffered reader calls to read a part."""
-        self.notice()
+        self.on_use()
         return super().readinto(buffer)
 
     def readall(self) -> bytes:
         """What it calls to read all."""
-        self.notice()
+        self.on_use()
         return super().readall()
 
     def write(self, data: memoryview) -> int:  # type: ignore[override]
         """What a buffered writer calls."""
-        self.notice()
+        self.on_use()
         return super().write(data)
 
 

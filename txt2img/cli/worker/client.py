@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from txt2img.cli.terminal.console import tell
+from txt2img.cli.terminal.console import log
 from txt2img.cli.terminal.signals import STOPPED, Stopped
-from txt2img.cli.terminal.streams import CLOSED, settle
+from txt2img.cli.terminal.streams import CLOSED, open_missing
 from txt2img.cli.worker import protocol
 
 if TYPE_CHECKING:
@@ -100,21 +100,21 @@ def by_worker(arguments: Sequence[str]) -> int | None:
     idle = wanted(arguments)
     if idle is None:
         return None
-    settle()
+    open_missing()
     if not protocol.HAS_SOCKETS:
-        tell("Note: this system has no Unix sockets for a warm worker; drawing without one")
+        log("Note: this system has no Unix sockets for a warm worker; drawing without one")
         return None
     try:
         model = model_of(arguments)
         return Call(arguments, model, idle).by(protocol.folder() / protocol.name_of(model))
     except Stopped as stop:
-        tell(STOPPED)
+        log(STOPPED)
         return stop.code
     except (OSError, EOFError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        tell(f"Note: no warm worker ({str(reason).lower()}); drawing without one")
+        log(f"Note: no warm worker ({str(reason).lower()}); drawing without one")
     except protocol.NotOurs as error:
-        tell(f"Note: no warm worker: {error}; drawing without one")
+        log(f"Note: no warm worker: {error}; drawing without one")
     return None
 
 
@@ -181,7 +181,7 @@ class Call:
             try:
                 answer, _ = protocol.receive(connection)
             except (OSError, EOFError):
-                tell(LOST if touched else DIED)
+                log(LOST if touched else DIED)
                 return 1 if touched else None
             if "code" in answer:
                 return int(str(answer["code"]))
