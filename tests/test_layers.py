@@ -212,7 +212,7 @@ def test_no_code_from_a_file_is_ever_run() -> None:
         assert not dotted_calls(tree) & (BANNED_CALLS | BANNED_DOTTED), file
         assert not {"torch.load", "torch.hub", "torch.jit", "numpy.load"} & set(imports(tree)), file
         lazy = [name for name in imports(tree) if name.startswith("importlib.imp")]
-        assert file == "__init__.py" or not lazy, file
+        assert file in ("__init__.py", "cli/registry.py") or not lazy, file
 
 
 def test_nothing_reaches_for_the_network() -> None:

@@ -11,7 +11,8 @@ import typer
 
 from tests.cli.test_start import run
 from tests.test_layers import PACKAGE, ROWS
-from txt2img.cli.registry import NAMES, command
+from txt2img.cli.names import NAMES
+from txt2img.cli.registry import command
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"

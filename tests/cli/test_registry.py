@@ -2,7 +2,8 @@
 
 import pytest
 
-from txt2img.cli.registry import NAMES, command
+from txt2img.cli.names import MODEL_VERBS, NAMES
+from txt2img.cli.registry import command, model_commands
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "models"])
@@ -10,3 +11,7 @@ def test_each_name_is_that_of_its_command(name: str) -> None:
     function, epilog = command(name)
     assert function.__name__ == name
     assert f"txt2img {'' if name == 'generate' else name}".strip() in epilog
+
+
+def test_the_verbs_of_models_are_its_commands() -> None:
+    assert tuple(model_commands()) == MODEL_VERBS

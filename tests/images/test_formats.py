@@ -14,7 +14,7 @@ from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
 from tests.images.test_exif import KINDS
 from tests.images.test_image_file import IMAGE, NASTY, ORIGIN, REQUEST
-from txt2img.cli.options.batch import Stdout
+from txt2img.cli.output_target import StdoutOutput
 from txt2img.errors import BadRequest
 from txt2img.images import exif, formats, image_file
 from txt2img.images.formats import FORMATS, PNG, Format
@@ -139,7 +139,7 @@ def test_the_command_writes_resumes_and_replays_it(
 
 
 def test_a_stream_has_the_format_too(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    with Stdout(FORMATS["webp"]) as target:
+    with StdoutOutput(FORMATS["webp"]) as target:
         data = image_file.encode(IMAGE, REQUEST, ORIGIN, None, target.form)
         target.write_as(data, "-")
     assert decoded(capfdbinary.readouterr().out).format == "WEBP"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import typer
 
 from txt2img.cli import registry
+from txt2img.cli.names import MODEL_VERBS, NAMES
 from txt2img.cli.options.command import Direct
-from txt2img.cli.registry import NAMES
 from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing
@@ -54,9 +54,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         arguments = [*arguments[1:2], "--help"]
     if arguments and arguments[0] == "models":
         if len(arguments) == 1:
-            from txt2img.cli.commands.models import VERBS
-
-            raise BadRequest(f"what of the models? say txt2img models {'|'.join(VERBS)}")
+            raise BadRequest(f"what of the models? say txt2img models {'|'.join(MODEL_VERBS)}")
         group = typer.main.get_command(_models())
         said = group.main(list(arguments[1:]), prog_name="txt2img models", standalone_mode=False)
         return int(said or 0)
@@ -90,11 +88,9 @@ def _app(completion: bool = False) -> typer.Typer:
 
 def _models() -> typer.Typer:
     """The commands of `txt2img models`."""
-    from txt2img.cli.commands import models
-
     app = _app()
     app.callback()(models_help)
-    for verb, (function, epilog) in models.VERBS.items():
+    for verb, (function, epilog) in registry.model_commands().items():
         app.command(verb, epilog=epilog)(function)
     return app
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.provenance import changed
 from txt2img.cli.requests import Wish
+from txt2img.cli.run_options import SOME_FAILED, RunSettings
 from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import Care
@@ -17,13 +18,10 @@ from txt2img.system.device_names import likely_device
 from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
-    from txt2img.cli.run import Order
     from txt2img.pipeline.estimates.forecast import Forecast
 
-SOME_FAILED = 3
 
-
-def rehearse(wish: Wish, order: "Order") -> int:
+def rehearse(wish: Wish, order: RunSettings) -> int:
     """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
     from txt2img.pipeline.estimates.forecast import foresee
 
@@ -65,7 +63,7 @@ def rehearse(wish: Wish, order: "Order") -> int:
     return SOME_FAILED if wish.failures() else 0
 
 
-def to_draw(wish: Wish, forecast: "Forecast", order: "Order") -> Iterator[Item]:
+def to_draw(wish: Wish, forecast: "Forecast", order: RunSettings) -> Iterator[Item]:
     """The pictures of this part of a batch, with --resume those that are not there yet.
 
     They have ids where these are of use, and the model's hash is known. BadRequest.
@@ -101,7 +99,7 @@ def pictures(wish: Wish, forecast: "Forecast") -> Iterator[Request]:
             wish.errors["forecast", number] = error
 
 
-def planned(forecast: "Forecast", item: Item, order: "Order") -> dict[str, object]:
+def planned(forecast: "Forecast", item: Item, order: RunSettings) -> dict[str, object]:
     """What a picture would be drawn with, as part of its record."""
     request, seconds = item.request, forecast.seconds(item.request)
     return {

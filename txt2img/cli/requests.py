@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from txt2img.cli import distributed
+from txt2img.cli.names import MODEL_VERBS, NAMES
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.provenance import with_model
-from txt2img.cli.registry import NAMES
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.request import prompt_file
@@ -100,9 +100,7 @@ def wanted(
 
 def several(words: Sequence[str]) -> str:
     """What to say of more words than one prompt: no quotes, or a command that is misspelt."""
-    from txt2img.cli.commands.models import VERBS
-
-    verbs = [f"models {words[0]}"] if words[0] in VERBS else []
+    verbs = [f"models {words[0]}"] if words[0] in MODEL_VERBS else []
     near = verbs or get_close_matches(words[0], NAMES, n=1)
     hint = f"; or did you mean the command {near[0]}?" if near else ""
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"

@@ -4,24 +4,21 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.dry_run import SOME_FAILED, rehearse
+from txt2img.cli.dry_run import rehearse
 from txt2img.cli.load_model import load_model, loaded_in
-from txt2img.cli.options.batch import BatchOptions
-from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.options.output import destination
-from txt2img.cli.options.preview import PreviewOptions
+from txt2img.cli.output_target import destination
 from txt2img.cli.provenance import changed
 from txt2img.cli.requests import Wish
-from txt2img.cli.sweeping import finish_sweep
-from txt2img.cli.terminal.console import Bar, log, progress
+from txt2img.cli.run_options import SOME_FAILED, RunSettings
+from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progress
 from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP
 from txt2img.cli.warning_log import Care
@@ -36,29 +33,11 @@ if TYPE_CHECKING:
     from txt2img.weights.load import Model
 
 
-@dataclass(frozen=True)
-class Order:
-    """How a wish is to be carried out."""
-
-    target: output.Output
-    batching: BatchOptions
-    batch_size: int  # 0: what the device has room for
-    precision: DeviceOptions
-    quiet: bool
-    json: bool
-    viewing: PreviewOptions
-
-    def note(self, line: str) -> None:
-        """A remark, unless none are wanted."""
-        if not self.quiet:
-            log(line)
-
-
 def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
     """Draw all that is wished, or say what would be; gives the exit code."""
     asked, batching = context.params, manner.batching
     viewing = manner.viewing.found()
-    order = Order(
+    order = RunSettings(
         destination(manner.filed, wish.several, batching, context),
         batching,
         asked["batch_size"] or 0,
@@ -75,7 +54,7 @@ def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
         return draw(wish, order, bar)
 
 
-def draw(wish: Wish, order: Order, bar: Bar) -> int:
+def draw(wish: Wish, order: RunSettings, bar: Bar) -> int:
     """Load the model, draw all pictures, say each when it is written; gives the exit code."""
     from txt2img.weights.checkpoint import find
 
@@ -93,7 +72,7 @@ def draw(wish: Wish, order: Order, bar: Bar) -> int:
     return draw_with(model, wish, order, bar, loaded_in(time.perf_counter() - began))
 
 
-def draw_with(model: "Model", wish: Wish, order: Order, bar: Bar, loading: float) -> int:
+def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading: float) -> int:
     """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img.cli.live_preview import viewer_of
     from txt2img.pipeline import batch
@@ -139,7 +118,7 @@ def looked_through(
     shard: Iterable[Item],
     ledger: Ledger | None,
     wish: Wish,
-    order: Order,
+    order: RunSettings,
     bar: Bar,
 ) -> ProgressMeter:
     """Go through all that is to be drawn, and say what is worth it. BadRequest."""
@@ -160,7 +139,7 @@ def tell_kept(shelf: "Shelf", bar: Bar) -> None:
 
 
 def survey(
-    plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: Order, bar: Bar
+    plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: RunSettings, bar: Bar
 ) -> ProgressMeter:
     """Go through a whole batch once: what is wrong is found before any of it is drawn."""
     from txt2img.pipeline.batch import batches
@@ -221,3 +200,30 @@ def follow(
         if not left:
             STOP.finished()
     return failed
+
+
+def finish_sweep(
+    wish: Wish,
+    plan: Iterable[Item],
+    ledger: Ledger | None,
+    drawn: distributed.Drawn,
+    order: RunSettings,
+) -> None:
+    """Write a sweep's sheet and table, and say where they are."""
+    from txt2img.images import contact_sheet
+
+    if order.batching.part != (1, 1):
+        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
+        return
+    cells = []
+    for item in plan:
+        before = ledger and ledger.done(item)
+        known = drawn.get(item.index) or (before and (before, item.request.seed))
+        if known:
+            cells.append((known[0], replace(item.request, seed=known[1])))
+    assert wish.sweep is not None
+    for path in contact_sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
+        if order.json:
+            print_json({"path": str(path), "pictures": len(cells)})
+        else:
+            print_path(path)

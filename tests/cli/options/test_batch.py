@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
-from txt2img.cli.options.batch import Stdout
+from txt2img.cli.output_target import StdoutOutput
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images import checks, image_file
 from txt2img.images.output import Output
@@ -111,7 +111,7 @@ def test_without_wildcards_braces_are_literal(draw: Command) -> None:
 def test_a_picture_can_go_to_standard_output(
     folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    with Stdout() as target:
+    with StdoutOutput() as target:
         assert target.write_as(b"\x89PNG\r\n\x1a\n\0", "-") == Path("-")
     assert capfdbinary.readouterr().out == b"\x89PNG\r\n\x1a\n\0"
     assert nothing_in(folder)

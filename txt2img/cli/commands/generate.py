@@ -3,11 +3,11 @@
 import typer
 
 from txt2img.cli.grouped import grouped
+from txt2img.cli.names import Command
 from txt2img.cli.options import types
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.picture import PictureOptions
-from txt2img.cli.registry import Command
 from txt2img.cli.requests import wanted
 from txt2img.cli.run import carry_out
 from txt2img.cli.terminal.results import errors_on_stdout

@@ -1,13 +1,13 @@
 """txt2img models: the models on this machine, and how to get more."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from txt2img.cli.commands.info import Json, say_known, weights
+from txt2img.cli.names import Command
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.terminal.console import log, print_json, print_path, print_row, progress
 from txt2img.errors import BadFile, Txt2imgError
@@ -161,7 +161,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-VERBS: dict[str, tuple[Callable[..., None], str]] = {
+COMMANDS: dict[str, Command] = {
     "list": (list_models, "Example: txt2img models list --json"),
     "show": (show_model, "Example: txt2img models show default"),
     "path": (path_of, "Example: txt2img models path sd15"),

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from txt2img.cli.names import Command
 from txt2img.cli.options.types import Quiet, number, positive, whole
-from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_path, progress
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown

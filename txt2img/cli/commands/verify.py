@@ -9,11 +9,11 @@ import typer
 from txt2img.cli import distributed
 from txt2img.cli.grouped import grouped
 from txt2img.cli.load_model import load_model
+from txt2img.cli.names import Command
 from txt2img.cli.options import types
 from txt2img.cli.options.adapters import AdapterFileOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import with_model
-from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_line, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import Txt2imgError

@@ -10,12 +10,9 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options.types import whole
-from txt2img.cli.terminal.console import print_bytes
 from txt2img.errors import BadRequest
 from txt2img.images import checks
 from txt2img.images.checks import RETRIES_MAX, Policy
-from txt2img.images.formats import PNG, Format
-from txt2img.images.output import Output
 from txt2img.images.resume import Item
 from txt2img.system.text import shown
 
@@ -147,21 +144,3 @@ class BatchOptions:
         """Every n-th picture of a batch: this part's."""
         part, parts = self.part
         return (item for item in items if item.index % parts == part % parts)
-
-
-class Stdout(Output):
-    """Where one picture goes that is not to become a file."""
-
-    def __init__(self, form: Format = PNG) -> None:
-        super().__init__(Path(), "-", exact=True, form=form)
-
-    def _prepare(self) -> None:
-        """There is no folder to prepare."""
-
-    def check_free(self) -> None:
-        """There is no name that could be taken."""
-
-    def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
-        """Write the picture; gives no path that is one."""
-        print_bytes(data)
-        return Path("-")

@@ -1,7 +1,6 @@
 """The options for what file a picture becomes: its format, and how much of it is kept."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +8,10 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.options.batch import BatchOptions, Stdout
 from txt2img.cli.options.types import whole
-from txt2img.cli.terminal.streams import CLOSED
 from txt2img.errors import BadRequest
-from txt2img.images import exif, formats, output
+from txt2img.images import exif, formats
 from txt2img.images.formats import FORMATS, PNG, QUALITIES, Format
-from txt2img.request.sweep import axis
 from txt2img.system.text import shown
 
 FormatName = Annotated[
@@ -67,37 +63,3 @@ class OutputOptions:
                 raise BadRequest("--quality is for jpeg, webp and avif: png loses nothing")
             return form
         return replace(form, quality=self.quality)
-
-
-def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
-    """The usual pattern with a token for each option that is swept and has one; others as it is."""
-    if pattern != output.usual(form):
-        return pattern
-    swept = [field for text in sweep if (field := axis(text).field) in output.TOKENS]
-    more = [f"-{{{field}}}" for field in swept if f"{{{field}}}" not in pattern]
-    return pattern.replace(form.suffix, "".join(more) + form.suffix)
-
-
-def destination(
-    filed: OutputOptions, several: bool, batching: BatchOptions, context: typer.Context
-) -> output.Output:
-    """Where the pictures go, and as what. BadRequest."""
-
-    def said(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name == "COMMANDLINE"
-
-    out = context.params["out"]
-    form = filed.picture_format(out, said)
-    if out != "-":
-        target = output.parse(out, several, context.params["overwrite"], form)
-        target.resume = batching.resume
-        target.pattern = named_by_values(target.pattern, batching.sweep or (), form)
-        return target
-    if several:
-        raise BadRequest("-o - writes one picture to standard output; name a folder for several")
-    if 1 in CLOSED:
-        raise BadRequest("-o - writes to standard output, which is closed; name a file instead")
-    if sys.stdout.isatty():
-        raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
-    return Stdout(form)
