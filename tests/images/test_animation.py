@@ -10,7 +10,7 @@ from txt2img.errors import BadOutput
 from txt2img.images import animation, image_file
 from txt2img.images.image_file import Origin
 from txt2img.images.output import Output
-from txt2img.images.resume import Ledger, picture_id
+from txt2img.images.resume import ResumeIndex, picture_id
 from txt2img.request.request import Request
 
 REQUEST = Request("ein Haus, 家", model="/secret/path", width=64, height=64, steps=3, seed=7)
@@ -39,10 +39,10 @@ def test_a_step_says_which_one_it_is(tmp_path: Path) -> None:
     path = tmp_path / "x-step-002.png"
     path.write_bytes(animation.still(plain(9), SAID))
     found = image_file.read(path)
-    said = json.loads(found.texts[animation.MARK])
+    said = json.loads(found.texts[animation.STEP_KEY])
     assert (said["step"], said["steps"], said["model"]["name"]) == (2, 3, "mine")
     assert (said["request"]["prompt"], said["request"]["seed"]) == (REQUEST.prompt, 7)
-    assert "/secret" not in found.texts[animation.MARK]
+    assert "/secret" not in found.texts[animation.STEP_KEY]
     assert Image.open(path).getpixel((3, 3)) == (9, 246, 0)
 
 
@@ -55,7 +55,7 @@ def test_nobody_takes_a_step_for_a_picture(tmp_path: Path) -> None:
     for path in (step, moving):
         assert picture_id(path) == ""
         assert image_file.read(path).request is None
-    assert Ledger(Output(tmp_path, "{prompt}.png")).found == {}
+    assert ResumeIndex(Output(tmp_path, "{prompt}.png")).found == {}
 
 
 @pytest.mark.parametrize("kind", animation.KINDS)
@@ -72,7 +72,7 @@ def test_an_animation_has_every_frame_and_holds_the_last(kind: str, tmp_path: Pa
     for (colour, _), wanted in zip(shown, FRAMES, strict=True):
         near = wanted.getpixel((3, 3))
         assert all(abs(a - b) < 12 for a, b in zip(colour, near, strict=True))
-    assert animation.marked(path)
+    assert animation.is_step_file(path)
 
 
 @pytest.mark.parametrize("kind", animation.KINDS)
@@ -97,7 +97,7 @@ def test_a_webp_says_what_it_is_to_info(tmp_path: Path) -> None:
         animation.animation(FRAMES, "webp", animation.record(REQUEST, ORIGIN, None, 3))
     )
     found = image_file.read(path)
-    assert json.loads(found.texts[animation.MARK])["animation"] == 3
+    assert json.loads(found.texts[animation.STEP_KEY])["animation"] == 3
     assert found.request is None
 
 
@@ -121,9 +121,9 @@ def test_only_files_of_this_kind_are_replaced(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    assert not animation.marked(tmp_path / "x.png")
-    assert not animation.marked(tmp_path / "nothing.png")
-    assert not animation.marked(tmp_path)
+    assert not animation.is_step_file(tmp_path / "x.png")
+    assert not animation.is_step_file(tmp_path / "nothing.png")
+    assert not animation.is_step_file(tmp_path)
 
 
 def test_names_sort_in_order_and_never_meet_a_picture() -> None:
@@ -134,8 +134,8 @@ def test_names_sort_in_order_and_never_meet_a_picture() -> None:
 
 
 def test_pictures_of_a_batch_are_seen_side_by_side() -> None:
-    sheet = animation.together(FRAMES[:3])
+    sheet = animation.grid(FRAMES[:3])
     assert sheet.size == (32, 16)
     corners = [sheet.getpixel(at) for at in ((0, 0), (16, 0), (0, 8), (16, 8))]
     assert corners == [(0, 255, 0), (80, 175, 0), (160, 95, 0), (0, 0, 0)]
-    assert animation.together(FRAMES[:1]) is FRAMES[0]
+    assert animation.grid(FRAMES[:1]) is FRAMES[0]

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from txt2img.errors import BadRequest, Rejected
-from txt2img.images.checks import check, reasons, seed_again
+from txt2img.images.checks import check_image, parse_reject, retry_seed
 
 
 def gradient() -> Image.Image:
@@ -27,25 +27,25 @@ def test_black_and_flat_are_told(
 ) -> None:
     image = Image.new("RGB", (8, 8), colour)
     if message is None:
-        check(image, reject)
+        check_image(image, reject)
         return
     with pytest.raises(Rejected, match=message) as raised:
-        check(image, reject)
+        check_image(image, reject)
     assert raised.value.exit_code == 4
 
 
 def test_a_picture_of_something_passes() -> None:
-    check(gradient(), ("black", "flat"))
+    check_image(gradient(), ("black", "flat"))
 
 
 def test_reasons_are_a_list() -> None:
-    assert reasons("Black, flat") == ("black", "flat")
+    assert parse_reject("Black, flat") == ("black", "flat")
     with pytest.raises(BadRequest, match='no reason "ugly" to reject; choose from nan, black'):
-        reasons("ugly")
+        parse_reject("ugly")
 
 
 def test_retries_have_seeds_of_their_own() -> None:
-    seeds = [seed_again(42, attempt) for attempt in range(1, 5)]
+    seeds = [retry_seed(42, attempt) for attempt in range(1, 5)]
     assert len({42, *seeds}) == 5 and all(0 <= seed < 2**32 for seed in seeds)
-    assert seeds == [seed_again(42, attempt) for attempt in range(1, 5)]
-    assert seed_again(43, 1) not in seeds
+    assert seeds == [retry_seed(42, attempt) for attempt in range(1, 5)]
+    assert retry_seed(43, 1) not in seeds

@@ -140,7 +140,7 @@ def test_the_command_writes_resumes_and_replays_it(
 
 def test_a_stream_has_the_format_too(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with StdoutOutput(FORMATS["webp"]) as target:
-        data = image_file.encode(IMAGE, REQUEST, ORIGIN, None, target.form)
+        data = image_file.encode(IMAGE, REQUEST, ORIGIN, None, target.format)
         target.write_as(data, "-")
     assert decoded(capfdbinary.readouterr().out).format == "WEBP"
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from txt2img.errors import BadFile, BadOutput
 from txt2img.images import image_file
-from txt2img.images.image_file import Origin, Picture
+from txt2img.images.image_file import ImageInfo, Origin
 from txt2img.request.request import Request, Sampler, Schedule
 
 IMAGE = Image.linear_gradient("L").convert("RGB").resize((64, 72))
@@ -58,7 +58,7 @@ def file(*chunks: bytes) -> bytes:
     return image_file.SIGNATURE + head + b"".join(chunks) + pixels + chunk(b"IEND", b"")
 
 
-def read(folder: Path, data: bytes) -> Picture:
+def read(folder: Path, data: bytes) -> ImageInfo:
     """What a file of those bytes says."""
     path = folder / "x.png"
     path.write_bytes(data)

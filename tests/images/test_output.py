@@ -72,11 +72,11 @@ def test_a_file_name_is_kept(folder: Path, text: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["b.png", "b.jpg", "b.JPEG", "b.webp", "b.avif"])
 def test_a_files_name_tells_the_format(folder: Path, name: str) -> None:
-    target = parse(name, several=False, form=FORMATS["webp"])
+    target = parse(name, several=False, format=FORMATS["webp"])
     assert target.pattern == name
-    assert target.form is FORMATS[SUFFIXES[Path(name.lower()).suffix]]
-    assert parse("b", several=False, form=FORMATS["webp"]).pattern == "b.webp"
-    assert parse("b/", several=True, form=FORMATS["jpeg"]).pattern == "{prompt}-{seed}.jpg"
+    assert target.format is FORMATS[SUFFIXES[Path(name.lower()).suffix]]
+    assert parse("b", several=False, format=FORMATS["webp"]).pattern == "b.webp"
+    assert parse("b/", several=True, format=FORMATS["jpeg"]).pattern == "{prompt}-{seed}.jpg"
     assert parse(name, several=True).pattern == f"b-{{index}}{name[1:]}"
 
 

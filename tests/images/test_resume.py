@@ -8,7 +8,7 @@ from PIL import Image
 
 from txt2img.images import image_file
 from txt2img.images.output import Output, parse
-from txt2img.images.resume import Item, Ledger, item_id, items, picture_id
+from txt2img.images.resume import Item, ResumeIndex, item_id, items, picture_id
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system import locks
 
@@ -97,10 +97,10 @@ def test_names_are_planned_as_they_will_be_written(folder: Path) -> None:
 def test_what_is_there_is_done_under_any_name(folder: Path) -> None:
     target, [first, second] = plan([REQUEST, replace(REQUEST, seed=2)])
     finish(target, second).rename("else.png")
-    with Ledger(target) as ledger:
+    with ResumeIndex(target) as ledger:
         assert (ledger.done(first), ledger.done(second)) == (None, Path("else.png"))
         late: list[Item] = []
-        assert list(ledger.free([first, second], late)) == [first]
+        assert list(ledger.claimable([first, second], late)) == [first]
         assert late == []
 
 
@@ -108,17 +108,17 @@ def test_equal_items_are_as_many_pictures(folder: Path) -> None:
     target, planned = plan([REQUEST] * 3)
     assert [item.copy for item in planned] == [0, 1, 2]
     finish(target, planned[0])
-    with Ledger(target) as ledger:
-        assert list(ledger.free(planned, [])) == planned[1:]
+    with ResumeIndex(target) as ledger:
+        assert list(ledger.claimable(planned, [])) == planned[1:]
 
 
 def test_a_claim_keeps_others_away_until_it_ends(folder: Path) -> None:
     target, planned = plan([REQUEST, replace(REQUEST, seed=2)])
-    with Ledger(target) as mine, Ledger(target) as theirs:
-        assert mine.take(planned[0]) is True
-        assert theirs.take(planned[0]) is None
+    with ResumeIndex(target) as mine, ResumeIndex(target) as theirs:
+        assert mine.claim(planned[0]) is True
+        assert theirs.claim(planned[0]) is None
         late: list[Item] = []
-        assert list(theirs.free(planned, late)) == planned[1:] and late == planned[:1]
+        assert list(theirs.claimable(planned, late)) == planned[1:] and late == planned[:1]
         finish(target, planned[0])
         mine.release(planned[:1])
         assert theirs.wait(planned[0]) is False  # it is there now
@@ -128,23 +128,23 @@ def test_a_claim_keeps_others_away_until_it_ends(folder: Path) -> None:
 
 def test_a_claim_ends_with_its_holder(folder: Path) -> None:
     target, [item] = plan([REQUEST])
-    with Ledger(target) as mine:
-        assert mine.take(item)
-    with Ledger(target) as theirs:
-        assert theirs.take(item) is True
+    with ResumeIndex(target) as mine:
+        assert mine.claim(item)
+    with ResumeIndex(target) as theirs:
+        assert theirs.claim(item) is True
     assert list(folder.iterdir()) == []
 
 
 def test_a_name_that_others_took_does_not_hide_a_picture(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save("a.png")
     target, planned = plan([REQUEST, REQUEST])
-    with Ledger(target) as mine:
+    with ResumeIndex(target) as mine:
         assert finish(target, planned[0]).name == "a-2.png"
-        assert mine.take(planned[0]) is False
-        assert mine.take(planned[1]) is True
+        assert mine.claim(planned[0]) is False
+        assert mine.claim(planned[1]) is True
         assert finish(target, planned[1]).name == "a-3.png"
         mine.release(planned[1:])
-        assert mine.take(planned[1]) is False
+        assert mine.claim(planned[1]) is False
 
 
 def test_a_lock_that_is_swept_is_made_anew(folder: Path) -> None:

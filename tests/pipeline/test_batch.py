@@ -11,7 +11,7 @@ import pytest
 
 from txt2img.errors import BadRequest
 from txt2img.images import image_file
-from txt2img.images.checks import Policy
+from txt2img.images.checks import FailurePolicy
 from txt2img.images.output import parse
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
@@ -31,7 +31,7 @@ def drawn(model: Model, requests: list[Request], batch_size: int = 1) -> list[Fi
 
 
 def events_of(
-    model: Model, requests: list[Request], batch_size: int = 1, policy: Policy | None = None
+    model: Model, requests: list[Request], batch_size: int = 1, policy: FailurePolicy | None = None
 ) -> Generator[batch.Event | Decoded, None, None]:
     """What happens while all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
@@ -148,7 +148,7 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
     assert sorted(path.name for path in folder.glob("*.png")) == ["0001.png", "0003.png"]
     for path in folder.glob("*.png"):
         path.unlink()
-    events = list(run(sd1_model, [planned], target, Policy(skip=True)))
+    events = list(run(sd1_model, [planned], target, FailurePolicy(skip=True)))
     ends = [event for event in events if isinstance(event, Finished | Failed)]
     assert [event.item.index for event in ends] == [1, 2, 3]
     assert isinstance(ends[1], Failed)
@@ -231,7 +231,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
     monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and own(*given))
     monkeypatch.setattr(batch, "sampled", broken)
     seen = []
-    for event in events_of(sd1_model, [replace(SMALL, count=3)], policy=Policy(skip=True)):
+    for event in events_of(sd1_model, [replace(SMALL, count=3)], policy=FailurePolicy(skip=True)):
         if isinstance(event, Started | Finished | Failed):
             seen.append(type(event).__name__)
     assert seen == ["Started", "Started", "Failed", "Finished", "Started", "Finished"]

@@ -125,7 +125,7 @@ def test_a_finished_picture_leaves_no_partial_one(draw: Command, folder: Path) -
     assert found.request is not None
     item = Item(1, found.request, "x", 1, resume.item_id(found.request, found.origin.hash))
     for partial in (True, False):
-        resume.kept(folder, item, not partial).write_bytes(b"")
+        resume.latent_path(folder, item, not partial).write_bytes(b"")
     assert draw(*ARGUMENTS, "-o", "a.png", "--resume").err == ""
     assert not hidden(folder)
 

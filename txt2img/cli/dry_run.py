@@ -12,7 +12,7 @@ from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import Care
 from txt2img.errors import BadRequest
 from txt2img.images.image_file import Origin
-from txt2img.images.resume import Item, Ledger, items
+from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.request import Request
 from txt2img.system.device_names import likely_device
 from txt2img.system.text import format_size
@@ -77,7 +77,7 @@ def to_draw(wish: Wish, forecast: "Forecast", order: RunSettings) -> Iterator[It
         yield from batch
         return
     total = there = 0
-    with Ledger(order.target) as ledger:
+    with ResumeIndex(order.target) as ledger:
         for item in batch:
             total += 1
             if ledger.done(item):

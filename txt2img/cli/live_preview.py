@@ -89,7 +89,7 @@ class Viewer:
                 self.seen.setdefault(item.index, []).append((step.step, picture))
         request = step.items[0].request
         size = request.width or 0, request.height or 0
-        sheet = frames.together([scaled(picture, size) for picture in pictures])
+        sheet = frames.grid([scaled(picture, size) for picture in pictures])
         if shown:
             self.screen.show(sheet)
         said = frames.record(request, self.origin, step.step, step.steps)

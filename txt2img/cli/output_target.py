@@ -19,7 +19,7 @@ from txt2img.request.sweep import axis
 
 def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
     """The usual pattern with a token for each option that is swept and has one; others as it is."""
-    if pattern != output.usual(form):
+    if pattern != output.default_pattern(form):
         return pattern
     swept = [field for text in sweep if (field := axis(text).field) in output.TOKENS]
     more = [f"-{{{field}}}" for field in swept if f"{{{field}}}" not in pattern]
@@ -55,7 +55,7 @@ class StdoutOutput(Output):
     """Where one picture goes that is not to become a file."""
 
     def __init__(self, form: Format = PNG) -> None:
-        super().__init__(Path(), "-", exact=True, form=form)
+        super().__init__(Path(), "-", exact=True, format=form)
 
     def _prepare(self) -> None:
         """There is no folder to prepare."""

@@ -9,14 +9,14 @@ from txt2img.request.request import Request
 from txt2img.system.text import escape, shown
 
 
-def requested(path: Path, found: image_file.Picture) -> Request:
+def requested(path: Path, found: image_file.ImageInfo) -> Request:
     """What a picture was drawn from. BadRequest if it does not say."""
     if found.request is None:
         raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
     return found.request
 
 
-def with_model(path: Path, found: image_file.Picture, chosen: str | None) -> Request:
+def with_model(path: Path, found: image_file.ImageInfo, chosen: str | None) -> Request:
     """The same, with the model to draw it with, which a picture names but cannot find.
 
     BadRequest unless that is `chosen`, or in the package.

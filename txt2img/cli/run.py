@@ -24,7 +24,7 @@ from txt2img.cli.terminal.signals import STOP
 from txt2img.cli.warning_log import Care
 from txt2img.errors import Txt2imgError
 from txt2img.images import output
-from txt2img.images.resume import Item, Ledger, items
+from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.system import launcher
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading:
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
 
     def shard() -> Iterator[Item]:
-        pictures = batch.each(wish.pictures(), model, refused, order.target.form)
+        pictures = batch.each(wish.pictures(), model, refused, order.target.format)
         return batching.shard_items(items(pictures, order.target, model.hash))
 
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(order.target)) if batching.resume else None
+        ledger = stack.enter_context(ResumeIndex(order.target)) if batching.resume else None
         meter = looked_through(model, shard(), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.paused():
@@ -116,7 +116,7 @@ def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading:
 def looked_through(
     model: "Model",
     shard: Iterable[Item],
-    ledger: Ledger | None,
+    ledger: ResumeIndex | None,
     wish: Wish,
     order: RunSettings,
     bar: Bar,
@@ -139,7 +139,7 @@ def tell_kept(shelf: "Shelf", bar: Bar) -> None:
 
 
 def survey(
-    plan: Iterable[Item], ledger: Ledger | None, wish: Wish, order: RunSettings, bar: Bar
+    plan: Iterable[Item], ledger: ResumeIndex | None, wish: Wish, order: RunSettings, bar: Bar
 ) -> ProgressMeter:
     """Go through a whole batch once: what is wrong is found before any of it is drawn."""
     from txt2img.pipeline.batch import batches
@@ -160,7 +160,7 @@ def survey(
         wish.remarks.append(f"{total - left} of {total} pictures are there already")
     path = order.target.folder / order.target.pattern
     if order.target.exact and order.target.resume and left and os.path.lexists(path):
-        raise output.taken(path)
+        raise output.already_exists(path)
     return ProgressMeter(bar, total, total - left, steps)
 
 
@@ -205,7 +205,7 @@ def follow(
 def finish_sweep(
     wish: Wish,
     plan: Iterable[Item],
-    ledger: Ledger | None,
+    ledger: ResumeIndex | None,
     drawn: distributed.Drawn,
     order: RunSettings,
 ) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-MARK = "txt2img-step"  # what such a file says of itself, of which picture it is
+STEP_KEY = "txt2img-step"  # what such a file says of itself, of which picture it is
 FORMAT = 1  # of the record
 KINDS = ("webp", "gif", "png")
 SECONDS = 3.0  # all steps of an animation take about so long
@@ -32,27 +32,27 @@ HELD = 2000  # milliseconds: how long the picture stands at the end
 
 def record(request: Request, origin: Origin, step: int | None, steps: int) -> str:
     """What a file says of itself: which step of which picture, or (None) that it is all of them."""
-    what = {"animation": steps} if step is None else {"step": step, "steps": steps}
+    kind = {"animation": steps} if step is None else {"step": step, "steps": steps}
     named = request.to_json() | {"model": origin.model}  # a name: never the path the user gave
     model = {"name": origin.model, "hash": origin.hash}
-    return json.dumps({MARK: FORMAT, **what, "request": named, "model": model})
+    return json.dumps({STEP_KEY: FORMAT, **kind, "request": named, "model": model})
 
 
-def still(image: "Image.Image", said: str) -> bytes:
+def still(image: "Image.Image", record: str) -> bytes:
     """The PNG file of one step."""
     file = BytesIO()
-    image.save(file, "png", pnginfo=_texts(said))
+    image.save(file, "png", pnginfo=_texts(record))
     return file.getvalue()
 
 
-def animation(frames: "Sequence[Image.Image]", kind: str, said: str) -> bytes:
+def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
     """All frames as a WebP, GIF or PNG file that plays again and again; the last one is held."""
     steps = max(len(frames) - 1, 1)
     shown = min(max(round(1000 * SECONDS / steps), SHOWN[0]), SHOWN[1])
     ways: dict[str, dict[str, object]] = {
-        "webp": {"exif": exif.described({MARK: said}), "quality": 90},
-        "gif": {"comment": said.encode()},
-        "png": {"pnginfo": _texts(said)},
+        "webp": {"exif": exif.described({STEP_KEY: record}), "quality": 90},
+        "gif": {"comment": record.encode()},
+        "png": {"pnginfo": _texts(record)},
     }
     file = BytesIO()
     frames[0].save(
@@ -79,7 +79,7 @@ def animated_name(picture: str, kind: str) -> str:
     return f"{stem}-steps.{kind}" if suffix.lower() == f".{kind}" else f"{stem}.{kind}"
 
 
-def marked(path: Path) -> bool:
+def is_step_file(path: Path) -> bool:
     """Whether a file is a step's or an animation, by what it says of itself."""
     from PIL import ExifTags, Image
 
@@ -87,7 +87,7 @@ def marked(path: Path) -> bool:
         with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
             held = exif.more_texts(image.getexif().get(ExifTags.Base.ImageHistory))
             comment = image.info.get("comment", b"")
-            return MARK in image.info or MARK in held or f'{{"{MARK}":' in repr(comment)
+            return STEP_KEY in image.info or STEP_KEY in held or f'{{"{STEP_KEY}":' in repr(comment)
     except (BadFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
@@ -97,13 +97,13 @@ def write(data: bytes, path: Path, overwrite: bool = False) -> Path:
 
     Gives the path. BadOutput.
     """
-    if overwrite or not os.path.lexists(path) or marked(path):
+    if overwrite or not os.path.lexists(path) or is_step_file(path):
         output.publish(data, path, overwrite=True, lasting=False)
         return path
     return output.Output(path.parent, "").write_beside(data, path.name)
 
 
-def together(images: "Sequence[Image.Image]") -> "Image.Image":
+def grid(images: "Sequence[Image.Image]") -> "Image.Image":
     """Pictures of one size side by side, in a square as nearly as may be."""
     if len(images) == 1:
         return images[0]
@@ -121,5 +121,5 @@ def _texts(said: str) -> "PngInfo":
     from PIL.PngImagePlugin import PngInfo
 
     texts = PngInfo()
-    texts.add_text(MARK, said)
+    texts.add_text(STEP_KEY, said)
     return texts

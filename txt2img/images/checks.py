@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 REASONS = ("nan", "black", "flat")  # nan is always one: no picture can be made of it
-DARK = 8  # of 255: no channel of a black picture is above it anywhere
-EVEN = 8  # of 255: no channel of a flat picture varies by more
+BLACK_MAX = 8  # of 255: no channel of a black picture is above it anywhere
+FLAT_MAX = 8  # of 255: no channel of a flat picture varies by more
 RETRIES_MAX = 100
 
 
 @dataclass(frozen=True)
-class Policy:
+class FailurePolicy:
     """What a run does with pictures that fail."""
 
     reject: Collection[str] = ("nan",)
@@ -26,7 +26,7 @@ class Policy:
     skip: bool = False  # go on with the next
 
 
-def reasons(text: str) -> tuple[str, ...]:
+def parse_reject(text: str) -> tuple[str, ...]:
     """The reasons that --reject lists. BadRequest names those there are."""
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
@@ -35,18 +35,18 @@ def reasons(text: str) -> tuple[str, ...]:
     return names
 
 
-def check(image: "Image.Image", reject: Collection[str]) -> None:
+def check_image(image: "Image.Image", reject: Collection[str]) -> None:
     """Raise Rejected if a picture is what it must not be."""
     if not {"black", "flat"} & set(reject):
         return
     levels = [channel.tobytes() for channel in image.split()]
     channels = [(min(channel), max(channel)) for channel in levels]
-    if "black" in reject and all(top <= DARK for _, top in channels):
+    if "black" in reject and all(top <= BLACK_MAX for _, top in channels):
         raise Rejected("the picture is black; nothing was saved")
-    if "flat" in reject and all(top - low <= EVEN for low, top in channels):
+    if "flat" in reject and all(top - low <= FLAT_MAX for low, top in channels):
         raise Rejected("the picture is of one colour; nothing was saved")
 
 
-def seed_again(seed: int, attempt: int) -> int:
+def retry_seed(seed: int, attempt: int) -> int:
     """The seed of a picture's `attempt`-th retry: the same in every run, and nobody's neighbour."""
     return int.from_bytes(sha256(f"{seed} {attempt}".encode()).digest()[:4], "big")

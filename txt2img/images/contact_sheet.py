@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from txt2img.images import image_file, output
 from txt2img.images.formats import PNG, Format
-from txt2img.images.output import Output, numbered
+from txt2img.images.output import Output, with_suffix
 from txt2img.request.request import Request
 from txt2img.request.sweep import NONE, Axis
 from txt2img.system.text import escape
@@ -33,7 +33,7 @@ def write(cells: Sequence[Cell], axes: Sequence[Axis], target: Output, columns: 
     if not cells:
         return []
     return [
-        _publish(draw(cells, axes, columns, target.form), target, f"sheet{target.form.suffix}"),
+        _publish(draw(cells, axes, columns, target.format), target, f"sheet{target.format.suffix}"),
         _publish(table(cells, axes), target, "sheet.csv"),
     ]
 
@@ -75,7 +75,7 @@ def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format
             picture.thumbnail((width, height))
             sheet.paste(picture.convert("RGB"), (x, y + caption))
     swept = {axis.field: axis.values for axis in axes}
-    return image_file.written(
+    return image_file.encode_texts(
         sheet, {SHEET: json.dumps({"swept": swept, "columns": columns})}, form
     )
 
@@ -115,6 +115,6 @@ def _publish(data: bytes, target: Output, name: str) -> Path:
 
 def _taken(folder: Path, name: str) -> Iterator[Path]:
     number = 1
-    while os.path.lexists(path := folder / numbered(name, number)):
+    while os.path.lexists(path := folder / with_suffix(name, number)):
         yield path
         number += 1

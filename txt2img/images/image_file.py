@@ -60,7 +60,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageInfo:
     """What a picture says about itself."""
 
     width: int
@@ -85,11 +85,11 @@ def encode(
     `first_seed` is the seed that was asked for, if what it gave was rejected. BadRequest if a
     file of that format cannot hold so much text.
     """
-    texts = described(request, origin, pixels_sha256(image), first_seed)
-    return written(image, texts, form)
+    texts = metadata(request, origin, pixels_sha256(image), first_seed)
+    return encode_texts(image, texts, form)
 
 
-def described(
+def metadata(
     request: Request, origin: Origin, pixels: str, first_seed: int | None = None
 ) -> dict[str, str]:
     """The texts of a picture, by A1111's words and by ours; `pixels` is the hash of its pixels."""
@@ -104,7 +104,7 @@ def described(
     return {"parameters": str(parameters), "txt2img": json.dumps(ours, ensure_ascii=False)}
 
 
-def written(image: "Image.Image", texts: Mapping[str, str], form: Format) -> bytes:
+def encode_texts(image: "Image.Image", texts: Mapping[str, str], form: Format) -> bytes:
     """The file of a picture with texts. BadRequest if it cannot hold so much."""
     if form.name != "PNG":
         exif.check_room(texts, form)
@@ -122,7 +122,7 @@ def written(image: "Image.Image", texts: Mapping[str, str], form: Format) -> byt
 def check_room(request: Request, origin: Origin, form: Format) -> None:
     """Raise BadRequest if a file of that format cannot hold what is to be said of a picture."""
     if form.name == "JPEG":
-        texts = described(request, origin, "0" * 64, SEEDS)
+        texts = metadata(request, origin, "0" * 64, SEEDS)
         exif.check_room(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, form)
 
 
@@ -138,7 +138,7 @@ def save(
     output.publish(encode(image, request, origin), path, overwrite)
 
 
-def read(path: Path) -> Picture:
+def read(path: Path) -> ImageInfo:
     """What a picture says, without decoding its pixels. BadFile if it is none, or broken."""
     with open_regular(path) as file:
         kind = kind_of(file.read(HEAD))
@@ -149,7 +149,7 @@ def read(path: Path) -> Picture:
             raise BadFile(
                 f"{shown(str(path))} is not a whole {kind or 'PNG'} file: {error}"
             ) from error
-    return _understood(Picture(width, height, texts))
+    return _understood(ImageInfo(width, height, texts))
 
 
 def kind_of(head: bytes) -> str:
@@ -233,7 +233,7 @@ def _unpacked(data: bytes) -> bytes:
     return text
 
 
-def _understood(picture: Picture) -> Picture:
+def _understood(picture: ImageInfo) -> ImageInfo:
     """The picture with the request in its texts: ours if that is whole, else another program's."""
     notes: list[str] = []
     if "txt2img" in picture.texts:
@@ -262,7 +262,7 @@ def _understood(picture: Picture) -> Picture:
     return replace(picture, notes=tuple(notes))
 
 
-def _ours(picture: Picture, text: str) -> Picture:
+def _ours(picture: ImageInfo, text: str) -> ImageInfo:
     """The picture as its JSON text describes it. ValueError, BadRequest."""
     found = table(parse_json(text))
     if found.get("version") != FORMAT:

@@ -41,7 +41,7 @@ class Output:
     exact: bool = False  # a name for one picture: taken means an error, not a number
     overwrite: bool = False
     resume: bool = False  # what is there may be of this very batch
-    form: Format = PNG
+    format: Format = PNG
     _written: set[Path] = field(default_factory=set)
     _made: list[Path] = field(default_factory=list)
     _here: tuple[Path, int] | None = None  # a file that is held while pictures are drawn
@@ -79,7 +79,7 @@ class Output:
         """Raise BadOutput if the name of the one picture is taken, and that is not meant."""
         path = self.folder / self.pattern
         if self.exact and not (self.overwrite or self.resume) and os.path.lexists(path):
-            raise taken(path)
+            raise already_exists(path)
 
     def _settle(self) -> None:
         """Make the folder, and keep it from being empty, so that no other process removes it."""
@@ -91,7 +91,7 @@ class Output:
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
-        path = self.folder / numbered(name, number)
+        path = self.folder / with_suffix(name, number)
         if self.exact or (self.overwrite and path not in self._written):
             publish(data, path, self.overwrite)
         else:
@@ -106,10 +106,10 @@ class Output:
 
     def free(self, name: str, number: int, promised: Collection[Path] = ()) -> Path:
         """The path under which `write_as` would write now, had the promised files been written."""
-        path = self.folder / numbered(name, number)
+        path = self.folder / with_suffix(name, number)
         while not self.overwrite and (path in promised or os.path.lexists(path)):
             number += 1
-            path = self.folder / numbered(name, number)
+            path = self.folder / with_suffix(name, number)
         return path
 
     def name(self, request: Request, index: int) -> str:
@@ -127,37 +127,37 @@ class Output:
         return _TOKEN.sub(known, self.pattern)
 
 
-def parse(text: str | None, several: bool, overwrite: bool = False, form: Format = PNG) -> Output:
+def parse(text: str | None, several: bool, overwrite: bool = False, format: Format = PNG) -> Output:
     """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest.
 
     A name tells the format; where it does not, that is `form`. One name without a picture's
     suffix for several pictures is a folder's.
     """
-    default = usual(form)
+    default = default_pattern(format)
     if text is None:
-        return Output(Path(), default, overwrite=overwrite, form=form)
+        return Output(Path(), default, overwrite=overwrite, format=format)
     _check_place(text)
     if text.endswith(("/", os.sep)) or os.path.isdir(text):
-        return Output(Path(text), default, overwrite=overwrite, form=form)
+        return Output(Path(text), default, overwrite=overwrite, format=format)
     folder, name = Path(text).parent, Path(text).name
     if name == "..":
         raise BadRequest(f"--output {shown(text)} is no name for a file")
     if Path(name).suffix.lower() in OTHER_KINDS:
-        kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{form.suffix}")
+        kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{format.suffix}")
         raise BadRequest(f"pictures are written as {kinds}, not {shown(name)}; name it {better}")
     told = formats.of(name)
     if several and told is None and "{" not in text:
-        return Output(Path(text), default, overwrite=overwrite, form=form)
-    name = f"{name}{form.suffix}" if told is None else name
-    form = told if told is not None and told.name != form.name else form
+        return Output(Path(text), default, overwrite=overwrite, format=format)
+    name = f"{name}{format.suffix}" if told is None else name
+    format = told if told is not None and told.name != format.name else format
     _check_tokens(text)
     if _TOKEN.search(str(folder)):
         raise BadRequest("--output takes {tokens} in the file's name only, not in its folder's")
     pattern = bool(_TOKEN.search(name))
     if several and not pattern:
         stem, suffix = os.path.splitext(name)
-        return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, form=form)
-    return Output(folder, name, exact=not pattern, overwrite=overwrite, form=form)
+        return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, format=format)
+    return Output(folder, name, exact=not pattern, overwrite=overwrite, format=format)
 
 
 def _check_place(text: str) -> None:
@@ -186,9 +186,9 @@ def _check_tokens(text: str) -> None:
             )
 
 
-def usual(form: Format) -> str:
+def default_pattern(format: Format) -> str:
     """The pattern of names where none is asked for."""
-    return f"{{prompt}}-{{seed}}{form.suffix}"
+    return f"{{prompt}}-{{seed}}{format.suffix}"
 
 
 def slug(text: str) -> str:
@@ -212,12 +212,12 @@ def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = Tr
     try:
         files.publish(data, path, overwrite, lasting)
     except FileExistsError as error:
-        raise taken(path) from error
+        raise already_exists(path) from error
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def numbered(name: str, number: int) -> str:
+def with_suffix(name: str, number: int) -> str:
     """The first, second, … form of a name: x.png, x-2.png, …"""
     if number == 1:
         return name
@@ -228,7 +228,7 @@ def numbered(name: str, number: int) -> str:
 def _publish_numbered(data: bytes, path: Path, first: int) -> Path:
     """Write under the first free of a path's numbers from `first` on: name, name-2, name-3, …"""
     for number in range(first, first + 1_000_000):
-        wanted = path.with_name(numbered(path.name, number))
+        wanted = path.with_name(with_suffix(path.name, number))
         if os.path.lexists(wanted):
             continue
         try:
@@ -238,10 +238,10 @@ def _publish_numbered(data: bytes, path: Path, first: int) -> Path:
         except OSError as error:
             raise _unwritable(wanted, error) from error
         return wanted
-    raise taken(path)
+    raise already_exists(path)
 
 
-def taken(path: Path) -> BadOutput:
+def already_exists(path: Path) -> BadOutput:
     name = shown(str(path))
     return BadOutput(f"{name} exists; add --overwrite to replace a file, or choose another name")
 

@@ -18,7 +18,7 @@ from typing import Self
 from txt2img.errors import BadFile, BadOutput
 from txt2img.images import formats, image_file
 from txt2img.images.formats import Format
-from txt2img.images.output import Output, numbered
+from txt2img.images.output import Output, with_suffix
 from txt2img.request.compat import plainest
 from txt2img.request.request import Request
 from txt2img.system import locks
@@ -70,16 +70,16 @@ def items(requests: Iterable[Request], output: Output, model_hash: str | None) -
     for index, request in enumerate(requests, start=1):
         name = output.name(request, index)
         number = names.get(name, 0) + 1
-        while number > 1 and numbered(name, number) in names:
+        while number > 1 and with_suffix(name, number) in names:
             number += 1
         names[name] = number
-        names.setdefault(numbered(name, number), 1)
+        names.setdefault(with_suffix(name, number), 1)
         key = "" if model_hash is None else item_id(request, model_hash)
         yield Item(index, request, name, number, key, copies[key])
         copies[key] += 1
 
 
-def kept(folder: Path, item: Item, whole: bool = True) -> Path:
+def latent_path(folder: Path, item: Item, whole: bool = True) -> Path:
     """Where an item's latent is kept, after the last step or before."""
     return folder / (LATENT if whole else PARTIAL).format(f"{item.id}-{item.copy}")
 
@@ -88,17 +88,17 @@ def forget(folder: Path, item: Item) -> None:
     """Remove an item's latents, if there are any: its picture is there, or is not wanted."""
     for whole in (True, False):
         with suppress(OSError):
-            kept(folder, item, whole).unlink()
+            latent_path(folder, item, whole).unlink()
 
 
-class Ledger:
+class ResumeIndex:
     """A folder's pictures by their ids, and this process's claims, which end with the context."""
 
     def __init__(self, output: Output) -> None:
         self.folder = output.folder
         self.found: dict[str, list[Path]] = {}
         self.held: dict[str, tuple[int, int]] = {}  # by id: descriptor, how many items
-        names = [output.pattern] if output.exact else _names(output.folder, output.form)
+        names = [output.pattern] if output.exact else _names(output.folder, output.format)
         for name in sorted(names, key=lambda name: (len(name), name)):
             self._note(picture_id(self.folder / name), self.folder / name)
 
@@ -107,31 +107,31 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         for key in list(self.held):
-            self._let_go(key)
+            self._unlock(key)
 
     def done(self, item: Item) -> Path | None:
         """Where an item's picture is, if it was found."""
         paths = self.found.get(item.id, [])
         return paths[item.copy] if item.copy < len(paths) else None
 
-    def free(self, items: Iterable[Item], late: list[Item]) -> Iterator[Item]:
+    def claimable(self, items: Iterable[Item], late: list[Item]) -> Iterator[Item]:
         """The items that are to be drawn and are now ours; those that others draw go to `late`."""
         for item in items:
-            ours = self.take(item)
+            ours = self.claim(item)
             if ours:
                 yield item
             elif ours is None:
                 late.append(item)
                 if len(late) % LATE_MAX == 0:
-                    late[:] = [one for one in late if not self._placed(one)]
+                    late[:] = [one for one in late if not self._find_image(one)]
 
     def wait(self, item: Item) -> bool:
         """Whether an item is ours to draw, once nobody else is drawing it."""
-        while (ours := self.take(item)) is None:
+        while (ours := self.claim(item)) is None:
             time.sleep(POLL_SECONDS)
         return ours
 
-    def take(self, item: Item) -> bool | None:
+    def claim(self, item: Item) -> bool | None:
         """True: it is to be drawn, by us. False: it is there. None: another process draws it."""
         if self.done(item):
             forget(self.folder, item)  # of a run that was killed before it did
@@ -147,11 +147,11 @@ class Ledger:
                 return None
             self.held[item.id] = (descriptor, 0)
         descriptor, count = self.held[item.id]
-        if path := self._placed(item):
+        if path := self._find_image(item):
             self._note(item.id, path)
             forget(self.folder, item)
             if not count:
-                self._let_go(item.id)
+                self._unlock(item.id)
             return False
         self.held[item.id] = (descriptor, count + 1)
         return True
@@ -162,14 +162,14 @@ class Ledger:
             descriptor, count = self.held[item.id]
             self.held[item.id] = (descriptor, count - 1)
             if count == 1:
-                self._let_go(item.id)
+                self._unlock(item.id)
 
-    def _placed(self, item: Item) -> Path | None:
+    def _find_image(self, item: Item) -> Path | None:
         """An item's picture under a name that it may have, if another process wrote it."""
         number = 1 if item.copy else item.number
         before = 0  # copies that lie under earlier numbers
         while True:
-            path = self.folder / numbered(item.name, number)
+            path = self.folder / with_suffix(item.name, number)
             if not os.path.lexists(path):
                 if number >= item.number:
                     return None
@@ -186,7 +186,7 @@ class Ledger:
     def _lock(self, key: str) -> Path:
         return self.folder / locks.LOCK.format(key)
 
-    def _let_go(self, key: str) -> None:
+    def _unlock(self, key: str) -> None:
         locks.release(self._lock(key), self.held.pop(key)[0])
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.images import checks
-from txt2img.images.checks import Policy
+from txt2img.images.checks import FailurePolicy
 from txt2img.images.formats import PNG, Format
 from txt2img.images.image_file import Origin, check_room
 from txt2img.images.output import Output
-from txt2img.images.resume import Item, Ledger
+from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
 from txt2img.pipeline.generate import decode, latent_shape, noise_levels, sampled, shape
 from txt2img.pipeline.latent_store import Shelf
@@ -92,7 +92,7 @@ def run(
     model: Model,
     groups: Iterable[list[Item]],
     output: Output,
-    policy: Policy | None = None,
+    policy: FailurePolicy | None = None,
     shelf: Shelf | None = None,
     last: Callable[[], bool] = lambda: False,
 ) -> Generator[Event | Decoded, None, None]:
@@ -102,7 +102,7 @@ def run(
     or when `last` says that whoever listens will end the run after what was begun.
     Without policy.skip, raises what the first picture that fails does.
     """
-    shelf, policy = shelf or Shelf(output, origin(model)), policy or Policy()
+    shelf, policy = shelf or Shelf(output, origin(model)), policy or FailurePolicy()
     beside = on_card(model) and shelf.on  # without a shelf, an end would lose what was drawn
     with closing(Finisher(output, shelf, policy.skip, beside)) as finisher:
         for group in groups:
@@ -141,7 +141,9 @@ def _written(
         raise
 
 
-def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[Item], None, None]:
+def claimed(
+    items: Iterable[Item], ledger: ResumeIndex, size: int
+) -> Generator[list[Item], None, None]:
     """Batches of what no other process draws; when these are done, what others left undone.
 
     Before it waits for others it gives an empty batch: all must be written by the next.
@@ -149,7 +151,7 @@ def claimed(items: Iterable[Item], ledger: Ledger, size: int) -> Generator[list[
     late: list[Item] = []
     held: deque[list[Item]] = deque()
     try:
-        for group in batches(ledger.free(items, late), size):
+        for group in batches(ledger.claimable(items, late), size):
             held.append(group)
             yield group
             while len(held) > 1:  # the latest may not be written yet
@@ -199,7 +201,7 @@ def precision(model: Model) -> str:
 
 
 def _drawn(
-    model: Model, group: list[Item], shelf: Shelf, policy: Policy, tries: int = 0
+    model: Model, group: list[Item], shelf: Shelf, policy: FailurePolicy, tries: int = 0
 ) -> Iterator[Event | Decoded]:
     """Draw a group; gives what passes the gate. What fails is drawn alone, or again."""
     left = deque(group)
@@ -234,14 +236,14 @@ def _drawn(
 def _again(item: Item, attempt: int) -> Item:
     """An item with the seed of its `attempt`-th retry."""
     first = item.request.seed if item.first_seed is None else item.first_seed
-    seed = checks.seed_again(first or 0, attempt)
+    seed = checks.retry_seed(first or 0, attempt)
     return replace(item, request=replace(item.request, seed=seed), first_seed=first)
 
 
-def _check(picture: Image.Image, item: Item, policy: Policy, shelf: Shelf) -> None:
+def _check(picture: Image.Image, item: Item, policy: FailurePolicy, shelf: Shelf) -> None:
     """Raise Rejected for a picture that must not be; its latent is not wanted either."""
     try:
-        checks.check(picture, policy.reject)
+        checks.check_image(picture, policy.reject)
     except Rejected:
         shelf.drop(item)
         raise

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.images.image_file import HEAD, Origin, kind_of, table
-from txt2img.images.output import Output, numbered
-from txt2img.images.resume import Item, forget, kept
+from txt2img.images.output import Output, with_suffix
+from txt2img.images.resume import Item, forget, latent_path
 from txt2img.request.request import Request
 from txt2img.system import files
 from txt2img.system.text import shown
@@ -62,14 +62,14 @@ class Shelf:
         """
         if not self.on or not bool(torch.isfinite(x).all()):
             return
-        path = kept(self.output.folder, item, whole=step == steps)
+        path = latent_path(self.output.folder, item, whole=step == steps)
         with suppress(BadOutput):
             latent = Latent(
                 x.float(),
                 replace(item.request, model=self.origin.model),  # a name, never the user's path
                 self.origin,
                 item.first_seed,
-                numbered(item.name, item.number),
+                with_suffix(item.name, item.number),
                 step,
                 steps,
             )
@@ -80,7 +80,7 @@ class Shelf:
         """The latent (C, h, w) that a run which ended before its decoding left of this item."""
         if not self.on:
             return None
-        path = kept(self.output.folder, item)
+        path = latent_path(self.output.folder, item)
         try:
             found = read(path)
         except (BadFile, BadRequest):
@@ -100,11 +100,11 @@ class Shelf:
         folder = self.output.folder
         if self.keep and picture is not None:
             with suppress(FileNotFoundError):
-                data = kept(folder, item).read_bytes()
+                data = latent_path(folder, item).read_bytes()
                 self.output.write_beside(data, f"{picture.stem}{SUFFIX}")
         forget(folder, item)
         for whole in (True, False):
-            self.left.pop(kept(folder, item, whole), None)
+            self.left.pop(latent_path(folder, item, whole), None)
 
     def remarks(self) -> list[str]:
         """What to say of the latents that are still there when the run ends."""

@@ -38,7 +38,7 @@ class Verdict:
         return math.isinf(self.psnr)
 
 
-def described(path: Path) -> image_file.Picture:
+def described(path: Path) -> image_file.ImageInfo:
     """What a picture says of itself, if that suffices to verify it. BadFile, BadRequest."""
     found = image_file.read(path)
     if found.request is None or not found.pixels_sha256:
@@ -66,7 +66,7 @@ def pictures(name: str) -> list[str]:
     return found
 
 
-def verify(path: Path, found: image_file.Picture, model: Model, lossy: bool = False) -> Verdict:
+def verify(path: Path, found: image_file.ImageInfo, model: Model, lossy: bool = False) -> Verdict:
     """Compare a picture with what its record makes now.
 
     BadFile if its pixels or its texts were changed; BadRequest for one whose format loses some,
@@ -94,7 +94,7 @@ def verify(path: Path, found: image_file.Picture, model: Model, lossy: bool = Fa
 
 
 def _check(
-    path: Path, found: image_file.Picture, then: Image.Image, loses: str, lossy: bool
+    path: Path, found: image_file.ImageInfo, then: Image.Image, loses: str, lossy: bool
 ) -> None:
     """Raise BadFile, BadRequest for what need not be drawn again to be judged."""
     name = shown(str(path))
@@ -103,7 +103,7 @@ def _check(
     if not loses and image_file.pixels_sha256(then) != found.pixels_sha256:
         raise BadFile(f"{name} was changed: its pixels are not those of its record")
     assert found.request is not None
-    texts = image_file.described(found.request, found.origin, found.pixels_sha256)
+    texts = image_file.metadata(found.request, found.origin, found.pixels_sha256)
     same_writer = found.origin.environment.get("txt2img") == __version__
     if same_writer and found.texts.get("parameters", "").strip() != texts["parameters"].strip():
         raise BadFile(f"{name} was changed: its two texts do not say the same")
@@ -112,7 +112,7 @@ def _check(
 def _is_beside(path: Path) -> bool:
     """Whether a picture is a sheet, a step or an animation; what cannot be read is none."""
     try:
-        return not {contact_sheet.SHEET, animation.MARK}.isdisjoint(image_file.read(path).texts)
+        return not {contact_sheet.SHEET, animation.STEP_KEY}.isdisjoint(image_file.read(path).texts)
     except BadFile:
         return False
 

@@ -73,7 +73,7 @@ class Finisher:
 
     def add(self, drawn: Decoded) -> None:
         """Begin to encode a picture."""
-        item, form = drawn.item, self.output.form
+        item, form = drawn.item, self.output.format
         given = drawn.picture, item.request, drawn.origin, item.first_seed, form
         self.waiting.append((drawn, self.pool.submit(encode, *given)))
 

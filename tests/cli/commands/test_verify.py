@@ -73,7 +73,9 @@ def test_in_a_folder_every_change_is_found(
     with Image.open("art/a-cat-7-3.0.png") as image:
         texts = {key: image.info[key] for key in ("parameters", "txt2img")}
         image.putpixel((5, 5), tuple(level ^ 1 for level in image.getpixel((5, 5))))
-        Path("art/a-cat-7-3.0.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+        Path("art/a-cat-7-3.0.png").write_bytes(
+            image_file.encode_texts(image, texts, image_file.PNG)
+        )
     outcome = command(*verify)
     assert (outcome.code, outcome.out.count(": identical\n")) == (1, 19)
     assert 'a-cat-7-3.0.png" was changed: its pixels' in outcome.err
@@ -88,7 +90,7 @@ def test_a_parameter_that_was_changed_is_found(
     assert any(old in text for text in found.texts.values())
     texts = {key: text.replace(old, new) for key, text in found.texts.items()}
     with Image.open("x.png") as image:
-        Path("x.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+        Path("x.png").write_bytes(image_file.encode_texts(image, texts, image_file.PNG))
     outcome = check("x.png")
     assert outcome.code == 1 and "its two texts do not say the same" in outcome.err
 
@@ -97,9 +99,9 @@ def test_both_texts_changed_alike_are_found_by_drawing(check: Callable[..., Outc
     found = image_file.read(Path("x.png"))
     assert found.request
     other = replace(found.request, seed=8)
-    texts = image_file.described(other, found.origin, found.pixels_sha256)
+    texts = image_file.metadata(other, found.origin, found.pixels_sha256)
     with Image.open("x.png") as image:
-        Path("x.png").write_bytes(image_file.written(image, texts, image_file.PNG))
+        Path("x.png").write_bytes(image_file.encode_texts(image, texts, image_file.PNG))
     outcome = check("x.png")
     assert outcome.code == 1 and "x.png: PSNR" in outcome.out
 

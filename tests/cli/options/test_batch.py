@@ -71,7 +71,7 @@ def test_lines_that_cannot_be_are_passed_over_if_asked(draw: Command, folder: Pa
 def test_a_rejected_picture_is_drawn_again_with_another_seed(
     draw: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeds = [1, checks.seed_again(1, 1), checks.seed_again(1, 2)]
+    seeds = [1, checks.retry_seed(1, 1), checks.retry_seed(1, 2)]
     fail(monkeypatch, Rejected("no"), lambda item: item.request.seed in seeds[:2])
     line = ("x", *SMALL, "--seed", "1", "--json", "-o", "new/")
     assert draw(*line, "--retries", "1").code == 4

@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
 
 
 def step_of(path: Path) -> object:
-    return json.loads(image_file.read(path).texts[animation.MARK])["step"]
+    return json.loads(image_file.read(path).texts[animation.STEP_KEY])["step"]
 
 
 def alike(first: Path, second: Path) -> bool:
@@ -158,7 +158,7 @@ def test_a_picture_drawn_again_has_the_steps_of_its_last_try(
     assert draw(*line).code == 0
     assert names(folder) == ["x-step-001.png", "x-step-002.png", "x.png", "x.webp"]
     drawn = image_file.read(Path("x.png")).request
-    said = json.loads(image_file.read(Path("x-step-001.png")).texts[animation.MARK])
+    said = json.loads(image_file.read(Path("x-step-001.png")).texts[animation.STEP_KEY])
     assert drawn and said["request"]["seed"] == drawn.seed != 1
     assert milliseconds(Path("x.webp")) == 2 * 250 + animation.HELD
 

@@ -140,7 +140,7 @@ EASY = {
 }
 
 
-def read(folder: Path, texts: Mapping[str, str]) -> image_file.Picture:
+def read(folder: Path, texts: Mapping[str, str]) -> image_file.ImageInfo:
     """What an 8x8 picture with these texts says."""
     info = PngInfo()
     for key, text in texts.items():

@@ -114,7 +114,7 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     else:
         # It says what it is, and not what its request makes: no batch must take it for that.
         step = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
-        data = image_file.written(picture, {"Comment": step}, form)
+        data = image_file.encode_texts(picture, {"Comment": step}, form)
     if not latent.whole and not to.pattern:
         name = f"{Path(name).stem}-step{latent.step}{Path(name).suffix}"
     with to:

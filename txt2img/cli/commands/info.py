@@ -13,7 +13,7 @@ from txt2img.cli.shell_line import command_line
 from txt2img.cli.terminal.console import log, print_json, print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import formats, image_file
-from txt2img.images.animation import MARK
+from txt2img.images.animation import STEP_KEY
 from txt2img.images.metadata import a1111 as infotext
 from txt2img.system.files import open_regular, parse_json
 from txt2img.system.text import format_size, shown
@@ -104,14 +104,14 @@ def picture(path: Path, kind: str) -> dict[str, object]:
     except ValueError:
         ours = ""  # a note says so
     try:
-        step: object = parse_json(texts.pop(MARK, '""'))
+        step: object = parse_json(texts.pop(STEP_KEY, '""'))
     except ValueError:
         step = ""
     return {
         "kind": f"a {kind} picture, {found.width}x{found.height}",
         "parameters": parameters,
         "txt2img": ours,
-        MARK: step,
+        STEP_KEY: step,
         "request": found.request.to_json() if found.request and not ours else "",
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(found.notes),

@@ -12,7 +12,7 @@ import typer
 from txt2img.cli.options.types import whole
 from txt2img.errors import BadRequest
 from txt2img.images import checks
-from txt2img.images.checks import RETRIES_MAX, Policy
+from txt2img.images.checks import RETRIES_MAX, FailurePolicy
 from txt2img.images.resume import Item
 from txt2img.system.text import shown
 
@@ -125,10 +125,10 @@ class BatchOptions:
         _ = self.part, self.policy
 
     @cached_property
-    def policy(self) -> Policy:
+    def policy(self) -> FailurePolicy:
         """What is done with pictures that fail. BadRequest."""
-        reject = () if self.reject is None else checks.reasons(self.reject)
-        return Policy(("nan", *reject), self.retries or 0, self.on_error == "skip")
+        reject = () if self.reject is None else checks.parse_reject(self.reject)
+        return FailurePolicy(("nan", *reject), self.retries or 0, self.on_error == "skip")
 
     @cached_property
     def part(self) -> tuple[int, int]:

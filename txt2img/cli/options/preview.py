@@ -96,7 +96,7 @@ class PreviewOptions:
                 raise BadRequest(f"{option}: no folder {shown(str(path.parent))}")
             if out is not None and os.path.abspath(out) == os.path.abspath(path):
                 raise BadRequest(f"{option} and -o are the same file; name another")
-            if os.path.lexists(path) and not overwrite and not animation.marked(path):
+            if os.path.lexists(path) and not overwrite and not animation.is_step_file(path):
                 raise _in_the_way(option, path)
 
     def found(self) -> "PreviewOptions":
@@ -123,4 +123,4 @@ class PreviewOptions:
 
 
 def _in_the_way(option: str, path: Path) -> BadOutput:
-    return BadOutput(f"{option}: {output.taken(path)}")
+    return BadOutput(f"{option}: {output.already_exists(path)}")
