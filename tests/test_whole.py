@@ -23,7 +23,7 @@ from torch import Tensor
 from tests.support import tiny, tiny_xl
 from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.encode_prompts import encode
-from txt2img.pipeline.generate import noise_levels, sampled
+from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
@@ -155,7 +155,7 @@ def test_final_latents_equal_theirs(name: str, layout: str, root: Path) -> None:
     model, pipeline = ours(name, layout), theirs(name, layout, root)
     base = Request.from_json(REQUEST.to_json() | {"sampler": Sampler.DDIM})
     request = base.filled(model.family.defaults)
-    *_, last = sampled(model, [request])
+    *_, last = sample(model, [request])
     side = 64 // model.vae.config.factor
     noise = fresh_noise([request], (4, side, side), torch.device("cpu"))()
     wanted = pipeline(

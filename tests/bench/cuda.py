@@ -33,7 +33,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory
 from txt2img.images.image_file import encode
 from txt2img.pipeline.batch import origin
-from txt2img.pipeline.generate import drawing, images_of, prepare
+from txt2img.pipeline.generate import images_of, prepare, ready_to_draw
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
@@ -82,7 +82,7 @@ def request(model: Model, side: int, steps: int) -> Request:
 
 def pictures(model: Model, asked: Request, count: int) -> list[Image]:
     """Some pictures drawn together, seed after seed; their words are read anew."""
-    model.heard.clear()
+    model.prompt_cache.clear()
     return images_of(model, [replace(asked, seed=(asked.seed or 0) + i) for i in range(count)])
 
 
@@ -118,7 +118,7 @@ def steps_of(
     """The seconds that all steps but the first take, and those of the kernels that were seen."""
     device, dtype = torch.device("cuda"), next(model.network.parameters()).dtype
     job = prepare(model, [asked])
-    with drawing(model, job, device, dtype):
+    with ready_to_draw(model, job, device, dtype):
         states = job.states()
         next(states)
         torch.cuda.synchronize()
@@ -138,7 +138,7 @@ def ours(name: str, file: Path, options: argparse.Namespace, top: float) -> Iter
     for compiled in (False, True) if options.compile else (False,):
         model = load(str(file), replace(choose("cuda"), compile=compiled))
         yield from batches(model, name, options, top)
-        for line in model.memory.news():
+        for line in model.memory.pop_warnings():
             print(line, file=sys.stderr)
         del model
         emptied()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from txt2img import train
 from txt2img.models.vae import VAE
-from txt2img.pipeline.generate import sampled
+from txt2img.pipeline.generate import sample
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
@@ -50,7 +50,7 @@ def drawn(model: Model) -> Iterator[tuple[Tensor, Tensor]]:
     )
     for seed, thing in enumerate([t for t in things if not t.startswith("#")][::EACH]):
         request = ready(model, Request(f"{thing}, 3d emoji", steps=STEPS, seed=seed))
-        for state in sampled(model, [request.filled(model.family.defaults)]):
+        for state in sample(model, [request.filled(model.family.defaults)]):
             if state.step in (STEPS // 2, STEPS):
                 with torch.inference_mode():
                     pixels = model.vae.decode(state.x0).clamp(-1, 1)

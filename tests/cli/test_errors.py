@@ -202,7 +202,7 @@ def test_a_stop_during_a_picture_finishes_it_and_those_that_are_encoded_meanwhil
     draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card, where the second picture has begun before the first is written."""
-    own, begun = batch.sampled, []
+    own, begun = batch.sample, []
 
     def stopping(model: Model, requests: list[Request]) -> Iterator[State]:
         begun.append(requests)
@@ -210,7 +210,7 @@ def test_a_stop_during_a_picture_finishes_it_and_those_that_are_encoded_meanwhil
             signal.raise_signal(signal.SIGINT)
         return own(model, requests)
 
-    monkeypatch.setattr(batch, "sampled", stopping)
+    monkeypatch.setattr(batch, "sample", stopping)
     monkeypatch.setattr(batch, "on_card", lambda model: True)
     outcome = draw("x", "--seed", "1", "--count", "3")
     assert (outcome.code, outcome.out.split()) == (130, ["x-1.png", "x-2.png"])
@@ -224,7 +224,7 @@ def test_what_nobody_foresaw_is_one_line_too(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("odd\n\x1b[31m")
 
-    monkeypatch.setattr(batch, "sampled", broken)
+    monkeypatch.setattr(batch, "sample", broken)
     refused(
         draw("x", "--seed", "1"),
         1,

@@ -23,7 +23,7 @@ from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan
 from txt2img.models.unet import UNet
 from txt2img.pipeline.estimates import history
-from txt2img.pipeline.generate import prepare, sampled
+from txt2img.pipeline.generate import prepare, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.interval import Interval
 from txt2img.request.prompt_line import from_line
@@ -116,7 +116,7 @@ def test_a_shallow_look_is_the_first_convolution_and_the_last_layer(
 
 def latents(model: Model, *requests: Request) -> Tensor:
     """The latents (B, C, h, w) after the last step."""
-    [state] = deque(sampled(model, requests), maxlen=1)
+    [state] = deque(sample(model, requests), maxlen=1)
     return state.x
 
 
@@ -141,7 +141,7 @@ def test_steps_by_hand(sd1_model: Model) -> None:
     request = replace(SMALL, sampler=Sampler.EULER, cfg=7.0, reuse=2)
     job = prepare(sd1_model, [replace(request, reuse=1)])
     found, network = latents(sd1_model, request), sd1_model.network
-    [positive, negative] = (course[0][1] for course in sd1_model.heard.popitem()[1])
+    [positive, negative] = (course[0][1] for course in sd1_model.prompt_cache.popitem()[1])
     x = job.start * fresh_noise([request], job.latent, job.device)()
     pair, process, kept = negative.join(positive), sd1_model.family.process.build(), Kept()
     with torch.inference_mode():
@@ -208,7 +208,9 @@ def test_estimates_count_the_looks_that_are_taken(
     request = replace(SMALL, **({"sampler": Sampler.EULER} | more))
     looks = sum(counted(sd1_model, request, monkeypatch, "forward"))
     deep = sum(counted(sd1_model, request, monkeypatch))
-    assert history.looks(request) == pytest.approx(deep + history.SHALLOW * (looks - deep))
+    assert history.evaluations(request) == pytest.approx(
+        deep + history.CACHED_COST * (looks - deep)
+    )
 
 
 def test_it_travels_with_its_request() -> None:

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.gpu.test_gpu import APPLE, psnr
 from txt2img.models.layers import attention
 from txt2img.models.optimize.cuda_graph import Graphed
-from txt2img.pipeline.batch_size import MOST, roomy
-from txt2img.pipeline.generate import decode, drawing, generate, prepare, sampled
+from txt2img.pipeline.batch_size import MAX_BATCH, auto_batch_size
+from txt2img.pipeline.generate import decode, generate, prepare, ready_to_draw, sample
 from txt2img.request.request import Request, Sampler
 from txt2img.system.device.device import Device, choose
 from txt2img.weights.apply_adapters import ready
@@ -49,7 +49,7 @@ def graphed(model: Model) -> Graphed:
 def test_the_u_net_is_recorded_once_a_shape_and_draws_the_same() -> None:
     model = on_card()
     pictures = [drawn(model, replace(APPLE, seed=seed)) for seed in (1, 2, 1)]
-    assert not model.memory.news()
+    assert not model.memory.pop_warnings()
     assert len(graphed(model)._recordings) == 1
     assert psnr(pictures[0], drawn(plain(), replace(APPLE, seed=1))) > 50
     assert np.array_equal(pictures[0], pictures[2])
@@ -75,7 +75,7 @@ def test_the_host_is_not_waited_for_between_steps() -> None:
     request = replace(APPLE, sampler=Sampler.DPMPP_2M)
     request = ready(model, request).seeded().filled(model.family.defaults)
     job = prepare(model, [request])
-    with drawing(model, job, torch.device("cuda"), torch.float16):
+    with ready_to_draw(model, job, torch.device("cuda"), torch.float16):
         states = job.states()
         for _ in range(3):  # the first step records the network
             next(states)
@@ -106,7 +106,7 @@ def test_a_compiled_u_net_draws_the_same_and_is_kept(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = on_card(compile=True)
     assert psnr(drawn(model), drawn(plain())) > 35
-    [line] = model.memory.news()
+    [line] = model.memory.pop_warnings()
     assert "compiled in" in line and str(tmp_path) in line
     assert any(tmp_path.iterdir())
 
@@ -122,9 +122,9 @@ def test_weights_come_through_the_buffers_as_they_are() -> None:
 def test_a_batch_draws_what_single_pictures_are() -> None:
     model = on_card()
     request = ready(model, replace(APPLE, count=4)).seeded().filled(model.family.defaults)
-    assert 1 <= roomy(model, [request]) <= MOST
+    assert 1 <= auto_batch_size(model, [request]) <= MAX_BATCH
     requests = [request.nth(i) for i in range(4)]
-    [state] = deque(sampled(model, requests), maxlen=1)
+    [state] = deque(sample(model, requests), maxlen=1)
     assert model.memory.used["batch"] == "4"
     for one, image in zip(requests, decode(model, state.x), strict=True):
         assert psnr(np.asarray(image, dtype=np.float64), drawn(model, one)) > 35

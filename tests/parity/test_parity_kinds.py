@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.parity.test_parity_xl import REQUEST, theirs
 from tests.support import tiny, tiny_xl
 from txt2img.diffusion.conditioning import Cond
-from txt2img.pipeline.generate import noise_levels, sampled
+from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
@@ -77,7 +77,7 @@ def test_an_xl_of_velocity_and_zero_snr_draws_like_diffusers(tmp_path: Path) -> 
     # In four steps, for theirs goes to 333 from 666 in three, and on from 332.
     asked = Request.from_json(REQUEST.to_json() | values | {"steps": 4})
     request = asked.filled(model.family.defaults)
-    *_, last = sampled(model, [request])
+    *_, last = sample(model, [request])
     pipeline = theirs("base")
     pipeline.scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",

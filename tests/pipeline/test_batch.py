@@ -16,7 +16,7 @@ from txt2img.images.output import parse
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline import batch, writer
-from txt2img.pipeline.batch import Started, Step, batches, each, run
+from txt2img.pipeline.batch import Started, Step, batches, filled_requests, run
 from txt2img.pipeline.writer import Decoded, Failed, Finished
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.weights.load import Model
@@ -35,12 +35,12 @@ def events_of(
 ) -> Generator[batch.Event | Decoded, None, None]:
     """What happens while all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    planned = items(each(requests, model), target, model.hash)
+    planned = items(filled_requests(requests, model), target, model.hash)
     return run(model, batches(planned, batch_size), target, policy)
 
 
 def test_each_picture_has_its_own_seed(sd1_model: Model) -> None:
-    found = list(each([replace(SMALL, count=3), replace(SMALL, seed=7)], sd1_model))
+    found = list(filled_requests([replace(SMALL, count=3), replace(SMALL, seed=7)], sd1_model))
     assert [request.seed for request in found] == [42, 43, 44, 7]
     assert all(request.count == 1 and request.cfg == 7.5 for request in found)
 
@@ -48,12 +48,16 @@ def test_each_picture_has_its_own_seed(sd1_model: Model) -> None:
 def test_a_size_that_cannot_be_is_refused_before_any_is_drawn(sd1_model: Model) -> None:
     odd = replace(sd1_model, vae=SimpleNamespace(config=VAEConfig(channels=(32,) * 5)))
     with pytest.raises(BadRequest, match="multiple of 16"):
-        list(each([SMALL, replace(SMALL, width=72)], odd))
+        list(filled_requests([SMALL, replace(SMALL, width=72)], odd))
 
 
 def test_steps_that_cannot_be_are_refused_before_any_is_drawn(sd1_model: Model) -> None:
     with pytest.raises(BadRequest, match="1 to 1000"):
-        list(each([SMALL, replace(SMALL, steps=1001, schedule=Schedule.LEADING)], sd1_model))
+        list(
+            filled_requests(
+                [SMALL, replace(SMALL, steps=1001, schedule=Schedule.LEADING)], sd1_model
+            )
+        )
 
 
 def test_only_what_can_be_drawn_together_is_a_batch() -> None:
@@ -86,7 +90,7 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
     sd1_model: Model, folder: Path
 ) -> None:
     target = parse("{index}.png", several=True)
-    planned = items(each([replace(SMALL, count=2)], sd1_model), target, "")
+    planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, "")
     seen = []
     for event in run(sd1_model, batches(planned, 1), target):
         seen.append((event, len(list(folder.glob("*.png")))))
@@ -141,7 +145,9 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
 
     monkeypatch.setattr(writer, "encode", broken)
     target = parse("{index}.png", several=True)
-    planned = list(items(each([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash))
+    planned = list(
+        items(filled_requests([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash)
+    )
     with pytest.raises(BadRequest, match="too long"):
         list(run(sd1_model, [planned], target))
     # The third was drawn with it: whichever is encoded first, it is not lost.
@@ -187,7 +193,7 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
     sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """A stop that was asked for, a failure of the next picture, a wait for other processes."""
-    own, target = batch.sampled, parse("{index}.png", several=True)
+    own, target = batch.sample, parse("{index}.png", several=True)
     encode, may = writer.encode, Event()  # a file is not ready before the next has failed
     monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and encode(*given))
     if end != "failed":
@@ -199,8 +205,8 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
             raise BadRequest("no such size")
         return own(model, requests)
 
-    monkeypatch.setattr(batch, "sampled", broken)
-    planned = items(each([replace(SMALL, count=2)], sd1_model), target, sd1_model.hash)
+    monkeypatch.setattr(batch, "sample", broken)
+    planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, sd1_model.hash)
     groups = [[item] for item in planned]
     if end == "empty":
         groups.insert(1, [])
@@ -220,7 +226,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
 ) -> None:
     """Whoever gives out the groups takes the claims on the one before it back after it."""
     own, may = writer.encode, Event()
-    drawn_by = batch.sampled
+    drawn_by = batch.sample
 
     def broken(model: Model, requests: list[Request]) -> object:
         if requests[0].seed == 43:
@@ -229,7 +235,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
         return drawn_by(model, requests)
 
     monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and own(*given))
-    monkeypatch.setattr(batch, "sampled", broken)
+    monkeypatch.setattr(batch, "sample", broken)
     seen = []
     for event in events_of(sd1_model, [replace(SMALL, count=3)], policy=FailurePolicy(skip=True)):
         if isinstance(event, Started | Finished | Failed):

@@ -15,7 +15,7 @@ from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan, PreparedConv
 from txt2img.models.unet import UNet
 from txt2img.pipeline import cpu_speed
-from txt2img.pipeline.generate import decode, sampled
+from txt2img.pipeline.generate import decode, sample
 from txt2img.request.request import Request, Sampler
 from txt2img.system import resources
 from txt2img.weights.load import Model
@@ -47,11 +47,11 @@ def request(**changes: object) -> Request:
 
 
 def test_a_network_looks_twice_a_step_with_some_samplers(drawing: Model) -> None:
-    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {Plan(looks=7)}
-    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
+    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
     assert plans(drawing) == {Plan(looks=14)}
-    assert not drawing.memory.news()
+    assert not drawing.memory.pop_warnings()
 
 
 def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) -> None:
@@ -61,48 +61,48 @@ def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) 
         for plan in (best, Plan(7, pack=False), Plan(7, smallest=32, pack=False))
     ]
     assert needs[0] > needs[1] > needs[2] > 0
-    drawing.memory.spare = int(needs[1] / cpu_speed.NETWORK) + 2
-    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    drawing.memory.cpu_budget = int(needs[1] / cpu_speed.NETWORK) + 2
+    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {Plan(7, pack=False)}
-    drawing.memory.spare = int(needs[2] / cpu_speed.NETWORK) + 2
-    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    drawing.memory.cpu_budget = int(needs[2] / cpu_speed.NETWORK) + 2
+    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {Plan(7, smallest=32, pack=False)}
-    drawing.memory.spare = 0
-    cpu_speed.network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    drawing.memory.cpu_budget = 0
+    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert not plans(drawing)
-    assert all("B less" in line for line in drawing.memory.news())
+    assert all("B less" in line for line in drawing.memory.pop_warnings())
 
 
 def test_freed_memory_is_kept_where_there_is_enough(
     drawing: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    for name in ("give_back", "keep_freed"):
+    for name in ("trim_heap", "keep_heap"):
         monkeypatch.setattr(resources, name, partial(called.append, name))
-    cpu_speed.network(drawing, request(steps=7), LATENT)
-    assert called == ["give_back", "keep_freed"]
-    drawing.memory.spare = 0
-    cpu_speed.network(drawing, request(steps=7), LATENT)
-    assert called == ["give_back", "keep_freed"]
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    assert called == ["trim_heap", "keep_heap"]
+    drawing.memory.cpu_budget = 0
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    assert called == ["trim_heap", "keep_heap"]
 
 
 def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_speed.network(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
     monkeypatch.setattr(resources, "available", lambda: 0)
-    cpu_speed.network(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
     assert plans(drawing) == {Plan(looks=7)}
 
 
 def test_low_memory_keeps_no_second_weights(drawing: Model) -> None:
-    cpu_speed.network(drawing, request(steps=7), LATENT)
-    drawing.memory.low = True
-    cpu_speed.network(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    drawing.memory.low_memory = True
+    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
     assert not plans(drawing)
-    assert not drawing.memory.news()
+    assert not drawing.memory.pop_warnings()
 
 
 def latents(model: Model, *wishes: Request) -> Tensor:
-    [state] = deque(sampled(model, wishes), maxlen=1)
+    [state] = deque(sample(model, wishes), maxlen=1)
     return state.x
 
 
@@ -126,7 +126,7 @@ def test_a_picture_is_the_same_whatever_is_drawn_before_and_beside_it(drawing: M
     torch.manual_seed(0)
     drawing.network.load_state_dict(UNet(CONFIG).state_dict())
     assert torch.equal(latents(drawing, two, one)[:1], alone)
-    drawing.memory.low = True
+    drawing.memory.low_memory = True
     torch.testing.assert_close(latents(drawing, two), alone, atol=2e-3, rtol=0)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.support import tiny
-from txt2img.pipeline.encode_prompts import KEPT, conditions
+from txt2img.pipeline.encode_prompts import CACHE_SIZE, encode_prompts
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Compat, Request, Sampler
 from txt2img.system.device.device import Device
@@ -35,7 +35,7 @@ class Counted:
     def told(self, **changes: object) -> Tensor:
         """What is told of the prompt, of the small request so changed."""
         request = replace(SMALL, **changes).filled(self.model.family.defaults)
-        [[[(_, cond)], _]] = conditions(self.model, [request])
+        [[[(_, cond)], _]] = encode_prompts(self.model, [request])
         return cond.tokens
 
 
@@ -61,11 +61,11 @@ def test_what_changes_its_meaning_is_encoded_anew(counted: Counted) -> None:
 
 def test_few_are_remembered_and_the_oldest_goes_first(counted: Counted) -> None:
     first = counted.told()
-    for number in range(KEPT - 1):
+    for number in range(CACHE_SIZE - 1):
         counted.told(prompt=f"{number}")
     assert counted.told() is first  # used again, so it is not the oldest any more
     counted.told(prompt="one more")
-    assert len(counted.model.heard) == KEPT
+    assert len(counted.model.prompt_cache) == CACHE_SIZE
     assert counted.told() is first
     assert counted.texts.count("0") == 1
     counted.told(prompt="0")

@@ -25,12 +25,12 @@ from txt2img.pipeline import (
 from txt2img.pipeline import (
     decode as decoding,
 )
-from txt2img.pipeline.batch import Told, batches, each, run
-from txt2img.pipeline.generate import decode, sampled
+from txt2img.pipeline.batch import Notice, batches, filled_requests, run
+from txt2img.pipeline.generate import decode, sample
 from txt2img.pipeline.writer import Finished
 from txt2img.request.request import Request
 from txt2img.system.device import memory
-from txt2img.system.device.memory import is_short, room_for
+from txt2img.system.device.memory import is_oom, oom_as_error
 from txt2img.weights.load import Model
 
 __all__ = ["mock"]
@@ -86,20 +86,20 @@ class Overflowing(Net):
 
 def last(model: Model, requests: list[Request]) -> Tensor:
     """The latents of some requests, whatever it took."""
-    [state] = deque(sampled(model, requests), maxlen=1)
+    [state] = deque(sample(model, requests), maxlen=1)
     return state.x
 
 
 def told(model: Model) -> list[str]:
-    return model.memory.news()
+    return model.memory.pop_warnings()
 
 
 def test_torchs_words_for_lack_of_memory_are_known() -> None:
     with pytest.raises(RuntimeError) as found:
         torch.empty(2**60)
-    assert is_short(found.value)
-    assert is_short(MemoryError()) and is_short(LACK) and not is_short(RuntimeError("a bug"))
-    with pytest.raises(RuntimeError, match="a bug"), room_for("x"):
+    assert is_oom(found.value)
+    assert is_oom(MemoryError()) and is_oom(LACK) and not is_oom(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"), oom_as_error("x"):
         raise RuntimeError("a bug")
 
 
@@ -210,7 +210,7 @@ def test_what_the_cpu_drew_is_decoded_where_the_model_is(
 
 @pytest.mark.parametrize("said", memory.SIGNS)
 def test_a_lack_of_memory_is_known_however_it_is_worded(said: str) -> None:
-    assert is_short(RuntimeError(f"{said} when calling something"))
+    assert is_oom(RuntimeError(f"{said} when calling something"))
 
 
 def test_a_cpu_without_room_is_the_end(mock: Model) -> None:
@@ -255,26 +255,32 @@ def test_no_picture_of_a_batch_is_lost(
 
     def events(name: str) -> list[batch.Event]:
         target = parse(f"{name}-{{index}}.png", several=True)
-        return list(run(sd1_model, batches(items(each([small], sd1_model), target, ""), 3), target))
+        return list(
+            run(
+                sd1_model,
+                batches(items(filled_requests([small], sd1_model), target, ""), 3),
+                target,
+            )
+        )
 
     whole = [event for event in events("a") if isinstance(event, Finished)]
-    drawn = batch.sampled
+    drawn = batch.sample
 
     def one_only(model: Model, requests: list[Request]) -> Iterator[generate.State]:
         if len(requests) > 1:
             raise OutOfMemory("no room")
         return drawn(model, requests)
 
-    monkeypatch.setattr(batch, "sampled", one_only)
+    monkeypatch.setattr(batch, "sample", one_only)
     seen = events("b")
     single = [event for event in seen if isinstance(event, Finished)]
-    assert Told(batch.SMALLER) in seen
+    assert Notice(batch.NOTE_SINGLE) in seen
     assert [e.pixels_sha256 for e in single] == [e.pixels_sha256 for e in whole]
 
 
 def test_a_record_tells_what_was_done_instead(sd1_model: Model, folder: Path) -> None:
     model = replace(sd1_model, memory=replace(sd1_model.memory, tiling="on"))
     target = parse("{index}.png", several=True)
-    planned = items(each([replace(SMALL, steps=1)], model), target, "")
+    planned = items(filled_requests([replace(SMALL, steps=1)], model), target, "")
     [done] = [e for e in run(model, batches(planned, 1), target) if isinstance(e, Finished)]
     assert read(done.path).origin.environment["vae"] == "tiled"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
-from txt2img.pipeline.denoiser import PIECEMEAL, thrifty
+from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
 from txt2img.pipeline.generate import Job, decode, generate, prepare
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.compat import Reading
 from txt2img.request.request import Request, Sampler, Schedule
-from txt2img.system.device.memory import Memory
+from txt2img.system.device.memory import MemoryState
 from txt2img.weights.apply_adapters import Wardrobe
 from txt2img.weights.families import SD15
 from txt2img.weights.load import Model
@@ -80,7 +80,7 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
-    parts |= {"wardrobe": Wardrobe(), "memory": Memory(), "graphed": None, "heard": {}}
+    parts |= {"wardrobe": Wardrobe(), "memory": MemoryState(), "graphed": None, "prompt_cache": {}}
     return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
 
 
@@ -190,7 +190,7 @@ def test_short_memory_is_met_with_smaller_passes() -> None:
         return x
 
     lines: list[str] = []
-    denoise = thrifty(fast, slow, lines.append)
+    denoise = with_oom_fallback(fast, slow, lines.append)
     for _ in range(2):
         denoise(torch.zeros(1), LEVEL)
     assert calls == ["fast", "slow", "slow"]

@@ -15,7 +15,7 @@ from txt2img.images.image_file import SIGNATURE, Origin
 from txt2img.images.output import parse
 from txt2img.images.resume import Item
 from txt2img.pipeline import batch, generate, latent_store
-from txt2img.pipeline.latent_store import Latent, Shelf
+from txt2img.pipeline.latent_store import Latent, LatentStore
 from txt2img.request.request import Request
 
 ARGUMENTS = ("x", "--seed", "1", "-q")
@@ -76,22 +76,24 @@ def test_a_latent_of_another_request_or_software_is_not_taken(folder: Path) -> N
     Path("out").mkdir()
     request = Request("x", seed=1)
     item = Item(1, request, "x.png", 1, "0" * 32)
-    shelf = Shelf(target, Origin("default", "0", {"torch": "1"}))
+    shelf = LatentStore(target, Origin("default", "0", {"torch": "1"}))
     x = torch.arange(8.0).reshape(2, 2, 2)
-    shelf.put(item, x, 3, 3)
-    taken = shelf.take(item)
+    shelf.save(item, x, 3, 3)
+    taken = shelf.load(item)
     assert taken is not None and torch.equal(taken, x)
-    assert shelf.take(replace(item, request=replace(request, seed=2))) is None
-    assert Shelf(target, Origin("default", "0", {"torch": "2"})).take(item) is None
-    shelf.drop(item)
-    assert shelf.take(item) is None and not shelf.left
+    assert shelf.load(replace(item, request=replace(request, seed=2))) is None
+    assert LatentStore(target, Origin("default", "0", {"torch": "2"})).load(item) is None
+    shelf.delete(item)
+    assert shelf.load(item) is None and not shelf.left
 
 
 def test_what_is_not_finite_is_not_kept(folder: Path) -> None:
     import torch
 
     item = Item(1, Request("x", seed=1), "x.png", 1, "0" * 32)
-    Shelf(parse("x.png", several=False), Origin()).put(item, torch.full((1, 1, 1), torch.nan), 1, 1)
+    LatentStore(parse("x.png", several=False), Origin()).save(
+        item, torch.full((1, 1, 1), torch.nan), 1, 1
+    )
     assert not hidden(folder)
 
 
@@ -136,7 +138,7 @@ def test_latents_can_be_kept_for_good(
     assert draw(*ARGUMENTS, "-o", "kept/", "--keep-latents").code == 0
     assert [path.name for path in hidden(Path("kept"))] == ["x-1.latent"]
     found = latent_store.read(Path("kept/x-1.latent"))
-    assert found.whole and found.request.prompt == "x" and found.x.shape == (4, 16, 16)
+    assert found.finished and found.request.prompt == "x" and found.x.shape == (4, 16, 16)
     outcome = command("decode", "kept/x-1.latent", "-m", str(sd1_folder), "-o", "b.png")
     assert outcome.out == "b.png\n"
     assert Path("kept/x-1.latent").exists()

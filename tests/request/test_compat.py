@@ -23,7 +23,7 @@ from txt2img.diffusion.guidance import predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.rng import source
-from txt2img.pipeline.denoiser import alike
+from txt2img.pipeline.denoiser import equal_length_runs
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import own_noise
@@ -218,9 +218,9 @@ def test_a_short_prompt_beside_a_long_one_stays_short(compat: Compat) -> None:
     assert torch.allclose(unwanted.tokens, alone.tokens, atol=1e-6)
     # What is repeated as a whole is heard as once: so both fit into one pass, as in ComfyUI.
     [state] = deque(prepare(model, [asked]).states(), maxlen=1)
-    model.heard = {
+    model.prompt_cache = {
         key: (course, [(until, replace(c, tokens=c.tokens.repeat(1, 2, 1))) for until, c in other])
-        for key, (course, other) in model.heard.items()
+        for key, (course, other) in model.prompt_cache.items()
     }
     [repeated] = deque(prepare(model, [asked]).states(), maxlen=1)
     assert torch.allclose(state.x, repeated.x, atol=1e-4)
@@ -253,7 +253,7 @@ def test_pictures_of_unequal_prompts_are_drawn_side_by_side_as_alone() -> None:
     ]
     [together] = deque(prepare(model, asked).states(), maxlen=1)
     conds = [encode(model, request) for request in [*asked, asked[2]]]
-    assert alike(conds, [*asked, asked[2]]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    assert equal_length_runs(conds, [*asked, asked[2]]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
     for i, request in enumerate(asked):
         [alone] = deque(prepare(model, [request]).states(), maxlen=1)
         assert torch.allclose(together.x[i], alone.x[0], atol=1e-5)

@@ -17,7 +17,7 @@ from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, to_request
 from txt2img.images.metadata.a1111 import parse as read
-from txt2img.pipeline.denoiser import strength
+from txt2img.pipeline.denoiser import guidance_scale
 from txt2img.request.interval import Interval, parse
 from txt2img.request.prompt_line import from_line
 from txt2img.request.request import Request
@@ -73,7 +73,7 @@ def test_all_of_the_way_is_no_interval() -> None:
 
 def scale(interval: Interval | None) -> Callable[[float], float]:
     """The strength at a time of the process, under an interval."""
-    found = strength(SD15, Request("x", cfg=7.0, cfg_interval=interval), PROCESS)
+    found = guidance_scale(SD15, Request("x", cfg=7.0, cfg_interval=interval), PROCESS)
     return lambda time: found(PROCESS.level(time)) if callable(found) else found
 
 
@@ -89,7 +89,7 @@ def test_steps_outside_take_one_pass_and_equal_no_guidance() -> None:
     predict = predictor(net, PROCESS, PREDICTIONS["eps"])
     told, other = Cond(torch.full((1, 2, 3), 0.5)), Cond(torch.full((1, 2, 3), -0.25))
     x, late = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4), PROCESS.level(10.0)
-    found = strength(SD15, Request("x", cfg=7.0, cfg_interval=Interval(0, 0.5)), PROCESS)
+    found = guidance_scale(SD15, Request("x", cfg=7.0, cfg_interval=Interval(0, 0.5)), PROCESS)
     part = guided(predict, lambda _: told, lambda _: other, found)
     assert torch.equal(part(x, late), predict(x, late, told))
     assert [len(called) for called, _, _ in net.calls] == [1, 1]

@@ -13,14 +13,14 @@ from txt2img.system.device.device import choose
 
 def test_the_guess_is_what_is_chosen_here() -> None:
     chosen = choose()
-    assert device_names.likely_device(None) == chosen.torch_device.type
-    guessed = device_names.likely_dtypes(chosen.torch_device.type, None)
-    assert f"torch.{device_names.named(guessed)}" == str(chosen.dtype)
+    assert device_names.guess_device(None) == chosen.torch_device.type
+    guessed = device_names.guess_dtypes(chosen.torch_device.type, None)
+    assert f"torch.{device_names.describe_dtypes(guessed)}" == str(chosen.dtype)
 
 
 @pytest.mark.parametrize("text", ["fp16", "unet=bf16,vae=fp32", "bf16,text=float32"])
 def test_precisions_are_those_that_are_loaded(text: str) -> None:
-    guessed, chosen = device_names.likely_dtypes("cpu", text), choose("cpu", text)
+    guessed, chosen = device_names.guess_dtypes("cpu", text), choose("cpu", text)
     assert {part: f"torch.{name}" for part, name in guessed.items()} == {
         part: str(chosen.dtype_of(part)) for part in device_names.PARTS
     }
@@ -29,22 +29,22 @@ def test_precisions_are_those_that_are_loaded(text: str) -> None:
 def test_a_card_that_must_not_be_used_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if (sys.platform, platform.machine()) != ("darwin", "arm64"):
-        assert device_names.likely_device(None) == "cpu"
+        assert device_names.guess_device(None) == "cpu"
 
 
 def test_names_are_checked() -> None:
-    assert device_names.likely_device("CUDA:1") == "cuda"
+    assert device_names.guess_device("CUDA:1") == "cuda"
     with pytest.raises(BadRequest, match="choose from cuda, mps, cpu"):
-        device_names.likely_device("tpu")
+        device_names.guess_device("tpu")
     with pytest.raises(BadRequest, match="choose from float32, bf16, fp16"):
-        device_names.likely_dtypes("cpu", "int8")
+        device_names.guess_dtypes("cpu", "int8")
 
 
 def test_the_plan_of_a_model_is_made_without_torch() -> None:
     line = (
-        "import sys; from txt2img.pipeline.estimates.forecast import foresee; "
+        "import sys; from txt2img.pipeline.estimates.forecast import forecast_for; "
         "from txt2img.request.resolve import Library; "
-        "foresee('default', Library(), None, None); print('torch' in sys.modules)"
+        "forecast_for('default', Library(), None, None); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -10,7 +10,7 @@ from txt2img.images.resume import Item, items
 from txt2img.request.request import Request
 from txt2img.system import launcher
 from txt2img.system.device.device import choose
-from txt2img.system.launcher import PLACE, VARIABLES, Launch
+from txt2img.system.launcher import PLACE, VARIABLES, ProcessGroup
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +30,11 @@ def say(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], *values: str) -
 def test_three_variables_make_a_launch(
     monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    assert launcher.found() == Launch(0, 1, 0)
+    assert launcher.found() == ProcessGroup(0, 1, 0)
     say(monkeypatch, names, "3", "4", "1")
-    assert launcher.found() == Launch(3, 4, 1)
+    assert launcher.found() == ProcessGroup(3, 4, 1)
     monkeypatch.delenv(names[2])
-    assert launcher.found() == Launch(0, 1, 0)  # a cluster's own variables, and no launcher's
+    assert launcher.found() == ProcessGroup(0, 1, 0)  # a cluster's own variables, and no launcher's
 
 
 @pytest.mark.parametrize("values", [("2", "2", "0"), ("a", "2", "0"), ("-1", "2", "0")])
@@ -47,9 +47,9 @@ def test_variables_that_make_no_sense_are_refused(
 
 
 def test_processes_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not Launch(0, 2, 0).meets
+    assert not ProcessGroup(0, 2, 0).can_rendezvous
     say(monkeypatch, PLACE, "localhost", "29500")
-    assert Launch(0, 2, 0).meets and not Launch(0, 1, 0).meets
+    assert ProcessGroup(0, 2, 0).can_rendezvous and not ProcessGroup(0, 1, 0).can_rendezvous
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -60,7 +60,8 @@ def test_the_processes_of_all_shards_draw_each_picture_once(shards: int) -> None
     for shard in range(shards):
         mine = BatchOptions(shard=f"{shard + 1}/{shards}").shard_items
         parts = [
-            list(Launch(rank, 4, rank).mine(mine(items(requests, target, "")))) for rank in range(4)
+            list(ProcessGroup(rank, 4, rank).shard(mine(items(requests, target, ""))))
+            for rank in range(4)
         ]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         drawn += [item for part in parts for item in part]

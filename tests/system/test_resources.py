@@ -46,7 +46,7 @@ def test_here_there_is_some() -> None:
 
 HELD = """
 import os
-from txt2img.system import resources as room
+from txt2img.system import resources
 
 def held():
     with open("/proc/self/statm") as file:
@@ -58,10 +58,10 @@ def used():
 
 used()
 before = held()
-room.keep_freed()
+resources.keep_heap()
 used()
 kept = held()
-room.give_back()
+resources.trim_heap()
 print(before, kept, held())
 """
 

@@ -65,7 +65,7 @@ def test_another_precision_is_another_model(keeper: Keeper, sd1_folder: Path) ->
     assert next(half.vae.parameters()).dtype == torch.bfloat16
     low = keeper.load(name, Device(CPU.torch_device, CPU.dtype, low=True))
     assert low is not half
-    assert low.memory.low
+    assert low.memory.low_memory
 
 
 def test_another_vae_is_another_model(keeper: Keeper, sd1_folder: Path, copy: Path) -> None:

@@ -17,12 +17,12 @@ from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.images import image_file
 from txt2img.models.unet import UNet
-from txt2img.pipeline.generate import generate, noise_levels, sampled
+from txt2img.pipeline.generate import generate, noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.adapters import Refiner
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
-from txt2img.system.device.memory import Memory
+from txt2img.system.device.memory import MemoryState
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.load import Model, load
 from txt2img.weights.refiner import add_refiner, its_turn
@@ -36,7 +36,7 @@ PROCESS = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 def both(device: Device = CPU) -> Model:
     """The base, with its refiner."""
     model = load(BASE, device)
-    model.memory = Memory(low=device.low, placement=model.memory.placement)
+    model.memory = MemoryState(low_memory=device.low, placement=model.memory.placement)
     add_refiner(model, REFINER, device)
     return model
 
@@ -54,7 +54,7 @@ def filled(model: Model, **values: object) -> Request:
 
 def last(model: Model, request: Request) -> Tensor:
     """The latent (1, C, h, w) after the last step."""
-    *_, state = sampled(model, [request])
+    *_, state = sample(model, [request])
     return state.x
 
 
@@ -131,7 +131,7 @@ def test_with_little_memory_only_one_of_the_two_has_its_weights(tmp_path: Path) 
     request = filled(low)
     assert held(low) == (0, 0)
     seen = []
-    states: Iterator[object] = sampled(low, [request])
+    states: Iterator[object] = sample(low, [request])
     for _ in states:
         seen.append(tuple(size > 0 for size in held(low)))
     assert seen == [(True, False)] * 4 + [(False, True)]
@@ -190,7 +190,7 @@ def test_a_library_user_is_told_what_lacks() -> None:
     with pytest.raises(ModelNotFound, match="refiner"):
         generate(request, base)
     with pytest.raises(BadRequest, match="refiner"):
-        list(sampled(base, [request.filled(base.family.defaults)]))
+        list(sample(base, [request.filled(base.family.defaults)]))
 
 
 def test_what_is_kept_of_a_look_is_each_networks_own(

@@ -168,7 +168,7 @@ class Worker:
             with suppress(OSError):
                 protocol.send(job.connection, {"code": code})
         gc.collect()  # while nobody waits
-        resources.give_back()
+        resources.trim_heap()
 
 
 def outdated(source: str) -> bool:

@@ -17,7 +17,7 @@ NO_SHEET = "Note: processes that cannot meet draw no sheet: say --resume when al
 def seeded(base: Request) -> Request:
     """The request with a seed; one that is drawn is the same in all processes that can meet."""
     here = launcher.found()
-    if base.seed is not None or not here.meets:
+    if base.seed is not None or not here.can_rendezvous:
         return base.seeded()
     from txt2img.system.device.rendezvous import agreed
 
@@ -34,8 +34,8 @@ def together(code: int, drawn: Drawn | None) -> tuple[int, Drawn | None]:
     here = launcher.found()
     if here.world == 1:
         return code, drawn
-    if not here.meets:
-        if here.first and drawn is not None:
+    if not here.can_rendezvous:
+        if here.is_main and drawn is not None:
             log(NO_SHEET)
         return code, None
     from txt2img.system.device.rendezvous import gathered
@@ -47,6 +47,6 @@ def together(code: int, drawn: Drawn | None) -> tuple[int, Drawn | None]:
         log(f"Note: {error}")
         return code, None
     code = max(outcome[0] for outcome in said)
-    if drawn is None or not here.first:
+    if drawn is None or not here.is_main:
         return code, None
     return code, {i: (Path(path), seed) for _, rows in said for i, path, seed in rows}

@@ -14,7 +14,7 @@ from txt2img.errors import BadRequest
 from txt2img.images.image_file import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.request import Request
-from txt2img.system.device_names import likely_device
+from txt2img.system.device_names import guess_device
 from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 def rehearse(wish: Wish, order: RunSettings) -> int:
     """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
-    from txt2img.pipeline.estimates.forecast import foresee
+    from txt2img.pipeline.estimates.forecast import forecast_for
 
     order.target.check_free()
     how = order.precision
-    forecast = foresee(wish.model, wish.library, how.device, how.dtype, how.low_memory)
+    forecast = forecast_for(wish.model, wish.library, how.device, how.dtype, how.low_memory)
     care = Care(order.batching.strict, forecast.tokenizers)
     if forecast.hash:
         wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
@@ -125,7 +125,7 @@ def summary(
     """What a person wants to know before a run: the model, the kind of picture, time and memory."""
     plan = forecast.plan
     known = f", hash {forecast.hash}" if forecast.hash else ""
-    seen = forecast.device in ("cpu", likely_device(None))
+    seen = forecast.device in ("cpu", guess_device(None))
     where = f"{forecast.device}{'' if seen else ', which is not seen on this machine'}"
     yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"

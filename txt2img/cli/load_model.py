@@ -14,16 +14,16 @@ def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model"
 
     Raises Txt2imgError.
     """
-    from txt2img.system.device.memory import room_for
+    from txt2img.system.device.memory import oom_as_error
     from txt2img.weights.model_cache import KEEPER
     from txt2img.weights.refiner import add_refiner
 
     device = precision.choose_device()
-    with room_for("the model"):
+    with oom_as_error("the model"):
         model = KEEPER.load(name, device, library.vae, library.parts)
     model.memory, model.wardrobe.library = precision.memory(model.memory), library
     if library.refiner is not None:
-        with room_for("the refiner"):
+        with oom_as_error("the refiner"):
             add_refiner(model, library.refiner, device)
     return model
 

@@ -159,7 +159,7 @@ def _look_through(wish: Wish, drawn: int | None, batching: BatchOptions) -> None
         told = told or (drawn is not None and request.seed == drawn)
     wish.several = seen > 1
     here = launcher.found()
-    apart = here.world > 1 and not here.meets
+    apart = here.world > 1 and not here.can_rendezvous
     if told and (batching.resume or batching.shard or apart):
         option = "--resume" if batching.resume else "--shard" if batching.shard else "a launch"
         raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")

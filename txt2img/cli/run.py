@@ -29,7 +29,7 @@ from txt2img.system import launcher
 
 if TYPE_CHECKING:
     from txt2img.pipeline.batch import Event
-    from txt2img.pipeline.latent_store import Shelf
+    from txt2img.pipeline.latent_store import LatentStore
     from txt2img.weights.load import Model
 
 
@@ -42,13 +42,13 @@ def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
         batching,
         asked["batch_size"] or 0,
         manner.precision,
-        asked["quiet"] or not launcher.found().first,  # one speaks for all
+        asked["quiet"] or not launcher.found().is_main,  # one speaks for all
         asked["json"],
-        viewing if launcher.found().first else replace(viewing, preview=None),
+        viewing if launcher.found().is_main else replace(viewing, preview=None),
     )
     if batching.dry_run:
-        return rehearse(wish, order) if launcher.found().first else 0
-    if not wish.several and not launcher.found().first:
+        return rehearse(wish, order) if launcher.found().is_main else 0
+    if not wish.several and not launcher.found().is_main:
         return distributed.together(0, None)[0]
     with order.target, progress(not (order.quiet or batching.no_progress), "loading") as bar:
         return draw(wish, order, bar)
@@ -64,10 +64,10 @@ def draw(wish: Wish, order: RunSettings, bar: Bar) -> int:
     began = time.perf_counter()
     model = load_model(wish.model, order.precision, wish.library)
     if order.precision.verbose:
-        from txt2img.system.device.device import manner
+        from txt2img.system.device.device import description
         from txt2img.weights.load import device_of
 
-        wish.remarks.append(manner(device_of(model), precision(model)))
+        wish.remarks.append(description(device_of(model), precision(model)))
     wish.warnings += changed(wish.made_by, origin(model))
     return draw_with(model, wish, order, bar, loaded_in(time.perf_counter() - began))
 
@@ -76,16 +76,16 @@ def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading:
     """Draw what is not there yet with a model that took so long to load; gives the exit code."""
     from txt2img.cli.live_preview import viewer_of
     from txt2img.pipeline import batch
-    from txt2img.pipeline.batch_size import roomy
-    from txt2img.pipeline.estimates.timer import Stopwatch
-    from txt2img.pipeline.latent_store import Shelf
+    from txt2img.pipeline.batch_size import auto_batch_size
+    from txt2img.pipeline.estimates.timer import Timer
+    from txt2img.pipeline.latent_store import LatentStore
 
-    size = order.batch_size or roomy(model, wish.pictures())
+    size = order.batch_size or auto_batch_size(model, wish.pictures())
     order, batching = replace(order, batch_size=size), order.batching
     refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
 
     def shard() -> Iterator[Item]:
-        pictures = batch.each(wish.pictures(), model, refused, order.target.format)
+        pictures = batch.filled_requests(wish.pictures(), model, refused, order.target.format)
         return batching.shard_items(items(pictures, order.target, model.hash))
 
     viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
@@ -94,17 +94,17 @@ def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading:
         meter = looked_through(model, shard(), ledger, wish, order, bar)
         failures = [*wish.failures(), *(refused or {}).values()]
         with bar.paused():
-            for error in failures if launcher.found().first else ():
+            for error in failures if launcher.found().is_main else ():
                 print_error(error, order.json)
-        plan = launcher.found().mine(shard())
-        groups = batch.claimed(plan, ledger, size) if ledger else batch.batches(plan, size)
+        plan = launcher.found().shard(shard())
+        groups = batch.claimed_batches(plan, ledger, size) if ledger else batch.batches(plan, size)
         stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
         drawn: distributed.Drawn | None = {} if wish.sweep else None
-        shelf = Shelf(order.target, batch.origin(model), batching.keep_latents)
+        shelf = LatentStore(order.target, batch.origin(model), batching.keep_latents)
         stack.callback(tell_kept, shelf, bar)
         run = batch.run(model, groups, order.target, batching.policy, shelf, lambda: STOP.asked)
         drawing = viewer.watch(run)
-        events = Stopwatch(model, loading).through(drawing)
+        events = Timer(model, loading).through(drawing)
         with closing(drawing), closing(events):
             failed = follow(events, meter, order.json, drawn)
         code, drawn = distributed.together(SOME_FAILED if failed or failures else 0, drawn)
@@ -124,14 +124,14 @@ def looked_through(
     """Go through all that is to be drawn, and say what is worth it. BadRequest."""
     worn = model.wardrobe
     care = Care(order.batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
-    meter = survey(launcher.found().mine(care.over(shard, wish.lenient)), ledger, wish, order, bar)
+    meter = survey(launcher.found().shard(care.over(shard, wish.lenient)), ledger, wish, order, bar)
     warnings, remarks = [*wish.warnings, *worn.warnings], [*wish.remarks, *worn.notes]
     with bar.paused():
         care.settle(warnings, order.note, remarks)
     return meter
 
 
-def tell_kept(shelf: "Shelf", bar: Bar) -> None:
+def tell_kept(shelf: "LatentStore", bar: Bar) -> None:
     """Say which latents have no picture yet, and how to get it."""
     with bar.paused():
         for line in shelf.remarks():
@@ -181,7 +181,7 @@ def follow(
                 meter.begin(event)
             elif isinstance(event, batch.Step):
                 meter.show(event)
-            elif isinstance(event, batch.Told):
+            elif isinstance(event, batch.Notice):
                 log(event.line)
             elif isinstance(event, Failed):
                 print_failed(event, json)

@@ -36,11 +36,11 @@ class Care:
 
     def look(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
         """The warnings of one picture and its prompts' tokens by chunk. BadRequest."""
-        from txt2img.pipeline.estimates.forecast import cut, tokens
+        from txt2img.pipeline.estimates.forecast import tokens, truncation_warnings
 
         request = item.request
         counts = tokens(self.tokenizers, request)
-        lines = [*traps(request), *cut(counts, request)]
+        lines = [*traps(request), *truncation_warnings(counts, request)]
         lines += [ambiguous] if (ambiguous := a1111.ambiguous(request)) else []
         self.pictures += 1
         for line in lines:

@@ -72,7 +72,7 @@ class Output:
                 self._settle()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        locks.sweep(self.folder, TEMPORARY, locks.LOCK)
+        locks.remove_stale(self.folder, TEMPORARY, locks.LOCK)
         self.check_free()
 
     def check_free(self) -> None:
@@ -87,7 +87,7 @@ class Output:
             if not folder.exists():
                 folder.mkdir(exist_ok=True)
                 self._made.append(folder)
-        self._here = files.held_file(self.folder)
+        self._here = files.lock_file(self.folder)
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
         """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
@@ -210,7 +210,7 @@ def _in_a_word(c: str) -> bool:
 def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = True) -> None:
     """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
     try:
-        files.publish(data, path, overwrite, lasting)
+        files.write_atomic(data, path, overwrite, lasting)
     except FileExistsError as error:
         raise already_exists(path) from error
     except OSError as error:
@@ -232,7 +232,7 @@ def _publish_numbered(data: bytes, path: Path, first: int) -> Path:
         if os.path.lexists(wanted):
             continue
         try:
-            files.publish(data, wanted, overwrite=False)
+            files.write_atomic(data, wanted, overwrite=False)
         except FileExistsError:
             continue
         except OSError as error:

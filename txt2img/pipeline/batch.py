@@ -20,9 +20,9 @@ from txt2img.images.image_file import Origin, check_room
 from txt2img.images.output import Output
 from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
-from txt2img.pipeline.generate import decode, latent_shape, noise_levels, sampled, shape
-from txt2img.pipeline.latent_store import Shelf
-from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, Finisher
+from txt2img.pipeline.generate import batch_key, decode, latent_shape, noise_levels, sample
+from txt2img.pipeline.latent_store import LatentStore
+from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, ImageWriter
 from txt2img.request.request import Request
 from txt2img.system.device.device import describe
 from txt2img.system.version import __version__
@@ -50,17 +50,17 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Told:
+class Notice:
     """What the user should know of how a picture is drawn."""
 
     line: str
 
 
-SMALLER = "Out of memory for a batch: drawn one by one instead"
-Event = Started | Step | Finished | Failed | Told
+NOTE_SINGLE = "Out of memory for a batch: drawn one by one instead"
+Event = Started | Step | Finished | Failed | Notice
 
 
-def each(
+def filled_requests(
     requests: Iterable[Request],
     model: Model,
     errors: dict[int, Txt2imgError] | None = None,
@@ -75,10 +75,10 @@ def each(
     for number, request in enumerate(requests, start=1):
         try:
             filled = ready(model, request).seeded().filled(model.family.defaults)
-            if shape(filled) not in checked:
+            if batch_key(filled) not in checked:
                 latent_shape(model, filled)
                 noise_levels(model, filled)
-                checked.add(shape(filled))
+                checked.add(batch_key(filled))
             check_room(filled, made_by, form)
         except BadRequest as error:
             if errors is None:
@@ -93,7 +93,7 @@ def run(
     groups: Iterable[list[Item]],
     output: Output,
     policy: FailurePolicy | None = None,
-    shelf: Shelf | None = None,
+    shelf: LatentStore | None = None,
     last: Callable[[], bool] = lambda: False,
 ) -> Generator[Event | Decoded, None, None]:
     """Draw and write pictures, those of a group together.
@@ -102,9 +102,9 @@ def run(
     or when `last` says that whoever listens will end the run after what was begun.
     Without policy.skip, raises what the first picture that fails does.
     """
-    shelf, policy = shelf or Shelf(output, origin(model)), policy or FailurePolicy()
+    shelf, policy = shelf or LatentStore(output, origin(model)), policy or FailurePolicy()
     beside = on_card(model) and shelf.on  # without a shelf, an end would lose what was drawn
-    with closing(Finisher(output, shelf, policy.skip, beside)) as finisher:
+    with closing(ImageWriter(output, shelf, policy.skip, beside)) as finisher:
         for group in groups:
             if not group or last():
                 yield from finisher.all()
@@ -120,7 +120,7 @@ def on_card(model: Model) -> bool:
 
 
 def _written(
-    events: Iterable[Event | Decoded], finisher: Finisher
+    events: Iterable[Event | Decoded], finisher: ImageWriter
 ) -> Generator[Event | Decoded, None, None]:
     """The events of one group, and of the pictures before it and in it that are written by then."""
     older = len(finisher.waiting)
@@ -141,7 +141,7 @@ def _written(
         raise
 
 
-def claimed(
+def claimed_batches(
     items: Iterable[Item], ledger: ResumeIndex, size: int
 ) -> Generator[list[Item], None, None]:
     """Batches of what no other process draws; when these are done, what others left undone.
@@ -172,7 +172,7 @@ def claimed(
 
 def batches(items: Iterable[Item], size: int) -> Generator[list[Item], None, None]:
     """The pictures in order, `size` at a time as long as they can be drawn together."""
-    for _, group in groupby(items, key=lambda item: shape(item.request)):
+    for _, group in groupby(items, key=lambda item: batch_key(item.request)):
         while batch := list(islice(group, size)):
             yield batch
 
@@ -201,14 +201,14 @@ def precision(model: Model) -> str:
 
 
 def _drawn(
-    model: Model, group: list[Item], shelf: Shelf, policy: FailurePolicy, tries: int = 0
+    model: Model, group: list[Item], shelf: LatentStore, policy: FailurePolicy, tries: int = 0
 ) -> Iterator[Event | Decoded]:
     """Draw a group; gives what passes the gate. What fails is drawn alone, or again."""
     left = deque(group)
     start = time.perf_counter()
     try:
         for drawn in _together(model, group, shelf):
-            if isinstance(drawn, Step | Told):
+            if isinstance(drawn, Step | Notice):
                 yield drawn
                 continue
             made_by = shelf.origin
@@ -218,14 +218,14 @@ def _drawn(
                 seconds = (time.perf_counter() - start) / len(group)
                 yield Decoded(left.popleft(), picture, its, seconds)
     except FAILURES as error:
-        yield from map(Told, model.memory.news())
+        yield from map(Notice, model.memory.pop_warnings())
         if len(group) > 1:
             if isinstance(error, OutOfMemory):
-                yield Told(SMALLER)
+                yield Notice(NOTE_SINGLE)
             for item in left:
                 yield from _drawn(model, [item], shelf, policy)
         elif isinstance(error, Rejected) and tries < policy.retries:
-            again = _again(group[0], tries + 1)
+            again = _retry(group[0], tries + 1)
             yield from _drawn(model, [again], shelf, policy, tries + 1)
         elif policy.skip:
             yield Failed(group[0], error)
@@ -233,42 +233,44 @@ def _drawn(
             raise
 
 
-def _again(item: Item, attempt: int) -> Item:
+def _retry(item: Item, attempt: int) -> Item:
     """An item with the seed of its `attempt`-th retry."""
     first = item.request.seed if item.first_seed is None else item.first_seed
     seed = checks.retry_seed(first or 0, attempt)
     return replace(item, request=replace(item.request, seed=seed), first_seed=first)
 
 
-def _check(picture: Image.Image, item: Item, policy: FailurePolicy, shelf: Shelf) -> None:
+def _check(picture: Image.Image, item: Item, policy: FailurePolicy, shelf: LatentStore) -> None:
     """Raise Rejected for a picture that must not be; its latent is not wanted either."""
     try:
         checks.check_image(picture, policy.reject)
     except Rejected:
-        shelf.drop(item)
+        shelf.delete(item)
         raise
 
 
 def _together(
-    model: Model, group: list[Item], shelf: Shelf
-) -> Iterator[Step | Told | list[Image.Image]]:
+    model: Model, group: list[Item], shelf: LatentStore
+) -> Iterator[Step | Notice | list[Image.Image]]:
     """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done.
 
     What was drawn before and kept is only decoded.
     """
     device = device_of(model)
-    before = [x for item in group if (x := shelf.take(item)) is not None]
+    before = [x for item in group if (x := shelf.load(item)) is not None]
     if len(before) == len(group):
         x = torch.stack(before).to(device)
     else:
         x = yield from _sampled(model, group, shelf)
     for part in one_by_one(x) if x.device.type == "cpu" else [x]:
         pictures = decode(model, part)
-        yield from map(Told, model.memory.news())
+        yield from map(Notice, model.memory.pop_warnings())
         yield pictures
 
 
-def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | Told, None, Tensor]:
+def _sampled(
+    model: Model, group: list[Item], shelf: LatentStore
+) -> Generator[Step | Notice, None, Tensor]:
     """The steps of a batch; gives its latents (B, C, h, w), which are kept.
 
     Whoever stops in between finds what the picture was thought to become.
@@ -277,15 +279,15 @@ def _sampled(model: Model, group: list[Item], shelf: Shelf) -> Generator[Step | 
     steps = len(noise_levels(model, requests[0])) - 1
     step, x0 = 0, None
     try:
-        for state in sampled(model, requests):
+        for state in sample(model, requests):
             step, x, x0 = state.step, state.x, state.x0
-            yield from map(Told, model.memory.news())
+            yield from map(Notice, model.memory.pop_warnings())
             yield Step(group[0].index, group[-1].index, step, steps, tuple(group), x0)
     except BaseException as stop:
         if x0 is not None and not isinstance(stop, Exception):
             for item, latent in zip(group, x if step == steps else x0, strict=True):
-                shelf.put(item, latent, step, steps)
+                shelf.save(item, latent, step, steps)
         raise
     for item, latent in zip(group, x, strict=True):
-        shelf.put(item, latent, step, steps)
+        shelf.save(item, latent, step, steps)
     return x

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 
 from txt2img.models.configs import VAEConfig
-from txt2img.pipeline.batch import each
+from txt2img.pipeline.batch import filled_requests
 from txt2img.request.request import Request
 from txt2img.system.device.offload import free_memory
 from txt2img.weights.load import Model, device_of
 
-MOST = 16  # more are hardly quicker each, and all of them are lost by one that breaks off
+MAX_BATCH = 16  # more are hardly quicker each, and all of them are lost by one that breaks off
 SHARE = 0.7  # of what is free
 # What a pass needs beside weights, in maps of the U-Net's largest size and first width: what is
 # kept for the way up, and a feed-forward's eightfold width with what it is made of.
@@ -18,19 +18,19 @@ UNET_MAPS = 40
 VAE_MAPS = 4  # of a picture's size and the decoder's second width
 
 
-def roomy(model: Model, pictures: Iterable[Request]) -> int:
+def auto_batch_size(model: Model, pictures: Iterable[Request]) -> int:
     """How many pictures like the first to draw at once; 1 on a CPU, or where it is not told."""
     free = free_memory(device_of(model))
-    first = None if free is None else next(each(pictures, model, {}), None)
-    return 1 if free is None or first is None else fitting(model, first, free)
+    first = None if free is None else next(filled_requests(pictures, model, {}), None)
+    return 1 if free is None or first is None else images_that_fit(model, first, free)
 
 
-def fitting(model: Model, request: Request, free: int) -> int:
+def images_that_fit(model: Model, request: Request, free: int) -> int:
     """How many pictures find room in so many bytes; at least one, at most MOST."""
-    return max(1, min(MOST, int(SHARE * free) // needs(model, request)))
+    return max(1, min(MAX_BATCH, int(SHARE * free) // bytes_per_image(model, request)))
 
 
-def needs(model: Model, request: Request) -> int:
+def bytes_per_image(model: Model, request: Request) -> int:
     """About how many bytes one picture takes beside the weights, under guidance."""
     pixels = (request.width or 0) * (request.height or 0)
     cells = pixels // model.vae.config.factor**2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan
-from txt2img.pipeline.estimates.history import TWO_LOOKS
+from txt2img.pipeline.estimates.history import TWO_EVALUATIONS
 from txt2img.request.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
@@ -24,13 +24,13 @@ LARGE = 32  # pixels of a map's side; the filters of those above take little
 SLOWER = "Little memory is free: {what} is computed by a slower way that takes {more} less"
 
 
-def network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
+def prepare_unet(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
     """Make the network quick for a filled request's steps, on latents of this shape."""
-    looks = (request.steps or 1) * (1 + (request.sampler in TWO_LOOKS))
+    looks = (request.steps or 1) * (1 + (request.sampler in TWO_EVALUATIONS))
     _prepare(model, "unet", model.network, latent[1:], looks)
 
 
-def vae(model: Model, x: Tensor) -> None:
+def prepare_vae(model: Model, x: Tensor) -> None:
     """Make the decoder quick for latents (B, C, h, w)."""
     factor = model.vae.config.factor
     size = factor * x.shape[-2], factor * x.shape[-1]
@@ -42,23 +42,23 @@ def _prepare(
 ) -> None:
     memory, first = model.memory, next(network.parameters())
     slow = first.dtype == torch.bfloat16 and not has_bf16(first.device)
-    if memory.low or slow or first.device.type != "cpu":
+    if memory.low_memory or slow or first.device.type != "cpu":
         return cpu.restore(network)
-    if memory.spare is None:
-        resources.give_back()  # what a model before this one left
-        memory.spare = int(PART * resources.available())
-    spare = memory.spare * (NETWORK if name == "unet" else 1 - NETWORK)
+    if memory.cpu_budget is None:
+        resources.trim_heap()  # what a model before this one left
+        memory.cpu_budget = int(PART * resources.available())
+    spare = memory.cpu_budget * (NETWORK if name == "unet" else 1 - NETWORK)
     best = Plan(looks)
-    needs = {p: cpu.need(network, *size, p) for p in (best, *_lesser(best))}
+    needs = {p: cpu.need(network, *size, p) for p in (best, *cheaper_plans(best))}
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= spare), None)
     if plan is best:
-        resources.keep_freed()
+        resources.keep_heap()
     else:
         less = needs[best] - (0 if plan is None else needs[plan])
-        memory.tell(SLOWER.format(what=f"the {name}", more=format_size(less)))
+        memory.warn(SLOWER.format(what=f"the {name}", more=format_size(less)))
     cpu.prepare(network, plan)
 
 
-def _lesser(best: Plan) -> tuple[Plan, ...]:
+def cheaper_plans(best: Plan) -> tuple[Plan, ...]:
     """Plans for when memory is short for the best, in turn: none of them packs small filters."""
     return replace(best, pack=False), replace(best, smallest=LARGE, pack=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.tiled_decode import decode_tiled
 from txt2img.pipeline import cpu_speed
-from txt2img.system.device.memory import CPU, free, placed, room_for
+from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.load import Model
 
 LARGE = 1536 * 1536  # pixels; more are decoded in tiles, where that is left to the program
@@ -26,11 +26,11 @@ Way = Callable[[], list[Tensor]]
 def pixels_of(model: Model, x: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
     error: OutOfMemory | None = None
-    with room_for("decoding the picture"), model.memory.placement.using("vae", model.vae):
-        cpu_speed.vae(model, x)
-        for way in ways(model, x):
+    with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
+        cpu_speed.prepare_vae(model, x)
+        for way in attempts(model, x):
             try:
-                with room_for("decoding the picture"):
+                with oom_as_error("decoding the picture"):
                     return torch.cat(way())
             except OutOfMemory as short:
                 error = OutOfMemory(str(short))  # without the frames that hold what filled memory
@@ -41,34 +41,34 @@ def pixels_of(model: Model, x: Tensor) -> Tensor:
     raise error
 
 
-def ways(model: Model, x: Tensor) -> Iterator[Way]:
+def attempts(model: Model, x: Tensor) -> Iterator[Way]:
     """The ways to decode, each for when memory is short for those before; the later are told."""
     memory = model.memory
     single = one_by_one(x)
     device = next(model.vae.parameters()).device
-    tiles = wants_tiles(model, x)
+    tiles = use_tiling(model, x)
     memory.used.pop("vae", None)
     if tiles:
         memory.used["vae"] = "tiled"
     if device.type != "cpu" and len(x) > 1:
-        yield lambda: [decoded(model, some, tiles) for some in x.split(together(model, x))]
+        yield lambda: [decoded(model, some, tiles) for some in x.split(batch_limit(model, x))]
     yield lambda: [decoded(model, one, tiles) for one in single]
     if memory.tiling == "auto" and not tiles:
-        memory.tell(TILED)
+        memory.warn(TILED)
         memory.used["vae"] = "tiled"
         yield lambda: [decoded(model, one, True) for one in single]
     if device.type != "cpu":
-        memory.tell(ON_CPU)
+        memory.warn(ON_CPU)
         memory.used["vae"] = "tiled, cpu" if memory.tiling != "off" else "cpu"
         yield lambda: on_cpu(model, single)
 
 
-def together(model: Model, x: Tensor) -> int:
+def batch_limit(model: Model, x: Tensor) -> int:
     """How many of a batch's latents are decoded at once: one at least, and a few fill a card."""
     return max(1, TOGETHER // (x.shape[-2] * x.shape[-1] * model.vae.config.factor**2))
 
 
-def wants_tiles(model: Model, x: Tensor) -> bool:
+def use_tiling(model: Model, x: Tensor) -> bool:
     """Whether latents are to be decoded in tiles from the start."""
     cells = x.shape[-2] * x.shape[-1]
     large = cells * model.vae.config.factor**2 > LARGE
@@ -77,7 +77,7 @@ def wants_tiles(model: Model, x: Tensor) -> bool:
 
 def on_cpu(model: Model, single: list[Tensor]) -> list[Tensor]:
     """Pixels of latents of one picture each, by the VAE in main memory and float32."""
-    with placed(model.vae, CPU, torch.float32):
+    with moved_to(model.vae, CPU, torch.float32):
         tiles = model.memory.tiling != "off"
         return [decoded(model, one.to(CPU), tiles) for one in single]
 
@@ -94,8 +94,8 @@ def decoded(model: Model, x: Tensor, tiles: bool) -> Tensor:
         return pixels
     weight = next(model.vae.parameters())
     if weight.dtype != torch.float32:
-        model.memory.tell(FLOAT32)
-        with placed(model.vae, weight.device, torch.float32):
+        model.memory.warn(FLOAT32)
+        with moved_to(model.vae, weight.device, torch.float32):
             pixels = _once(model, x, tiles)
     if not bool(torch.isfinite(pixels).all()):
         raise Rejected("the decoder gave numbers that are no picture; nothing was saved")

@@ -16,10 +16,10 @@ from txt2img.diffusion.deepcache import Reuse
 from txt2img.diffusion.guidance import Denoise, Scale, composed, joined, predictor
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.pipeline.encode_prompts import weights
+from txt2img.pipeline.encode_prompts import prompt_weights
 from txt2img.request.compat import rules, whole_times
 from txt2img.request.request import Request
-from txt2img.system.device.memory import free, is_short
+from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model, device_of
 
@@ -39,13 +39,15 @@ def denoiser(
     network = model.graphed if device == device_of(model) else None
     process = model.family.process.build()
     predict = predictor(network or model.network, process, kind, whole_times(found, request))
-    scale = strength(model.family, request, process)
+    scale = guidance_scale(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
         together = (
             together and len({length for pair in conds[part] for length in lengths(pair)}) == 1
         )
-        parts = [(weight, side(part, i)) for i, weight in enumerate(weights(requests[part][0]))]
+        parts = [
+            (weight, side(part, i)) for i, weight in enumerate(prompt_weights(requests[part][0]))
+        ]
         its = predict
         if request.reuse > 1:
             its = replace(predict, reuse=Reuse(request.reuse, levels))
@@ -56,13 +58,13 @@ def denoiser(
         return joined(*(over_time(course, levels, found.late) for course in courses))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
-    parts = singles if device.type == "cpu" else alike(conds, requests)
-    fast = side_by_side([(part, look(part)) for part in parts])
-    slow = side_by_side([(part, look(part, together=False)) for part in singles])
-    return thrifty(fast, slow, model.memory.tell)
+    parts = singles if device.type == "cpu" else equal_length_runs(conds, requests)
+    fast = split_batch([(part, look(part)) for part in parts])
+    slow = split_batch([(part, look(part, together=False)) for part in singles])
+    return with_oom_fallback(fast, slow, model.memory.warn)
 
 
-def strength(family: Family, request: Request, process: Process) -> Scale:
+def guidance_scale(family: Family, request: Request, process: Process) -> Scale:
     """How strongly each level is guided; where not at all, by 1.
 
     Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval": at much noise guidance
@@ -81,10 +83,12 @@ def strength(family: Family, request: Request, process: Process) -> Scale:
     return at
 
 
-def alike(conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]) -> list[slice]:
+def equal_length_runs(
+    conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]
+) -> list[slice]:
     """The longest runs of equally long conditions with the same weights: each fits in one batch."""
     rows = zip(conds, requests, strict=True)
-    groups = groupby(rows, key=lambda row: (lengths(row[0]), weights(row[1])))
+    groups = groupby(rows, key=lambda row: (lengths(row[0]), prompt_weights(row[1])))
     ends = [0]
     for _, group in groups:
         ends.append(ends[-1] + len(list(group)))
@@ -96,14 +100,14 @@ def lengths(courses: Sequence[Course]) -> list[int]:
     return [course[0][1].tokens.shape[1] for course in courses]
 
 
-def side_by_side(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
+def split_batch(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:
     """One denoiser of several, each for its part of the batch; together they are all of it."""
     if len(parts) == 1:
         return parts[0][1]
     return lambda x, level: torch.cat([denoise(x[part], level) for part, denoise in parts])
 
 
-def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denoise:
+def with_oom_fallback(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denoise:
     """`fast` until memory is short, from then on `slow`, which is told."""
     short = False
 
@@ -113,7 +117,7 @@ def thrifty(fast: Denoise, slow: Denoise, tell: Callable[[str], None]) -> Denois
             try:
                 return fast(x, level)
             except (RuntimeError, MemoryError) as error:
-                if not is_short(error):
+                if not is_oom(error):
                     raise
                 short = True
                 tell(PIECEMEAL)

@@ -11,36 +11,40 @@ from txt2img.diffusion.conditioning import Cond, Course
 from txt2img.request import prompt_syntax
 from txt2img.request.compat import rules
 from txt2img.request.request import Request
-from txt2img.system.device.memory import room_for
+from txt2img.system.device.memory import oom_as_error
 from txt2img.weights.apply_adapters import wear
 from txt2img.weights.families import Family
 from txt2img.weights.load import Model
 
-KEPT = 8  # as many conditions a model remembers: texts come again in a sweep, or for other seeds
+CACHE_SIZE = (
+    8  # as many conditions a model remembers: texts come again in a sweep, or for other seeds
+)
 
 
-def conditions(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
+def encode_prompts(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
     """Each picture's conditions, once the model wears what is asked for; a text is encoded once.
 
     BadRequest, OutOfMemory.
     """
     first, worn, placement = requests[0], model.wardrobe, model.memory.placement
-    keys = [words_of(model, request) for request in requests]
-    found = {key: model.heard.pop(key) for key in dict.fromkeys(keys) if key in model.heard}
+    keys = [cache_key(model, request) for request in requests]
+    found = {
+        key: model.prompt_cache.pop(key) for key in dict.fromkeys(keys) if key in model.prompt_cache
+    }
     new = {key: r for key, r in zip(keys, requests, strict=True) if key not in found}
     changes = (first.loras, first.embeddings) != (worn.loras, worn.embeddings)
-    at_hand = placement.at_hand(model.text) if new or changes else nullcontext()
-    with room_for("the prompts"), at_hand:
+    at_hand = placement.materialised(model.text) if new or changes else nullcontext()
+    with oom_as_error("the prompts"), at_hand:
         wear(model, first)
         with placement.using("text", model.text) if new else nullcontext():
             found |= {key: encode(model, request) for key, request in new.items()}
-    model.heard |= found
-    for key in list(model.heard)[:-KEPT]:
-        del model.heard[key]
+    model.prompt_cache |= found
+    for key in list(model.prompt_cache)[:-CACHE_SIZE]:
+        del model.prompt_cache[key]
     return [found[key] for key in keys]
 
 
-def words_of(model: Model, request: Request) -> Hashable:
+def cache_key(model: Model, request: Request) -> Hashable:
     """All that a request's conditions depend on."""
     told = request.cfg if model.family.network.scale_width else None
     shape = request.steps, request.width, request.height, told
@@ -55,7 +59,7 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
     """
     found = rules(request)
     reading, silent = found.reading, model.family.silent and found.silent
-    over = [(text, True) for _, text in joined(request)] + [(request.negative, False)]
+    over = [(text, True) for _, text in and_parts(request)] + [(request.negative, False)]
     courses = [
         prompt_syntax.schedule(text, request.steps or 1) if found.changes else [(1, text)]
         for text, _ in over
@@ -72,7 +76,7 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
         if silent and not wanted and not request.negative:
             said = said.silent()
         longest = max(counts[:-1]) if wanted else chunks
-        return sized(said.lengthened(longest / chunks), model.family, request, wanted)
+        return with_sizes(said.lengthened(longest / chunks), model.family, request, wanted)
 
     return tuple(
         [(until, cond(text, chunks, wanted)) for until, text in course]
@@ -80,7 +84,7 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
     )
 
 
-def joined(request: Request) -> list[tuple[float, str]]:
+def and_parts(request: Request) -> list[tuple[float, str]]:
     """The prompts that AND joins in a request's, each with its weight."""
     found = rules(request)
     if not found.changes:
@@ -88,12 +92,12 @@ def joined(request: Request) -> list[tuple[float, str]]:
     return prompt_syntax.composed(request.prompt, found.suffix)
 
 
-def weights(request: Request) -> list[float]:
+def prompt_weights(request: Request) -> list[float]:
     """The weights of the prompts that are drawn at once."""
-    return [weight for weight, _ in joined(request)]
+    return [weight for weight, _ in and_parts(request)]
 
 
-def sized(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
+def with_sizes(cond: Cond, family: Family, request: Request, wanted: bool) -> Cond:
     """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
     if family.network.scale_width:
         scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)

@@ -18,12 +18,12 @@ from txt2img.models.optimize import cpu
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of
 from txt2img.pipeline.denoiser import denoiser
-from txt2img.pipeline.encode_prompts import conditions
+from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.request.compat import rules, unit
 from txt2img.request.request import Request, Sampler
 from txt2img.system.device.device import choose
-from txt2img.system.device.memory import CPU, free, placed, room_for
+from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.load import Model, device_of, load
 from txt2img.weights.refiner import alone, its_turn, second
@@ -31,7 +31,9 @@ from txt2img.weights.refiner import alone, its_turn, second
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
-AHEAD = 2  # steps that a card may have before it: enough that it never waits for the host
+MAX_QUEUED_STEPS = (
+    2  # steps that a card may have before it: enough that it never waits for the host
+)
 
 Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
 
@@ -61,7 +63,7 @@ class Job:
         fresh = fresh_noise(self.requests, self.latent, self.device)
         x = self.start * fresh()
         noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)
-        with room_for(f"{request.width}x{request.height} pixels"):
+        with oom_as_error(f"{request.width}x{request.height} pixels"):
             if request.eta is None:
                 yield from sampler(self.denoise, x, self.levels, noise)
             else:
@@ -75,14 +77,14 @@ def prepare(model: Model, requests: Sequence[Request], device: torch.device | No
     Raises BadRequest, OutOfMemory.
     """
     first = requests[0]
-    assert all(shape(request) == shape(first) for request in requests)
+    assert all(batch_key(request) == batch_key(first) for request in requests)
     device = device or device_of(model)
 
     # 1. Size: the VAE makes one latent cell of factor x factor pixels.
     latent = latent_shape(model, first)
 
     # 2. LoRAs and learnt words; prompts → conditions, the two of a picture in as many chunks.
-    conds = conditions(model, requests)
+    conds = encode_prompts(model, requests)
 
     # 3. Steps → levels, from noise to picture.
     levels = noise_levels(model, first)
@@ -90,11 +92,11 @@ def prepare(model: Model, requests: Sequence[Request], device: torch.device | No
     # 4. Network and conditions → a denoiser.
     process = model.family.process.build()
     denoise = denoiser(model, requests, conds, levels, device)
-    start = first_spread(first, levels, process)
+    start = initial_noise_scale(first, levels, process)
     return Job(tuple(requests), levels, denoise, latent, device, start, process)
 
 
-def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
+def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
     """The same, the last steps by the model's refiner where the requests want that.
 
     `way` is where and in what precision the networks draw; the stack holds the one that does.
@@ -108,20 +110,20 @@ def staged(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack
         other = second(model)
         stack.close()  # where memory is short, the first network leaves before the other comes
         made = prepare(other, alone(requests), way[0])
-        stack.enter_context(drawing(other, made, *way))
+        stack.enter_context(ready_to_draw(other, made, *way))
         return made.denoise
 
     later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
     return replace(job, denoise=later)
 
 
-def first_spread(request: Request, levels: Sequence[Level], process: Process) -> float:
+def initial_noise_scale(request: Request, levels: Sequence[Level], process: Process) -> float:
     """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
     return 1.0 if unit(rules(request), request, top) else levels[0].sigma
 
 
-def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
+def sample(model: Model, requests: Sequence[Request]) -> Iterator[State]:
     """The states of filled requests of one shape; the last one is the pictures' latents.
 
     A single picture that overflows in half precision begins again in float32, one for which
@@ -136,14 +138,14 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
         model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
     while True:
         try:
-            with room_for("the model"), ExitStack() as stack:
-                job = staged(model, requests, (device, dtype), stack)
-                stack.enter_context(drawing(model, job, device, dtype))
+            with oom_as_error("the model"), ExitStack() as stack:
+                job = with_refiner(model, requests, (device, dtype), stack)
+                stack.enter_context(ready_to_draw(model, job, device, dtype))
                 ahead: deque[torch.cuda.Event] = deque()
                 for state in job.states():
                     if state.step in (1, job.steps):  # each look makes a card wait for the host
                         check_finite(state.x)
-                    keep_near(state.x, ahead)
+                    limit_queue(state.x, ahead)
                     yield state
             return
         except Rejected:
@@ -155,12 +157,14 @@ def sampled(model: Model, requests: Sequence[Request]) -> Iterator[State]:
                 raise
             device, dtype, line = CPU, torch.float32, ON_CPU
         free()
-        model.memory.tell(line)
+        model.memory.warn(line)
         model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
 
 
 @contextmanager
-def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def ready_to_draw(
+    model: Model, job: Job, device: torch.device, dtype: torch.dtype
+) -> Iterator[None]:
     """The network where and in the precision that it is to draw a job in, made quick for it."""
     placement, network = model.memory.placement, model.network
     own = device_of(model), next(network.parameters()).dtype
@@ -170,9 +174,9 @@ def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) ->
         if (device, dtype) == own:
             stack.enter_context(placement.using("unet", network))
         else:
-            stack.enter_context(placement.at_hand(network))
-            stack.enter_context(placed(network, device, dtype))
-        cpu_speed.network(model, job.requests[0], job.latent)
+            stack.enter_context(placement.materialised(network))
+            stack.enter_context(moved_to(network, device, dtype))
+        cpu_speed.prepare_unet(model, job.requests[0], job.latent)
         if ratio := job.requests[0].token_merging:
             stack.callback(network.merge_tokens, 0.0)
             network.merge_tokens(ratio)
@@ -181,7 +185,7 @@ def drawing(model: Model, job: Job, device: torch.device, dtype: torch.dtype) ->
         yield
 
 
-def keep_near(x: Tensor, ahead: deque[torch.cuda.Event]) -> None:
+def limit_queue(x: Tensor, ahead: deque[torch.cuda.Event]) -> None:
     """Wait until a card has all but AHEAD of the steps that it was given; x is the last one's.
 
     A host that has given it all of them tells steps that are not done, and heeds no signal.
@@ -190,7 +194,7 @@ def keep_near(x: Tensor, ahead: deque[torch.cuda.Event]) -> None:
         return
     ahead.append(torch.cuda.Event())
     ahead[-1].record(torch.cuda.current_stream(x.device))
-    if len(ahead) > AHEAD:
+    if len(ahead) > MAX_QUEUED_STEPS:
         ahead.popleft().synchronize()
 
 
@@ -200,7 +204,7 @@ def check_finite(x: Tensor) -> None:
         raise Rejected(BROKEN)
 
 
-def shape(request: Request) -> Request:
+def batch_key(request: Request) -> Request:
     """What requests must share to be drawn together: all but words and seed."""
     words = replace(request, prompt="", negative="", template="", negative_template="")
     return replace(words, seed=0, subseed=None)
@@ -233,7 +237,7 @@ def decode(model: Model, x: Tensor) -> list[Image.Image]:
 
 def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
     """The pictures of filled requests of one shape. Raises as `sampled` and `decode` do."""
-    [last] = deque(sampled(model, requests), maxlen=1)
+    [last] = deque(sample(model, requests), maxlen=1)
     return decode(model, last.x)
 
 

@@ -42,12 +42,12 @@ class Latent:
     steps: int
 
     @property
-    def whole(self) -> bool:
+    def finished(self) -> bool:
         """Whether all steps were drawn."""
         return self.step == self.steps
 
 
-class Shelf:
+class LatentStore:
     """Where one run keeps its latents, and which of them are still there."""
 
     def __init__(self, output: Output, origin: Origin, keep: bool = False) -> None:
@@ -55,7 +55,7 @@ class Shelf:
         self.on = output.pattern != "-"  # standard output has no folder
         self.left: dict[Path, str] = {}  # what they are
 
-    def put(self, item: Item, x: Tensor, step: int, steps: int) -> None:
+    def save(self, item: Item, x: Tensor, step: int, steps: int) -> None:
         """Keep an item's latent (C, h, w), if it is finite.
 
         What cannot be kept is no failure: the picture itself may still find room.
@@ -74,9 +74,9 @@ class Shelf:
                 steps,
             )
             write(latent, path)
-            self.left[path] = "latent" if latent.whole else f"latent of step {step} of {steps}"
+            self.left[path] = "latent" if latent.finished else f"latent of step {step} of {steps}"
 
-    def take(self, item: Item) -> Tensor | None:
+    def load(self, item: Item) -> Tensor | None:
         """The latent (C, h, w) that a run which ended before its decoding left of this item."""
         if not self.on:
             return None
@@ -86,14 +86,14 @@ class Shelf:
         except (BadFile, BadRequest):
             return None
         now = replace(item.request, model=self.origin.model)
-        if (found.request, found.first_seed) != (now, item.first_seed) or not found.whole:
+        if (found.request, found.first_seed) != (now, item.first_seed) or not found.finished:
             return None
         if found.origin != self.origin:
             return None  # other software: other bits
         self.left[path] = "latent"
         return found.x
 
-    def drop(self, item: Item, picture: Path | None = None) -> None:
+    def delete(self, item: Item, picture: Path | None = None) -> None:
         """Remove an item's latents: its picture is written, or is not wanted."""
         if not self.on:
             return

@@ -7,7 +7,7 @@ from torch import Tensor
 from txt2img.models.latent_preview import Colours, colours
 from txt2img.models.taesd import AnyVAE, TinyVAE
 from txt2img.pipeline.generate import to_image
-from txt2img.system.device.memory import free, is_short
+from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.load import Model
 
 SHORT = "Out of memory for a preview: previews are coarse from now on"
@@ -38,11 +38,11 @@ class Previewer:
                     device = next(self.vae.parameters()).device
                     return torch.cat([self.vae.decode(one[None].to(device)) for one in x0])
             except (RuntimeError, MemoryError) as error:
-                if not is_short(error):
+                if not is_oom(error):
                     raise
             self.vae = None
             free()
-            self.model.memory.tell(SHORT)
+            self.model.memory.warn(SHORT)
         if self._colours is None:
             with placement.using("vae", self.model.vae):
                 self._colours = colours(self.model.vae, self.model.family.vae)

@@ -17,7 +17,7 @@ from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.images.image_file import Origin, encode, pixels_sha256
 from txt2img.images.output import Output
 from txt2img.images.resume import Item
-from txt2img.pipeline.latent_store import Shelf
+from txt2img.pipeline.latent_store import LatentStore
 from txt2img.request.request import Request
 
 # What one picture's failure is; all else, such as a full disk, ends a run.
@@ -58,13 +58,13 @@ class Failed:
     error: Txt2imgError
 
 
-class Finisher:
+class ImageWriter:
     """Encodes pictures as they come, and writes them in that order.
 
     Their latents stay on the shelf until then: whatever ends the run, no step was for nothing.
     """
 
-    def __init__(self, output: Output, shelf: Shelf, skip: bool, beside: bool) -> None:
+    def __init__(self, output: Output, shelf: LatentStore, skip: bool, beside: bool) -> None:
         self.output, self.shelf, self.skip = output, shelf, skip
         self.beside = beside  # whether drawing goes on while files are encoded
         self.waiting: deque[tuple[Decoded, Future[bytes]]] = deque()
@@ -105,7 +105,7 @@ class Finisher:
             return
         item = drawn.item
         path = self.output.write_as(data, item.name, item.number)
-        self.shelf.drop(item, path)
+        self.shelf.delete(item, path)
         sha256 = pixels_sha256(drawn.picture)
         yield Finished(path, item, drawn.origin, drawn.seconds, sha256)
 

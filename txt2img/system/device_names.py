@@ -41,7 +41,7 @@ def dtypes(text: str) -> dict[str, str]:
     return asked
 
 
-def likely_device(name: str | None) -> str:
+def guess_device(name: str | None) -> str:
     """The kind of device that a name means, or the best there seems to be: cuda, mps or cpu.
 
     BadRequest for what is no device's name.
@@ -56,14 +56,14 @@ def likely_device(name: str | None) -> str:
     return "mps" if apple else "cpu"
 
 
-def likely_dtypes(device: str, text: str | None) -> dict[str, str]:
+def guess_dtypes(device: str, text: str | None) -> dict[str, str]:
     """The precision of each of PARTS: as asked for, else half where cards are quick in it."""
     asked = {} if text is None else dtypes(text)
     most = asked.pop("", None) or ("float16" if device == "cuda" else "float32")
     return {part: asked.get(part, most) for part in PARTS}
 
 
-def named(dtypes: dict[str, str]) -> str:
+def describe_dtypes(dtypes: dict[str, str]) -> str:
     """The precision of all parts, or of each where they differ, as records have it."""
     if len(set(dtypes.values())) == 1:
         return dtypes["unet"]

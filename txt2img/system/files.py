@@ -15,7 +15,7 @@ from txt2img.system.text import shown
 # A FIFO must not block. Where a flag does not exist it is not needed.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 JSON_MAX = 16 * 2**20  # bytes
-FETCH = "download the real file again"
+ADVICE = "download the real file again"
 TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
 
 
@@ -66,15 +66,15 @@ def parse_object(content: bytes, name: str) -> dict[str, object]:
     try:
         value = parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadFile(f"{shown(name)}: broken JSON: not UTF-8 text; {FETCH}") from error
+        raise BadFile(f"{shown(name)}: broken JSON: not UTF-8 text; {ADVICE}") from error
     except ValueError as error:
-        raise BadFile(f"{shown(name)}: {error}; {FETCH}") from error
+        raise BadFile(f"{shown(name)}: {error}; {ADVICE}") from error
     if not isinstance(value, dict):
-        raise BadFile(f"{shown(name)}: not a JSON object; {FETCH}")
+        raise BadFile(f"{shown(name)}: not a JSON object; {ADVICE}")
     return value
 
 
-def stamp(found: os.stat_result) -> tuple[int, int, int]:
+def stat_key(found: os.stat_result) -> tuple[int, int, int]:
     """What tells a file from another that took its place: its size, time and number on the disk."""
     return found.st_size, found.st_mtime_ns, found.st_ino
 
@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, object]:
     return parse_object(content, path.name)
 
 
-def publish(data: bytes, path: Path, overwrite: bool, lasting: bool = True) -> None:
+def write_atomic(data: bytes, path: Path, overwrite: bool, fsync: bool = True) -> None:
     """Write a file whole or not at all; FileExistsError if it exists, OSError.
 
     `lasting` waits until a power cut cannot undo it. A crash leaves no half file, and two
@@ -98,14 +98,14 @@ def publish(data: bytes, path: Path, overwrite: bool, lasting: bool = True) -> N
         raise FileExistsError
     while True:
         temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
-        if _published(data, temporary, path, overwrite, lasting):
+        if _write_and_name(data, temporary, path, overwrite, fsync):
             break
-    if lasting:
+    if fsync:
         with suppress(OSError):  # some file systems cannot flush folders
             sync_folder(path.parent)
 
 
-def _published(data: bytes, temporary: Path, path: Path, overwrite: bool, lasting: bool) -> bool:
+def _write_and_name(data: bytes, temporary: Path, path: Path, overwrite: bool, fsync: bool) -> bool:
     """Write by way of a temporary file; False if another process swept that at its birth. OSError.
 
     It is held until it has its name: what is not held was left by a run that was killed.
@@ -114,11 +114,11 @@ def _published(data: bytes, temporary: Path, path: Path, overwrite: bool, lastin
     try:
         with os.fdopen(create(temporary), "wb") as file:
             holder = os.dup(file.fileno())
-            if locks.hold(holder) is False or not locks.still(holder, temporary):
+            if locks.hold(holder) is False or not locks.same_file(holder, temporary):
                 return False
             file.write(data)
             file.flush()
-            if lasting:
+            if fsync:
                 os.fsync(file.fileno())
         if overwrite:
             temporary.replace(path)
@@ -137,13 +137,13 @@ def create(path: Path) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
 
 
-def held_file(folder: Path) -> tuple[Path, int] | None:
+def lock_file(folder: Path) -> tuple[Path, int] | None:
     """A new empty file that is held; it went again if files cannot be held here. OSError."""
     while True:
         path = folder / TEMPORARY.format(secrets.token_hex(8))
         descriptor = create(path)
         holds = locks.hold(descriptor)
-        if holds and locks.still(descriptor, path):  # or another process swept it at its birth
+        if holds and locks.same_file(descriptor, path):  # or another process swept it at its birth
             return path, descriptor
         os.close(descriptor)
         if holds is None:

@@ -23,7 +23,7 @@ PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Launch:
+class ProcessGroup:
     """This process among those of its launch; by itself it is the only one."""
 
     rank: int = 0
@@ -31,12 +31,12 @@ class Launch:
     local: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that speaks for all."""
         return self.rank == 0
 
     @property
-    def meets(self) -> bool:
+    def can_rendezvous(self) -> bool:
         """Whether there are others, and a place where they can be spoken to."""
         return self.world > 1 and all(os.environ.get(name) for name in PLACE)
 
@@ -45,12 +45,12 @@ class Launch:
         """Where the processes of a launch find each other, for messages."""
         return ":".join(os.environ.get(name, "") for name in PLACE)
 
-    def mine(self, items: Iterable[T]) -> Iterator[T]:
+    def shard(self, items: Iterable[T]) -> Iterator[T]:
         """This process's part of the work: every world-th item."""
         return islice(items, self.rank, None, self.world)
 
 
-def found() -> Launch:
+def found() -> ProcessGroup:
     """What the environment says of a launch. BadRequest if that makes no sense."""
     for names in VARIABLES:
         texts = [os.environ.get(name, "") for name in names]
@@ -58,8 +58,8 @@ def found() -> Launch:
             rank, world, local = (_whole(*pair) for pair in zip(names, texts, strict=True))
             if rank >= world:
                 raise BadRequest(f"{names[0]} must be below {names[1]}, got {rank} and {world}")
-            return Launch(rank, world, local)
-    return Launch()
+            return ProcessGroup(rank, world, local)
+    return ProcessGroup()
 
 
 def _whole(name: str, text: str) -> int:

@@ -30,7 +30,7 @@ def hold(descriptor: int) -> bool | None:
     return True
 
 
-def still(descriptor: int, path: Path) -> bool:
+def same_file(descriptor: int, path: Path) -> bool:
     """Whether an open file still has that name."""
     try:
         found = path.lstat()
@@ -46,7 +46,7 @@ def claim(path: Path) -> int | None:
         if hold(descriptor) is False:
             os.close(descriptor)
             return None
-        if still(descriptor, path):
+        if same_file(descriptor, path):
             return descriptor
         os.close(descriptor)  # whoever held it removed it in between
 
@@ -58,7 +58,7 @@ def release(path: Path, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def sweep(folder: Path, *patterns: str) -> None:
+def remove_stale(folder: Path, *patterns: str) -> None:
     """Remove the files of such names that no living process holds."""
     for pattern in patterns:
         for path in folder.glob(pattern.format("*")):
@@ -71,7 +71,7 @@ def _remove_abandoned(path: Path) -> None:
     try:
         held = hold(descriptor)
         old = time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
-        if (held or (held is None and old)) and still(descriptor, path):
+        if (held or (held is None and old)) and same_file(descriptor, path):
             path.unlink()
     finally:
         os.close(descriptor)

@@ -42,7 +42,7 @@ def cores() -> int | None:
     return max(1, min(len(set(sharing)), most)) if all(sharing) else None
 
 
-def keep_freed() -> None:
+def keep_heap() -> None:
     """Have the C library keep memory that is freed for what is computed next.
 
     By itself glibc gives large blocks back at once, and then each page of the next one has to be
@@ -54,7 +54,7 @@ def keep_freed() -> None:
             mallopt(option, value)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Give the system the memory back that is kept so and free."""
     if malloc_trim := _of_libc("malloc_trim"):
         malloc_trim(0)

@@ -45,7 +45,7 @@ class Settings:
         return {**self.defaults, **self.profiles[profile]}
 
 
-def place() -> Path:
+def config_path() -> Path:
     """Where the config file is, or would be."""
     if given := os.environ.get(CONFIG):
         return Path(given).expanduser()
@@ -55,7 +55,7 @@ def place() -> Path:
 
 def read() -> Settings:
     """The user's settings. BadFile names what is wrong in the file, or that the given is not."""
-    path = place()
+    path = config_path()
     if not os.path.lexists(path) and not os.environ.get(CONFIG):
         return Settings(path)
     with open_regular(path) as file:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from txt2img.models.optimize.cuda_graph import first_line
 from txt2img.system.device.device import for_training
-from txt2img.system.device.memory import is_short
+from txt2img.system.device.memory import is_oom
 from txt2img.train import checkpoint
 from txt2img.train.checkpoint import load_state, progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
@@ -230,7 +230,7 @@ def compiled(
         try:
             other = gradient(quick, batch, accelerator.device)
         except Exception as error:  # of the way back no error is suppressed, of any kind
-            if is_short(error):
+            if is_oom(error):
                 raise
             learner.zero_grad()
             return learner, first_line(error)

@@ -99,8 +99,8 @@ def undress(model: "Model") -> None:
 
 
 def _ready_lora(model: "Model", lora: Lora) -> Lora:
-    if model.memory.low or model.memory.quantized:
-        option = "--low-memory keeps" if model.memory.low else "--quantize makes"
+    if model.memory.low_memory or model.memory.quantized:
+        option = "--low-memory keeps" if model.memory.low_memory else "--quantize makes"
         raise BadRequest(
             f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )

@@ -18,7 +18,7 @@ from txt2img.models.unet import UNet
 from txt2img.request.resolve import OWN_PARTS, OtherParts
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device
-from txt2img.system.device.memory import CPU, Memory
+from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement
 from txt2img.weights import tokenizer_files
 from txt2img.weights.apply_adapters import Wardrobe
@@ -51,11 +51,13 @@ class Model:
     vae: AnyVAE
     text: TextEncoder | TextEncoders
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
-    memory: Memory = field(default_factory=Memory)
+    memory: MemoryState = field(default_factory=MemoryState)
     graphed: Graphed | None = None  # the network as a card draws with it, sooner
     second: "SecondStage | None" = None  # a refiner, for the last steps
     plan: Plan | None = None  # where its weights come from
-    heard: dict[Hashable, tuple[Course, ...]] = field(default_factory=dict)  # words → conditions
+    prompt_cache: dict[Hashable, tuple[Course, ...]] = field(
+        default_factory=dict
+    )  # words → conditions
 
 
 def load(
@@ -83,7 +85,9 @@ def load(
         vae = _made(lambda: vae_of(shape), "vae", plan, device)
         _fill(vae, "vae", plan, device, placement)
         model = without_weights(plan, device, vae)
-        model.memory = Memory(low=device.low, quantized=device.quantize, placement=placement)
+        model.memory = MemoryState(
+            low_memory=device.low, quantized=device.quantize, placement=placement
+        )
         if other is not None:
             model.wardrobe.vae = other.record
             model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
@@ -107,7 +111,7 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
     for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
         tokenizer_files.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    memory = Memory(low=device.low)
+    memory = MemoryState(low_memory=device.low)
     return Model(plan.name, "", family, network, vae, text, Wardrobe(), memory, plan=plan)
 
 
@@ -130,7 +134,7 @@ def fill(model: Model, device: Device) -> None:
     if placement.mode == "none":
         cache = compiler_cache() if device.compile else ""
         model.graphed = Graphed(
-            model.network, lambda line: model.memory.tell(line), recorded_on_card, cache
+            model.network, lambda line: model.memory.warn(line), recorded_on_card, cache
         )
 
 
@@ -148,7 +152,7 @@ def placed(plan: Plan, device: Device) -> Placement:
     }
     where = device.torch_device
     free = offload.free_memory(where) if device.offload == "auto" else None
-    mode, line = offload.chosen(device.offload, where, sizes, free)
+    mode, line = offload.choose_mode(device.offload, where, sizes, free)
     notes = [line] if line else []
     if device.compile and (where.type != "cuda" or mode != "none"):
         notes.append(NOT_COMPILED)
@@ -198,7 +202,7 @@ def _fill(
     read = reader(plan.parts[component], home, dtype, lean_weights(network))
     if device.low and device.torch_device.type == "cpu" and placement.device is not None:
         network.to(dtype)
-        placement.shelves[network] = read
+        placement.lazy_readers[network] = read
     else:
         network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
     network.requires_grad_(False)

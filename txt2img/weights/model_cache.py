@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.request.resolve import OWN_PARTS, OtherParts
-from txt2img.system.files import stamp
+from txt2img.system.files import stat_key
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
@@ -86,7 +86,7 @@ def form(model: "Model") -> Key:
 
     found: list[object] = []
     for network in (model.network, model.vae, *model.text.encoders):
-        free = () if model.memory.low else lean_weights(network)
+        free = () if model.memory.low_memory else lean_weights(network)
         found += [
             (weight.device, None if name in free else weight.dtype)
             for name, weight in network.named_parameters()
@@ -97,7 +97,7 @@ def form(model: "Model") -> Key:
 def state(path: Path) -> Key:
     """What tells whether a model's files are as they were: names, sizes, times, places on disk."""
     full = Path(os.path.abspath(path))
-    return (str(full), *((str(file), *stamp(file.stat())) for file in sorted(_files(full))))
+    return (str(full), *((str(file), *stat_key(file.stat())) for file in sorted(_files(full))))
 
 
 def _files(path: Path) -> Iterable[Path]:

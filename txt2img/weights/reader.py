@@ -39,4 +39,4 @@ def reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What tells a file from another that took its place. BadFile."""
     with files.open_regular(path) as file:
-        return files.stamp(os.fstat(file.fileno()))
+        return files.stat_key(os.fstat(file.fileno()))

@@ -9,7 +9,7 @@ from tests.conftest import Command, Outcome
 from txt2img.images import image_file
 from txt2img.images.output import parse
 from txt2img.images.resume import items
-from txt2img.pipeline.batch import batches, each, run
+from txt2img.pipeline.batch import batches, filled_requests, run
 from txt2img.pipeline.writer import Finished
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request, Sampler
@@ -159,7 +159,7 @@ def test_folders_that_are_not_there_are_refused(option: str, draw: Command, file
 def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:
     """What is finished when all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    planned = items(each(requests, model), target, model.hash)
+    planned = items(filled_requests(requests, model), target, model.hash)
     events = run(model, batches(planned, batch_size), target)
     return [event for event in events if isinstance(event, Finished)]
 
@@ -172,7 +172,7 @@ def test_requests_with_different_loras_do_not_disturb_each_other(
     prompts += ["a <lora:style:0.5> <lora:other:1>"]
     try:
         requests = [replace(SMALL, prompt=prompt) for prompt in prompts]
-        planned = items(each(requests, sd1_model), parse("x.png", several=True), "")
+        planned = items(filled_requests(requests, sd1_model), parse("x.png", several=True), "")
         sizes = [len(batch) for batch in batches(planned, 4)]
         assert sizes == [1, 2, 1, 2, 1]
         together = drawn(sd1_model, requests, 4)

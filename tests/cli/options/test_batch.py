@@ -55,7 +55,7 @@ def test_a_failure_stops_a_run_unless_it_is_to_go_on(
     records = [json.loads(line) for line in skipped.out.splitlines()]
     assert [record.get("path") for record in records] == ["b/x-1.png", None, "b/x-3.png"]
     assert (records[1]["index"], records[1]["seed"], records[1]["code"]) == (2, 2, code)
-    told = f"{batch.SMALLER}\n" if isinstance(error, OutOfMemory) else ""
+    told = f"{batch.NOTE_SINGLE}\n" if isinstance(error, OutOfMemory) else ""
     assert skipped.err == f"{told}Error: picture 2: {error}\n"
 
 

@@ -19,7 +19,7 @@ from txt2img.models.latent_preview import colours
 from txt2img.pipeline import batch, preview
 from txt2img.pipeline.generate import to_image
 from txt2img.pipeline.preview import Previewer
-from txt2img.system.device.memory import Memory
+from txt2img.system.device.memory import MemoryState
 
 if TYPE_CHECKING:
     from txt2img.weights.load import Model
@@ -215,13 +215,13 @@ def test_previews_are_coarse_once_memory_is_short(
     def short(_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    model = replace(sd1_model, memory=Memory())
+    model = replace(sd1_model, memory=MemoryState())
     made = Previewer(model, vae := model.vae)
     made._colours = colours(vae, model.family.vae)
     monkeypatch.setattr(vae, "decode", short)
     [picture] = made.pictures(torch.randn(1, 4, 5, 6))
     assert picture.size == (6, 5)
-    assert model.memory.news() == [preview.SHORT]
+    assert model.memory.pop_warnings() == [preview.SHORT]
 
 
 def test_what_is_no_number_is_still_a_picture(sd1_model: "Model") -> None:

@@ -17,7 +17,7 @@ from txt2img.models.optimize.onednn import PackedConv, PackedLinear
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed
-from txt2img.system.device.memory import Memory
+from txt2img.system.device.memory import MemoryState
 from txt2img.weights.load import Model
 
 pytestmark = pytest.mark.skipif(
@@ -169,13 +169,13 @@ def test_a_decoder_is_made_quick_where_bf16_is(monkeypatch: pytest.MonkeyPatch) 
         vae = VAE(VAEConfig(channels=(64, 64), layers=1)).eval().to(HALF)
     x = draw(1, 4, 16, 16).to(HALF)
     own = vae.decode(x)
-    model = cast(Model, SimpleNamespace(vae=vae, memory=Memory()))
+    model = cast(Model, SimpleNamespace(vae=vae, memory=MemoryState()))
     monkeypatch.setattr(cpu_speed, "has_bf16", lambda device: True)
-    cpu_speed.vae(model, x)
+    cpu_speed.prepare_vae(model, x)
     assert type(vae.decoder.conv_in) is PackedConv
     near(vae.decode(x), own)
     monkeypatch.setattr(cpu_speed, "has_bf16", lambda device: False)
-    cpu_speed.vae(model, x)
+    cpu_speed.prepare_vae(model, x)
     assert type(vae.decoder.conv_in) is nn.Conv2d
 
 

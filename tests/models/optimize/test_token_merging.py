@@ -15,7 +15,7 @@ from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan
 from txt2img.models.optimize.token_merging import merge
 from txt2img.models.unet import UNet
-from txt2img.pipeline.generate import sampled
+from txt2img.pipeline.generate import sample
 from txt2img.request.request import Request, Sampler
 from txt2img.weights.load import Model
 
@@ -119,7 +119,7 @@ def test_the_largest_maps_that_attend_are_merged_until_it_is_taken_back(unet: UN
 
 def latents(model: Model, *requests: Request) -> Tensor:
     """The latents (B, C, h, w) after the last step."""
-    [state] = deque(sampled(model, requests), maxlen=1)
+    [state] = deque(sample(model, requests), maxlen=1)
     return state.x
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.pipeline.estimates import history
-from txt2img.pipeline.estimates.forecast import Forecast, cut, foresee, tokens
+from txt2img.pipeline.estimates.forecast import Forecast, forecast_for, tokens, truncation_warnings
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.compat import rules
 from txt2img.request.request import Compat, Request
@@ -19,7 +19,7 @@ from txt2img.weights.load import Model
 def forecast(sd1_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Forecast:
     """That of the tiny model, before any run."""
     monkeypatch.setenv("XDG_STATE_HOME", str(folder))
-    return foresee(str(sd1_folder), Library(), "cpu", None)
+    return forecast_for(str(sd1_folder), Library(), "cpu", None)
 
 
 def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
@@ -31,18 +31,18 @@ def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
 
 
 def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Path) -> None:
-    half = foresee(str(sd1_folder), Library(), "cpu", "fp16")
+    half = forecast_for(str(sd1_folder), Library(), "cpu", "fp16")
     assert (half.dtype, half.weights * 2) == ("float16", forecast.weights)
 
 
 def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
     def sizes(component: str) -> int:
-        part = foresee(str(sd1_folder), Library(), "cpu", None).plan.parts[component]
+        part = forecast_for(str(sd1_folder), Library(), "cpu", None).plan.parts[component]
         return sum(stored.size for stored in part.tensors.values())
 
-    low = foresee(str(sd1_folder), Library(), "cpu", None, low=True)
+    low = forecast_for(str(sd1_folder), Library(), "cpu", None, low=True)
     assert low.weights == max(map(sizes, low.plan.parts))
-    narrow = foresee(str(sd1_folder), Library(), "cpu", "fp16", low=True)
+    narrow = forecast_for(str(sd1_folder), Library(), "cpu", "fp16", low=True)
     assert narrow.weights == low.weights / 2
 
 
@@ -68,11 +68,11 @@ def test_a_prompt_that_is_cut_is_told(forecast: Forecast) -> None:
     request = Request("a " * 90, compat=Compat.DIFFUSERS)
     counts = tokens(forecast.tokenizers, request)
     first, total = counts["prompt"][0], sum(counts["prompt"])
-    assert cut(counts, request) == [
+    assert truncation_warnings(counts, request) == [
         f"prompt: {total} tokens; all but the first {first} are left out by diffusers's rules"
     ]
     whole = Request("a " * 90)
-    assert cut(tokens(forecast.tokenizers, whole), whole) == []
+    assert truncation_warnings(tokens(forecast.tokenizers, whole), whole) == []
 
 
 def test_what_the_model_cannot_draw_is_refused(forecast: Forecast) -> None:
@@ -91,22 +91,24 @@ def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder
     assert forecast.memory(request, 1) == forecast.weights
     name, count = forecast.plan.family.name, forecast.parameters["unet"]
     key = history.key(name, count, "cpu", "float32")
-    history.note(key, Speed(look=10.0, rest=1.0, base=1000.0, memory=1e6))
-    again = foresee(str(sd1_folder), Library(), "cpu", None)
+    history.record(key, Speed(per_evaluation=10.0, other=1.0, base=1000.0, memory=1e6))
+    again = forecast_for(str(sd1_folder), Library(), "cpu", None)
     size = 64 * 64 / 1e6
     assert again.seconds(request) == pytest.approx(size * (10 * 4 + 1))
     assert again.memory(request, 3) == round(again.weights + 1000 + 3 * size * 1e6)
 
     merged = replace(request, token_merging=0.5)
     assert again.seconds(merged) == again.seconds(request)
-    history.note(history.key(name, count, "cpu", "float32", 0.5), Speed(look=6.0, rest=1.0))
-    known = foresee(str(sd1_folder), Library(), "cpu", None)
+    history.record(
+        history.key(name, count, "cpu", "float32", 0.5), Speed(per_evaluation=6.0, other=1.0)
+    )
+    known = forecast_for(str(sd1_folder), Library(), "cpu", None)
     assert known.seconds(merged) == pytest.approx(size * (6 * 4 + 1))
     assert known.seconds(request) == again.seconds(request)
 
 
 def test_files_that_are_not_there_are_named(sd1_folder: Path) -> None:
     with pytest.raises(ModelNotFound, match="no VAE"):
-        foresee(str(sd1_folder), Library(vae="nowhere"), None, None)
+        forecast_for(str(sd1_folder), Library(vae="nowhere"), None, None)
     with pytest.raises(ModelNotFound, match="no model"):
-        foresee("nowhere", Library(), None, None)
+        forecast_for("nowhere", Library(), None, None)

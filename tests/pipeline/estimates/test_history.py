@@ -11,7 +11,7 @@ from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.request import Request, Sampler
 
-SPEED = Speed(look=2.0, rest=1.0, load=3.0, base=4e8, memory=1e9)
+SPEED = Speed(per_evaluation=2.0, other=1.0, load=3.0, base=4e8, memory=1e9)
 REQUEST = Request("", width=504, height=400, steps=10, cfg=7.0, sampler=Sampler.EULER)
 
 
@@ -23,20 +23,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_speed_is_kept_and_read_again() -> None:
     assert history.read() == {}
-    history.note("a", SPEED)
-    history.note("b", replace(SPEED, look=9.0))
-    assert history.read() == {"a": SPEED, "b": replace(SPEED, look=9.0)}
-    assert [path.name for path in history.place().parent.iterdir()] == ["speeds.json"]
+    history.record("a", SPEED)
+    history.record("b", replace(SPEED, per_evaluation=9.0))
+    assert history.read() == {"a": SPEED, "b": replace(SPEED, per_evaluation=9.0)}
+    assert [path.name for path in history.path().parent.iterdir()] == ["speeds.json"]
 
 
 def test_runs_are_averaged_and_later_ones_count_more_in_the_end() -> None:
     for look in (1.0, 2.0, 3.0):
-        history.note("a", replace(SPEED, look=look))
+        history.record("a", replace(SPEED, per_evaluation=look))
     mean = history.read()["a"]
-    assert mean.look == pytest.approx(2.0) and mean.runs == 3
+    assert mean.per_evaluation == pytest.approx(2.0) and mean.runs == 3
     for _ in range(30):
-        history.note("a", replace(SPEED, look=5.0))
-    assert history.read()["a"].look == pytest.approx(5.0, abs=0.001)
+        history.record("a", replace(SPEED, per_evaluation=5.0))
+    assert history.read()["a"].per_evaluation == pytest.approx(5.0, abs=0.001)
 
 
 def test_what_a_run_did_not_measure_stays() -> None:
@@ -61,7 +61,7 @@ def test_a_picture_takes_as_long_as_its_looks_and_pixels(
     change: dict[str, object], looks: int
 ) -> None:
     request = Request.from_json({**REQUEST.to_json(), **change})
-    assert history.looks(request) == pytest.approx(looks)
+    assert history.evaluations(request) == pytest.approx(looks)
     assert history.seconds(SPEED, request) == pytest.approx(0.2016 * (2.0 * looks + 1.0))
 
 
@@ -71,41 +71,41 @@ def test_a_picture_takes_as_long_as_its_looks_and_pixels(
         b"",
         b"\xff\xfe",
         b"[]",
-        b'{"version": 2, "speeds": {}}',
-        b'{"version": 1, "speeds": []}',
-        b'{"version": 1, "speeds": {"a": 1}}',
-        b'{"version": 1, "speeds": {"a": {"look": "x", "rest": 1}}}',
-        b'{"version": 1, "speeds": {"a": {"look": -1, "rest": 1}}}',
-        b'{"version": 1, "speeds": {"a": {"look": 1, "rest": 1, "more": 1}}}',
+        b'{"version": 3, "speeds": {}}',
+        b'{"version": 2, "speeds": []}',
+        b'{"version": 2, "speeds": {"a": 1}}',
+        b'{"version": 2, "speeds": {"a": {"per_evaluation": "x", "other": 1}}}',
+        b'{"version": 2, "speeds": {"a": {"per_evaluation": -1, "other": 1}}}',
+        b'{"version": 2, "speeds": {"a": {"per_evaluation": 1, "other": 1, "more": 1}}}',
     ],
 )
 def test_a_file_that_cannot_be_believed_is_none(content: bytes) -> None:
-    history.place().parent.mkdir(parents=True)
-    history.place().write_bytes(content)
+    history.path().parent.mkdir(parents=True)
+    history.path().write_bytes(content)
     assert history.read() == {}
-    history.note("a", SPEED)
+    history.record("a", SPEED)
     assert history.read() == {"a": SPEED}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_no_error(home: Path) -> None:
     home.chmod(0o500)
-    history.note("a", SPEED)
+    history.record("a", SPEED)
     home.chmod(0o700)
     assert history.read() == {}
 
 
 def test_a_file_in_place_of_the_folder_is_no_error(home: Path) -> None:
     (home / "state").write_text("")
-    history.note("a", SPEED)
+    history.record("a", SPEED)
     assert history.read() == {}
 
 
 def test_nothing_but_figures_is_kept() -> None:
-    history.note(history.key("Stable Diffusion 1", 859_520_964, "cpu", "float32"), SPEED)
-    [(key, row)] = json.loads(history.place().read_text())["speeds"].items()
+    history.record(history.key("Stable Diffusion 1", 859_520_964, "cpu", "float32"), SPEED)
+    [(key, row)] = json.loads(history.path().read_text())["speeds"].items()
     assert key == "Stable Diffusion 1, 859.5M | cpu | float32"
-    assert set(row) == {"look", "rest", "load", "base", "memory", "runs"}
+    assert set(row) == {"per_evaluation", "other", "load", "base", "memory", "runs"}
     merged = history.key("Stable Diffusion 1", 859_520_964, "cpu", "float32", 0.5)
     assert merged == f"{key} | merging 0.5"
 
@@ -113,5 +113,5 @@ def test_nothing_but_figures_is_kept() -> None:
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "KEYS_MAX", 3)
     for name in ("a", "b", "c", "a", "d"):
-        history.note(name, SPEED)
+        history.record(name, SPEED)
     assert list(history.read()) == ["c", "a", "d"]

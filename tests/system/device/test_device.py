@@ -6,7 +6,7 @@ import torch
 from txt2img.errors import BadRequest
 from txt2img.system import resources
 from txt2img.system.device import device
-from txt2img.system.device.device import choose, describe, for_training, manner
+from txt2img.system.device.device import choose, describe, description, for_training
 
 made_own: list[torch.device] = []  # the card that was made the process's own
 
@@ -155,9 +155,9 @@ def test_the_manner_of_computing_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(resources, "cores", lambda: 4)
     monkeypatch.setattr(device, "has_bf16", lambda place: True)
     cpu = torch.device("cpu")
-    line = manner(cpu, "float32")
+    line = description(cpu, "float32")
     assert line.startswith("Computing on the CPU in float32, 4 threads on 4 physical cores; ")
     assert line.endswith("--dtype bf16 is quicker, most of all for large models")
     monkeypatch.setattr(resources, "cores", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert manner(cpu, "bfloat16") == "Computing on the CPU in bfloat16, 1 thread"
+    assert description(cpu, "bfloat16") == "Computing on the CPU in bfloat16, 1 thread"

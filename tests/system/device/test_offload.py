@@ -16,7 +16,7 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.pipeline.generate import generate
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device, choose
-from txt2img.system.device.offload import NO_CARD, ROOM, Placement, chosen, moved
+from txt2img.system.device.offload import NO_CARD, ROOM, Placement, choose_mode, moved
 from txt2img.weights.load import Model, load
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
@@ -53,7 +53,7 @@ def test_only_the_part_in_use_is_on_the_card(model: Model, monkeypatch: pytest.M
 
     monkeypatch.setattr(offload, "moved", watched)
     placement = Placement(CPU, "model")
-    drawn(replace(model, memory=replace(model.memory, placement=placement), heard={}))
+    drawn(replace(model, memory=replace(model.memory, placement=placement), prompt_cache={}))
     assert seen == [
         f"{part} {way}" for part in ("text", "unet", "vae") for way in ("comes", "goes")
     ]
@@ -76,19 +76,19 @@ def test_moved_weights_are_copies_and_what_replaces_them_stays() -> None:
     [(None, "none"), (5 * ROOM, "none"), (5 * ROOM - 1, "model"), (3 * ROOM - 1, "sequential")],
 )
 def test_the_mode_follows_what_is_free(free: int | None, mode: str) -> None:
-    found, line = chosen("auto", CARD, SIZES, free)
+    found, line = choose_mode("auto", CARD, SIZES, free)
     assert found == mode
     assert bool(line) == (mode != "none")
 
 
 def test_a_mode_is_told_and_a_wrong_one_refused() -> None:
-    assert chosen("model", CARD, SIZES, None) == (
+    assert choose_mode("model", CARD, SIZES, None) == (
         "model",
         "Offload: each part of the model comes to cuda for its use",
     )
-    assert chosen("auto", CPU, SIZES, 0) == ("none", "")
+    assert choose_mode("auto", CPU, SIZES, 0) == ("none", "")
     with pytest.raises(BadRequest, match=r'--offload "half"; choose from none, model'):
-        chosen("half", CARD, SIZES, None)
+        choose_mode("half", CARD, SIZES, None)
 
 
 def test_a_cpu_needs_no_offload_and_says_so(draw: Command) -> None:

@@ -22,7 +22,7 @@ from tests.support import tiny, tiny_xl
 from tests.support.adapters import LCM, TEXT, Pairs, State, kohya, pairs, peft, write
 from tests.weights.adapters.test_lora import put_on, states
 from txt2img.diffusion.conditioning import Cond
-from txt2img.pipeline.generate import noise_levels, sampled
+from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request, Sampler, Schedule
@@ -161,7 +161,7 @@ def of_diffusers(family: str, file: Path, scale: float, model: Model) -> Tensor:
 
 
 def drawn(model: Model, *loras: Lora) -> Tensor:
-    *_, last = sampled(model, [ready(model, replace(request(model), loras=loras))])
+    *_, last = sample(model, [ready(model, replace(request(model), loras=loras))])
     return last.x
 
 

@@ -48,7 +48,7 @@ def decode(
     code = 0
     loaded: dict[str, Model] = {}
     with progress(not quiet, "loading") as bar:
-        for i, name in launcher.found().mine(enumerate(files)):
+        for i, name in launcher.found().shard(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
             try:
                 latent = opened(Path(name), model, vae)
@@ -108,14 +108,14 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     form = formats.of(name) or PNG
     exif.check(form)
     [picture] = generate.decode(model, latent.x[None].to(device_of(model)))
-    if latent.whole:
+    if latent.finished:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)
         data = image_file.encode(picture, request, by, latent.first_seed, form)
     else:
         # It says what it is, and not what its request makes: no batch must take it for that.
         step = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
         data = image_file.encode_texts(picture, {"Comment": step}, form)
-    if not latent.whole and not to.pattern:
+    if not latent.finished and not to.pattern:
         name = f"{Path(name).stem}-step{latent.step}{Path(name).suffix}"
     with to:
         written = to.write_as(data, name)

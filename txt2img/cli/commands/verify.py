@@ -62,7 +62,7 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(launcher.found().mine(one for name in files for one in judge.pictures(name)))
+    names = list(launcher.found().shard(one for name in files for one in judge.pictures(name)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")

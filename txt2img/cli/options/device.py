@@ -11,7 +11,7 @@ from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
-    from txt2img.system.device.memory import Memory
+    from txt2img.system.device.memory import MemoryState
 
 CHOICES = {
     "vae_tiling": ("auto", "on", "off"),
@@ -107,16 +107,16 @@ class DeviceOptions:
             compile=self.compile,
         )
 
-    def memory(self, loaded: "Memory") -> "Memory":
+    def memory(self, loaded: "MemoryState") -> "MemoryState":
         """What a loaded model may do to fit in this run."""
-        from txt2img.system.device.memory import Memory
+        from txt2img.system.device.memory import MemoryState
 
-        made = Memory(
+        made = MemoryState(
             tiling=self.vae_tiling,
-            low=loaded.low,
+            low_memory=loaded.low_memory,
             quantized=loaded.quantized,
             placement=loaded.placement,
         )
         for note in loaded.placement.notes:
-            made.tell(note)
+            made.warn(note)
         return made

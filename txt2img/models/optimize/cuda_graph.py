@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import Kept
 from txt2img.models.optimize.onednn import address
-from txt2img.system.device.memory import free, is_short
+from txt2img.system.device.memory import free, is_oom
 
 SHAPES = 4  # recordings that are kept: each holds the memory that its intermediate results take
 WARM_UPS = 2  # runs before a recording: libraries choose their kernels and make their workspaces
@@ -141,7 +141,7 @@ class Graphed:
             self._flat(wanted, *values)
             _wait(values)
         except Exception as error:  # compilers fail with errors of many kinds
-            if is_short(error):
+            if is_oom(error):
                 raise
             self.compiled_in, self._flat = "", self._plain
             self.tell(NOT_COMPILED.format(first_line(error)))
@@ -156,7 +156,7 @@ class Graphed:
             return Recording(inputs, *self.record(lambda: self._flat(wanted, *inputs)))
         except RuntimeError as error:
             self.forget()
-            if not is_short(error):
+            if not is_oom(error):
                 self.record = None
                 self.tell(NO_GRAPH.format(first_line(error)))
             return None

@@ -41,7 +41,7 @@ class Forecast:
     @property
     def dtype(self) -> str:
         """The precision, as records have it."""
-        return device_names.named(self.dtypes)
+        return device_names.describe_dtypes(self.dtypes)
 
     @property
     def tokenizers(self) -> list[Tokenizer]:
@@ -101,12 +101,12 @@ class Forecast:
         return round(self.weights + speed.base + more)
 
 
-def foresee(
+def forecast_for(
     model: str, library: Library, device: str | None, dtype: str | None, low: bool = False
 ) -> Forecast:
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
-    where = device_names.likely_device(device)
-    dtypes = device_names.likely_dtypes(where, dtype)
+    where = device_names.guess_device(device)
+    dtypes = device_names.guess_dtypes(where, dtype)
     plan = planned(model, others=library.parts)
     check_vae(plan, library.vae)
     if library.vae is not None:
@@ -156,7 +156,7 @@ def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) 
     return max(counts, key=sum)
 
 
-def cut(counts: dict[str, list[int]], request: Request) -> list[str]:
+def truncation_warnings(counts: dict[str, list[int]], request: Request) -> list[str]:
     """A line for each prompt that is cut to one chunk, by its `counts` of tokens."""
     if not rules(request).reading.cut:
         return []

@@ -17,11 +17,11 @@ from txt2img.request.prompt_syntax import composed
 from txt2img.request.request import Request, Sampler
 from txt2img.system import files
 
-FORMAT = 1
+FORMAT = 2
 KEYS_MAX = 256  # the oldest are forgotten
 NEWEST = 0.3  # how much a new run counts against all before it
-TWO_LOOKS = (Sampler.HEUN, Sampler.DPMPP_SDE)  # at the network, each step
-SHALLOW = 0.1  # of a look's work is left where a network's deep layers are not computed anew
+TWO_EVALUATIONS = (Sampler.HEUN, Sampler.DPMPP_SDE)  # at the network, each step
+CACHED_COST = 0.1  # of a look's work is left where a network's deep layers are not computed anew
 MEGA = 1e6
 
 
@@ -29,8 +29,8 @@ MEGA = 1e6
 class Speed:
     """What runs of a family on a device took."""
 
-    look: float  # seconds for a look of the network at a megapixel
-    rest: float  # seconds for all else of a picture, a megapixel
+    per_evaluation: float  # seconds for a look of the network at a megapixel
+    other: float  # seconds for all else of a picture, a megapixel
     load: float = 0.0  # seconds until the model was loaded
     base: float = 0.0  # bytes of memory beside the weights, once it was
     memory: float = 0.0  # bytes more while drawing, a megapixel of a batch
@@ -46,7 +46,7 @@ def key(family: str, parameters: int, device: str, dtype: str, merging: float = 
     return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}{merged}"
 
 
-def looks(request: Request) -> float:
+def evaluations(request: Request) -> float:
     """How many times a network looks at a filled request's picture, each text counted.
 
     A look at what was kept of another counts as a part of one.
@@ -57,7 +57,7 @@ def looks(request: Request) -> float:
 def costs(request: Request) -> list[float]:
     """The looks of each step of a filled request, steps taken as evenly spread over the way."""
     steps, way = request.steps or 1, request.cfg_interval
-    several = 2 if request.sampler in TWO_LOOKS else 1
+    several = 2 if request.sampler in TWO_EVALUATIONS else 1
     texts = len(composed(request.prompt)) if rules(request).changes else 1
     found, before, since = [], 0, 0
     for step in range(steps):
@@ -67,7 +67,7 @@ def costs(request: Request) -> list[float]:
         before = rows
         count = several if step < steps - 1 else 1
         whole = count if request.reuse == 1 else since % request.reuse == 0
-        found.append(rows * (whole + SHALLOW * (count - whole)))
+        found.append(rows * (whole + CACHED_COST * (count - whole)))
     return found
 
 
@@ -78,29 +78,29 @@ def megapixels(request: Request) -> float:
 
 def seconds(speed: Speed, request: Request) -> float:
     """How long a picture should take, the loading of the model left out."""
-    return megapixels(request) * (speed.look * looks(request) + speed.rest)
+    return megapixels(request) * (speed.per_evaluation * evaluations(request) + speed.other)
 
 
 def read() -> dict[str, Speed]:
     """The speeds by key; empty where there is no file, or one that cannot be believed."""
     with suppress(BadFile, ValueError, TypeError):
-        said = files.read_json(place())
+        said = files.read_json(path())
         rows = said.get("speeds")
         if said.get("version") == FORMAT and isinstance(rows, dict):
             return {name: _speed(row) for name, row in rows.items()}
     return {}
 
 
-def note(name: str, new: Speed) -> None:
+def record(name: str, new: Speed) -> None:
     """Mix a run's speed into what is kept; a state that cannot be written only costs estimates."""
     with suppress(OSError):
-        place().parent.mkdir(parents=True, exist_ok=True)
+        path().parent.mkdir(parents=True, exist_ok=True)
         kept = read()
         old = kept.pop(name, None)
         kept[name] = new if old is None else mixed(old, new)
         rows = {key: asdict(speed) for key, speed in list(kept.items())[-KEYS_MAX:]}
         data = json.dumps({"version": FORMAT, "speeds": rows}, indent=1).encode()
-        files.publish(data, place(), overwrite=True, lasting=False)
+        files.write_atomic(data, path(), overwrite=True, fsync=False)
 
 
 def mixed(old: Speed, new: Speed) -> Speed:
@@ -116,7 +116,7 @@ def mixed(old: Speed, new: Speed) -> Speed:
     return replace(old, runs=old.runs + 1, **values)
 
 
-def place() -> Path:
+def path() -> Path:
     """Where the file is, or will be."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(base) / "txt2img" / "speeds.json"

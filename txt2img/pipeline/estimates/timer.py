@@ -19,7 +19,7 @@ from txt2img.weights.load import Model, device_of
 
 
 @dataclass
-class Stopwatch:
+class Timer:
     """Passes a run's events on, and notes what they took when it ends."""
 
     model: Model
@@ -90,7 +90,7 @@ class Stopwatch:
         for merging, timed in self.groups.items():
             look, rest = (fmean(each) for each in zip(*timed, strict=True))
             new = Speed(look, rest, self.load, base, more / self.most)
-            history.note(history.key(family, count, device.type, dtype, merging), new)
+            history.record(history.key(family, count, device.type, dtype, merging), new)
 
 
 def in_use(device: torch.device) -> int:

@@ -38,7 +38,7 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     On a CPU torch is told to compute in as many threads as there are cores.
     """
     asked = {} if dtype is None else dtypes(dtype)
-    device = torch.device(_best() if name is None else _existing(name))
+    device = torch.device(_auto() if name is None else _existing(name))
     if device.type == "cpu":
         _use_cores()
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
@@ -66,7 +66,7 @@ def for_training(name: str | None = None, dtype: str | None = None) -> Device:
         # the optimiser's moments of weights that are seldom used fade into such numbers, and with
         # them AdamW's step takes 17 times as long
         torch.set_flush_denormal(True)
-        resources.keep_freed()
+        resources.keep_heap()
     if dtype is not None:
         return device
     quick = has_bf16(device.torch_device)
@@ -90,7 +90,7 @@ def describe(device: torch.device) -> str:
     return device.type
 
 
-def manner(place: torch.device, precision: str) -> str:
+def description(place: torch.device, precision: str) -> str:
     """Where, in how many threads and how exactly it is computed, and by whose choice, in a line."""
     if place.type != "cpu":
         return f"Computing on {describe(place)} in {precision}"
@@ -118,7 +118,7 @@ def _use_card(device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # with it convolutions are no more exact than fp16
 
 
-def _best() -> str:
+def _auto() -> str:
     """cuda, else mps, else cpu."""
     if torch.cuda.is_available():
         return "cuda"

@@ -20,31 +20,33 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Memory:
+class MemoryState:
     """What a model may do to fit, and what it did; lines for the user are said once each."""
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
-    low: bool = False  # weights stay as they are stored
+    low_memory: bool = False  # weights stay as they are stored
     quantized: str | None = None  # how narrow the U-Net's weights were made
     placement: Placement = field(default_factory=Placement)
-    spare: int | None = None  # bytes for weights laid out for speed; found out when first asked
+    cpu_budget: int | None = (
+        None  # bytes for weights laid out for speed; found out when first asked
+    )
     told: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)  # fallbacks of the picture being drawn
 
-    def tell(self, line: str) -> None:
+    def warn(self, line: str) -> None:
         """Keep a line for the user, unless it was said before."""
         if line not in self.told:
             self.told.append(line)
             self.waiting.append(line)
 
-    def news(self) -> list[str]:
+    def pop_warnings(self) -> list[str]:
         """The lines that nobody has heard yet."""
         lines, self.waiting = self.waiting, []
         return lines
 
 
-def is_short(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -58,12 +60,12 @@ def free() -> None:
 
 
 @contextmanager
-def room_for(what: str) -> Iterator[None]:
+def oom_as_error(what: str) -> Iterator[None]:
     """Turn the device's lack of memory into OutOfMemory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_short(error):
+        if not is_oom(error):
             raise
         raise OutOfMemory(
             f"the device has not enough memory for {what}; choose a smaller size, "
@@ -72,7 +74,7 @@ def room_for(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def moved_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """The network there and in that precision, afterwards as it was: bit for bit, if `dtype` is
     no less precise than its own.
     """

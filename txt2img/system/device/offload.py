@@ -17,7 +17,7 @@ from txt2img.system.text import format_size, shown
 
 MODES = ("none", "model", "sequential", "auto")
 ROOM = 2 * 2**30  # bytes on a card for all that is not weights
-WAYS = {
+MODE_TEXT = {
     "model": "each part of the model comes to {} for its use",
     "sequential": "the U-Net comes to {} layer by layer",
 }
@@ -33,12 +33,14 @@ class Placement:
     device: torch.device | None = None
     mode: str = "none"
     notes: tuple[str, ...] = ()  # what the user should know of that
-    shelves: dict[nn.Module, Read] = field(default_factory=dict)  # what reads weights for each use
+    lazy_readers: dict[nn.Module, Read] = field(
+        default_factory=dict
+    )  # what reads weights for each use
 
     @contextmanager
     def using(self, part: str, network: nn.Module) -> Iterator[None]:
         """A part, "unet", "vae" or "text", on the device for as long as it is in use."""
-        with self.at_hand(network):
+        with self.materialised(network):
             if self.device is None or self.mode == "none":
                 yield
             elif self.mode == "sequential" and part == "unet":
@@ -49,23 +51,23 @@ class Placement:
                     yield
 
     @contextmanager
-    def at_hand(self, network: nn.Module) -> Iterator[None]:
+    def materialised(self, network: nn.Module) -> Iterator[None]:
         """A part whose weights are in memory, to be changed: those that lie on the disk are read.
 
         Afterwards they lie there again. Raises as `read` does.
         """
         taken: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
         try:
-            for module in network.modules() if self.shelves else ():
-                if module in self.shelves:
-                    taken.append((module, filled(module, self.shelves[module])))
+            for module in network.modules() if self.lazy_readers else ():
+                if module in self.lazy_readers:
+                    taken.append((module, materialise(module, self.lazy_readers[module])))
             yield
         finally:
             for module, weights in taken:
-                emptied(module, weights)
+                dematerialise(module, weights)
 
 
-def chosen(
+def choose_mode(
     mode: str, device: torch.device, sizes: Mapping[str, int], free: int | None
 ) -> tuple[str, str]:
     """The mode to use for parts of so many bytes on a device of which so many are free.
@@ -75,13 +77,13 @@ def chosen(
     if mode not in MODES:
         raise BadRequest(f"--offload {shown(mode)}; choose from {', '.join(MODES)}")
     if device.type == "cpu":
-        return "none", NO_CARD if mode in WAYS else ""
+        return "none", NO_CARD if mode in MODE_TEXT else ""
     asked = mode
     if mode == "auto":
         mode = fitting(sizes, free)
     if mode == "none":
         return mode, ""
-    line = f"Offload: {WAYS[mode].format(device.type)}"
+    line = f"Offload: {MODE_TEXT[mode].format(device.type)}"
     if asked == "auto" and free is not None:
         weights = sum(sizes.values())
         line += f" ({format_size(weights)} of weights, {format_size(free)} free)"
@@ -154,7 +156,7 @@ def tensors(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Tensor], s
                     yield table, name, value
 
 
-def filled(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
+def materialise(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
     """Give a network those weights that it lacks; gives these by their names."""
     lacking = [name for name, value in network.named_parameters() if value.is_meta]
     if lacking:
@@ -164,7 +166,7 @@ def filled(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
     return {name: network.get_parameter(name) for name in lacking}
 
 
-def emptied(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+def dematerialise(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
     """Take weights from a network again, but those that were replaced meanwhile.
 
     What remains of them are their shapes and types.

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch.distributed.rendezvous import rendezvous
 
 from txt2img.errors import Txt2imgError
-from txt2img.system.launcher import Launch
+from txt2img.system.launcher import ProcessGroup
 
 POLL_SECONDS = 0.1
 COME = timedelta(minutes=10)  # all of a launch start at once; then they draw as long as it takes
@@ -31,7 +31,7 @@ class Table(Protocol):
 
 
 @cache
-def meet(launch: Launch) -> Table:
+def meet(launch: ProcessGroup) -> Table:
     """The table that all of a launch share, once they are there. Txt2imgError if they are not."""
     try:
         meeting = rendezvous("env://", launch.rank, launch.world, timeout=COME)
@@ -45,24 +45,24 @@ def meet(launch: Launch) -> Table:
     return store
 
 
-def agreed(launch: Launch, value: int) -> int:
+def agreed(launch: ProcessGroup, value: int) -> int:
     """The number that the first process has. Txt2imgError."""
     store = meet(launch)
-    if launch.first:
+    if launch.is_main:
         store.set("txt2img/agreed", str(value))
         return value
     wait(store, ["txt2img/agreed"])
     return int(store.get("txt2img/agreed"))
 
 
-def gathered(launch: Launch, text: str) -> list[str]:
+def gathered(launch: ProcessGroup, text: str) -> list[str]:
     """What each process has to say, once all have come to this. Txt2imgError."""
     store, everyone = meet(launch), range(launch.world)
     store.set(f"txt2img/end/{launch.rank}", text)
     wait(store, [f"txt2img/end/{i}" for i in everyone])
     texts = [store.get(f"txt2img/end/{i}").decode() for i in everyone]
     store.set(f"txt2img/read/{launch.rank}", "")
-    if launch.first:  # which may be the one that keeps the table
+    if launch.is_main:  # which may be the one that keeps the table
         wait(store, [f"txt2img/read/{i}" for i in everyone], LEAVE_SECONDS)
     return texts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
-from txt2img.system.files import FETCH, open_regular, parse_object, publish, read_json
+from txt2img.system.files import ADVICE, open_regular, parse_object, read_json, write_atomic
 from txt2img.system.text import shown
 from txt2img.weights.formats.dtypes import SIZES
 
@@ -38,9 +38,9 @@ LOOKALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     (
         (b"version https://git-lfs",),
         "a Git LFS pointer, not the weights themselves",
-        f"run `git lfs pull`, or {FETCH}",
+        f"run `git lfs pull`, or {ADVICE}",
     ),
-    ((b"<!doctype", b"<html", b"<?xml"), "a web page, not weights", FETCH),
+    ((b"<!doctype", b"<html", b"<?xml"), "a web page, not weights", ADVICE),
     ((b"gguf",), "a GGUF file, which is not supported", "use a .safetensors version"),
     ((b"\x89png", b"\xff\xd8\xff", b"riff"), "a picture, not weights", "give a weight file"),
 )
@@ -136,7 +136,7 @@ def sharded(index: Path) -> Header:
     for name, shard in table.items():
         if name not in headers[shard].tensors:
             raise MissingWeights(
-                f"{index.name}: {shown(name, NAME_MAX)} is not in {shard}; {FETCH}"
+                f"{index.name}: {shown(name, NAME_MAX)} is not in {shard}; {ADVICE}"
             )
     tensors: dict[str, Stored] = {}
     for shard, content_of in headers.items():
@@ -155,7 +155,7 @@ def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, st
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        publish(save(whole, dict(metadata)), path, overwrite=True)
+        write_atomic(save(whole, dict(metadata)), path, overwrite=True)
     except OSError as error:
         raise BadOutput(f"cannot write {shown(path.name)}: {error.strerror}") from error
 
@@ -163,13 +163,13 @@ def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, st
 def _refuse(path: Path, beginning: bytes, size: int) -> None:
     """Say what the file probably is, since it is no safetensors file."""
     if not size:
-        raise BadFile(f"{path.name}: an empty file; {FETCH}")
+        raise BadFile(f"{path.name}: an empty file; {ADVICE}")
     for signs, what, remedy in LOOKALIKES:
         if beginning.lower().lstrip().startswith(tuple(sign.lower() for sign in signs)):
             raise UnknownLayout(f"{path.name} is {what}; {remedy}")
     if path.suffix.lower() in PICKLES:
         raise UnknownLayout(f"{path.name} is {PICKLE}; {CONVERT}")
-    raise BadFile(f"{path.name}: truncated, or not a safetensors file; {FETCH}")
+    raise BadFile(f"{path.name}: truncated, or not a safetensors file; {ADVICE}")
 
 
 def _metadata(value: object, where: str) -> dict[str, str]:
@@ -209,13 +209,13 @@ def _check_ranges(where: str, tensors: dict[str, Stored], base: int, size: int) 
     for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
         if stored.start != end:
             raise BadFile(
-                f"{where}: a gap or overlap in the file before {shown(name, NAME_MAX)}; {FETCH}"
+                f"{where}: a gap or overlap in the file before {shown(name, NAME_MAX)}; {ADVICE}"
             )
         end += stored.size
     if end > size:
-        raise BadFile(f"{where}: truncated: {size:,} of {end:,} bytes are there; {FETCH}")
+        raise BadFile(f"{where}: truncated: {size:,} of {end:,} bytes are there; {ADVICE}")
     if end < size:
-        raise BadFile(f"{where}: {size - end:,} bytes too many at the end; {FETCH}")
+        raise BadFile(f"{where}: {size - end:,} bytes too many at the end; {ADVICE}")
 
 
 def _scaled(tensors: dict[str, Stored]) -> dict[str, Stored]:

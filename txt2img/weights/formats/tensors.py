@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from txt2img.errors import BadFile, MissingWeights
-from txt2img.system.files import FETCH, open_regular
+from txt2img.system.files import ADVICE, open_regular
 from txt2img.system.text import shown
 from txt2img.weights.formats.dtypes import SIZES, torch_dtype
 from txt2img.weights.formats.safetensors_file import NAME_MAX, Stored
@@ -113,7 +113,7 @@ def _copied(name: str, stored: Stored, dtype: torch.dtype) -> tuple[Tensor, bool
 def fill(piece: np.ndarray, file: BufferedReader, name: str, stored: Stored) -> None:
     """Read the file's next bytes into an array. Raises BadFile if the file shrank."""
     if file.readinto(piece.data) != len(piece):
-        raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {FETCH}")
+        raise BadFile(f"{stored.path.name}: it ends within {shown(name, NAME_MAX)}; {ADVICE}")
 
 
 def shaped(values: Tensor, stored: Stored) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
-from txt2img.system.files import FETCH, open_regular
+from txt2img.system.files import ADVICE, open_regular
 from txt2img.system.text import shown
 from txt2img.weights.distilled import told as few_steps
 from txt2img.weights.families import (
@@ -165,7 +165,7 @@ def _floats(stored: Stored) -> list[float]:
         file.seek(stored.start)
         content = file.read(stored.size)
     if len(content) < stored.size or stored.dtype not in FORMATS:
-        raise BadFile(f"{stored.path.name}: a norm of {stored.dtype} that cannot be read; {FETCH}")
+        raise BadFile(f"{stored.path.name}: a norm of {stored.dtype} that cannot be read; {ADVICE}")
     if stored.dtype == "BF16":  # the upper half of a float32
         content = b"".join(b"\0\0" + content[i : i + 2] for i in range(0, len(content), 2))
     return [value for (value,) in struct.iter_unpack(FORMATS[stored.dtype], content)]

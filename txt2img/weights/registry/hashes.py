@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from txt2img.system.files import open_regular, publish, stamp
+from txt2img.system.files import open_regular, stat_key, write_atomic
 
 BLOCK = 2**22  # bytes
 
@@ -113,7 +113,7 @@ def compiler_cache() -> str:
 
 def _kept(path: Path, was: os.stat_result, start: int) -> Path:
     """Where the digest of a file as it `was` is kept."""
-    key = "\0".join(map(str, (path.resolve(), *stamp(was))))
+    key = "\0".join(map(str, (path.resolve(), *stat_key(was))))
     key += f"\0{start}" if start else ""
     return _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
 
@@ -135,6 +135,6 @@ def _remember(kept: Path, digest: str) -> None:
     """Keep a digest; a cache that cannot be written only costs time."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        publish(digest.encode("ascii"), kept, overwrite=True, lasting=False)
+        write_atomic(digest.encode("ascii"), kept, overwrite=True, fsync=False)
     except OSError:
         return

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound
 from txt2img.system import locks
-from txt2img.system.files import publish
+from txt2img.system.files import write_atomic
 from txt2img.system.text import format_size, shown
 from txt2img.weights.registry.find import RECORD, SUFFIX, Wanted, data, recorded
 
@@ -202,7 +202,7 @@ def _settle(offered: Offer, staging: Path) -> None:
         "files": {**(kept if isinstance(kept, dict) else {}), **rows},
     }
     shutil.rmtree(staging / ".cache", ignore_errors=True)
-    publish(dumps(record, indent=1).encode("ascii"), staging / RECORD, overwrite=True)
+    write_atomic(dumps(record, indent=1).encode("ascii"), staging / RECORD, overwrite=True)
     if not home.exists():
         staging.replace(home)
         return
