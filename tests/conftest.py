@@ -16,7 +16,7 @@ from txt2img.cli import app
 if TYPE_CHECKING:
     from torch import nn
 
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ def loaded(sd1_folder: Path) -> "Model":
 def model(loaded: "Model") -> "Iterator[Model]":
     """A model that wears nothing, before and after."""
     from txt2img.request.request import Request
-    from txt2img.weights.apply_adapters import Wardrobe, wear
+    from txt2img.weights.adapters.state import AdapterState
+    from txt2img.weights.apply_adapters import wear
 
-    yield replace(loaded, wardrobe=(wardrobe := Wardrobe()))
+    yield replace(loaded, wardrobe=(wardrobe := AdapterState()))
     loaded.wardrobe = wardrobe
     wear(loaded, Request(""))
 

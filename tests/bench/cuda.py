@@ -37,7 +37,8 @@ from txt2img.pipeline.generate import images_of, prepare, ready_to_draw
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 SIDES = {"sd15": 512, "sdxl": 1024}
 PROMPT = "a photograph of an astronaut riding a horse"

@@ -18,7 +18,8 @@ from txt2img.pipeline.generate import sample
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 EACH = 6  # every so many-th thing is drawn
 STEPS = 10

@@ -13,7 +13,7 @@ from txt2img.diffusion.samplers import State
 from txt2img.images import output
 from txt2img.pipeline import batch
 from txt2img.request.request import Request
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 
 def refused(outcome: Outcome, code: int, *parts: str) -> None:

@@ -28,7 +28,7 @@ from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.interval import Interval
 from txt2img.request.prompt_line import from_line
 from txt2img.request.request import Request, Sampler
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 PROCESS = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 LEVELS = [*(PROCESS.level(time) for time in (900, 700, 500, 300, 100)), Level(0.0, "diffusion")]

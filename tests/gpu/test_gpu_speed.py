@@ -17,7 +17,8 @@ from txt2img.pipeline.generate import decode, generate, prepare, ready_to_draw, 
 from txt2img.request.request import Request, Sampler
 from txt2img.system.device.device import Device, choose
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 pytestmark = [
     pytest.mark.gpu,

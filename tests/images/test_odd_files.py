@@ -20,7 +20,8 @@ from txt2img.request.request import Request
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
 from txt2img.weights.checkpoint import summary
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 IDS = "text_model.embeddings.position_ids"
@@ -306,7 +307,7 @@ def test_learnt_words_of_other_programs_are_read(model: Model, tmp_path: Path) -
     vectors = torch.randn(3, 32)
     for name in ("emb_params", "*", "string_to_param.*", "clip_l", "<cat>"):
         path = write(tmp_path / "cat.safetensors", {name: vectors})
-        [read] = open_embedding(path, model).read()
+        [read] = open_embedding(path, model.text.encoders).read()
         assert torch.equal(read, vectors)
         assert word_of(path) == ("<cat>" if name == "<cat>" else "cat")
 
@@ -320,9 +321,9 @@ def test_xls_learnt_words_have_two_parts_of_either_naming(
     model = load(str(tiny_xl.base().folder), CPU)
     parts: list[Tensor] = [torch.randn(2, 64), torch.randn(2, 128)]
     path = write(tmp_path / "cat.safetensors", dict(zip(names, parts, strict=True)))
-    assert all(map(torch.equal, open_embedding(path, model).read(), parts))
+    assert all(map(torch.equal, open_embedding(path, model.text.encoders).read(), parts))
     with pytest.raises(UnknownLayout, match="one tensor of vectors is needed"):
-        open_embedding(path, load(str(tiny.sd1().folder), CPU))
+        open_embedding(path, load(str(tiny.sd1().folder), CPU).text.encoders)
     with pytest.raises(MissingWeights, match="vectors of width 64 and 128"):
         turned = dict(zip(names, parts[::-1], strict=True))
-        open_embedding(write(tmp_path / "turned.safetensors", turned), model)
+        open_embedding(write(tmp_path / "turned.safetensors", turned), model.text.encoders)

@@ -19,7 +19,8 @@ from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.taesd import TinyVAE
 from txt2img.system.device.device import Device
 from txt2img.weights.layouts.taesd import doubts
-from txt2img.weights.load import Model, load, load_vae
+from txt2img.weights.load import load, load_vae
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]

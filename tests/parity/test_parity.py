@@ -31,7 +31,8 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 STEPS, CFG, SHAPE = 20, 7.5, (1, 4, 8, 8)

@@ -21,7 +21,8 @@ from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 MODELS = {"base": tiny_xl.base, "refiner": tiny_xl.refiner, "ssd": tiny_xl.ssd}

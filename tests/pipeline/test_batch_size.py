@@ -14,7 +14,7 @@ from txt2img.pipeline.batch_size import (
     images_that_fit,
 )
 from txt2img.request.request import Schedule
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 
 def test_a_picture_needs_more_where_it_is_larger_or_guided(sd1_model: Model) -> None:

@@ -18,7 +18,7 @@ from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.generate import decode, sample
 from txt2img.request.request import Request, Sampler
 from txt2img.system import resources
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 __all__ = ["mock"]
 LATENT = (4, 32, 32)

@@ -12,7 +12,8 @@ from txt2img.pipeline.encode_prompts import CACHE_SIZE, encode_prompts
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Compat, Request, Sampler
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SMALL = Request("red", "", "m", 64, 64, 2, 2.0, seed=1)

@@ -31,7 +31,7 @@ from txt2img.pipeline.writer import Finished
 from txt2img.request.request import Request
 from txt2img.system.device import memory
 from txt2img.system.device.memory import is_oom, oom_as_error
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 __all__ = ["mock"]
 WIDE = torch.linspace(-1, 1, 4 * 80 * 72).reshape(1, 4, 80, 72)

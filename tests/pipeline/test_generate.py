@@ -19,9 +19,9 @@ from txt2img.pipeline.noise import fresh_noise
 from txt2img.request.compat import Reading
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.memory import MemoryState
-from txt2img.weights.apply_adapters import Wardrobe
+from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.families import SD15
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 LEVEL = Level(1.0, "diffusion")
 SMALL = Request(
@@ -80,7 +80,12 @@ class Words:
 def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
-    parts |= {"wardrobe": Wardrobe(), "memory": MemoryState(), "graphed": None, "prompt_cache": {}}
+    parts |= {
+        "wardrobe": AdapterState(),
+        "memory": MemoryState(),
+        "graphed": None,
+        "prompt_cache": {},
+    }
     return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
 
 

@@ -30,7 +30,8 @@ from txt2img.pipeline.noise import own_noise
 from txt2img.request.compat import rules
 from txt2img.request.request import Compat, Request, Sampler, Schedule
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 ASKED = Request(

@@ -17,7 +17,8 @@ from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.checkpoint import DEFAULT
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 from txt2img.weights.registry.find import SHIPPED
 
 LIMIT = 64 * 2**20  # bytes: what a wheel may well carry

@@ -26,7 +26,8 @@ from txt2img.system.device.device import Device
 from txt2img.system.text import escape
 from txt2img.weights.apply_adapters import ready, wear
 from txt2img.weights.file_kind import kind_of
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 SEEDS = int(os.environ.get("TXT2IMG_FUZZ", "8"))  # of each kind; more find more
 CPU = Device(torch.device("cpu"), torch.float32)

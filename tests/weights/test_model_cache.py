@@ -13,7 +13,8 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
-from txt2img.weights.apply_adapters import Wardrobe, ready, wear
+from txt2img.weights.adapters.state import AdapterState
+from txt2img.weights.apply_adapters import ready, wear
 from txt2img.weights.model_cache import Keeper, state
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -94,7 +95,7 @@ def test_what_a_call_wore_is_off_for_the_next(
     assert keeper.load(str(sd1_folder), CPU) is model
     after = model.network.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    assert model.wardrobe == Wardrobe()
+    assert model.wardrobe == AdapterState()
 
 
 def test_a_model_left_between_two_precisions_is_loaded_anew(

@@ -24,7 +24,8 @@ from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 from txt2img.weights.refiner import add_refiner, its_turn
 
 CPU = Device(torch.device("cpu"), torch.float32)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from txt2img.pipeline.batch import Event, Step
     from txt2img.pipeline.preview import Previewer
     from txt2img.pipeline.writer import Decoded
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 LARGEST = 512  # pixels: a preview file's longer side
 

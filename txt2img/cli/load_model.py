@@ -6,7 +6,7 @@ from txt2img.cli.options.device import DeviceOptions
 from txt2img.request.resolve import Library
 
 if TYPE_CHECKING:
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 
 def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model":

@@ -30,7 +30,7 @@ from txt2img.system import launcher
 if TYPE_CHECKING:
     from txt2img.pipeline.batch import Event
     from txt2img.pipeline.latent_store import LatentStore
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 
 def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
@@ -65,7 +65,7 @@ def draw(wish: Wish, order: RunSettings, bar: Bar) -> int:
     model = load_model(wish.model, order.precision, wish.library)
     if order.precision.verbose:
         from txt2img.system.device.device import description
-        from txt2img.weights.load import device_of
+        from txt2img.weights.model import device_of
 
         wish.remarks.append(description(device_of(model), precision(model)))
     wish.warnings += changed(wish.made_by, origin(model))

@@ -27,7 +27,7 @@ from txt2img.request.request import Request
 from txt2img.system.device.device import describe
 from txt2img.system.version import __version__
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, device_of
+from txt2img.weights.model import Model, device_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.batch import filled_requests
 from txt2img.request.request import Request
 from txt2img.system.device.offload import free_memory
-from txt2img.weights.load import Model, device_of
+from txt2img.weights.model import Model, device_of
 
 MAX_BATCH = 16  # more are hardly quicker each, and all of them are lost by one that breaks off
 SHARE = 0.7  # of what is free

@@ -16,7 +16,7 @@ from txt2img.request.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
 from txt2img.system.text import format_size
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 PART = 0.5  # of the free memory, for weights laid out for speed
 NETWORK = 0.75  # of that part; the rest is for the decoder

@@ -12,7 +12,7 @@ from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.tiled_decode import decode_tiled
 from txt2img.pipeline import cpu_speed
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 LARGE = 1536 * 1536  # pixels; more are decoded in tiles, where that is left to the program
 TOGETHER = 2**22  # pixels that are decoded at once; at 256 numbers each, not all kernels count more

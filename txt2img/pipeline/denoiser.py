@@ -21,7 +21,7 @@ from txt2img.request.compat import rules, whole_times
 from txt2img.request.request import Request
 from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, device_of
+from txt2img.weights.model import Model, device_of
 
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 

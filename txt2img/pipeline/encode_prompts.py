@@ -14,7 +14,7 @@ from txt2img.request.request import Request
 from txt2img.system.device.memory import oom_as_error
 from txt2img.weights.apply_adapters import wear
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 CACHE_SIZE = (
     8  # as many conditions a model remembers: texts come again in a sweep, or for other seeds

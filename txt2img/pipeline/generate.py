@@ -25,7 +25,8 @@ from txt2img.request.request import Request, Sampler
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, device_of, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model, device_of
 from txt2img.weights.refiner import alone, its_turn, second
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"

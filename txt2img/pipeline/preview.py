@@ -8,7 +8,7 @@ from txt2img.models.latent_preview import Colours, colours
 from txt2img.models.taesd import AnyVAE, TinyVAE
 from txt2img.pipeline.generate import to_image
 from txt2img.system.device.memory import free, is_oom
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 SHORT = "Out of memory for a preview: previews are coarse from now on"
 

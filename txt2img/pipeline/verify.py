@@ -20,7 +20,7 @@ from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 KINDS = ("PNG", "JPEG", "WEBP", "AVIF")
 

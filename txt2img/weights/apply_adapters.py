@@ -3,50 +3,27 @@
 The touched weights' originals are kept in main memory, so that taking off gives the same bits.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from txt2img.errors import BadRequest, MissingWeights
 from txt2img.models.optimize.upcast import widen
 from txt2img.models.text_encoder import TextEncoder
-from txt2img.request.adapters import Embedding, Lora, OtherVAE
+from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.request import SWITCH, Request
-from txt2img.request.resolve import Library
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters import lora as adapters
-from txt2img.weights.adapters.lora import Adapter, Piece
-from txt2img.weights.adapters.textual_inversion import Learnt, open_embedding
+from txt2img.weights.adapters.lora import Piece
+from txt2img.weights.adapters.state import AdapterState
+from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import by_loras
-from txt2img.weights.registry.find import SHIPPED
+from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
-if TYPE_CHECKING:
-    from txt2img.weights.load import Model
 
-AT_HOME = Library(model_folders=(SHIPPED,))  # what everyone has
-
-
-@dataclass
-class Wardrobe:
-    """What there is to wear, what is worn, and what is under it."""
-
-    library: Library = AT_HOME
-    notes: list[str] = field(default_factory=list)  # for the user, once a file
-    warnings: list[str] = field(default_factory=list)  # the same, of what may be amiss
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    learnt: dict[str, Learnt] = field(default_factory=dict)
-    hashes: dict[tuple[str, str], str] = field(default_factory=dict)
-    vae: OtherVAE | None = None  # in place of the model's own, as long as it is loaded
-    loras: tuple[Lora, ...] = ()
-    embeddings: tuple[Embedding, ...] = ()
-    under: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
-    tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
-
-
-def ready(model: "Model", request: Request) -> Request:
+def ready(model: Model, request: Request) -> Request:
     """The request with its files found, checked against the model and told by their hashes.
 
     A LoRA of few steps fills the request's blanks. Raises ModelNotFound, BadRequest, BadFile,
@@ -72,7 +49,7 @@ def ready(model: "Model", request: Request) -> Request:
     )
 
 
-def wear(model: "Model", request: Request) -> None:
+def wear(model: Model, request: Request) -> None:
     """Change the model to what a ready request asks for. Raises MissingWeights, BadFile.
 
     After an error it wears nothing.
@@ -91,14 +68,14 @@ def wear(model: "Model", request: Request) -> None:
         raise
 
 
-def undress(model: "Model") -> None:
+def undress(model: Model) -> None:
     """Make the model as if just loaded: nothing worn, no file of an earlier run remembered."""
     _take_off_loras(model)
     _forget(model)
-    model.wardrobe = Wardrobe(vae=model.wardrobe.vae)
+    model.wardrobe = AdapterState(vae=model.wardrobe.vae)
 
 
-def _ready_lora(model: "Model", lora: Lora) -> Lora:
+def _ready_lora(model: Model, lora: Lora) -> Lora:
     if model.memory.low_memory or model.memory.quantized:
         option = "--low-memory keeps" if model.memory.low_memory else "--quantize makes"
         raise BadRequest(
@@ -107,23 +84,25 @@ def _ready_lora(model: "Model", lora: Lora) -> Lora:
     wardrobe = model.wardrobe
     if lora.name not in wardrobe.adapters:
         path = wardrobe.library.lora(lora.name)
-        adapter = adapters.open_adapter(lora.name, path, model)
+        adapter = adapters.open_adapter(
+            lora.name, path, model.network, model.text.encoders, model.family.name
+        )
         wardrobe.adapters[lora.name] = adapter
         wardrobe.notes.append(adapter.report())
         wardrobe.hashes["LoRA", lora.name] = adapters.short_hash(path)
     return replace(lora, hash=_same(wardrobe, "LoRA", lora.name, lora.hash))
 
 
-def _ready_word(model: "Model", word: Embedding) -> Embedding:
+def _ready_word(model: Model, word: Embedding) -> Embedding:
     wardrobe = model.wardrobe
     path = wardrobe.library.embedding(word.token)
     if word.token not in wardrobe.learnt:
-        wardrobe.learnt[word.token] = open_embedding(path, model)
+        wardrobe.learnt[word.token] = open_embedding(path, model.text.encoders)
         wardrobe.hashes["embedding", word.token] = sha256(path)[:12]
     return replace(word, hash=_same(wardrobe, "embedding", word.token, word.hash))
 
 
-def _same(wardrobe: Wardrobe, what: str, name: str, recorded: str) -> str:
+def _same(wardrobe: AdapterState, what: str, name: str, recorded: str) -> str:
     """A file's hash; a warning if a picture was drawn with another."""
     found = wardrobe.hashes[what, name]
     if recorded and recorded.lower() != found:
@@ -134,9 +113,9 @@ def _same(wardrobe: Wardrobe, what: str, name: str, recorded: str) -> str:
 
 
 @torch.no_grad()
-def _put_on_loras(model: "Model", loras: tuple[Lora, ...]) -> None:
+def _put_on_loras(model: Model, loras: tuple[Lora, ...]) -> None:
     """Merge adapters into the weights that they touch, layer by layer."""
-    wardrobe, layers = model.wardrobe, key_names.layers(model)
+    wardrobe, layers = model.wardrobe, key_names.layers(model.network, model.text.encoders)
     wanted: dict[str, list[tuple[Piece, float]]] = {}
     for lora in loras:
         for piece in wardrobe.adapters[lora.name].pieces:
@@ -153,17 +132,17 @@ def _put_on_loras(model: "Model", loras: tuple[Lora, ...]) -> None:
 
 
 @torch.no_grad()
-def _take_off_loras(model: "Model") -> None:
+def _take_off_loras(model: Model) -> None:
     """Give all touched weights their own values back, bit for bit."""
     wardrobe = model.wardrobe
-    layers = key_names.layers(model) if wardrobe.under else {}
+    layers = key_names.layers(model.network, model.text.encoders) if wardrobe.under else {}
     for (home, name), value in wardrobe.under.items():
         layers[home].get_parameter(name).copy_(value)
     wardrobe.under.clear()
     wardrobe.loras = ()
 
 
-def _learn(model: "Model", embeddings: tuple[Embedding, ...]) -> None:
+def _learn(model: Model, embeddings: tuple[Embedding, ...]) -> None:
     """Give the text encoders a row for each learnt vector, behind their own tokens."""
     if not embeddings:
         return
@@ -184,7 +163,7 @@ def _learn(model: "Model", embeddings: tuple[Embedding, ...]) -> None:
     wardrobe.embeddings = embeddings
 
 
-def _forget(model: "Model") -> None:
+def _forget(model: Model) -> None:
     """Give the text encoders their own tables of tokens back."""
     wardrobe = model.wardrobe
     for encoder, own in zip(model.text.encoders, wardrobe.tables, strict=False):

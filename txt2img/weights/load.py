@@ -1,14 +1,16 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Callable, Collection, Set
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from txt2img.diffusion.conditioning import Course
+from txt2img.errors import BadFile
 from txt2img.models.optimize.cuda_graph import Graphed, recorded_on_card
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import lean_weights, slim
@@ -19,45 +21,24 @@ from txt2img.request.resolve import OWN_PARTS, OtherParts
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import CPU, MemoryState
-from txt2img.system.device.offload import Placement
+from txt2img.system.device.offload import Placement, Read
+from txt2img.system.files import open_regular, stat_key
+from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
-from txt2img.weights.apply_adapters import Wardrobe
+from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.checkpoint import Plan, check_vae, planned
-from txt2img.weights.families import Family
+from txt2img.weights.formats import gpu_reader, tensors
 from txt2img.weights.layouts.components import Part, bare, check, check_size
 from txt2img.weights.layouts.taesd import doubts
 from txt2img.weights.layouts.vae import open_vae
-from txt2img.weights.reader import reader
+from txt2img.weights.model import Model, device_of
 from txt2img.weights.registry.hashes import compiler_cache, hashed_beside
-
-if TYPE_CHECKING:
-    from txt2img.weights.refiner import SecondStage
 
 Network = TypeVar("Network", bound=nn.Module)
 
 NOT_COMPILED = (
     "--compile is for models that lie on a CUDA card as a whole: this one is not compiled"
 )
-
-
-@dataclass
-class Model:
-    """A family with its weights: all that turns a request into pictures."""
-
-    name: str  # what users see; never a path
-    hash: str  # ten hex digits that tell its weights from others'
-    family: Family
-    network: UNet
-    vae: AnyVAE
-    text: TextEncoder | TextEncoders
-    wardrobe: Wardrobe = field(default_factory=Wardrobe)
-    memory: MemoryState = field(default_factory=MemoryState)
-    graphed: Graphed | None = None  # the network as a card draws with it, sooner
-    second: "SecondStage | None" = None  # a refiner, for the last steps
-    plan: Plan | None = None  # where its weights come from
-    prompt_cache: dict[Hashable, tuple[Course, ...]] = field(
-        default_factory=dict
-    )  # words → conditions
 
 
 def load(
@@ -112,7 +93,7 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         tokenizer_files.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = MemoryState(low_memory=device.low)
-    return Model(plan.name, "", family, network, vae, text, Wardrobe(), memory, plan=plan)
+    return Model(plan.name, "", family, network, vae, text, AdapterState(), memory, plan=plan)
 
 
 def fill(model: Model, device: Device) -> None:
@@ -136,11 +117,6 @@ def fill(model: Model, device: Device) -> None:
         model.graphed = Graphed(
             model.network, lambda line: model.memory.warn(line), recorded_on_card, cache
         )
-
-
-def device_of(model: Model) -> torch.device:
-    """Where a model computes; its weights may wait elsewhere."""
-    return model.memory.placement.device or next(model.network.parameters()).device
 
 
 def placed(plan: Plan, device: Device) -> Placement:
@@ -199,10 +175,37 @@ def _fill(
     """Read a network's weights; where main memory is short and computes, for each use only."""
     dtype = device.dtype_of(component)
     home = device.torch_device if placement.mode == "none" else CPU
-    read = reader(plan.parts[component], home, dtype, lean_weights(network))
+    read = _reader(plan.parts[component], home, dtype, lean_weights(network))
     if device.low and device.torch_device.type == "cpu" and placement.device is not None:
         network.to(dtype)
         placement.lazy_readers[network] = read
     else:
         network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
     network.requires_grad_(False)
+
+
+def _reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]) -> Read:
+    """What reads a network's weights by their names; those `slimmed` stay as they are stored.
+
+    It raises as reading.read does, and BadFile if a file is no longer the one that was checked.
+    """
+    kept = {part.theirs(bare(name)) for name in slimmed}
+    were = {path: _stamp(path) for path in {stored.path for stored in part.tensors.values()}}
+
+    def read(names: Collection[str]) -> dict[str, Tensor]:
+        for path, was in were.items():
+            if _stamp(path) != was:
+                raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
+        theirs = {name: part.theirs(bare(name)) for name in names}
+        stored = {theirs[name]: part.tensors[bare(name)] for name in names}
+        through = gpu_reader if home.type == "cuda" else tensors
+        found = through.read(stored, home, dtype, kept)
+        return {name: found[theirs[name]] for name in names}
+
+    return read
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another that took its place. BadFile."""
+    with open_regular(path) as file:
+        return stat_key(os.fstat(file.fileno()))

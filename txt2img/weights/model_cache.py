@@ -15,7 +15,7 @@ from txt2img.system.files import stat_key
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 Key = tuple[object, ...]
 

@@ -5,7 +5,7 @@ are the first model's alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isclose
 
 from txt2img.diffusion.levels import Level, Process
@@ -16,16 +16,9 @@ from txt2img.system.device.device import Device
 from txt2img.system.text import shown
 from txt2img.weights.checkpoint import planned
 from txt2img.weights.families import Family
-from txt2img.weights.load import Model, fill, without_weights
+from txt2img.weights.load import fill, without_weights
+from txt2img.weights.model import Model, SecondStage
 from txt2img.weights.registry.hashes import hashed_beside
-
-
-@dataclass(frozen=True)
-class SecondStage:
-    """A refiner, and what a picture says of it."""
-
-    record: Refiner
-    model: Model
 
 
 def add_refiner(model: Model, name: str, device: Device) -> None:

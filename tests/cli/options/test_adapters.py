@@ -15,7 +15,7 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request, Sampler
 from txt2img.request.resolve import Library
 from txt2img.weights.apply_adapters import wear
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 SMALL = Request("a", width=64, height=64, steps=1, sampler=Sampler.EULER, seed=1)
 

@@ -22,7 +22,7 @@ from txt2img.pipeline.preview import Previewer
 from txt2img.system.device.memory import MemoryState
 
 if TYPE_CHECKING:
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 LINE = ("x", "-q", "--seed", "1")
 

@@ -13,7 +13,7 @@ from txt2img.diffusion.deepcache import Kept
 from txt2img.models.optimize import cuda_graph
 from txt2img.models.optimize.cuda_graph import Graphed, Outputs, Work
 from txt2img.pipeline.generate import generate
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 
 class Net(nn.Module):

@@ -18,7 +18,7 @@ from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed
 from txt2img.system.device.memory import MemoryState
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 here"

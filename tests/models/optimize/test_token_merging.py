@@ -17,7 +17,7 @@ from txt2img.models.optimize.token_merging import merge
 from txt2img.models.unet import UNet
 from txt2img.pipeline.generate import sample
 from txt2img.request.request import Request, Sampler
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 
 def test_the_one_most_like_a_token_that_stays_joins_it() -> None:

@@ -12,7 +12,7 @@ from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.compat import rules
 from txt2img.request.request import Compat, Request
 from txt2img.request.resolve import Library
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 
 @pytest.fixture

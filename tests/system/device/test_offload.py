@@ -17,7 +17,8 @@ from txt2img.pipeline.generate import generate
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device, choose
 from txt2img.system.device.offload import NO_CARD, ROOM, Placement, choose_mode, moved
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 SIZES = {"unet": 2 * ROOM, "vae": ROOM, "text_encoder": ROOM}

@@ -18,7 +18,7 @@ from txt2img.train.data import Pictures
 from txt2img.train.default_model import evaluate
 from txt2img.train.default_model.classifier import SIDE, Caption
 from txt2img.train.default_model.metrics import Copies
-from txt2img.weights.apply_adapters import Wardrobe
+from txt2img.weights.adapters.state import AdapterState
 
 
 def write_folder(folder: Path, backgrounds: list[str]) -> Pictures:
@@ -55,7 +55,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """In place of a model one that draws white pictures; the requests that it has drawn."""
     defaults = Defaults(64, 64, 30, 7.5, Sampler.DDIM, Schedule.TRAILING)
     family = SimpleNamespace(defaults=defaults)
-    model = SimpleNamespace(name="known", family=family, wardrobe=Wardrobe(), second=None)
+    model = SimpleNamespace(name="known", family=family, wardrobe=AdapterState(), second=None)
     done: list[Request] = []
 
     def draw(model: object, requests: list[Request], batch_size: int) -> Iterator[Image.Image]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -25,7 +24,7 @@ from txt2img.request.resolve import Library
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import short_hash
 from txt2img.weights.apply_adapters import ready, wear
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 CPU = torch.device("cpu")
 State = dict[str, Tensor]
@@ -209,7 +208,7 @@ def test_several_add_up_each_at_its_weights(model: Model, tmp_path: Path) -> Non
         )
         wanted = before[f"{name}.weight"] + cast(Tensor, change).view_as(before[f"{name}.weight"])
         assert off(model.network.get_parameter(f"{name}.weight"), wanted) < 1e-6
-    layers = key_names.layers(model)
+    layers = key_names.layers(model.network, model.text.encoders)
     for name, (down, up) in text.items():
         weight = layers[f"text.{name}"].get_parameter("weight")
         was = next(value for key, value in before.items() if key.endswith(f"{name}.weight"))
@@ -279,9 +278,7 @@ def test_what_matches_nothing_is_told_by_name(model: Model, tmp_path: Path) -> N
 
 
 def test_an_sdxl_file_names_its_two_text_encoders(model: Model) -> None:
-    both = (model.text, model.text)
-    two = cast(Model, SimpleNamespace(network=model.network, text=SimpleNamespace(encoders=both)))
-    known = key_names.spellings(two)
+    known = key_names.key_aliases(model.network, model.text.encoders * 2)
     layer = "encoder.layers.0.self_attn.q_proj"
     for number, home in ((1, "text"), (2, "text_2")):
         flat = f"lora_te{number}_text_model_{layer.replace('.', '_')}"

@@ -28,7 +28,8 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.apply_adapters import ready, undress
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 

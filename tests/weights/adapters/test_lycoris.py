@@ -15,7 +15,7 @@ from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.lycoris import changed, changed_bias, fits
 from txt2img.weights.apply_adapters import ready, wear
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 W = torch.linspace(-1, 1, 24).reshape(4, 6)
 KERNEL = torch.linspace(-1, 1, 216).reshape(4, 6, 3, 3)

@@ -15,7 +15,7 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.weights.adapters.lycoris import changed
 from txt2img.weights.apply_adapters import ready, wear
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 
 W = torch.linspace(-1, 1, 48).reshape(8, 6)
 KERNEL = torch.linspace(-1, 1, 432).reshape(8, 6, 3, 3)

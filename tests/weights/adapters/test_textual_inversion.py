@@ -19,7 +19,7 @@ from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
 from txt2img.weights.apply_adapters import ready, wear
-from txt2img.weights.load import Model
+from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -113,11 +113,11 @@ def test_sdxls_files_have_a_part_for_each_encoder(tmp_path: Path) -> None:
     encoders = tuple(SimpleNamespace(config=SimpleNamespace(width=w, length=77)) for w in (32, 64))
     model = cast(Model, SimpleNamespace(text=SimpleNamespace(encoders=encoders)))
     parts = {"clip_g": torch.randn(2, 64), "clip_l": torch.randn(2, 32)}
-    learnt = open_embedding(write(tmp_path / "x.safetensors", parts), model)
+    learnt = open_embedding(write(tmp_path / "x.safetensors", parts), model.text.encoders)
     first, second = learnt.read()
     assert torch.equal(first, parts["clip_l"]) and torch.equal(second, parts["clip_g"])
     with pytest.raises(UnknownLayout, match="clip_l and clip_g is needed"):
-        open_embedding(write(tmp_path / "y.safetensors", {"emb_params": ONE}), model)
+        open_embedding(write(tmp_path / "y.safetensors", {"emb_params": ONE}), model.text.encoders)
 
 
 def test_a_file_says_its_word_or_is_named_after_it(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from txt2img.images import image_file
 from txt2img.request.request import Sampler
 from txt2img.request.resolve import OtherParts
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
 State = dict[str, Tensor]

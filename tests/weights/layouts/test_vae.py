@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.support import tiny
 from txt2img.errors import BadFile, MissingWeights, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.system.device.device import Device
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
 CPU = Device(torch.device("cpu"), torch.float32)

@@ -22,7 +22,7 @@ from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     from txt2img.pipeline.latent_store import Latent
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 EPILOG = """
 \b
@@ -99,7 +99,7 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     from txt2img.images import image_file
     from txt2img.pipeline import generate
     from txt2img.pipeline.batch import origin
-    from txt2img.weights.load import device_of
+    from txt2img.weights.model import device_of
 
     request = latent.request
     if tuple(latent.x.shape) != generate.latent_shape(model, request):

@@ -21,7 +21,7 @@ from txt2img.system import launcher
 
 if TYPE_CHECKING:
     from txt2img.pipeline.verify import Verdict
-    from txt2img.weights.load import Model
+    from txt2img.weights.model import Model
 
 EPILOG = """
 \b

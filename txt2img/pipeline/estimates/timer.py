@@ -15,7 +15,7 @@ from txt2img.pipeline.batch import Event, Started, Step, precision
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.pipeline.writer import Finished
-from txt2img.weights.load import Model, device_of
+from txt2img.weights.model import Model, device_of
 
 
 @dataclass

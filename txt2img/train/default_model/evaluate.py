@@ -50,7 +50,8 @@ from txt2img.train.default_model.retrieval import Verdict, second_opinion, share
 from txt2img.train.default_model.scene_score import Scored, score, shares
 from txt2img.train.default_model.sheet import sheet
 from txt2img.weights.apply_adapters import ready
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 from txt2img.weights.registry.find import find_file
 
 COPIES = 48  # pictures that the VAE copies

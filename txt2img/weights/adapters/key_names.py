@@ -4,16 +4,14 @@ Names are made from the model's own, so that every layer has every spelling: koh
 underscores, diffusers' and peft's with dots, and those of the original layout.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.unet import UNet
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import bare
-
-if TYPE_CHECKING:
-    from txt2img.weights.load import Model
 
 # How a tensor's name ends → its role in weights/lycoris.py.
 ENDINGS = {
@@ -86,10 +84,10 @@ def split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def layers(model: "Model") -> dict[str, nn.Module]:
+def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
     """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
-    found = {f"unet.{name}": layer for name, layer in model.network.named_modules()}
-    for part, encoder in zip(("text", "text_2"), model.text.encoders, strict=False):
+    found = {f"unet.{name}": layer for name, layer in network.named_modules()}
+    for part, encoder in zip(("text", "text_2"), encoders, strict=False):
         found |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
     return {
         name: layer
@@ -99,23 +97,23 @@ def layers(model: "Model") -> dict[str, nn.Module]:
     }
 
 
-def spellings(model: "Model") -> dict[str, str]:
+def key_aliases(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, str]:
     """Every name that a file may have for a layer → ours."""
-    back = key_maps.backwards(key_maps.unet_from_ldm(model.network.config))
+    back = key_maps.backwards(key_maps.unet_from_ldm(network.config))
     made: dict[str, str] = {}
-    for home in layers(model):
+    for home in layers(network, encoders):
         part, _, name = home.partition(".")
         if part == "unet":
             spelled = _of_unet(name, back)
         else:
-            spelled = _of_text(name, _published(part, model))
+            spelled = _of_text(name, _published(part, encoders))
         made |= {other: home for other in spelled}
     return made
 
 
-def _published(part: str, model: "Model") -> tuple[str, ...]:
+def _published(part: str, encoders: Sequence[TextEncoder]) -> tuple[str, ...]:
     """What a text encoder is called in files: the refiner's only one is the second of SDXL."""
-    alone = len(model.text.encoders) == 1 and model.text.encoders[0].config.projection
+    alone = len(encoders) == 1 and encoders[0].config.projection
     return ("text", "text_2") if alone else (part,)
 
 

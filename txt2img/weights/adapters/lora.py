@@ -9,22 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
+from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
 from txt2img.system.text import shown
 from txt2img.weights.adapters import key_names, lycoris
-from txt2img.weights.file_kind import made_for
+from txt2img.weights.adapters.base_model import base_model
 from txt2img.weights.formats import safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import Header, Stored
 from txt2img.weights.registry.hashes import sha256
-
-if TYPE_CHECKING:
-    from txt2img.weights.load import Model
 
 # Alpha may be kept as a whole number, and IA3's side as a yes or no: both are read as they are.
 SCALARS = ("alpha", "side")
@@ -67,14 +65,17 @@ class Adapter:
         return f"LoRA {self.name}: applied {len(self.pieces)} of {total}{rest}"
 
 
-def open_adapter(name: str, path: Path, model: "Model") -> Adapter:
+def open_adapter(
+    name: str, path: Path, network: UNet, encoders: Sequence[TextEncoder], family: str
+) -> Adapter:
     """The file, its layers found in the model and its shapes compared; no weights are read.
 
     Raises BadFile, UnknownLayout if none of it applies, MissingWeights if shapes differ.
     """
     header = safetensors_file.header(path)
     settings = _settings(header, path)
-    known, layers = key_names.spellings(model), key_names.layers(model)
+    known = key_names.key_aliases(network, encoders)
+    layers = key_names.layers(network, encoders)
     found: dict[str, dict[str, Stored]] = {}
     whole: dict[str, list[str]] = {}
     for tensor, stored in header.tensors.items():
@@ -90,14 +91,14 @@ def open_adapter(name: str, path: Path, model: "Model") -> Adapter:
             continue
         pieces.append(_piece(layer, home, parts, settings))
     if not pieces:
-        kind = made_for(header.tensors)
+        kind = base_model(header.tensors)
         what = f"it is made for {kind}, not for" if kind else OTHER
         raise UnknownLayout(
-            f"{path.name}: applied 0 of {len(found)}; {what} {model.family.name}: "
+            f"{path.name}: applied 0 of {len(found)}; {what} {family}: "
             f"it holds {_some(list(header.tensors))}"
         )
     _check_once(path.name, pieces)
-    kind = made_for(header.tensors) or "another model"
+    kind = base_model(header.tensors) or "another model"
     for piece in pieces:
         _check(path.name, piece, layers[piece.home], kind)
     missed = tuple(tensor for layer in unknown for tensor in whole[layer])

@@ -7,19 +7,16 @@ part for each of SDXL's text encoders (`clip_l`, `clip_g`; `text_encoders_0` and
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from txt2img.errors import MissingWeights, UnknownLayout
+from txt2img.models.text_encoder import TextEncoder
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import NAME_MAX, Stored
-
-if TYPE_CHECKING:
-    from txt2img.weights.load import Model
 
 A1111 = "emb_params"
 XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -38,12 +35,11 @@ class Learnt:
         return [found[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
 
 
-def open_embedding(path: Path, model: "Model") -> Learnt:
+def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> Learnt:
     """The file, checked against the model's text encoders; the vectors are not read yet.
 
     Raises BadFile, UnknownLayout for other files, MissingWeights for vectors of another width.
     """
-    encoders = model.text.encoders
     widths = [encoder.config.width for encoder in encoders]
     found = _parts(path, safetensors_file.header(path).tensors, len(encoders))
     for (name, stored), encoder in zip(found, encoders, strict=True):
