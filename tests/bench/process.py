@@ -50,7 +50,7 @@ print(json.dumps(spans | {"memory": peak * (1 if sys.platform == "darwin" else 1
 OURS = """
 from txt2img.system.device.device import choose
 from txt2img.pipeline.generate import generate
-from txt2img.request.request import Compat, Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.weights.load import load
 mark()
 model = load("default", choose("cpu"))
@@ -184,7 +184,7 @@ def loop_microseconds() -> dict[str, float]:
 
     from txt2img.diffusion.conditioning import Cond
     from txt2img.pipeline.generate import prepare, ready
-    from txt2img.request.request import Request, Sampler
+    from txt2img.request import Request, Sampler
     from txt2img.system.device.device import choose
     from txt2img.weights.load import load
 

@@ -34,7 +34,7 @@ def mark():
 OURS = """
 from txt2img.system.device.device import choose
 from txt2img.pipeline.generate import sampled
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 from txt2img.weights.load import load
 from txt2img.weights.apply_adapters import ready
 model = load(path, choose("cpu"))

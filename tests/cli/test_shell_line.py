@@ -11,8 +11,8 @@ from PIL import Image
 from tests.conftest import Command
 from txt2img.cli.shell_line import command_line, quoted
 from txt2img.images import image_file
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 
 REQUEST = Request(
     "a cat, big", "-x", "m", 64, 80, 3, 7.5, 0.5, 0.25, Sampler.EULER_A, Schedule.KARRAS, 42

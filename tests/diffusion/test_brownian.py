@@ -15,7 +15,7 @@ from txt2img.diffusion.rng import Philox
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.pipeline.noise import own_path, step_noise
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 LEVELS = SCHEDULES["karras"](SD, 8)

@@ -25,9 +25,9 @@ from txt2img.models.unet import UNet
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.generate import prepare, sample
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request, Sampler
 from txt2img.request.interval import Interval
 from txt2img.request.prompt_line import from_line
-from txt2img.request.request import Request, Sampler
 from txt2img.weights.model import Model
 
 PROCESS = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))

@@ -15,7 +15,7 @@ from tests.support import tiny
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.layers import scale_features
 from txt2img.pipeline.generate import noise_levels, prepare
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model

@@ -8,8 +8,8 @@ import torch
 from txt2img.diffusion.rng import Philox, slerp, source
 from txt2img.errors import BadRequest
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
-from txt2img.request.request import Compat, Request
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)

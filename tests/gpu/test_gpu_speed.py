@@ -14,7 +14,7 @@ from txt2img.models.layers import attention
 from txt2img.models.optimize.cuda_graph import Graphed
 from txt2img.pipeline.batch_size import MAX_BATCH, auto_batch_size
 from txt2img.pipeline.generate import decode, generate, prepare, ready_to_draw, sample
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 from txt2img.system.device.device import Device, choose
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.load import load

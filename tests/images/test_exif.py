@@ -11,7 +11,7 @@ from tests.conftest import Command
 from tests.images.metadata.test_readers import COMFY, GRAPH, SCREEN
 from txt2img.errors import BadFile
 from txt2img.images import image_file
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 
 TEXT = "café 苹\nNegative prompt: dull\nSteps: 3, Sampler: Euler a, Seed: 4, Size: 64x64, Model: m"
 REQUEST = Request("café 苹", "dull", "m", 64, 64, 3, sampler=Sampler.EULER_A, seed=4)

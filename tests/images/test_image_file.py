@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from txt2img.errors import BadFile, BadOutput
 from txt2img.images import image_file
 from txt2img.images.image_file import ImageInfo, Origin
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 
 IMAGE = Image.linear_gradient("L").convert("RGB").resize((64, 72))
 ORIGIN = Origin("sd15", "6ce0161689", {"torch": "2.13.0", "device": "cpu"})

@@ -11,7 +11,7 @@ import pytest
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.images.formats import FORMATS, SUFFIXES
 from txt2img.images.output import Output, parse, publish, slug
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 from txt2img.system import locks
 
 REQUEST = Request("Red apple, 3D emoji!", "", "m", 64, 72, 3, 7.5, sampler=Sampler.EULER_A, seed=42)

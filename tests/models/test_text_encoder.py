@@ -10,8 +10,8 @@ from tests.support import tiny
 from txt2img.errors import BadRequest
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import PLAIN
+from txt2img.request import Compat
 from txt2img.request.compat import RULES, Reading
-from txt2img.request.request import Compat
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 

@@ -14,7 +14,7 @@ from tests.support import tiny, tiny_xl
 from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 

@@ -19,7 +19,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import fresh_noise
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model

@@ -18,7 +18,7 @@ from txt2img.models.configs import VAEConfig
 from txt2img.pipeline import batch, writer
 from txt2img.pipeline.batch import Started, Step, batches, filled_requests, run
 from txt2img.pipeline.writer import Decoded, Failed, Finished
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.model import Model
 
 SMALL = Request("a", width=64, height=64, steps=2, sampler=Sampler.EULER_A, seed=42)

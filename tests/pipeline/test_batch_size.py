@@ -13,7 +13,7 @@ from txt2img.pipeline.batch_size import (
     bytes_per_image,
     images_that_fit,
 )
-from txt2img.request.request import Schedule
+from txt2img.request import Schedule
 from txt2img.weights.model import Model
 
 

@@ -16,7 +16,7 @@ from txt2img.models.optimize.cpu import Plan, PreparedConv
 from txt2img.models.unet import UNet
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.generate import decode, sample
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 from txt2img.system import resources
 from txt2img.weights.model import Model
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.support import tiny
 from txt2img.pipeline.encode_prompts import CACHE_SIZE, encode_prompts
 from txt2img.pipeline.generate import generate
-from txt2img.request.request import Compat, Request, Sampler
+from txt2img.request import Compat, Request, Sampler
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model

@@ -16,8 +16,8 @@ from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
 from txt2img.pipeline.generate import Job, decode, generate, prepare
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.compat import Reading
-from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.families import SD15

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.pipeline.test_generate import SMALL
 from txt2img.pipeline.generate import generate
-from txt2img.request.request import Sampler
+from txt2img.request import Sampler
 from txt2img.weights.model import Model
 
 

@@ -8,8 +8,8 @@ import pytest
 from txt2img.cli.options.adapters import lora_file
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.images.metadata.a1111 import describe, parse, to_request
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Embedding, Lora, OtherVAE, find_words, tagged, untagged
-from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.request.resolve import Library
 
 WORN = Request(

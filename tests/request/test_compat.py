@@ -27,8 +27,8 @@ from txt2img.pipeline.denoiser import equal_length_runs
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import own_noise
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.compat import rules
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model

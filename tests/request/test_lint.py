@@ -3,10 +3,10 @@
 import pytest
 
 from txt2img.errors import BadRequest
+from txt2img.request import Compat, Request
 from txt2img.request.compat import RULES
 from txt2img.request.lint import traps
 from txt2img.request.prompt_syntax import composed, edits
-from txt2img.request.request import Compat, Request
 
 
 def of(

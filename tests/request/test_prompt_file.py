@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.request import prompt_file, prompt_line
+from txt2img.request import Compat, Request, Sampler, Schedule, prompt_file, prompt_line
 from txt2img.request.prompt_line import from_line
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 
 BASE = Request("", steps=9, seed=1)
 

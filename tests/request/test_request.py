@@ -3,7 +3,8 @@
 import pytest
 
 from txt2img.errors import BadRequest
-from txt2img.request.request import SEEDS, Compat, Defaults, Request, Sampler, Schedule
+from txt2img.request import Compat, Defaults, Request, Sampler, Schedule
+from txt2img.request.fields import SEEDS
 
 DEFAULTS = Defaults(512, 256, 30, 7.5, Sampler.DPMPP_2M, Schedule.KARRAS)
 

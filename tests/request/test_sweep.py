@@ -11,8 +11,8 @@ from PIL import Image
 from txt2img.errors import BadRequest
 from txt2img.images import contact_sheet
 from txt2img.images.output import parse
+from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Request, Sampler
 from txt2img.request.sweep import Sweep, axis
 
 REQUEST = Request("a cat", width=64, height=64, seed=1)

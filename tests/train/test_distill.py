@@ -20,8 +20,8 @@ from txt2img.diffusion.schedules import trailing
 from txt2img.errors import BadFile, BadRequest
 from txt2img.images import image_file
 from txt2img.models.unet import UNet
+from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Request, Sampler
 from txt2img.request.resolve import Library
 from txt2img.system.device.device import choose
 from txt2img.train.config import Run, TrainConfig

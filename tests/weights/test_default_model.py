@@ -12,8 +12,8 @@ from PIL import Image
 from tests.conftest import Command
 from txt2img.pipeline.generate import generate
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.checkpoint import DEFAULT

@@ -9,8 +9,8 @@ import torch
 
 from tests.support import adapters
 from txt2img.errors import BadFile
+from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.resolve import Library
 from txt2img.weights.distilled import by_loras, by_name, by_scheduler
 

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from tests.support import tiny
 from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
-from txt2img.request.request import Sampler, Schedule
+from txt2img.request import Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.checkpoint import summary
 from txt2img.weights.load import load

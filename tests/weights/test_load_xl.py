@@ -17,7 +17,7 @@ from tests.support import tiny_xl
 from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.pipeline.generate import generate
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.checkpoint import summary
 from txt2img.weights.formats.safetensors_file import Stored, header

@@ -19,8 +19,8 @@ from txt2img.images import image_file
 from txt2img.models.unet import UNet
 from txt2img.pipeline.generate import generate, noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Refiner
-from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.apply_adapters import ready

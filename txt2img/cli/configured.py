@@ -4,19 +4,17 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.options.command import Direct
 from txt2img.errors import BadFile
+from txt2img.request.fields import COMPONENTS, FIELDS
 from txt2img.system import user_config
 from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     import typer
 
-# What only a command line can say, and what must not come before a picture's own request.
+# What only a command line can say.
 UNSET = ("prompt", "prompts_file", "picture", "profile", "version", "help", "dry_run", "no_warm")
-NOT_WITH_FROM = (
-    *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-    *("sampler", "schedule", "seed", "count", "lora", "vae", "refiner", "cfg_interval"),
-    *("unet", "text_encoder", "reuse", "token_merging"),
-)
+# What must not come before a picture's own request.
+NOT_WITH_FROM = (*(field.option for field in FIELDS.values() if field.flags), *COMPONENTS)
 
 
 class Configured(Direct):

@@ -3,37 +3,35 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from txt2img.request.fields import ADAPTERS, COMPAT, COMPONENTS, FIELDS, PICTURE, SPEED
+
 if TYPE_CHECKING:
     import typer
     from typer._click.core import Parameter
 
-# By the parameters' names, each in one section; a command shows those that it has.
-SECTIONS = {
-    "The picture": (
-        *("negative", "model", "width", "height", "steps", "cfg", "sampler", "schedule"),
-        *("seed", "count", "picture"),
-    ),
+# By the parameters' names, each in one section; a command shows those that it has. Those that are
+# fields of a request name their sections themselves.
+_SECTIONS = {
+    PICTURE: ("picture",),
     "Where it goes": ("out", "overwrite", "format", "quality", "json", "quiet"),
     "Many pictures": (
         *("prompts_file", "sweep", "zip", "wildcards", "resume", "shard", "batch_size"),
         *("on_error", "reject", "retries", "dry_run", "strict"),
     ),
-    "LoRAs and other files": (
-        *("lora", "lora_dir", "embedding", "embedding_dir", "vae", "refiner", "unet"),
-        "text_encoder",
-    ),
-    "Finer control, and other programs' rules": (
-        *("eta", "cfg_rescale", "compat", "clip_skip", "subseed", "subseed_strength", "ensd"),
-        "rng",
-    ),
+    ADAPTERS: ("lora_dir", "embedding", "embedding_dir", *COMPONENTS),
+    COMPAT: (),
     "Seeing it come into being": (
         *("show", "preview", "preview_every", "preview_vae", "save_steps", "animate"),
         *("no_progress", "verbose"),
     ),
-    "Speed and memory": (
-        *("device", "dtype", "warm", "no_warm", "reuse", "cfg_interval", "token_merging"),
+    SPEED: (
+        *("device", "dtype", "warm", "no_warm"),
         *("compile", "low_memory", "offload", "quantize", "vae_tiling", "keep_latents"),
     ),
+}
+SECTIONS = {
+    title: (*(field.option for field in FIELDS.values() if field.section == title), *names)
+    for title, names in _SECTIONS.items()
 }
 OTHERS = "Options"  # what no section has: those of small commands, and of the program itself
 FEW = 20  # options of a command that need no sections

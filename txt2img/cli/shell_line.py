@@ -3,42 +3,19 @@
 import shlex
 
 from txt2img.request.adapters import tagged
+from txt2img.request.fields import FIELDS
 from txt2img.request.request import Request
 from txt2img.system.text import escape
-
-FLAGS = {
-    "negative": "--negative",
-    "model": "--model",
-    "width": "-W",
-    "height": "-H",
-    "steps": "--steps",
-    "cfg": "--cfg",
-    "cfg_rescale": "--cfg-rescale",
-    "cfg_interval": "--cfg-interval",
-    "eta": "--eta",
-    "sampler": "--sampler",
-    "schedule": "--schedule",
-    "seed": "--seed",
-    "compat": "--compat",
-    "clip_skip": "--clip-skip",
-    "subseed": "--subseed",
-    "subseed_strength": "--subseed-strength",
-    "ensd": "--ensd",
-    "rng": "--rng",
-    "reuse": "--reuse",
-    "token_merging": "--token-merging",
-}
 
 
 def command_line(request: Request) -> str:
     """The line for a shell, on one line and with nothing in it that a terminal obeys."""
-    usual = Request("")
     words = []
-    for field, flag in FLAGS.items():
-        value = getattr(request, field)
-        if value == getattr(usual, field):
+    for name, field in FIELDS.items():
+        value = getattr(request, name)
+        if not field.plain or value == field.default:
             continue
-        text = str(value)
+        flag, text = field.flags[0], str(value)
         # After a long flag's = even a text that begins with a hyphen is a value.
         words += [f"{flag}={quoted(text)}"] if text.startswith("-") else [flag, quoted(text)]
     if request.vae is not None:

@@ -20,7 +20,8 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.images import exif, output
 from txt2img.images.formats import PNG, Format
 from txt2img.images.metadata import a1111, readers
-from txt2img.request.request import SEEDS, Request
+from txt2img.request import Request
+from txt2img.request.fields import SEEDS
 from txt2img.system.files import open_regular, parse_json
 from txt2img.system.text import shown
 from txt2img.system.version import __version__

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan
-from txt2img.pipeline.estimates.history import TWO_EVALUATIONS
 from txt2img.request.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
@@ -26,7 +25,7 @@ SLOWER = "Little memory is free: {what} is computed by a slower way that takes {
 
 def prepare_unet(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
     """Make the network quick for a filled request's steps, on latents of this shape."""
-    looks = (request.steps or 1) * (1 + (request.sampler in TWO_EVALUATIONS))
+    looks = (request.steps or 1) * (request.sampler.evaluations if request.sampler else 1)
     _prepare(model, "unet", model.network, latent[1:], looks)
 
 

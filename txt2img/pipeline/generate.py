@@ -20,8 +20,8 @@ from txt2img.pipeline.decode import pixels_of
 from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.noise import fresh_noise, step_noise
+from txt2img.request import Request, Sampler
 from txt2img.request.compat import rules, unit
-from txt2img.request.request import Request, Sampler
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import ready

@@ -15,10 +15,9 @@ from txt2img.diffusion.levels import Level
 from txt2img.diffusion.rng import source, stream
 from txt2img.diffusion.samplers import Noise
 from txt2img.errors import BadRequest
+from txt2img.request import Request
 from txt2img.request.compat import rules
-from txt2img.request.request import SEEDS, Request, Sampler
-
-ALONG_A_PATH = (Sampler.DPMPP_SDE, Sampler.DPMPP_2M_SDE)  # the solvers of stochastic equations
+from txt2img.request.fields import SEEDS
 
 
 def fresh_noise(
@@ -62,7 +61,8 @@ def step_noise(
     fresh: Callable[[], Tensor],
 ) -> Noise:
     """The noise (B, C, h, w) of steps: along each picture's own path, or `fresh` at each call."""
-    if requests[0].sampler not in ALONG_A_PATH or rules(requests[0]).path is None:
+    sampler = requests[0].sampler
+    if sampler is None or not sampler.sde or rules(requests[0]).path is None:
         return lambda a, b: fresh()
     paths = [own_path(request, levels, latent) for request in requests]
     return lambda a, b: sent([path(a, b) for path in paths], device)

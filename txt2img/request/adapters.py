@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -176,15 +176,6 @@ def interval_from_json(value: object) -> Interval | None:
         value = parse(value)
     found = value if isinstance(value, Interval) else _made(Interval, "cfg_interval", value)
     return None if (found.low, found.high) == (0, 1) else found
-
-
-FROM_JSON: Mapping[str, Callable[[object], object]] = {
-    "loras": loras_from_json,
-    "embeddings": embeddings_from_json,
-    "vae": vae_from_json,
-    "refiner": refiner_from_json,
-    "cfg_interval": interval_from_json,
-}
 
 
 def _made(kind: Callable[..., T], field: str, value: object) -> T:

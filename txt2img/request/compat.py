@@ -9,11 +9,11 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from txt2img.request.prompt_syntax import Grammar
-from txt2img.request.request import Compat, Request, Sampler, Schedule
+from txt2img.request.request import Request
+from txt2img.request.sampler_names import Compat, Sampler, Schedule
 
 Emphasis = Literal["restore", "from_empty"]
 Source = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's Philox
-SLOPED = {Sampler.EULER, Sampler.EULER_A, Sampler.HEUN, Sampler.LMS, Sampler.DPMPP_SDE}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ A1111 = Rules(
 DIFFUSERS = Rules(
     reading=Reading("text", cut=True),
     skip_negative=False,  # pipeline_stable_diffusion.py: encode_prompt
-    unit=EVERY - SLOPED,
+    unit=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
     unit_if_leading=True,
     whole_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
 )

@@ -9,7 +9,8 @@ from itertools import islice
 
 from txt2img.request.compat import Rules, rules
 from txt2img.request.prompt_syntax import Edit, edits, schedule, spans
-from txt2img.request.request import Compat, Request
+from txt2img.request.request import Request
+from txt2img.request.sampler_names import Compat
 from txt2img.system.text import shown
 
 USUAL = (0.25, 2.0)  # weights that are often meant

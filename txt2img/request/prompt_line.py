@@ -4,54 +4,23 @@ import re
 from collections.abc import Sequence
 
 from txt2img.errors import BadRequest
+from txt2img.request.fields import FIELDS
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import split_sampler
 from txt2img.system.files import parse_json
 from txt2img.system.text import nearest_or_all, shown
 
+# Ours; and those of A1111's "prompts from file" and kohya's gen_img, whose underscores are read as
+# hyphens.
 OURS = {
-    "--negative": "negative",
-    "-n": "negative",
-    "--width": "width",
-    "-W": "width",
-    "--height": "height",
-    "-H": "height",
-    "--steps": "steps",
-    "--cfg": "cfg",
-    "--cfg-rescale": "cfg_rescale",
-    "--cfg-interval": "cfg_interval",
-    "--eta": "eta",
-    "--sampler": "sampler",
-    "--schedule": "schedule",
-    "--seed": "seed",
-    "--count": "count",
-    "--compat": "compat",
-    "--clip-skip": "clip_skip",
-    "--subseed": "subseed",
-    "--subseed-strength": "subseed_strength",
-    "--ensd": "ensd",
-    "--rng": "rng",
-    "--reuse": "reuse",
-    "--token-merging": "token_merging",
+    flag: name
+    for name, field in FIELDS.items()
+    if field.plain and not field.same_for_all
+    for flag in field.flags
 }
+THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}
+OPTIONS = OURS | THEIRS | {"--batch-size": "times"}
 LONG = [option for option in OURS if option.startswith("--")]
-# A1111's "prompts from file" and kohya's gen_img; underscores are read as hyphens.
-THEIRS = {
-    "--prompt": "prompt",
-    "--negative-prompt": "negative",
-    "--cfg-scale": "cfg",
-    "--sampler-name": "sampler",
-    "--n-iter": "count",
-    "--batch-size": "times",
-    "--n": "negative",
-    "--w": "width",
-    "--h": "height",
-    "--d": "seed",
-    "--l": "cfg",
-    "--s": "steps",
-    "--ss": "sampler",
-}
-OPTIONS = OURS | THEIRS
 # What A1111 writes for a thing that is not asked for.
 OFF = {"--restore-faces": "false", "--tiling": "false"}
 TEXTS = ("prompt", "negative")

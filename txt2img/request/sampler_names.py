@@ -1,37 +1,140 @@
-"""Sampler and schedule names in A1111's spelling."""
+"""Names of samplers, schedules and other programs: one row each, with what depends on the name."""
 
-from txt2img.request.request import Sampler, Schedule
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Self
 
-SAMPLER_NAMES = {
-    Sampler.DDPM: "DDPM",
-    Sampler.DDIM: "DDIM",
-    Sampler.EULER: "Euler",
-    Sampler.EULER_A: "Euler a",
-    Sampler.HEUN: "Heun",
-    Sampler.LMS: "LMS",
-    Sampler.DPMPP_2M: "DPM++ 2M",
-    Sampler.DPMPP_2M_SDE: "DPM++ 2M SDE",
-    Sampler.DPMPP_SDE: "DPM++ SDE",
-    Sampler.UNIPC: "UniPC",
-    Sampler.LCM: "LCM",
-    Sampler.TCD: "TCD",
-}
-SCHEDULE_NAMES = {
-    Schedule.LINEAR: "Uniform",
-    Schedule.LEADING: "DDIM",
-    Schedule.TRAILING: "SGM Uniform",
-    Schedule.KARRAS: "Karras",
-    Schedule.EXPONENTIAL: "Exponential",
-    Schedule.FLOW: "Simple",
-}
+from txt2img.errors import BadRequest
+from txt2img.system.text import shown
+
+
+@dataclass(frozen=True)
+class NameRow:
+    """A name, its label in A1111's texts, and what other programs call the same thing."""
+
+    name: str
+    label: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class Name(StrEnum):
+    """Names that are parsed forgivingly: case, spaces, hyphens and underscores do not matter."""
+
+    _value_: str
+    label: str
+    aliases: tuple[str, ...]
+
+    def __new__(cls, row: NameRow) -> Self:
+        """A member from its row."""
+        member = str.__new__(cls, row.name)
+        member._value_ = row.name
+        member.label, member.aliases = row.label or row.name, row.aliases
+        return member
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The member that `text` names; BadRequest lists the names and the nearest."""
+        name = _canonical(text)
+        known = {_canonical(alias): member for member in cls for alias in member.aliases}
+        known |= {_canonical(member.value): member for member in cls}
+        if name in known:
+            return known[name]
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {known[near[0]].value}?" if near else ""
+        names = ", ".join(member.value for member in cls)
+        raise BadRequest(f"no {cls.__name__.lower()} {shown(text)}; choose from {names}{hint}")
+
+
+def _canonical(text: str) -> str:
+    """A name without case, spaces, hyphens and underscores, and with ++ for pp."""
+    return re.sub(r"[\s_-]+", "", text.lower()).replace("dpmpp", "dpm++")
+
+
+class Schedule(Name):
+    """How the noise levels of the steps are spaced."""
+
+    LINEAR = NameRow("linear", "Uniform", ("uniform", "linspace", "normal"))
+    LEADING = NameRow("leading", "DDIM", ("ddim", "ddim_uniform"))
+    TRAILING = NameRow("trailing", "SGM Uniform", ("sgm_uniform", "simple"))
+    KARRAS = NameRow("karras", "Karras")
+    EXPONENTIAL = NameRow("exponential", "Exponential")
+    FLOW = NameRow("flow", "Simple")
+
+
 # Theirs without one of ours: the model's own, and stable-diffusion.cpp's word for A1111's Uniform.
-SCHEDULE_WORDS = {"Automatic": None, "discrete": "Uniform"}
+SCHEDULE_WORDS = {"Automatic": None, "discrete": Schedule.LINEAR.label}
+
+
+@dataclass(frozen=True)
+class SamplerRow(NameRow):
+    """A sampler's name and what other modules need to know of it."""
+
+    evaluations: int = 1  # of the network, each step but the last
+    sde: bool = False  # its steps draw increments of one Brownian path
+    # What A1111's schedule "Automatic" means for it; None: its steps are its own.
+    automatic: Schedule | None = Schedule.LINEAR
+    sigma_start: bool = False  # diffusers starts it from sigma · noise, not from unit variance
+
+
+class Sampler(Name):
+    """The solvers that go from noise to a picture; diffusion/samplers.py has their functions."""
+
+    evaluations: int
+    sde: bool
+    automatic: Schedule | None
+    sigma_start: bool
+
+    def __init__(self, row: SamplerRow) -> None:
+        self.evaluations, self.sde = row.evaluations, row.sde
+        self.automatic, self.sigma_start = row.automatic, row.sigma_start
+
+    DDPM = SamplerRow("ddpm", "DDPM")
+    DDIM = SamplerRow("ddim", "DDIM", automatic=None)
+    EULER = SamplerRow("euler", "Euler", ("k_euler",), sigma_start=True)
+    EULER_A = SamplerRow(
+        "euler_a",
+        "Euler a",
+        ("euler_ancestral", "k_euler_a", "k_euler_ancestral"),
+        sigma_start=True,
+    )
+    HEUN = SamplerRow("heun", "Heun", ("k_heun",), evaluations=2, sigma_start=True)
+    LMS = SamplerRow("lms", "LMS", ("k_lms",), sigma_start=True)
+    DPMPP_2M = SamplerRow("dpm++2m", "DPM++ 2M", automatic=Schedule.KARRAS)
+    DPMPP_2M_SDE = SamplerRow(
+        "dpm++2m_sde", "DPM++ 2M SDE", sde=True, automatic=Schedule.EXPONENTIAL
+    )
+    DPMPP_SDE = SamplerRow(
+        *("dpm++sde", "DPM++ SDE"),
+        evaluations=2,
+        sde=True,
+        automatic=Schedule.KARRAS,
+        sigma_start=True,
+    )
+    UNIPC = SamplerRow("unipc", "UniPC", ("unipc_bh2",))
+    LCM = SamplerRow("lcm", "LCM", automatic=None)
+    TCD = SamplerRow("tcd", "TCD", automatic=None)
+
+
+class Compat(Name):
+    """Programs whose rules a picture may follow: their noise, prompt weights, times (compat.py)."""
+
+    TXT2IMG = NameRow("txt2img")
+    A1111 = NameRow("a1111", aliases=("automatic1111", "a1111_cpu"))  # RNG CPU
+    A1111_GPU = NameRow("a1111-gpu", aliases=("a1111_nv",))  # RNG GPU or NV
+    FORGE = NameRow("forge", aliases=("sd-webui-forge",))
+    COMFYUI = NameRow("comfyui", aliases=("comfy",))
+    DIFFUSERS = NameRow("diffusers")
+    SDCPP = NameRow("sdcpp", aliases=("sd.cpp", "stable-diffusion.cpp"))
+    INVOKEAI = NameRow("invokeai")
+    NOVELAI = NameRow("novelai")
 
 
 def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
     """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
     if sampler and not schedule:
-        for name in (*SCHEDULE_NAMES.values(), "Automatic", "discrete"):
+        for name in sorted([*(s.label for s in Schedule), *SCHEDULE_WORDS], key=len, reverse=True):
             if sampler.lower().endswith(f" {name.lower()}"):
                 sampler, schedule = sampler[: -len(name) - 1], name
                 break

@@ -11,8 +11,9 @@ from torch import nn
 from txt2img.errors import BadRequest, MissingWeights
 from txt2img.models.optimize.upcast import widen
 from txt2img.models.text_encoder import TextEncoder
+from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
-from txt2img.request.request import SWITCH, Request
+from txt2img.request.fields import SWITCH
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters import lora as adapters
 from txt2img.weights.adapters.lora import Piece

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.request.request import Defaults, Request, Sampler, Schedule
+from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.resolve import Library
 from txt2img.system.files import parse_object
 from txt2img.weights.formats import safetensors_file

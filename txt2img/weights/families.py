@@ -7,7 +7,8 @@ from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_termi
 from txt2img.errors import BadRequest, UnknownLayout
 from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.models.tokenizer import EOS
-from txt2img.request.request import Defaults, Request, Sampler, Schedule, size_problem
+from txt2img.request import Defaults, Request, Sampler, Schedule
+from txt2img.request.request import size_problem
 
 
 @dataclass(frozen=True)

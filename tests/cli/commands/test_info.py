@@ -8,7 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import Command
 from txt2img.images import image_file
-from txt2img.request.request import Request, Sampler, Schedule
+from txt2img.request import Request, Sampler, Schedule
 
 REQUEST = Request(
     "a cat\nat home",

@@ -11,8 +11,8 @@ from txt2img.images.output import parse
 from txt2img.images.resume import items
 from txt2img.pipeline.batch import batches, filled_requests, run
 from txt2img.pipeline.writer import Finished
+from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Request, Sampler
 from txt2img.request.resolve import Library
 from txt2img.weights.apply_adapters import wear
 from txt2img.weights.model import Model

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from txt2img.images.metadata.a1111 import Infotext, ambiguous, describe, parse, to_request
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora, Refiner
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 
 GOLDEN = (
     "a cat, (cute:1.2) <lora:foo:0.8>\n"

@@ -8,8 +8,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, parse, to_request
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.compat import rules
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 
 A1111 = (
     "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: {}, CFG scale: 7, Seed: 5, "

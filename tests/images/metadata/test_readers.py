@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
 from txt2img.images import image_file
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora, OtherVAE, Refiner
-from txt2img.request.request import Compat, Request, Sampler, Schedule
 
 GRAPH: dict[str, dict[str, object]] = {
     "3": {

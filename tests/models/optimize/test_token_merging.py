@@ -16,7 +16,7 @@ from txt2img.models.optimize.cpu import Plan
 from txt2img.models.optimize.token_merging import merge
 from txt2img.models.unet import UNet
 from txt2img.pipeline.generate import sample
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 from txt2img.weights.model import Model
 
 

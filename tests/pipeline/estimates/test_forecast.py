@@ -9,8 +9,8 @@ from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.forecast import Forecast, forecast_for, tokens, truncation_warnings
 from txt2img.pipeline.estimates.history import Speed
+from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
-from txt2img.request.request import Compat, Request
 from txt2img.request.resolve import Library
 from txt2img.weights.model import Model
 

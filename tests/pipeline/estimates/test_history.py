@@ -9,7 +9,7 @@ import pytest
 
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
-from txt2img.request.request import Request, Sampler
+from txt2img.request import Request, Sampler
 
 SPEED = Speed(per_evaluation=2.0, other=1.0, load=3.0, base=4e8, memory=1e9)
 REQUEST = Request("", width=504, height=400, steps=10, cfg=7.0, sampler=Sampler.EULER)

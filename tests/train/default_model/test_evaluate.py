@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.train.test_loop import run, tiny
 from txt2img.errors import BadFile
-from txt2img.request.request import Defaults, Request, Sampler, Schedule
+from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.train.config import Run
 from txt2img.train.data import Pictures
 from txt2img.train.default_model import evaluate

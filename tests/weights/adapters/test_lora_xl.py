@@ -24,8 +24,8 @@ from tests.weights.adapters.test_lora import put_on, states
 from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
-from txt2img.request.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.apply_adapters import ready, undress
 from txt2img.weights.load import load

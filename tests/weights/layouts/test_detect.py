@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.support import tiny, tiny_xl
 from txt2img.errors import UnknownLayout
 from txt2img.models.unet import UNet
-from txt2img.request.request import Schedule
+from txt2img.request import Schedule
 from txt2img.weights.families import NETWORKS, SD15, SD21, SD21_BASE, SDXL, SDXL_REFINER
 from txt2img.weights.formats.safetensors_file import Header, Stored, header
 from txt2img.weights.layouts.detect import detect

@@ -25,7 +25,7 @@ from txt2img.errors import (
     UnknownLayout,
 )
 from txt2img.images import image_file
-from txt2img.request.request import Sampler
+from txt2img.request import Sampler
 from txt2img.request.resolve import OtherParts
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load

@@ -68,7 +68,7 @@ class AdapterOptions(AdapterFileOptions, CompatOptions, SpeedOptions):
 
     def request_fields(self) -> dict[str, object]:
         """What the options say of a request, by its fields. BadRequest."""
-        values = super().request_fields() | self.speed_fields()
+        values = types.given_fields(self)
         if self.lora:
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:

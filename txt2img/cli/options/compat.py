@@ -1,16 +1,14 @@
 """The options that make a picture as another program would: its rules, and what it records."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
-from txt2img.cli.options.types import number, whole
+from txt2img.cli.options.types import field_option
 
 CompatName = Annotated[
     str | None,
-    typer.Option(
-        "--compat",
+    field_option(
+        "compat",
         metavar="NAME",
         help="Draw by another program's rules for noise, prompt weights and times: a1111, "
         "a1111-gpu, forge, comfyui, diffusers, sdcpp, invokeai, novelai.",
@@ -18,44 +16,40 @@ CompatName = Annotated[
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(
-        "--clip-skip",
+    field_option(
+        "clip_skip",
         metavar="N",
-        parser=whole("--clip-skip"),
         help="Stop N-1 layers before the text encoder's end, as A1111 counts; 1 is all of it.",
     ),
 ]
 Subseed = Annotated[
     int | None,
-    typer.Option(
-        "--subseed",
+    field_option(
+        "subseed",
         metavar="N",
-        parser=whole("--subseed"),
         help="Mix in another seed's noise, by --subseed-strength.",
     ),
 ]
 SubseedStrength = Annotated[
     float | None,
-    typer.Option(
-        "--subseed-strength",
+    field_option(
+        "subseed_strength",
         metavar="X",
-        parser=number("--subseed-strength"),
         help="How far to go to the other seed's noise: 0 … 1.",
     ),
 ]
 Ensd = Annotated[
     int | None,
-    typer.Option(
-        "--ensd",
+    field_option(
+        "ensd",
         metavar="N",
-        parser=whole("--ensd"),
         help="Eta noise seed delta, as A1111 has it: the steps' noise is that of seed + N.",
     ),
 ]
 Rng = Annotated[
     str | None,
-    typer.Option(
-        "--rng",
+    field_option(
+        "rng",
         metavar="cpu|nv[:N]",
         help="Where random numbers come from: the processor, or as from an Nvidia card (of N "
         "threads), which is not needed for it; after a comma, those of the steps.",
@@ -73,8 +67,3 @@ class CompatOptions:
     subseed_strength: SubseedStrength = None
     ensd: Ensd = None
     rng: Rng = None
-
-    def request_fields(self) -> dict[str, object]:
-        """What the options say of a request, by its fields."""
-        values = {f.name: getattr(self, f.name) for f in fields(CompatOptions)}
-        return {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 
 from txt2img.images.formats import FORMATS
-from txt2img.request.request import Sampler, Schedule
+from txt2img.request import Sampler, Schedule
 
 Offers = Callable[[str], list[str]]
 

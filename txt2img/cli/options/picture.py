@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from txt2img.cli.options import types
 from txt2img.request.sampler_names import split_sampler
 
-# Those that say what a picture is to be like, as fields of a request.
-FIELDS = (
-    *("negative", "model", "width", "height", "steps", "cfg", "cfg_rescale", "eta"),
-    *("sampler", "schedule", "seed", "count"),
-)
-
 ANY_SEED = -1  # elsewhere, and in lines of files: one that is drawn at random
 
 
@@ -36,8 +30,8 @@ class PictureOptions:
 
     def request_fields(self) -> dict[str, object]:
         """The fields of a request that the command line gives."""
-        values = {name: getattr(self, name) for name in FIELDS}
+        values = types.given_fields(self)
         if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it
-            values["sampler"], values["schedule"] = split_sampler(self.sampler, None)
-        found = {name: value for name, value in values.items() if value is not None}
-        return found | ({"seed": None} if self.seed == ANY_SEED else {})
+            sampler, schedule = split_sampler(self.sampler, None)
+            values |= {"sampler": sampler} | ({"schedule": schedule} if schedule else {})
+        return values | ({"seed": None} if self.seed == ANY_SEED else {})

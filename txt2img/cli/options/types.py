@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from txt2img.cli.options import completion
 from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadRequest
-from txt2img.request.request import Sampler, Schedule
+from txt2img.request import Sampler, Schedule
+from txt2img.request.fields import FIELDS
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
 
@@ -52,6 +53,27 @@ def positive(option: str) -> Callable[[str], int]:
     return parse
 
 
+def field_option(
+    name: str, metavar: str, help: str, autocompletion: Callable[[str], list[str]] | None = None
+) -> Any:
+    """The option of a request's field, with the flags and the parser that its row says."""
+    field = FIELDS[name]
+    parse = {int: whole, float: number}.get(field.kind)
+    return typer.Option(
+        *field.flags,
+        metavar=metavar,
+        help=help,
+        parser=parse(field.flags[0]) if parse else None,
+        autocompletion=autocompletion,
+    )
+
+
+def given_fields(options: object) -> dict[str, object]:
+    """The fields of a request that options of these names give."""
+    values = {name: getattr(options, name, None) for name, row in FIELDS.items() if row.plain}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _version(asked: bool) -> None:
     if asked:
         print_line(f"txt2img {__version__}")
@@ -68,18 +90,16 @@ Prompt = Annotated[
 ]
 Negative = Annotated[
     str | None,
-    typer.Option(
-        "--negative",
-        "-n",
+    field_option(
+        "negative",
         metavar="TEXT",
         help="Negative prompt: what the picture should not show.",
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        "-m",
+    field_option(
+        "model",
         metavar="NAME|PATH",
         autocompletion=completion.known_models,
         help="A name that txt2img models list shows, a diffusers folder, or a .safetensors file.",
@@ -96,64 +116,56 @@ Profile = Annotated[
 ]
 Width = Annotated[
     int | None,
-    typer.Option(
-        "--width",
-        "-W",
+    field_option(
+        "width",
         metavar="PIXELS",
-        parser=whole("--width"),
         help="Width in pixels, a multiple of 8; if not given, what the model is made for.",
     ),
 ]
 Height = Annotated[
     int | None,
-    typer.Option(
-        "--height",
-        "-H",
+    field_option(
+        "height",
         metavar="PIXELS",
-        parser=whole("--height"),
         help="Height in pixels, likewise.",
     ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(
-        "--steps",
+    field_option(
+        "steps",
         metavar="N",
-        parser=whole("--steps"),
         help="How many denoising steps: more are finer and slower.",
     ),
 ]
 Cfg = Annotated[
     float | None,
-    typer.Option(
-        "--cfg",
+    field_option(
+        "cfg",
         metavar="X",
-        parser=number("--cfg"),
         help="Guidance scale: how closely to follow the prompt; 1 is free, 7.5 is usual.",
     ),
 ]
 CfgRescale = Annotated[
     float | None,
-    typer.Option(
-        "--cfg-rescale",
+    field_option(
+        "cfg_rescale",
         metavar="X",
-        parser=number("--cfg-rescale"),
         help="0 … 1: take back the glare that a high --cfg brings.",
     ),
 ]
 Eta = Annotated[
     float | None,
-    typer.Option(
-        "--eta",
+    field_option(
+        "eta",
         metavar="X",
-        parser=number("--eta"),
         help="0 … 1: fresh noise in each step, for samplers that have it.",
     ),
 ]
 SamplerName = Annotated[
     str | None,
-    typer.Option(
-        "--sampler",
+    field_option(
+        "sampler",
         metavar="NAME",
         autocompletion=completion.samplers,
         help=f"One of {_names(Sampler)}; if not given, the model's own. "
@@ -162,8 +174,8 @@ SamplerName = Annotated[
 ]
 ScheduleName = Annotated[
     str | None,
-    typer.Option(
-        "--schedule",
+    field_option(
+        "schedule",
         metavar="NAME",
         autocompletion=completion.schedules,
         help=f"One of {_names(Schedule)}.",
@@ -171,18 +183,15 @@ ScheduleName = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed",
+    field_option(
+        "seed",
         metavar="N",
-        parser=whole("--seed"),
         help="The same seed draws the same picture; if not given, or -1, drawn at random and told.",
     ),
 ]
 Count = Annotated[
     int | None,
-    typer.Option(
-        "--count", metavar="N", parser=whole("--count"), help="How many pictures: seed, seed+1, …"
-    ),
+    field_option("count", metavar="N", help="How many pictures: seed, seed+1, …"),
 ]
 BatchSize = Annotated[
     int | None,
@@ -247,8 +256,8 @@ Version = Annotated[
 ]
 Loras = Annotated[
     list[str] | None,
-    typer.Option(
-        "--lora",
+    field_option(
+        "loras",
         metavar="FILE[:W[:TE]]",
         autocompletion=completion.known_models,
         help="Add a LoRA, by file or name, at strength W (1), TE (W) for the text encoder. "
@@ -282,8 +291,8 @@ EmbeddingFolders = Annotated[
 ]
 VAE = Annotated[
     str | None,
-    typer.Option(
-        "--vae",
+    field_option(
+        "vae",
         metavar="NAME|PATH",
         autocompletion=completion.known_models,
         help="Another VAE than the model's own; none: its own again.",
@@ -291,8 +300,8 @@ VAE = Annotated[
 ]
 RefinerName = Annotated[
     str | None,
-    typer.Option(
-        "--refiner",
+    field_option(
+        "refiner",
         metavar="MODEL[:SWITCH]",
         autocompletion=completion.known_models,
         help="Let another model, such as SDXL's refiner, draw the last steps, after a part SWITCH "

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.images.metadata.a1111_versions import writer
+from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Embedding, OtherVAE, Refiner, tagged, untagged
 from txt2img.request.compat import rules
-from txt2img.request.request import Request, Sampler
-from txt2img.request.sampler_names import SAMPLER_NAMES, SCHEDULE_NAMES, split_sampler
+from txt2img.request.fields import FIELDS, Field
+from txt2img.request.sampler_names import Name, split_sampler
 from txt2img.system.text import shown
 
 NEGATIVE = "Negative prompt:"
@@ -51,6 +52,12 @@ _LOST = {
     "Conditional mask weight": "",
     "VAE Decoder": "Full",
 }
+# A1111's own keys in its order; others follow.
+ORDER = (
+    *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model"),
+    *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Clip skip", "ENSD"),
+    *("RNG", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
+)
 _ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
 
 
@@ -90,31 +97,19 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     "txt2img" stands before the version because A1111 renders pictures with a bare low version
     number by its old rules; RNG is CPU because that is where the noise is drawn.
     """
-    known = request.width is not None and request.height is not None
-    size = f"{request.width}x{request.height}" if known else None
-    entries: dict[str, str | None] = {
-        "Steps": _maybe(request.steps),
-        "Sampler": SAMPLER_NAMES[request.sampler] if request.sampler else None,
-        "Schedule type": SCHEDULE_NAMES[request.schedule] if request.schedule else None,
-        "CFG scale": _maybe(request.cfg),
-        "Seed": _maybe(request.seed),
+    size = f"{request.width}x{request.height}" if request.width and request.height else None
+    entries = {row.a1111: _text(request, row) for row in FIELDS.values() if row.a1111}
+    entries |= {
         "Size": size,
         "Model hash": model_hash or None,
         "Model": model or None,
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
-        "Variation seed": _maybe(request.subseed) if request.subseed_strength else None,
-        "Variation seed strength": _maybe(request.subseed_strength or None),
-        "Clip skip": _maybe(request.clip_skip),
         "ENSD": _maybe(request.ensd),
         "RNG": "NV" if _by_card(request) else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "Refiner": _with_hash(request.refiner),
         "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
-        "CFG rescale": _maybe(request.cfg_rescale or None),
-        "CFG interval": str(request.cfg_interval) if request.cfg_interval else None,
-        "Deep reuse": str(request.reuse) if request.reuse > 1 else None,
-        "Token merging": _maybe(request.token_merging or None),
         "Lora hashes": _hashes((lora.name, lora.hash) for lora in request.loras),
         "TI hashes": _hashes((word.token, word.hash) for word in request.embeddings),
         "Template": request.template or None,
@@ -122,8 +117,19 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Compat": request.compat,
         "Version": f"txt2img {version}",
     }
-    kept = {key: value for key, value in entries.items() if value is not None}
+    if not request.subseed_strength:
+        del entries["Variation seed"]
+    ordered = sorted(entries, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
+    kept = {key: value for key in ordered if (value := entries[key]) is not None}
     return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
+
+
+def _text(request: Request, row: Field) -> str | None:
+    """A field's value as A1111 writes it; None at its default."""
+    value = getattr(request, row.name)
+    if value is None or value == row.default:
+        return None
+    return value.label if isinstance(value, Name) else str(value)
 
 
 def _by_card(request: Request) -> bool:
@@ -202,26 +208,15 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
     """The entries that a Request has fields for, under the fields' names."""
     sampler, schedule = split_sampler(entries.get("Sampler"), entries.get("Schedule type"))
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
-    found = {
-        "steps": entries.get("Steps"),
+    texts = {name: entries.get(row.a1111) for name, row in FIELDS.items() if row.a1111}
+    texts |= {
         "sampler": sampler,
         "schedule": schedule,
-        "cfg": entries.get("CFG scale"),
-        "seed": entries.get("Seed"),
         "width": size[1] if size else None,
         "height": size[2] if size else None,
-        "model": entries.get("Model"),
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
-        "cfg_rescale": entries.get("CFG rescale"),
-        "cfg_interval": entries.get("CFG interval"),
-        "reuse": entries.get("Deep reuse"),
-        "token_merging": entries.get("Token merging"),
-        "clip_skip": entries.get("Clip skip"),
-        "subseed": entries.get("Variation seed"),
-        "subseed_strength": entries.get("Variation seed strength"),
-        "refiner_switch": entries.get("Refiner switch at"),
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _lost(entries: dict[str, str]) -> list[str]:

@@ -9,18 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from txt2img.errors import BadRequest
+from txt2img.request import Compat, Sampler, Schedule
 from txt2img.request.prompt_syntax import edits
-from txt2img.request.request import Compat, Sampler, Schedule
 from txt2img.system.text import shown
 
 Entries = Mapping[str, str]
-# A1111's own schedules for k-diffusion's samplers, where its text says "Automatic".
-AUTOMATIC = {
-    Sampler.DPMPP_2M: Schedule.KARRAS,
-    Sampler.DPMPP_SDE: Schedule.KARRAS,
-    Sampler.DPMPP_2M_SDE: Schedule.EXPONENTIAL,
-}
-OWN_STEPS = (Sampler.DDIM, Sampler.LCM, Sampler.TCD)  # samplers that have no schedule there
 NO_DOWNCAST = (1, 7, 0, 225)  # the first A1111 with noise levels in full precision
 NEW_EDITS = (1, 6, 0, 0)  # and with a point for a part of the steps
 NO_RULES = "it was drawn {}, whose rules are not had: txt2img's own are taken"
@@ -95,9 +88,9 @@ def _steps(found: Writer, entries: Entries) -> None:
     except BadRequest:
         return
     said = entries.get("Schedule type")
-    if said == "Automatic" and sampler not in OWN_STEPS:
-        found.values["schedule"] = AUTOMATIC.get(sampler, Schedule.LINEAR)
-    elif said is None and not kind and sampler not in OWN_STEPS:
+    if said == "Automatic" and sampler.automatic is not None:
+        found.values["schedule"] = sampler.automatic
+    elif said is None and not kind and sampler.automatic is not None:
         found.values["schedule"] = Schedule.LINEAR  # before 1.9 Karras stood in the sampler's name
     if sampler is Sampler.UNIPC:
         found.notes.append("its UniPC is of order 3, variant bh1; here it is of order 2, bh2")

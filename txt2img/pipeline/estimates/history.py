@@ -12,15 +12,14 @@ from math import isfinite
 from pathlib import Path
 
 from txt2img.errors import BadFile
+from txt2img.request import Request
 from txt2img.request.compat import rules
 from txt2img.request.prompt_syntax import composed
-from txt2img.request.request import Request, Sampler
 from txt2img.system import files
 
 FORMAT = 2
 KEYS_MAX = 256  # the oldest are forgotten
 NEWEST = 0.3  # how much a new run counts against all before it
-TWO_EVALUATIONS = (Sampler.HEUN, Sampler.DPMPP_SDE)  # at the network, each step
 CACHED_COST = 0.1  # of a look's work is left where a network's deep layers are not computed anew
 MEGA = 1e6
 
@@ -57,7 +56,7 @@ def evaluations(request: Request) -> float:
 def costs(request: Request) -> list[float]:
     """The looks of each step of a filled request, steps taken as evenly spread over the way."""
     steps, way = request.steps or 1, request.cfg_interval
-    several = 2 if request.sampler in TWO_EVALUATIONS else 1
+    several = request.sampler.evaluations if request.sampler else 1
     texts = len(composed(request.prompt)) if rules(request).changes else 1
     found, before, since = [], 0, 0
     for step in range(steps):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
-from txt2img.request.request import Defaults, Sampler
+from txt2img.request import Defaults, Sampler
 from txt2img.system.text import shown
 from txt2img.weights.distilled import by_scheduler, said, told
 from txt2img.weights.families import (

@@ -1,0 +1,173 @@
+"""Fields of a Request, each declared once: type, default, flags, range, A1111 key, spellings.
+
+What other modules know of the fields (options, sections of --help, prompt files, A1111's text,
+records) they derive from FIELDS.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import UnionType
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+from txt2img.request.adapters import (
+    Embedding,
+    Lora,
+    OtherVAE,
+    Refiner,
+    embeddings_from_json,
+    interval_from_json,
+    loras_from_json,
+    refiner_from_json,
+    vae_from_json,
+)
+from txt2img.request.interval import Interval
+from txt2img.request.sampler_names import Compat, Sampler, Schedule
+
+SEEDS = 2**64
+STEPS = range(1, 10_001)
+SIDES = range(64, 8193, 8)
+FLOAT_MAX = sys.float_info.max
+SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
+# Options that are no fields but choose the model, as --model does.
+COMPONENTS = ("unet", "text_encoder")
+# Records hold all fields up to this one, later ones only if they differ from their defaults: so
+# records that were written before these existed stay equal.
+LAST_IN_EVERY_RECORD = "negative_template"
+# Sections of --help that have fields in them.
+PICTURE = "The picture"
+ADAPTERS = "LoRAs and other files"
+COMPAT = "Finer control, and other programs' rules"
+SPEED = "Speed and memory"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of a field beside its type and default."""
+
+    flags: tuple[str, ...] = ()  # the option's, the long one first
+    section: str = ""  # of --help
+    aliases: tuple[str, ...] = ()  # other programs' flags in prompt files
+    a1111: str = ""  # the key in A1111's text whose value is the field's
+    allowed: range | None = None  # of a whole number
+    most: float = FLOAT_MAX  # of a number from 0 up
+    from_json: Callable[[object], object] | None = None  # of a field that JSON has as an object
+    same_for_all: bool = False  # no line of a prompt file may change it
+    option: str = ""  # the parameter of the command; the field's name if not given
+    # Filled in from the declaration:
+    name: str = ""
+    kind: type = str
+    default: object = None
+    optional: bool = False  # None is allowed: the model decides
+    omitted: bool = False  # from records, at its default
+
+    @property
+    def plain(self) -> bool:
+        """Whether one text on a command line or in a prompt file is the value."""
+        return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
+
+
+@dataclass(frozen=True)
+class RequestFields:
+    """The fields; None means that the model decides."""
+
+    prompt: Annotated[str, Field(aliases=("--prompt",))]
+    negative: Annotated[str, Field(("--negative", "-n"), PICTURE, ("--negative-prompt", "--n"))] = (
+        ""
+    )
+    model: Annotated[str, Field(("--model", "-m"), PICTURE, a1111="Model", same_for_all=True)] = (
+        "default"
+    )
+    width: Annotated[  # pixels
+        int | None, Field(("--width", "-W"), PICTURE, ("--w",), allowed=SIDES)
+    ] = None
+    height: Annotated[int | None, Field(("--height", "-H"), PICTURE, ("--h",), allowed=SIDES)] = (
+        None
+    )
+    steps: Annotated[
+        int | None, Field(("--steps",), PICTURE, ("--s",), a1111="Steps", allowed=STEPS)
+    ] = None
+    cfg: Annotated[
+        float | None, Field(("--cfg",), PICTURE, ("--cfg-scale", "--l"), a1111="CFG scale")
+    ] = None
+    cfg_rescale: Annotated[
+        float, Field(("--cfg-rescale",), COMPAT, a1111="CFG rescale", most=1.0)
+    ] = 0.0
+    eta: Annotated[float | None, Field(("--eta",), COMPAT, most=1.0)] = None
+    sampler: Annotated[
+        Sampler | None, Field(("--sampler",), PICTURE, ("--sampler-name", "--ss"), a1111="Sampler")
+    ] = None
+    schedule: Annotated[Schedule | None, Field(("--schedule",), PICTURE, a1111="Schedule type")] = (
+        None
+    )
+    seed: Annotated[
+        int | None, Field(("--seed",), PICTURE, ("--d",), a1111="Seed", allowed=range(SEEDS))
+    ] = None
+    count: Annotated[
+        int, Field(("--count",), PICTURE, ("--n-iter",), allowed=range(1, 100_001))
+    ] = 1
+    loras: Annotated[
+        tuple[Lora, ...], Field(("--lora",), ADAPTERS, from_json=loras_from_json, option="lora")
+    ] = ()
+    embeddings: Annotated[tuple[Embedding, ...], Field(from_json=embeddings_from_json)] = ()
+    vae: Annotated[  # in place of the model's own
+        OtherVAE | None, Field(("--vae",), ADAPTERS, from_json=vae_from_json)
+    ] = None
+    # What the prompts were made from, if from wildcards.
+    template: Annotated[str, Field()] = ""
+    negative_template: Annotated[str, Field()] = ""
+    # Whose rules; None: our own.
+    compat: Annotated[Compat | None, Field(("--compat",), COMPAT)] = None
+    # A1111's count: the text encoder's last layers, 1 is all of it.
+    clip_skip: Annotated[
+        int | None, Field(("--clip-skip",), COMPAT, a1111="Clip skip", allowed=range(1, 13))
+    ] = None
+    # The noise of another seed, mixed into this one's.
+    subseed: Annotated[
+        int | None, Field(("--subseed",), COMPAT, a1111="Variation seed", allowed=range(SEEDS))
+    ] = None
+    subseed_strength: Annotated[
+        float, Field(("--subseed-strength",), COMPAT, a1111="Variation seed strength", most=1.0)
+    ] = 0.0
+    # The model that draws the last steps, and the fraction of the steps before it takes over.
+    refiner: Annotated[
+        Refiner | None, Field(("--refiner",), ADAPTERS, from_json=refiner_from_json)
+    ] = None
+    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", most=1.0)] = SWITCH
+    # Where between noise (0) and picture (1) guidance is on; None: everywhere.
+    cfg_interval: Annotated[
+        Interval | None,
+        Field(("--cfg-interval",), SPEED, a1111="CFG interval", from_json=interval_from_json),
+    ] = None
+    # A1111's eta noise seed delta: added to the seed for the noise of steps.
+    ensd: Annotated[int | None, Field(("--ensd",), COMPAT, allowed=range(SEEDS))] = None
+    # Random generator: cpu, nv, or nv:N, a card of N threads; after a comma, that of the steps.
+    rng: Annotated[str | None, Field(("--rng",), COMPAT)] = None
+    # DeepCache: the network's deep layers are computed in every N-th step.
+    reuse: Annotated[int, Field(("--reuse",), SPEED, a1111="Deep reuse", allowed=range(1, 101))] = 1
+    # Fraction of the tokens of the largest maps merged with similar ones (ToMe).
+    token_merging: Annotated[
+        float, Field(("--token-merging",), SPEED, a1111="Token merging", most=0.75)
+    ] = 0.0
+
+
+def _rows() -> Iterator[Field]:
+    """The rows, completed with what the declarations say."""
+    later = False
+    for name, hint in get_type_hints(RequestFields, include_extras=True).items():
+        annotation, row = get_args(hint)
+        parts = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+        kind = get_origin(parts[0]) or parts[0]
+        yield replace(
+            row,
+            name=name,
+            kind=kind,
+            default=getattr(RequestFields, name, None),
+            optional=len(parts) > 1,
+            omitted=later,
+            option=row.option or name,
+        )
+        later = later or name == LAST_IN_EVERY_RECORD
+
+
+FIELDS: Mapping[str, Field] = {row.name: row for row in _rows()}
