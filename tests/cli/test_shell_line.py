@@ -73,8 +73,8 @@ def test_other_programs_rules_are_said() -> None:
 def test_all_that_decides_a_picture_is_said(command: Command) -> None:
     line = command_line(REQUEST)
     assert line == (
-        "txt2img 'a cat, big' --negative=-x --model m -W 64 -H 80 --steps 3 --cfg 7.5 "
-        "--cfg-rescale 0.5 --eta 0.25 --sampler euler_a --schedule karras --seed 42"
+        "txt2img 'a cat, big' --negative=-x --model m --width 64 --height 80 --steps 3 "
+        "--cfg 7.5 --cfg-rescale 0.5 --eta 0.25 --sampler euler_a --schedule karras --seed 42"
     )
 
 

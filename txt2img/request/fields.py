@@ -28,6 +28,8 @@ SEEDS = 2**64
 STEPS = range(1, 10_001)
 SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
+RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
+RNG_SAYS = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -51,6 +53,8 @@ class Field:
     a1111: str = ""  # the key in A1111's text whose value is the field's
     allowed: range | None = None  # of a whole number
     most: float = FLOAT_MAX  # of a number from 0 up
+    pattern: str = ""  # of a text, and how a message describes it
+    pattern_says: str = ""
     from_json: Callable[[object], object] | None = None  # of a field that JSON has as an object
     same_for_all: bool = False  # no line of a prompt file may change it
     option: str = ""  # the parameter of the command; the field's name if not given
@@ -142,7 +146,9 @@ class RequestFields:
     # A1111's eta noise seed delta: added to the seed for the noise of steps.
     ensd: Annotated[int | None, Field(("--ensd",), COMPAT, allowed=range(SEEDS))] = None
     # Random generator: cpu, nv, or nv:N, a card of N threads; after a comma, that of the steps.
-    rng: Annotated[str | None, Field(("--rng",), COMPAT)] = None
+    rng: Annotated[
+        str | None, Field(("--rng",), COMPAT, pattern=rf"{RNG}(,{RNG})?", pattern_says=RNG_SAYS)
+    ] = None
     # DeepCache: the network's deep layers are computed in every N-th step.
     reuse: Annotated[int, Field(("--reuse",), SPEED, a1111="Deep reuse", allowed=range(1, 101))] = 1
     # Fraction of the tokens of the largest maps merged with similar ones (ToMe).

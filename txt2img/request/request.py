@@ -13,8 +13,6 @@ from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Compat, Name, Sampler, Schedule
 from txt2img.system.text import nearest_or_all, shown
 
-# Random generators: one for all noise, or one for the start and, after a comma, one for the steps.
-RNG = re.compile(r"(cpu|nv(:[1-9]\d{0,9})?)(,(cpu|nv(:[1-9]\d{0,9})?))?")
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
 
 
@@ -40,11 +38,6 @@ class Request(RequestFields):
             value = getattr(self, name)
             if (value is not None or not field.optional) and field.kind in _CHECKS:
                 _CHECKS[field.kind](field, value)
-        if self.rng is not None and not RNG.fullmatch(self.rng):
-            raise BadRequest(
-                "rng must be cpu, nv or nv:THREADS, or two of them with a comma between: the "
-                f"start's and the steps'; got {shown(self.rng)}"
-            )
 
     def filled(self, defaults: Defaults) -> "Request":
         """The same with nothing left to decide but the seed: the only place None gets a value."""
@@ -131,6 +124,8 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 
 def _check_text(field: Field, value: object) -> None:
+    if field.pattern and not (isinstance(value, str) and re.fullmatch(field.pattern, value)):
+        raise BadRequest(f"{field.name} must be {field.pattern_says}; got {shown(value)}")
     check_text(field.name, value)
 
 
