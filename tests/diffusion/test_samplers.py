@@ -6,6 +6,7 @@ interpolate its logarithm, and all tables are float32.
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,6 @@ from txt2img.diffusion.samplers import (
     SAMPLERS,
     State,
     ancestral,
-    dpmpp_sde,
     lms,
     sampler_on,
 )
@@ -52,6 +52,11 @@ def noises(seed: int) -> Callable[..., Tensor]:
     """Fresh noise at each step, the same again for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *_: torch.randn(PIXELS, generator=generator)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of that seed."""
+    return torch.Generator().manual_seed(seed)
 
 
 def drain(name: str, levels: list[Level], process_noise: int = 5, **more: float) -> Tensor:
@@ -183,6 +188,40 @@ def test_tcd_keeps_to_the_times_of_the_models_table():
     assert difference(ends[1][-1].x, want) > 1e-3
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("curve", ["diffusion", "flow"])
+def test_dpmpp_2s_a_equals_k_diffusion(eta, curve):
+    """Its sample_dpmpp_2s_ancestral, written out for sigmas, in float64; its x is ours / alpha."""
+    denoise = mixture(0.6 * pictures(torch.float64), 0.4)
+    levels = [Level(ratio, curve) for ratio in (14.6, 7.0, 2.5, 0.8, 0.1, 0.0)]
+    fresh = [noise.double() for noise in torch.randn(6, *PIXELS, generator=seeded(3))]
+    used = iter(fresh[1:])
+    states = SAMPLERS["dpm++2s_a"](
+        denoise, levels[0].alpha * 14.6 * fresh[0], levels, lambda a, b: next(used), eta=eta
+    )
+    *_, last = states
+
+    def look(y: Tensor, sigma: float) -> Tensor:
+        level = Level(sigma, curve)
+        return denoise(level.alpha * y, level)
+
+    y, drawn = 14.6 * fresh[0], iter(fresh[1:])
+    for a, b in itertools.pairwise(level.ratio for level in levels):
+        denoised = look(y, a)
+        up = min(b, eta * math.sqrt(b**2 * (a**2 - b**2) / a**2))
+        down = math.sqrt(b**2 - up**2)
+        if down == 0:
+            y = y + (y - denoised) / a * (down - a)
+        else:
+            t, t_next = -math.log(a), -math.log(down)
+            h = t_next - t
+            s = math.exp(-(t + h / 2))
+            denoised = look(s / a * y - math.expm1(-h / 2) * denoised, s)
+            y = down / a * y - math.expm1(-h) * denoised
+        y = y + next(drawn) * up if b and eta else y
+    torch.testing.assert_close(last.x, levels[-1].alpha * y, rtol=1e-11, atol=1e-11)
+
+
 # at eta 1 diffusers takes the root of 0 less a rounding error, first of all: NaN on some machines
 @pytest.mark.parametrize("eta", [0.0, 0.9])
 def test_ddim_from_zero_terminal_snr_equals_diffusers(eta):
@@ -221,6 +260,7 @@ ORDERS = [
     ("lms", 1.8),
     ("dpm++2m", 1.8),
     ("dpm++sde", 1.8),
+    ("dpm++2s_a", 1.8),
     ("unipc", 2.5),
 ]
 LINE = torch.tensor([-1.2, 0.3, 1.0], dtype=torch.float64).reshape(3, 1, 1, 1)
@@ -230,7 +270,7 @@ STARTS = torch.linspace(-2, 2, 21, dtype=torch.float64).reshape(-1, 1, 1, 1)
 def miss(name: str, levels: list[Level]) -> float:
     """How far a sampler at eta 0 is from the exact end, just before the last level."""
     sampler, levels = SAMPLERS[name], [level for level in levels if level.ratio]
-    sampler = partial(dpmpp_sde, eta=0.0) if name == "dpm++sde" else sampler
+    sampler = partial(sampler, eta=0.0) if name in ("dpm++sde", "dpm++2s_a") else sampler
     *_, last = sampler(mixture(LINE, 0.5), STARTS, levels, lambda a, b: torch.zeros(()))
     want = exact_end(STARTS, LINE, 0.5, levels[0], levels[-1])
     return float((last.x - want).abs().max())
@@ -287,7 +327,10 @@ def test_fresh_noise_does_not_matter_at_eta_0(name):
     torch.testing.assert_close(drain(name, levels, 5), drain(name, levels, 6), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "lcm", "tcd"])
+FRESH = ["ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "dpm++2s_a", "lcm", "tcd"]
+
+
+@pytest.mark.parametrize("name", FRESH)
 def test_fresh_noise_matters_where_it_is_drawn(name):
     levels = SCHEDULES["karras"](SD, 8)
     assert difference(drain(name, levels, 5), drain(name, levels, 6)) > 0.01

@@ -83,3 +83,15 @@ def test_models_are_paths_or_ids(config: Path) -> None:
 def test_a_file_that_is_named_must_be_there(config: Path) -> None:
     with pytest.raises(BadFile, match="cannot read"):
         user_config.read()
+
+
+def test_what_a_picture_says_of_itself_comes_before_the_defaults(
+    config: Path, command: Command, tmp_path: Path
+) -> None:
+    picture = str(tmp_path / "a.png")
+    config.write_text("")
+    drawn = command("x", "--steps", "1", "-W", "64", "-H", "64", "-q", "-o", picture)
+    assert drawn.code == 0, drawn.err
+    config.write_text('[defaults]\nsteps = 3\ncompat = "comfyui"\nclip_skip = 2')
+    record = json.loads(command("--from", picture, "--dry-run", "--json", "-q").out)
+    assert (record["steps"], record.get("compat"), record.get("clip_skip")) == (1, None, None)

@@ -193,6 +193,26 @@ def halfway(
     return move(x, aim, a, b, ancestral(a, b, eta), noise)
 
 
+def dpmpp_2s_ancestral(
+    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
+) -> Iterator[State]:
+    """DPM-Solver++(2S) (Lu et al. 2022, Algorithm 1), ancestral; two evaluations a step.
+
+    After k-diffusion's sample_dpmpp_2s_ancestral: the solver goes, by way of a level halfway, to
+    the ratio that is left before fresh noise is added. The last step, and the first from pure
+    noise, have no halfway and are Euler's.
+    """
+    for step, (a, b) in pairs(levels):
+        x0 = aim = denoise(x, a)
+        fresh = ancestral(a, b, eta)
+        down = math.sqrt(b.sigma**2 - fresh**2) / b.alpha
+        if down and math.isfinite(a.ratio):
+            half = Level(math.sqrt(a.ratio * down), a.curve)
+            aim = denoise(move(x, x0, a, half), half)
+        x = move(x, aim, a, b, fresh, noise)
+        yield State(step, x, x0)
+
+
 def unipc(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
     """UniPC of order 2, bh2 (Zhao et al. 2023): 2M's steps, each gone again with the next look."""
     again: Callable[[Tensor], Tensor] | None = None
@@ -279,6 +299,7 @@ ETA_SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": dpmpp_2m,
     "dpm++2m_sde": partial(dpmpp_2m, eta=1.0),
     "dpm++sde": dpmpp_sde,
+    "dpm++2s_a": dpmpp_2s_ancestral,
     "tcd": tcd,
 }
 

@@ -112,6 +112,12 @@ class Sampler(Name):
         automatic=Schedule.KARRAS,
         sigma_start=True,
     )
+    DPMPP_2S_A = SamplerRow(
+        *("dpm++2s_a", "DPM++ 2S a", ("dpm++2s_ancestral", "k_dpmpp_2s_a")),
+        evaluations=2,
+        automatic=Schedule.KARRAS,
+        sigma_start=True,
+    )
     UNIPC = SamplerRow("unipc", "UniPC", ("unipc_bh2",))
     LCM = SamplerRow("lcm", "LCM", automatic=None)
     TCD = SamplerRow("tcd", "TCD", automatic=None)
