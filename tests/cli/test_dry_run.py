@@ -45,23 +45,23 @@ def test_the_names_are_those_of_the_run_and_its_time_is_judged_by_it(
     assert drawn.code == 0, drawn.err
     assert [row.split("\t")[0] for row in before.out.splitlines()] == drawn.out.split()
     [speed] = history.read().values()
-    assert speed.per_evaluation > 0 and speed.runs == 1
+    assert speed.look > 0 and speed.runs == 1
     after = draw(*line, "--dry-run")
     assert "about " in after.err and "judged by the last run" in after.err
     [first, _] = records(draw(*line, "--dry-run", "--json").out)
     assert first["seconds"] == pytest.approx(
-        64 * 64 / 1e6 * (speed.per_evaluation * 4 + speed.other), abs=0.002
+        64 * 64 / 1e6 * (speed.look * 4 + speed.rest), abs=0.002
     )
 
 
-def test_a_device_that_is_not_seen_is_told(
+def test_a_device_that_is_not_found_is_reported(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = ("a", "--seed", "1", "--dry-run", "-m", "default", "--device")
     for seen in ("cpu", "cuda"):
         monkeypatch.setattr(dry_run, "guess_device", lambda name, seen=seen: seen)
-        assert ("on cuda, which is not seen" in command(*line, "cuda").err) == (seen == "cpu")
-        assert "not seen" not in command(*line, "cpu").err
+        assert ("on cuda, which was not found" in command(*line, "cuda").err) == (seen == "cpu")
+        assert "not found" not in command(*line, "cpu").err
 
 
 def test_warnings_are_told_once_each(command: Command, sd1_folder: Path) -> None:

@@ -185,7 +185,7 @@ def test_processes_that_cannot_meet_need_a_seed(
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     outcome: Outcome = draw("x", "--count", "2")
-    assert outcome.code == 2 and "a launch needs the seed to be known" in outcome.err
+    assert outcome.code == 2 and "a launch needs a known seed" in outcome.err
 
 
 def test_a_rehearsal_is_said_by_the_first_process(

@@ -1,15 +1,15 @@
-"""--dry-run: all that a run would do, said without torch and without reading a weight."""
+"""--dry-run: names, seeds, warnings and cost of a run, without torch and without weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from txt2img.cli.provenance import changed
-from txt2img.cli.requests import Wish
+from txt2img.cli.provenance import differences
+from txt2img.cli.requests import Batch
 from txt2img.cli.run_options import SOME_FAILED, RunSettings
 from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
-from txt2img.cli.warning_log import Care
+from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
 from txt2img.images.image_file import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
@@ -21,86 +21,91 @@ if TYPE_CHECKING:
     from txt2img.pipeline.estimates.forecast import Forecast
 
 
-def rehearse(wish: Wish, order: RunSettings) -> int:
-    """Say what would be drawn, of which name and how; gives the exit code. Raises as drawing."""
+def dry_run(batch: Batch, settings: RunSettings) -> int:
+    """Print each picture that would be drawn. Returns the exit code, raises what drawing would."""
     from txt2img.pipeline.estimates.forecast import forecast_for
 
-    order.target.check_free()
-    how = order.precision
-    forecast = forecast_for(wish.model, wish.library, how.device, how.dtype, how.low_memory)
-    care = Care(order.batching.strict, forecast.tokenizers)
+    settings.target.check_free()
+    device = settings.device
+    forecast = forecast_for(
+        batch.model, batch.library, device.device, device.dtype, device.low_memory
+    )
     if forecast.hash:
-        wish.warnings += changed(wish.made_by, Origin(forecast.plan.name, forecast.hash))
-    total: float | None = 0.0
-    most = last = None
-    told = set[Path]()  # a name that is taken moves those of the pictures after it too
-    for item in to_draw(wish, forecast, order):
+        batch.warnings += differences(batch.origins, Origin(forecast.plan.name, forecast.hash))
+    warning_log = WarningLog(settings.batch.strict, forecast.tokenizers)
+    seconds: float | None = 0.0
+    memory, last = 0, None
+    names = set[Path]()  # a name that is in use moves the later ones too
+    for item in pending(batch, forecast, settings):
         try:
-            lines, counts = care.look(item)
-        except BadRequest as unreadable:
-            if not wish.lenient:
+            warnings, token_counts = warning_log.check(item)
+        except BadRequest as error:
+            if not batch.skip_errors:
                 raise
-            wish.errors["prompt", item.index] = unreadable
+            batch.errors["prompt", item.index] = error
             continue
-        path = order.target.free(item.name, item.number, told)
-        told.add(path)
-        seconds = forecast.seconds(item.request)
-        total = None if total is None or seconds is None else total + seconds
-        most = max(most or 0, forecast.memory(item.request, order.batch_size or 1))
+        path = settings.target.free(item.name, item.number, names)
+        names.add(path)
         last = item.request
-        if order.json:
-            said = {"tokens": counts, "warnings": lines, **planned(forecast, item, order)}
+        one = forecast.seconds(last)
+        seconds = None if seconds is None or one is None else seconds + one
+        memory = max(memory, forecast.memory(last, settings.batch_size or 1))
+        if settings.json:
             row = {"path": str(path), "index": item.index} | ({"id": item.id} if item.id else {})
-            print_json({**row, **request_summary(item.request), **said})
+            found = {"tokens": token_counts, "warnings": warnings}
+            plan = describe_plan(forecast, item, settings)
+            print_json({**row, **request_summary(last), **found, **plan})
         else:
-            print_row(path, f"seed {item.request.seed}", item.request.prompt)
+            print_row(path, f"seed {last.seed}", last.prompt)
     if last is not None:
-        for line in summary(forecast, last, care.pictures, total, most or 0):
-            order.note(line)
-    care.settle(wish.warnings, order.note, wish.remarks)
-    for error in wish.failures():
-        print_error(error, order.json)
-    return SOME_FAILED if wish.failures() else 0
+        for line in summary(forecast, last, warning_log.pictures, seconds, memory):
+            settings.note(line)
+    warning_log.report(batch.warnings, settings.note, batch.notes)
+    errors = batch.failures()
+    for failure in errors:
+        print_error(failure, settings.json)
+    return SOME_FAILED if errors else 0
 
 
-def to_draw(wish: Wish, forecast: "Forecast", order: RunSettings) -> Iterator[Item]:
-    """The pictures of this part of a batch, with --resume those that are not there yet.
+def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterator[Item]:
+    """The pictures left to draw; with ids if these are used and the model's hash is known.
 
-    They have ids where these are of use, and the model's hash is known. BadRequest.
+    BadRequest.
     """
-    resume = order.batching.resume and order.target.folder.is_dir()
-    known = (forecast.hash or None) if resume or order.json else None
-    batch = order.batching.shard_items(items(pictures(wish, forecast), order.target, known))
-    if not resume or known is None:
+    resume = settings.batch.resume and settings.target.folder.is_dir()
+    model_hash = (forecast.hash or None) if resume or settings.json else None
+    pictures = items(filled_requests(batch, forecast), settings.target, model_hash)
+    shard = settings.batch.shard_items(pictures)
+    if not resume or model_hash is None:
         if resume:
-            wish.remarks.append("this model was never loaded here: what is there is not told")
-        yield from batch
+            batch.notes.append("this model was never loaded here, so finished pictures are unknown")
+        yield from shard
         return
-    total = there = 0
-    with ResumeIndex(order.target) as ledger:
-        for item in batch:
+    total = done = 0
+    with ResumeIndex(settings.target) as index:
+        for item in shard:
             total += 1
-            if ledger.done(item):
-                there += 1
+            if index.done(item):
+                done += 1
             else:
                 yield item
-    if there:
-        wish.remarks.append(f"{there} of {total} pictures are there already")
+    if done:
+        batch.notes.append(f"{done} of {total} pictures are there already")
 
 
-def pictures(wish: Wish, forecast: "Forecast") -> Iterator[Request]:
-    """Each picture's request, filled. BadRequest, unless such are to be passed over."""
-    for number, request in enumerate(wish.pictures()):
+def filled_requests(batch: Batch, forecast: "Forecast") -> Iterator[Request]:
+    """Each picture's request with the model's defaults. BadRequest, unless errors are skipped."""
+    for number, request in enumerate(batch.pictures()):
         try:
             yield forecast.filled(request)
         except BadRequest as error:
-            if not wish.lenient:
+            if not batch.skip_errors:
                 raise
-            wish.errors["forecast", number] = error
+            batch.errors["forecast", number] = error
 
 
-def planned(forecast: "Forecast", item: Item, order: RunSettings) -> dict[str, object]:
-    """What a picture would be drawn with, as part of its record."""
+def describe_plan(forecast: "Forecast", item: Item, settings: RunSettings) -> dict[str, object]:
+    """What a picture would be drawn with, as part of its JSON record."""
     request, seconds = item.request, forecast.seconds(item.request)
     return {
         "model": forecast.plan.name,
@@ -115,25 +120,27 @@ def planned(forecast: "Forecast", item: Item, order: RunSettings) -> dict[str, o
         "loras": [lora.name for lora in request.loras],
         "embeddings": [word.token for word in request.embeddings],
         "seconds": None if seconds is None else round(seconds, 3),
-        "memory": forecast.memory(request, order.batch_size or 1),
+        "memory": forecast.memory(request, settings.batch_size or 1),
     }
 
 
 def summary(
     forecast: "Forecast", request: Request, count: int, seconds: float | None, memory: int
 ) -> Iterator[str]:
-    """What a person wants to know before a run: the model, the kind of picture, time and memory."""
+    """Lines for a person: the model, the kind of picture, time and memory."""
     plan = forecast.plan
     known = f", hash {forecast.hash}" if forecast.hash else ""
-    seen = forecast.device in ("cpu", guess_device(None))
-    where = f"{forecast.device}{'' if seen else ', which is not seen on this machine'}"
+    is_here = forecast.device in ("cpu", guess_device(None))
+    where = (
+        forecast.device if is_here else f"{forecast.device}, which was not found on this machine"
+    )
     yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"
     speed = forecast.speed(request)
     if seconds is None or speed is None:
-        unknown = "time unknown, for nothing like it was drawn yet"
+        unknown = "time unknown, since nothing like it was drawn yet"
         yield f"at least {format_size(memory)} of memory; {unknown}"
         return
     load = f" and {duration(speed.load)} to load" if speed.load else ""
@@ -142,7 +149,7 @@ def summary(
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that say it best."""
+    """A time in seconds, minutes, or hours and minutes."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

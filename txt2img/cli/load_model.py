@@ -28,7 +28,7 @@ def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model"
     return model
 
 
-def loaded_in(seconds: float) -> float:
+def load_seconds(seconds: float) -> float:
     """How long the last model took to load, of so many seconds; 0 if it was in memory."""
     from txt2img.weights.model_cache import KEEPER
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-from txt2img.cli.options.batch import BatchOptions
-from txt2img.cli.options.output import OutputOptions
+from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.terminal.console import print_bytes
 from txt2img.cli.terminal.streams import CLOSED
 from txt2img.errors import BadRequest
@@ -17,8 +16,8 @@ from txt2img.images.output import Output
 from txt2img.request.sweep import axis
 
 
-def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
-    """The usual pattern with a token for each option that is swept and has one; others as it is."""
+def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
+    """The default pattern with a token for each swept option that has one; any other, unchanged."""
     if pattern != output.default_pattern(form):
         return pattern
     swept = [field for text in sweep if (field := axis(text).field) in output.TOKENS]
@@ -26,21 +25,19 @@ def named_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
     return pattern.replace(form.suffix, "".join(more) + form.suffix)
 
 
-def destination(
-    filed: OutputOptions, several: bool, batching: BatchOptions, context: typer.Context
-) -> output.Output:
-    """Where the pictures go, and as what. BadRequest."""
+def output_target(options: RunOptions, several: bool, context: typer.Context) -> Output:
+    """Where the pictures go, and in which format. BadRequest."""
 
-    def said(name: str) -> bool:
+    def is_explicit(name: str) -> bool:
         source = context.get_parameter_source(name)
         return source is not None and source.name == "COMMANDLINE"
 
-    out = context.params["out"]
-    form = filed.picture_format(out, said)
+    out, batch = options.output.out, options.batch
+    form = options.output.picture_format(is_explicit)
     if out != "-":
-        target = output.parse(out, several, context.params["overwrite"], form)
-        target.resume = batching.resume
-        target.pattern = named_by_values(target.pattern, batching.sweep or (), form)
+        target = output.parse(out, several, options.output.overwrite, form)
+        target.resume = batch.resume
+        target.pattern = _name_by_values(target.pattern, batch.sweep or (), form)
         return target
     if several:
         raise BadRequest("-o - writes one picture to standard output; name a folder for several")
@@ -52,18 +49,18 @@ def destination(
 
 
 class StdoutOutput(Output):
-    """Where one picture goes that is not to become a file."""
+    """Standard output, for one picture that becomes no file."""
 
     def __init__(self, form: Format = PNG) -> None:
         super().__init__(Path(), "-", exact=True, format=form)
 
     def _prepare(self) -> None:
-        """There is no folder to prepare."""
+        """Do nothing: there is no folder."""
 
     def check_free(self) -> None:
-        """There is no name that could be taken."""
+        """Do nothing: there is no file that could exist."""
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
-        """Write the picture; gives no path that is one."""
+        """Write the picture. The path returned is "-"."""
         print_bytes(data)
         return Path("-")

@@ -1,4 +1,4 @@
-"""What a picture must say of itself, to be drawn again."""
+"""What a picture must record to be drawn again."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,39 +9,39 @@ from txt2img.request.request import Request
 from txt2img.system.text import escape, shown
 
 
-def requested(path: Path, found: image_file.ImageInfo) -> Request:
-    """What a picture was drawn from. BadRequest if it does not say."""
-    if found.request is None:
+def request_of(path: Path, content: image_file.ImageInfo) -> Request:
+    """The request that a picture records. BadRequest if it records none."""
+    if content.request is None:
         raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
-    return found.request
+    return content.request
 
 
-def with_model(path: Path, found: image_file.ImageInfo, chosen: str | None) -> Request:
-    """The same, with the model to draw it with, which a picture names but cannot find.
-
-    BadRequest unless that is `chosen`, or in the package.
-    """
-    request = requested(path, found)
-    check_model(path, request, chosen)
+def request_with_model(path: Path, content: image_file.ImageInfo, model: str | None) -> Request:
+    """The request that a picture records, if its model is known. BadRequest."""
+    request = request_of(path, content)
+    require_model(path, request, model)
     return request
 
 
-def check_model(path: Path, request: Request, chosen: str | None) -> None:
-    """Raise BadRequest unless the model to draw with is `chosen`, or in the package."""
-    if chosen is None and request.model != "default":
+def require_model(path: Path, request: Request, model: str | None) -> None:
+    """Raise BadRequest unless `model` is given, or the picture's is the default one.
+
+    A picture records its model's name, which does not tell where the model is now.
+    """
+    if model is None and request.model != "default":
         name = shown(request.model)
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
 
 
-def changed(then: Iterable[image_file.Origin], now: image_file.Origin) -> list[str]:
-    """A line for each thing that is not as it was when pictures were drawn, each said once."""
+def differences(then: Iterable[image_file.Origin], now: image_file.Origin) -> list[str]:
+    """Lines for what has changed since pictures were drawn: model hash, versions, device."""
     lines = []
-    for made_by in then:
-        if made_by.hash and made_by.hash != now.hash:
-            hashes = f"{escape(made_by.hash)}, this one {now.hash}"
+    for origin in then:
+        if origin.hash and origin.hash != now.hash:
+            hashes = f"{escape(origin.hash)}, this one {now.hash}"
             lines.append(f"the picture's model has the hash {hashes}")
         for name, value in now.environment.items():
-            old = made_by.environment.get(name, value)
+            old = origin.environment.get(name, value)
             if old != value:
                 lines.append(f"{name} was {shown(old)}, now {value}; bytes may differ")
     return list(dict.fromkeys(lines))

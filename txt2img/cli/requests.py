@@ -1,4 +1,4 @@
-"""What a command line asks for: requests, from its words, a prompt file or a picture."""
+"""Requests of a command line: from its options, a prompt file, or pictures to draw again."""
 
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -10,9 +10,11 @@ from pathlib import Path
 from txt2img.cli import distributed
 from txt2img.cli.names import MODEL_VERBS, NAMES
 from txt2img.cli.options.batch import BatchOptions
-from txt2img.cli.provenance import with_model
+from txt2img.cli.options.groups import RunOptions
+from txt2img.cli.provenance import request_with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
+from txt2img.images.image_file import Origin
 from txt2img.request import prompt_file
 from txt2img.request.request import Request
 from txt2img.request.resolve import Library
@@ -23,25 +25,23 @@ from txt2img.system.text import shown
 
 
 @dataclass
-class Wish:
-    """What is to be drawn, and what a picture to be repeated says that it was drawn with."""
+class Batch:
+    """The requests of a command line, the files they name, and what to tell the user of them."""
 
-    requests: Iterable[Request]  # with seeds; they can be gone through again and again
+    requests: Iterable[Request]  # with seeds; can be iterated repeatedly
     model: str
-    library: Library  # where the files are that the requests name
-    made_by: list[image_file.Origin] = field(
-        default_factory=list
-    )  # pictures that are to be repeated
-    warnings: list[str] = field(default_factory=list)  # of what these pictures say
-    remarks: list[str] = field(default_factory=list)
+    library: Library
+    skip_errors: bool  # keep what cannot be drawn in `errors` instead of raising it
+    origins: list[Origin] = field(default_factory=list)  # of the pictures to draw again
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     wildcards: Wildcards | None = None
     sweep: Sweep | None = None
-    lenient: bool = False
-    errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)  # if lenient
+    errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
     several: bool = False
 
     def pictures(self) -> Iterator[Request]:
-        """A request for each picture, its choices made. BadRequest, BadFile."""
+        """One request per picture, with wildcards and file names resolved. BadRequest, BadFile."""
         for number, request in enumerate(self.requests):
             for i in range(request.count):
                 one = request.nth(i)
@@ -49,121 +49,106 @@ class Wish:
                     chosen = one if self.wildcards is None else self.wildcards.resolved(one)
                     yield self.library.resolved(chosen)
                 except BadRequest as error:
-                    if not self.lenient:
+                    if not self.skip_errors:
                         raise
                     self.errors["choices", number, i] = error
 
     def failures(self) -> list[Txt2imgError]:
-        """What was passed over so far, in lines of a file and in choices."""
+        """The errors skipped so far, of a prompt file's lines and of requests."""
         source = self.sweep.requests if self.sweep else self.requests
         lines = source.errors.values() if isinstance(source, prompt_file.Source) else ()
         return [*lines, *self.errors.values()]
 
 
-def wanted(
-    words: Sequence[str],
-    prompts_file: str | None,
-    picture: Path | None,
-    given: Mapping[str, object],
-    library: Library,
-    batching: BatchOptions,
-) -> Wish:
-    """What a command line asks for, looked through once. BadRequest, BadFile."""
-    if len(words) > 1:
-        raise BadRequest(several(words))
-    if words and prompts_file is not None:
+def from_arguments(
+    prompts: Sequence[str], prompts_file: str | None, picture: Path | None, options: RunOptions
+) -> Batch:
+    """The requests of a prompt, a prompt file or a picture. BadRequest, BadFile."""
+    if len(prompts) > 1:
+        raise BadRequest(too_many_prompts(prompts))
+    if prompts and prompts_file is not None:
         raise BadRequest("a prompt and --prompts; give one of them")
-    if not words and prompts_file is None and picture is None:
+    if not prompts and prompts_file is None and picture is None:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
-    base = Request("")
+    fields, batching, base = options.request_fields(), options.batch, Request("")
     warnings: list[str] = []
-    made_by: list[image_file.Origin] = []
+    origins: list[Origin] = []
     if picture:
-        base, warnings, recorded = repeated(picture, given)
-        made_by = [recorded]
-    prompt = {"prompt": words[0], "template": ""} if words else {}
-    base = Request.from_json({**base.to_json(), **given, **prompt})
+        base, warnings, origin = from_picture(picture, fields)
+        origins = [origin]
+    prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
+    base = Request.from_json({**base.to_json(), **fields, **prompt})
     seeded = distributed.seeded(base)
     requests: Iterable[Request] = [seeded]
     if prompts_file is not None:
         seeded = replace(seeded, template="")
         requests = source = prompt_file.source(prompts_file, sys.stdin.buffer, seeded)
         source.lenient = batching.policy.skip
-    wish = Wish(requests, base.model, library, made_by, warnings, lenient=batching.policy.skip)
-    if batching.wildcards is not None:
-        wish.wildcards = Wildcards(batching.wildcards)
-    if batching.sweep:
-        wish.requests = wish.sweep = Sweep(requests, batching.sweep, batching.zip)
-    _look_through(wish, seeded.seed if base.seed is None else None, batching)
-    return wish
+    library = options.adapters.library()
+    batch = Batch(requests, base.model, library, batching.policy.skip, origins, warnings)
+    return _complete(batch, batching, seeded.seed if base.seed is None else None)
 
 
-def several(words: Sequence[str]) -> str:
-    """What to say of more words than one prompt: no quotes, or a command that is misspelt."""
+def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
+    """The requests in pictures, with the options in place of their values. BadRequest, BadFile."""
+    fields, library = options.request_fields(), options.adapters.library()
+    batch = Batch([], "", library, options.batch.policy.skip)
+    requests: list[Request] = []
+    for picture in pictures:
+        recorded, lines, origin = from_picture(picture, fields)
+        base = Request.from_json({**recorded.to_json(), **fields})
+        request = base.seeded()
+        name = shown(str(picture))
+        which = f" of {name}" if len(pictures) > 1 else ""
+        if base.seed is None:
+            if launcher.found().world > 1:
+                raise BadRequest(f"{name} records no seed: give --seed to a launch")
+            batch.notes.append(f"seed {request.seed}{which}")
+        batch.warnings += [f"{name}: {line}" if which else line for line in lines]
+        batch.origins.append(origin)
+        requests.append(request)
+    batch.requests, batch.model = requests, requests[0].model
+    return _complete(batch, options.batch)
+
+
+def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, list[str], Origin]:
+    """A picture's request, what is wrong with its record, and its origin. BadFile, BadRequest."""
+    content = image_file.read(picture)
+    model = fields.get("model")
+    request = request_with_model(picture, content, None if model is None else str(model))
+    return replace(request, count=1), list(content.notes), content.origin
+
+
+def too_many_prompts(words: Sequence[str]) -> str:
+    """The error for several prompts: quotes are missing, or a command is misspelt."""
     verbs = [f"models {words[0]}"] if words[0] in MODEL_VERBS else []
     near = verbs or get_close_matches(words[0], NAMES, n=1)
     hint = f"; or did you mean the command {near[0]}?" if near else ""
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 
-def again(
-    pictures: Sequence[Path], given: Mapping[str, object], library: Library, batching: BatchOptions
-) -> Wish:
-    """The wish for pictures as they say they were drawn, looked through once.
-
-    `given` replaces what they say. BadRequest, BadFile.
-    """
-    requests: list[Request] = []
-    warnings: list[str] = []
-    remarks: list[str] = []
-    made_by: list[image_file.Origin] = []
-    for picture in pictures:
-        base, lines, origin = repeated(picture, given)
-        asked = Request.from_json({**base.to_json(), **given})
-        request = asked.seeded()
-        name = shown(str(picture))
-        which = f" of {name}" if len(pictures) > 1 else ""
-        if asked.seed is None:
-            if launcher.found().world > 1:
-                raise BadRequest(f"{shown(str(picture))} tells no seed: give --seed to a launch")
-            remarks.append(f"seed {request.seed}{which}")
-        warnings += [f"{name}: {line}" if which else line for line in lines]
-        requests.append(request)
-        made_by.append(origin)
-    lenient = batching.policy.skip
-    wish = Wish(requests, requests[0].model, library, made_by, warnings, remarks, lenient=lenient)
-    if batching.wildcards is not None:
-        wish.wildcards = Wildcards(batching.wildcards)
-    if batching.sweep:
-        wish.requests = wish.sweep = Sweep(requests, batching.sweep, batching.zip)
-    _look_through(wish, None, batching)
-    return wish
-
-
-def repeated(
-    picture: Path, given: Mapping[str, object]
-) -> tuple[Request, list[str], image_file.Origin]:
-    """The request that a picture carries, what is amiss, what drew it. BadFile, BadRequest."""
-    found = image_file.read(picture)
-    chosen = given.get("model")
-    request = with_model(picture, found, None if chosen is None else str(chosen))
-    return replace(request, count=1), list(found.notes), found.origin
-
-
-def _look_through(wish: Wish, drawn: int | None, batching: BatchOptions) -> None:
-    """Note what there is to say of the requests. BadRequest if a drawn seed would not do."""
-    seen = 0
-    told = False
-    for request in wish.requests:
-        seen += min(request.count, 2)
-        told = told or (drawn is not None and request.seed == drawn)
-    wish.several = seen > 1
-    here = launcher.found()
-    apart = here.world > 1 and not here.can_rendezvous
-    if told and (batching.resume or batching.shard or apart):
-        option = "--resume" if batching.resume else "--shard" if batching.shard else "a launch"
-        raise BadRequest(f"{option} needs the seed to be known: give --seed, as the first run had")
-    if told:
-        wish.remarks.append(f"seed {drawn}")
-    if seen:
-        next(chain(wish.pictures(), [None]))  # what is wrong with the first one's choices
+def _complete(batch: Batch, options: BatchOptions, random_seed: int | None = None) -> Batch:
+    """Add wildcards and the sweep, note the random seed, check the first picture. BadRequest."""
+    if options.wildcards is not None:
+        batch.wildcards = Wildcards(options.wildcards)
+    if options.sweep:
+        batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.zip)
+    count, is_random = 0, False
+    for request in batch.requests:
+        count += min(request.count, 2)
+        is_random = is_random or (random_seed is not None and request.seed == random_seed)
+    batch.several = count > 1
+    if is_random:
+        launch = launcher.found()
+        alone = launch.world > 1 and not launch.can_rendezvous
+        for needs_seed, what in (
+            (options.resume, "--resume"),
+            (options.shard, "--shard"),
+            (alone, "a launch"),
+        ):
+            if needs_seed:
+                raise BadRequest(f"{what} needs a known seed; give --seed, as in the first run")
+        batch.notes.append(f"seed {random_seed}")
+    if count:
+        next(chain(batch.pictures(), [None]))  # raises what is wrong with the first one's wildcards
+    return batch

@@ -1,4 +1,4 @@
-"""Drawing what a command line wishes: the model is loaded, each picture is drawn and said."""
+"""Draw the batch of a command line: load the model, draw each picture, report it."""
 
 import os
 import time
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.dry_run import rehearse
-from txt2img.cli.load_model import load_model, loaded_in
+from txt2img.cli.dry_run import dry_run
+from txt2img.cli.load_model import load_model, load_seconds
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.output_target import destination
-from txt2img.cli.provenance import changed
-from txt2img.cli.requests import Wish
+from txt2img.cli.output_target import output_target
+from txt2img.cli.provenance import differences
+from txt2img.cli.requests import Batch
 from txt2img.cli.run_options import SOME_FAILED, RunSettings
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progress
 from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP
-from txt2img.cli.warning_log import Care
+from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import Txt2imgError
 from txt2img.images import output
 from txt2img.images.resume import Item, ResumeIndex, items
@@ -33,155 +33,157 @@ if TYPE_CHECKING:
     from txt2img.weights.model import Model
 
 
-def carry_out(wish: Wish, manner: RunOptions, context: typer.Context) -> int:
-    """Draw all that is wished, or say what would be; gives the exit code."""
-    asked, batching = context.params, manner.batching
-    viewing = manner.viewing.found()
-    order = RunSettings(
-        destination(manner.filed, wish.several, batching, context),
-        batching,
-        asked["batch_size"] or 0,
-        manner.precision,
-        asked["quiet"] or not launcher.found().is_main,  # one speaks for all
-        asked["json"],
-        viewing if launcher.found().is_main else replace(viewing, preview=None),
+def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
+    """Draw a batch, or describe it with --dry-run. Returns the exit code."""
+    is_main = launcher.found().is_main  # of several processes one reports for all
+    preview = options.preview.found()
+    settings = RunSettings(
+        output_target(options, batch.several, context),
+        options.batch,
+        options.batch.batch_size or 0,
+        options.device,
+        preview if is_main else replace(preview, preview=None),
+        options.output.quiet or not is_main,
+        options.output.json,
     )
-    if batching.dry_run:
-        return rehearse(wish, order) if launcher.found().is_main else 0
-    if not wish.several and not launcher.found().is_main:
+    if options.batch.dry_run:
+        return dry_run(batch, settings) if is_main else 0
+    if not batch.several and not is_main:
         return distributed.together(0, None)[0]
-    with order.target, progress(not (order.quiet or batching.no_progress), "loading") as bar:
-        return draw(wish, order, bar)
+    with_bar = not (settings.quiet or options.batch.no_progress)
+    with settings.target, progress(with_bar, "loading") as bar:
+        return draw(batch, settings, bar)
 
 
-def draw(wish: Wish, order: RunSettings, bar: Bar) -> int:
-    """Load the model, draw all pictures, say each when it is written; gives the exit code."""
+def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
+    """Load the model, draw all pictures and print each when it is written."""
     from txt2img.weights.checkpoint import find
 
-    find(wish.model)  # a name that is not there is told before torch is imported: that takes long
+    find(batch.model)  # fails on an unknown name before torch is imported, which takes long
     from txt2img.pipeline.batch import origin, precision
 
     began = time.perf_counter()
-    model = load_model(wish.model, order.precision, wish.library)
-    if order.precision.verbose:
+    model = load_model(batch.model, settings.device, batch.library)
+    seconds = load_seconds(time.perf_counter() - began)
+    if settings.device.verbose:
         from txt2img.system.device.device import description
         from txt2img.weights.model import device_of
 
-        wish.remarks.append(description(device_of(model), precision(model)))
-    wish.warnings += changed(wish.made_by, origin(model))
-    return draw_with(model, wish, order, bar, loaded_in(time.perf_counter() - began))
+        batch.notes.append(description(device_of(model), precision(model)))
+    batch.warnings += differences(batch.origins, origin(model))
+    return draw_all(model, batch, settings, bar, seconds)
 
 
-def draw_with(model: "Model", wish: Wish, order: RunSettings, bar: Bar, loading: float) -> int:
-    """Draw what is not there yet with a model that took so long to load; gives the exit code."""
+def draw_all(
+    model: "Model", batch: Batch, settings: RunSettings, bar: Bar, load_seconds: float
+) -> int:
+    """Draw the pictures that are not there yet. Returns the exit code."""
     from txt2img.cli.live_preview import viewer_of
-    from txt2img.pipeline import batch
+    from txt2img.pipeline.batch import batches, claimed_batches, filled_requests, origin
+    from txt2img.pipeline.batch import run as draw_groups
     from txt2img.pipeline.batch_size import auto_batch_size
     from txt2img.pipeline.estimates.timer import Timer
     from txt2img.pipeline.latent_store import LatentStore
 
-    size = order.batch_size or auto_batch_size(model, wish.pictures())
-    order, batching = replace(order, batch_size=size), order.batching
-    refused: dict[int, Txt2imgError] | None = {} if batching.policy.skip else None
+    target, policy = settings.target, settings.batch.policy
+    size = settings.batch_size or auto_batch_size(model, batch.pictures())
+    settings = replace(settings, batch_size=size)
+    rejected: dict[int, Txt2imgError] | None = {} if policy.skip else None
 
     def shard() -> Iterator[Item]:
-        pictures = batch.filled_requests(wish.pictures(), model, refused, order.target.format)
-        return batching.shard_items(items(pictures, order.target, model.hash))
+        requests = filled_requests(batch.pictures(), model, rejected, target.format)
+        return settings.batch.shard_items(items(requests, target, model.hash))
 
-    viewer = viewer_of(model, order.viewing, order.target, bar, order.quiet, wish.several)
+    viewer = viewer_of(model, settings.preview, target, bar, settings.quiet, batch.several)
     with ExitStack() as stack:
-        ledger = stack.enter_context(ResumeIndex(order.target)) if batching.resume else None
-        meter = looked_through(model, shard(), ledger, wish, order, bar)
-        failures = [*wish.failures(), *(refused or {}).values()]
+        index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
+        # 1. Find what is wrong with any picture before drawing the first.
+        meter = check_all(model, shard(), index, batch, settings, bar)
+        errors = [*batch.failures(), *(rejected or {}).values()]
         with bar.paused():
-            for error in failures if launcher.found().is_main else ():
-                print_error(error, order.json)
+            for error in errors if launcher.found().is_main else ():
+                print_error(error, settings.json)
+        # 2. Draw this process's share.
         plan = launcher.found().shard(shard())
-        groups = batch.claimed_batches(plan, ledger, size) if ledger else batch.batches(plan, size)
-        stack.enter_context(closing(groups))  # before the ledger that it gives claims back to
-        drawn: distributed.Drawn | None = {} if wish.sweep else None
-        shelf = LatentStore(order.target, batch.origin(model), batching.keep_latents)
-        stack.callback(tell_kept, shelf, bar)
-        run = batch.run(model, groups, order.target, batching.policy, shelf, lambda: STOP.asked)
-        drawing = viewer.watch(run)
-        events = Timer(model, loading).through(drawing)
+        groups = claimed_batches(plan, index, size) if index else batches(plan, size)
+        stack.enter_context(closing(groups))  # before the index, to which it returns claims
+        store = LatentStore(target, origin(model), settings.batch.keep_latents)
+        stack.callback(report_kept_latents, store, bar)
+        drawing = viewer.watch(
+            draw_groups(model, groups, target, policy, store, lambda: STOP.asked)
+        )
+        events = Timer(model, load_seconds).through(drawing)
+        drawn: distributed.Drawn | None = {} if batch.sweep else None
         with closing(drawing), closing(events):
-            failed = follow(events, meter, order.json, drawn)
-        code, drawn = distributed.together(SOME_FAILED if failed or failures else 0, drawn)
+            failed = report_events(events, meter, settings.json, drawn)
+        # 3. Gather what the other processes have drawn.
+        code, drawn = distributed.together(SOME_FAILED if failed or errors else 0, drawn)
         if drawn is not None:
-            finish_sweep(wish, shard(), ledger, drawn, order)
+            finish_sweep(batch, shard(), index, drawn, settings)
     return code
 
 
-def looked_through(
+def check_all(
     model: "Model",
-    shard: Iterable[Item],
-    ledger: ResumeIndex | None,
-    wish: Wish,
-    order: RunSettings,
+    pictures: Iterable[Item],
+    index: ResumeIndex | None,
+    batch: Batch,
+    settings: RunSettings,
     bar: Bar,
 ) -> ProgressMeter:
-    """Go through all that is to be drawn, and say what is worth it. BadRequest."""
-    worn = model.wardrobe
-    care = Care(order.batching.strict, [encoder.tokenizer for encoder in model.text.encoders])
-    meter = survey(launcher.found().shard(care.over(shard, wish.lenient)), ledger, wish, order, bar)
-    warnings, remarks = [*wish.warnings, *worn.warnings], [*wish.remarks, *worn.notes]
-    with bar.paused():
-        care.settle(warnings, order.note, remarks)
-    return meter
-
-
-def tell_kept(shelf: "LatentStore", bar: Bar) -> None:
-    """Say which latents have no picture yet, and how to get it."""
-    with bar.paused():
-        for line in shelf.remarks():
-            log(line)
-
-
-def survey(
-    plan: Iterable[Item], ledger: ResumeIndex | None, wish: Wish, order: RunSettings, bar: Bar
-) -> ProgressMeter:
-    """Go through a whole batch once: what is wrong is found before any of it is drawn."""
+    """Check every picture, report warnings and count the pictures left to draw. BadRequest."""
     from txt2img.pipeline.batch import batches
 
+    warning_log = WarningLog(settings.batch.strict, [e.tokenizer for e in model.text.encoders])
     total = left = steps = 0
 
     def pending() -> Iterator[Item]:
         nonlocal total
-        for item in plan:
+        for item in launcher.found().shard(warning_log.checked(pictures, batch.skip_errors)):
             total += 1
-            if ledger is None or not ledger.done(item):
+            if index is None or not index.done(item):
                 yield item
 
-    for group in batches(pending(), order.batch_size):
+    for group in batches(pending(), settings.batch_size):
         left += len(group)
         steps += group[0].request.steps or 0
     if left < total:
-        wish.remarks.append(f"{total - left} of {total} pictures are there already")
-    path = order.target.folder / order.target.pattern
-    if order.target.exact and order.target.resume and left and os.path.lexists(path):
+        batch.notes.append(f"{total - left} of {total} pictures are there already")
+    target, adapters = settings.target, model.wardrobe
+    path = target.folder / target.pattern
+    if target.exact and target.resume and left and os.path.lexists(path):
         raise output.already_exists(path)
+    with bar.paused():
+        warnings, notes = [*batch.warnings, *adapters.warnings], [*batch.notes, *adapters.notes]
+        warning_log.report(warnings, settings.note, notes)
     return ProgressMeter(bar, total, total - left, steps)
 
 
-def follow(
+def report_kept_latents(store: "LatentStore", bar: Bar) -> None:
+    """Tell which latents have no picture yet, and how to get it."""
+    with bar.paused():
+        for line in store.remarks():
+            log(line)
+
+
+def report_events(
     events: "Iterable[Event]", meter: ProgressMeter, json: bool, drawn: distributed.Drawn | None
 ) -> int:
-    """Say what happens while it does; gives how many pictures failed. Stopped."""
-    from txt2img.pipeline import batch
+    """Print what a run yields, and add its pictures to `drawn`. Returns the failures. Stopped."""
+    from txt2img.pipeline.batch import Notice, Started, Step
     from txt2img.pipeline.writer import Failed, Finished
 
-    failed = left = 0
-    told = False
+    failed = pending = 0
+    stop_reported = False
     for event in events:
-        with nullcontext() if isinstance(event, batch.Step) else meter.bar.paused():
-            if isinstance(event, batch.Started):
-                left += len(event.items)
+        with nullcontext() if isinstance(event, Step) else meter.bar.paused():
+            if isinstance(event, Started):
+                pending += len(event.items)
                 STOP.finishing = True
                 meter.begin(event)
-            elif isinstance(event, batch.Step):
+            elif isinstance(event, Step):
                 meter.show(event)
-            elif isinstance(event, batch.Notice):
+            elif isinstance(event, Notice):
                 log(event.line)
             elif isinstance(event, Failed):
                 print_failed(event, json)
@@ -190,40 +192,41 @@ def follow(
                 print_finished(event, json)
                 if drawn is not None:
                     drawn[event.item.index] = (event.path, event.request.seed)
-        if STOP.asked and not told:
-            told = True
+        if STOP.asked and not stop_reported:
+            stop_reported = True
             with meter.bar.paused():
                 log("Finishing the picture; once more stops at once.")
         if isinstance(event, Finished | Failed):
-            left -= 1
+            pending -= 1
             meter.ready += 1
-        if not left:
+        if not pending:
             STOP.finished()
     return failed
 
 
 def finish_sweep(
-    wish: Wish,
-    plan: Iterable[Item],
-    ledger: ResumeIndex | None,
+    batch: Batch,
+    pictures: Iterable[Item],
+    index: ResumeIndex | None,
     drawn: distributed.Drawn,
-    order: RunSettings,
+    settings: RunSettings,
 ) -> None:
-    """Write a sweep's sheet and table, and say where they are."""
+    """Write a sweep's contact sheet and table, and print their paths."""
     from txt2img.images import contact_sheet
 
-    if order.batching.part != (1, 1):
-        order.note("A shard draws no sheet: when all are done, say --resume without --shard.")
+    if settings.batch.part != (1, 1):
+        settings.note("A shard draws no sheet; when all are done, run --resume without --shard.")
         return
     cells = []
-    for item in plan:
-        before = ledger and ledger.done(item)
-        known = drawn.get(item.index) or (before and (before, item.request.seed))
-        if known:
-            cells.append((known[0], replace(item.request, seed=known[1])))
-    assert wish.sweep is not None
-    for path in contact_sheet.write(cells, wish.sweep.axes, order.target, wish.sweep.columns):
-        if order.json:
+    for item in pictures:
+        earlier = index and index.done(item)
+        picture = drawn.get(item.index) or (earlier and (earlier, item.request.seed))
+        if picture:
+            path, seed = picture
+            cells.append((path, replace(item.request, seed=seed)))
+    assert batch.sweep is not None
+    for path in contact_sheet.write(cells, batch.sweep.axes, settings.target, batch.sweep.columns):
+        if settings.json:
             print_json({"path": str(path), "pictures": len(cells)})
         else:
             print_path(path)

@@ -13,17 +13,17 @@ SOME_FAILED = 3  # exit code
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a wish is to be carried out."""
+    """How to draw a batch, and where to put its pictures."""
 
     target: Output
-    batching: BatchOptions
-    batch_size: int  # 0: what the device has room for
-    precision: DeviceOptions
+    batch: BatchOptions
+    batch_size: int  # 0: as many as fit on the device
+    device: DeviceOptions
+    preview: PreviewOptions
     quiet: bool
     json: bool
-    viewing: PreviewOptions
 
     def note(self, line: str) -> None:
-        """A remark, unless none are wanted."""
+        """Log a line, unless --quiet is set."""
         if not self.quiet:
             log(line)

@@ -1,4 +1,4 @@
-"""The warnings of a run, all in one place: told once each, or with --strict its end."""
+"""Warnings of a run: each reported once, or with --strict the error that ends it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,68 +13,69 @@ from txt2img.request.lint import traps
 if TYPE_CHECKING:
     from txt2img.models.tokenizer import Tokenizer
 
-LINES_MAX = 10  # as many are told
-KEPT_MAX = 1000  # as many are told apart
+LINES_MAX = 10  # warnings that are printed
+DISTINCT_MAX = 1000  # warnings that are counted separately
 
 
 @dataclass
-class Care:
-    """What is worth a warning in a run's requests, and what else is."""
+class WarningLog:
+    """Collects the warnings about the pictures of a run."""
 
     strict: bool
     tokenizers: "Sequence[Tokenizer]"
-    found: dict[str, list[int]] = field(default_factory=dict)  # line → first picture, how many
-    others: int = 0  # beyond KEPT_MAX
+    counts: dict[str, list[int]] = field(default_factory=dict)  # warning → [first picture, count]
+    others: int = 0  # beyond DISTINCT_MAX
     pictures: int = 0
 
-    def over(self, items: Iterable[Item], lenient: bool) -> Iterator[Item]:
-        """The same items, each looked at. BadRequest, unless drawing it may fail."""
+    def checked(self, items: Iterable[Item], skip_errors: bool) -> Iterator[Item]:
+        """Check each item and yield it. BadRequest, unless errors are to be skipped."""
         for item in items:
-            with suppress(*[BadRequest] if lenient else []):
-                self.look(item)
+            with suppress(*[BadRequest] if skip_errors else []):
+                self.check(item)
             yield item
 
-    def look(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
-        """The warnings of one picture and its prompts' tokens by chunk. BadRequest."""
+    def check(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
+        """A picture's warnings, and its prompts' tokens per chunk. BadRequest."""
         from txt2img.pipeline.estimates.forecast import tokens, truncation_warnings
 
         request = item.request
-        counts = tokens(self.tokenizers, request)
-        lines = [*traps(request), *truncation_warnings(counts, request)]
-        lines += [ambiguous] if (ambiguous := a1111.ambiguous(request)) else []
+        token_counts = tokens(self.tokenizers, request)
+        warnings = [*traps(request), *truncation_warnings(token_counts, request)]
+        if ambiguous := a1111.ambiguous(request):
+            warnings.append(ambiguous)
         self.pictures += 1
-        for line in lines:
-            if line in self.found:
-                self.found[line][1] += 1
-            elif len(self.found) < KEPT_MAX:
-                self.found[line] = [item.index, 1]
+        for warning in warnings:
+            if warning in self.counts:
+                self.counts[warning][1] += 1
+            elif len(self.counts) < DISTINCT_MAX:
+                self.counts[warning] = [item.index, 1]
             else:
                 self.others += 1
-        return lines, counts
+        return warnings, token_counts
 
-    def settle(
-        self, more: Sequence[str], tell: Callable[[str], None], remarks: Sequence[str] = ()
+    def report(
+        self, more: Sequence[str], write: Callable[[str], None], notes: Sequence[str] = ()
     ) -> None:
-        """Tell remarks, `more` warnings, those of the pictures. BadRequest if they are errors."""
-        for line in remarks:
-            tell(line)
-        lines = [*more, *self.lines()]
-        count = len(lines) + self.others
+        """Write the notes, then `more` and the pictures' warnings. BadRequest with --strict."""
+        for note in notes:
+            write(note)
+        warnings = [*more, *self.lines()]
+        count = len(warnings) + self.others
         if not count:
             return
-        hidden = count - LINES_MAX
         if not self.strict or count > 1:
-            for line in lines[:LINES_MAX]:
-                tell(f"Note: {line}")
-        if not self.strict and hidden > 0:
-            tell(f"Note: and {hidden:,} warnings more; --dry-run --json shows each picture's")
+            for warning in warnings[:LINES_MAX]:
+                write(f"Note: {warning}")
         if self.strict:
-            rest = f" (and {count - 1:,} warnings more)" if count > 1 else ""
-            raise BadRequest(f"--strict: {lines[0]}{rest}")
+            rest = f" (and {count - 1:,} more warnings)" if count > 1 else ""
+            raise BadRequest(f"--strict: {warnings[0]}{rest}")
+        if count > LINES_MAX:
+            hidden = count - LINES_MAX
+            write(f"Note: and {hidden:,} more warnings; --dry-run --json shows each picture's")
 
     def lines(self) -> Iterator[str]:
         """The pictures' warnings, each once."""
-        for line, (index, count) in self.found.items():
+        for warning, (index, count) in self.counts.items():
             which = f"picture {index}: " if self.pictures > 1 else ""
             also = f" (and in {count - 1:,} more)" if count > 1 else ""
-            yield f"{which}{line}{also}"
+            yield f"{which}{warning}{also}"

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import Command
 from tests.images.metadata.test_readers import GRAPH
-from txt2img.cli.provenance import changed
+from txt2img.cli.provenance import differences
 from txt2img.images import image_file
 from txt2img.images.image_file import Origin
 
@@ -72,8 +72,8 @@ def test_a_model_that_is_not_known_is_asked_for(command: Command) -> None:
 def test_what_is_not_as_it_was_is_told_once() -> None:
     now = Origin("m", "0123", {"torch": "2", "device": "cpu"})
     then = replace(now, hash="4567", environment={"torch": "1", "device": "cpu"})
-    assert changed([now], now) == []
-    assert changed([then, then], now) == [
+    assert differences([now], now) == []
+    assert differences([then, then], now) == [
         "the picture's model has the hash 4567, this one 0123",
         'torch was "1", now 2; bytes may differ',
     ]

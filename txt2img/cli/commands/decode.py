@@ -11,7 +11,7 @@ from txt2img.cli.names import Command
 from txt2img.cli.options import types
 from txt2img.cli.options.adapters import AdapterFileOptions
 from txt2img.cli.options.device import DeviceOptions
-from txt2img.cli.provenance import check_model
+from txt2img.cli.provenance import require_model
 from txt2img.cli.terminal.console import print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
@@ -80,7 +80,7 @@ def opened(path: Path, model: str | None, vae: str | None) -> "Latent":
     from txt2img.pipeline.latent_store import read
 
     latent = read(path)
-    check_model(path, latent.request, model)
+    require_model(path, latent.request, model)
     if vae is None and (own := latent.request.vae) is not None:
         its = shown(own.name)
         raise BadRequest(f"{shown(str(path))} was drawn with the VAE {its}; give its --vae")

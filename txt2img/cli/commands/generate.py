@@ -5,11 +5,9 @@ import typer
 from txt2img.cli.grouped import grouped
 from txt2img.cli.names import Command
 from txt2img.cli.options import types
-from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.options.picture import PictureOptions
-from txt2img.cli.requests import wanted
-from txt2img.cli.run import carry_out
+from txt2img.cli.requests import from_arguments
+from txt2img.cli.run import run
 from txt2img.cli.terminal.results import errors_on_stdout
 
 EPILOG = """
@@ -47,25 +45,20 @@ Commands (each has its own --help):
 def generate(
     context: typer.Context,
     prompt: types.Prompt = None,
-    asked: PictureOptions = PictureOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
     prompts_file: types.Prompts = None,
     picture: types.From = None,
-    quiet: types.Quiet = False,
-    json: types.Json = False,
     version: types.Version = False,
-    named: AdapterOptions = AdapterOptions(),  # noqa: B008 - as above
-    manner: RunOptions = RunOptions(),  # noqa: B008 - as above
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
     Other commands, shown at the end: info, models, replay, verify, decode, train, worker.
     """
     words = [*([] if prompt is None else [prompt]), *context.args]
-    with errors_on_stdout(json):
-        manner.check(asked, json)
-        given = {**asked.request_fields(), **named.request_fields()}
-        wish = wanted(words, prompts_file, picture, given, named.library(), manner.batching)
-        raise typer.Exit(carry_out(wish, manner, context))
+    with errors_on_stdout(options.output.json):
+        options.check()
+        batch = from_arguments(words, prompts_file, picture, options)
+        raise typer.Exit(run(batch, options, context))
 
 
 COMMAND: Command = generate, EPILOG

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.names import Command
-from txt2img.cli.provenance import requested
+from txt2img.cli.provenance import request_of
 from txt2img.cli.shell_line import command_line
 from txt2img.cli.terminal.console import log, print_json, print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
@@ -74,13 +74,13 @@ def as_infotext(path: Path) -> str:
     found = image_file.read(path)
     if not found.texts.get("parameters", "{").startswith("{"):  # Fooocus' is JSON
         return found.texts["parameters"]
-    request, origin = requested(path, found), found.origin
+    request, origin = request_of(path, found), found.origin
     return str(infotext.describe(request, origin.model, origin.hash, __version__))
 
 
 def as_command(path: Path) -> str:
     """The command line that draws a picture. BadFile, BadRequest."""
-    return command_line(requested(path, image_file.read(path)))
+    return command_line(request_of(path, image_file.read(path)))
 
 
 def picture_kind(name: str) -> str:

@@ -7,12 +7,9 @@ import typer
 
 from txt2img.cli.grouped import grouped
 from txt2img.cli.names import Command
-from txt2img.cli.options import types
-from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.options.picture import PictureOptions
-from txt2img.cli.requests import again
-from txt2img.cli.run import carry_out
+from txt2img.cli.requests import from_pictures
+from txt2img.cli.run import run
 from txt2img.cli.terminal.results import errors_on_stdout
 
 EPILOG = """
@@ -34,18 +31,12 @@ Files = Annotated[
 def replay(
     context: typer.Context,
     files: Files,
-    asked: PictureOptions = PictureOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
-    quiet: types.Quiet = False,
-    json: types.Json = False,
-    named: AdapterOptions = AdapterOptions(),  # noqa: B008 - as above
-    manner: RunOptions = RunOptions(),  # noqa: B008 - as above
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
-    with errors_on_stdout(json):
-        manner.check(asked, json)
-        given = {**asked.request_fields(), **named.request_fields()}
-        wish = again(files, given, named.library(), manner.batching)
-        raise typer.Exit(carry_out(wish, manner, context))
+    with errors_on_stdout(options.output.json):
+        options.check()
+        raise typer.Exit(run(from_pictures(files, options), options, context))
 
 
 COMMAND: Command = replay, EPILOG

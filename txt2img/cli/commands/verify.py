@@ -13,7 +13,7 @@ from txt2img.cli.names import Command
 from txt2img.cli.options import types
 from txt2img.cli.options.adapters import AdapterFileOptions
 from txt2img.cli.options.device import DeviceOptions
-from txt2img.cli.provenance import with_model
+from txt2img.cli.provenance import request_with_model
 from txt2img.cli.terminal.console import log, print_json, print_line, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import Txt2imgError
@@ -68,7 +68,7 @@ def verify(
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
                 found = judge.described(Path(name))
-                with_model(Path(name), found, model)
+                request_with_model(Path(name), found, model)
                 if loaded is None:
                     precision = DeviceOptions(device, dtype)
                     loaded = load_model(model or "default", precision, others.library())

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from txt2img.cli.options import types
+from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.types import whole
 from txt2img.errors import BadRequest
 from txt2img.images import checks
@@ -106,21 +108,22 @@ class BatchOptions:
     dry_run: DryRun = False
     strict: Strict = False
     no_progress: NoProgress = False
+    batch_size: types.BatchSize = None
     keep_latents: KeepLatents = False
 
-    def check(self, out: str | None, overwrite: bool, json: bool) -> None:
+    def check(self, output: OutputOptions) -> None:
         """Raise BadRequest for options that cannot be, or not together."""
         if self.on_error not in ("stop", "skip"):
             raise BadRequest(f"--on-error {shown(self.on_error)}; choose stop or skip")
         if not 0 <= (self.retries or 0) <= RETRIES_MAX:
             raise BadRequest(f"--retries must be 0 … {RETRIES_MAX}, got {self.retries}")
-        if self.resume and overwrite:
+        if self.resume and output.overwrite:
             raise BadRequest("--resume keeps what is there, --overwrite replaces it; give one")
         if self.zip and not self.sweep:
             raise BadRequest("--zip goes with --sweep")
-        if out == "-" and (json or self.resume or self.sweep):
+        if output.out == "-" and (output.json or self.resume or self.sweep):
             raise BadRequest("-o - writes one picture to standard output, and nothing else does")
-        if out == "-" and self.keep_latents:
+        if output.out == "-" and self.keep_latents:
             raise BadRequest("--keep-latents needs files to be beside; name a folder with -o")
         _ = self.part, self.policy
 

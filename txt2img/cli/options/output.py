@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.options import completion
+from txt2img.cli.options import completion, types
 from txt2img.cli.options.types import whole
 from txt2img.errors import BadRequest
 from txt2img.images import exif, formats
@@ -38,21 +38,25 @@ Quality = Annotated[
 class OutputOptions:
     """What the options ask of a picture's file."""
 
+    out: types.OutputName = None
+    overwrite: types.Overwrite = False
     format: FormatName = None
     quality: Quality = None
+    quiet: types.Quiet = False
+    json: types.Json = False
 
-    def picture_format(self, out: str | None, said: Callable[[str], bool]) -> Format:
-        """The format of the pictures that go to `out`. BadRequest.
+    def picture_format(self, said: Callable[[str], bool]) -> Format:
+        """The format of the pictures, by --format or the name of --output. BadRequest.
 
         What is not `said` on the command line comes from a config file, and gives way.
         """
         asked = None if self.format is None else formats.named(self.format)
-        told = formats.of(out or "")
-        if told and (str(out).endswith("/") or Path(str(out)).is_dir()):
-            told = None
-        if asked and told and asked.name != told.name and said("format"):
+        out = self.out or ""
+        is_folder = out.endswith("/") or Path(out).is_dir()
+        by_name = None if is_folder else formats.of(out)
+        if asked and by_name and asked.name != by_name.name and said("format"):
             raise BadRequest(f"--format {shown(self.format)} and -o {shown(out)}; give one of them")
-        form = told or asked or PNG
+        form = by_name or asked or PNG
         exif.check(form)
         if self.quality is None:
             return form

@@ -24,9 +24,6 @@ class PictureOptions:
     eta: types.Eta = None
     cfg_rescale: types.CfgRescale = None
     model: types.Model = None
-    batch_size: types.BatchSize = None
-    out: types.OutputName = None
-    overwrite: types.Overwrite = False
 
     def request_fields(self) -> dict[str, object]:
         """The fields of a request that the command line gives."""

@@ -9,9 +9,11 @@ import typer
 
 from txt2img.cli.options import completion
 from txt2img.cli.options.adapters import find_or_fail
+from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.types import positive
 from txt2img.errors import BadOutput, BadRequest
-from txt2img.images import animation, output
+from txt2img.images import animation
+from txt2img.images.output import already_exists
 from txt2img.system.text import shown
 
 KINDS = ("auto", "kitty", "iterm", "sixel", "blocks", "off")
@@ -76,7 +78,7 @@ class PreviewOptions:
     save_steps: SaveSteps = False
     animate: Animate = None
 
-    def check(self, out: str | None, overwrite: bool) -> None:
+    def check(self, output: OutputOptions) -> None:
         """Raise BadRequest for options that cannot be, BadOutput for files in their way."""
         if self.show not in KINDS:
             raise BadRequest(f"--show {shown(self.show)}; choose from {', '.join(KINDS)}")
@@ -85,7 +87,7 @@ class PreviewOptions:
             raise BadRequest(f"--animate {shown(self.animate)}; name a file or a kind: {kinds}")
         if self.preview is not None and self.preview.suffix.lower() != ".png":
             raise BadRequest(f"--preview must be a .png file, got {shown(str(self.preview))}")
-        if out == "-" and (self.save_steps or (self.animate and self.file is None)):
+        if output.out == "-" and (self.save_steps or (self.animate and self.file is None)):
             raise BadRequest(
                 "--save-steps and --animate need a picture's file to be beside; name it with -o"
             )
@@ -94,9 +96,9 @@ class PreviewOptions:
                 continue
             if not path.parent.is_dir():
                 raise BadRequest(f"{option}: no folder {shown(str(path.parent))}")
-            if out is not None and os.path.abspath(out) == os.path.abspath(path):
+            if output.out is not None and os.path.abspath(output.out) == os.path.abspath(path):
                 raise BadRequest(f"{option} and -o are the same file; name another")
-            if os.path.lexists(path) and not overwrite and not animation.is_step_file(path):
+            if os.path.lexists(path) and not output.overwrite and not animation.is_step_file(path):
                 raise _in_the_way(option, path)
 
     def found(self) -> "PreviewOptions":
@@ -123,4 +125,4 @@ class PreviewOptions:
 
 
 def _in_the_way(option: str, path: Path) -> BadOutput:
-    return BadOutput(f"{option}: {output.already_exists(path)}")
+    return BadOutput(f"{option}: {already_exists(path)}")
