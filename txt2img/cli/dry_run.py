@@ -36,14 +36,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     seconds: float | None = 0.0
     memory, last = 0, None
     names = set[Path]()  # a name that is in use moves the later ones too
-    for item in pending(batch, forecast, settings):
-        try:
-            warnings, token_counts = warning_log.check(item)
-        except BadRequest as error:
-            if not batch.skip_errors:
-                raise
-            batch.errors["prompt", item.index] = error
-            continue
+    for item, warnings, token_counts in checked(batch, forecast, settings, warning_log):
         path = settings.target.free(item.name, item.number, names)
         names.add(path)
         last = item.request
@@ -51,10 +44,8 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         seconds = None if seconds is None or one is None else seconds + one
         memory = max(memory, forecast.memory(last, settings.batch_size or 1))
         if settings.json:
-            row = {"path": str(path), "index": item.index} | ({"id": item.id} if item.id else {})
-            found = {"tokens": token_counts, "warnings": warnings}
-            plan = describe_plan(forecast, item, settings)
-            print_json({**row, **request_summary(last), **found, **plan})
+            checks = {"tokens": token_counts, "warnings": warnings}
+            print_json({"path": str(path), **describe(item, forecast, settings), **checks})
         else:
             print_row(path, f"seed {last.seed}", last.prompt)
     if last is not None:
@@ -62,9 +53,22 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
             settings.note(line)
     warning_log.report(batch.warnings, settings.note, batch.notes)
     errors = batch.failures()
-    for failure in errors:
-        print_error(failure, settings.json)
+    for error in errors:
+        print_error(error, settings.json)
     return SOME_FAILED if errors else 0
+
+
+def checked(
+    batch: Batch, forecast: "Forecast", settings: RunSettings, warning_log: WarningLog
+) -> Iterator[tuple[Item, list[str], dict[str, list[int]]]]:
+    """The pictures left to draw, each with its warnings and tokens per chunk. BadRequest."""
+    for item in pending(batch, forecast, settings):
+        try:
+            yield item, *warning_log.check(item)
+        except BadRequest as error:
+            if not batch.skip_errors:
+                raise
+            batch.errors["prompt", item.index] = error
 
 
 def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterator[Item]:
@@ -104,10 +108,13 @@ def filled_requests(batch: Batch, forecast: "Forecast") -> Iterator[Request]:
             batch.errors["forecast", number] = error
 
 
-def describe_plan(forecast: "Forecast", item: Item, settings: RunSettings) -> dict[str, object]:
-    """What a picture would be drawn with, as part of its JSON record."""
+def describe(item: Item, forecast: "Forecast", settings: RunSettings) -> dict[str, object]:
+    """A picture's request and what it would be drawn with, for its JSON record."""
     request, seconds = item.request, forecast.seconds(item.request)
     return {
+        "index": item.index,
+        **({"id": item.id} if item.id else {}),
+        **request_summary(request),
         "model": forecast.plan.name,
         "model_file": str(forecast.path),
         "hash": forecast.hash or None,

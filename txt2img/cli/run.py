@@ -22,7 +22,6 @@ from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progr
 from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP
 from txt2img.cli.warning_log import WarningLog
-from txt2img.errors import Txt2imgError
 from txt2img.images import output
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.system import launcher
@@ -88,22 +87,16 @@ def draw_all(
     target, policy = settings.target, settings.batch.policy
     size = settings.batch_size or auto_batch_size(model, batch.pictures())
     settings = replace(settings, batch_size=size)
-    rejected: dict[int, Txt2imgError] | None = {} if policy.skip else None
 
     def shard() -> Iterator[Item]:
-        requests = filled_requests(batch.pictures(), model, rejected, target.format)
+        errors = batch.errors if policy.skip else None
+        requests = filled_requests(batch.pictures(), model, errors, target.format)
         return settings.batch.shard_items(items(requests, target, model.hash))
 
     viewer = viewer_of(model, settings.preview, target, bar, settings.quiet, batch.several)
     with ExitStack() as stack:
         index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
-        # 1. Find what is wrong with any picture before drawing the first.
         meter = check_all(model, shard(), index, batch, settings, bar)
-        errors = [*batch.failures(), *(rejected or {}).values()]
-        with bar.paused():
-            for error in errors if launcher.found().is_main else ():
-                print_error(error, settings.json)
-        # 2. Draw this process's share.
         plan = launcher.found().shard(shard())
         groups = claimed_batches(plan, index, size) if index else batches(plan, size)
         stack.enter_context(closing(groups))  # before the index, to which it returns claims
@@ -116,8 +109,7 @@ def draw_all(
         drawn: distributed.Drawn | None = {} if batch.sweep else None
         with closing(drawing), closing(events):
             failed = report_events(events, meter, settings.json, drawn)
-        # 3. Gather what the other processes have drawn.
-        code, drawn = distributed.together(SOME_FAILED if failed or errors else 0, drawn)
+        code, drawn = distributed.together(SOME_FAILED if failed or batch.failures() else 0, drawn)
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
     return code
@@ -131,7 +123,7 @@ def check_all(
     settings: RunSettings,
     bar: Bar,
 ) -> ProgressMeter:
-    """Check every picture, report warnings and count the pictures left to draw. BadRequest."""
+    """Check every picture, report warnings and errors, count what is left to draw. BadRequest."""
     from txt2img.pipeline.batch import batches
 
     warning_log = WarningLog(settings.batch.strict, [e.tokenizer for e in model.text.encoders])
@@ -156,6 +148,8 @@ def check_all(
     with bar.paused():
         warnings, notes = [*batch.warnings, *adapters.warnings], [*batch.notes, *adapters.notes]
         warning_log.report(warnings, settings.note, notes)
+        for error in batch.failures() if launcher.found().is_main else ():
+            print_error(error, settings.json)
     return ProgressMeter(bar, total, total - left, steps)
 
 

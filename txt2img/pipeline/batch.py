@@ -3,7 +3,7 @@
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
@@ -63,7 +63,7 @@ Event = Started | Step | Finished | Failed | Notice
 def filled_requests(
     requests: Iterable[Request],
     model: Model,
-    errors: dict[int, Txt2imgError] | None = None,
+    errors: dict[Hashable, Txt2imgError] | None = None,
     form: Format = PNG,
 ) -> Iterator[Request]:
     """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
