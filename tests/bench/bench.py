@@ -97,7 +97,7 @@ def network(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT3
     from diffusers import UNet2DConditionModel
 
     from txt2img.diffusion.conditioning import Cond
-    from txt2img.diffusion.guidance import guided, predictor
+    from txt2img.diffusion.guidance import Predictor, guided
     from txt2img.diffusion.levels import Diffusion, betas
     from txt2img.diffusion.predictions import PREDICTIONS
     from txt2img.models.configs import UNetConfig
@@ -114,7 +114,7 @@ def network(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT3
     level, x = process.level(500.0), torch.randn(1, 4, pixels // 8, pixels // 8)
     positive, negative = torch.randn(1, 77, 768), torch.randn(1, 77, 768)
     denoise = guided(
-        predictor(mine, process, PREDICTIONS["eps"]),
+        Predictor(mine, process, PREDICTIONS["eps"]),
         lambda _: Cond(tokens=positive),
         lambda _: Cond(tokens=negative),
         CFG,

@@ -191,7 +191,7 @@ def loop_microseconds() -> dict[str, float]:
     class Null(torch.nn.Module):
         """Takes a pair's latents once and gives them as they are, for both."""
 
-        shares = True
+        broadcasts_latents = True
         spent = 0.0
 
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from tests.conftest import Command
 from tests.pipeline.test_generate import SMALL
 from txt2img.cli.shell_line import command_line
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.deepcache import Kept, Reuse
+from txt2img.diffusion.deepcache import DeepCache, FeatureCache
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.errors import BadRequest
 from txt2img.images import image_file
@@ -50,32 +50,32 @@ def unet(channels: tuple[int, ...], attention: tuple[bool, ...], middle: str) ->
     ).eval()
 
 
-def looked(reuse: Reuse, levels: Sequence[Level], cond: Cond) -> list[bool]:
+def looked(reuse: DeepCache, levels: Sequence[Level], cond: Cond) -> list[bool]:
     """Whether each look makes the deep layers anew."""
     anew = []
     for level in levels:
         kept = reuse.at(level, cond)
-        anew.append(kept.deep is None)
-        kept.deep = torch.zeros(1) if kept.deep is None else kept.deep
+        anew.append(kept.features is None)
+        kept.features = torch.zeros(1) if kept.features is None else kept.features
     return anew
 
 
 def test_every_so_many_th_step_is_whole() -> None:
     cond = Cond(torch.zeros(1, 1, 1))
-    assert looked(Reuse(2, LEVELS), LEVELS[:-1], cond) == [True, False, True, False, True]
-    assert looked(Reuse(3, LEVELS), LEVELS[:-1], cond) == [True, False, False, True, False]
-    assert looked(Reuse(1, LEVELS), LEVELS[:-1], cond) == [True] * 5
+    assert looked(DeepCache(2, LEVELS), LEVELS[:-1], cond) == [True, False, True, False, True]
+    assert looked(DeepCache(3, LEVELS), LEVELS[:-1], cond) == [True, False, False, True, False]
+    assert looked(DeepCache(1, LEVELS), LEVELS[:-1], cond) == [True] * 5
 
 
 def test_a_second_look_in_a_step_and_a_second_run() -> None:
-    cond, reuse = Cond(torch.zeros(1, 1, 1)), Reuse(2, LEVELS)
+    cond, reuse = Cond(torch.zeros(1, 1, 1)), DeepCache(2, LEVELS)
     halfway = PROCESS.level(800)
     assert looked(reuse, [LEVELS[0], halfway, LEVELS[1], LEVELS[2]], cond) == [1, 0, 0, 1]
     assert looked(reuse, LEVELS[:2], cond) == [True, False]
 
 
 def test_conditions_keep_their_own() -> None:
-    reuse = Reuse(3, LEVELS)
+    reuse = DeepCache(3, LEVELS)
     one, other = Cond(torch.zeros(1, 1, 1)), Cond(torch.ones(1, 1, 1))
     assert looked(reuse, LEVELS[:1], one) == [True]
     assert looked(reuse, LEVELS[1:3], other) == [True, False]
@@ -93,7 +93,12 @@ def test_a_shallow_look_is_the_first_convolution_and_the_last_layer(
     cpu.prepare(network, plan)
     before, x = torch.randn(2, 1, 4, 8, 8)
     tokens = torch.randn(2, 5, 8)  # a pair's, of one picture
-    early, time, cond, kept = torch.tensor([900.0]), torch.tensor([500.0]), Cond(tokens), Kept()
+    early, time, cond, kept = (
+        torch.tensor([900.0]),
+        torch.tensor([500.0]),
+        Cond(tokens),
+        FeatureCache(),
+    )
     seen: list[Tensor] = []
     last = network.up_blocks[-1]
     hook = last.resnets[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -121,12 +126,14 @@ def latents(model: Model, *requests: Request) -> Tensor:
 
 
 def counted(
-    model: Model, request: Request, monkeypatch: pytest.MonkeyPatch, method: str = "deep"
+    model: Model, request: Request, monkeypatch: pytest.MonkeyPatch, method: str = "deep_features"
 ) -> list[int]:
     """How many rows a method of the network computed, each time; its last argument has them."""
     rows, own = list[int](), getattr(UNet, method)
 
-    def noted(self: UNet, x: Tensor, time: Tensor, texts: Tensor | Cond, *kept: Kept) -> Tensor:
+    def noted(
+        self: UNet, x: Tensor, time: Tensor, texts: Tensor | Cond, *kept: FeatureCache
+    ) -> Tensor:
         rows.append(len(texts.tokens if isinstance(texts, Cond) else texts))
         out: Tensor = own(self, x, time, texts, *kept)
         return out
@@ -143,10 +150,10 @@ def test_steps_by_hand(sd1_model: Model) -> None:
     found, network = latents(sd1_model, request), sd1_model.network
     [positive, negative] = (course[0][1] for course in sd1_model.prompt_cache.popitem()[1])
     x = job.start * fresh_noise([request], job.latent, job.device)()
-    pair, process, kept = negative.join(positive), sd1_model.family.process.build(), Kept()
+    pair, process, kept = negative.join(positive), sd1_model.family.process.build(), FeatureCache()
     with torch.inference_mode():
         for step, (a, b) in enumerate(zip(job.levels, job.levels[1:], strict=False)):
-            kept = Kept() if step % 2 == 0 else kept
+            kept = FeatureCache() if step % 2 == 0 else kept
             away, towards = network(x, torch.tensor([process.time(a)]), pair, kept).chunk(2)
             eps = away + 7.0 * (towards - away)
             x = b.alpha * (x - a.sigma * eps) / a.alpha + b.sigma * eps

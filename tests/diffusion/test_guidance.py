@@ -6,7 +6,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.guidance import composed, guided, predictor, rescaled
+from txt2img.diffusion.guidance import Predictor, guided, multi_guided, rescaled
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 
@@ -33,22 +33,22 @@ class Mock(nn.Module):
 
 def denoiser(network: Mock, scale: float, kind: str = "eps", **more: float | bool):
     """The guided denoiser of a mock network."""
-    predict = predictor(network, SD, PREDICTIONS[kind])
+    predict = Predictor(network, SD, PREDICTIONS[kind])
     return guided(predict, lambda _: POSITIVE, lambda _: NEGATIVE, scale, **more)
 
 
 def test_joined_conditions_are_one_batch():
     sizes = torch.ones(2, 6)
-    joined = Cond(POSITIVE.tokens, extra=sizes).join(Cond(NEGATIVE.tokens, extra=2 * sizes))
+    joined = Cond(POSITIVE.tokens, size_ids=sizes).join(Cond(NEGATIVE.tokens, size_ids=2 * sizes))
     torch.testing.assert_close(joined.tokens, torch.cat([POSITIVE.tokens, NEGATIVE.tokens]))
-    torch.testing.assert_close(joined.extra, torch.cat([sizes, 2 * sizes]))
+    torch.testing.assert_close(joined.size_ids, torch.cat([sizes, 2 * sizes]))
     assert joined.pooled is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_network_works_in_its_dtype_and_is_heard_in_float32(dtype):
     network = Mock(dtype)
-    x0 = predictor(network, SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE)
+    x0 = Predictor(network, SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE)
     x, time, cond = network.calls[0]
     assert (x.dtype, time.dtype, cond.tokens.dtype) == (dtype, torch.float32, dtype)
     assert x0.dtype == torch.float32
@@ -66,15 +66,15 @@ def test_a_condition_in_another_precision_is_the_same_object_each_time():
 
 def test_a_network_is_told_the_time_of_each_sample():
     network = Mock()
-    predictor(network, SD, PREDICTIONS["v"])(X, SD.level(123.75), POSITIVE)
-    predictor(network, Flow(), PREDICTIONS["flow"])(X, Level(1.0, "flow"), POSITIVE)
+    Predictor(network, SD, PREDICTIONS["v"])(X, SD.level(123.75), POSITIVE)
+    Predictor(network, Flow(), PREDICTIONS["flow"])(X, Level(1.0, "flow"), POSITIVE)
     torch.testing.assert_close(network.calls[0][1], torch.tensor([123.75, 123.75]))
     torch.testing.assert_close(network.calls[1][1], torch.tensor([500.0, 500.0]))
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 def test_guidance_of_outputs_is_guidance_of_pictures(kind):
-    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    predict = Predictor(Mock(), SD, PREDICTIONS[kind])
     towards, away = predict(X, LEVEL, POSITIVE), predict(X, LEVEL, NEGATIVE)
     got = denoiser(Mock(), 7.5, kind)(X, LEVEL)
     torch.testing.assert_close(got, away + 7.5 * (towards - away), rtol=1e-4, atol=1e-4)
@@ -91,7 +91,7 @@ def test_one_pass_of_both_with_the_negative_first():
 
 def test_two_passes_when_memory_is_short_give_the_same():
     network = Mock()
-    apart = denoiser(network, 7.5, together=False)(X, LEVEL)
+    apart = denoiser(network, 7.5, batched=False)(X, LEVEL)
     assert [len(x) for x, _, _ in network.calls] == [2, 2]
     torch.testing.assert_close(apart, denoiser(Mock(), 7.5)(X, LEVEL))
 
@@ -100,7 +100,7 @@ def test_scale_one_looks_once_without_the_negative():
     network = Mock()
     got = denoiser(network, 1.0, rescale=0.7)(X, LEVEL)
     assert [len(x) for x, _, _ in network.calls] == [2]
-    torch.testing.assert_close(got, predictor(Mock(), SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE))
+    torch.testing.assert_close(got, Predictor(Mock(), SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
@@ -111,7 +111,7 @@ def test_rescaling_equals_diffusers(share):
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_rescaled_guidance_is_done_on_the_output(kind):
-    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    predict = Predictor(Mock(), SD, PREDICTIONS[kind])
     towards, away = predict.output(X, LEVEL, POSITIVE), predict.output(X, LEVEL, NEGATIVE)
     out = rescale_noise_cfg(away + 5 * (towards - away), towards, 0.7)
     want = PREDICTIONS[kind].x0(X, out, LEVEL)
@@ -119,7 +119,7 @@ def test_rescaled_guidance_is_done_on_the_output(kind):
 
 
 def test_conditions_may_change_with_the_level():
-    predict = predictor(Mock(), SD, PREDICTIONS["eps"])
+    predict = Predictor(Mock(), SD, PREDICTIONS["eps"])
     early = guided(
         predict, lambda at: POSITIVE if at.ratio > 1 else NEGATIVE, lambda _: NEGATIVE, 3
     )
@@ -134,19 +134,19 @@ OTHER = Cond(torch.tensor([0.75, -1.5]).reshape(2, 1, 1).expand(2, 7, 3))
 def several(network: Mock, *parts: tuple[float, Cond], scale: float = 5.0, **more: float | bool):
     """The denoiser of several prompts at once."""
     made = [(weight, lambda _, cond=cond: cond) for weight, cond in parts]
-    predict = predictor(network, SD, PREDICTIONS["eps"])
-    return composed(predict, made, lambda _: NEGATIVE, scale, **more)
+    predict = Predictor(network, SD, PREDICTIONS["eps"])
+    return multi_guided(predict, made, lambda _: NEGATIVE, scale, **more)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("kind", ["eps", "v"])
-def test_several_prompts_are_added_by_their_weights(together: bool, kind: str) -> None:
+def test_several_prompts_are_added_by_their_weights(batched: bool, kind: str) -> None:
     """Liu et al. 2022: away + Σ weight · scale · (towards − away), written out on pictures."""
-    predict = predictor(Mock(), SD, PREDICTIONS[kind])
+    predict = Predictor(Mock(), SD, PREDICTIONS[kind])
     away, one, other = (predict(X, LEVEL, cond) for cond in (NEGATIVE, POSITIVE, OTHER))
     want = away + 5 * (0.7 * (one - away) - 0.4 * (other - away))
     parts = [(0.7, lambda _: POSITIVE), (-0.4, lambda _: OTHER)]
-    got = composed(predict, parts, lambda _: NEGATIVE, 5.0, together)(X, LEVEL)
+    got = multi_guided(predict, parts, lambda _: NEGATIVE, 5.0, batched)(X, LEVEL)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -166,6 +166,6 @@ def test_one_prompt_of_weight_one_takes_no_more_looks() -> None:
 
 
 def test_weights_of_nothing_leave_what_is_not_wanted() -> None:
-    predict = predictor(Mock(), SD, PREDICTIONS["eps"])
+    predict = Predictor(Mock(), SD, PREDICTIONS["eps"])
     got = several(Mock(), (0.0, POSITIVE), (0.0, OTHER), rescale=0.5)(X, LEVEL)
     torch.testing.assert_close(got, predict(X, LEVEL, NEGATIVE))

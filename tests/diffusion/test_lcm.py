@@ -97,8 +97,8 @@ def test_one_pass_equals_diffusers(lcm: Model, unet: UNet2DConditionModel) -> No
     told = pipeline(unet).get_guidance_scale_embedding(scale, WIDTH)
     with torch.no_grad():
         wanted = unet(x, time, tokens, timestep_cond=told).sample
-        got = lcm.network(x, time, Cond(tokens, scale=scale))
-        untold = lcm.network(x, time, Cond(tokens, scale=0 * scale))
+        got = lcm.network(x, time, Cond(tokens, guidance=scale))
+        untold = lcm.network(x, time, Cond(tokens, guidance=0 * scale))
     assert off(got, wanted) < 1e-5
     assert off(untold, wanted) > 1e-4
 

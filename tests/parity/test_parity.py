@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer
 
 from tests.support import tiny
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.guidance import guided, predictor
+from txt2img.diffusion.guidance import Predictor, guided
 from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
@@ -197,7 +197,7 @@ def test_final_latents_equal_diffusers(
     karras = schedule == "karras"
     wanted = final_latent_of_diffusers(name, theirs, levels, setting, plain, karras)
     negative, positive = (Cond(tokens[None]) for tokens in encoded(name))
-    predict = predictor(model.network, process, PREDICTIONS[model.family.prediction])
+    predict = Predictor(model.network, process, PREDICTIONS[model.family.prediction])
     denoise = guided(predict, lambda _: positive, lambda _: negative, CFG)
     generator = torch.Generator().manual_seed(1)
 
@@ -217,7 +217,7 @@ def test_full_size_loads_and_draws(layout: str, full_size: tiny.Tiny) -> None:
     process = model.family.process.build()
     cond = model.text.encode(["a red apple"])
     empty = model.text.encode([""])
-    predict = predictor(model.network, process, PREDICTIONS[model.family.prediction])
+    predict = Predictor(model.network, process, PREDICTIONS[model.family.prediction])
     denoise = guided(predict, lambda _: cond, lambda _: empty, CFG)
     levels = SCHEDULES["leading"](process, 2)
     with torch.no_grad():

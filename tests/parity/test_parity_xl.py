@@ -90,10 +90,10 @@ def test_text_conditions_equal_diffusers(name: str, layout: str, words: list[str
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_sizes_equal_diffusers(name: str, layout: str) -> None:
     [(_, positive)], [(_, negative)] = encode(ours(name, layout), REQUEST)
-    assert positive.extra is not None and negative.extra is not None
+    assert positive.size_ids is not None and negative.size_ids is not None
     start = [96, 64, 0, 0]
     wanted = ([6.0], [2.5]) if name == "refiner" else ([96, 64], [96, 64])
-    assert (positive.extra.tolist(), negative.extra.tolist()) == (
+    assert (positive.size_ids.tolist(), negative.size_ids.tolist()) == (
         [start + wanted[0]],
         [start + wanted[1]],
     )

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from tests.support import tiny
 from txt2img.diffusion.conditioning import Cond, over_time
-from txt2img.diffusion.guidance import predictor
+from txt2img.diffusion.guidance import Predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.rng import source
@@ -163,7 +163,7 @@ def test_whole_times_are_the_nearest() -> None:
 
     x, cond = torch.zeros(1, 4, 8, 8), Cond(torch.zeros(1, 1, 1))
     for whole in (False, True):
-        predictor(Net(1, 1), SD, PREDICTIONS["eps"], whole)(x, SD.level(400.4), cond)
+        Predictor(Net(1, 1), SD, PREDICTIONS["eps"], whole)(x, SD.level(400.4), cond)
     assert times == [pytest.approx(400.4, abs=1e-3), 400.0]
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import Command
 from tests.diffusion.test_guidance import Mock
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.guidance import guided, predictor
+from txt2img.diffusion.guidance import Predictor, guided
 from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.errors import BadRequest
@@ -86,7 +86,7 @@ def test_guidance_holds_from_one_end_to_the_other() -> None:
 
 def test_steps_outside_take_one_pass_and_equal_no_guidance() -> None:
     net = Mock()
-    predict = predictor(net, PROCESS, PREDICTIONS["eps"])
+    predict = Predictor(net, PROCESS, PREDICTIONS["eps"])
     told, other = Cond(torch.full((1, 2, 3), 0.5)), Cond(torch.full((1, 2, 3), -0.25))
     x, late = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4), PROCESS.level(10.0)
     found = guidance_scale(SD15, Request("x", cfg=7.0, cfg_interval=Interval(0, 0.5)), PROCESS)

@@ -197,13 +197,13 @@ def test_a_library_user_is_told_what_lacks() -> None:
 def test_what_is_kept_of_a_look_is_each_networks_own(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, own = list[UNet](), UNet.deep
+    whole, own = list[UNet](), UNet.deep_features
 
     def deep(self: UNet, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
         whole.append(self)
         return own(self, x, clock, tokens)
 
-    monkeypatch.setattr(UNet, "deep", deep)
+    monkeypatch.setattr(UNet, "deep_features", deep)
     levels = noise_levels(model, request := filled(model, refiner_switch=0.5, steps=8, reuse=3))
     found = last(model, request)
     first = sum(not its_turn(PROCESS, level, 0.5) for level in levels[:-1])

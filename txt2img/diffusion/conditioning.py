@@ -1,9 +1,9 @@
-"""Conditions of a network: text embeddings and what comes with them, one a level."""
+"""Conditioning of a network: text embeddings and what comes with them, level by level."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -13,96 +13,106 @@ from txt2img.diffusion.levels import Level
 
 @dataclass(frozen=True)
 class Cond:
-    """What a network is told besides x and time; every tensor's first axis is the batch."""
+    """Inputs of a network besides x and time; every tensor's first axis is the batch."""
 
-    tokens: Tensor  # (B, L, D)
-    pooled: Tensor | None = None  # (B, P)
-    extra: Tensor | None = None  # sizes, (B, E)
-    beside: Tensor | None = None  # more input channels, (B, C', H, W)
-    scale: Tensor | None = None  # of the guidance, less 1, for a network that is told it, (B,)
+    tokens: Tensor  # text embeddings, (B, L, D)
+    pooled: Tensor | None = None  # one embedding of the whole text, (B, P)
+    size_ids: Tensor | None = None  # SDXL's sizes and crops, (B, E)
+    extra_channels: Tensor | None = None  # a mask and a picture, say, (B, C', H, W)
+    guidance: Tensor | None = None  # guidance scale less 1, for an LCM, (B,)
 
     def join(self, other: "Cond") -> "Cond":
-        """Both as one batch, this one's first; a part that either lacks is left out."""
+        """Batch both, this one first; a tensor that either lacks is left out."""
         return Cond(
             torch.cat([self.tokens, other.tokens]),
             cat(self.pooled, other.pooled),
-            cat(self.extra, other.extra),
-            cat(self.beside, other.beside),
-            cat(self.scale, other.scale),
+            cat(self.size_ids, other.size_ids),
+            cat(self.extra_channels, other.extra_channels),
+            cat(self.guidance, other.guidance),
         )
 
-    def silent(self) -> "Cond":
-        """The same with zeros for words: what SDXL learned instead of an empty prompt."""
+    def zeroed(self) -> "Cond":
+        """Zero the text embeddings: what SDXL learned instead of an empty prompt."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
-    def lengthened(self, times: float) -> "Cond":
-        """The same `times` as long, at least once: by its last token, again and again.
+    def padded_to(self, length: int) -> "Cond":
+        """Pad the tokens to `length` by repeating the last one.
 
-        So A1111 makes parts that AND joins equally long (prompt_parser.py, stack_conds).
+        A1111 makes the parts of AND equally long in this way (prompt_parser.py, stack_conds).
         """
-        length = self.tokens.shape[1]
-        more = self.tokens[:, -1:].expand(-1, round(times * length) - length, -1)
-        return replace(self, tokens=torch.cat([self.tokens, more], dim=1))
+        padding = self.tokens[:, -1:].expand(-1, length - self.tokens.shape[1], -1)
+        return replace(self, tokens=torch.cat([self.tokens, padding], dim=1))
 
     def to(self, dtype: torch.dtype) -> "Cond":
-        """The same in `dtype`, but for the numbers: bf16 is too coarse for sizes in pixels.
+        """Cast all but sizes and guidance scale: bf16 is too coarse for sizes in pixels.
 
-        It is the same object each time: networks keep what they made of it.
+        The result is cached, since networks cache what they compute from each object.
         """
-        if all(part is None or part.dtype == dtype for part in self.written()):
+        parts = self.tokens, self.pooled, self.extra_channels
+        if all(part is None or part.dtype == dtype for part in parts):
             return self
-        if dtype not in self._cast:
-            self._cast[dtype] = Cond(
-                self.tokens.to(dtype),
-                None if self.pooled is None else self.pooled.to(dtype),
-                self.extra,
-                None if self.beside is None else self.beside.to(dtype),
-                self.scale,
+        if dtype not in self._casts:
+            self._casts[dtype] = replace(
+                self,
+                tokens=self.tokens.to(dtype),
+                pooled=_moved(self.pooled, dtype),
+                extra_channels=_moved(self.extra_channels, dtype),
             )
-        return self._cast[dtype]
+        return self._casts[dtype]
 
     @cached_property
-    def _cast(self) -> dict[torch.dtype, "Cond"]:
+    def _casts(self) -> dict[torch.dtype, "Cond"]:
         return {}
 
-    def written(self) -> tuple[Tensor | None, ...]:
-        """The parts that are in a network's precision."""
-        return self.tokens, self.pooled, self.beside
-
-    def at(self, device: torch.device) -> "Cond":
-        """The same on a device."""
+    def on(self, device: torch.device) -> "Cond":
+        """Move every tensor to a device."""
         if self.tokens.device == device:
             return self
-        parts = (self.tokens, self.pooled, self.extra, self.beside, self.scale)
-        tokens, *others = (None if part is None else part.to(device) for part in parts)
-        assert tokens is not None
-        return Cond(tokens, *others)
+        others = (self.pooled, self.size_ids, self.extra_channels, self.guidance)
+        return Cond(self.tokens.to(device), *(_moved(part, device) for part in others))
+
+
+def _moved(part: Tensor | None, to: torch.dtype | torch.device) -> Tensor | None:
+    return None if part is None else part.to(to)
 
 
 def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Both along the batch axis, None if either is."""
+    """Concatenate along the batch axis; None if either is None."""
     return None if a is None or b is None else torch.cat([a, b])
 
 
 CondAt = Callable[[Level], Cond]
 
+ScheduledCond = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
 
-Course = Sequence[tuple[int, Cond]]  # conditions in turn, each with its last step, from 1
 
+def over_time(scheduled: ScheduledCond, levels: Sequence[Level], late: bool = False) -> CondAt:
+    """Look up the condition of each level: the scheduled one for the step that leaves it.
 
-def over_time(course: Course, levels: Sequence[Level], late: bool = False) -> CondAt:
-    """The condition of each level: the course's for the step that leaves it.
-
-    Levels between two are of the step that passes them. `late` changes come a step later.
+    A level between two belongs to the step that passes it. `late` changes come a step later.
     """
-    if len(course) == 1:
-        [(_, always)] = course
+    if len(scheduled) == 1:
+        [(_, always)] = scheduled
         return lambda level: always
-    ratios = [-level.ratio for level in levels]  # upwards
+    ratios = [-level.ratio for level in levels]  # ascending
 
     def at(level: Level) -> Cond:
         step = max(bisect_right(ratios, -level.ratio), 1) - late
-        return next((cond for until, cond in course if step <= until), course[-1][1])
+        return next((cond for until, cond in scheduled if step <= until), scheduled[-1][1])
+
+    return at
+
+
+def batched_conds(*conds: CondAt) -> CondAt:
+    """Batch several conditions; cached, since networks cache what they compute from each object."""
+    batches: dict[tuple[int, ...], tuple[list[Cond], Cond]] = {}
+
+    def at(level: Level) -> Cond:
+        parts = [cond(level) for cond in conds]
+        key = tuple(map(id, parts))  # unique, as the dictionary keeps the parts alive
+        if key not in batches:
+            batches[key] = parts, reduce(Cond.join, parts)
+        return batches[key][1]
 
     return at

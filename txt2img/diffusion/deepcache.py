@@ -1,4 +1,4 @@
-"""Reuse of a U-Net's deep features: which evaluations compute them, and which take earlier ones.
+"""DeepCache: reuse a U-Net's deep features for several steps.
 
 Ma et al. 2024, "DeepCache: Accelerating Diffusion Models for Free": from step to step a U-Net's
 deep features change little.
@@ -15,33 +15,29 @@ from txt2img.diffusion.levels import Level
 
 
 @dataclass
-class Kept:
-    """The output of a network's deep layers, (B, C, H, W); None until the network computes it."""
+class FeatureCache:
+    """Output of a network's deep layers, (B, C, H, W); None until the network computes it."""
 
-    deep: Tensor | None = None
+    features: Tensor | None = None
 
 
-class Reuse:
+class DeepCache:
     """The deep features of one picture, or of several that are always in one batch.
 
-    Each condition has its own. They are computed anew every `every` steps; the level of an
-    evaluation tells in which step it is.
+    Each condition has its own. They are recomputed every `every` steps; an evaluation's level
+    tells which step it belongs to.
     """
 
     def __init__(self, every: int, levels: Sequence[Level]) -> None:
         self.every = every
-        self._ratios = [-level.ratio for level in levels]  # upwards
-        self._kept: dict[int, tuple[int, Kept, Cond]] = {}  # by id: made in which step
+        self._ratios = [-level.ratio for level in levels]  # ascending
+        # By the condition's id, which stays unique as long as the condition is kept here too.
+        self._caches: dict[int, tuple[int, FeatureCache, Cond]] = {}  # and the step it is of
 
-    def at(self, level: Level, cond: Cond) -> Kept:
-        """The features to use at a level; with `deep` None they are to be computed into it."""
+    def at(self, level: Level, cond: Cond) -> FeatureCache:
+        """The cache to use at a level; an empty one is for the network to fill."""
         step = bisect_right(self._ratios, -level.ratio)
-        made, kept, _ = self._kept.get(id(cond), (step, Kept(), cond))
-        if not made <= step < made + self.every:  # too old, or of another run
-            made, kept = step, Kept()
-        # The condition is kept too, so that no other gets its id.
-        self._kept[id(cond)] = made, kept, cond
-        for key, (before, _, _) in list(self._kept.items()):
-            if not before <= step < before + self.every:
-                del self._kept[key]
-        return kept
+        self._caches = {  # without those that are too old, or of another run
+            key: entry for key, entry in self._caches.items() if 0 <= step - entry[0] < self.every
+        }
+        return self._caches.setdefault(id(cond), (step, FeatureCache(), cond))[1]

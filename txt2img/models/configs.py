@@ -32,7 +32,7 @@ class UNetConfig:
         return 4 * self.channels[0]
 
     @property
-    def beside(self) -> int:
+    def extra_channels(self) -> int:
         """Channels that the network sees beside the noisy latent."""
         return self.in_channels - self.out_channels
 

@@ -29,7 +29,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
     return out
 
 
-def alongside(x: Tensor, other: Tensor) -> Tensor:
+def repeat_to_batch(x: Tensor, other: Tensor) -> Tensor:
     """x (B, …) again and again, as often as it goes into the batch of `other`, N·B: (N·B, …)."""
     times = len(other) // len(x)
     return x if times == 1 else torch.cat([x] * times)  # keeps the layout in memory
@@ -63,20 +63,20 @@ def scale_features(scale: Tensor, width: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Time features (B, width) → what residual blocks are told of the time (B, out).
+    """Time features (B, width) → the time embedding (B, out) that residual blocks add.
 
-    `told` features more, where a network is told how strongly it is guided, join the time's.
+    A guidance scale's `cond_width` features, in an LCM, are added to the time's.
     """
 
-    def __init__(self, width: int, out: int, told: int = 0) -> None:
+    def __init__(self, width: int, out: int, cond_width: int = 0) -> None:
         super().__init__()
-        self.cond_proj = nn.Linear(told, width, bias=False) if told else None
+        self.cond_proj = nn.Linear(cond_width, width, bias=False) if cond_width else None
         self.linear_1 = nn.Linear(width, out)
         self.linear_2 = nn.Linear(out, out)
 
-    def forward(self, features: Tensor, more: Tensor | None = None) -> Tensor:
-        if self.cond_proj is not None and more is not None:
-            features = features + self.cond_proj(more)
+    def forward(self, features: Tensor, cond: Tensor | None = None) -> Tensor:
+        if self.cond_proj is not None and cond is not None:
+            features = features + self.cond_proj(cond)
         out: Tensor = self.linear_2(functional.silu(self.linear_1(features)))
         return out
 
@@ -98,8 +98,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(swish(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            told = self.time_emb_proj(functional.silu(time))  # (B, out)
-            h = h + alongside(told, h)[:, :, None, None]
+            shift = self.time_emb_proj(functional.silu(time))  # (B, out)
+            h = h + repeat_to_batch(shift, h)[:, :, None, None]
         h = self.conv2(swish(self.norm2(h)))
         # Made last, so that it takes no memory before.
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
@@ -160,16 +160,16 @@ class FeedForward(nn.Module):
 class Downsample(nn.Module):
     """Half the height and width by a convolution of stride 2.
 
-    The VAE pads only below and on the right (`lopsided`), as its published weights expect.
+    The VAE pads only below and on the right (`asymmetric_pad`), as its published weights expect.
     """
 
-    def __init__(self, channels: int, lopsided: bool = False) -> None:
+    def __init__(self, channels: int, asymmetric_pad: bool = False) -> None:
         super().__init__()
-        self.lopsided = lopsided
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if lopsided else 1)
+        self.asymmetric_pad = asymmetric_pad
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric_pad else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lopsided:
+        if self.asymmetric_pad:
             x = functional.pad(x, (0, 1, 0, 1))
         out: Tensor = self.conv(x)
         return out

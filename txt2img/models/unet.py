@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.deepcache import Kept
+from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import (
     Attention,
@@ -18,7 +18,7 @@ from txt2img.models.layers import (
     ResnetBlock,
     TimeEmbedding,
     Upsample,
-    alongside,
+    repeat_to_batch,
     scale_features,
     swish,
     time_features,
@@ -40,12 +40,13 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, size: tuple[int, int], merging: float) -> Tensor:
         """x (B, L, D) of a map of this size (height, width), a part `merging` of it merged."""
-        x = alongside(x + self.among(self.norm1(x), size, merging), tokens)  # texts begin to tell
+        x = x + self.self_attention(self.norm1(x), size, merging)
+        x = repeat_to_batch(x, tokens)  # from here on the texts differ
         x = x + self.attn2(self.norm2(x), tokens)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
-    def among(self, x: Tensor, size: tuple[int, int], merging: float) -> Tensor:
+    def self_attention(self, x: Tensor, size: tuple[int, int], merging: float) -> Tensor:
         """The self-attention, of merged tokens where some are to be."""
         if not merging:
             alone: Tensor = self.attn1(x)
@@ -86,7 +87,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         else:
             h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
-        out: Tensor = alongside(x, h) + h
+        out: Tensor = repeat_to_batch(x, h) + h
         return out
 
 
@@ -106,16 +107,16 @@ class DownBlock(nn.Module):
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        kept = []
+        skips = []
         for layer, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
-            kept.append(x)
+            skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
-            kept.append(x)
-        return x, kept
+            skips.append(x)
+        return x, skips
 
 
 class MidBlock(nn.Module):
@@ -143,9 +144,9 @@ class UpBlock(nn.Module):
         super().__init__()
         width, count = config.channels[level], config.layers + 1
         below = config.channels[min(level + 1, len(config.channels) - 1)]
-        kept = [width] * config.layers + [config.channels[max(level - 1, 0)]]
+        skip_widths = [width] * config.layers + [config.channels[max(level - 1, 0)]]
         self.resnets = nn.ModuleList(
-            _resnet(config, (below if layer == 0 else width) + kept[layer], width)
+            _resnet(config, (below if layer == 0 else width) + skip_widths[layer], width)
             for layer in range(count)
         )
         depths = config.depths(level, count, up=True)
@@ -155,17 +156,17 @@ class UpBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        kept: list[Tensor],
+        skips: list[Tensor],
         time: Tensor,
         tokens: Tensor,
         layers: slice = slice(None),
     ) -> Tensor:
         for layer, resnet in list(enumerate(self.resnets))[layers]:
-            x = resnet(torch.cat([x, alongside(kept.pop(), x)], dim=1), time)
+            x = resnet(torch.cat([x, repeat_to_batch(skips.pop(), x)], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
         if self.upsamplers is not None:
-            height, width = kept[-1].shape[-2:]  # an odd map is not the double of its half
+            height, width = skips[-1].shape[-2:]  # an odd map is not the double of its half
             x = self.upsamplers[0](x, (height, width))
         return x
 
@@ -185,7 +186,7 @@ class UNet(nn.Module):
     comes before the first attention on texts is computed once for them.
     """
 
-    shares = True
+    broadcasts_latents = True
     merging = 0.0
 
     def __init__(self, config: UNetConfig) -> None:
@@ -196,26 +197,26 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(
             config.channels[0], config.time_width, config.scale_width
         )
-        told = config.pooled + config.sizes * config.size_width
-        self.add_embedding = TimeEmbedding(told, config.time_width) if told else None
+        added = config.pooled + config.sizes * config.size_width
+        self.add_embedding = TimeEmbedding(added, config.time_width) if added else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
         self.mid_block = MidBlock(config) if config.middle != "none" else None
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
-    def told(self, cond: Cond) -> Tensor:
+    def added_cond(self, cond: Cond) -> Tensor:
         """The text as a whole and the sizes, each as the features of its own: (B, told)."""
-        assert cond.pooled is not None and cond.extra is not None
-        sizes = time_features(cond.extra.flatten(), self.config.size_width)  # (B·sizes, width)
-        return torch.cat([cond.pooled.float(), sizes.view(len(cond.extra), -1)], dim=-1)
+        assert cond.pooled is not None and cond.size_ids is not None
+        sizes = time_features(cond.size_ids.flatten(), self.config.size_width)  # (B·sizes, width)
+        return torch.cat([cond.pooled.float(), sizes.view(len(cond.size_ids), -1)], dim=-1)
 
     def scale(self, cond: Cond) -> Tensor | None:
         """The features (B, scale_width) of how strongly an LCM is to be guided, if it is told."""
         if not self.config.scale_width:
             return None
-        assert cond.scale is not None
-        return scale_features(cond.scale, self.config.scale_width)
+        assert cond.guidance is not None
+        return scale_features(cond.guidance, self.config.scale_width)
 
     def merge_tokens(self, ratio: float) -> None:
         """Merge a part of the tokens of the largest maps that attend, from now on; 0: none.
@@ -229,29 +230,32 @@ class UNet(nn.Module):
                 if isinstance(part, SpatialTransformer):
                     part.merging = ratio
 
-    def forward(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, cond: Cond, cache: FeatureCache | None = None
+    ) -> Tensor:
         """x (B, C, H, W), time (B,), cond.tokens (N·B, L, D) → (N·B, C, H, W).
 
-        All but the first convolution and the last layer goes by what is `kept`, if that is there.
+        Deep features are read from `cache`, or fill it; the first convolution and the last layer
+        are always computed.
         """
         tokens = cond.tokens.to(x.dtype)
         if self.add_embedding is not None:  # the time comes with the text as a whole
-            x, time = alongside(x, tokens), alongside(time, tokens)
+            x, time = repeat_to_batch(x, tokens), repeat_to_batch(time, tokens)
         features = time_features(time, self.config.channels[0])
         scale = self.scale(cond)
         scale = None if scale is None else scale.to(x.dtype)
         clock = self.time_embedding(features.to(x.dtype), scale)  # (B, 4·channels)
         if self.add_embedding is not None:
-            clock = clock + self.add_embedding(self.told(cond).to(x.dtype))
+            clock = clock + self.add_embedding(self.added_cond(cond).to(x.dtype))
         x = self.conv_in(x)
-        kept = Kept() if kept is None else kept
-        if kept.deep is None:
-            kept.deep = self.deep(x, clock, tokens)
-        x = self.up_blocks[-1](kept.deep, [x], clock, tokens, slice(-1, None))
+        cache = FeatureCache() if cache is None else cache
+        if cache.features is None:
+            cache.features = self.deep_features(x, clock, tokens)
+        x = self.up_blocks[-1](cache.features, [x], clock, tokens, slice(-1, None))
         out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
-        return alongside(out, tokens)
+        return repeat_to_batch(out, tokens)
 
-    def deep(self, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
+    def deep_features(self, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
         """What the last layer on the way up is given from below: (N·B, C', H, W)."""
         maps = [x]
         for down in self.down_blocks:

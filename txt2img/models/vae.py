@@ -58,7 +58,7 @@ class VAEBlock(nn.Module):
             for layer in range(layers)
         )
         if way == "down":
-            self.downsamplers = nn.ModuleList([Downsample(out, lopsided=True)])
+            self.downsamplers = nn.ModuleList([Downsample(out, asymmetric_pad=True)])
         if way == "up":
             self.upsamplers = nn.ModuleList([Upsample(out)])
         self.way = way

@@ -11,9 +11,9 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from txt2img.diffusion.conditioning import CondAt, Course, over_time
-from txt2img.diffusion.deepcache import Reuse
-from txt2img.diffusion.guidance import Denoise, Scale, composed, joined, predictor
+from txt2img.diffusion.conditioning import CondAt, ScheduledCond, batched_conds, over_time
+from txt2img.diffusion.deepcache import DeepCache
+from txt2img.diffusion.guidance import Denoise, GuidanceScale, Predictor, multi_guided
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline.encode_prompts import prompt_weights
@@ -29,7 +29,7 @@ PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a
 def denoiser(
     model: Model,
     requests: Sequence[Request],
-    conds: Sequence[tuple[Course, ...]],
+    conds: Sequence[tuple[ScheduledCond, ...]],
     levels: Sequence[Level],
     device: torch.device,
 ) -> Denoise:
@@ -38,7 +38,7 @@ def denoiser(
     found, kind = rules(request), PREDICTIONS[model.family.prediction]
     network = model.graphed if device == device_of(model) else None
     process = model.family.process.build()
-    predict = predictor(network or model.network, process, kind, whole_times(found, request))
+    predict = Predictor(network or model.network, process, kind, whole_times(found, request))
     scale = guidance_scale(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
@@ -50,12 +50,12 @@ def denoiser(
         ]
         its = predict
         if request.reuse > 1:
-            its = replace(predict, reuse=Reuse(request.reuse, levels))
-        return composed(its, parts, side(part, -1), scale, together, request.cfg_rescale)
+            its = replace(predict, deepcache=DeepCache(request.reuse, levels))
+        return multi_guided(its, parts, side(part, -1), scale, together, request.cfg_rescale)
 
     def side(part: slice, which: int) -> CondAt:
-        courses = [[(until, c.at(device)) for until, c in pair[which]] for pair in conds[part]]
-        return joined(*(over_time(course, levels, found.late) for course in courses))
+        courses = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
+        return batched_conds(*(over_time(course, levels, found.late) for course in courses))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, requests)
@@ -64,7 +64,7 @@ def denoiser(
     return with_oom_fallback(fast, slow, model.memory.warn)
 
 
-def guidance_scale(family: Family, request: Request, process: Process) -> Scale:
+def guidance_scale(family: Family, request: Request, process: Process) -> GuidanceScale:
     """How strongly each level is guided; where not at all, by 1.
 
     Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval": at much noise guidance
@@ -84,7 +84,7 @@ def guidance_scale(family: Family, request: Request, process: Process) -> Scale:
 
 
 def equal_length_runs(
-    conds: Sequence[tuple[Course, ...]], requests: Sequence[Request]
+    conds: Sequence[tuple[ScheduledCond, ...]], requests: Sequence[Request]
 ) -> list[slice]:
     """The longest runs of equally long conditions with the same weights: each fits in one batch."""
     rows = zip(conds, requests, strict=True)
@@ -95,7 +95,7 @@ def equal_length_runs(
     return [slice(start, end) for start, end in pairwise(ends)]
 
 
-def lengths(courses: Sequence[Course]) -> list[int]:
+def lengths(courses: Sequence[ScheduledCond]) -> list[int]:
     """The tokens of each prompt of a picture: those of a course have equally many."""
     return [course[0][1].tokens.shape[1] for course in courses]
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from txt2img.diffusion.conditioning import Cond, Course
+from txt2img.diffusion.conditioning import Cond, ScheduledCond
 from txt2img.request import prompt_syntax
 from txt2img.request.compat import rules
 from txt2img.request.request import Request
@@ -21,7 +21,7 @@ CACHE_SIZE = (
 )
 
 
-def encode_prompts(model: Model, requests: Sequence[Request]) -> list[tuple[Course, ...]]:
+def encode_prompts(model: Model, requests: Sequence[Request]) -> list[tuple[ScheduledCond, ...]]:
     """Each picture's conditions, once the model wears what is asked for; a text is encoded once.
 
     BadRequest, OutOfMemory.
@@ -52,7 +52,7 @@ def cache_key(model: Model, request: Request) -> Hashable:
     return request.prompt, request.negative, *shape, *clothes, rules(request)
 
 
-def encode(model: Model, request: Request) -> tuple[Course, ...]:
+def encode(model: Model, request: Request) -> tuple[ScheduledCond, ...]:
     """The conditions of all prompts over the steps, each of a batch of 1; the negative comes last.
 
     There are several before it where AND joins them, all of them equally long.
@@ -74,9 +74,10 @@ def encode(model: Model, request: Request) -> tuple[Course, ...]:
         how = replace(reading, clip_skip=1) if whole else reading
         said = model.text.encode([text], chunks, how)
         if silent and not wanted and not request.negative:
-            said = said.silent()
+            said = said.zeroed()
         longest = max(counts[:-1]) if wanted else chunks
-        return with_sizes(said.lengthened(longest / chunks), model.family, request, wanted)
+        length = said.tokens.shape[1] // chunks * longest
+        return with_sizes(said.padded_to(length), model.family, request, wanted)
 
     return tuple(
         [(until, cond(text, chunks, wanted)) for until, text in course]
@@ -101,8 +102,8 @@ def with_sizes(cond: Cond, family: Family, request: Request, wanted: bool) -> Co
     """The condition with what a family is told in numbers: sizes, how strongly it is guided."""
     if family.network.scale_width:
         scale = torch.tensor([(request.cfg or 0.0) - 1], device=cond.tokens.device)
-        cond = replace(cond, scale=scale)
+        cond = replace(cond, guidance=scale)
     sizes = family.sizes(request.height or 0, request.width or 0, wanted)
     if not sizes:
         return cond
-    return replace(cond, extra=torch.tensor([sizes], device=cond.tokens.device))
+    return replace(cond, size_ids=torch.tensor([sizes], device=cond.tokens.device))

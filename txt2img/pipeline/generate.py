@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from txt2img.diffusion.guidance import Denoise, in_turn
+from txt2img.diffusion.guidance import Denoise, switch
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_on
 from txt2img.diffusion.schedules import SCHEDULES, strided
@@ -102,7 +102,7 @@ def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: Exi
 
     `way` is where and in what precision the networks draw; the stack holds the one that does.
     """
-    job, switch = prepare(model, requests, way[0]), requests[0].refiner_switch
+    job, switch_at = prepare(model, requests, way[0]), requests[0].refiner_switch
     if requests[0].refiner is None:
         return job
     process = model.family.process.build()
@@ -114,7 +114,7 @@ def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: Exi
         stack.enter_context(ready_to_draw(other, made, *way))
         return made.denoise
 
-    later = in_turn(job.denoise, take_turn, lambda level: its_turn(process, level, switch))
+    later = switch(job.denoise, take_turn, lambda level: its_turn(process, level, switch_at))
     return replace(job, denoise=later)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.deepcache import Kept
+from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import Level
 from txt2img.diffusion.predictions import PREDICTIONS
@@ -48,7 +48,7 @@ class Adapted:
     unet: UNet
     weights: dict[str, Tensor]
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond, *kept: Kept) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond, *kept: FeatureCache) -> Tensor:
         """The network's output (B, C, h, w) for x (B, C, h, w) at times (B,)."""
         output: Tensor = functional_call(self.unet, self.weights, (x, time, cond, *kept))
         return output

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.guidance import Denoise, Network, guided, predictor
+from txt2img.diffusion.guidance import Denoise, Network, Predictor, guided
 from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas, zero_terminal_snr
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
@@ -43,7 +43,7 @@ def denoiser(
     network: Network, config: TrainConfig, positive: Cond, negative: Cond, cfg: float
 ) -> Denoise:
     """What a network that learns as `config` says sees in noisy pictures of a prompt."""
-    predict = predictor(network, process_of(config), PREDICTIONS[config.prediction])
+    predict = Predictor(network, process_of(config), PREDICTIONS[config.prediction])
     return guided(predict, lambda _: positive, lambda _: negative, cfg)
 
 

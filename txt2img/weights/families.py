@@ -53,7 +53,7 @@ class Family:
     @property
     def needs(self) -> str:
         """What must be drawn from beside words; nothing for most."""
-        return NEEDS.get(self.network.beside, "")
+        return NEEDS.get(self.network.extra_channels, "")
 
     def cells(self, request: Request, factor: int) -> tuple[int, int]:
         """Height and width of a filled request's latents, in cells of `factor` pixels.
@@ -171,11 +171,13 @@ NETWORKS = {
 
 def named(network: UNetConfig) -> str:
     """What a network is known as, and what it is made for. Raises UnknownLayout."""
-    if network.beside and network.beside not in NEEDS:
+    if network.extra_channels and network.extra_channels not in NEEDS:
         raise UnknownLayout(special(network.in_channels, network.out_channels))
     plain = replace(network, in_channels=network.out_channels, scale_width=0)
     known = [name for name, other in NETWORKS.items() if other == plain]
-    return " ".join([*(known or ["latent diffusion"]), *MADE_FOR.get(network.beside, "").split()])
+    return " ".join(
+        [*(known or ["latent diffusion"]), *MADE_FOR.get(network.extra_channels, "").split()]
+    )
 
 
 def told_apart(depths: Sequence[Depth], attention: Sequence[bool]) -> tuple[Depth, ...]:

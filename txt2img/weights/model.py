@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from txt2img.diffusion.conditioning import Course
+from txt2img.diffusion.conditioning import ScheduledCond
 from txt2img.models.optimize.cuda_graph import Graphed
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
@@ -32,7 +32,7 @@ class Model:
     graphed: Graphed | None = None  # the network recorded as CUDA graphs, or compiled
     second: "SecondStage | None" = None  # a refiner, for the last steps
     plan: Plan | None = None  # where its weights come from
-    prompt_cache: dict[Hashable, tuple[Course, ...]] = field(
+    prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(
         default_factory=dict
     )  # words → conditions
 

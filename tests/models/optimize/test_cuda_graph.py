@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.pipeline.test_generate import SMALL
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.deepcache import Kept
+from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.optimize import cuda_graph
 from txt2img.models.optimize.cuda_graph import Graphed, Outputs, Work
 from txt2img.pipeline.generate import generate
@@ -72,19 +72,21 @@ def test_replays_give_what_the_network_gives_and_keep_it() -> None:
 
 def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
     class Deep(Net):
-        def forward(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
-            kept = Kept() if kept is None else kept
-            kept.deep = 3 * x if kept.deep is None else kept.deep
-            return super().forward(x, time, cond) + kept.deep
+        def forward(
+            self, x: Tensor, time: Tensor, cond: Cond, kept: FeatureCache | None = None
+        ) -> Tensor:
+            kept = FeatureCache() if kept is None else kept
+            kept.features = 3 * x if kept.features is None else kept.features
+            return super().forward(x, time, cond) + kept.features
 
     network, made = Deep(), list[Work]()
     quick = Graphed(network, pytest.fail, recorder(made))
     for seed in (1, 2):
-        ours, own = Kept(), Kept()
+        ours, own = FeatureCache(), FeatureCache()
         first, second = inputs(1, seed), inputs(1, seed + 5)
         for given in (first, second, first):
             assert torch.equal(quick(*given, ours), network(*given, own))
-            assert ours.deep is not None and torch.equal(ours.deep, 3 * first[0])
+            assert ours.features is not None and torch.equal(ours.features, 3 * first[0])
         assert torch.equal(quick(*second), network(*second))
     assert len(made) == 3  # that makes it, that goes by it, that does neither
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.deepcache import Kept
+from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.optimize.onednn import address
 from txt2img.system.device.memory import free, is_oom
 
@@ -65,7 +65,7 @@ class Graphed:
     ) -> None:
         self.network, self.tell, self.record = network, tell, record
         self.compiled_in = compiled_in  # the folder of torch's compiler; empty: do not compile
-        self.shares = bool(getattr(network, "shares", False))
+        self.broadcasts_latents = bool(getattr(network, "broadcasts_latents", False))
         self._flat: Flat = self._plain
         self._compiled = False
         self._recordings: OrderedDict[Signature, Recording] = OrderedDict()
@@ -88,13 +88,24 @@ class Graphed:
         self._recordings.clear()
         free()
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond, kept: Kept | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, time: Tensor, cond: Cond, kept: FeatureCache | None = None
+    ) -> Tensor:
         """The network's output for x (B, C, H, W), time (B,), conditions and what is kept."""
-        deep, wanted = (None, False) if kept is None else (kept.deep, kept.deep is None)
-        values = [x, time, deep, cond.tokens, cond.pooled, cond.extra, cond.beside, cond.scale]
+        deep, wanted = (None, False) if kept is None else (kept.features, kept.features is None)
+        values = [
+            x,
+            time,
+            deep,
+            cond.tokens,
+            cond.pooled,
+            cond.size_ids,
+            cond.extra_channels,
+            cond.guidance,
+        ]
         out, *made = self._outputs(wanted, values)
         if kept is not None and made:
-            [kept.deep] = made
+            [kept.features] = made
         return out
 
     def _outputs(self, wanted: bool, values: list[Tensor | None]) -> Outputs:
@@ -127,10 +138,10 @@ class Graphed:
         assert tokens is not None
         if deep is None and not wanted:
             return (self.network(x, time, Cond(tokens, *others)),)
-        kept = Kept(deep)
+        kept = FeatureCache(deep)
         out: Tensor = self.network(x, time, Cond(tokens, *others), kept)
-        assert kept.deep is not None
-        return (out, kept.deep) if wanted else (out,)
+        assert kept.features is not None
+        return (out, kept.features) if wanted else (out,)
 
     def _compile(self, wanted: bool, values: list[Tensor | None]) -> None:
         """Compile for a shape, and say how long that took."""
