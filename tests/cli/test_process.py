@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from txt2img.images import image_file
+from txt2img.images.record import Origin
 from txt2img.request.request import Request
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,7 +29,7 @@ def picture(folder: Path) -> str:
         Image.new("RGB", (8, 8)),
         Path("x.png"),
         Request("ä 苹", seed=1),
-        image_file.Origin("m", "0"),
+        Origin("m", "0"),
     )
     return "x.png"
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import Command
 from txt2img.cli.shell_line import command_line, quoted
 from txt2img.images import image_file
+from txt2img.images.record import Origin
 from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
 
@@ -84,7 +85,7 @@ def save(request: Request = REQUEST) -> None:
         Image.new("RGB", (64, 80)),
         Path("x.png"),
         request,
-        image_file.Origin("m", "0"),
+        Origin("m", "0"),
         overwrite=True,
     )
 

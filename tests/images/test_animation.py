@@ -8,8 +8,8 @@ from PIL import Image, ImageSequence
 
 from txt2img.errors import BadOutput
 from txt2img.images import animation, image_file
-from txt2img.images.image_file import Origin
 from txt2img.images.output import Output
+from txt2img.images.record import Origin
 from txt2img.images.resume import ResumeIndex, picture_id
 from txt2img.request.request import Request
 

@@ -16,7 +16,7 @@ from tests.images.test_exif import KINDS
 from tests.images.test_image_file import IMAGE, NASTY, ORIGIN, REQUEST
 from txt2img.cli.output_target import StdoutOutput
 from txt2img.errors import BadRequest
-from txt2img.images import exif, formats, image_file
+from txt2img.images import formats, image_file
 from txt2img.images.formats import FORMATS, PNG, Format
 from txt2img.images.resume import item_id, picture_id
 
@@ -189,4 +189,4 @@ def test_a_format_that_is_not_there_is_told_before_all_else(
     refused(command("x", "-o", "x.webp"), 2, "this Pillow writes no WEBP")
     assert command("x", "--dry-run", "-q").code == 0
     assert nothing_in(folder)
-    exif.check(formats.PNG)
+    formats.check_writable(formats.PNG)

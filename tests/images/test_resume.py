@@ -8,12 +8,13 @@ from PIL import Image
 
 from txt2img.images import image_file
 from txt2img.images.output import Output, parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, item_id, items, picture_id
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.system import locks
 
 REQUEST = Request("a", "", "m", 64, 64, 2, 5.0, 0.0, None, Sampler.EULER, Schedule.LINEAR, 1)
-ORIGIN = image_file.Origin("m", "0123456789")
+ORIGIN = Origin("m", "0123456789")
 
 
 def plan(requests: list[Request], name: str = "{prompt}.png") -> tuple[Output, list[Item]]:

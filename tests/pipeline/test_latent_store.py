@@ -11,8 +11,8 @@ from PIL import Image
 from tests.conftest import Command
 from txt2img.errors import BadFile, OutOfMemory
 from txt2img.images import image_file, resume
-from txt2img.images.image_file import SIGNATURE, Origin
 from txt2img.images.output import parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item
 from txt2img.pipeline import batch, generate, latent_store
 from txt2img.pipeline.latent_store import Latent, LatentStore
@@ -150,7 +150,7 @@ def test_what_is_no_latent_is_refused(command: Command, sd1_folder: Path, folder
 
     Path("a.latent").write_bytes(b"no")
     assert command("decode", "a.latent").code == 1
-    Path("a.png").write_bytes(SIGNATURE)
+    Path("a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert '"a.png" is a PNG picture already' in command("decode", "a.png").err
     latent = Latent(torch.zeros(1, 2, 2), Request("x", seed=1), Origin(), None, "../y.png", 1, 1)
     latent_store.write(latent, Path("b.latent"))

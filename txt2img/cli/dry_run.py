@@ -11,7 +11,7 @@ from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
-from txt2img.images.image_file import Origin
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.request import Request
 from txt2img.system.device_names import guess_device

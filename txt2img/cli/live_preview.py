@@ -13,8 +13,8 @@ from txt2img.cli.terminal.console import Bar, log
 from txt2img.cli.terminal.screen import Screen
 from txt2img.errors import BadOutput
 from txt2img.images import animation as frames
-from txt2img.images.image_file import Origin
 from txt2img.images.output import Output
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item
 
 if TYPE_CHECKING:

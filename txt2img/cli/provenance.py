@@ -4,19 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from txt2img.errors import BadRequest
-from txt2img.images import image_file
+from txt2img.images.record import ImageInfo, Origin
 from txt2img.request.request import Request
 from txt2img.system.text import escape, shown
 
 
-def request_of(path: Path, content: image_file.ImageInfo) -> Request:
+def request_of(path: Path, content: ImageInfo) -> Request:
     """The request that a picture records. BadRequest if it records none."""
     if content.request is None:
         raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
     return content.request
 
 
-def request_with_model(path: Path, content: image_file.ImageInfo, model: str | None) -> Request:
+def request_with_model(path: Path, content: ImageInfo, model: str | None) -> Request:
     """The request that a picture records, if its model is known. BadRequest."""
     request = request_of(path, content)
     require_model(path, request, model)
@@ -33,7 +33,7 @@ def require_model(path: Path, request: Request, model: str | None) -> None:
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
 
 
-def differences(then: Iterable[image_file.Origin], now: image_file.Origin) -> list[str]:
+def differences(then: Iterable[Origin], now: Origin) -> list[str]:
     """Lines for what has changed since pictures were drawn: model hash, versions, device."""
     lines = []
     for origin in then:

@@ -14,7 +14,7 @@ from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.provenance import request_with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
-from txt2img.images.image_file import Origin
+from txt2img.images.record import Origin
 from txt2img.request import prompt_file
 from txt2img.request.request import Request
 from txt2img.request.resolve import Library

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile
-from txt2img.images import exif, output
-from txt2img.images.image_file import Origin
-from txt2img.request.request import Request
+from txt2img.images import exif, output, png
+from txt2img.images.record import Origin
+from txt2img.request import Request
 from txt2img.system.files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
 STEP_KEY = "txt2img-step"  # what such a file says of itself, of which picture it is
 FORMAT = 1  # of the record
@@ -34,15 +33,13 @@ def record(request: Request, origin: Origin, step: int | None, steps: int) -> st
     """What a file says of itself: which step of which picture, or (None) that it is all of them."""
     kind = {"animation": steps} if step is None else {"step": step, "steps": steps}
     named = request.to_json() | {"model": origin.model}  # a name: never the path the user gave
-    model = {"name": origin.model, "hash": origin.hash}
+    model = origin.to_json()["model"]
     return json.dumps({STEP_KEY: FORMAT, **kind, "request": named, "model": model})
 
 
 def still(image: "Image.Image", record: str) -> bytes:
     """The PNG file of one step."""
-    file = BytesIO()
-    image.save(file, "png", pnginfo=_texts(record))
-    return file.getvalue()
+    return png.encode(image, {STEP_KEY: record})
 
 
 def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
@@ -50,9 +47,9 @@ def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
     steps = max(len(frames) - 1, 1)
     shown = min(max(round(1000 * SECONDS / steps), SHOWN[0]), SHOWN[1])
     ways: dict[str, dict[str, object]] = {
-        "webp": {"exif": exif.described({STEP_KEY: record}), "quality": 90},
+        "webp": {"exif": exif.to_exif({STEP_KEY: record}), "quality": 90},
         "gif": {"comment": record.encode()},
-        "png": {"pnginfo": _texts(record)},
+        "png": {"pnginfo": png.text_chunks({STEP_KEY: record})},
     }
     file = BytesIO()
     frames[0].save(
@@ -85,7 +82,7 @@ def is_step_file(path: Path) -> bool:
 
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
-            held = exif.more_texts(image.getexif().get(ExifTags.Base.ImageHistory))
+            held = exif.own_texts(image.getexif().get(ExifTags.Base.ImageHistory))
             comment = image.info.get("comment", b"")
             return STEP_KEY in image.info or STEP_KEY in held or f'{{"{STEP_KEY}":' in repr(comment)
     except (BadFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -115,11 +112,3 @@ def grid(images: "Sequence[Image.Image]") -> "Image.Image":
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet
-
-
-def _texts(said: str) -> "PngInfo":
-    from PIL.PngImagePlugin import PngInfo
-
-    texts = PngInfo()
-    texts.add_text(STEP_KEY, said)
-    return texts

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from txt2img.images import image_file, output
 from txt2img.images.formats import PNG, Format
 from txt2img.images.output import Output, with_suffix
-from txt2img.request.request import Request
+from txt2img.request import Request
 from txt2img.request.sweep import NONE, Axis
 from txt2img.system.text import escape
 

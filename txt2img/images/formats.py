@@ -1,5 +1,6 @@
-"""The formats that pictures are written in: PNG loses nothing; the others are smaller."""
+"""The formats of picture files: PNG is lossless, the others are smaller."""
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -7,43 +8,65 @@ from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
 QUALITIES = range(1, 101)
+HEAD = 16  # bytes of a file that tell its format
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format as Pillow calls it, and how much of a picture is to be kept of it."""
+    """A format, by Pillow's name."""
 
     name: str
-    suffix: str
-    quality: int | None = None  # None: nothing is lost, or there is nothing to choose
+    suffixes: tuple[str, ...]  # new files get the first
+    magic: bytes  # a pattern of a file's first bytes
+    quality: int | None = None  # None: lossless
+    exif_max: int | None = None  # bytes of EXIF data, if they are bounded
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a new file."""
+        return self.suffixes[0]
 
 
-PNG = Format("PNG", ".png")
-# Where a loss can hardly be seen.
+PNG = Format("PNG", (".png",), rb"\x89PNG\r\n\x1a\n")
+# The qualities are those where a loss can hardly be seen. A JPEG has its EXIF data in one segment.
 FORMATS = {
     "png": PNG,
-    "jpeg": Format("JPEG", ".jpg", 95),
-    "webp": Format("WEBP", ".webp", 90),
-    "avif": Format("AVIF", ".avif", 80),
+    "jpeg": Format("JPEG", (".jpg", ".jpeg"), rb"\xff\xd8\xff", 95, exif_max=65_533),
+    "webp": Format("WEBP", (".webp",), rb"RIFF.{4}WEBP", 90),
+    "avif": Format("AVIF", (".avif",), rb".{4}ftypavi[fs]", 80),
 }
-SUFFIXES = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".avif": "avif",
-}
+PILLOW_NAMES = tuple(format.name for format in FORMATS.values())
+LOSSY = ", ".join(name for name, format in FORMATS.items() if format.quality is not None)
 
 
-def named(name: str) -> Format:
-    """The format of that name. BadRequest."""
-    wanted = name.lower().removeprefix(".").replace("jpg", "jpeg")
-    if wanted not in FORMATS:
-        raise BadRequest(f"no format {shown(name)}; choose from {', '.join(FORMATS)}")
-    return FORMATS[wanted]
+def by_name(name: str) -> Format:
+    """The format of that name or suffix. BadRequest."""
+    bare = name.lower().removeprefix(".")
+    for key, format in FORMATS.items():
+        if bare == key or f".{bare}" in format.suffixes:
+            return format
+    raise BadRequest(f"no format {shown(name)}; choose from {', '.join(FORMATS)}")
 
 
-def of(name: str) -> Format | None:
+def by_suffix(name: str) -> Format | None:
     """The format that a file's name tells; None if it tells none."""
-    kind = SUFFIXES.get(PurePath(name).suffix.lower())
-    return None if kind is None else FORMATS[kind]
+    suffix = PurePath(name).suffix.lower()
+    return next((format for format in FORMATS.values() if suffix in format.suffixes), None)
+
+
+def by_content(head: bytes) -> Format | None:
+    """The format that a file's first bytes tell; None if it is none of these."""
+    matches = (f for f in FORMATS.values() if re.match(f.magic, head, re.DOTALL))
+    return next(matches, None)
+
+
+def check_writable(format: Format) -> None:
+    """Raise BadRequest if this Pillow was built without the format's encoder."""
+    if format is PNG:
+        return
+    from PIL import features
+
+    if not features.check(format.suffix[1:]):  # Pillow's name of the codec
+        raise BadRequest(
+            f"this Pillow writes no {format.name}: install one that does, or choose --format png"
+        )

@@ -16,7 +16,8 @@ from typing import Self
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.images import formats
 from txt2img.images.formats import FORMATS, PNG, Format
-from txt2img.request.request import Request, check_text
+from txt2img.request import Request
+from txt2img.request.request import check_text
 from txt2img.system import files, locks
 from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
@@ -145,7 +146,7 @@ def parse(text: str | None, several: bool, overwrite: bool = False, format: Form
     if Path(name).suffix.lower() in OTHER_KINDS:
         kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{format.suffix}")
         raise BadRequest(f"pictures are written as {kinds}, not {shown(name)}; name it {better}")
-    told = formats.of(name)
+    told = formats.by_suffix(name)
     if several and told is None and "{" not in text:
         return Output(Path(text), default, overwrite=overwrite, format=format)
     name = f"{name}{format.suffix}" if told is None else name

@@ -19,8 +19,8 @@ from txt2img.errors import BadFile, BadOutput
 from txt2img.images import formats, image_file
 from txt2img.images.formats import Format
 from txt2img.images.output import Output, with_suffix
+from txt2img.request import Request
 from txt2img.request.compat import plainest
-from txt2img.request.request import Request
 from txt2img.system import locks
 from txt2img.system.text import shown
 
@@ -193,5 +193,5 @@ class ResumeIndex:
 def _names(folder: Path, form: Format) -> list[str]:
     """The names of the pictures of that format in a folder."""
     with os.scandir(folder) as entries:
-        found = [(entry.name, formats.of(entry.name)) for entry in entries]
+        found = [(entry.name, formats.by_suffix(entry.name)) for entry in entries]
     return [name for name, its in found if its is not None and its.name == form.name]

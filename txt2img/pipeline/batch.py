@@ -16,8 +16,9 @@ from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.images import checks
 from txt2img.images.checks import FailurePolicy
 from txt2img.images.formats import PNG, Format
-from txt2img.images.image_file import Origin, check_room
+from txt2img.images.image_file import check_room
 from txt2img.images.output import Output
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
 from txt2img.pipeline.generate import batch_key, decode, latent_shape, noise_levels, sample

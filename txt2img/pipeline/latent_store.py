@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from txt2img.errors import BadFile, BadOutput, BadRequest
-from txt2img.images.image_file import HEAD, Origin, kind_of, table
+from txt2img.images import formats
 from txt2img.images.output import Output, with_suffix
+from txt2img.images.record import Origin, json_object
 from txt2img.images.resume import Item, forget, latent_path
 from txt2img.request.request import Request
 from txt2img.system import files
@@ -26,7 +27,7 @@ from txt2img.weights.formats import safetensors_file, tensors
 FORMAT = 1  # of the JSON text
 TENSOR = "latent"
 SUFFIX = ".latent"  # of those that are kept for good
-NAME = re.compile(r"[^\W_][\w .+-]{0,250}\.(png|jpe?g|webp|avif)", re.I)  # in no other folder
+NAME = re.compile(r"[^\W_][\w .+-]{0,255}")  # in no other folder
 
 
 @dataclass(frozen=True)
@@ -132,26 +133,26 @@ def write(latent: Latent, path: Path) -> None:
 def read(path: Path) -> Latent:
     """The latent in a file. BadFile, or BadRequest if its request cannot be."""
     with files.open_regular(path) as file:
-        if kind := kind_of(file.read(HEAD)):
-            raise BadFile(f"{shown(str(path))} is a {kind} picture already, and no latent")
+        if format := formats.by_content(file.read(formats.HEAD)):
+            raise BadFile(f"{shown(str(path))} is a {format.name} picture already, and no latent")
     header = safetensors_file.header(path)
     stored = header.tensors.get(TENSOR)
     if "txt2img" not in header.metadata or stored is None or len(stored.shape) != 3:
         raise BadFile(f"{shown(str(path))} is no latent that txt2img kept")
     try:
-        found = table(files.parse_json(header.metadata["txt2img"]))
+        found = json_object(files.parse_json(header.metadata["txt2img"]))
         if found.get("version") != FORMAT:
             raise ValueError(f"version {shown(found.get('version'))}, known is {FORMAT}")
         name = str(found.get("name"))
         first = found.get("first_seed")
         origin = Origin.from_json(found.get("model"), found.get("environment"))
-        request = Request.from_json(table(found.get("request")))
+        request = Request.from_json(json_object(found.get("request")))
         steps = _whole(found.get("step")), _whole(found.get("steps"))
         first_seed = None if first is None else _whole(first)
     except ValueError as error:
         raise BadFile(f"{shown(str(path))} has a broken record: {error}") from error
     x = tensors.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
-    safe = name if NAME.fullmatch(name) else "picture.png"
+    safe = name if NAME.fullmatch(name) and formats.by_suffix(name) else "picture.png"
     return Latent(x, request, origin, first_seed, safe, *steps)
 
 

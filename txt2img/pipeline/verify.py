@@ -14,6 +14,7 @@ from txt2img.images import (
     formats,
     image_file,
 )
+from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
 from txt2img.pipeline.batch import origin
 from txt2img.pipeline.generate import images_of
 from txt2img.system.files import open_regular
@@ -21,8 +22,6 @@ from txt2img.system.text import shown
 from txt2img.system.version import __version__
 from txt2img.weights.apply_adapters import ready
 from txt2img.weights.model import Model
-
-KINDS = ("PNG", "JPEG", "WEBP", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Verdict:
         return math.isinf(self.psnr)
 
 
-def described(path: Path) -> image_file.ImageInfo:
+def described(path: Path) -> ImageInfo:
     """What a picture says of itself, if that suffices to verify it. BadFile, BadRequest."""
     found = image_file.read(path)
     if found.request is None or not found.pixels_sha256:
@@ -60,13 +59,13 @@ def pictures(name: str) -> list[str]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BadFile(f"cannot read {shown(name)}: {reason}") from error
-    found = [str(path) for path in entries if formats.of(path.name) and not _is_beside(path)]
+    found = [str(path) for path in entries if formats.by_suffix(path.name) and not _is_beside(path)]
     if not found:
         raise BadRequest(f"{shown(name)} has no pictures")
     return found
 
 
-def verify(path: Path, found: image_file.ImageInfo, model: Model, lossy: bool = False) -> Verdict:
+def verify(path: Path, found: ImageInfo, model: Model, lossy: bool = False) -> Verdict:
     """Compare a picture with what its record makes now.
 
     BadFile if its pixels or its texts were changed; BadRequest for one whose format loses some,
@@ -75,35 +74,33 @@ def verify(path: Path, found: image_file.ImageInfo, model: Model, lossy: bool = 
     assert found.request is not None
     with open_regular(path) as file:
         try:
-            with Image.open(file, formats=KINDS) as image:
+            with Image.open(file, formats=formats.PILLOW_NAMES) as image:
                 kind, then = image.format, image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
-    loses = kind != "PNG" and image_file.pixels_sha256(then) != found.pixels_sha256
+    loses = kind != "PNG" and pixels_sha256(then) != found.pixels_sha256
     _check(path, found, then, f"{kind}" if loses else "", lossy)
     wanted = ready(model, replace(found.request, model=model.name))
     request = wanted.filled(model.family.defaults)
     tiled = found.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"
     [now] = images_of(model, [request])
-    if image_file.pixels_sha256(now) != found.pixels_sha256:
+    if pixels_sha256(now) != found.pixels_sha256:
         return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
     if loses:
         return Verdict(psnr(then, now), (f"{kind} loses some; drawn to the bit as it was",))
     return Verdict(math.inf)
 
 
-def _check(
-    path: Path, found: image_file.ImageInfo, then: Image.Image, loses: str, lossy: bool
-) -> None:
+def _check(path: Path, found: ImageInfo, then: Image.Image, loses: str, lossy: bool) -> None:
     """Raise BadFile, BadRequest for what need not be drawn again to be judged."""
     name = shown(str(path))
     if loses and not lossy:
         raise BadRequest(f"{name}: {loses} loses some of the pixels; --psnr 30 asks for nearness")
-    if not loses and image_file.pixels_sha256(then) != found.pixels_sha256:
+    if not loses and pixels_sha256(then) != found.pixels_sha256:
         raise BadFile(f"{name} was changed: its pixels are not those of its record")
     assert found.request is not None
-    texts = image_file.metadata(found.request, found.origin, found.pixels_sha256)
+    texts = metadata(found.request, found.origin, found.pixels_sha256)
     same_writer = found.origin.environment.get("txt2img") == __version__
     if same_writer and found.texts.get("parameters", "").strip() != texts["parameters"].strip():
         raise BadFile(f"{name} was changed: its two texts do not say the same")
@@ -124,7 +121,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def reasons(then: image_file.Origin, now: image_file.Origin) -> tuple[str, ...]:
+def reasons(then: Origin, now: Origin) -> tuple[str, ...]:
     """What of the model and the environment is not as it was."""
     pairs = [("model", then.hash, now.hash)]
     names = dict.fromkeys([*now.environment, *then.environment])

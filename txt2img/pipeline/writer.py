@@ -14,8 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
-from txt2img.images.image_file import Origin, encode, pixels_sha256
+from txt2img.images.image_file import encode
 from txt2img.images.output import Output
+from txt2img.images.record import Origin, pixels_sha256
 from txt2img.images.resume import Item
 from txt2img.pipeline.latent_store import LatentStore
 from txt2img.request.request import Request

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import Command, Outcome
 from txt2img.images import image_file
+from txt2img.images.record import Origin
 from txt2img.request.interval import Interval
 from txt2img.request.request import Request
 
@@ -47,7 +48,7 @@ def test_a_seed_of_minus_one_is_a_random_one(command: Command, folder: Path) -> 
     line = ("a", "--seed", "-1", "--dry-run", "--json", "-m", "default")
     seeds = {json.loads(command(*line).out)["seed"] for _ in range(2)}
     assert len(seeds) == 2
-    request, origin = Request("a", seed=4), image_file.Origin("m", "0123456789")
+    request, origin = Request("a", seed=4), Origin("m", "0123456789")
     image_file.save(Image.new("RGB", (64, 64)), folder / "x.png", request, origin)
     for again in (("--from", "x.png"), ("replay", "x.png")):
         outcome = command(*again, "--seed", "-1", "--dry-run", "--json", "-m", "default")
@@ -140,7 +141,7 @@ def test_a_picture_of_another_model_needs_its_name(command: Command, draw: Comma
 
 def test_another_hash_is_told(draw: Command) -> None:
     [first] = paths(draw("a", "--seed", "7"))
-    changed = image_file.Origin("tiny-sd1", "0123456789")
+    changed = Origin("tiny-sd1", "0123456789")
     request = image_file.read(Path(first)).request
     assert request is not None
     image_file.save(Image.new("RGB", (64, 64)), Path("x.png"), request, changed)

@@ -12,7 +12,7 @@ from tests.conftest import Command
 from tests.images.metadata.test_readers import GRAPH
 from txt2img.cli.provenance import differences
 from txt2img.images import image_file
-from txt2img.images.image_file import Origin
+from txt2img.images.record import Origin
 
 
 def test_our_pictures_come_back_to_the_byte(

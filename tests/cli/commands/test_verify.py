@@ -12,6 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import Command, Outcome
 from txt2img.images import image_file
+from txt2img.images.formats import PNG
+from txt2img.images.record import Origin, metadata
 from txt2img.pipeline.verify import psnr, reasons
 
 
@@ -73,9 +75,7 @@ def test_in_a_folder_every_change_is_found(
     with Image.open("art/a-cat-7-3.0.png") as image:
         texts = {key: image.info[key] for key in ("parameters", "txt2img")}
         image.putpixel((5, 5), tuple(level ^ 1 for level in image.getpixel((5, 5))))
-        Path("art/a-cat-7-3.0.png").write_bytes(
-            image_file.encode_texts(image, texts, image_file.PNG)
-        )
+        Path("art/a-cat-7-3.0.png").write_bytes(image_file.encode_texts(image, texts, PNG))
     outcome = command(*verify)
     assert (outcome.code, outcome.out.count(": identical\n")) == (1, 19)
     assert 'a-cat-7-3.0.png" was changed: its pixels' in outcome.err
@@ -90,7 +90,7 @@ def test_a_parameter_that_was_changed_is_found(
     assert any(old in text for text in found.texts.values())
     texts = {key: text.replace(old, new) for key, text in found.texts.items()}
     with Image.open("x.png") as image:
-        Path("x.png").write_bytes(image_file.encode_texts(image, texts, image_file.PNG))
+        Path("x.png").write_bytes(image_file.encode_texts(image, texts, PNG))
     outcome = check("x.png")
     assert outcome.code == 1 and "its two texts do not say the same" in outcome.err
 
@@ -99,9 +99,9 @@ def test_both_texts_changed_alike_are_found_by_drawing(check: Callable[..., Outc
     found = image_file.read(Path("x.png"))
     assert found.request
     other = replace(found.request, seed=8)
-    texts = image_file.metadata(other, found.origin, found.pixels_sha256)
+    texts = metadata(other, found.origin, found.pixels_sha256)
     with Image.open("x.png") as image:
-        Path("x.png").write_bytes(image_file.encode_texts(image, texts, image_file.PNG))
+        Path("x.png").write_bytes(image_file.encode_texts(image, texts, PNG))
     outcome = check("x.png")
     assert outcome.code == 1 and "x.png: PSNR" in outcome.out
 
@@ -139,7 +139,7 @@ def test_the_measure_is_psnr() -> None:
 
 
 def test_without_a_reason_it_is_said_so() -> None:
-    origin = image_file.Origin("m", "0", {"torch": "2"})
+    origin = Origin("m", "0", {"torch": "2"})
     assert reasons(origin, origin) == (
         "nothing that the record tells: another processor, or threads",
     )

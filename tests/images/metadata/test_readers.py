@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
 from txt2img.images import image_file
+from txt2img.images.record import ImageInfo, Origin
 from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora, OtherVAE, Refiner
 
@@ -140,7 +141,7 @@ EASY = {
 }
 
 
-def read(folder: Path, texts: Mapping[str, str]) -> image_file.ImageInfo:
+def read(folder: Path, texts: Mapping[str, str]) -> ImageInfo:
     """What an 8x8 picture with these texts says."""
     info = PngInfo()
     for key, text in texts.items():
@@ -278,9 +279,7 @@ def test_no_name_leads_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prompt", ["a cat, in a hat", "ä 苹果"])
 def test_a_public_parser_reads_what_we_write(tmp_path: Path, prompt: str) -> None:
     request = replace(COMFY, prompt=prompt, loras=(), model="m")
-    data = image_file.encode(
-        Image.new("RGB", (8, 8)), request, image_file.Origin("m", "0123456789")
-    )
+    data = image_file.encode(Image.new("RGB", (8, 8)), request, Origin("m", "0123456789"))
     (tmp_path / "x.png").write_bytes(data)
     found = ParserManager().parse(tmp_path / "x.png")
     assert found is not None

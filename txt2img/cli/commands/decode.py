@@ -15,7 +15,7 @@ from txt2img.cli.provenance import require_model
 from txt2img.cli.terminal.console import print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.images import exif, formats, output
+from txt2img.images import formats, output
 from txt2img.images.formats import PNG
 from txt2img.system import launcher
 from txt2img.system.text import shown
@@ -105,8 +105,8 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
     if tuple(latent.x.shape) != generate.latent_shape(model, request):
         raise BadFile(f"{shown(str(path))} is of another shape than this model's latents")
     name = latent.name if not to.pattern else to.name(request, index)
-    form = formats.of(name) or PNG
-    exif.check(form)
+    form = formats.by_suffix(name) or PNG
+    formats.check_writable(form)
     [picture] = generate.decode(model, latent.x[None].to(device_of(model)))
     if latent.finished:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)

@@ -88,10 +88,10 @@ def picture_kind(name: str) -> str:
     if name == "default" or Path(name).is_dir():
         return ""
     with open_regular(Path(name)) as file:
-        kind = image_file.kind_of(file.read(image_file.HEAD))
-    if not kind and formats.of(name):
+        format = formats.by_content(file.read(formats.HEAD))
+    if format is None and formats.by_suffix(name):
         raise BadFile(f"{shown(name)} is no picture, whatever its name says")
-    return kind
+    return format.name if format else ""
 
 
 def picture(path: Path, kind: str) -> dict[str, object]:

@@ -10,8 +10,8 @@ import typer
 from txt2img.cli.options import completion, types
 from txt2img.cli.options.types import whole
 from txt2img.errors import BadRequest
-from txt2img.images import exif, formats
-from txt2img.images.formats import FORMATS, PNG, QUALITIES, Format
+from txt2img.images import formats
+from txt2img.images.formats import FORMATS, LOSSY, PNG, QUALITIES, Format
 from txt2img.system.text import shown
 
 FormatName = Annotated[
@@ -29,7 +29,7 @@ Quality = Annotated[
         "--quality",
         metavar="N",
         parser=whole("--quality"),
-        help="1 … 100: how much jpeg, webp and avif keep; webp loses nothing at 100.",
+        help=f"1 … 100: how much {LOSSY} keep; webp loses nothing at 100.",
     ),
 ]
 
@@ -50,20 +50,20 @@ class OutputOptions:
 
         What is not `said` on the command line comes from a config file, and gives way.
         """
-        asked = None if self.format is None else formats.named(self.format)
+        asked = None if self.format is None else formats.by_name(self.format)
         out = self.out or ""
         is_folder = out.endswith("/") or Path(out).is_dir()
-        by_name = None if is_folder else formats.of(out)
+        by_name = None if is_folder else formats.by_suffix(out)
         if asked and by_name and asked.name != by_name.name and said("format"):
             raise BadRequest(f"--format {shown(self.format)} and -o {shown(out)}; give one of them")
         form = by_name or asked or PNG
-        exif.check(form)
+        formats.check_writable(form)
         if self.quality is None:
             return form
         if self.quality not in QUALITIES:
             raise BadRequest(f"--quality must be 1 … {QUALITIES[-1]}, got {self.quality}")
         if form.quality is None:
             if said("quality"):
-                raise BadRequest("--quality is for jpeg, webp and avif: png loses nothing")
+                raise BadRequest(f"--quality is for {LOSSY}: png loses nothing")
             return form
         return replace(form, quality=self.quality)
