@@ -136,7 +136,7 @@ def test_pictures_that_say_nothing_cannot_be_repeated(command: Command) -> None:
     refused(command("--from", "x.png"), 2, "does not say how it was drawn")
     refused(command("--from", "no.png"), 1, "no such file")
     Path("p.txt").write_text("red apple\n")
-    refused(command("--from", "p.txt"), 1, "does not begin like one, nor like JPEG, WebP or AVIF")
+    refused(command("--from", "p.txt"), 1, "begins like none of PNG, JPEG, WEBP, AVIF")
     Path("x.png").write_bytes(Path("x.png").read_bytes()[:40])
     refused(command("--from", "x.png"), 1, "not a whole PNG file")
 
