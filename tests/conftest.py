@@ -107,11 +107,11 @@ def model(loaded: "Model") -> "Iterator[Model]":
     """A model that wears nothing, before and after."""
     from txt2img.request.request import Request
     from txt2img.weights.adapters.state import AdapterState
-    from txt2img.weights.apply_adapters import wear
+    from txt2img.weights.apply_adapters import apply_adapters
 
-    yield replace(loaded, wardrobe=(wardrobe := AdapterState()))
-    loaded.wardrobe = wardrobe
-    wear(loaded, Request(""))
+    yield replace(loaded, adapters=(state := AdapterState()))
+    loaded.adapters = state
+    apply_adapters(loaded, Request(""))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from txt2img.pipeline.batch import origin
 from txt2img.pipeline.generate import images_of, prepare, ready_to_draw
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -78,7 +78,7 @@ def ceiling(dtype: torch.dtype, side: int = 8192) -> float:
 def request(model: Model, side: int, steps: int) -> Request:
     """The picture that is drawn."""
     wish = Request(PROMPT, width=side, height=side, steps=steps, seed=1)
-    return ready(model, wish).filled(model.family.defaults)
+    return resolve_adapters(model, wish).filled(model.family.defaults)
 
 
 def pictures(model: Model, asked: Request, count: int) -> list[Image]:

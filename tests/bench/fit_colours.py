@@ -17,7 +17,7 @@ from txt2img.models.vae import VAE
 from txt2img.pipeline.generate import sample
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -50,7 +50,7 @@ def drawn(model: Model) -> Iterator[tuple[Tensor, Tensor]]:
         (Path(train.__file__).parent / "default_model" / "concepts.txt").read_text().splitlines()
     )
     for seed, thing in enumerate([t for t in things if not t.startswith("#")][::EACH]):
-        request = ready(model, Request(f"{thing}, 3d emoji", steps=STEPS, seed=seed))
+        request = resolve_adapters(model, Request(f"{thing}, 3d emoji", steps=STEPS, seed=seed))
         for state in sample(model, [request.filled(model.family.defaults)]):
             if state.step in (STEPS // 2, STEPS):
                 with torch.inference_mode():

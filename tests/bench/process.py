@@ -183,7 +183,7 @@ def loop_microseconds() -> dict[str, float]:
     import torch
 
     from txt2img.diffusion.conditioning import Cond
-    from txt2img.pipeline.generate import prepare, ready
+    from txt2img.pipeline.generate import prepare, resolve_adapters
     from txt2img.request import Request, Sampler
     from txt2img.system.device.device import choose
     from txt2img.weights.load import load
@@ -210,7 +210,7 @@ def loop_microseconds() -> dict[str, float]:
     best = dict.fromkeys(LOOP_SAMPLERS, float("inf"))
     for name in LOOP_SAMPLERS * LOOP_RUNS:
         asked = Request(PROMPT, steps=LOOP_STEPS, seed=SEED, sampler=Sampler.parse(name))
-        asked = ready(model, asked).filled(model.family.defaults)
+        asked = resolve_adapters(model, asked).filled(model.family.defaults)
         job, null.spent = prepare(model, [asked]), 0.0
         start = time.thread_time()
         for _ in job.states():

@@ -16,7 +16,7 @@ from txt2img.pipeline.batch_size import MAX_BATCH, auto_batch_size
 from txt2img.pipeline.generate import decode, generate, prepare, ready_to_draw, sample
 from txt2img.request import Request, Sampler
 from txt2img.system.device.device import Device, choose
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -74,7 +74,7 @@ def test_attention_takes_flash_kernels(width: int) -> None:
 def test_the_host_is_not_waited_for_between_steps() -> None:
     model = on_card()
     request = replace(APPLE, sampler=Sampler.DPMPP_2M)
-    request = ready(model, request).seeded().filled(model.family.defaults)
+    request = resolve_adapters(model, request).seeded().filled(model.family.defaults)
     job = prepare(model, [request])
     with ready_to_draw(model, job, torch.device("cuda"), torch.float16):
         states = job.states()
@@ -122,7 +122,9 @@ def test_weights_come_through_the_buffers_as_they_are() -> None:
 
 def test_a_batch_draws_what_single_pictures_are() -> None:
     model = on_card()
-    request = ready(model, replace(APPLE, count=4)).seeded().filled(model.family.defaults)
+    request = (
+        resolve_adapters(model, replace(APPLE, count=4)).seeded().filled(model.family.defaults)
+    )
     assert 1 <= auto_batch_size(model, [request]) <= MAX_BATCH
     requests = [request.nth(i) for i in range(4)]
     [state] = deque(sample(model, requests), maxlen=1)

@@ -123,7 +123,7 @@ def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Pat
     model = load(str(tiny.sd1().folder), CPU)
     vae = load_vae(str(as_decoder(other, tmp_path)), model)
     assert isinstance(vae, TinyVAE) and not isinstance(model.vae, TinyVAE)
-    assert model.wardrobe.vae is None
+    assert model.adapters.vae is None
 
 
 @pytest.mark.parametrize(

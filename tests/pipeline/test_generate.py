@@ -81,12 +81,12 @@ def mock() -> Model:
     """A model of a few lines."""
     parts: dict[str, object] = {"network": Net(), "vae": Decoder(), "text": Words()}
     parts |= {
-        "wardrobe": AdapterState(),
+        "adapters": AdapterState(),
         "memory": MemoryState(),
         "graphed": None,
         "prompt_cache": {},
     }
-    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, second=None, **parts))
+    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, refiner=None, **parts))
 
 
 def net(model: Model) -> Net:

@@ -27,7 +27,7 @@ from txt2img.system.device.device import choose
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.distill import TEACHING, FewStepsLearner, FewStepsStage, adaptable, aimed
 from txt2img.train.stages import seeded
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.load import load
 
 PURE = Diffusion(zero_terminal_snr(betas("scaled_linear", 1000, 0.00085, 0.012)))
@@ -156,12 +156,14 @@ def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
     stage.export()
     path = config.out / "lora" / "few-steps.safetensors"
     model = load(str(config.out), choose("cpu", "float32"))
-    model.wardrobe.library = Library({"few-steps": path})
-    request = ready(model, Request("a", loras=(Lora("few-steps"),))).filled(model.family.defaults)
+    model.adapters.library = Library({"few-steps": path})
+    request = resolve_adapters(model, Request("a", loras=(Lora("few-steps"),))).filled(
+        model.family.defaults
+    )
     assert (request.steps, request.cfg, request.sampler) == (2, 1.0, Sampler.EULER)
     layers = len(adaptable(stage.unet))
-    assert model.wardrobe.notes == [f"LoRA few-steps: applied {layers} of {layers}"]
-    wear(model, request)
+    assert model.adapters.notes == [f"LoRA few-steps: applied {layers} of {layers}"]
+    apply_adapters(model, request)
     worn = dict(model.network.named_parameters())
     for name, weight in stage.student.adapted().weights.items():
         assert torch.allclose(weight, worn[name], atol=2e-4), name

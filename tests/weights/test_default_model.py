@@ -15,7 +15,7 @@ from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
 from txt2img.system.device.device import choose
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.checkpoint import DEFAULT
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -106,7 +106,7 @@ def test_it_draws_what_it_drew_when_it_was_shipped() -> None:
 def test_four_steps_with_its_lora_draw_what_thirty_do() -> None:
     """As near as another solver of as many guided steps comes, for half of the passes."""
     prompt = "lion, twemoji <lora:few-steps:1>"
-    asked = ready(model(), Request(prompt))
+    asked = resolve_adapters(model(), Request(prompt))
     assert (asked.steps, asked.cfg, asked.sampler) == (4, 1.0, Sampler.EULER)
     many = drawn("lion, twemoji")
     assert psnr(drawn(prompt), many) > 23

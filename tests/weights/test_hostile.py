@@ -24,7 +24,7 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library, OtherParts
 from txt2img.system.device.device import Device
 from txt2img.system.text import escape
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.file_kind import kind_of
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -59,23 +59,23 @@ def as_text(path: Path) -> None:
 
 def as_lora(path: Path) -> None:
     model = base()
-    model.wardrobe.adapters.clear()
-    model.wardrobe.library = Library({"x": path})
+    model.adapters.lora_files.clear()
+    model.adapters.library = Library({"x": path})
     try:
-        wear(model, ready(model, Request("a", loras=(Lora("x"),))))
+        apply_adapters(model, resolve_adapters(model, Request("a", loras=(Lora("x"),))))
     finally:
-        wear(model, Request(""))
+        apply_adapters(model, Request(""))
 
 
 def as_embedding(path: Path) -> None:
     model = base()
-    model.wardrobe.learnt.clear()
-    model.wardrobe.library = Library(embeddings={"red": path})
+    model.adapters.embedding_files.clear()
+    model.adapters.library = Library(embeddings={"red": path})
     try:
-        wear(model, ready(model, Request("a red")))
+        apply_adapters(model, resolve_adapters(model, Request("a red")))
         model.text.encode(["a red"])
     finally:
-        wear(model, Request(""))
+        apply_adapters(model, Request(""))
 
 
 Use = Callable[[Path], None]

@@ -14,18 +14,18 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.state import AdapterState
-from txt2img.weights.apply_adapters import ready, wear
-from txt2img.weights.model_cache import Keeper, state
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
+from txt2img.weights.model_cache import ModelCache, files_key
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
-def keeper() -> Iterator[Keeper]:
-    """One that keeps."""
-    keeper = Keeper()
-    keeper.keeps = True
-    yield keeper
+def cache() -> Iterator[ModelCache]:
+    """An enabled cache."""
+    cache = ModelCache()
+    cache.enabled = True
+    yield cache
 
 
 @pytest.fixture
@@ -36,74 +36,74 @@ def copy(sd1_folder: Path, folder: Path) -> Path:
 
 
 def test_nothing_is_kept_unasked(sd1_folder: Path) -> None:
-    keeper = Keeper()
-    first = keeper.load(str(sd1_folder), CPU)
-    assert keeper.load(str(sd1_folder), CPU) is not first
-    assert not keeper.reused
+    cache = ModelCache()
+    first = cache.load(str(sd1_folder), CPU)
+    assert cache.load(str(sd1_folder), CPU) is not first
+    assert not cache.hit
 
 
-def test_a_model_is_kept_by_its_files_not_its_name(keeper: Keeper, copy: Path) -> None:
-    first = keeper.load("m", CPU)
-    assert not keeper.reused
-    assert keeper.load(str(copy), CPU) is keeper.load("m", CPU) is first
-    assert keeper.reused
+def test_a_model_is_kept_by_its_files_not_its_name(cache: ModelCache, copy: Path) -> None:
+    first = cache.load("m", CPU)
+    assert not cache.hit
+    assert cache.load(str(copy), CPU) is cache.load("m", CPU) is first
+    assert cache.hit
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-4:] = b"\0\0\0\0"
     weights.write_bytes(data)
-    second = keeper.load("m", CPU)
-    assert second is not first and not keeper.reused
+    second = cache.load("m", CPU)
+    assert second is not first and not cache.hit
     assert second.hash != first.hash
     with pytest.raises(ModelNotFound):
-        keeper.load("n", CPU)
+        cache.load("n", CPU)
 
 
-def test_another_precision_is_another_model(keeper: Keeper, sd1_folder: Path) -> None:
+def test_another_precision_is_another_model(cache: ModelCache, sd1_folder: Path) -> None:
     name = str(sd1_folder)
-    first = keeper.load(name, CPU)
-    half = keeper.load(name, Device(CPU.torch_device, CPU.dtype, (("vae", torch.bfloat16),)))
+    first = cache.load(name, CPU)
+    half = cache.load(name, Device(CPU.torch_device, CPU.dtype, (("vae", torch.bfloat16),)))
     assert half is not first
     assert next(half.vae.parameters()).dtype == torch.bfloat16
-    low = keeper.load(name, Device(CPU.torch_device, CPU.dtype, low=True))
+    low = cache.load(name, Device(CPU.torch_device, CPU.dtype, low=True))
     assert low is not half
     assert low.memory.low_memory
 
 
-def test_another_vae_is_another_model(keeper: Keeper, sd1_folder: Path, copy: Path) -> None:
+def test_another_vae_is_another_model(cache: ModelCache, sd1_folder: Path, copy: Path) -> None:
     name = str(sd1_folder)
-    own = keeper.load(name, CPU)
-    other = keeper.load(name, CPU, "m/vae")
+    own = cache.load(name, CPU)
+    other = cache.load(name, CPU, "m/vae")
     assert other is not own
-    assert other.wardrobe.vae is not None
-    assert keeper.load(name, CPU, "m/vae") is other
-    assert other.wardrobe.vae is not None
+    assert other.adapters.vae is not None
+    assert cache.load(name, CPU, "m/vae") is other
+    assert other.adapters.vae is not None
     (copy / "vae" / "config.json").touch()
-    assert keeper.load(name, CPU, "m/vae") is not other
+    assert cache.load(name, CPU, "m/vae") is not other
 
 
-def test_what_a_call_wore_is_off_for_the_next(
-    keeper: Keeper, sd1_folder: Path, folder: Path
+def test_adapters_of_one_call_are_removed_for_the_next(
+    cache: ModelCache, sd1_folder: Path, folder: Path
 ) -> None:
-    model = keeper.load(str(sd1_folder), CPU)
+    model = cache.load(str(sd1_folder), CPU)
     before = {name: w.clone() for name, w in model.network.state_dict().items()}
     lora = kohya(pairs(model.network, ATTENTION))
     path = write(folder / "style.safetensors", lora)
-    model.wardrobe.library = Library({"style": path})
-    wear(model, ready(model, Request("", loras=(Lora("style", 1.0, 1.0),))))
+    model.adapters.library = Library({"style": path})
+    apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora("style", 1.0, 1.0),))))
     changed = model.network.state_dict()
     assert any(not torch.equal(changed[name], weight) for name, weight in before.items())
-    assert keeper.load(str(sd1_folder), CPU) is model
+    assert cache.load(str(sd1_folder), CPU) is model
     after = model.network.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    assert model.wardrobe == AdapterState()
+    assert model.adapters == AdapterState()
 
 
 def test_a_model_left_between_two_precisions_is_loaded_anew(
-    keeper: Keeper, sd1_folder: Path
+    cache: ModelCache, sd1_folder: Path
 ) -> None:
-    first = keeper.load(str(sd1_folder), CPU)
+    first = cache.load(str(sd1_folder), CPU)
     first.vae.to(torch.bfloat16)  # as by a run that was stopped while it was turned back
-    second = keeper.load(str(sd1_folder), CPU)
+    second = cache.load(str(sd1_folder), CPU)
     assert second is not first
     assert next(second.vae.parameters()).dtype == torch.float32
 
@@ -114,8 +114,8 @@ def test_shards_and_components_elsewhere_count(folder: Path) -> None:
         Path(name).write_text("x")
     Path("m").mkdir()
     Path("m/unet").symlink_to(folder / "store" / "unet")
-    before = [state(Path(name)) for name in ("a.index.json", "a.safetensors", "m")]
+    before = [files_key(Path(name)) for name in ("a.index.json", "a.safetensors", "m")]
     Path("b.safetensors").write_text("xy")
     Path("store/unet/w.safetensors").write_text("xy")
-    after = [state(Path(name)) for name in ("a.index.json", "a.safetensors", "m")]
+    after = [files_key(Path(name)) for name in ("a.index.json", "a.safetensors", "m")]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]

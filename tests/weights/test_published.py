@@ -19,7 +19,7 @@ from txt2img.models.vae import VAE
 from txt2img.pipeline.estimates.forecast import forecast_for
 from txt2img.request.resolve import Library
 from txt2img.system.text import format_size
-from txt2img.weights.checkpoint import Plan, planned
+from txt2img.weights.checkpoint import Checkpoint, open_checkpoint
 from txt2img.weights.families import Family
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import bare, check
@@ -89,7 +89,7 @@ def wanted(family: Family) -> list[Shapes]:
     return [module_shapes(UNet, family.network), module_shapes(VAE, family.vae), *texts]
 
 
-def matched(plan: Plan) -> None:
+def matched(plan: Checkpoint) -> None:
     """Every tensor of the plan has its module's name and shape, and none is left over."""
     for (component, part), shapes in zip(plan.parts.items(), wanted(plan.family), strict=True):
         check(component, part, shapes)
@@ -99,14 +99,14 @@ def matched(plan: Plan) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_single_file_is_planned_from_its_header(model: str, tmp_path: Path) -> None:
     path = hollow(tmp_path / f"{model}.safetensors", published.file_keys(model))
-    plan = planned(str(path), None)
+    plan = open_checkpoint(str(path), None)
     assert plan.family.name == NAMES[model]
     matched(plan)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_folder_is_planned_from_its_headers(model: str, tmp_path: Path) -> None:
-    plan = planned(str(hollow_folder(tmp_path, model)), None)
+    plan = open_checkpoint(str(hollow_folder(tmp_path, model)), None)
     assert plan.family.name == NAMES[model]
     matched(plan)
 

@@ -23,10 +23,10 @@ from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Refiner
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import MemoryState
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
-from txt2img.weights.refiner import add_refiner, its_turn
+from txt2img.weights.refiner import add_refiner, is_refiner_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 REQUEST = Request("a red apple", "blurry", "m", 64, 96, 5, 7.5, seed=5, schedule=Schedule.LEADING)
@@ -50,7 +50,7 @@ def model() -> Model:
 def filled(model: Model, **values: object) -> Request:
     """The request, with the refiner."""
     base = replace(REQUEST, **values)
-    return ready(model, base).filled(model.family.defaults)
+    return resolve_adapters(model, base).filled(model.family.defaults)
 
 
 def last(model: Model, request: Request) -> Tensor:
@@ -61,9 +61,15 @@ def last(model: Model, request: Request) -> Tensor:
 
 def test_it_takes_over_after_a_part_of_the_times() -> None:
     levels = [PROCESS.entry(time) for time in (999, 201, 200, 199, 0)]
-    assert [its_turn(PROCESS, level, 0.8) for level in levels] == [False, False, False, True, True]
-    assert all(its_turn(PROCESS, level, 0.0) for level in levels)
-    assert not any(its_turn(PROCESS, level, 1.0) for level in levels)
+    assert [is_refiner_step(PROCESS, level, 0.8) for level in levels] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert all(is_refiner_step(PROCESS, level, 0.0) for level in levels)
+    assert not any(is_refiner_step(PROCESS, level, 1.0) for level in levels)
 
 
 @pytest.mark.parametrize("switch", [0.8, 0.55])
@@ -117,9 +123,9 @@ def test_samplers_that_look_twice_or_back_go_on(model: Model) -> None:
 
 def held(model: Model) -> tuple[int, int]:
     """Bytes of the weights of both models, but for the VAE."""
-    assert model.second is not None
+    assert model.refiner is not None
     sizes = []
-    for one in (model, model.second.model):
+    for one in (model, model.refiner.model):
         networks: list[nn.Module] = [one.network, *one.text.encoders]
         weights = [weight for network in networks for weight in network.parameters()]
         sizes.append(sum(weight.nbytes for weight in weights if not weight.is_meta))
@@ -206,10 +212,10 @@ def test_what_is_kept_of_a_look_is_each_networks_own(
     monkeypatch.setattr(UNet, "deep_features", deep)
     levels = noise_levels(model, request := filled(model, refiner_switch=0.5, steps=8, reuse=3))
     found = last(model, request)
-    first = sum(not its_turn(PROCESS, level, 0.5) for level in levels[:-1])
+    first = sum(not is_refiner_step(PROCESS, level, 0.5) for level in levels[:-1])
     assert 0 < first < 8
-    assert model.second is not None
-    networks = [model.network] * -(-first // 3) + [model.second.model.network] * -(
+    assert model.refiner is not None
+    networks = [model.network] * -(-first // 3) + [model.refiner.model.network] * -(
         -(8 - first) // 3
     )
     assert whole == networks

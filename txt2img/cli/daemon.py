@@ -281,7 +281,7 @@ def main() -> None:
         return
     from txt2img.weights import model_cache
 
-    model_cache.KEEPER.keeps = STOP.is_daemon = True
+    model_cache.MODEL_CACHE.enabled = STOP.is_daemon = True
     worker = Worker(protocol.listen(path), idle)
 
     def end(number: int, frame: FrameType | None) -> None:

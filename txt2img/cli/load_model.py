@@ -15,13 +15,13 @@ def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model"
     Raises Txt2imgError.
     """
     from txt2img.system.device.memory import oom_as_error
-    from txt2img.weights.model_cache import KEEPER
+    from txt2img.weights.model_cache import MODEL_CACHE
     from txt2img.weights.refiner import add_refiner
 
     device = precision.choose_device()
     with oom_as_error("the model"):
-        model = KEEPER.load(name, device, library.vae, library.parts)
-    model.memory, model.wardrobe.library = precision.memory(model.memory), library
+        model = MODEL_CACHE.load(name, device, library.vae, library.parts)
+    model.memory, model.adapters.library = precision.memory(model.memory), library
     if library.refiner is not None:
         with oom_as_error("the refiner"):
             add_refiner(model, library.refiner, device)
@@ -30,6 +30,6 @@ def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model"
 
 def load_seconds(seconds: float) -> float:
     """How long the last model took to load, of so many seconds; 0 if it was in memory."""
-    from txt2img.weights.model_cache import KEEPER
+    from txt2img.weights.model_cache import MODEL_CACHE
 
-    return 0.0 if KEEPER.reused else seconds
+    return 0.0 if MODEL_CACHE.hit else seconds

@@ -141,7 +141,7 @@ def check_all(
         steps += group[0].request.steps or 0
     if left < total:
         batch.notes.append(f"{total - left} of {total} pictures are there already")
-    target, adapters = settings.target, model.wardrobe
+    target, adapters = settings.target, model.adapters
     path = target.folder / target.pattern
     if target.exact and target.resume and left and os.path.lexists(path):
         raise output.already_exists(path)

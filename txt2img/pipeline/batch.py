@@ -27,7 +27,7 @@ from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, ImageWr
 from txt2img.request.request import Request
 from txt2img.system.device.device import describe
 from txt2img.system.version import __version__
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.model import Model, device_of
 
 
@@ -75,7 +75,7 @@ def filled_requests(
     made_by = Origin() if form == PNG else origin(model)
     for number, request in enumerate(requests, start=1):
         try:
-            filled = ready(model, request).seeded().filled(model.family.defaults)
+            filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
             if batch_key(filled) not in checked:
                 latent_shape(model, filled)
                 noise_levels(model, filled)

@@ -12,7 +12,7 @@ from txt2img.request import prompt_syntax
 from txt2img.request.compat import rules
 from txt2img.request.request import Request
 from txt2img.system.device.memory import oom_as_error
-from txt2img.weights.apply_adapters import wear
+from txt2img.weights.apply_adapters import apply_adapters
 from txt2img.weights.families import Family
 from txt2img.weights.model import Model
 
@@ -26,7 +26,7 @@ def encode_prompts(model: Model, requests: Sequence[Request]) -> list[tuple[Sche
 
     BadRequest, OutOfMemory.
     """
-    first, worn, placement = requests[0], model.wardrobe, model.memory.placement
+    first, worn, placement = requests[0], model.adapters, model.memory.placement
     keys = [cache_key(model, request) for request in requests]
     found = {
         key: model.prompt_cache.pop(key) for key in dict.fromkeys(keys) if key in model.prompt_cache
@@ -35,7 +35,7 @@ def encode_prompts(model: Model, requests: Sequence[Request]) -> list[tuple[Sche
     changes = (first.loras, first.embeddings) != (worn.loras, worn.embeddings)
     at_hand = placement.materialised(model.text) if new or changes else nullcontext()
     with oom_as_error("the prompts"), at_hand:
-        wear(model, first)
+        apply_adapters(model, first)
         with placement.using("text", model.text) if new else nullcontext():
             found |= {key: encode(model, request) for key, request in new.items()}
     model.prompt_cache |= found

@@ -24,10 +24,10 @@ from txt2img.request import Request, Sampler
 from txt2img.request.compat import rules, unit
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model, device_of
-from txt2img.weights.refiner import alone, its_turn, second
+from txt2img.weights.refiner import is_refiner_step, refiner_of, without_adapters
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
@@ -108,13 +108,13 @@ def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: Exi
     process = model.family.process.build()
 
     def take_turn() -> Denoise:
-        other = second(model)
+        other = refiner_of(model)
         stack.close()  # where memory is short, the first network leaves before the other comes
-        made = prepare(other, alone(requests), way[0])
+        made = prepare(other, without_adapters(requests), way[0])
         stack.enter_context(ready_to_draw(other, made, *way))
         return made.denoise
 
-    later = switch(job.denoise, take_turn, lambda level: its_turn(process, level, switch_at))
+    later = switch(job.denoise, take_turn, lambda level: is_refiner_step(process, level, switch_at))
     return replace(job, denoise=later)
 
 
@@ -251,7 +251,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
     """All pictures of a request, its i-th with seed + i; the model is loaded unless given."""
     model = load(request.model, choose()) if model is None else model
-    filled = ready(model, request).seeded().filled(model.family.defaults)
+    filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
     images: list[Image.Image] = []
     for i in range(filled.count):
         images += images_of(model, [filled.nth(i)])

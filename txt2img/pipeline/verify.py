@@ -20,7 +20,7 @@ from txt2img.pipeline.generate import images_of
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.model import Model
 
 
@@ -80,7 +80,7 @@ def verify(path: Path, found: ImageInfo, model: Model, lossy: bool = False) -> V
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
     loses = kind != "PNG" and pixels_sha256(then) != found.pixels_sha256
     _check(path, found, then, f"{kind}" if loses else "", lossy)
-    wanted = ready(model, replace(found.request, model=model.name))
+    wanted = resolve_adapters(model, replace(found.request, model=model.name))
     request = wanted.filled(model.family.defaults)
     tiled = found.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"

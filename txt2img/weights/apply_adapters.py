@@ -1,6 +1,6 @@
-"""What a model wears for a request: LoRAs merged into its weights, learnt words; and takes off.
+"""Apply a request's adapters to a model, LoRAs and textual inversions, and remove them again.
 
-The touched weights' originals are kept in main memory, so that taking off gives the same bits.
+Original values of changed weights are kept in main memory, so that removing restores every bit.
 """
 
 from dataclasses import replace
@@ -15,8 +15,7 @@ from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SWITCH
 from txt2img.weights.adapters import key_names
-from txt2img.weights.adapters import lora as adapters
-from txt2img.weights.adapters.lora import Piece
+from txt2img.weights.adapters.lora import Piece, merged, open_adapter, short_hash
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import by_loras
@@ -24,156 +23,155 @@ from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
 
-def ready(model: Model, request: Request) -> Request:
-    """The request with its files found, checked against the model and told by their hashes.
+def resolve_adapters(model: Model, request: Request) -> Request:
+    """The request with its adapter files found, checked against the model, and hashed.
 
-    A LoRA of few steps fills the request's blanks. Raises ModelNotFound, BadRequest, BadFile,
-    MissingWeights; the user's lines are noted.
+    A few-step LoRA fills the request's blanks. Lines for the user go to the model's AdapterState.
+    Raises ModelNotFound, BadRequest, BadFile, MissingWeights.
     """
-    wardrobe = model.wardrobe
-    resolved = by_loras(wardrobe.library.resolved(request), wardrobe.library)
-    second = None if model.second is None else model.second.record
-    for what, recorded, own in (
-        ("VAE", resolved.vae, wardrobe.vae),
-        ("refiner", resolved.refiner, second),
+    state = model.adapters
+    resolved = by_loras(state.library.resolved(request), state.library)
+    refiner = None if model.refiner is None else model.refiner.record
+    for kind, recorded, loaded in (
+        ("VAE", resolved.vae, state.vae),
+        ("refiner", resolved.refiner, refiner),
     ):
-        if recorded is not None and own is not None:
-            wardrobe.hashes[what, recorded.name] = own.hash
-            _same(wardrobe, what, recorded.name, recorded.hash)
+        if recorded is not None and loaded is not None:
+            state.hashes[kind, recorded.name] = loaded.hash
+            _check_hash(state, kind, recorded.name, recorded.hash)
     return replace(
         resolved,
-        loras=tuple(_ready_lora(model, lora) for lora in resolved.loras),
-        embeddings=tuple(_ready_word(model, word) for word in resolved.embeddings),
-        vae=wardrobe.vae,
-        refiner=second,
-        refiner_switch=SWITCH if second is None else resolved.refiner_switch,
+        loras=tuple(_resolve_lora(model, lora) for lora in resolved.loras),
+        embeddings=tuple(_resolve_embedding(model, word) for word in resolved.embeddings),
+        vae=state.vae,
+        refiner=refiner,
+        refiner_switch=SWITCH if refiner is None else resolved.refiner_switch,
     )
 
 
-def wear(model: Model, request: Request) -> None:
-    """Change the model to what a ready request asks for. Raises MissingWeights, BadFile.
+def apply_adapters(model: Model, request: Request) -> None:
+    """Change the model to a resolved request's adapters; after an error it has none.
 
-    After an error it wears nothing.
+    Raises MissingWeights, BadFile.
     """
-    wardrobe = model.wardrobe
+    state = model.adapters
     try:
-        if request.loras != wardrobe.loras:
-            _take_off_loras(model)
-            _put_on_loras(model, request.loras)
-        if request.embeddings != wardrobe.embeddings:
-            _forget(model)
-            _learn(model, request.embeddings)
+        if request.loras != state.loras:
+            _unmerge_loras(model)
+            _merge_loras(model, request.loras)
+        if request.embeddings != state.embeddings:
+            _remove_embeddings(model)
+            _add_embeddings(model, request.embeddings)
     except BaseException:
-        _take_off_loras(model)
-        _forget(model)
+        _unmerge_loras(model)
+        _remove_embeddings(model)
         raise
 
 
-def undress(model: Model) -> None:
-    """Make the model as if just loaded: nothing worn, no file of an earlier run remembered."""
-    _take_off_loras(model)
-    _forget(model)
-    model.wardrobe = AdapterState(vae=model.wardrobe.vae)
+def remove_adapters(model: Model) -> None:
+    """Restore the model as loaded, and forget all adapter files."""
+    _unmerge_loras(model)
+    _remove_embeddings(model)
+    model.adapters = AdapterState(vae=model.adapters.vae)
 
 
-def _ready_lora(model: Model, lora: Lora) -> Lora:
+def _resolve_lora(model: Model, lora: Lora) -> Lora:
     if model.memory.low_memory or model.memory.quantized:
         option = "--low-memory keeps" if model.memory.low_memory else "--quantize makes"
         raise BadRequest(
             f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )
-    wardrobe = model.wardrobe
-    if lora.name not in wardrobe.adapters:
-        path = wardrobe.library.lora(lora.name)
-        adapter = adapters.open_adapter(
+    state = model.adapters
+    if lora.name not in state.lora_files:
+        path = state.library.lora(lora.name)
+        adapter = open_adapter(
             lora.name, path, model.network, model.text.encoders, model.family.name
         )
-        wardrobe.adapters[lora.name] = adapter
-        wardrobe.notes.append(adapter.report())
-        wardrobe.hashes["LoRA", lora.name] = adapters.short_hash(path)
-    return replace(lora, hash=_same(wardrobe, "LoRA", lora.name, lora.hash))
+        state.lora_files[lora.name] = adapter
+        state.notes.append(adapter.report())
+        state.hashes["LoRA", lora.name] = short_hash(path)
+    return replace(lora, hash=_check_hash(state, "LoRA", lora.name, lora.hash))
 
 
-def _ready_word(model: Model, word: Embedding) -> Embedding:
-    wardrobe = model.wardrobe
-    path = wardrobe.library.embedding(word.token)
-    if word.token not in wardrobe.learnt:
-        wardrobe.learnt[word.token] = open_embedding(path, model.text.encoders)
-        wardrobe.hashes["embedding", word.token] = sha256(path)[:12]
-    return replace(word, hash=_same(wardrobe, "embedding", word.token, word.hash))
+def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
+    state = model.adapters
+    path = state.library.embedding(word.token)
+    if word.token not in state.embedding_files:
+        state.embedding_files[word.token] = open_embedding(path, model.text.encoders)
+        state.hashes["embedding", word.token] = sha256(path)[:12]
+    return replace(word, hash=_check_hash(state, "embedding", word.token, word.hash))
 
 
-def _same(wardrobe: AdapterState, what: str, name: str, recorded: str) -> str:
-    """A file's hash; a warning if a picture was drawn with another."""
-    found = wardrobe.hashes[what, name]
-    if recorded and recorded.lower() != found:
-        line = f"the picture's {what} {name} has the hash {recorded}, this one {found}"
-        if line not in wardrobe.warnings:
-            wardrobe.warnings.append(line)
-    return found
+def _check_hash(state: AdapterState, kind: str, name: str, recorded: str) -> str:
+    """A file's hash; warns if a picture was drawn with another."""
+    actual = state.hashes[kind, name]
+    if recorded and recorded.lower() != actual:
+        line = f"the picture's {kind} {name} has the hash {recorded}, this one {actual}"
+        if line not in state.warnings:
+            state.warnings.append(line)
+    return actual
 
 
 @torch.no_grad()
-def _put_on_loras(model: Model, loras: tuple[Lora, ...]) -> None:
-    """Merge adapters into the weights that they touch, layer by layer."""
-    wardrobe, layers = model.wardrobe, key_names.layers(model.network, model.text.encoders)
-    wanted: dict[str, list[tuple[Piece, float]]] = {}
+def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
+    """Merge adapters into the weights that they change, layer by layer."""
+    state, layers = model.adapters, key_names.layers(model.network, model.text.encoders)
+    by_layer: dict[str, list[tuple[Piece, float]]] = {}
     for lora in loras:
-        for piece in wardrobe.adapters[lora.name].pieces:
-            strength = lora.unet if piece.home.startswith("unet.") else lora.text
+        for piece in state.lora_files[lora.name].pieces:
+            strength = lora.unet if piece.layer.startswith("unet.") else lora.text
             if strength:
-                wanted.setdefault(piece.home, []).append((piece, strength))
-    for home, pieces in wanted.items():
-        widen(layers[home])  # or the merged filter would be rounded
-        for name, value in adapters.merged(layers[home], pieces).items():
-            weight = layers[home].get_parameter(name)
-            wardrobe.under[home, name] = weight.detach().to("cpu", copy=True)
+                by_layer.setdefault(piece.layer, []).append((piece, strength))
+    for layer, pieces in by_layer.items():
+        widen(layers[layer])  # or the merged filter would be rounded
+        for name, value in merged(layers[layer], pieces).items():
+            weight = layers[layer].get_parameter(name)
+            state.originals[layer, name] = weight.detach().to("cpu", copy=True)
             weight.copy_(value)
-    wardrobe.loras = loras
+    state.loras = loras
 
 
 @torch.no_grad()
-def _take_off_loras(model: Model) -> None:
-    """Give all touched weights their own values back, bit for bit."""
-    wardrobe = model.wardrobe
-    layers = key_names.layers(model.network, model.text.encoders) if wardrobe.under else {}
-    for (home, name), value in wardrobe.under.items():
-        layers[home].get_parameter(name).copy_(value)
-    wardrobe.under.clear()
-    wardrobe.loras = ()
+def _unmerge_loras(model: Model) -> None:
+    """Restore all changed weights, bit for bit."""
+    state = model.adapters
+    layers = key_names.layers(model.network, model.text.encoders) if state.originals else {}
+    for (layer, name), value in state.originals.items():
+        layers[layer].get_parameter(name).copy_(value)
+    state.originals.clear()
+    state.loras = ()
 
 
-def _learn(model: Model, embeddings: tuple[Embedding, ...]) -> None:
-    """Give the text encoders a row for each learnt vector, behind their own tokens."""
+def _add_embeddings(model: Model, embeddings: tuple[Embedding, ...]) -> None:
+    """Append a row for each vector to the text encoders' token tables."""
     if not embeddings:
         return
-    wardrobe = model.wardrobe
-    learnt = [(word.token, wardrobe.learnt[word.token].read()) for word in embeddings]
+    state = model.adapters
+    words = [(word.token, state.embedding_files[word.token].read()) for word in embeddings]
     for index, encoder in enumerate(model.text.encoders):
-        table = _table(encoder)
-        own = table.weight
-        wardrobe.tables.append(own)
-        rows = [own]
-        for token, vectors in learnt:
+        table = _token_table(encoder)
+        original = table.weight
+        state.token_tables.append(original)
+        rows = [original]
+        for token, vectors in words:
             start = sum(map(len, rows))
-            rows.append(vectors[index].to(own))
+            rows.append(vectors[index].to(original))
             encoder.tokenizer.words[token] = list(range(start, start + len(rows[-1])))
         table.weight = nn.Parameter(torch.cat(rows), requires_grad=False)
         if not bool(torch.isfinite(table.weight).all()):
-            raise MissingWeights(f"an embedding's vectors are too large for {own.dtype}")
-    wardrobe.embeddings = embeddings
+            raise MissingWeights(f"an embedding's vectors are too large for {original.dtype}")
+    state.embeddings = embeddings
 
 
-def _forget(model: Model) -> None:
-    """Give the text encoders their own tables of tokens back."""
-    wardrobe = model.wardrobe
-    for encoder, own in zip(model.text.encoders, wardrobe.tables, strict=False):
-        _table(encoder).weight = nn.Parameter(own, requires_grad=False)
+def _remove_embeddings(model: Model) -> None:
+    """Restore the text encoders' own token tables."""
+    state = model.adapters
+    for encoder, original in zip(model.text.encoders, state.token_tables, strict=False):
+        _token_table(encoder).weight = nn.Parameter(original, requires_grad=False)
         encoder.tokenizer.words.clear()
-    wardrobe.tables.clear()
-    wardrobe.embeddings = ()
+    state.token_tables.clear()
+    state.embeddings = ()
 
 
-def _table(encoder: TextEncoder) -> nn.Embedding:
-    """A text encoder's vectors of its tokens."""
+def _token_table(encoder: TextEncoder) -> nn.Embedding:
     return encoder.model.embeddings.token_embedding

@@ -39,7 +39,7 @@ TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Checkpoint:
     """What is to be loaded from where; made from headers and configs, no tensor read."""
 
     name: str
@@ -67,7 +67,7 @@ class Summary:
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
     """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = planned(name_or_path, prediction)
+    plan = open_checkpoint(name_or_path, prediction)
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
     return Summary(
         name=plan.name,
@@ -85,12 +85,12 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
     single = path.is_file() and not path.name.endswith(".index.json")
-    return (path,) if single else planned(str(path)).weights
+    return (path,) if single else open_checkpoint(str(path)).weights
 
 
-def planned(
+def open_checkpoint(
     name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
-) -> Plan:
+) -> Checkpoint:
     """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
@@ -101,7 +101,7 @@ def planned(
     return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
 
 
-def check_vae(plan: Plan, other: str | None) -> None:
+def check_vae(plan: Checkpoint, other: str | None) -> None:
     """Raise MissingWeights if nothing decodes what the model draws: neither it nor the `other`."""
     if other is None and "vae" not in plan.parts:
         raise MissingWeights(
@@ -110,7 +110,7 @@ def check_vae(plan: Plan, other: str | None) -> None:
         )
 
 
-def _with_others(plan: Plan, others: OtherParts, prediction: str | None) -> Plan:
+def _with_others(plan: Checkpoint, others: OtherParts, prediction: str | None) -> Checkpoint:
     """The plan with other networks in it."""
     if others.unet is not None:
         found = open_unet(others.unet, plan.family, prediction)
@@ -130,7 +130,7 @@ def find(name_or_path: str) -> Path:
     return places.find(name_or_path)
 
 
-def _plan_file(path: Path, prediction: str | None) -> Plan:
+def _plan_file(path: Path, prediction: str | None) -> Checkpoint:
     """A single file in the original layout, or the index of one that is sharded."""
     index = path.name.endswith(".index.json")
     header = safetensors_file.sharded(path) if index else safetensors_file.header(path)
@@ -139,7 +139,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     title = header.metadata.get("modelspec.title", "")
     # A network that is told the guidance scale is known as an LCM whatever its name.
     told = "" if family.network.scale_width else f"{name} {title}"
-    return Plan(
+    return Checkpoint(
         name=name,
         layout="original",
         family=replace(family, defaults=by_name(family.defaults, told)),
@@ -152,7 +152,7 @@ def _plan_file(path: Path, prediction: str | None) -> Plan:
     )
 
 
-def _plan_folder(folder: Path) -> Plan:
+def _plan_folder(folder: Path) -> Checkpoint:
     """A diffusers folder: configs decide the shapes, and the tensors must agree."""
     _check_pipeline(folder)
     texts = [name for name in TEXTS if (folder / name).is_dir()] or [TEXTS[0]]
@@ -174,7 +174,7 @@ def _plan_folder(folder: Path) -> Plan:
     pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
     weights = tuple(path for header in headers.values() for path in header.paths)
     parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
-    return Plan(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
+    return Checkpoint(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
 
 
 def _check_pipeline(folder: Path) -> None:

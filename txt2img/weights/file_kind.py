@@ -1,4 +1,4 @@
-"""What a weight file is that is no whole model: for lists of what there is to choose from."""
+"""The kind of a weight file that is no whole model, for `txt2img models` and completion."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import text_widths
 from txt2img.weights.layouts.taesd import is_tiny
 
-# By how tensors' names begin, after what a whole checkpoint puts before them.
+# Beginnings of tensors' names, after the prefixes of whole checkpoints.
 STARTS = {
     "U-Net": ("input_blocks.", "down_blocks."),
     "VAE": ("decoder.",),
 }
-BEFORE = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_model.")
 
 
 def kind_of(path: Path) -> str:
@@ -31,7 +31,7 @@ def kind_of(path: Path) -> str:
         return "embedding"
     if is_tiny(tensors):
         return "VAE"
-    bare = {name.removeprefix(next(filter(name.startswith, BEFORE), "")) for name in tensors}
+    bare = {name.removeprefix(next(filter(name.startswith, PREFIXES), "")) for name in tensors}
     for kind, starts in STARTS.items():
         if any(name.startswith(starts) for name in bare):
             return kind

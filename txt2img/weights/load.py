@@ -26,7 +26,7 @@ from txt2img.system.files import open_regular, stat_key
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
 from txt2img.weights.adapters.state import AdapterState
-from txt2img.weights.checkpoint import Plan, check_vae, planned
+from txt2img.weights.checkpoint import Checkpoint, check_vae, open_checkpoint
 from txt2img.weights.formats import gpu_reader, tensors
 from txt2img.weights.layouts.components import Part, bare, check, check_size
 from txt2img.weights.layouts.taesd import doubts
@@ -54,30 +54,30 @@ def load(
     `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
     MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = planned(name_or_path, prediction, others)
+    plan = open_checkpoint(name_or_path, prediction, others)
     check_vae(plan, vae_path)
     other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
     if other is not None:
         parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
         plan = replace(plan, parts=parts)
     shape = plan.family.vae if other is None else other.config
-    placement = placed(plan, device)
+    placement = choose_placement(plan, device)
     with hashed_beside(plan.weights) as digest:
         vae = _made(lambda: vae_of(shape), "vae", plan, device)
         _fill(vae, "vae", plan, device, placement)
-        model = without_weights(plan, device, vae)
+        model = build_empty(plan, device, vae)
         model.memory = MemoryState(
             low_memory=device.low, quantized=device.quantize, placement=placement
         )
         if other is not None:
-            model.wardrobe.vae = other.record
-            model.wardrobe.warnings += doubts(other.record.name, plan.family.vae)
-        fill(model, device)
+            model.adapters.vae = other.record
+            model.adapters.warnings += doubts(other.record.name, plan.family.vae)
+        load_weights(model, device)
         model.hash = digest()
     return model
 
 
-def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
+def build_empty(plan: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     """A model whose networks, but for the VAE, take no memory yet, and which has no hash.
 
     Raises as `load` does.
@@ -93,15 +93,15 @@ def without_weights(plan: Plan, device: Device, vae: AnyVAE) -> Model:
         tokenizer_files.check_rows(component, tokenizer, config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = MemoryState(low_memory=device.low)
-    return Model(plan.name, "", family, network, vae, text, AdapterState(), memory, plan=plan)
+    return Model(plan.name, "", family, network, vae, text, AdapterState(), memory, checkpoint=plan)
 
 
-def fill(model: Model, device: Device) -> None:
+def load_weights(model: Model, device: Device) -> None:
     """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile.
 
     On a card they are laid out, and the U-Net recorded or compiled, as that draws soonest.
     """
-    plan, placement = model.plan, model.memory.placement
+    plan, placement = model.checkpoint, model.memory.placement
     assert plan is not None
     _fill(model.network, "unet", plan, device, placement)
     for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
@@ -119,7 +119,7 @@ def fill(model: Model, device: Device) -> None:
         )
 
 
-def placed(plan: Plan, device: Device) -> Placement:
+def choose_placement(plan: Checkpoint, device: Device) -> Placement:
     """How a model's parts get to the device, with lines that say so. BadRequest."""
     sizes = {
         component: device.dtype_of(component).itemsize
@@ -142,26 +142,28 @@ def load_vae(name: str, model: Model) -> AnyVAE:
     """
     device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
-    model.wardrobe.warnings += doubts(other.record.name, model.family.vae)
+    model.adapters.warnings += doubts(other.record.name, model.family.vae)
     parts = {"vae": Part(other.tensors, other.theirs)}
-    plan = Plan(other.record.name, "", model.family, parts, {}, ())
+    plan = Checkpoint(other.record.name, "", model.family, parts, {}, ())
     vae = _made(lambda: vae_of(other.config), "vae", plan, device)
     _fill(vae, "vae", plan, device, Placement())
     return vae
 
 
-def _made(build: Callable[[], Network], component: str, plan: Plan, device: Device) -> Network:
+def _made(
+    build: Callable[[], Network], component: str, plan: Checkpoint, device: Device
+) -> Network:
     """A network that takes no memory yet, compared with the headers."""
     with torch.device("meta"):
         network = build()
     shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
     check(component, plan.parts[component], shapes)
-    if device.low or narrow_filters(component, device):
+    if device.low or keeps_filters_narrow(component, device):
         slim(network, filters_only=not device.low)
     return network.eval().requires_grad_(False)
 
 
-def narrow_filters(component: str, device: Device) -> bool:
+def keeps_filters_narrow(component: str, device: Device) -> bool:
     """Whether a part's larger filters stay as they are stored: where they are laid out anew for
     speed, in float32, they would be in memory twice.
     """
@@ -170,7 +172,7 @@ def narrow_filters(component: str, device: Device) -> bool:
 
 @torch.inference_mode(False)
 def _fill(
-    network: nn.Module, component: str, plan: Plan, device: Device, placement: Placement
+    network: nn.Module, component: str, plan: Checkpoint, device: Device, placement: Placement
 ) -> None:
     """Read a network's weights; where main memory is short and computes, for each use only."""
     dtype = device.dtype_of(component)

@@ -13,7 +13,7 @@ from txt2img.models.unet import UNet
 from txt2img.request.adapters import Refiner
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.adapters.state import AdapterState
-from txt2img.weights.checkpoint import Plan
+from txt2img.weights.checkpoint import Checkpoint
 from txt2img.weights.families import Family
 
 
@@ -21,20 +21,18 @@ from txt2img.weights.families import Family
 class Model:
     """A family with its weights: all that turns a request into pictures."""
 
-    name: str  # what users see; never a path
-    hash: str  # ten hex digits that tell its weights from others'
+    name: str  # for users; never a path
+    hash: str  # ten hex digits of its weights
     family: Family
     network: UNet
     vae: AnyVAE
     text: TextEncoder | TextEncoders
-    wardrobe: AdapterState = field(default_factory=AdapterState)
+    adapters: AdapterState = field(default_factory=AdapterState)
     memory: MemoryState = field(default_factory=MemoryState)
     graphed: Graphed | None = None  # the network recorded as CUDA graphs, or compiled
-    second: "SecondStage | None" = None  # a refiner, for the last steps
-    plan: Plan | None = None  # where its weights come from
-    prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(
-        default_factory=dict
-    )  # words → conditions
+    refiner: "SecondStage | None" = None
+    checkpoint: Checkpoint | None = None  # the files that its weights come from
+    prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

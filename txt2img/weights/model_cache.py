@@ -1,6 +1,6 @@
-"""Models that stay in memory between calls, as long as their files stay as they are.
+"""Keep the last model in memory between calls, as long as its files do not change.
 
-torch is imported when the first is loaded: who keeps models is there before it needs one.
+torch is imported with the first model, so that a worker starts without it.
 """
 
 import gc
@@ -21,21 +21,21 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A model, what it was loaded from and how, and what its weights then were."""
+class CachedModel:
+    """A model, the key that it was loaded by, and the state of its weights after that."""
 
     key: Key
     model: "Model"
-    form: Key
+    weights: Key
 
 
-class Keeper:
-    """The last model that was loaded; nothing unless it is told to keep."""
+class ModelCache:
+    """A cache of one model; loads anew every time unless `enabled`."""
 
     def __init__(self) -> None:
-        self.keeps = False
-        self.kept: Kept | None = None
-        self.reused = False  # whether the last model was in memory already
+        self.enabled = False
+        self.cached: CachedModel | None = None
+        self.hit = False  # whether the last model was in memory already
 
     def load(
         self,
@@ -44,67 +44,64 @@ class Keeper:
         vae_path: str | None = None,
         others: OtherParts = OWN_PARTS,
     ) -> "Model":
-        """As `weights.load.load`; the one in memory if it is that one, wearing nothing.
-
-        How it decodes, what it wears and who goes on after it is the caller's to set: its `memory`,
-        `wardrobe` and `second`.
-        """
+        """Load as `weights.load.load`, or return the cached model without adapters and refiner."""
         from txt2img.system.device import memory
-        from txt2img.weights.apply_adapters import undress
+        from txt2img.weights.apply_adapters import remove_adapters
         from txt2img.weights.checkpoint import find
         from txt2img.weights.load import load
 
-        self.reused = False
-        if not self.keeps:
+        self.hit = False
+        if not self.enabled:
             return load(name, device, vae_path=vae_path, others=others)
         paths = [Path(p).expanduser() for p in (vae_path, others.unet, *others.texts) if p]
-        key = (device, vae_path, others, state(find(name)), *map(state, paths))
-        last, self.kept = self.kept, None  # whoever is interrupted in here keeps nothing
-        if last is None or (last.key, last.form) != (key, form(last.model)):
+        key = (device, vae_path, others, files_key(find(name)), *map(files_key, paths))
+        last, self.cached = self.cached, None  # an interrupt in here leaves the cache empty
+        if last is None or (last.key, last.weights) != (key, weights_key(last.model)):
             if last is not None:
-                last = None  # not two in memory at once
-                gc.collect()  # a recorded network knows its model, and is known by it
+                last = None  # free it first: two models may not fit
+                gc.collect()  # a recorded network and its model refer to each other
                 memory.free()
             model = load(name, device, vae_path=vae_path, others=others)
-            last = Kept(key, model, form(model))
+            last = CachedModel(key, model, weights_key(model))
         else:
-            self.reused = True
-        undress(last.model)
-        last.model.second = None
-        self.kept = last
+            self.hit = True
+        remove_adapters(last.model)
+        last.model.refiner = None
+        self.cached = last
         return last.model
 
 
-KEEPER = Keeper()
+MODEL_CACHE = ModelCache()
 
 
-def form(model: "Model") -> Key:
-    """Where each weight is and in what precision: a run that was stopped may have left it between
-    two of them. Filters that stay as they are stored may have been widened for a LoRA.
+def weights_key(model: "Model") -> Key:
+    """Device and dtype of each weight: a run that was interrupted may have left some moved.
+
+    Filters that stay in their stored dtype have none here, since a LoRA may have widened them.
     """
     from txt2img.models.optimize.upcast import lean_weights
 
-    found: list[object] = []
+    key: list[object] = []
     for network in (model.network, model.vae, *model.text.encoders):
         free = () if model.memory.low_memory else lean_weights(network)
-        found += [
+        key += [
             (weight.device, None if name in free else weight.dtype)
             for name, weight in network.named_parameters()
         ]
-    return tuple(found)
+    return tuple(key)
 
 
-def state(path: Path) -> Key:
-    """What tells whether a model's files are as they were: names, sizes, times, places on disk."""
+def files_key(path: Path) -> Key:
+    """Names, sizes, times and inodes of a model's files: equal as long as they are unchanged."""
     full = Path(os.path.abspath(path))
     return (str(full), *((str(file), *stat_key(file.stat())) for file in sorted(_files(full))))
 
 
 def _files(path: Path) -> Iterable[Path]:
-    """The files that loading may look at; a folder's components may be links to other folders."""
+    """The files that loading may read; a folder's components may be links to other folders."""
     if path.is_dir():
-        inside = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
-        return [file for folder in inside for file in folder.iterdir() if file.is_file()]
+        folders = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
+        return [file for folder in folders for file in folder.iterdir() if file.is_file()]
     # Shards lie beside their index, and a VAE's config beside its weights.
-    beside = path.name.endswith(".json") or (path.parent / "config.json").is_file()
-    return [file for file in (path.parent.iterdir() if beside else [path]) if file.is_file()]
+    several = path.name.endswith(".json") or (path.parent / "config.json").is_file()
+    return [file for file in (path.parent.iterdir() if several else [path]) if file.is_file()]

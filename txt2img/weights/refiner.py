@@ -1,7 +1,7 @@
 """A refiner: a model that takes over from another for the last steps (Podell et al. 2023, §2.5).
 
-It goes on with the same latents and levels, but reads the prompt by itself. LoRAs and learnt words
-are the first model's alone.
+It continues with the same latents and levels, but encodes the prompt with its own text encoders.
+LoRAs and embeddings apply to the first model only.
 """
 
 from collections.abc import Sequence
@@ -14,50 +14,50 @@ from txt2img.request.adapters import Refiner
 from txt2img.request.request import Request
 from txt2img.system.device.device import Device
 from txt2img.system.text import shown
-from txt2img.weights.checkpoint import planned
+from txt2img.weights.checkpoint import open_checkpoint
 from txt2img.weights.families import Family
-from txt2img.weights.load import fill, without_weights
+from txt2img.weights.load import build_empty, load_weights
 from txt2img.weights.model import Model, SecondStage
 from txt2img.weights.registry.hashes import hashed_beside
 
 
 def add_refiner(model: Model, name: str, device: Device) -> None:
-    """Let the model at `name` draw the last steps of what the model begins.
+    """Load a refiner for a model, which shares its VAE.
 
-    Raises as `load` does, BadRequest if the two do not draw the same latents.
+    Raises as `load` does, BadRequest if the two do not have the same latents.
     """
-    plan = planned(name)
-    _check_alike(plan.name, plan.family, model.family)
-    with hashed_beside(plan.weights) as digest:
-        other = without_weights(plan, device, model.vae)
-        other.memory = model.memory
-        fill(other, device)
-        other.hash = digest()
-    model.second = SecondStage(Refiner(other.name, other.hash), other)
+    checkpoint = open_checkpoint(name)
+    _check_same_latents(checkpoint.name, checkpoint.family, model.family)
+    with hashed_beside(checkpoint.weights) as digest:
+        refiner = build_empty(checkpoint, device, model.vae)
+        refiner.memory = model.memory
+        load_weights(refiner, device)
+        refiner.hash = digest()
+    model.refiner = SecondStage(Refiner(refiner.name, refiner.hash), refiner)
 
 
-def alone(requests: Sequence[Request]) -> list[Request]:
-    """The requests as the refiner reads them, which wears nothing."""
+def without_adapters(requests: Sequence[Request]) -> list[Request]:
+    """The requests for the refiner itself, which has no adapters."""
     return [replace(r, refiner=None, loras=(), embeddings=(), vae=None) for r in requests]
 
 
-def its_turn(process: Process, level: Level, switch: float) -> bool:
-    """Whether the refiner draws the step that leaves a level.
+def is_refiner_step(process: Process, level: Level, switch: float) -> bool:
+    """Whether the refiner takes the step from a level.
 
-    A part `switch` of the times that the model learned is over then, as A1111 and diffusers count.
+    It does once the fraction `switch` of the training timesteps is over, as in A1111 and diffusers.
     """
     return round(process.time(level)) < round(process.steps * (1 - switch))
 
 
-def second(model: Model) -> Model:
-    """The refiner. BadRequest if there is none."""
-    if model.second is None:
+def refiner_of(model: Model) -> Model:
+    """The model's refiner. Raises BadRequest if it has none."""
+    if model.refiner is None:
         raise BadRequest("the picture was drawn with a refiner; give it with --refiner")
-    return model.second.model
+    return model.refiner.model
 
 
-def _check_alike(name: str, family: Family, first: Family) -> None:
-    """Raise BadRequest unless a model can go on with another's latents."""
+def _check_same_latents(name: str, family: Family, first: Family) -> None:
+    """Raise BadRequest unless a model can continue with another's latents."""
     if family.needs:
         raise BadRequest(f"{shown(name)} needs {family.needs} beside the prompt: it is no refiner")
     one, other = first.vae, family.vae

@@ -16,7 +16,7 @@ from txt2img.images.image_file import read
 from txt2img.models.optimize.quantize import quantize
 from txt2img.request.adapters import Lora
 from txt2img.system.device.device import Device
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -34,9 +34,9 @@ def test_the_error_is_that_of_eight_bits(sd1_folder: Path, kind: str, most: floa
     wanted, found = exact(x, time, cond), model.network(x, time, cond)
     error = (found - wanted).norm() / wanted.norm()
     assert 0 < error < most
-    model.wardrobe.library = replace(model.wardrobe.library, loras={"x": Path("x.safetensors")})
+    model.adapters.library = replace(model.adapters.library, loras={"x": Path("x.safetensors")})
     with pytest.raises(BadRequest, match="--quantize makes weights too narrow for a LoRA"):
-        ready(model, replace(SMALL, loras=(Lora("x"),)))
+        resolve_adapters(model, replace(SMALL, loras=(Lora("x"),)))
 
 
 def test_a_record_tells_it(draw: Command) -> None:

@@ -18,7 +18,7 @@ from txt2img.models.optimize.upcast import LeanConv2d, lean_weights
 from txt2img.pipeline.generate import generate
 from txt2img.request.adapters import Lora
 from txt2img.system.device.device import choose
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.load import load
 
 
@@ -51,9 +51,9 @@ def test_bits_are_those_of_the_ordinary_load(stored: Path) -> None:
     for part in ("network", "vae"):
         weights = list(getattr(low, part).parameters())
         assert sum(p.nbytes for p in weights) < 0.6 * 4 * sum(p.numel() for p in weights)
-    low.wardrobe.library = replace(low.wardrobe.library, loras={"x": stored / "x.safetensors"})
+    low.adapters.library = replace(low.adapters.library, loras={"x": stored / "x.safetensors"})
     with pytest.raises(BadRequest, match="low-memory"):
-        ready(low, replace(SMALL, loras=(Lora("x"),)))
+        resolve_adapters(low, replace(SMALL, loras=(Lora("x"),)))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 10), nn.Linear(6, 10, bias=False)])
@@ -128,14 +128,14 @@ def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Pat
         f"lora_unet_{home.replace('.', '_')}.lora_up.weight": torch.randn(out, 2, 1, 1),
     }
     save_file(tensors, stored / "x.safetensors")
-    model.wardrobe.library = replace(model.wardrobe.library, loras={"x": stored / "x.safetensors"})
+    model.adapters.library = replace(model.adapters.library, loras={"x": stored / "x.safetensors"})
     down, up = tensors.values()
     with torch.inference_mode():
-        wear(model, ready(model, replace(SMALL, loras=(Lora("x", 0.1, 0.1),))))
+        apply_adapters(model, resolve_adapters(model, replace(SMALL, loras=(Lora("x", 0.1, 0.1),))))
     merged = model.network.get_parameter(f"{home}.weight")
     added = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
     before = own[f"{home}.weight"].float()
     torch.testing.assert_close(merged, before + 0.1 * added, atol=1e-5, rtol=0)
-    wear(model, ready(model, SMALL))
+    apply_adapters(model, resolve_adapters(model, SMALL))
     for name, weight in model.network.named_parameters():
         assert torch.equal(weight.float(), own[name].float())

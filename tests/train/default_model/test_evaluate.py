@@ -55,7 +55,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """In place of a model one that draws white pictures; the requests that it has drawn."""
     defaults = Defaults(64, 64, 30, 7.5, Sampler.DDIM, Schedule.TRAILING)
     family = SimpleNamespace(defaults=defaults)
-    model = SimpleNamespace(name="known", family=family, wardrobe=AdapterState(), second=None)
+    model = SimpleNamespace(name="known", family=family, adapters=AdapterState(), refiner=None)
     done: list[Request] = []
 
     def draw(model: object, requests: list[Request], batch_size: int) -> Iterator[Image.Image]:

@@ -23,7 +23,7 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import short_hash
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -33,10 +33,10 @@ IDS = torch.tensor([[49406, 320, 1125, 539, 49407]])
 
 def put_on(model: Model, *files: Path, **weights: float) -> list[str]:
     """Wear files, all at the same weights; gives the notes."""
-    model.wardrobe.library = Library({path.stem: path for path in files})
+    model.adapters.library = Library({path.stem: path for path in files})
     loras = tuple(Lora(path.stem, **weights) for path in files)
-    wear(model, ready(model, Request("", loras=loras)))
-    return model.wardrobe.notes
+    apply_adapters(model, resolve_adapters(model, Request("", loras=loras)))
+    return model.adapters.notes
 
 
 def in_dtype(model: Model, dtype: torch.dtype) -> Model:
@@ -197,10 +197,10 @@ def test_several_add_up_each_at_its_weights(model: Model, tmp_path: Path) -> Non
         "a": write(tmp_path / "a.safetensors", peft(a)),
         "b": write(tmp_path / "b.safetensors", peft(b) | peft(text, "text_encoder.")),
     }
-    model.wardrobe.library = Library(files)
+    model.adapters.library = Library(files)
     before = states(model)
     loras = (Lora("a", 0.5), Lora("b", -0.25, 2.0))
-    wear(model, ready(model, Request("", loras=loras)))
+    apply_adapters(model, resolve_adapters(model, Request("", loras=loras)))
     for name in a:
         change = sum(
             w * (up.flatten(1) @ down.flatten(1))
@@ -376,7 +376,7 @@ def test_other_files_are_refused_by_what_they_are(model: Model, tmp_path: Path) 
     with pytest.raises(UnknownLayout, match=r"applied 0 of .* model than latent"):
         put_on(model, tiny.sd1().folder / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ModelNotFound, match='no LoRA "nowhere"'):
-        ready(model, Request("<lora:nowhere:1>"))
+        resolve_adapters(model, Request("<lora:nowhere:1>"))
 
 
 def test_weights_that_grow_too_large_are_refused(model: Model, tmp_path: Path) -> None:
@@ -402,9 +402,9 @@ def test_a_loras_hash_is_a1111s(tmp_path: Path) -> None:
 
 def test_a_request_is_told_by_the_files_hash(model: Model, tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", kohya(unet_pairs()))
-    model.wardrobe.library = Library({"a": file})
-    request = ready(model, Request("x <lora:a:0.5>"))
+    model.adapters.library = Library({"a": file})
+    request = resolve_adapters(model, Request("x <lora:a:0.5>"))
     assert (request.prompt, request.loras) == ("x", (Lora("a", 0.5, 0.5, short_hash(file)),))
     recorded = replace(request, loras=(replace(request.loras[0], hash="0" * 12),))
-    assert ready(model, recorded) == request
-    assert model.wardrobe.warnings[-1].startswith("the picture's LoRA a has the hash 000000000000")
+    assert resolve_adapters(model, recorded) == request
+    assert model.adapters.warnings[-1].startswith("the picture's LoRA a has the hash 000000000000")

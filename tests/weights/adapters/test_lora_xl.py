@@ -27,7 +27,7 @@ from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
 from txt2img.system.device.device import Device
-from txt2img.weights.apply_adapters import ready, undress
+from txt2img.weights.apply_adapters import remove_adapters, resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -162,7 +162,7 @@ def of_diffusers(family: str, file: Path, scale: float, model: Model) -> Tensor:
 
 
 def drawn(model: Model, *loras: Lora) -> Tensor:
-    *_, last = sample(model, [ready(model, replace(request(model), loras=loras))])
+    *_, last = sample(model, [resolve_adapters(model, replace(request(model), loras=loras))])
     return last.x
 
 
@@ -188,7 +188,7 @@ def test_final_latents_equal_diffusers(
     wanted = of_diffusers(family, file, scale, model)
     assert off(drawn(model, Lora("style", scale, scale)), wanted) < 1e-4
     assert off(plain, wanted) > 1e-2
-    undress(model)
+    remove_adapters(model)
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
@@ -210,7 +210,7 @@ def test_each_network_is_changed_by_its_own_part_of_a_file(tmp_path: Path) -> No
                 else:
                     down, up = both[part][stem]
                     assert off(change, up @ down) < 1e-4
-        undress(model)
+        remove_adapters(model)
 
 
 @pytest.mark.parametrize("naming", [as_kohya, as_peft])
@@ -238,4 +238,4 @@ def test_a_refiners_only_encoder_is_the_second(
     ids = torch.tensor([model.text.encoders[0].tokenizer.chunks("a cat")[0]])
     hidden = text(ids, output_hidden_states=True).hidden_states[-2]
     assert off(model.text.encode(["a cat"]).tokens, hidden) < 1e-5
-    undress(model)
+    remove_adapters(model)

@@ -14,7 +14,7 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.lycoris import changed, changed_bias, fits
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 
 W = torch.linspace(-1, 1, 24).reshape(4, 6)
@@ -142,9 +142,9 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
 
 
 def put_on(model: Model, file: Path) -> list[str]:
-    model.wardrobe.library = Library({file.stem: file})
-    wear(model, ready(model, Request("", loras=(Lora(file.stem),))))
-    return model.wardrobe.notes
+    model.adapters.library = Library({file.stem: file})
+    apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora(file.stem),))))
+    return model.adapters.notes
 
 
 def test_files_of_every_kind_reach_their_layers(model: Model, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_files_of_every_kind_reach_their_layers(model: Model, tmp_path: Path) ->
     close(now[f"{conv}.bias"], state[f"{conv}.bias"] + 3)
     close(now[f"{time}.weight"], 2 * state[f"{time}.weight"])
     close(now[f"{out}.weight"].pow(2).sum(dim=(0, 2, 3)), torch.ones(32))
-    wear(model, Request(""))
+    apply_adapters(model, Request(""))
     assert all(
         torch.equal(value, state[name]) for name, value in model.network.state_dict().items()
     )

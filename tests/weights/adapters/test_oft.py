@@ -14,7 +14,7 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.weights.adapters.lycoris import changed
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 
 W = torch.linspace(-1, 1, 48).reshape(8, 6)
@@ -126,7 +126,7 @@ def test_a_peft_adapter_is_merged_as_peft_does(
     for short, name in kinds.items():
         close(now[f"{name}.weight"], merged[short].weight.data)
         assert not torch.equal(now[f"{name}.weight"], state[f"{name}.weight"])
-    wear(model, Request(""))
+    apply_adapters(model, Request(""))
     assert all(torch.equal(v, state[n]) for n, v in model.network.state_dict().items())
 
 
@@ -151,12 +151,12 @@ def test_a_peft_boft_is_merged_as_peft_does(model: Model, tmp_path: Path) -> Non
     file = saved(made, kinds, tmp_path, count=4)
     merged = made.merge_and_unload()
     put_on(model, file)
-    assert model.wardrobe.notes[-1].endswith("applied 2 of 2")
+    assert model.adapters.notes[-1].endswith("applied 2 of 2")
     now = model.network.state_dict()
     for short, name in kinds.items():
         close(now[f"{name}.weight"], merged[short].weight.data)
         assert not torch.equal(now[f"{name}.weight"], state[f"{name}.weight"])
-    wear(model, Request(""))
+    apply_adapters(model, Request(""))
     assert all(torch.equal(v, state[n]) for n, v in model.network.state_dict().items())
 
 
@@ -211,6 +211,6 @@ def test_gloras_convolutions_may_have_a_core() -> None:
 
 def put_on(model: Model, file: Path) -> None:
     name = file.name.removesuffix(".safetensors")
-    model.wardrobe.library = Library({name: file})
-    request = ready(model, Request("x", loras=(Lora(name),)))
-    wear(model, request)
+    model.adapters.library = Library({name: file})
+    request = resolve_adapters(model, Request("x", loras=(Lora(name),)))
+    apply_adapters(model, request)

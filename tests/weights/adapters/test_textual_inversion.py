@@ -18,7 +18,7 @@ from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
-from txt2img.weights.apply_adapters import ready, wear
+from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
@@ -28,9 +28,9 @@ ONE, THREE = torch.randn(32), torch.randn(3, 32)
 
 def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:
     """Know the words and wear a request's."""
-    model.wardrobe.library = Library(embeddings={f"<{word}>": path for word, path in files.items()})
-    request = ready(model, Request(prompt, negative))
-    wear(model, request)
+    model.adapters.library = Library(embeddings={f"<{word}>": path for word, path in files.items()})
+    request = resolve_adapters(model, Request(prompt, negative))
+    apply_adapters(model, request)
     return request
 
 
@@ -62,7 +62,7 @@ def test_conditions_equal_diffusers(model: Model, tmp_path: Path) -> None:
         got = model.text.encode([prompt]).tokens
     wanted = of_diffusers(prompt, [("<one>", one), ("<three>", three)])
     assert float((got - wanted).abs().max()) < 1e-5
-    wear(model, Request(prompt))
+    apply_adapters(model, Request(prompt))
     with torch.no_grad():
         assert float((model.text.encode([prompt]).tokens - wanted).abs().max()) > 1e-2
 
@@ -102,7 +102,7 @@ def test_forgetting_leaves_no_trace(model: Model, tmp_path: Path) -> None:
     chunks = model.text.tokenizer.chunks("a <x>")
     learn(model, "a <x>", x=write(tmp_path / "x.safetensors", {"emb_params": THREE}))
     assert model.text.tokenizer.chunks("a <x>") != chunks
-    wear(model, Request("a <x>"))
+    apply_adapters(model, Request("a <x>"))
     assert model.text.tokenizer.chunks("a <x>") == chunks
     after = model.text.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

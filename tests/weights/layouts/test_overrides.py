@@ -207,7 +207,7 @@ def test_sdxls_two_encoders_are_told_apart(together: bool, tmp_path: Path) -> No
     model = load(str(base.file), CPU, others=OtherParts(texts=tuple(paths)))
     own = load(str(base.file), CPU).text.state_dict()
     assert all(torch.equal(v, own[n]) for n, v in model.text.state_dict().items())
-    assert model.plan is not None and set(map(Path, paths)) <= set(model.plan.weights)
+    assert model.checkpoint is not None and set(map(Path, paths)) <= set(model.checkpoint.weights)
 
 
 def test_a_folders_text_encoder_may_be_open_clips(tmp_path: Path) -> None:

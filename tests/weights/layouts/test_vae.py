@@ -97,7 +97,7 @@ def test_every_layout_decodes_as_diffusers(
         wanted = other.decode(latent).sample
         got = model.vae.decode(x)
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
-    record = model.wardrobe.vae
+    record = model.adapters.vae
     assert record is not None and record.name == "mine"
     [file] = [p for p in (tmp_path / "mine", *tmp_path.rglob("*.safetensors")) if p.is_file()]
     assert record.hash == sha256(file)[:10]
@@ -123,7 +123,7 @@ def test_a_folder_in_shards_decodes_as_diffusers(
         got = model.vae.decode(x)
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
     digests = "".join(sha256(tmp_path / "mine" / shard) for shard in shards)
-    record = model.wardrobe.vae
+    record = model.adapters.vae
     assert record is not None
     assert record.hash == hashlib.sha256(digests.encode()).hexdigest()[:10]
 

@@ -15,7 +15,7 @@ from txt2img.request.prompt_syntax import composed, schedule
 from txt2img.request.request import Request
 from txt2img.request.resolve import Library
 from txt2img.system import device_names
-from txt2img.weights.checkpoint import Plan, check_vae, find, planned
+from txt2img.weights.checkpoint import Checkpoint, check_vae, find, open_checkpoint
 from txt2img.weights.distilled import by_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Stored
@@ -29,7 +29,7 @@ TEXTS_MAX = 16  # of a prompt that changes, as many are counted
 class Forecast:
     """A model as it would be loaded, and how long it took before."""
 
-    plan: Plan
+    plan: Checkpoint
     path: Path
     hash: str  # empty if its files were not hashed before
     device: str
@@ -107,12 +107,12 @@ def forecast_for(
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
-    plan = planned(model, others=library.parts)
+    plan = open_checkpoint(model, others=library.parts)
     check_vae(plan, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
     if library.refiner is not None:
-        planned(library.refiner)
+        open_checkpoint(library.refiner)
     for tokenizer in plan.tokenizers.values():
         tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
     speeds = history.read()

@@ -49,7 +49,7 @@ from txt2img.train.default_model.metrics import (
 from txt2img.train.default_model.retrieval import Verdict, second_opinion, share, verdicts_of
 from txt2img.train.default_model.scene_score import Scored, score, shares
 from txt2img.train.default_model.sheet import sheet
-from txt2img.weights.apply_adapters import ready
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 from txt2img.weights.registry.find import find_file
@@ -116,7 +116,7 @@ def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator
 
 def filled(model: Model, request: Request) -> Request:
     """The request as it is drawn."""
-    return ready(model, request).filled(model.family.defaults)
+    return resolve_adapters(model, request).filled(model.family.defaults)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def run(options: argparse.Namespace) -> None:
     model = load(options.model, choose(options.device))
     if options.lora:
         options.lora = find_file("--lora", options.lora)
-        model.wardrobe.library = Library({options.lora.stem: options.lora})
+        model.adapters.library = Library({options.lora.stem: options.lora})
     if options.prompts:
         show(options, model)
         return

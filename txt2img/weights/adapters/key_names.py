@@ -1,6 +1,6 @@
-"""How adapter files name a model's layers and what they hold for each.
+"""Adapter files' names for a model's layers, and the role of each tensor.
 
-Names are made from the model's own, so that every layer has every spelling: kohya's with
+Aliases are generated from the model's own names, so that every layer has all of them: kohya's with
 underscores, diffusers' and peft's with dots, and those of the original layout.
 """
 
@@ -13,7 +13,7 @@ from txt2img.models.unet import UNet
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import bare
 
-# How a tensor's name ends → its role in weights/lycoris.py.
+# Endings of tensors' names → roles, as in lycoris.py and oft.py.
 ENDINGS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -63,7 +63,7 @@ _LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
-# What stands before a text encoder's layers: kohya's, LyCORIS'; diffusers', peft's, ComfyUI's.
+# Prefixes of a text encoder's layers: with underscores (kohya, LyCORIS), with dots (the others).
 TEXT_PREFIXES = {
     "text": (
         ("lora_te_", "lora_te1_", "lycoris_"),
@@ -77,7 +77,7 @@ TEXT_PREFIXES = {
 
 
 def split(name: str) -> tuple[str, str]:
-    """A tensor's name as layer and role; the role is empty where the ending is not known."""
+    """Split a tensor's name into layer and role; the role is empty for an unknown ending."""
     for ending in _LONGEST_FIRST:
         if name.endswith(ending):
             return name.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
@@ -85,55 +85,51 @@ def split(name: str) -> tuple[str, str]:
 
 
 def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
-    """All that adapters can change: "unet.…", "text.…", "text_2.…" → the layer."""
-    found = {f"unet.{name}": layer for name, layer in network.named_modules()}
+    """The layers that adapters can change, by "unet.…", "text.…" and "text_2.…"."""
+    modules = {f"unet.{name}": layer for name, layer in network.named_modules()}
     for part, encoder in zip(("text", "text_2"), encoders, strict=False):
-        found |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
+        modules |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
     return {
         name: layer
-        for name, layer in found.items()
+        for name, layer in modules.items()
         if isinstance(getattr(layer, "weight", None), Tensor)
         and not isinstance(layer, nn.Embedding)
     }
 
 
 def key_aliases(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, str]:
-    """Every name that a file may have for a layer → ours."""
+    """All names that files may have for a layer → ours."""
     back = key_maps.backwards(key_maps.unet_from_ldm(network.config))
-    made: dict[str, str] = {}
-    for home in layers(network, encoders):
-        part, _, name = home.partition(".")
+    # The refiner's only text encoder is SDXL's second, and files may call it either.
+    refiner = len(encoders) == 1 and encoders[0].config.projection
+    aliases: dict[str, str] = {}
+    for layer in layers(network, encoders):
+        part, _, name = layer.partition(".")
         if part == "unet":
-            spelled = _of_unet(name, back)
+            names = _unet_aliases(name, back)
         else:
-            spelled = _of_text(name, _published(part, encoders))
-        made |= {other: home for other in spelled}
-    return made
+            names = _text_aliases(name, ("text", "text_2") if refiner else (part,))
+        aliases |= dict.fromkeys(names, layer)
+    return aliases
 
 
-def _published(part: str, encoders: Sequence[TextEncoder]) -> tuple[str, ...]:
-    """What a text encoder is called in files: the refiner's only one is the second of SDXL."""
-    alone = len(encoders) == 1 and encoders[0].config.projection
-    return ("text", "text_2") if alone else (part,)
-
-
-def _of_unet(name: str, back: dict[str, str]) -> Iterator[str]:
-    """The spellings of a layer of the U-Net; `back` leads to the original layout's name."""
-    for spelled in (name, key_maps.rename(name, back) or name):
+def _unet_aliases(name: str, back: dict[str, str]) -> Iterator[str]:
+    """The aliases of a layer of the U-Net; `back` maps to the original layout."""
+    for full in (name, key_maps.rename(name, back) or name):
         for ending in ("", ".0") if name.endswith(".to_out.0") else ("",):
-            short = spelled.removesuffix(ending)
+            short = full.removesuffix(ending)
             flat = short.replace(".", "_")
             yield from (f"lora_unet_{flat}", f"oft_unet_{flat}", f"lycoris_{flat}")
             yield from (f"unet.{short}", f"base_model.model.{short}", short)
             yield from (f"diffusion_model.{short}", f"model.diffusion_model.{short}")
 
 
-def _of_text(name: str, parts: tuple[str, ...]) -> Iterator[str]:
-    """The spellings of a layer of a text encoder that is one of `parts`."""
+def _text_aliases(name: str, parts: tuple[str, ...]) -> Iterator[str]:
+    """The aliases of a layer of a text encoder that files know as one of `parts`."""
     layer, _, last = name.rpartition(".")
     old = OLD_TEXT.get(last)
-    for spelled in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
+    for full in (name, f"text_model.{name}", *([f"text_model.{layer}.{old}"] if old else [])):
         for part in parts:
             flat, dotted = TEXT_PREFIXES[part]
-            yield from (f"{prefix}{spelled.replace('.', '_')}" for prefix in flat)
-            yield from (f"{prefix}{spelled}" for prefix in dotted)
+            yield from (f"{prefix}{full.replace('.', '_')}" for prefix in flat)
+            yield from (f"{prefix}{full}" for prefix in dotted)

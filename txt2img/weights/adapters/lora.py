@@ -1,7 +1,7 @@
-"""Adapter files: read warily, matched with a model's layers, merged into its weights.
+"""LoRA and LyCORIS files: checked, matched with a model's layers, merged into its weights.
 
-W becomes W + strength · alpha / rank · up · down (Hu et al. 2021), computed in float32; the other
-kinds are in weights/lycoris.py.
+W becomes W + strength · alpha / rank · up · down (Hu et al. 2021), computed in float32; lycoris.py
+has the other methods.
 """
 
 import math
@@ -24,43 +24,43 @@ from txt2img.weights.formats import safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import Header, Stored
 from txt2img.weights.registry.hashes import sha256
 
-# Alpha may be kept as a whole number, and IA3's side as a yes or no: both are read as they are.
+# Alpha may be an integer, and IA3's side a boolean: both are read in their own type.
 SCALARS = ("alpha", "side")
 PEFT = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSON
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-TERMS_MAX = 64  # of a series
+TERMS_MAX = 64  # of the Cayley-Neumann series
 ALPHA_MAX = 1e9
-OTHER = "it is no LoRA, or one for another kind of model than"
+NO_MATCH = "it is no LoRA, or one for another kind of model than"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What an adapter file holds for one layer."""
+    """An adapter file's tensors for one layer."""
 
-    spelled: str  # the layer's name in the file
-    home: str  # and ours
-    parts: dict[str, Stored]
-    alpha: float | None  # or the one number that another kind has: see weights/rotations.py
+    key: str  # the layer's name in the file
+    layer: str  # our name, a key of key_names.layers
+    parts: dict[str, Stored]  # by role
+    alpha: float | None  # peft's OFT has its number of terms here
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors by role, float32, on the CPU. Raises MissingWeights, BadFile."""
-        named = {f"{self.spelled} {role}": stored for role, stored in self.parts.items()}
-        found = tensors.read(named, torch.device("cpu"), torch.float32)
-        return {role: found[f"{self.spelled} {role}"] for role in self.parts}
+        """Read the tensors, by role, in float32, onto the CPU. Raises MissingWeights, BadFile."""
+        named = {f"{self.key} {role}": stored for role, stored in self.parts.items()}
+        values = tensors.read(named, torch.device("cpu"), torch.float32)
+        return {role: values[f"{self.key} {role}"] for role in self.parts}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter file, matched with a model."""
+    """An adapter file, matched with a model's layers."""
 
     name: str
     pieces: tuple[Piece, ...]
-    unknown: tuple[str, ...] = ()  # tensors that belong to no layer
-    strangers: int = field(default=0)  # how many layers those are
+    unknown: tuple[str, ...] = ()  # tensors of layers that the model has not
+    unknown_layers: int = 0
 
     def report(self) -> str:
-        """How much of the file applies, and what does not."""
-        total = len(self.pieces) + self.strangers
+        """A line for the user: how many layers apply, and which tensors do not."""
+        total = len(self.pieces) + self.unknown_layers
         rest = f"; this model has no place for {_some(self.unknown)}" if self.unknown else ""
         return f"LoRA {self.name}: applied {len(self.pieces)} of {total}{rest}"
 
@@ -68,71 +68,68 @@ class Adapter:
 def open_adapter(
     name: str, path: Path, network: UNet, encoders: Sequence[TextEncoder], family: str
 ) -> Adapter:
-    """The file, its layers found in the model and its shapes compared; no weights are read.
+    """Match a file with a model's layers and compare shapes, without reading any weights.
 
-    Raises BadFile, UnknownLayout if none of it applies, MissingWeights if shapes differ.
+    Raises BadFile, UnknownLayout if no layer matches, MissingWeights if shapes differ.
     """
     header = safetensors_file.header(path)
     settings = _settings(header, path)
-    known = key_names.key_aliases(network, encoders)
+    aliases = key_names.key_aliases(network, encoders)
     layers = key_names.layers(network, encoders)
-    found: dict[str, dict[str, Stored]] = {}
-    whole: dict[str, list[str]] = {}
+    by_key: dict[str, dict[str, Stored]] = {}
+    names: dict[str, list[str]] = {}
     for tensor, stored in header.tensors.items():
-        layer, role = key_names.split(tensor)
-        found.setdefault(layer, {})[role or tensor] = stored
-        whole.setdefault(layer, []).append(tensor)
+        key, role = key_names.split(tensor)
+        by_key.setdefault(key, {})[role or tensor] = stored
+        names.setdefault(key, []).append(tensor)
+    _check_methods(path.name, by_key)
     pieces, unknown = [], []
-    _check_kinds(path.name, found)
-    for layer, parts in found.items():
-        home = known.get(layer)
-        if home is None or not _complete(parts):
-            unknown.append(layer)
-            continue
-        pieces.append(_piece(layer, home, parts, settings))
+    for key, parts in by_key.items():
+        if key in aliases and _complete(parts):
+            pieces.append(_piece(key, aliases[key], parts, settings))
+        else:
+            unknown.append(key)
+    trained_on = base_model(header.tensors)
     if not pieces:
-        kind = base_model(header.tensors)
-        what = f"it is made for {kind}, not for" if kind else OTHER
+        what = f"it is made for {trained_on}, not for" if trained_on else NO_MATCH
         raise UnknownLayout(
-            f"{path.name}: applied 0 of {len(found)}; {what} {family}: "
+            f"{path.name}: applied 0 of {len(by_key)}; {what} {family}: "
             f"it holds {_some(list(header.tensors))}"
         )
     _check_once(path.name, pieces)
-    kind = base_model(header.tensors) or "another model"
     for piece in pieces:
-        _check(path.name, piece, layers[piece.home], kind)
-    missed = tuple(tensor for layer in unknown for tensor in whole[layer])
-    return Adapter(name, tuple(pieces), missed, len(unknown))
+        _check_shapes(path.name, piece, layers[piece.layer], trained_on or "another model")
+    return Adapter(name, tuple(pieces), tuple(n for k in unknown for n in names[k]), len(unknown))
 
 
 def short_hash(path: Path) -> str:
-    """Twelve digits that other programs know a LoRA by: of its tensors' bytes, or as it says."""
+    """A1111's hash of a LoRA, 12 digits: kohya's in the metadata, else of the tensors' bytes."""
     header = safetensors_file.header(path)
-    said = header.metadata.get("sshs_model_hash", "")
-    if re.fullmatch("[0-9a-f]{64}", said):
-        return said[:12]
+    recorded = header.metadata.get("sshs_model_hash", "")
+    if re.fullmatch("[0-9a-f]{64}", recorded):
+        return recorded[:12]
     start = min((stored.start for stored in header.tensors.values()), default=0)
     return sha256(path, start)[:12]
 
 
 def merged(layer: nn.Module, pieces: list[tuple[Piece, float]]) -> dict[str, Tensor]:
-    """A layer's weight and bias, those that change, with pieces at their strengths; in its dtype.
+    """A layer's changed weight and bias, with pieces merged at their strengths, in its dtype.
 
     Raises MissingWeights for values that are not finite.
     """
-    made: dict[str, Tensor] = {}
+    new: dict[str, Tensor] = {}
     for piece, strength in pieces:
         parts = {role: value.to(_weight(layer).device) for role, value in piece.read().items()}
         if lycoris.touches_weight(parts):
-            weight = made.get("weight", _weight(layer).float())
-            made["weight"] = lycoris.changed(weight, parts, piece.alpha, strength)
+            weight = new.get("weight", _weight(layer).float())
+            new["weight"] = lycoris.changed(weight, parts, piece.alpha, strength)
         if lycoris.touches_bias(parts):
-            bias = made.get("bias", _bias(layer).float())
-            made["bias"] = lycoris.changed_bias(bias, parts, strength)
-    cast = {name: value.to(_weight(layer).dtype) for name, value in made.items()}
+            bias = new.get("bias", _bias(layer).float())
+            new["bias"] = lycoris.changed_bias(bias, parts, strength)
+    cast = {name: value.to(_weight(layer).dtype) for name, value in new.items()}
     if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
         raise MissingWeights(
-            f"{shown(pieces[-1][0].spelled, safetensors_file.NAME_MAX)}: "
+            f"{shown(pieces[-1][0].key, safetensors_file.NAME_MAX)}: "
             f"the LoRA makes weights too large for "
             f"{_weight(layer).dtype}; use less of it, or --dtype float32"
         )
@@ -151,28 +148,28 @@ def _bias(layer: nn.Module) -> Tensor:
 
 
 def _complete(parts: Mapping[str, Stored]) -> bool:
-    """Whether it is all known, and more than numbers that say how to use what is not there."""
+    """Whether all roles are known, and there is more than the numbers that go with weights."""
     roles = set(parts)
     unknown = roles - set(key_names.ENDINGS.values())
     return not unknown and bool(roles - {"alpha", "side"}) and ("ia3" in roles) == ("side" in roles)
 
 
-def _piece(layer: str, home: str, parts: dict[str, Stored], settings: "Settings") -> Piece:
-    """One layer's tensors, its numbers read. Raises BadFile."""
-    kept = {role: stored for role, stored in parts.items() if role not in SCALARS}
-    alpha = _scalar(f"{layer}.alpha", parts["alpha"]) if "alpha" in parts else None
+def _piece(key: str, layer: str, parts: dict[str, Stored], settings: "Settings") -> Piece:
+    """One layer's tensors, with its scalars read. Raises BadFile."""
+    weights = {role: stored for role, stored in parts.items() if role not in SCALARS}
+    alpha = _scalar(f"{key}.alpha", parts["alpha"]) if "alpha" in parts else None
     if "side" in parts:
-        side = "on_input" if _scalar(f"{layer}.on_input", parts["side"]) else "on_output"
-        kept = {side: kept["ia3"]}
-    if alpha is None and "down" in kept and kept["down"].shape:
-        alpha = settings.alpha(layer, kept["down"].shape[0])
-    if "oft_r" in kept:
-        alpha = settings.terms(layer)
-    return Piece(layer, home, kept, alpha)
+        side = "on_input" if _scalar(f"{key}.on_input", parts["side"]) else "on_output"
+        weights = {side: weights["ia3"]}
+    if alpha is None and "down" in weights and weights["down"].shape:
+        alpha = settings.alpha(key, weights["down"].shape[0])
+    if "oft_r" in weights:
+        alpha = settings.terms(key)
+    return Piece(key, layer, weights, alpha)
 
 
 def _scalar(name: str, stored: Stored) -> float:
-    """A tensor's only number. Raises MissingWeights."""
+    """The value of a tensor of one number. Raises MissingWeights."""
     value = tensors.tensor(name, stored)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
         raise MissingWeights(
@@ -182,18 +179,18 @@ def _scalar(name: str, stored: Stored) -> float:
 
 
 def _check_once(file: str, pieces: list[Piece]) -> None:
-    """No layer may have two pieces. Raises MissingWeights."""
-    by_home: dict[str, str] = {}
+    """Raise MissingWeights if two keys of the file mean the same layer."""
+    keys: dict[str, str] = {}
     for piece in pieces:
-        if piece.home in by_home:
-            names = f"{shown(by_home[piece.home], 120)} and {shown(piece.spelled, 120)}"
+        if piece.layer in keys:
+            names = f"{shown(keys[piece.layer], 120)} and {shown(piece.key, 120)}"
             raise MissingWeights(f"{file}: {names} mean the same layer")
-        by_home[piece.home] = piece.spelled
+        keys[piece.layer] = piece.key
 
 
-def _check_kinds(file: str, found: Mapping[str, Mapping[str, Stored]]) -> None:
-    """Raise UnknownLayout for kinds that cannot be read, which have names of their own."""
-    for parts in found.values():
+def _check_methods(file: str, by_key: Mapping[str, Mapping[str, Stored]]) -> None:
+    """Raise UnknownLayout for methods that are not supported; their roles tell."""
+    for parts in by_key.values():
         if "old_oft" in parts:
             raise UnknownLayout(
                 f"{file} is an OFT of peft from before 0.15, whose file does not say all that it "
@@ -207,8 +204,8 @@ def _check_kinds(file: str, found: Mapping[str, Mapping[str, Stored]]) -> None:
             )
 
 
-def _check(file: str, piece: Piece, layer: nn.Module, kind: str) -> None:
-    """Merge without memory, if shapes do not tell: what does not fit shows. MissingWeights."""
+def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) -> None:
+    """Try the merge on the meta device, unless shapes alone prove it. Raises MissingWeights."""
     if lycoris.fits(_weight(layer).shape, {r: stored.shape for r, stored in piece.parts.items()}):
         return
     parts = {role: torch.empty(stored.shape, device="meta") for role, stored in piece.parts.items()}
@@ -220,14 +217,14 @@ def _check(file: str, piece: Piece, layer: nn.Module, kind: str) -> None:
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         shapes = ", ".join(f"{role} {stored.shape}" for role, stored in piece.parts.items())
         raise MissingWeights(
-            f"{file}: {shown(piece.spelled, safetensors_file.NAME_MAX)} ({shapes}) does "
+            f"{file}: {shown(piece.key, safetensors_file.NAME_MAX)} ({shapes}) does "
             f"not fit a layer of "
-            f"shape {tuple(_weight(layer).shape)}; it was made for {kind}, or is not whole"
+            f"shape {tuple(_weight(layer).shape)}; it was made for {trained_on}, or is not whole"
         ) from error
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names of many."""
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
         ", ".join(shown(name, safetensors_file.NAME_MAX) for name in names[:3]) or "nothing"
@@ -236,14 +233,14 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """peft's settings of a file, by part: "unet", "text_encoder", …; empty for other files."""
+    """peft's settings of a file, by component: "unet", "text_encoder"; empty for other files."""
 
     by_part: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def alpha(self, layer: str, rank: int) -> float | None:
-        """The alpha of a layer, None where nothing is said; patterns are names' endings. BadFile.
+        """A layer's alpha, None if there is none; keys of alpha_pattern are endings. BadFile.
 
-        With rsLoRA (Kalajdzievski 2023) the scale is alpha / √rank, written here as an alpha.
+        rsLoRA (Kalajdzievski 2023) scales by alpha / √rank, which is an alpha of alpha · √rank.
         """
         part, _, name = layer.partition(".")
         config = self.by_part.get(part, {})
@@ -258,7 +255,7 @@ class Settings:
         return value * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
 
     def terms(self, layer: str) -> float | None:
-        """How many terms its series has, 0 for all; None where nothing is said. BadFile."""
+        """OFT's number of Cayley-Neumann terms: 0 for the exact inverse, None if unset. BadFile."""
         config = self.by_part.get(layer.partition(".")[0], {})
         if config.get("use_cayley_neumann") is False:
             return 0.0
@@ -271,13 +268,13 @@ class Settings:
 
 
 def _settings(header: Header, path: Path) -> Settings:
-    """peft's settings in a header: "unet.r": 4, "unet.lora_alpha": 8, … Raises BadFile.
+    """peft's settings: its adapter_config.json, or diffusers' header metadata. Raises BadFile.
 
-    Or those beside the file, as peft itself writes them.
+    The metadata's keys look like "unet.r" and "unet.lora_alpha".
     """
-    beside = path.parent / PEFT_CONFIG
-    if path.name == PEFT_FILE and beside.is_file():
-        return Settings({"base_model": read_json(beside)})
+    config = path.parent / PEFT_CONFIG
+    if path.name == PEFT_FILE and config.is_file():
+        return Settings({"base_model": read_json(config)})
     if PEFT not in header.metadata:
         return Settings()
     by_part: dict[str, dict[str, object]] = {}

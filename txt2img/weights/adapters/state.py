@@ -7,7 +7,7 @@ from torch import Tensor
 from txt2img.request.adapters import Embedding, Lora, OtherVAE
 from txt2img.request.resolve import Library
 from txt2img.weights.adapters.lora import Adapter
-from txt2img.weights.adapters.textual_inversion import Learnt
+from txt2img.weights.adapters.textual_inversion import EmbeddingFile
 from txt2img.weights.registry.find import SHIPPED
 
 SHIPPED_ONLY = Library(model_folders=(SHIPPED,))
@@ -20,11 +20,11 @@ class AdapterState:
     library: Library = SHIPPED_ONLY
     notes: list[str] = field(default_factory=list)  # for the user, once a file
     warnings: list[str] = field(default_factory=list)
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    learnt: dict[str, Learnt] = field(default_factory=dict)
+    lora_files: dict[str, Adapter] = field(default_factory=dict)
+    embedding_files: dict[str, EmbeddingFile] = field(default_factory=dict)
     hashes: dict[tuple[str, str], str] = field(default_factory=dict)  # kind of file, name → hash
     vae: OtherVAE | None = None  # in place of the model's own, as long as it is loaded
     loras: tuple[Lora, ...] = ()  # applied
     embeddings: tuple[Embedding, ...] = ()  # applied
-    under: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
-    tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
+    originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
+    token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens

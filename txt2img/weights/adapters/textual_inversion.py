@@ -1,7 +1,7 @@
-"""Textual inversion files: vectors that a new word stands for (Gal et al. 2022).
+"""Textual inversion files: embedding vectors of a new token (Gal et al. 2022).
 
-Read are A1111's (`emb_params`), diffusers' (one tensor, named after its word) and those with a
-part for each of SDXL's text encoders (`clip_l`, `clip_g`; `text_encoders_0` and `_1`).
+Supported are A1111's (`emb_params`), diffusers' (one tensor, named after its token) and those with
+a tensor for each of SDXL's text encoders (`clip_l`, `clip_g`; `text_encoders_0` and `_1`).
 """
 
 from collections.abc import Sequence
@@ -20,53 +20,53 @@ from txt2img.weights.formats.safetensors_file import NAME_MAX, Stored
 
 A1111 = "emb_params"
 XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
-NAMELESS = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are not a word
+GENERIC = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are no token
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """A word's vectors in a file, one tensor for each text encoder of the model."""
+class EmbeddingFile:
+    """An embedding file, one tensor of vectors for each text encoder of the model."""
 
     parts: tuple[tuple[str, Stored], ...]
 
     def read(self) -> list[Tensor]:
-        """The vectors (N, D) for each encoder. Raises MissingWeights, BadFile."""
-        found = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
-        return [found[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
+        """Read the vectors (N, D) of each encoder. Raises MissingWeights, BadFile."""
+        values = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
+        return [values[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
 
 
-def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> Learnt:
-    """The file, checked against the model's text encoders; the vectors are not read yet.
+def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> EmbeddingFile:
+    """Check a file against the model's text encoders, without reading its vectors.
 
     Raises BadFile, UnknownLayout for other files, MissingWeights for vectors of another width.
     """
     widths = [encoder.config.width for encoder in encoders]
-    found = _parts(path, safetensors_file.header(path).tensors, len(encoders))
-    for (name, stored), encoder in zip(found, encoders, strict=True):
-        width, room = encoder.config.width, encoder.config.length - 2
+    parts = _parts(path, safetensors_file.header(path).tensors, len(encoders))
+    for (name, stored), encoder in zip(parts, encoders, strict=True):
+        width, most = encoder.config.width, encoder.config.length - 2
         count = stored.shape[0] if len(stored.shape) == 2 else 1
         where = f"{path.name}: {shown(name, NAME_MAX)}"
         if len(stored.shape) not in (1, 2) or stored.shape[-1] != width:
-            wanted = " and ".join(map(str, widths))
+            needed = " and ".join(map(str, widths))
             raise MissingWeights(
-                f"{where} has the shape {stored.shape}; this model takes vectors of width {wanted}"
+                f"{where} has the shape {stored.shape}; this model takes vectors of width {needed}"
             )
-        if not 1 <= count <= room:
+        if not 1 <= count <= most:
             raise MissingWeights(
-                f"{where} has {count} vectors; a prompt's chunk has room for {room}"
+                f"{where} has {count} vectors; a prompt's chunk has room for {most}"
             )
-    return Learnt(tuple(found))
+    return EmbeddingFile(tuple(parts))
 
 
 def word_of(path: Path) -> str:
-    """The word that a file says it is for, else its own name. Raises BadFile."""
+    """The token that a file's only tensor is named after, else the file's name. Raises BadFile."""
     names = list(safetensors_file.header(path).tensors)
     own = path.name.removesuffix(".safetensors")
-    return names[0] if len(names) == 1 and names[0] not in NAMELESS else own
+    return names[0] if len(names) == 1 and names[0] not in GENERIC else own
 
 
 def _parts(path: Path, tensors: dict[str, Stored], encoders: int) -> Sequence[tuple[str, Stored]]:
-    """The tensor for each encoder, in their order. Raises UnknownLayout."""
+    """The tensor of each encoder, in order. Raises UnknownLayout."""
     if encoders == 1 and len(tensors) == 1:
         return list(tensors.items())
     for pair in XL:
