@@ -2,7 +2,7 @@
 
 import pytest
 
-from txt2img.images.metadata.novelai import emphasized, in_a1111s_words
+from txt2img.images.metadata.novelai import has_emphasis, to_a1111
 from txt2img.request.prompt_syntax import DEPTH_MAX, spans
 
 
@@ -25,11 +25,11 @@ from txt2img.request.prompt_syntax import DEPTH_MAX, spans
     ],
 )
 def test_emphasis_is_a_weight(text: str, words: str) -> None:
-    assert in_a1111s_words(text) == words
+    assert to_a1111(text) == words
 
 
 def test_a1111_reads_what_novelai_meant() -> None:
-    found = spans(in_a1111s_words(r"{{red} (old)} cat [dull \ ], 2::big::"))
+    found = spans(to_a1111(r"{{red} (old)} cat [dull \ ], 2::big::"))
     assert [(span.text, span.weight) for span in found] == [
         ("red", 1.1025),
         (" (old)", 1.05),
@@ -42,7 +42,7 @@ def test_a1111_reads_what_novelai_meant() -> None:
 
 def test_no_text_takes_long_or_is_lost() -> None:
     text = "{" * 5000 + "x" + "[" * 5000
-    assert in_a1111s_words(text).replace("\\", "") == text
-    deep = in_a1111s_words("{a" * 15_000 + "}" * 15_000)
+    assert to_a1111(text).replace("\\", "") == text
+    deep = to_a1111("{a" * 15_000 + "}" * 15_000)
     assert deep.count("a") == 15_000 and deep.count("}") == 15_000 - DEPTH_MAX
-    assert not emphasized("a (b)") and emphasized("[a]") and emphasized("2::a::")
+    assert not has_emphasis("a (b)") and has_emphasis("[a]") and has_emphasis("2::a::")

@@ -1,16 +1,18 @@
-"""What ComfyUI writes into its pictures: the graph that drew them, read from its sampler back.
+"""ComfyUI's metadata: the graph of nodes that drew a picture, followed back from its sampler.
 
-`prompt` holds the graph as it was run, `workflow` as it was drawn on the screen. Nothing of it is
-run: a few kinds of nodes are known by name, and their inputs are followed, each node once.
+`prompt` holds the graph as it ran, `workflow` as it was on the screen. Nothing of it is run: a few
+kinds of nodes are known by name, and their inputs are followed, each node once.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from txt2img.images.metadata.parsed import ParsedMetadata, list_in, python_json, table_in
 from txt2img.system.text import shown
 
 NODES_MAX = 10_000
-Node = Mapping[str, object]  # of the graph as it was run: class_type, inputs
+LINKS_MAX = 8  # simple nodes in a row
+Node = Mapping[str, object]  # of the graph as it ran: class_type, inputs
 
 # The widgets of a node on the screen, in their order; "" is one that decides nothing.
 WIDGETS = {
@@ -28,150 +30,177 @@ WIDGETS = {
     "VAELoader": ("vae_name",),
 }
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "SamplerCustom")
-NUMBERS = {"seed": "seed", "noise_seed": "seed", "steps": "steps", "cfg": "cfg"}
+FIELDS = {
+    "seed": "seed",
+    "noise_seed": "seed",
+    "steps": "steps",
+    "cfg": "cfg",
+    "sampler_name": "sampler",
+    "scheduler": "schedule",
+}
 LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage")
+VALUES = ("value", "text", "string", "seed", "noise_seed", "int", "float")  # of a simple node
+UPSTREAM = ("model", "clip", "conditioning", "conditioning_1", "samples")
+
+
+def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
+    """The metadata of either form. ValueError if its graph has no known sampler."""
+    for key in ("prompt", "workflow"):
+        if texts.get(key, "").startswith("{"):
+            graph = parse_graph(python_json(texts[key]))
+            return ParsedMetadata({**graph.values, "compat": "comfyui"}, graph.notes)
+    return None
 
 
 @dataclass
 class Graph:
-    """A graph's nodes by their ids, and what reading it found."""
+    """A graph's nodes by their ids, and the values that following it gives."""
 
     nodes: Mapping[str, Node]
     values: dict[str, object] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def behind(self, node: Node, name: str) -> Node:
-        """The node that an input comes from; an empty one if it comes from none."""
-        link = _inputs(node).get(name)
+    def node_behind(self, node: Node, name: str) -> Node:
+        """The node that an input is linked to; an empty one if there is none."""
+        link = table_in(node, "inputs").get(name)
         if isinstance(link, list) and link and isinstance(link[0], str | int):
             return self.nodes.get(str(link[0]), {})
         return {}
 
     def value(self, node: Node, name: str) -> object:
-        """What an input holds: itself, or the value of the simple node that it comes from."""
-        for _ in range(8):  # such nodes stand in a row; more is a ring
-            held = _inputs(node).get(name)
-            if not isinstance(held, list):
-                return held
-            node = self.behind(node, name)
-            names = ("value", "text", "string", "seed", "noise_seed", "int", "float")
-            name = next((n for n in names if n in _inputs(node)), "")
+        """An input's value: its own, or that of the simple node it is linked to."""
+        for _ in range(LINKS_MAX):  # more is a ring
+            value = table_in(node, "inputs").get(name)
+            if not isinstance(value, list):
+                return value
+            node = self.node_behind(node, name)
+            name = next((n for n in VALUES if n in table_in(node, "inputs")), "")
         return None
 
     def chain(self, node: Node, name: str) -> Iterator[Node]:
-        """The nodes behind an input, each followed by its input of the same sort."""
-        passed: set[int] = set()
-        node = self.behind(node, name)
-        while node and id(node) not in passed:
-            passed.add(id(node))
+        """The nodes behind an input, each followed by its own input of the same sort."""
+        visited: set[int] = set()
+        node = self.node_behind(node, name)
+        while node and id(node) not in visited:
+            visited.add(id(node))
             yield node
-            names = (name, "model", "clip", "conditioning", "conditioning_1", "samples")
-            node = next((n for n in (self.behind(node, key) for key in names) if n), {})
+            behind = (self.node_behind(node, key) for key in (name, *UPSTREAM))
+            node = next((n for n in behind if n), {})
+
+    def add(self, name: str, value: object) -> None:
+        """Set a field, unless there is no value or it has one."""
+        if value is not None:
+            self.values.setdefault(name, value)
 
 
-def read(graph: object) -> Graph:
-    """What a graph, in either form, asks for. ValueError if it has no sampler that is known."""
-    found = Graph(_run(graph))
-    if len(found.nodes) > NODES_MAX:
-        raise ValueError(f"a graph of {len(found.nodes):,} nodes; at most {NODES_MAX:,} are read")
-    samplers = [node for node in found.nodes.values() if node.get("class_type") in SAMPLERS]
+def parse_graph(value: object) -> Graph:
+    """A graph in either form, followed from its first sampler. ValueError if none is known."""
+    graph = Graph(_nodes(value))
+    if len(graph.nodes) > NODES_MAX:
+        raise ValueError(f"a graph of {len(graph.nodes):,} nodes; at most {NODES_MAX:,} are read")
+    samplers = [node for node in graph.nodes.values() if node.get("class_type") in SAMPLERS]
     if not samplers:
         raise ValueError(f"no node of its graph is one of {', '.join(SAMPLERS)}")
-    first = next((node for node in samplers if _starts(found, node)), samplers[0])
+    first = next((node for node in samplers if _starts_from_noise(graph, node)), samplers[0])
     if len(samplers) > 1:
-        found.remarks.append(f"its graph has {len(samplers)} samplers; only the first is read")
-    _sampling(found, first)
-    guider = found.behind(first, "guider") or first
-    _prompts(found, guider)
-    _model(found, guider)
-    return found
+        graph.notes.append(f"its graph has {len(samplers)} samplers; only the first is read")
+    _add_sampling(graph, first)
+    _add_size(graph, first)
+    guider = graph.node_behind(first, "guider") or first
+    _add_prompts(graph, guider)
+    _add_model(graph, guider)
+    return graph
 
 
-def _run(graph: object) -> dict[str, Node]:
-    """The graph as it was run; made from the screen's form if it has that one. ValueError."""
-    if not isinstance(graph, dict):
+def _nodes(value: object) -> dict[str, Node]:
+    """The nodes as they ran, converted from the screen's form if need be. ValueError."""
+    if not isinstance(value, dict):
         raise ValueError("its graph is not an object")
-    listed = graph.get("nodes")
-    if not isinstance(listed, list):
-        return {str(key): node for key, node in graph.items() if isinstance(node, dict)}
-    links = graph.get("links")
+    if not isinstance(value.get("nodes"), list):
+        return {str(key): node for key, node in value.items() if isinstance(node, dict)}
     sources: dict[object, str] = {
         link[0]: str(link[1])
-        for link in (links if isinstance(links, list) else [])
+        for link in list_in(value, "links")
         if isinstance(link, list) and len(link) > 1 and isinstance(link[0], str | int)
     }
-    # Modes 2 and 4 are nodes that were switched off.
-    nodes = [n for n in listed if isinstance(n, dict) and n.get("mode") not in (2, 4)]
-    return {str(node.get("id")): _as_run(node, sources) for node in nodes}
+    # Modes 2 and 4 are nodes that are switched off.
+    listed = [n for n in value["nodes"] if isinstance(n, dict) and n.get("mode") not in (2, 4)]
+    return {str(node.get("id")): _from_screen(node, sources) for node in listed}
 
 
-def _as_run(node: Node, sources: Mapping[object, str]) -> Node:
-    """One node of the screen's form in the other."""
-    kind, held, slots = node.get("type"), node.get("widgets_values"), node.get("inputs")
+def _from_screen(node: Node, sources: Mapping[object, str]) -> Node:
+    """A node of the screen's form as it would run."""
+    kind = node.get("type")
     names = WIDGETS.get(kind, ()) if isinstance(kind, str) else ()
-    values = held if isinstance(held, list) else []
+    values = list_in(node, "widgets_values")
     inputs: dict[str, object] = {n: v for n, v in zip(names, values, strict=False) if n}
-    for slot in slots if isinstance(slots, list) else []:
+    for slot in list_in(node, "inputs"):
         link = slot.get("link") if isinstance(slot, dict) else None
-        if isinstance(link, str | int) and link in sources:
+        if isinstance(slot, dict) and isinstance(link, str | int) and link in sources:
             inputs[str(slot.get("name"))] = [sources[link], 0]
     return {"class_type": kind, "inputs": inputs}
 
 
-def _starts(graph: Graph, node: Node) -> bool:
+def _starts_from_noise(graph: Graph, node: Node) -> bool:
     """Whether a sampler begins with noise alone."""
-    return graph.behind(node, "latent_image").get("class_type") in LATENTS
+    return graph.node_behind(node, "latent_image").get("class_type") in LATENTS
 
 
-def _sampling(graph: Graph, node: Node) -> None:
-    """How a sampler's node draws: its seed, steps, size."""
-    custom = [graph.behind(node, name) for name in ("noise", "sampler", "sigmas", "guider")]
-    for part in (node, *custom):
-        for name, wanted in NUMBERS.items():
-            _keep(graph, wanted, graph.value(part, name))
-        _keep(graph, "sampler", graph.value(part, "sampler_name"))
-        _keep(graph, "schedule", graph.value(part, "scheduler"))
+def _add_sampling(graph: Graph, node: Node) -> None:
+    """The seed, steps, scale, sampler and schedule of a sampler's node or of its parts."""
+    parts = [graph.node_behind(node, name) for name in ("noise", "sampler", "sigmas", "guider")]
+    for part in (node, *parts):
+        for name, field_name in FIELDS.items():
+            graph.add(field_name, graph.value(part, name))
         denoise = graph.value(part, "denoise")
         if isinstance(denoise, int | float) and denoise != 1:
-            graph.remarks.append(f"denoise {denoise} is not carried over")
+            graph.notes.append(f"denoise {denoise} is not carried over")
     if graph.value(node, "start_at_step"):
-        graph.remarks.append("it began at a later step, which is not carried over")
-    latents = [*graph.chain(node, "latent_image")]
+        graph.notes.append("it began at a later step, which is not carried over")
+
+
+def _add_size(graph: Graph, node: Node) -> None:
+    """The size of the empty latent that a sampler's node starts from."""
+    latents = graph.chain(node, "latent_image")
     empty = next((one for one in latents if one.get("class_type") in LATENTS), None)
     if empty is None:
-        graph.remarks.append("it began with a picture, which is not carried over")
+        graph.notes.append("it began with a picture, which is not carried over")
         return
-    _keep(graph, "width", graph.value(empty, "width"))
-    _keep(graph, "height", graph.value(empty, "height"))
+    graph.add("width", graph.value(empty, "width"))
+    graph.add("height", graph.value(empty, "height"))
     batch = graph.value(empty, "batch_size")
     if isinstance(batch, int) and batch > 1:
-        graph.remarks.append(f"it was one of {batch} drawn together; the first of them is drawn")
+        graph.notes.append(f"it was one of {batch} drawn together; the first of them is drawn")
 
 
-def _prompts(graph: Graph, node: Node) -> None:
-    """What a sampler's node was told to draw and not to draw."""
-    for names, wanted in ((("positive", "conditioning"), "prompt"), (("negative",), "negative")):
-        chains = [graph.chain(node, name) for name in names]
-        passed = [one for chain in chains for one in chain]
-        texts = ((one, _text(graph, one)) for one in passed)
-        nothing: tuple[Node, str | None] = ({}, None)
-        source, text = next((pair for pair in texts if pair[1] is not None), nothing)
-        _keep(graph, wanted, text)
+def _add_prompts(graph: Graph, node: Node) -> None:
+    """The prompts of a sampler's node or guider, and their clip skip."""
+    for names, field_name in (
+        (("positive", "conditioning"), "prompt"),
+        (("negative",), "negative"),
+    ):
+        passed: list[Node] = []
+        text: str | None = None
+        for one in (one for name in names for one in graph.chain(node, name)):
+            passed.append(one)
+            if (text := _text(graph, one)) is not None:
+                break
+        graph.add(field_name, text)
         if text is None and passed:
-            graph.remarks.append(f"the {wanted} comes from a node that is not known")
-        for one in passed[: next((i for i, p in enumerate(passed) if p is source), None)]:
+            graph.notes.append(f"the {field_name} comes from a node that is not known")
+        for one in passed if text is None else passed[:-1]:
             kind = shown(one.get("class_type"))
-            graph.remarks.append(f"the node {kind} of its {wanted} is not carried over")
-        for one in graph.chain(source, "clip"):
+            graph.notes.append(f"the node {kind} of its {field_name} is not carried over")
+        for one in graph.chain(passed[-1], "clip") if text is not None else ():
             layer = graph.value(one, "stop_at_clip_layer")
             if isinstance(layer, int) and layer < -1:
-                _keep(graph, "clip_skip", -layer)
+                graph.add("clip_skip", -layer)
 
 
 def _text(graph: Graph, node: Node) -> str | None:
     """The text that a node encodes, if it does."""
     if node.get("class_type") == "ConditioningZeroOut":
-        graph.remarks.append("a prompt was zeroed, which is not carried over; it is left empty")
+        graph.notes.append("a prompt was zeroed, which is not carried over; it is left empty")
         return ""
     for name in ("text", "text_g", "text_l"):
         text = graph.value(node, name)
@@ -180,33 +209,22 @@ def _text(graph: Graph, node: Node) -> str | None:
     return None
 
 
-def _model(graph: Graph, node: Node) -> None:
-    """The model, LoRAs and VAE behind a sampler's node."""
+def _add_model(graph: Graph, node: Node) -> None:
+    """The model, LoRAs and VAE behind a sampler's node or guider."""
     loras: list[object] = []
     for one in graph.chain(node, "model"):
-        name, strength = graph.value(one, "lora_name"), graph.value(one, "strength_model")
-        own = graph.value(one, "ckpt_name") or graph.value(one, "unet_name")
-        if isinstance(name, str):
-            text = graph.value(one, "strength_clip")
-            of_text = 0.0 if text is None else text  # a loader for the model alone
-            loras.append({"name": name, "unet": strength, "text": of_text})
-        elif own is not None:
-            _keep(graph, "model", own)
+        lora, strength = graph.value(one, "lora_name"), graph.value(one, "strength_model")
+        model = graph.value(one, "ckpt_name") or graph.value(one, "unet_name")
+        if isinstance(lora, str):
+            # A loader for the U-Net alone has no strength_clip.
+            text = graph.value(one, "strength_clip") or 0.0
+            loras.append({"name": lora, "unet": strength, "text": text})
+        elif model is not None:
+            graph.add("model", model)
         elif one.get("class_type"):
             kind = shown(one["class_type"])
-            graph.remarks.append(f"the node {kind} of its model is not carried over")
+            graph.notes.append(f"the node {kind} of its model is not carried over")
     if loras:
         graph.values["loras"] = loras[::-1]
     vaes = [graph.value(one, "vae_name") for one in graph.nodes.values()]
-    _keep(graph, "vae", next((name for name in vaes if isinstance(name, str)), None))
-
-
-def _keep(graph: Graph, name: str, value: object) -> None:
-    """Note a value, unless there is none or one was found before."""
-    if value is not None:
-        graph.values.setdefault(name, value)
-
-
-def _inputs(node: Node) -> Mapping[str, object]:
-    inputs = node.get("inputs")
-    return inputs if isinstance(inputs, dict) else {}
+    graph.add("vae", next((name for name in vaes if isinstance(name, str)), None))

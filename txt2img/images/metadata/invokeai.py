@@ -1,0 +1,73 @@
+"""InvokeAI's metadata: of version 3 and later in `invokeai_metadata`, of 2 in `sd-metadata`."""
+
+import re
+from collections.abc import Mapping
+
+from txt2img.images.metadata.parsed import (
+    ParsedMetadata,
+    Table,
+    add_refiner,
+    from_table,
+    json_table,
+    list_in,
+    model_name,
+    split_karras,
+    table_in,
+)
+
+FIELDS = {
+    "positive_prompt": "prompt",
+    "negative_prompt": "negative",
+    "cfg_scale": "cfg",
+    "cfg_rescale_multiplier": "cfg_rescale",
+    "scheduler": "sampler",
+    **{name: name for name in ("width", "height", "seed", "steps", "clip_skip")},
+}
+FIELDS_2 = {
+    **{name: name for name in ("steps", "width", "height", "seed", "sampler")},
+    "cfg_scale": "cfg",
+}
+
+
+def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
+    """The metadata of either form. ValueError."""
+    if "invokeai_metadata" in texts:
+        parsed = _version_3(json_table(texts["invokeai_metadata"]))
+    elif "sd-metadata" in texts:
+        parsed = _version_2(json_table(texts["sd-metadata"]))
+    else:
+        return None
+    parsed.values["compat"] = "invokeai"
+    split_karras(parsed.values)
+    return parsed
+
+
+def _version_3(table: Table) -> ParsedMetadata:
+    parsed = from_table(table, FIELDS)
+    for name in ("model", "vae"):
+        if value := model_name(table.get(name)):
+            parsed.values[name] = value
+    loras = [lora for lora in list_in(table, "loras") if isinstance(lora, dict)]
+    if loras:
+        parsed.values["loras"] = [
+            {"name": model_name(lora.get("model", lora.get("lora"))), "unet": lora.get("weight")}
+            for lora in loras
+        ]
+    add_refiner(parsed.values, table, "refiner_start")
+    skipped = parsed.values.pop("clip_skip", None)
+    if isinstance(skipped, int) and skipped:
+        parsed.values["clip_skip"] = skipped + 1  # there 0 is none, elsewhere 1
+    return parsed
+
+
+def _version_2(table: Table) -> ParsedMetadata:
+    image = table_in(table, "image")
+    parsed = from_table(image, FIELDS_2)
+    prompt = image.get("prompt")
+    if isinstance(prompt, list):
+        prompt = " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))
+    if isinstance(prompt, str):  # its [brackets] are the negative prompt
+        parsed.values["prompt"] = re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip()
+        parsed.values["negative"] = ", ".join(re.findall(r"\[([^\[\]]*)\]", prompt))
+    parsed.values["model"] = table.get("model_weights", "")
+    return parsed
