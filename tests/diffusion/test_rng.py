@@ -108,5 +108,5 @@ def test_a_strength_without_a_second_seed_is_refused() -> None:
 def test_every_name_has_rules() -> None:
     for compat in set(Compat) - {Compat.TXT2IMG}:
         found = rules(Request("", compat=compat, clip_skip=2))
-        assert found.reading.clip_skip == 2
-        assert source(found.first, 1, SHAPE)().shape == SHAPE
+        assert found.prompt.clip_skip == 2
+        assert source(found.init_rng, 1, SHAPE)().shape == SHAPE

@@ -11,12 +11,12 @@ from txt2img.errors import BadRequest
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import PLAIN
 from txt2img.request import Compat
-from txt2img.request.compat import RULES, Reading
+from txt2img.request.compat import RULES, PromptRules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 
-A1111, COMFYUI = RULES[Compat.A1111].reading, RULES[Compat.COMFYUI].reading
-DEFAULT = RULES[None].reading
+A1111, COMFYUI = RULES[Compat.A1111].prompt, RULES[Compat.COMFYUI].prompt
+DEFAULT = RULES[None].prompt
 
 
 @cache
@@ -35,7 +35,7 @@ def clip(text: str, layer: int | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def ours(text: str, reading: Reading) -> Tensor:
+def ours(text: str, reading: PromptRules) -> Tensor:
     """What we give for a prompt."""
     return encoder().encode([text], reading=reading).tokens
 
@@ -51,7 +51,7 @@ def test_without_brackets_every_reading_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("reading", [A1111, DEFAULT])
-def test_a1111_multiplies_and_restores_the_mean(reading: Reading) -> None:
+def test_a1111_multiplies_and_restores_the_mean(reading: PromptRules) -> None:
     strong = clip("a red cat") * weights(1.0, 1.5, 1.0)
     wanted = strong * (clip("a red cat").mean() / strong.mean())
     assert torch.allclose(ours("a (red:1.5) cat", reading), wanted, atol=1e-5)
@@ -64,7 +64,7 @@ def test_comfyui_goes_away_from_the_empty_prompt() -> None:
 
 
 def test_diffusers_reads_brackets_as_text_and_cuts() -> None:
-    reading = RULES[Compat.DIFFUSERS].reading
+    reading = RULES[Compat.DIFFUSERS].prompt
     assert torch.allclose(ours("a (red:1.5) cat", reading), clip("a (red:1.5) cat"), atol=1e-5)
     assert encoder().chunks("cat " * 200, reading) == 1
 
@@ -74,12 +74,12 @@ def test_clip_skip_is_an_earlier_layer_and_the_last_norm(skip: int) -> None:
     norm = next(m for n, m in tiny.sd1().text.named_modules() if n.endswith("final_layer_norm"))
     with torch.no_grad():
         wanted = norm(clip("a red cat", -skip))
-    assert torch.allclose(ours("a red cat", Reading(clip_skip=skip)), wanted, atol=1e-5)
+    assert torch.allclose(ours("a red cat", PromptRules(clip_skip=skip)), wanted, atol=1e-5)
 
 
 def test_a_clip_skip_of_more_layers_than_there_are_is_refused() -> None:
     with pytest.raises(BadRequest, match="has 3 layers"):
-        ours("a red cat", Reading(clip_skip=4))
+        ours("a red cat", PromptRules(clip_skip=4))
 
 
 def test_break_pads_its_chunk() -> None:

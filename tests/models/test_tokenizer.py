@@ -7,7 +7,7 @@ import pytest
 
 from txt2img.models import tokenizer
 from txt2img.models.tokenizer import Tokenizer
-from txt2img.request.compat import Reading
+from txt2img.request.compat import PromptRules
 from txt2img.weights.tokenizer_files import shipped
 
 PROMPTS = [
@@ -53,7 +53,7 @@ def test_few_words_are_kept_and_none_that_is_long(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_fits_into_a_chunk_is_what_would_be_moved_piece_by_piece(clip: Tokenizer) -> None:
-    for reading in (Reading(), Reading(backtrack=20)):
+    for reading in (PromptRules(), PromptRules(backtrack=20)):
         for count in (1, 74, 75, 76, 150, 151):
             prompt = " ".join(["red"] * count)
             told = [len(part) for part in clip.parts(prompt, reading)]

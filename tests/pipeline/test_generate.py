@@ -17,7 +17,7 @@ from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
 from txt2img.pipeline.generate import Job, decode, generate, prepare
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.request.compat import Reading
+from txt2img.request.compat import PromptRules
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.families import SD15
@@ -67,10 +67,10 @@ class Decoder(nn.Module):
 class Words:
     """As many chunks as words, each of one token that counts letters."""
 
-    def chunks(self, prompt: str, reading: Reading) -> int:
+    def chunks(self, prompt: str, reading: PromptRules) -> int:
         return max(len(prompt.split()), 1)
 
-    def encode(self, prompts: list[str], chunks: int, reading: Reading) -> Cond:
+    def encode(self, prompts: list[str], chunks: int, reading: PromptRules) -> Cond:
         rows = [[float(len(w)) for w in p.split()] for p in prompts]
         padded = [row + [0.0] * (chunks - len(row)) for row in rows]
         return Cond(torch.tensor(padded)[..., None])

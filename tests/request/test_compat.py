@@ -214,7 +214,7 @@ def test_a_short_prompt_beside_a_long_one_stays_short(compat: Compat) -> None:
     model = ours()
     asked = replace(ASKED, prompt=LONG, negative="dog", compat=compat, sampler=Sampler.EULER)
     [(_, wanted)], [(_, unwanted)] = encode(model, asked)
-    alone = model.text.encode(["dog"], 1, rules(asked).reading)
+    alone = model.text.encode(["dog"], 1, rules(asked).prompt)
     assert wanted.tokens.shape[1] == 2 * unwanted.tokens.shape[1]
     assert torch.allclose(unwanted.tokens, alone.tokens, atol=1e-6)
     # What is repeated as a whole is heard as once: so both fit into one pass, as in ComfyUI.
@@ -235,14 +235,14 @@ def test_a1111_makes_parts_of_a_prompt_equally_long_by_their_last_token() -> Non
     asked = replace(ASKED, prompt=f"dog AND {LONG} AND [dog:{LONG}:2]", compat=Compat.A1111)
     [(_, short)], [(_, long)], [(_, first), (_, then)], [(_, unwanted)] = encode(model, asked)
     length = unwanted.tokens.shape[1]
-    alone = model.text.encode(["dog"], 1, rules(asked).reading).tokens
+    alone = model.text.encode(["dog"], 1, rules(asked).prompt).tokens
     assert torch.allclose(short.tokens[:, :length], alone, atol=1e-6)
     assert torch.equal(
         short.tokens[:, length:], short.tokens[:, length - 1 : length].expand(-1, length, -1)
     )
     assert long.tokens.shape == first.tokens.shape == then.tokens.shape == short.tokens.shape
     # Texts that a part changes between are of one batch there: the short one gets empty chunks.
-    empty = model.text.encode(["dog"], 2, rules(asked).reading).tokens
+    empty = model.text.encode(["dog"], 2, rules(asked).prompt).tokens
     assert torch.allclose(first.tokens, empty, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ from txt2img.images import formats, image_file
 from txt2img.images.formats import Format
 from txt2img.images.output import Output, with_suffix
 from txt2img.request import Request
-from txt2img.request.compat import plainest
+from txt2img.request.compat import canonical
 from txt2img.system import locks
 from txt2img.system.text import shown
 
@@ -44,7 +44,7 @@ class Item:
 
 def item_id(request: Request, model_hash: str) -> str:
     """What tells a picture from all others: 32 hex digits of its whole request and its model."""
-    values = plainest(request).to_json() | {"model": model_hash}
+    values = canonical(request).to_json() | {"model": model_hash}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from txt2img.errors import BadRequest
 from txt2img.models.clip import CLIPText
 from txt2img.models.configs import TextConfig
 from txt2img.models.tokenizer import PLAIN, Tokenizer
-from txt2img.request.compat import Reading
+from txt2img.request.compat import PromptRules
 
 
 class TextEncoder(nn.Module):
@@ -64,12 +64,12 @@ class TextEncoder(nn.Module):
         """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
         return (ids == self.tokenizer.eos_id).int().argmax(dim=-1)
 
-    def chunks(self, prompt: str, reading: Reading = PLAIN) -> int:
+    def chunks(self, prompt: str, reading: PromptRules = PLAIN) -> int:
         """How many chunks the prompt fills."""
         return len(self.tokenizer.read(prompt, reading))
 
     def encode(
-        self, prompts: Sequence[str], chunks: int | None = None, reading: Reading = PLAIN
+        self, prompts: Sequence[str], chunks: int | None = None, reading: PromptRules = PLAIN
     ) -> Cond:
         """Conditions with tokens (B, chunks·L, D); shorter prompts end in empty chunks.
 
@@ -118,12 +118,12 @@ class TextEncoders(nn.Module):
         """The encoders, each with its own tokenizer."""
         return tuple(part for part in self.parts if isinstance(part, TextEncoder))
 
-    def chunks(self, prompt: str, reading: Reading = PLAIN) -> int:
+    def chunks(self, prompt: str, reading: PromptRules = PLAIN) -> int:
         """How many chunks the prompt fills in the encoder where it fills most."""
         return max(encoder.chunks(prompt, reading) for encoder in self.encoders)
 
     def encode(
-        self, prompts: Sequence[str], chunks: int | None = None, reading: Reading = PLAIN
+        self, prompts: Sequence[str], chunks: int | None = None, reading: PromptRules = PLAIN
     ) -> Cond:
         """Conditions with all encoders' tokens (B, chunks·L, D + D' …), the last's text as a whole.
 

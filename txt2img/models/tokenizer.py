@@ -10,11 +10,11 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from txt2img.request.adapters import find_words
-from txt2img.request.compat import Reading
+from txt2img.request.compat import PromptRules
 from txt2img.request.prompt_syntax import spans
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-PLAIN = Reading("text")
+PLAIN = PromptRules("text")
 # What CLIP's pattern finds in small printable ASCII, for Python's own expressions.
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 WORD_MAX, WORDS_MAX = 64, 2**16  # characters of a word whose tokens are kept, and how many are
@@ -107,12 +107,12 @@ class Tokenizer:
         """A plain text in chunks of `length` ids, each begun, ended and padded; at least one."""
         return [chunk.ids for chunk in self.read(prompt)]
 
-    def read(self, prompt: str, reading: Reading = PLAIN) -> list["Chunk"]:
+    def read(self, prompt: str, reading: PromptRules = PLAIN) -> list["Chunk"]:
         """The same of a prompt that is read so, with its weights. BadRequest."""
         parts = self.parts(prompt, reading)
-        return [self.chunk(part) for part in (parts[:1] if reading.cut else parts)]
+        return [self.chunk(part) for part in (parts[:1] if reading.truncate else parts)]
 
-    def parts(self, prompt: str, reading: Reading = PLAIN) -> "list[list[Token]]":
+    def parts(self, prompt: str, reading: PromptRules = PLAIN) -> "list[list[Token]]":
         """A prompt's tokens, those of a chunk together, even if all but one are cut. BadRequest."""
         parts: list[list[Token]] = [[]]
         room = self.length - 2

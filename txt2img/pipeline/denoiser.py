@@ -17,7 +17,7 @@ from txt2img.diffusion.guidance import Denoise, GuidanceScale, Predictor, multi_
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline.encode_prompts import prompt_weights
-from txt2img.request.compat import rules, whole_times
+from txt2img.request.compat import rules
 from txt2img.request.request import Request
 from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
@@ -38,7 +38,9 @@ def denoiser(
     found, kind = rules(request), PREDICTIONS[model.family.prediction]
     network = model.graphed if device == device_of(model) else None
     process = model.family.process.build()
-    predict = Predictor(network or model.network, process, kind, whole_times(found, request))
+    predict = Predictor(
+        network or model.network, process, kind, request.sampler in found.integer_times
+    )
     scale = guidance_scale(model.family, request, process)
 
     def look(part: slice, together: bool = True) -> Denoise:
@@ -55,7 +57,9 @@ def denoiser(
 
     def side(part: slice, which: int) -> CondAt:
         courses = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
-        return batched_conds(*(over_time(course, levels, found.late) for course in courses))
+        return batched_conds(
+            *(over_time(course, levels, found.edits_one_step_late) for course in courses)
+        )
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, requests)

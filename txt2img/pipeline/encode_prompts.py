@@ -58,14 +58,14 @@ def encode(model: Model, request: Request) -> tuple[ScheduledCond, ...]:
     There are several before it where AND joins them, all of them equally long.
     """
     found = rules(request)
-    reading, silent = found.reading, model.family.silent and found.silent
+    reading, silent = found.prompt, model.family.silent and found.zero_empty_negative
     over = [(text, True) for _, text in and_parts(request)] + [(request.negative, False)]
     courses = [
-        prompt_syntax.schedule(text, request.steps or 1) if found.changes else [(1, text)]
+        prompt_syntax.schedule(text, request.steps or 1) if found.prompt_editing else [(1, text)]
         for text, _ in over
     ]
     counts = [max(model.text.chunks(text, reading) for _, text in course) for course in courses]
-    if not found.own_lengths:
+    if not found.no_padding:
         counts = [max(counts)] * len(counts)
 
     @cache  # a prompt that takes turns comes again
@@ -88,9 +88,9 @@ def encode(model: Model, request: Request) -> tuple[ScheduledCond, ...]:
 def and_parts(request: Request) -> list[tuple[float, str]]:
     """The prompts that AND joins in a request's, each with its weight."""
     found = rules(request)
-    if not found.changes:
+    if not found.prompt_editing:
         return [(1.0, request.prompt)]
-    return prompt_syntax.composed(request.prompt, found.suffix)
+    return prompt_syntax.composed(request.prompt, found.trailing_weight)
 
 
 def prompt_weights(request: Request) -> list[float]:

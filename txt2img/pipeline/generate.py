@@ -21,7 +21,7 @@ from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.request import Request, Sampler
-from txt2img.request.compat import rules, unit
+from txt2img.request.compat import rules, starts_at_unit_variance
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
@@ -121,7 +121,7 @@ def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: Exi
 def initial_noise_scale(request: Request, levels: Sequence[Level], process: Process) -> float:
     """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
     top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    return 1.0 if unit(rules(request), request, top) else levels[0].sigma
+    return 1.0 if starts_at_unit_variance(rules(request), request, top) else levels[0].sigma
 
 
 def sample(model: Model, requests: Sequence[Request]) -> Iterator[State]:

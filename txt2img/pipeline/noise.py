@@ -42,14 +42,14 @@ def sent(noises: list[Tensor], device: torch.device) -> Tensor:
 def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
     """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
     found, seed = rules(request), request.seed or 0
-    first = later = source(found.first, seed, latent)
-    if found.later or found.delta:
-        later = source(found.later or found.first, (seed + found.delta) % SEEDS, latent)
+    first = later = source(found.init_rng, seed, latent)
+    if found.step_rng or found.seed_delta:
+        later = source(found.step_rng or found.init_rng, (seed + found.seed_delta) % SEEDS, latent)
     other = None
     if request.subseed_strength:
         if request.subseed is None:
             raise BadRequest("a subseed strength needs a subseed: give --subseed")
-        other = source(found.first, request.subseed, latent)
+        other = source(found.init_rng, request.subseed, latent)
     return stream(first, later, other, request.subseed_strength)
 
 
@@ -62,7 +62,7 @@ def step_noise(
 ) -> Noise:
     """The noise (B, C, h, w) of steps: along each picture's own path, or `fresh` at each call."""
     sampler = requests[0].sampler
-    if sampler is None or not sampler.sde or rules(requests[0]).path is None:
+    if sampler is None or not sampler.sde or rules(requests[0]).sde_noise is None:
         return lambda a, b: fresh()
     paths = [own_path(request, levels, latent) for request in requests]
     return lambda a, b: sent([path(a, b) for path in paths], device)
@@ -71,11 +71,11 @@ def step_noise(
 def own_path(request: Request, levels: Sequence[Level], latent: tuple[int, int, int]) -> Noise:
     """One picture's path, by its request's rules; from pure noise it is always our own."""
     found, seed = rules(request), request.seed or 0
-    kind = found.first
+    kind = found.init_rng
 
     def draw(number: int) -> Tensor:
         return source(kind, number, latent)()
 
-    if found.path == "tree" and math.isfinite(levels[0].ratio):
+    if found.sde_noise == "tree" and math.isfinite(levels[0].ratio):
         return tree(draw, seed, levels)
-    return Path(draw, (seed + found.delta) % SEEDS)
+    return Path(draw, (seed + found.seed_delta) % SEEDS)

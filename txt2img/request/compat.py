@@ -1,4 +1,4 @@
-"""Whose rules a picture is drawn by, as data: their noise, weights, times and first step.
+"""Other programs' rules as data: their noise, prompt weights, times and first step.
 
 The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diffusion.cpp (2026).
 """
@@ -13,17 +13,17 @@ from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat, Sampler, Schedule
 
 Emphasis = Literal["restore", "from_empty"]
-Source = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's Philox
+Rng = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's Philox
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptRules:
     """How a prompt becomes chunks of tokens and their states."""
 
     grammar: Grammar = "a1111"
-    emphasis: Emphasis = "restore"  # the chunk's mean, or from the empty prompt's states
+    emphasis: Emphasis = "restore"  # the chunk's mean, or weights from the empty prompt's states
     backtrack: int = 0  # tokens that a full chunk may give back, to end in a comma
-    cut: bool = False  # what does not fit in one chunk is left out
+    truncate: bool = False  # what does not fit in one chunk is left out
     clip_skip: int = 1
 
 
@@ -31,74 +31,74 @@ class Reading:
 class Rules:
     """One program's rules."""
 
-    reading: Reading = Reading()
-    first: Source = "cpu"  # the noise that a picture starts from
-    later: Source | None = None  # that of its steps, of a generator of its own; None: the first's
-    delta: int = 0  # what the seed of that generator is more
-    path: Literal["own", "tree"] | None = None  # what SDE solvers draw from: brownian.py's
-    unit: frozenset[Sampler] = frozenset()  # the samplers that start from noise of spread 1
-    unit_if_leading: bool = False  # and all with the schedule leading
-    unit_if_top: bool = False  # and all that start at the noisiest entry
-    changes: bool = False  # prompts may change over the steps, and AND joins several
-    late: bool = False  # such a change comes a step late
-    suffix: bool = False  # a number at a prompt's end is its weight, AND or not
-    whole_times: frozenset[Sampler] = frozenset()  # the samplers whose times are rounded
-    without_penultimate: frozenset[Sampler] = frozenset()
+    prompt: PromptRules = PromptRules()
+    init_rng: Rng = "cpu"  # generator of the initial noise
+    step_rng: Rng | None = None  # a generator of its own for the noise of steps; None: init_rng
+    seed_delta: int = 0  # added to the seed of that generator (ENSD)
+    sde_noise: Literal["own", "tree"] | None = None  # which Brownian path SDE solvers draw from
+    unit_variance: frozenset[Sampler] = frozenset()  # samplers that start from noise of variance 1
+    unit_variance_if_leading: bool = False  # all samplers do with the schedule leading
+    unit_variance_at_top: bool = False  # all samplers do from the table's noisiest entry
+    prompt_editing: bool = False  # [a:b:0.5] and AND mean something
+    edits_one_step_late: bool = False
+    trailing_weight: bool = False  # a number at a prompt's end is its weight, with or without AND
+    integer_times: frozenset[Sampler] = frozenset()  # samplers whose times are rounded
+    without_penultimate: frozenset[Sampler] = frozenset()  # samplers whose last level but one goes
     old_ddim: bool = False  # DDIM stops at the table's second entry
-    skip_negative: bool = True  # the clip skip holds for the negative prompt too
-    own_lengths: bool = False  # a short prompt gets no empty chunks for the sake of a long one
-    silent: bool = True  # an empty negative prompt is zeros where the family learned so
+    skip_negative: bool = True  # clip skip applies to the negative prompt too
+    no_padding: bool = False  # a short prompt gets no empty chunks to match a long one
+    zero_empty_negative: bool = True  # an empty negative is zeros, in families trained that way
 
 
-EVERY = frozenset(Sampler)
+ALL_SAMPLERS = frozenset(Sampler)
 # modules/rng.py: a generator a picture. sd_samplers_timesteps.py: DDIM, UniPC start unscaled.
 # prompt_parser.py: reconstruct_cond_batch counts calls from 0, steps from 1. sd_emphasis.py:
 # EmphasisOriginal. sd_hijack_clip.py: comma_padding_backtrack 20.
 A1111 = Rules(
-    reading=Reading(backtrack=20),
-    path="tree",  # modules/sd_samplers_kdiffusion.py: of the seed alone, without ENSD
-    unit=frozenset({Sampler.DDIM, Sampler.UNIPC}),
-    changes=True,
-    late=True,
-    suffix=True,
+    prompt=PromptRules(backtrack=20),
+    sde_noise="tree",  # modules/sd_samplers_kdiffusion.py: of the seed alone, without ENSD
+    unit_variance=frozenset({Sampler.DDIM, Sampler.UNIPC}),
+    prompt_editing=True,
+    edits_one_step_late=True,
+    trailing_weight=True,
     old_ddim=True,
-    own_lengths=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is said
+    no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is said
 )
-# scheduling_*_discrete.py: init_noise_sigma is 1 but for the slope samplers, whose is
+# scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
 DIFFUSERS = Rules(
-    reading=Reading("text", cut=True),
+    prompt=PromptRules("text", truncate=True),
     skip_negative=False,  # pipeline_stable_diffusion.py: encode_prompt
-    unit=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
-    unit_if_leading=True,
-    whole_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
+    unit_variance=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
+    unit_variance_if_leading=True,
+    integer_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
 )
 RULES: Mapping[Compat | None, Rules] = {
-    None: Rules(changes=True, path="own"),
+    None: Rules(prompt_editing=True, sde_noise="own"),
     Compat.A1111: A1111,
-    Compat.A1111_GPU: replace(A1111, first="nv"),
+    Compat.A1111_GPU: replace(A1111, init_rng="nv"),
     # backend/modules/k_prediction.py: the nearest entry's time.
-    Compat.FORGE: replace(A1111, first="nv", whole_times=EVERY),
+    Compat.FORGE: replace(A1111, init_rng="nv", integer_times=ALL_SAMPLERS),
     # comfy/sample.py prepare_noise: on the processor. k_diffusion/sampling.py: steps draw on the
     # latent's device, Nvidia's here. model_sampling.py: noise_scaling's max_denoise, integer
     # timestep(). sd1_clip.py: weights. samplers.py: DISCARD_PENULTIMATE_SIGMA_SAMPLERS.
     Compat.COMFYUI: Rules(
-        reading=Reading("comfyui", "from_empty"),
-        later="nv",
-        path="tree",  # cpu=True: of the first noise's source
-        unit_if_top=True,
-        whole_times=EVERY,
+        prompt=PromptRules("comfyui", "from_empty"),
+        step_rng="nv",
+        sde_noise="tree",  # cpu=True: of the initial noise's generator
+        unit_variance_at_top=True,
+        integer_times=ALL_SAMPLERS,
         without_penultimate=frozenset({Sampler.UNIPC}),
-        own_lengths=True,  # conds.py: repeated as a whole, which changes nothing
-        silent=False,
+        no_padding=True,  # conds.py: repeated as a whole, which changes nothing
+        zero_empty_negative=False,
     ),
     Compat.DIFFUSERS: DIFFUSERS,
     # rng_philox.hpp is the default generator, conditioner.hpp weights as A1111's.
-    Compat.SDCPP: Rules(first="nv", own_lengths=True),
-    # Its weights are compel's, which are not drawn here: (word)1.2 is text.
+    Compat.SDCPP: Rules(init_rng="nv", no_padding=True),
+    # Its weights are compel's, which are not supported: (word)1.2 is text.
     Compat.INVOKEAI: DIFFUSERS,
     # A1111 reads its pictures with ENSD 31337 (infotext_utils.py); clip skip comes in the record.
-    Compat.NOVELAI: replace(A1111, first="nv", delta=31337),
+    Compat.NOVELAI: replace(A1111, init_rng="nv", seed_delta=31337),
 }
 
 
@@ -108,24 +108,24 @@ def rules(request: Request) -> Rules:
 
 
 @lru_cache(maxsize=64)
-def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: Source | None) -> Rules:
-    found = RULES[compat]
-    found = replace(found, reading=replace(found.reading, clip_skip=clip_skip))
+def _rules(compat: Compat | None, clip_skip: int, ensd: int | None, rng: str | None) -> Rules:
+    program = RULES[compat]
+    program = replace(program, prompt=replace(program.prompt, clip_skip=clip_skip))
     if ensd is not None:
-        found = replace(found, delta=ensd)
+        program = replace(program, seed_delta=ensd)
     if rng is None:
-        return found
-    first, _, later = rng.partition(",")
-    if later:
-        return replace(found, first=first, later=later)
-    # Who draws on the processor first and on the card later says which card.
-    return replace(found, later=rng) if found.later else replace(found, first=rng)
+        return program
+    init_rng, _, step_rng = rng.partition(",")
+    if step_rng:
+        return replace(program, init_rng=init_rng, step_rng=step_rng)
+    # If initial noise is the CPU's and step noise the GPU's (ComfyUI), --rng selects the latter.
+    return replace(program, step_rng=rng) if program.step_rng else replace(program, init_rng=rng)
 
 
-def plainest(request: Request) -> Request:
-    """The request without what changes nothing: the same one for all that draw the same so."""
-    source = None if request.rng is None else request.rng.partition(",")[0]
-    for name, values in {"rng": (None, source), "ensd": (None,), "clip_skip": (None,)}.items():
+def canonical(request: Request) -> Request:
+    """The request without settings that change nothing, so that equal pictures compare equal."""
+    init_rng = None if request.rng is None else request.rng.partition(",")[0]
+    for name, values in {"rng": (None, init_rng), "ensd": (None,), "clip_skip": (None,)}.items():
         for value in values if getattr(request, name) is not None else ():
             change: dict[str, Any] = {name: value}
             other = replace(request, **change)
@@ -137,15 +137,11 @@ def plainest(request: Request) -> Request:
     return request
 
 
-def unit(found: Rules, request: Request, top: bool) -> bool:
-    """Whether a picture starts from noise of spread 1, not of its first level's sigma.
+def starts_at_unit_variance(program: Rules, request: Request, at_top: bool) -> bool:
+    """Whether a picture starts from noise of variance 1, not scaled by its first level's sigma.
 
-    `top` tells that this level is the noisiest of the model's table.
+    `at_top` says that this level is the noisiest of the model's table.
     """
-    leading = found.unit_if_leading and request.schedule is Schedule.LEADING
-    return request.sampler in found.unit or leading or (found.unit_if_top and top)
-
-
-def whole_times(found: Rules, request: Request) -> bool:
-    """Whether the network is told whole times."""
-    return request.sampler in found.whole_times
+    leading = program.unit_variance_if_leading and request.schedule is Schedule.LEADING
+    top = program.unit_variance_at_top and at_top
+    return request.sampler in program.unit_variance or leading or top

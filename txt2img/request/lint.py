@@ -53,7 +53,7 @@ def traps(request: Request) -> list[str]:
 
 def _found(text: str, request: Request, wanted: bool) -> Iterator[str]:
     found = rules(request)
-    grammar = found.reading.grammar
+    grammar = found.prompt.grammar
     if grammar == "a1111":
         yield from _unbalanced(text, "()", "all after it counts 1.1 times")
         yield from _unbalanced(text, "[]", "all after it counts 1/1.1 times")
@@ -61,9 +61,9 @@ def _found(text: str, request: Request, wanted: bool) -> Iterator[str]:
     elif grammar == "comfyui":
         yield from _unbalanced(text, "()", "it is read as text")
     yield from _foreign(text, request, found, wanted)
-    if found.changes and wanted and request.compat in A1111:
+    if found.prompt_editing and wanted and request.compat in A1111:
         yield from _a1111(text)
-    if found.changes:
+    if found.prompt_editing:
         for edit in edits(text):
             yield from _never(edit, request.steps or 1)
     yield from _weights(text, request, found)
@@ -93,14 +93,14 @@ def _small_break(text: str) -> Iterator[str]:
 
 def _foreign(text: str, request: Request, found: Rules, wanted: bool) -> Iterator[str]:
     """What another grammar means something by and this one reads as text."""
-    grammar, whose = found.reading.grammar, f"by {request.compat}'s rules"
+    grammar, whose = found.prompt.grammar, f"by {request.compat}'s rules"
     syntax = {"text": _A1111_SYNTAX, "comfyui": _SQUARE, "a1111": _EDIT}[grammar]
-    if not found.changes and (mark := syntax.search(text)):
+    if not found.prompt_editing and (mark := syntax.search(text)):
         yield f": {_piece(mark[0])} is read as text {whose}"
     if grammar != "a1111" and re.search(r"\bBREAK\b", text):
         yield f": BREAK is read as a word {whose}"
-    if _AND.search(text) and not (found.changes and wanted):
-        yield f": AND is read as a word{'' if found.changes else f' {whose}'}"
+    if _AND.search(text) and not (found.prompt_editing and wanted):
+        yield f": AND is read as a word{'' if found.prompt_editing else f' {whose}'}"
     if request.compat is Compat.INVOKEAI and (mark := _COMPEL.search(text)):
         yield f": {_piece(mark[0])} is compel's weight, which is not had and read as text"
 
@@ -129,11 +129,11 @@ def _never(edit: Edit, steps: int) -> Iterator[str]:
 def _weights(text: str, request: Request, found: Rules) -> Iterator[str]:
     """Weights far from 1."""
     texts = [text]
-    if found.changes:
+    if found.prompt_editing:
         texts = [words for _, words in schedule(text, request.steps or 1)]
     told: set[tuple[str, float]] = set()
     for words in islice(dict.fromkeys(texts), TEXTS_MAX):
-        for span in spans(words, found.reading.grammar):
+        for span in spans(words, found.prompt.grammar):
             said = span.text.strip(" ,"), span.weight
             if not USUAL[0] <= span.weight <= USUAL[1] and said not in told:
                 told.add(said)

@@ -35,15 +35,15 @@ def a1111(sampler: str, more: str = "", version: str = "v1.10.1") -> tuple[Reque
 )
 def test_a1111_draws_where_its_text_says(more: str, compat: Compat, first: str) -> None:
     request, notes = a1111("Euler a, Schedule type: Karras", more)
-    assert (request.compat, rules(request).first, notes) == (compat, first, [])
-    assert rules(request).late
+    assert (request.compat, rules(request).init_rng, notes) == (compat, first, [])
+    assert rules(request).edits_one_step_late
 
 
 def test_a1111s_other_choices_are_carried_over() -> None:
     more = ", Variation seed: 9, Variation seed strength: 0.25, Clip skip: 2, ENSD: 31337"
     request, notes = a1111("Euler a, Schedule type: Karras", more)
     assert notes == []
-    assert (request.clip_skip, request.ensd, rules(request).delta) == (2, 31337, 31337)
+    assert (request.clip_skip, request.ensd, rules(request).seed_delta) == (2, 31337, 31337)
     assert (request.subseed, request.subseed_strength) == (9, 0.25)
 
 
@@ -102,9 +102,9 @@ def test_old_changes_of_a_prompt_are_told() -> None:
 def test_forge_tells_whole_times(version: str) -> None:
     request, notes = a1111("Euler, Schedule type: Simple", version=version)
     assert (request.compat, notes) == (Compat.FORGE, [])
-    assert Sampler.EULER in rules(request).whole_times and rules(request).first == "nv"
+    assert Sampler.EULER in rules(request).integer_times and rules(request).init_rng == "nv"
     request, _ = a1111("Euler, Schedule type: Simple", ", RNG: CPU", version)
-    assert (request.rng, rules(request).first) == ("cpu", "cpu")
+    assert (request.rng, rules(request).init_rng) == ("cpu", "cpu")
 
 
 SDCPP = (
@@ -116,14 +116,14 @@ SDCPP = (
 
 def test_sd_cpp_draws_with_its_own_generator() -> None:
     request, notes = read(SDCPP.format("cuda"))
-    assert (request.compat, rules(request).first, notes) == (Compat.SDCPP, "nv", [])
+    assert (request.compat, rules(request).init_rng, notes) == (Compat.SDCPP, "nv", [])
     request, notes = read(SDCPP.format("cpu"))
-    assert (request.rng, rules(request).first, notes) == ("cpu", "cpu", [])
+    assert (request.rng, rules(request).init_rng, notes) == ("cpu", "cpu", [])
     assert "std_default" in read(SDCPP.format("std_default"))[1][0]
     request, notes = read(SDCPP.format("cpu, Sampler RNG: cuda"))
-    assert (rules(request).first, rules(request).later, notes) == ("cpu", "nv", [])
+    assert (rules(request).init_rng, rules(request).step_rng, notes) == ("cpu", "nv", [])
     request, notes = read(SDCPP.format("cuda, Sampler RNG: cuda"))
-    assert (request.rng, rules(request).later, notes) == (None, None, [])
+    assert (request.rng, rules(request).step_rng, notes) == (None, None, [])
     request, notes = read(SDCPP.format("cpu, Sampler RNG: std_default"))
     assert request.rng == "cpu,nv" and "Sampler RNG" in notes[0] and len(notes) == 1
 

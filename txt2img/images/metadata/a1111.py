@@ -134,7 +134,7 @@ def _text(request: Request, row: Field) -> str | None:
 
 def _by_card(request: Request) -> bool:
     """Whether a picture starts from a card's noise."""
-    return rules(request).first.startswith("nv")
+    return rules(request).init_rng.startswith("nv")
 
 
 def ambiguous(request: Request) -> str | None:

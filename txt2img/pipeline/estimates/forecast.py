@@ -138,10 +138,10 @@ def tokens(tokenizers: Sequence[Tokenizer], request: Request) -> dict[str, list[
 
 def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
     """What is read of a prompt: the parts that AND joins, each as it changes."""
-    if not found.changes:
+    if not found.prompt_editing:
         yield text
         return
-    for _, part in composed(text, found.suffix) if wanted else [(1.0, text)]:
+    for _, part in composed(text, found.trailing_weight) if wanted else [(1.0, text)]:
         each = dict.fromkeys(words for _, words in schedule(part, steps))
         yield from islice(each, TEXTS_MAX)
 
@@ -149,7 +149,7 @@ def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
 def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) -> list[int]:
     """The tokens in each chunk of the text that has most, where it has most."""
     counts = [
-        [len(part) for part in tokenizer.parts(text, found.reading)] if text else [0]
+        [len(part) for part in tokenizer.parts(text, found.prompt)] if text else [0]
         for text in said
         for tokenizer in tokenizers
     ]
@@ -158,7 +158,7 @@ def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) 
 
 def truncation_warnings(counts: dict[str, list[int]], request: Request) -> list[str]:
     """A line for each prompt that is cut to one chunk, by its `counts` of tokens."""
-    if not rules(request).reading.cut:
+    if not rules(request).prompt.truncate:
         return []
     names = {"prompt": "prompt", "negative": "negative prompt"}
     return [

@@ -57,7 +57,7 @@ def costs(request: Request) -> list[float]:
     """The looks of each step of a filled request, steps taken as evenly spread over the way."""
     steps, way = request.steps or 1, request.cfg_interval
     several = request.sampler.evaluations if request.sampler else 1
-    texts = len(composed(request.prompt)) if rules(request).changes else 1
+    texts = len(composed(request.prompt)) if rules(request).prompt_editing else 1
     found, before, since = [], 0, 0
     for step in range(steps):
         guided = request.cfg != 1 and (way is None or (step + 0.5) / steps in way)
