@@ -85,8 +85,8 @@ def test_a_text_without_a_version_is_an_old_a1111s_if_it_has_its_hash() -> None:
     other, notes = read(text.replace("Model hash: 6ce0161689, ", ""))
     assert other.compat is None
     assert notes == [
-        "it was drawn by a program that it does not name, whose rules are not had: "
-        "txt2img's own are taken"
+        "it was drawn by a program that it does not name, whose rules are not known here; "
+        "txt2img's own are used"
     ]
 
 
@@ -143,7 +143,7 @@ def test_other_writers_of_such_a_text_have_their_own_rules(
 ) -> None:
     request, notes = read(f"x\nSteps: 9, Sampler: Euler, CFG scale: 7, Seed: 5, {entry}")
     assert request.compat is compat
-    assert len(notes) == (compat is None) and all("rules are not had" in note for note in notes)
+    assert len(notes) == (compat is None) and all("rules are not known" in note for note in notes)
 
 
 @pytest.mark.parametrize("compat", [None, *(c for c in Compat if c is not Compat.TXT2IMG)])

@@ -1,4 +1,4 @@
-"""The `parameters` text that A1111 writes into pictures and most programs of the field read.
+"""A1111's `parameters` text, which most programs of the field write or read.
 
 PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key: value` entries.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
-from txt2img.images.metadata.a1111_versions import writer
+from txt2img.images.metadata.a1111_versions import generator_of
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Embedding, OtherVAE, Refiner, tagged, untagged
 from txt2img.request.compat import rules
@@ -23,8 +23,8 @@ NEGATIVE = "Negative prompt:"
 # a line of any size is read in linear time.
 _ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
-# What decides a picture, and what a Request has no word for; and the value that decides nothing.
-_LOST = {
+# Entries that a Request has no field for, with the value that decides nothing.
+_UNSUPPORTED = {
     "Seed resize from": "",
     "Denoising strength": "",
     "Face restoration": "",
@@ -58,12 +58,12 @@ ORDER = (
     *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Clip skip", "ENSD"),
     *("RNG", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
 )
-_ENTRIES_MIN = 3  # a last line with fewer is taken for prompt text
+_ENTRIES_MIN = 3  # a last line with fewer is prompt text
 
 
 @dataclass(frozen=True)
 class Infotext:
-    """A parsed text; `entries` keeps the order and every value as the text that was meant."""
+    """A parsed text; `entries` keeps their order, and every value as text without quotes."""
 
     prompt: str
     negative: str = ""
@@ -80,7 +80,7 @@ class Infotext:
 
 
 def parse(text: str) -> Infotext:
-    """What a `parameters` text of any program says; text that says nothing is all prompt."""
+    """The prompts and entries of a `parameters` text; all is prompt if it has no entries."""
     *lines, last = text.strip().split("\n")
     entries = _entries(last)
     if len(entries) < _ENTRIES_MIN:
@@ -92,7 +92,7 @@ def parse(text: str) -> Infotext:
 
 
 def describe(request: Request, model: str, model_hash: str, version: str) -> Infotext:
-    """The text of one filled request, in A1111's key order and with its names.
+    """A filled request as A1111's text, in its order of keys and with its names.
 
     "txt2img" stands before the version because A1111 renders pictures with a bare low version
     number by its old rules; RNG is CPU because that is where the noise is drawn.
@@ -106,7 +106,7 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "VAE hash": request.vae.hash if request.vae else None,
         "VAE": request.vae.name if request.vae else None,
         "ENSD": _maybe(request.ensd),
-        "RNG": "NV" if _by_card(request) else "CPU",
+        "RNG": "NV" if rules(request).init_rng.startswith("nv") else "CPU",
         "Eta DDIM" if request.sampler == Sampler.DDIM else "Eta": _maybe(request.eta),
         "Refiner": _with_hash(request.refiner),
         "Refiner switch at": _maybe(request.refiner_switch if request.refiner else None),
@@ -120,8 +120,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     if not request.subseed_strength:
         del entries["Variation seed"]
     ordered = sorted(entries, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
-    kept = {key: value for key in ordered if (value := entries[key]) is not None}
-    return Infotext(tagged(request.prompt, request.loras), request.negative, kept)
+    present = {key: value for key in ordered if (value := entries[key]) is not None}
+    return Infotext(tagged(request.prompt, request.loras), request.negative, present)
 
 
 def _text(request: Request, row: Field) -> str | None:
@@ -132,13 +132,8 @@ def _text(request: Request, row: Field) -> str | None:
     return value.label if isinstance(value, Name) else str(value)
 
 
-def _by_card(request: Request) -> bool:
-    """Whether a picture starts from a card's noise."""
-    return rules(request).init_rng.startswith("nv")
-
-
 def ambiguous(request: Request) -> str | None:
-    """Why a reader of the A1111 text will get another prompt than was given, if so."""
+    """A warning if A1111's text will be read as another prompt than was given."""
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
         if any(line.strip().startswith(NEGATIVE) for line in text.split("\n")):
             return (
@@ -149,20 +144,20 @@ def ambiguous(request: Request) -> str | None:
 
 
 def to_request(info: Infotext) -> tuple[Request, list[str]]:
-    """The request an infotext asks for, and a note for each thing it says that cannot be done."""
+    """The request of a text, and a note for each entry that cannot be carried over."""
     prompt, loras = untagged(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
-    by = writer(info.entries, info.prompt)
-    notes = [*by.notes]
-    for name, said in {**_wishes(info.entries), **by.values}.items():
-        value = _number(said) if isinstance(said, str) else said
+    generator = generator_of(info.entries, info.prompt)
+    notes = [*generator.notes]
+    for name, entry in {**_request_fields(info.entries), **generator.values}.items():
+        value = _number(entry) if isinstance(entry, str) else entry
         try:
             Request.from_json({"prompt": "", name: value})
         except BadRequest as error:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = value
-    notes += _lost(info.entries)
+    notes += _unsupported(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))
     request = replace(
@@ -181,7 +176,7 @@ def _hashes(pairs: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _hashes_by_name(text: str) -> dict[str, str]:
-    """The hashes of such a list, by name."""
+    """The hashes of a list of `name: hash`, by name."""
     pairs = (pair.partition(": ") for pair in text.split(", "))
     return {name: digits for name, _, digits in pairs if name and digits}
 
@@ -194,18 +189,18 @@ def _with_hash(refiner: Refiner | None) -> str | None:
 
 
 def _refiner(text: str) -> Refiner | None:
-    """The refiner that such a text names. BadRequest."""
-    found = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
-    return None if found is None else Refiner(found[1], found[2] or "")
+    """The refiner of a `name [hash]`; None for an empty text. BadRequest."""
+    match = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
+    return None if match is None else Refiner(match[1], match[2] or "")
 
 
 def _plain(name: str) -> str:
-    """A name as it stands in a list of hashes."""
+    """A name without the characters that separate a list of hashes."""
     return re.sub("[:,]", "", name)
 
 
-def _wishes(entries: dict[str, str]) -> dict[str, str]:
-    """The entries that a Request has fields for, under the fields' names."""
+def _request_fields(entries: dict[str, str]) -> dict[str, str]:
+    """The entries that a Request has fields for, by the fields' names."""
     sampler, schedule = split_sampler(entries.get("Sampler"), entries.get("Schedule type"))
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
     texts = {name: entries.get(row.a1111) for name, row in FIELDS.items() if row.a1111}
@@ -219,33 +214,35 @@ def _wishes(entries: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
-def _lost(entries: dict[str, str]) -> list[str]:
-    """What decided the picture and cannot be carried over."""
-    lost = [
+def _unsupported(entries: dict[str, str]) -> list[str]:
+    """A note for each entry that decided the picture and cannot be carried over."""
+    notes = [
         f"{key}: {shown(entries[key], 40)} is not carried over"
-        for key, usual in _LOST.items()
-        if entries.get(key, usual) != usual
+        for key, default in _UNSUPPORTED.items()
+        if entries.get(key, default) != default
     ]
-    enlarged = any(key.startswith("Hires") for key in entries)
-    return [*lost, *(["its second pass (hires) is not carried over"] if enlarged else [])]
+    if any(key.startswith("Hires") for key in entries):
+        notes.append("its second pass (hires) is not carried over")
+    return notes
 
 
 def _entries(line: str) -> dict[str, str]:
     """The `Key: value` pairs of one line; sd.cpp's `SDCPP: {json}` reaches to its end."""
     tail = _JSON_TAIL.search(line)
-    found = {m[1]: _unquoted(m[2].strip()) for m in _ENTRY.finditer(line[: tail and tail.start()])}
-    return found | ({"SDCPP": tail[1]} if tail else {})
+    matches = _ENTRY.finditer(line[: tail and tail.start()])
+    entries = {match[1]: _unquoted(match[2].strip()) for match in matches}
+    return entries | ({"SDCPP": tail[1]} if tail else {})
 
 
 def _quoted(value: str) -> str:
-    """A value as A1111 writes it: JSON where it would be misread bare."""
+    """A value as A1111 writes it: a JSON string if it would be misread without quotes."""
     if value != value.strip() or value[:1] in ("", '"') or re.search("[,:\r\n]", value):
         return json.dumps(value, ensure_ascii=False)
     return value
 
 
 def _unquoted(value: str) -> str:
-    """What `value` means: decoded if it is a JSON string, else as it is."""
+    """A value decoded, if it is a JSON string."""
     if value[:1] != '"' or value[-1:] != '"':
         return value
     try:

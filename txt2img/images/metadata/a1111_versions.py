@@ -1,6 +1,6 @@
-"""Which program wrote a `parameters` text, and what that decides which the text does not say.
+"""Which program wrote a `parameters` text, and what that decides that the text leaves out.
 
-A1111's file modules/infotext_versions.py, its defaults on reading, and what it resolves
+Sources: A1111's modules/infotext_versions.py, its defaults on reading, and what it resolves
 "Automatic" to; Forge's backend/modules/k_prediction.py; stable-diffusion.cpp's main.cpp.
 """
 
@@ -15,94 +15,97 @@ from txt2img.system.text import shown
 
 Entries = Mapping[str, str]
 NO_DOWNCAST = (1, 7, 0, 225)  # the first A1111 with noise levels in full precision
-NEW_EDITS = (1, 6, 0, 0)  # and with a point for a part of the steps
-NO_RULES = "it was drawn {}, whose rules are not had: txt2img's own are taken"
+NEW_EDITS = (1, 6, 0, 0)  # the first A1111 that reads 5.0 in a prompt edit as a fraction
+NO_RULES = "it was drawn {}, whose rules are not known here; txt2img's own are used"
+GPU_RNG = (Compat.A1111_GPU, Compat.FORGE, Compat.SDCPP, Compat.NOVELAI)  # a GPU's noise by default
+OWN_ENTRIES = {"Compat": "compat", "ENSD": "ensd"}
+SCHEDULE_ENDS = ("karras", "exponential", "automatic", "uniform", "sgm uniform", "simple", "normal")
+SDCPP_SOURCES = {"cuda": "nv", "cpu": "cpu"}
 _A1111 = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
 _FORGE = re.compile(r"f\d+\.|neo\b|.*\bforge\b", re.IGNORECASE)
 
 
 @dataclass
-class Writer:
-    """A program, values for a Request's fields beside those it wrote, and what is not had."""
+class Generator:
+    """A program: values for a Request's fields that its text leaves out, and notes."""
 
-    name: str
     values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def writer(entries: Entries, prompt: str) -> Writer:
-    """What a text's entries tell of its writer."""
+def generator_of(entries: Entries, prompt: str) -> Generator:
+    """The program that wrote a text's entries."""
     version = entries.get("Version", "")
     if version.startswith("txt2img"):
-        return _ours(entries)
+        return _txt2img(entries)
     if "SDCPP" in entries or version.startswith("stable-diffusion.cpp"):
         return _sdcpp(entries)
-    for sign, made in PROGRAMS.items():
-        if version.lower().startswith(sign) or entries.get("App", "").lower() == sign:
-            return made(entries)
+    for name, read in PROGRAMS.items():
+        if version.lower().startswith(name) or entries.get("App", "").lower() == name:
+            return read(entries)
     if _FORGE.match(version):
-        found = _a1111(entries)
-        found.name, found.values["compat"] = "Forge", Compat.FORGE
-        if entries.get("RNG") == "CPU":
-            found.values["rng"] = "cpu"
-        return found
-    if (match := _A1111.match(version)) or (not version and "Model hash" in entries):
-        found = _a1111(entries)  # which wrote no version at first
-        known = tuple(int(part or 0) for part in match.groups()) if match else (0,)
-        found.notes += _older(known, prompt)
-        return found
-    who = f"by {shown(version, 40)}" if version else "by a program that it does not name"
-    return Writer(version, notes=[NO_RULES.format(who)] if entries else [])
+        return _forge(entries)
+    match = _A1111.match(version)
+    if match or (not version and "Model hash" in entries):  # it wrote no version at first
+        numbers = tuple(int(part or 0) for part in match.groups()) if match else (0,)
+        generator = _a1111(entries)
+        generator.notes += _differences(numbers, prompt)
+        return generator
+    name = f"by {shown(version, 40)}" if version else "by a program that it does not name"
+    return Generator(notes=[NO_RULES.format(name)] if entries else [])
 
 
-def _ours(entries: Entries) -> Writer:
-    values: dict[str, object] = {n: entries[k] for k, n in _OWN.items() if k in entries}
-    if entries.get("RNG") == "NV" and values.get("compat") not in CARDS:
+def _txt2img(entries: Entries) -> Generator:
+    values: dict[str, object] = {
+        name: entries[key] for key, name in OWN_ENTRIES.items() if key in entries
+    }
+    if entries.get("RNG") == "NV" and values.get("compat") not in GPU_RNG:
         values["rng"] = "nv"
-    return Writer("txt2img", values)
+    return Generator(values)
 
 
-_OWN = {"Compat": "compat", "ENSD": "ensd"}
-CARDS = (Compat.A1111_GPU, Compat.FORGE, Compat.SDCPP, Compat.NOVELAI)  # that draw with a card
-
-
-def _a1111(entries: Entries) -> Writer:
-    """A1111 and what is made from it."""
+def _a1111(entries: Entries) -> Generator:
+    """A1111 and its forks."""
     source = entries.get("RNG", "GPU")
-    compat = Compat.A1111 if source == "CPU" else Compat.A1111_GPU
-    found = Writer("A1111", {"compat": compat})
+    generator = Generator({"compat": Compat.A1111 if source == "CPU" else Compat.A1111_GPU})
     if source not in ("CPU", "GPU", "NV"):
-        found.notes.append(f"RNG: {shown(source, 40)} is not known; a card's is taken")
+        generator.notes.append(f"RNG: {shown(source, 40)} is not known; a GPU's is used")
     if entries.get("ENSD", "0") != "0":
-        found.values["ensd"] = entries["ENSD"]
-    _steps(found, entries)
-    return found
+        generator.values["ensd"] = entries["ENSD"]
+    _add_schedule(generator, entries)
+    return generator
 
 
-def _steps(found: Writer, entries: Entries) -> None:
-    """The schedule that A1111 took where its text names none, and solvers that are not its."""
+def _forge(entries: Entries) -> Generator:
+    generator = _a1111(entries)
+    generator.values["compat"] = Compat.FORGE
+    if entries.get("RNG") == "CPU":
+        generator.values["rng"] = "cpu"
+    return generator
+
+
+def _add_schedule(generator: Generator, entries: Entries) -> None:
+    """Add the schedule of A1111 where its text names none; note the solvers that differ."""
     name = entries.get("Sampler", "")
-    kind = next((s for s in SCHEDULE_ENDS if name.lower().endswith(f" {s}")), "")
+    end = next((end for end in SCHEDULE_ENDS if name.lower().endswith(f" {end}")), "")
     try:
-        sampler = Sampler.parse(name[: len(name) - len(kind)].strip())
+        sampler = Sampler.parse(name[: len(name) - len(end)].strip())
     except BadRequest:
         return
-    said = entries.get("Schedule type")
-    if said == "Automatic" and sampler.automatic is not None:
-        found.values["schedule"] = sampler.automatic
-    elif said is None and not kind and sampler.automatic is not None:
-        found.values["schedule"] = Schedule.LINEAR  # before 1.9 Karras stood in the sampler's name
+    schedule = entries.get("Schedule type")
+    if schedule == "Automatic" and sampler.automatic is not None:
+        generator.values["schedule"] = sampler.automatic
+    elif schedule is None and not end and sampler.automatic is not None:
+        # Before 1.9 Karras stood in the sampler's name.
+        generator.values["schedule"] = Schedule.LINEAR
     if sampler is Sampler.UNIPC:
-        found.notes.append("its UniPC is of order 3, variant bh1; here it is of order 2, bh2")
+        generator.notes.append("its UniPC is of order 3, variant bh1; here it is of order 2, bh2")
     if sampler is Sampler.LMS:
-        found.notes.append("its LMS is of order 4; here it is of order 3")
+        generator.notes.append("its LMS is of order 4; here it is of order 3")
 
 
-SCHEDULE_ENDS = ("karras", "exponential", "automatic", "uniform", "sgm uniform", "simple", "normal")
-
-
-def _older(version: tuple[int, ...], prompt: str) -> list[str]:
-    """What A1111 did otherwise in older versions, (0,) if it wrote none."""
+def _differences(version: tuple[int, ...], prompt: str) -> list[str]:
+    """What an older A1111 did differently; (0,) is one that wrote no version."""
     notes = []
     if version < NO_DOWNCAST:
         notes.append(
@@ -116,38 +119,35 @@ def _older(version: tuple[int, ...], prompt: str) -> list[str]:
     return notes
 
 
-def _sdcpp(entries: Entries) -> Writer:
-    """stable-diffusion.cpp, whose generator is a card's unless it says otherwise."""
-    found = Writer("stable-diffusion.cpp", {"compat": Compat.SDCPP})
-    source = entries.get("RNG", "cuda")
-    later = entries.get("Sampler RNG") or source
-    for key, name in (("RNG", source), ("Sampler RNG", later)):
-        if name not in SDCPP_SOURCES and (key == "RNG" or later != source):
-            found.notes.append(f"{key}: {shown(name, 40)} is not had; a card's is taken")
-    first, then = (SDCPP_SOURCES.get(name, "nv") for name in (source, later))
+def _sdcpp(entries: Entries) -> Generator:
+    """stable-diffusion.cpp, whose noise is a GPU's unless it says otherwise."""
+    generator = Generator({"compat": Compat.SDCPP})
+    initial = entries.get("RNG", "cuda")
+    later = entries.get("Sampler RNG") or initial
+    for key, name in (("RNG", initial), ("Sampler RNG", later)):
+        if name not in SDCPP_SOURCES and (key == "RNG" or later != initial):
+            generator.notes.append(f"{key}: {shown(name, 40)} is not known; a GPU's is used")
+    first, then = (SDCPP_SOURCES.get(name, "nv") for name in (initial, later))
     if first != then:
-        found.values["rng"] = f"{first},{then}"
+        generator.values["rng"] = f"{first},{then}"
     elif first != "nv":
-        found.values["rng"] = first
-    return found
+        generator.values["rng"] = first
+    return generator
 
 
-SDCPP_SOURCES = {"cuda": "nv", "cpu": "cpu"}
+def _comfyui(entries: Entries) -> Generator:
+    return Generator({"compat": Compat.COMFYUI})
 
 
-def _comfyui(entries: Entries) -> Writer:
-    return Writer("ComfyUI", {"compat": Compat.COMFYUI})
-
-
-def _unknown(entries: Entries) -> Writer:
+def _without_rules(entries: Entries) -> Generator:
     name = entries.get("App", entries.get("Version", ""))
-    return Writer(name, notes=[NO_RULES.format(f"by {shown(name, 40)}")])
+    return Generator(notes=[NO_RULES.format(f"by {shown(name, 40)}")])
 
 
-PROGRAMS: Mapping[str, Callable[[Entries], Writer]] = {
+PROGRAMS: Mapping[str, Callable[[Entries], Generator]] = {
     "comfyui": _comfyui,
-    "fooocus": _comfyui,  # whose code it draws with
-    "sd.next": _unknown,
-    "sdnext": _unknown,
-    "draw things": _unknown,
+    "fooocus": _comfyui,  # it draws with ComfyUI's code
+    "sd.next": _without_rules,
+    "sdnext": _without_rules,
+    "draw things": _without_rules,
 }
