@@ -9,8 +9,15 @@ from txt2img.cli.options.adapters import lora_file
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.images.metadata.a1111 import describe, parse, to_request
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.request.adapters import Embedding, Lora, OtherVAE, find_words, tagged, untagged
-from txt2img.request.resolve import Library
+from txt2img.request.adapters import (
+    Embedding,
+    Lora,
+    VAERef,
+    add_lora_tags,
+    find_words,
+    strip_lora_tags,
+)
+from txt2img.request.resolve import AdapterPaths
 
 WORN = Request(
     "a cat",
@@ -22,7 +29,7 @@ WORN = Request(
     seed=1,
     loras=(Lora("foo", 0.8, 0.8, "aabbccddeeff"), Lora("b, c", 1.0, 0.0, "0" * 12)),
     embeddings=(Embedding("<x>", "1" * 12),),
-    vae=OtherVAE("mse.safetensors", "2" * 10),
+    vae=VAERef("mse.safetensors", "2" * 10),
 )
 
 
@@ -39,8 +46,8 @@ WORN = Request(
     ],
 )
 def test_tags_are_taken_out_of_the_prompt(prompt: str, text: str, loras: list[Lora]) -> None:
-    assert untagged(prompt) == (text, tuple(loras))
-    assert untagged(tagged(text, loras)) == (text, tuple(loras))
+    assert strip_lora_tags(prompt) == (text, tuple(loras))
+    assert strip_lora_tags(add_lora_tags(text, loras)) == (text, tuple(loras))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,7 @@ def test_tags_are_taken_out_of_the_prompt(prompt: str, text: str, loras: list[Lo
 )  # fmt: skip
 def test_tags_that_mean_nothing_are_refused_in_one_line(tag: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        untagged(tag)
+        strip_lora_tags(tag)
     assert "\n" not in str(caught.value)
 
 
@@ -105,7 +112,7 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     for path in (one / "x", two / "x", deep / "y", deep / "[z]"):
         path.with_name(f"{path.name}.safetensors").touch()
-    library = Library({"given": tmp_path}, (one, two), {}, (one, two))
+    library = AdapterPaths({"given": tmp_path}, (one, two), {}, (one, two))
     assert library.lora("given") == tmp_path
     assert library.lora("x") == one / "x.safetensors"
     assert library.lora("y") == deep / "y.safetensors"
@@ -121,7 +128,7 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match='no embedding "gone"'):
         library.resolved(replace(recorded, negative="gone"))
     with pytest.raises(ModelNotFound, match="give it with --vae"):
-        library.resolved(Request("", vae=OtherVAE("v")))
+        library.resolved(Request("", vae=VAERef("v")))
 
 
 def test_a_file_may_be_followed_by_its_weights(folder: Path) -> None:

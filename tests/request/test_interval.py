@@ -18,7 +18,7 @@ from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, to_request
 from txt2img.images.metadata.a1111 import parse as read
 from txt2img.pipeline.denoiser import guidance_scale
-from txt2img.request.interval import Interval, parse
+from txt2img.request.interval import Interval, parse_interval
 from txt2img.request.prompt_line import from_line
 from txt2img.request.request import Request
 from txt2img.weights.families import SD15
@@ -30,13 +30,13 @@ PROCESS = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
     ("text", "low", "high"), [("0.2..0.8", 0.2, 0.8), ("..0.5", 0, 0.5), (" .1.. ", 0.1, 1)]
 )
 def test_an_interval_is_written_lo_hi(text: str, low: float, high: float) -> None:
-    assert parse(text) == Interval(low, high)
+    assert parse_interval(text) == Interval(low, high)
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "a..b", "0.8..0.2", "0.5..0.5", "-1..1", "0..nan"])
 def test_what_is_no_interval_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="interval"):
-        parse(text)
+        parse_interval(text)
 
 
 @pytest.mark.parametrize("value", [{"low": 0.5}, {"low": "0", "high": 1}, 5, [0, 1]])

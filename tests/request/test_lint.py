@@ -5,7 +5,7 @@ import pytest
 from txt2img.errors import BadRequest
 from txt2img.request import Compat, Request
 from txt2img.request.compat import RULES
-from txt2img.request.lint import traps
+from txt2img.request.lint import prompt_warnings
 from txt2img.request.prompt_syntax import composed, edits
 
 
@@ -13,7 +13,7 @@ def of(
     prompt: str, compat: Compat | None = None, negative: str = "", cfg: float = 7.0
 ) -> list[str]:
     """The lines for a prompt that is drawn in ten steps."""
-    return traps(Request(prompt, negative=negative, steps=10, cfg=cfg, compat=compat))
+    return prompt_warnings(Request(prompt, negative=negative, steps=10, cfg=cfg, compat=compat))
 
 
 @pytest.mark.parametrize(

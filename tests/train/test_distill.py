@@ -22,7 +22,7 @@ from txt2img.images import image_file
 from txt2img.models.unet import UNet
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.distill import TEACHING, FewStepsLearner, FewStepsStage, adaptable, aimed
@@ -156,7 +156,7 @@ def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
     stage.export()
     path = config.out / "lora" / "few-steps.safetensors"
     model = load(str(config.out), choose("cpu", "float32"))
-    model.adapters.library = Library({"few-steps": path})
+    model.adapters.library = AdapterPaths({"few-steps": path})
     request = resolve_adapters(model, Request("a", loras=(Lora("few-steps"),))).filled(
         model.family.defaults
     )

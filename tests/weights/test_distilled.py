@@ -11,7 +11,7 @@ from tests.support import adapters
 from txt2img.errors import BadFile
 from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.distilled import by_loras, by_name, by_scheduler
 
 FULL = Defaults(1024, 1024, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)
@@ -94,11 +94,11 @@ LORAS = [
 ]
 
 
-def lora(folder: Path, name: str, said: str | None = None) -> Library:
+def lora(folder: Path, name: str, said: str | None = None) -> AdapterPaths:
     """A library of one LoRA, which says of itself what is `said`."""
     metadata = None if said is None else {"txt2img": said}
     path = adapters.write(folder / f"{name}.safetensors", {"a": torch.zeros(1)}, metadata)
-    return Library({name: path})
+    return AdapterPaths({name: path})
 
 
 @pytest.mark.parametrize(("name", "steps", "cfg", "sampler"), LORAS)

@@ -21,7 +21,7 @@ from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.pipeline.generate import generate
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library, OtherParts
+from txt2img.request.resolve import AdapterPaths, ComponentOverrides
 from txt2img.system.device.device import Device
 from txt2img.system.text import escape
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
@@ -50,17 +50,17 @@ def as_vae(path: Path) -> None:
 
 
 def as_unet(path: Path) -> None:
-    load(str(tiny.own()), CPU, others=OtherParts(unet=str(path)))
+    load(str(tiny.own()), CPU, others=ComponentOverrides(unet=str(path)))
 
 
 def as_text(path: Path) -> None:
-    load(str(tiny.own()), CPU, others=OtherParts(texts=(str(path),)))
+    load(str(tiny.own()), CPU, others=ComponentOverrides(texts=(str(path),)))
 
 
 def as_lora(path: Path) -> None:
     model = base()
     model.adapters.lora_files.clear()
-    model.adapters.library = Library({"x": path})
+    model.adapters.library = AdapterPaths({"x": path})
     try:
         apply_adapters(model, resolve_adapters(model, Request("a", loras=(Lora("x"),))))
     finally:
@@ -70,7 +70,7 @@ def as_lora(path: Path) -> None:
 def as_embedding(path: Path) -> None:
     model = base()
     model.adapters.embedding_files.clear()
-    model.adapters.library = Library(embeddings={"red": path})
+    model.adapters.library = AdapterPaths(embeddings={"red": path})
     try:
         apply_adapters(model, resolve_adapters(model, Request("a red")))
         model.text.encode(["a red"])

@@ -11,7 +11,7 @@ from tests.support.adapters import ATTENTION, kohya, pairs, write
 from txt2img.errors import ModelNotFound
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
@@ -88,7 +88,7 @@ def test_adapters_of_one_call_are_removed_for_the_next(
     before = {name: w.clone() for name, w in model.network.state_dict().items()}
     lora = kohya(pairs(model.network, ATTENTION))
     path = write(folder / "style.safetensors", lora)
-    model.adapters.library = Library({"style": path})
+    model.adapters.library = AdapterPaths({"style": path})
     apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora("style", 1.0, 1.0),))))
     changed = model.network.state_dict()
     assert any(not torch.equal(changed[name], weight) for name, weight in before.items())

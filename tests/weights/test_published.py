@@ -17,7 +17,7 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline.estimates.forecast import forecast_for
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.text import format_size
 from txt2img.weights.checkpoint import Checkpoint, open_checkpoint
 from txt2img.weights.families import Family
@@ -157,5 +157,5 @@ def test_the_table_says_the_sizes_and_the_memory_that_are_foreseen(
     assert TABLE[name][2] == format_size(2 * sum(prod(s) for part in keys for s in part.values()))
     path = str(hollow(tmp_path / "x.safetensors", published.file_keys(model)))
     ways = ((None, False), ("fp16", False), (None, True))
-    found = [forecast_for(path, Library(), "cpu", dtype, low).weights for dtype, low in ways]
+    found = [forecast_for(path, AdapterPaths(), "cpu", dtype, low).weights for dtype, low in ways]
     assert TABLE[name][4:] == list(map(format_size, found))

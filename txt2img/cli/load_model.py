@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from txt2img.cli.options.device import DeviceOptions
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 
 if TYPE_CHECKING:
     from txt2img.weights.model import Model
 
 
-def load_model(name: str, precision: DeviceOptions, library: Library) -> "Model":
+def load_model(name: str, precision: DeviceOptions, library: AdapterPaths) -> "Model":
     """The model with its VAE, other parts and refiner; a worker keeps it in memory.
 
     Raises Txt2imgError.

@@ -17,7 +17,7 @@ from txt2img.images import image_file
 from txt2img.images.record import Origin
 from txt2img.request import prompt_file
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.request.sweep import Sweep
 from txt2img.request.wildcards import Wildcards
 from txt2img.system import launcher
@@ -30,7 +30,7 @@ class Batch:
 
     requests: Iterable[Request]  # with seeds; can be iterated repeatedly
     model: str
-    library: Library
+    library: AdapterPaths
     skip_errors: bool  # keep what cannot be drawn in `errors` instead of raising it
     origins: list[Origin] = field(default_factory=list)  # of the pictures to draw again
     warnings: list[str] = field(default_factory=list)

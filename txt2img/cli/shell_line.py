@@ -2,7 +2,7 @@
 
 import shlex
 
-from txt2img.request.adapters import tagged
+from txt2img.request.adapters import add_lora_tags
 from txt2img.request.fields import FIELDS
 from txt2img.request.request import Request
 from txt2img.system.text import escape
@@ -22,7 +22,7 @@ def command_line(request: Request) -> str:
         words.append(f"--vae={quoted(request.vae.name)}")
     if request.refiner is not None:
         words.append(f"--refiner={quoted(f'{request.refiner.name}:{request.refiner_switch:g}')}")
-    prompt = quoted(tagged(request.prompt, request.loras))
+    prompt = quoted(add_lora_tags(request.prompt, request.loras))
     if request.prompt.startswith("-"):
         return " ".join(["txt2img", *words, "--", prompt])
     # One word might be a command's name.

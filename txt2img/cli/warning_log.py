@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111
 from txt2img.images.resume import Item
-from txt2img.request.lint import traps
+from txt2img.request.lint import prompt_warnings
 
 if TYPE_CHECKING:
     from txt2img.models.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class WarningLog:
 
         request = item.request
         token_counts = tokens(self.tokenizers, request)
-        warnings = [*traps(request), *truncation_warnings(token_counts, request)]
+        warnings = [*prompt_warnings(request), *truncation_warnings(token_counts, request)]
         if ambiguous := a1111.ambiguous(request):
             warnings.append(ambiguous)
         self.pictures += 1

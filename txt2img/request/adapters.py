@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from txt2img.errors import BadRequest
-from txt2img.request.interval import Interval, parse
+from txt2img.request.interval import Interval, parse_interval
 from txt2img.system.text import escape, shown
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class OtherVAE:
+class VAERef:
     """A VAE in place of the model's own, by its file's or folder's name; `hash` has ten digits."""
 
     name: str
@@ -77,7 +77,7 @@ class Refiner:
         _check_hash(self.name, self.hash)
 
 
-def untagged(prompt: str) -> tuple[str, tuple[Lora, ...]]:
+def strip_lora_tags(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     """A prompt without its `<lora:…>` tags, and what they ask for. BadRequest."""
     if "<" not in prompt:
         return prompt, ()
@@ -85,16 +85,16 @@ def untagged(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 
 
-def worded(text: str) -> Lora:
+def parse_lora(text: str) -> Lora:
     """The LoRA that NAME[:W[:TE]] means. BadRequest."""
     name, *weights = text.split(":")
     if len(weights) > 2:
         raise BadRequest(f"a LoRA is NAME[:W[:TE]], got {shown(text)}")
-    strengths = [weight(part, name) for part in weights or ["1"]]
+    strengths = [parse_weight(part, name) for part in weights or ["1"]]
     return Lora(name.strip(), strengths[0], strengths[-1])
 
 
-def tagged(prompt: str, loras: Iterable[Lora]) -> str:
+def add_lora_tags(prompt: str, loras: Iterable[Lora]) -> str:
     """The prompt with a tag for each LoRA at its end, as A1111 reads it."""
     return " ".join([*([prompt] if prompt else []), *map(_tag, loras)])
 
@@ -110,7 +110,7 @@ def _from_tag(arguments: str) -> Lora:
     text = plain[1] if len(plain) > 1 else "1"
     text = named.get("te", text)
     unet = named.get("unet", plain[2] if len(plain) > 2 else text)
-    return Lora(plain[0].strip(), weight(unet, parts[0]), weight(text, parts[0]))
+    return Lora(plain[0].strip(), parse_weight(unet, parts[0]), parse_weight(text, parts[0]))
 
 
 def _tag(lora: Lora) -> str:
@@ -118,7 +118,7 @@ def _tag(lora: Lora) -> str:
     return f"<lora:{lora.name}:{weights}>"
 
 
-def weight(text: str, name: str) -> float:
+def parse_weight(text: str, name: str) -> float:
     """The number that `text` is. BadRequest names the LoRA that it was meant for."""
     try:
         return float(text)
@@ -158,9 +158,9 @@ def embeddings_from_json(value: object) -> tuple[Embedding, ...]:
     return tuple(_made(Embedding, "embeddings", item) for item in value)
 
 
-def vae_from_json(value: object) -> OtherVAE | None:
+def vae_from_json(value: object) -> VAERef | None:
     """A VAE from a JSON object, or None. BadRequest."""
-    return None if value is None else _made(OtherVAE, "vae", value)
+    return None if value is None else _made(VAERef, "vae", value)
 
 
 def refiner_from_json(value: object) -> Refiner | None:
@@ -173,7 +173,7 @@ def interval_from_json(value: object) -> Interval | None:
     if value is None:
         return None
     if isinstance(value, str):
-        value = parse(value)
+        value = parse_interval(value)
     found = value if isinstance(value, Interval) else _made(Interval, "cfg_interval", value)
     return None if (found.low, found.high) == (0, 1) else found
 

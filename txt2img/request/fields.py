@@ -13,8 +13,8 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 from txt2img.request.adapters import (
     Embedding,
     Lora,
-    OtherVAE,
     Refiner,
+    VAERef,
     embeddings_from_json,
     interval_from_json,
     loras_from_json,
@@ -115,7 +115,7 @@ class RequestFields:
     ] = ()
     embeddings: Annotated[tuple[Embedding, ...], Field(from_json=embeddings_from_json)] = ()
     vae: Annotated[  # in place of the model's own
-        OtherVAE | None, Field(("--vae",), ADAPTERS, from_json=vae_from_json)
+        VAERef | None, Field(("--vae",), ADAPTERS, from_json=vae_from_json)
     ] = None
     # What the prompts were made from, if from wildcards.
     template: Annotated[str, Field()] = ""

@@ -30,7 +30,7 @@ class Interval:
         return self.low <= part <= self.high
 
 
-def parse(text: str) -> Interval:
+def parse_interval(text: str) -> Interval:
     """What LO..HI means; an end that is not said is the way's. BadRequest."""
     low, dots, high = text.strip().partition("..")
     try:

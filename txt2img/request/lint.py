@@ -35,7 +35,7 @@ _AND = re.compile(r"\bAND\b")
 _SUFFIX = re.compile(r":\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 
 
-def traps(request: Request) -> list[str]:
+def prompt_warnings(request: Request) -> list[str]:
     """A line for each thing in a filled request's prompts. BadRequest for what cannot be read."""
     lines = []
     if not request.prompt.strip():
@@ -60,12 +60,12 @@ def _found(text: str, request: Request, wanted: bool) -> Iterator[str]:
         yield from _small_break(text)
     elif grammar == "comfyui":
         yield from _unbalanced(text, "()", "it is read as text")
-    yield from _foreign(text, request, found, wanted)
+    yield from _other_syntax(text, request, found, wanted)
     if found.prompt_editing and wanted and request.compat in A1111:
         yield from _a1111(text)
     if found.prompt_editing:
         for edit in edits(text):
-            yield from _never(edit, request.steps or 1)
+            yield from _unreachable_edits(edit, request.steps or 1)
     yield from _weights(text, request, found)
     yield from _tags(text, wanted)
     if wild := _WILD.search(text):
@@ -91,7 +91,7 @@ def _small_break(text: str) -> Iterator[str]:
         yield f", character {mark.start(1) + 1}: {mark[1]} is a word; BREAK begins a new chunk"
 
 
-def _foreign(text: str, request: Request, found: Rules, wanted: bool) -> Iterator[str]:
+def _other_syntax(text: str, request: Request, found: Rules, wanted: bool) -> Iterator[str]:
     """What another grammar means something by and this one reads as text."""
     grammar, whose = found.prompt.grammar, f"by {request.compat}'s rules"
     syntax = {"text": _A1111_SYNTAX, "comfyui": _SQUARE, "a1111": _EDIT}[grammar]
@@ -115,7 +115,7 @@ def _a1111(text: str) -> Iterator[str]:
         yield f": {_piece(mark[0])} at its end is a weight of {mark[1]} for all of it, as in A1111"
 
 
-def _never(edit: Edit, steps: int) -> Iterator[str]:
+def _unreachable_edits(edit: Edit, steps: int) -> Iterator[str]:
     """Changes that come too early or too late to be seen."""
     if edit.last(steps) >= steps:
         advice = (

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import OtherVAE, Refiner
+from txt2img.request.adapters import Refiner, VAERef
 from txt2img.request.fields import FIELDS, FLOAT_MAX, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Compat, Name, Sampler, Schedule
@@ -93,7 +93,7 @@ def _json_value(value: object) -> object:
     """A field's value as JSON has it."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
-    return asdict(value) if isinstance(value, OtherVAE | Refiner | Interval) else value
+    return asdict(value) if isinstance(value, VAERef | Refiner | Interval) else value
 
 
 def _check_names(values: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from txt2img.errors import BadRequest, ModelNotFound
-from txt2img.request.adapters import Embedding, find_words, untagged
+from txt2img.request.adapters import Embedding, find_words, strip_lora_tags
 from txt2img.request.request import Request
 from txt2img.system.text import shown
 
@@ -14,18 +14,18 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class OtherParts:
+class ComponentOverrides:
     """Where networks are that are used in place of a model's own: they make another model."""
 
     unet: str | None = None
     texts: tuple[str, ...] = ()
 
 
-OWN_PARTS = OtherParts()
+NO_OVERRIDES = ComponentOverrides()
 
 
 @dataclass(frozen=True)
-class Library:
+class AdapterPaths:
     """Files by the names that requests call them; a file given by itself comes before folders."""
 
     loras: Mapping[str, Path] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Library:
     embedding_folders: tuple[Path, ...] = ()
     vae: str | None = None  # where the VAE is that is used in place of the model's own
     refiner: str | None = None  # where the model is that draws the last steps
-    parts: OtherParts = OWN_PARTS
+    parts: ComponentOverrides = NO_OVERRIDES
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
 
     def lora(self, name: str) -> Path:
@@ -42,7 +42,7 @@ class Library:
         if name in self.loras:
             return self.loras[name]
         folders = (*self.lora_folders, *self.model_folders)
-        found = next((path for folder in folders if (path := below(folder, name))), None)
+        found = next((path for folder in folders if (path := find_below(folder, name))), None)
         if found is None:
             raise ModelNotFound(_missing("LoRA", name, self.lora_folders, "--lora"))
         return found
@@ -65,7 +65,7 @@ class Library:
 
         Recorded hashes are kept. ModelNotFound if a file is not there, BadRequest for a tag.
         """
-        prompt, tags = untagged(request.prompt)
+        prompt, tags = strip_lora_tags(request.prompt)
         recorded = {embedding.token: embedding for embedding in request.embeddings}
         known = self.words() if self.embeddings or self.embedding_folders else {}
         text = f"{prompt}\n{request.negative}"
@@ -90,7 +90,7 @@ class Library:
         return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
 
 
-def below(folder: Path, name: str) -> Path | None:
+def find_below(folder: Path, name: str) -> Path | None:
     """The file of that name in a folder or in one inside it, the first in alphabetical order."""
     if (folder / f"{name}{SUFFIX}").is_file():
         return folder / f"{name}{SUFFIX}"
@@ -98,7 +98,7 @@ def below(folder: Path, name: str) -> Path | None:
     return next((path for path in deeper if path.is_file()), None)
 
 
-def checked_folder(option: str, folder: Path) -> Path:
+def require_folder(option: str, folder: Path) -> Path:
     """The folder, which must be one. ModelNotFound if nothing is there, else BadRequest."""
     if not folder.exists():
         raise ModelNotFound(f"{option}: no folder {shown(str(folder))}")

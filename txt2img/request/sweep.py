@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import product
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import worded
+from txt2img.request.adapters import parse_lora
 from txt2img.request.prompt_line import LONG, OPTIONS, TEXTS, as_number
 from txt2img.request.request import Request
 from txt2img.system.text import nearest_or_all, shown
@@ -57,14 +57,14 @@ class Sweep:
             for point in self.points:
                 said = {field: value for field, value in point.items() if field != LORAS}
                 drawn = Request.from_json(request.to_json() | said)
-                yield wearing(drawn, str(point.get(LORAS, NONE)))
+                yield with_lora(drawn, str(point.get(LORAS, NONE)))
 
 
-def wearing(request: Request, text: str) -> Request:
+def with_lora(request: Request, text: str) -> Request:
     """The request with the LoRA NAME[:W[:TE]], and without the same at another strength."""
     if text == NONE:
         return request
-    lora = worded(text)
+    lora = parse_lora(text)
     others = tuple(one for one in request.loras if one.name != lora.name)
     return replace(request, loras=(*others, lora))
 
@@ -106,7 +106,7 @@ def _loras(text: str, listed: str) -> Iterator[str]:
     else:
         parts = _parts(listed)
     for part in parts:
-        wearing(Request(""), part)
+        with_lora(Request(""), part)
         yield part
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.tokenizer import Tokenizer
-from txt2img.request.resolve import OWN_PARTS, OtherParts
+from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
@@ -89,7 +89,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def open_checkpoint(
-    name_or_path: str, prediction: str | None = None, others: OtherParts = OWN_PARTS
+    name_or_path: str, prediction: str | None = None, others: ComponentOverrides = NO_OVERRIDES
 ) -> Checkpoint:
     """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
@@ -98,7 +98,7 @@ def open_checkpoint(
     plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
     if prediction is not None and plan.family.process.kind == "diffusion":
         plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan if others == OWN_PARTS else _with_others(plan, others, prediction)
+    return plan if others == NO_OVERRIDES else _with_others(plan, others, prediction)
 
 
 def check_vae(plan: Checkpoint, other: str | None) -> None:
@@ -110,7 +110,9 @@ def check_vae(plan: Checkpoint, other: str | None) -> None:
         )
 
 
-def _with_others(plan: Checkpoint, others: OtherParts, prediction: str | None) -> Checkpoint:
+def _with_others(
+    plan: Checkpoint, others: ComponentOverrides, prediction: str | None
+) -> Checkpoint:
     """The plan with other networks in it."""
     if others.unet is not None:
         found = open_unet(others.unet, plan.family, prediction)

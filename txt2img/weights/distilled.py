@@ -12,7 +12,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request import Defaults, Request, Sampler, Schedule
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.files import parse_object
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config, number, whole
@@ -64,7 +64,7 @@ def by_name(defaults: Defaults, name: str, kinds: Sequence[Kind] = KINDS) -> Def
     return _drawn(defaults, found, steps)
 
 
-def by_loras(request: Request, library: Library) -> Request:
+def by_loras(request: Request, library: AdapterPaths) -> Request:
     """The request with its blanks as its first LoRA of few steps wants them, if it has one.
 
     Raises ModelNotFound, BadFile.

@@ -17,7 +17,7 @@ from txt2img.models.optimize.upcast import lean_weights, slim
 from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
-from txt2img.request.resolve import OWN_PARTS, OtherParts
+from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import CPU, MemoryState
@@ -46,7 +46,7 @@ def load(
     device: Device,
     prediction: str | None = None,
     vae_path: str | None = None,
-    others: OtherParts = OWN_PARTS,
+    others: ComponentOverrides = NO_OVERRIDES,
 ) -> Model:
     """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
 

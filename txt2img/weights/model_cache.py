@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from txt2img.request.resolve import OWN_PARTS, OtherParts
+from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system.files import stat_key
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ModelCache:
         name: str,
         device: "Device",
         vae_path: str | None = None,
-        others: OtherParts = OWN_PARTS,
+        others: ComponentOverrides = NO_OVERRIDES,
     ) -> "Model":
         """Load as `weights.load.load`, or return the cached model without adapters and refiner."""
         from txt2img.system.device import memory

@@ -13,7 +13,7 @@ from txt2img.pipeline.batch import batches, filled_requests, run
 from txt2img.pipeline.writer import Finished
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.apply_adapters import apply_adapters
 from txt2img.weights.model import Model
 
@@ -167,7 +167,7 @@ def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finish
 def test_requests_with_different_loras_do_not_disturb_each_other(
     sd1_model: Model, files: Path
 ) -> None:
-    sd1_model.adapters.library = Library(lora_folders=(files,))
+    sd1_model.adapters.library = AdapterPaths(lora_folders=(files,))
     prompts = ["a", "a <lora:style:1>", "b <lora:style:1>", "a <lora:other:1>", "a", "b"]
     prompts += ["a <lora:style:0.5> <lora:other:1>"]
     try:
@@ -186,4 +186,4 @@ def test_requests_with_different_loras_do_not_disturb_each_other(
         )
     finally:
         apply_adapters(sd1_model, Request(""))
-        sd1_model.adapters.library = Library()
+        sd1_model.adapters.library = AdapterPaths()

@@ -14,7 +14,7 @@ from sd_parsers import ParserManager
 from txt2img.images import image_file
 from txt2img.images.record import ImageInfo, Origin
 from txt2img.request import Compat, Request, Sampler, Schedule
-from txt2img.request.adapters import Lora, OtherVAE, Refiner
+from txt2img.request.adapters import Lora, Refiner, VAERef
 
 GRAPH: dict[str, dict[str, object]] = {
     "3": {
@@ -256,7 +256,7 @@ def test_a_refiner_of_fooocus_or_invokeai(tmp_path: Path) -> None:
 def test_easy_diffusion(tmp_path: Path) -> None:
     assert read(tmp_path, EASY).request == Request(
         "a fox", "dull", "sd-v1-4", 512, 512, 25, 7.5, sampler=Sampler.EULER_A, seed=3,
-        vae=OtherVAE("mse.pt"),
+        vae=VAERef("mse.pt"),
     )  # fmt: skip
 
 

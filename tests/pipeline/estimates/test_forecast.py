@@ -11,7 +11,7 @@ from txt2img.pipeline.estimates.forecast import Forecast, forecast_for, tokens, 
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.model import Model
 
 
@@ -19,7 +19,7 @@ from txt2img.weights.model import Model
 def forecast(sd1_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Forecast:
     """That of the tiny model, before any run."""
     monkeypatch.setenv("XDG_STATE_HOME", str(folder))
-    return forecast_for(str(sd1_folder), Library(), "cpu", None)
+    return forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None)
 
 
 def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
@@ -31,18 +31,18 @@ def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
 
 
 def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Path) -> None:
-    half = forecast_for(str(sd1_folder), Library(), "cpu", "fp16")
+    half = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", "fp16")
     assert (half.dtype, half.weights * 2) == ("float16", forecast.weights)
 
 
 def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
     def sizes(component: str) -> int:
-        part = forecast_for(str(sd1_folder), Library(), "cpu", None).plan.parts[component]
+        part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).plan.parts[component]
         return sum(stored.size for stored in part.tensors.values())
 
-    low = forecast_for(str(sd1_folder), Library(), "cpu", None, low=True)
+    low = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None, low=True)
     assert low.weights == max(map(sizes, low.plan.parts))
-    narrow = forecast_for(str(sd1_folder), Library(), "cpu", "fp16", low=True)
+    narrow = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", "fp16", low=True)
     assert narrow.weights == low.weights / 2
 
 
@@ -92,7 +92,7 @@ def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder
     name, count = forecast.plan.family.name, forecast.parameters["unet"]
     key = history.key(name, count, "cpu", "float32")
     history.record(key, Speed(per_evaluation=10.0, other=1.0, base=1000.0, memory=1e6))
-    again = forecast_for(str(sd1_folder), Library(), "cpu", None)
+    again = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None)
     size = 64 * 64 / 1e6
     assert again.seconds(request) == pytest.approx(size * (10 * 4 + 1))
     assert again.memory(request, 3) == round(again.weights + 1000 + 3 * size * 1e6)
@@ -102,13 +102,13 @@ def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder
     history.record(
         history.key(name, count, "cpu", "float32", 0.5), Speed(per_evaluation=6.0, other=1.0)
     )
-    known = forecast_for(str(sd1_folder), Library(), "cpu", None)
+    known = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None)
     assert known.seconds(merged) == pytest.approx(size * (6 * 4 + 1))
     assert known.seconds(request) == again.seconds(request)
 
 
 def test_files_that_are_not_there_are_named(sd1_folder: Path) -> None:
     with pytest.raises(ModelNotFound, match="no VAE"):
-        forecast_for(str(sd1_folder), Library(vae="nowhere"), None, None)
+        forecast_for(str(sd1_folder), AdapterPaths(vae="nowhere"), None, None)
     with pytest.raises(ModelNotFound, match="no model"):
-        forecast_for("nowhere", Library(), None, None)
+        forecast_for("nowhere", AdapterPaths(), None, None)

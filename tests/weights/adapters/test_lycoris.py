@@ -11,7 +11,7 @@ from tests.support.adapters import write
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.lycoris import changed, changed_bias, fits
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
@@ -142,7 +142,7 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
 
 
 def put_on(model: Model, file: Path) -> list[str]:
-    model.adapters.library = Library({file.stem: file})
+    model.adapters.library = AdapterPaths({file.stem: file})
     apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora(file.stem),))))
     return model.adapters.notes
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.support.adapters import write
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.adapters.lycoris import changed
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
@@ -211,6 +211,6 @@ def test_gloras_convolutions_may_have_a_core() -> None:
 
 def put_on(model: Model, file: Path) -> None:
     name = file.name.removesuffix(".safetensors")
-    model.adapters.library = Library({name: file})
+    model.adapters.library = AdapterPaths({name: file})
     request = resolve_adapters(model, Request("x", loras=(Lora(name),)))
     apply_adapters(model, request)

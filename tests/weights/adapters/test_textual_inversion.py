@@ -15,7 +15,7 @@ from tests.support.adapters import write
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
 from txt2img.request.adapters import Embedding
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
@@ -28,7 +28,9 @@ ONE, THREE = torch.randn(32), torch.randn(3, 32)
 
 def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:
     """Know the words and wear a request's."""
-    model.adapters.library = Library(embeddings={f"<{word}>": path for word, path in files.items()})
+    model.adapters.library = AdapterPaths(
+        embeddings={f"<{word}>": path for word, path in files.items()}
+    )
     request = resolve_adapters(model, Request(prompt, negative))
     apply_adapters(model, request)
     return request

@@ -26,7 +26,7 @@ from txt2img.errors import (
 )
 from txt2img.images import image_file
 from txt2img.request import Sampler
-from txt2img.request.resolve import OtherParts
+from txt2img.request.resolve import ComponentOverrides
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -48,7 +48,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def with_unet(path: Path, model: Path | None = None) -> Model:
-    return load(str(model or tiny.sd1().file), CPU, others=OtherParts(unet=str(path)))
+    return load(str(model or tiny.sd1().file), CPU, others=ComponentOverrides(unet=str(path)))
 
 
 def off(got: Tensor, wanted: Tensor) -> float:
@@ -177,7 +177,7 @@ TEXTS: dict[str, Callable[[], State]] = {
 def test_a_text_encoder_of_every_layout_equals_transformers(layout: str, tmp_path: Path) -> None:
     path = write(TEXTS[layout](), tmp_path / "clip.safetensors")
     own = load(str(tiny.sd1().folder), CPU)
-    model = load(str(tiny.sd1().folder), CPU, others=OtherParts(texts=(str(path),)))
+    model = load(str(tiny.sd1().folder), CPU, others=ComponentOverrides(texts=(str(path),)))
     ids = torch.tensor(model.text.encoders[0].tokenizer.chunks("a red apple"))
     with torch.no_grad():
         wanted = text()(ids).last_hidden_state
@@ -189,7 +189,7 @@ def test_an_open_clip_layer_that_sd2_does_not_use_is_left_out(tmp_path: Path) ->
     state = tiny.open_clip(tiny.bare(tiny.sd2().text))
     bare = {n.removeprefix("cond_stage_model.model."): v for n, v in state.items()}
     path = write(bare, tmp_path / "h.safetensors")
-    model = load(str(tiny.sd2().folder), CPU, others=OtherParts(texts=(str(path),)))
+    model = load(str(tiny.sd2().folder), CPU, others=ComponentOverrides(texts=(str(path),)))
     own = load(str(tiny.sd2().folder), CPU).text.state_dict()
     assert all(torch.equal(v, own[n]) for n, v in model.text.state_dict().items())
 
@@ -204,7 +204,7 @@ def test_sdxls_two_encoders_are_told_apart(together: bool, tmp_path: Path) -> No
     }
     files = [big | small] if together else [big, small]
     paths = [str(write(state, tmp_path / f"{i}.safetensors")) for i, state in enumerate(files)]
-    model = load(str(base.file), CPU, others=OtherParts(texts=tuple(paths)))
+    model = load(str(base.file), CPU, others=ComponentOverrides(texts=tuple(paths)))
     own = load(str(base.file), CPU).text.state_dict()
     assert all(torch.equal(v, own[n]) for n, v in model.text.state_dict().items())
     assert model.checkpoint is not None and set(map(Path, paths)) <= set(model.checkpoint.weights)
@@ -233,17 +233,17 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     del lacking["conv_out.bias"]
     half = write(lacking, tmp_path / "half.safetensors")
     other = write(tiny_xl.base().unet.state_dict(), tmp_path / "xl.safetensors")
-    cases: list[tuple[OtherParts, type[Txt2imgError], str]] = [
-        (OtherParts("nowhere"), ModelNotFound, "no U-Net"),
-        (OtherParts(texts=("nowhere",)), ModelNotFound, "no text encoder"),
-        (OtherParts(str(lora)), UnknownLayout, "is no U-Net"),
-        (OtherParts(str(tmp_path)), UnknownLayout, "no config.json"),
-        (OtherParts(str(short)), UnknownLayout, "conv_in.weight"),
-        (OtherParts(str(half)), MissingWeights, "conv_out.bias"),
-        (OtherParts(str(other)), MissingWeights, "xl|unet"),
-        (OtherParts(texts=(str(lora),)), UnknownLayout, "no CLIP text model"),
-        (OtherParts(texts=(str(wide),)), MissingWeights, "5 wide"),
-        (OtherParts(texts=(str(clip), str(clip))), BadRequest, "two files"),
+    cases: list[tuple[ComponentOverrides, type[Txt2imgError], str]] = [
+        (ComponentOverrides("nowhere"), ModelNotFound, "no U-Net"),
+        (ComponentOverrides(texts=("nowhere",)), ModelNotFound, "no text encoder"),
+        (ComponentOverrides(str(lora)), UnknownLayout, "is no U-Net"),
+        (ComponentOverrides(str(tmp_path)), UnknownLayout, "no config.json"),
+        (ComponentOverrides(str(short)), UnknownLayout, "conv_in.weight"),
+        (ComponentOverrides(str(half)), MissingWeights, "conv_out.bias"),
+        (ComponentOverrides(str(other)), MissingWeights, "xl|unet"),
+        (ComponentOverrides(texts=(str(lora),)), UnknownLayout, "no CLIP text model"),
+        (ComponentOverrides(texts=(str(wide),)), MissingWeights, "5 wide"),
+        (ComponentOverrides(texts=(str(clip), str(clip))), BadRequest, "two files"),
     ]
     for others, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:

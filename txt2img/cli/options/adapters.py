@@ -9,8 +9,8 @@ from txt2img.cli.options import types
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import Embedding, Lora, weight
-from txt2img.request.resolve import SUFFIX, Library, OtherParts, checked_folder
+from txt2img.request.adapters import Embedding, Lora, parse_weight
+from txt2img.request.resolve import SUFFIX, AdapterPaths, ComponentOverrides, require_folder
 from txt2img.system.text import shown
 
 LORAS = "TXT2IMG_LORAS"  # the environment's name for folders of LoRAs
@@ -33,7 +33,7 @@ class AdapterFileOptions:
     unet: types.UNetFile = None
     text_encoder: types.TextEncoders = None
 
-    def library(self) -> Library:
+    def library(self) -> AdapterPaths:
         """The files and folders that the options name. ModelNotFound, BadRequest."""
         from txt2img.weights.registry.find import folders
 
@@ -42,17 +42,17 @@ class AdapterFileOptions:
             if loras.setdefault(lora.name, path) != path:
                 raise BadRequest(f"--lora: two files are called {shown(lora.name)}; rename one")
         own = [folder for folder in os.environ.get(LORAS, "").split(os.pathsep) if folder]
-        return Library(
+        return AdapterPaths(
             loras,
             (
-                *(checked_folder("--lora-dir", Path(text)) for text in self.lora_dir or ()),
-                *(checked_folder(LORAS, Path(text).expanduser()) for text in own),
+                *(require_folder("--lora-dir", Path(text)) for text in self.lora_dir or ()),
+                *(require_folder(LORAS, Path(text).expanduser()) for text in own),
             ),
             dict(embedding_file(text) for text in self.embedding or ()),
-            tuple(checked_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
+            tuple(require_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
             None if self.vae in (None, NONE) else find_or_fail("--vae", self.vae),
             None if self.refiner in (None, NONE) else refiner(self.refiner)[0],
-            OtherParts(
+            ComponentOverrides(
                 None if self.unet is None else find_or_fail("--unet", self.unet),
                 tuple(find_or_fail("--text-encoder", text) for text in self.text_encoder or ()),
             ),
@@ -104,11 +104,11 @@ def lora_file(text: str) -> tuple[Lora, Path]:
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
     path = Path(find_or_fail("--lora", match[1]))
-    unet = weight(match[2] or "1", path.name)
+    unet = parse_weight(match[2] or "1", path.name)
     # A name tells files apart whose own names are all the same, as those on the Hub are.
     plain = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
     name = (match[1] if plain else path.name).removesuffix(SUFFIX)
-    return Lora(name, unet, unet if match[3] is None else weight(match[3], path.name)), path
+    return Lora(name, unet, unet if match[3] is None else parse_weight(match[3], path.name)), path
 
 
 def embedding_file(text: str) -> tuple[str, Path]:

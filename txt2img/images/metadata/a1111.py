@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from txt2img.errors import BadRequest
 from txt2img.images.metadata.a1111_versions import generator_of
 from txt2img.request import Request, Sampler
-from txt2img.request.adapters import Embedding, OtherVAE, Refiner, tagged, untagged
+from txt2img.request.adapters import Embedding, Refiner, VAERef, add_lora_tags, strip_lora_tags
 from txt2img.request.compat import rules
 from txt2img.request.fields import FIELDS, Field
 from txt2img.request.sampler_names import Name, split_sampler
@@ -121,7 +121,7 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         del entries["Variation seed"]
     ordered = sorted(entries, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
     present = {key: value for key in ordered if (value := entries[key]) is not None}
-    return Infotext(tagged(request.prompt, request.loras), request.negative, present)
+    return Infotext(add_lora_tags(request.prompt, request.loras), request.negative, present)
 
 
 def _text(request: Request, row: Field) -> str | None:
@@ -145,7 +145,7 @@ def ambiguous(request: Request) -> str | None:
 
 def to_request(info: Infotext) -> tuple[Request, list[str]]:
     """The request of a text, and a note for each entry that cannot be carried over."""
-    prompt, loras = untagged(info.prompt)
+    prompt, loras = strip_lora_tags(info.prompt)
     values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
     generator = generator_of(info.entries, info.prompt)
     notes = [*generator.notes]
@@ -164,7 +164,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
         Request.from_json(values),
         loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
         embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
-        vae=OtherVAE(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
+        vae=VAERef(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
         refiner=_refiner(entries.get("Refiner", "")),
     )
     return request, notes

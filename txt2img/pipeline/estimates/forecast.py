@@ -13,7 +13,7 @@ from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.compat import Rules, rules
 from txt2img.request.prompt_syntax import composed, schedule
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
 from txt2img.weights.checkpoint import Checkpoint, check_vae, find, open_checkpoint
 from txt2img.weights.distilled import by_loras
@@ -36,7 +36,7 @@ class Forecast:
     dtypes: dict[str, str]  # by part
     speeds: Mapping[str, Speed]  # of all that was drawn before
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
-    library: Library = field(default_factory=Library)  # where its LoRAs are
+    library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
 
     @property
     def dtype(self) -> str:
@@ -102,7 +102,7 @@ class Forecast:
 
 
 def forecast_for(
-    model: str, library: Library, device: str | None, dtype: str | None, low: bool = False
+    model: str, library: AdapterPaths, device: str | None, dtype: str | None, low: bool = False
 ) -> Forecast:
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
     where = device_names.guess_device(device)

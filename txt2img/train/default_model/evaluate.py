@@ -25,7 +25,7 @@ from txt2img.pipeline.generate import images_of
 from txt2img.request import prompt_file
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
-from txt2img.request.resolve import Library
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.data import HELD_OUT_FILE, WHITE, Pictures, Row, singles_of, to_pixels
 from txt2img.train.default_model.build_dataset import tell
@@ -313,7 +313,7 @@ def run(options: argparse.Namespace) -> None:
     model = load(options.model, choose(options.device))
     if options.lora:
         options.lora = find_file("--lora", options.lora)
-        model.adapters.library = Library({options.lora.stem: options.lora})
+        model.adapters.library = AdapterPaths({options.lora.stem: options.lora})
     if options.prompts:
         show(options, model)
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import TinyConfig, VAEConfig
-from txt2img.request.adapters import OtherVAE
+from txt2img.request.adapters import VAERef
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
@@ -31,7 +31,7 @@ LEFTOVERS: key_maps.Table = dict.fromkeys(("loss", "model_ema"))
 class Found:
     """A VAE's tensors under our names, and how to say one in the file's layout."""
 
-    record: OtherVAE
+    record: VAERef
     config: VAEConfig | TinyConfig
     tensors: dict[str, Stored]
     theirs: Callable[[str], str]
@@ -74,7 +74,7 @@ def _file(path: Path, own: VAEConfig) -> Found:
     if prefix:
         tensors = key_maps.below(tensors, key_maps.VAE)
     if taesd.is_tiny(tensors):
-        return _tiny(OtherVAE(path.name, model_hash((path,))), tensors)
+        return _tiny(VAERef(path.name, model_hash((path,))), tensors)
     kept = {n: s for n, s in tensors.items() if key_maps.rename(n, LEFTOVERS) is not None}
     if "decoder.conv_in.weight" not in kept:
         some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
@@ -85,7 +85,7 @@ def _file(path: Path, own: VAEConfig) -> Found:
     table = key_maps.vae_from_old_diffusers() if theirs else key_maps.vae_from_ldm(config)
     back = key_maps.backwards(table)
     return Found(
-        OtherVAE(path.name, model_hash((path,))),
+        VAERef(path.name, model_hash((path,))),
         config,
         key_maps.flattened(key_maps.renamed(kept, table)),
         lambda name: f"{prefix}{key_maps.rename(name, back)}",
@@ -99,7 +99,7 @@ def _folder(folder: Path) -> Found:
         raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
     config = files.read_json(inner / "config.json")
     header = safetensors_file.component(inner, STEM)
-    record = OtherVAE(folder.resolve().name, model_hash(header.paths))
+    record = VAERef(folder.resolve().name, model_hash(header.paths))
     if config.get("_class_name") == taesd.CLASS:
         taesd.check(config)
         return _tiny(record, header.tensors)
@@ -112,7 +112,7 @@ def _folder(folder: Path) -> Found:
     )
 
 
-def _tiny(record: OtherVAE, tensors: Mapping[str, Stored]) -> Found:
+def _tiny(record: VAERef, tensors: Mapping[str, Stored]) -> Found:
     """A TAESD, whichever layout it is in. UnknownLayout, MissingWeights."""
     table = taesd.table(tensors, record.name)
     back = key_maps.backwards(table)
