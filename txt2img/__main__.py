@@ -8,9 +8,9 @@ def main() -> None:
 
     A worker is asked before typer is imported, which would take longer than all the rest.
     """
-    from txt2img.cli.worker.client import by_worker
+    from txt2img.cli.worker.client import run_in_worker
 
-    code = by_worker(sys.argv[1:])
+    code = run_in_worker(sys.argv[1:])
     if code is None:
         from txt2img.cli import app
 

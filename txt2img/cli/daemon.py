@@ -1,8 +1,8 @@
-"""The warm worker: a process that keeps a model and draws for one call after another.
+"""Worker process of --keep-alive: holds a model in memory and runs one command line at a time.
 
-CUDA and OpenMP do not survive a fork, so calls are carried out in this very process, one at a
-time, with the caller's open files, folder and variables in the place of its own. Who calls in the
-meantime is told at once, by a thread of its own, that the worker is busy.
+CUDA and OpenMP do not survive a fork, so jobs run in this very process, with the caller's streams,
+folder and environment in place of its own. A thread per connection answers other callers meanwhile
+that the worker is busy.
 """
 
 import gc
@@ -25,114 +25,115 @@ from txt2img.cli.worker import protocol
 from txt2img.system import locks, resources
 from txt2img.system.version import __version__
 
-TICK = 5.0  # seconds between looks at the source files
-HEAR_SECONDS = 30.0  # for a caller to say what it wants
-GRACE_SECONDS = 30.0  # for a job to stop when its caller is gone, before the worker ends with it
+CHECK_SECONDS = 5.0  # between checks of the source files
+RECEIVE_SECONDS = 30.0  # for a client to send its request
+GRACE_SECONDS = 30.0  # for a job to stop after its client died, before the worker exits
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command line, with all that makes its output the caller's."""
+    """A command line, with the streams, folder and environment of its client."""
 
     connection: socket.socket
     arguments: list[str]
-    model: str  # as the caller names it, for `worker status`
-    idle: int  # seconds that the worker is to stay after it
+    model: str  # as the client names it, for `worker status`
+    idle: int  # seconds until the worker ends if no other job comes
     umask: int
-    variables: dict[str, str]
+    environment: dict[str, str]
     files: list[int]  # standard input, output, error, current folder
-    closed: list[int]  # of the first three, which are /dev/null then
+    closed: list[int]  # those of the first three that the client had closed
 
 
-def ordered(connection: socket.socket) -> Job:
-    """The job that a caller sends. OSError, EOFError, ValueError."""
-    order, files = protocol.receive(connection, 4)
+def receive_job(connection: socket.socket) -> Job:
+    """Receive a job. OSError, EOFError, ValueError."""
+    message, files = protocol.receive(connection, 4)
     try:
-        words, variables, closed = order["arguments"], order["variables"], order["closed"]
-        if not (isinstance(words, list) and isinstance(variables, dict)):
-            raise ValueError("no command line")
+        arguments, environment = message["arguments"], message["variables"]
+        closed = message["closed"]
+        if not (isinstance(arguments, list) and isinstance(environment, dict)):
+            raise ValueError("not a job")
         if not isinstance(closed, list):
-            raise ValueError("no streams")
-        idle, umask = int(str(order["idle"])), int(str(order["umask"]))
+            raise ValueError("not a job")
+        idle, umask = int(str(message["idle"])), int(str(message["umask"]))
         connection.settimeout(None)
-        model = str(order["model"])
-        return Job(connection, words, model, idle, umask, variables, files, closed)
+        model = str(message["model"])
+        return Job(connection, arguments, model, idle, umask, environment, files, closed)
     except (KeyError, ValueError) as error:
         for file in files:
             os.close(file)
-        raise ValueError("no order") from error
+        raise ValueError("not a job") from error
 
 
 class Worker:
-    """What is listened to, and what is being done."""
+    """Accepts connections and runs jobs."""
 
     def __init__(self, server: socket.socket, idle: int) -> None:
         self.server, self.idle = server, idle
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self.lock = threading.Lock()  # of the two that follow
+        self.lock = threading.Lock()  # guards `busy` and `ending`
         self.busy = self.ending = False
-        self.stopping = False  # asked to end as soon as it is not busy
-        self.waiting: list[socket.socket] = []  # who asked for the end, which closes these
+        self.stop_requested = False  # end as soon as it is not busy
+        self.waiting: list[socket.socket] = []  # clients waiting for the end, which closes these
         self.done, self.model = 0, ""
-        self.since = time.monotonic()  # idle since then
+        self.idle_since = time.monotonic()
 
-    def hear(self) -> None:
-        """Answer who calls, each in a thread: no caller can keep another waiting."""
-        with suppress(OSError):  # the socket is closed, or no more files can be opened
+    def accept_loop(self) -> None:
+        """Answer each client in a thread of its own, so that none can block another."""
+        with suppress(OSError):  # the socket is closed, or too many files are open
             while True:
                 connection, _ = self.server.accept()
-                threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
+                threading.Thread(target=self.handle, args=(connection,), daemon=True).start()
         self.stop()
 
-    def _meet(self, connection: socket.socket) -> None:
-        """Answer one caller; who is not this user, or talks nonsense, gets no answer."""
+    def handle(self, connection: socket.socket) -> None:
+        """Answer a client; other users and invalid messages get no answer."""
         keep = False
         try:
-            connection.settimeout(HEAR_SECONDS)
+            connection.settimeout(RECEIVE_SECONDS)
             protocol.check_peer(connection)
-            what = protocol.receive(connection)[0].get("do")
-            if what == "run":
-                keep = self._take(connection)
-            elif what in ("status", "stop"):
+            action = protocol.receive(connection)[0].get("do")
+            if action == "run":
+                keep = self.reserve(connection)
+            elif action in ("status", "stop"):
                 protocol.send(connection, self.state())
-                if what == "stop":
+                if action == "stop":
                     keep = True
                     self.waiting.append(connection)
                     self.stop()
-        except (OSError, EOFError, ValueError, protocol.NotOurs):
+        except (OSError, EOFError, ValueError, protocol.WrongOwner):
             pass
         finally:
             if not keep:
                 connection.close()
 
-    def _take(self, connection: socket.socket) -> bool:
-        """Whether the caller's job is taken. OSError, EOFError, ValueError: it never came."""
+    def reserve(self, connection: socket.socket) -> bool:
+        """Take a client's job if the worker is free. OSError, EOFError, ValueError."""
         with self.lock:
-            ending = not self.busy and (self.ending or self.stopping)
+            ending = not self.busy and (self.ending or self.stop_requested)
             free = not self.busy and not ending
             self.busy = self.busy or free
         try:
             protocol.send(connection, {"go": free, "ending": ending})
             if free:
-                self.jobs.put(ordered(connection))
+                self.jobs.put(receive_job(connection))
         except BaseException:
             if free:
-                self._be_free()
+                self.release()
             raise
         return free
 
-    def _be_free(self) -> None:
+    def release(self) -> None:
         with self.lock:
-            self.busy, self.since = False, time.monotonic()
+            self.busy, self.idle_since = False, time.monotonic()
 
     def stop(self) -> None:
-        """End as soon as what is being done is done."""
-        self.stopping = True
-        self.jobs.put(None)  # so that who waits for a job looks
+        """End after the current job."""
+        self.stop_requested = True
+        self.jobs.put(None)  # wakes serve()
 
     def state(self) -> dict[str, object]:
-        """What `worker status` says."""
-        left = max(0, round(self.idle - (time.monotonic() - self.since)))
+        """The record of `worker status`."""
+        left = max(0, round(self.idle - (time.monotonic() - self.idle_since)))
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -143,111 +144,111 @@ class Worker:
         }
 
     def serve(self) -> None:
-        """Carry out what comes, until told to stop, idle for too long or out of date."""
-        source = protocol.state_of_source()
-        while not self._over(source):
-            left = self.idle - (time.monotonic() - self.since)
+        """Run jobs until stopped, idle for too long, or the program's files have changed."""
+        source = protocol.code_fingerprint()
+        while not self._is_over(source):
+            left = self.idle - (time.monotonic() - self.idle_since)
             with suppress(queue.Empty):
-                if job := self.jobs.get(timeout=min(max(left, 0.01), TICK)):
-                    self._carry_out(job)
+                if job := self.jobs.get(timeout=min(max(left, 0.01), CHECK_SECONDS)):
+                    self._run(job)
 
-    def _over(self, source: str) -> bool:
-        """Whether there is nothing more to do; from then on no job is taken."""
+    def _is_over(self, source: str) -> bool:
+        """Whether the worker ends now; from then on it takes no job."""
         with self.lock:
             if not self.busy:
-                idle = time.monotonic() - self.since >= self.idle
-                self.ending = self.stopping or idle or outdated(source)
+                idle = time.monotonic() - self.idle_since >= self.idle
+                self.ending = self.stop_requested or idle or code_changed(source)
             return self.ending
 
-    def _carry_out(self, job: Job) -> None:
+    def _run(self, job: Job) -> None:
         self.idle, self.model = job.idle, job.model
         with job.connection:
-            code = in_place_of(job)
+            code = run_as_caller(job)
             self.done += 1
-            self._be_free()  # first: who is told that it is done may call again at once
+            self.release()  # first, for the client may send another job at once
             with suppress(OSError):
                 protocol.send(job.connection, {"code": code})
-        gc.collect()  # while nobody waits
+        gc.collect()  # while no client waits
         resources.trim_heap()
 
 
-def outdated(source: str) -> bool:
-    """Whether the program's files are not what they were when this process read them."""
+def code_changed(source: str) -> bool:
+    """Whether the program's files differ from those that this process has loaded."""
     try:
-        return protocol.state_of_source() != source
+        return protocol.code_fingerprint() != source
     except OSError:
         return True
 
 
-def in_place_of(job: Job) -> int:
-    """Run a caller's line as if in its process; gives the exit code. All is put back after."""
+def run_as_caller(job: Job) -> int:
+    """Run a job as if in the client's process. Returns the exit code; restores this process."""
     from txt2img.cli import app
 
     own, mask = dict(os.environ), os.umask(job.umask)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    watch, code = Watch(job.connection), 1
+    forwarder, code = SignalForwarder(job.connection), 1
     try:
         for number, file in enumerate(job.files[:3]):
             os.dup2(file, number)
         os.fchdir(job.files[3])
-        _set_variables(job.variables)
-        with Streams(watch.touched, job.closed), warnings.catch_warnings():  # all is warned of anew
+        _set_environment(job.environment)
+        with Streams(forwarder.touched, job.closed), warnings.catch_warnings():
             STOP.listen()
-            watch.start()
+            forwarder.start()
             code = app.run(job.arguments)
             STOP.ignore()
     except Stopped as stop:
         code = stop.code
-    except BaseException:  # noqa: BLE001 - a call that fails must not take the next one with it
+    except BaseException:  # noqa: BLE001 - a failing job must not end the worker
         code = 1
     finally:
         STOP.ignore()
-        watch.end()
+        forwarder.end()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        _be_nobody()
-        _set_variables(own)
+        detach()
+        _set_environment(own)
         os.umask(mask)
         for file in job.files:
             os.close(file)
     return code
 
 
-class Watch(threading.Thread):
-    """Hears the caller's signals while its job runs, and stops the job when the caller is gone."""
+class SignalForwarder(threading.Thread):
+    """Forwards the client's signals to its job, and stops the job if the client dies."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(daemon=True)
         self.connection, self.lock, self.over = connection, threading.Lock(), threading.Event()
-        self.told = False
+        self.has_touched = False
 
     def run(self) -> None:
-        """Turn bytes into signals."""
+        """Send a signal for each byte received, and SIGTERM at the end of the stream."""
         with suppress(OSError):
-            while heard := self.connection.recv(1):
-                if heard[0] in (signal.SIGINT, signal.SIGTERM):
-                    self._pass_on(heard[0])
+            while received := self.connection.recv(1):
+                if received[0] in (signal.SIGINT, signal.SIGTERM):
+                    self._send(received[0])
         if self.over.is_set():
             return
         STOP.force_next()
-        self._pass_on(signal.SIGTERM)
+        self._send(signal.SIGTERM)
         if not self.over.wait(GRACE_SECONDS):
-            os._exit(1)  # it hangs, and holds the files of who is gone
+            os._exit(1)  # the job hangs, and holds the dead client's files
 
     def touched(self) -> None:
-        """Tell the caller, once, that from now on its line cannot simply be run again."""
-        if not self.told:
-            self.told = True
+        """Tell the client, once, that its streams are in use: it must not run the line itself."""
+        if not self.has_touched:
+            self.has_touched = True
             with suppress(OSError):
                 protocol.send(self.connection, {"touched": True})
 
-    def _pass_on(self, number: int) -> None:
+    def _send(self, number: int) -> None:
         with self.lock:
             if not self.over.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def end(self) -> None:
-        """Hear no more: signals from now on are nobody's."""
+        """Ignore signals from now on: the job is over."""
         with self.lock:
             self.over.set()
         with suppress(OSError):
@@ -256,13 +257,13 @@ class Watch(threading.Thread):
             self.join()
 
 
-def _set_variables(variables: dict[str, str]) -> None:
+def _set_environment(environment: dict[str, str]) -> None:
     os.environ.clear()
-    os.environ.update(variables)
+    os.environ.update(environment)
 
 
-def _be_nobody() -> None:
-    """Let go of a caller's files and folder."""
+def detach() -> None:
+    """Release a client's streams and folder."""
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
@@ -271,12 +272,12 @@ def _be_nobody() -> None:
 
 
 def main() -> None:
-    """Serve at the socket argv[1] until idle for argv[2] seconds; nothing if another does."""
+    """Serve at the socket argv[1] until idle for argv[2] seconds, unless another worker does."""
     path, idle = Path(sys.argv[1]), int(sys.argv[2])
     open_missing()
     os.umask(0o077)
     protocol.check_private(path.parent)
-    held = locks.claim(path.with_suffix(".lock"))  # which ends with its process
+    held = locks.claim(path.with_suffix(".lock"))  # the lock ends with its process
     if held is None:
         return
     from txt2img.weights import model_cache
@@ -290,7 +291,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=worker.hear, daemon=True).start()
+    threading.Thread(target=worker.accept_loop, daemon=True).start()
     code = 1
     try:
         worker.serve()
@@ -298,7 +299,7 @@ def main() -> None:
     finally:
         path.unlink(missing_ok=True)
         locks.release(path.with_suffix(".lock"), held)
-        os._exit(code)  # nothing is left to be written, and no library's threads are waited for
+        os._exit(code)  # nothing is left to write, and no thread is waited for
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def read(terminal: int) -> bytes:
 def test_who_finds_the_worker_busy_is_told_at_once(house: House) -> None:
     first = house.started(*SIZE, "--prompts", "-", "-o", "out/", stdin=subprocess.PIPE)
     until(house.busy)
-    assert client.reserved(house.socket(), 60) is None  # and draws without it
+    assert client.connect_or_start(house.socket(), 60) is None  # and draws without it
     first.kill()
     first.wait(PATIENCE)
     until(house.idle)  # though it waited for the first one's input, which will not come

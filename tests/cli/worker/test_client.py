@@ -45,7 +45,7 @@ def worker(private: Path) -> Iterator[Path]:
     """The socket of a worker that listens in a thread, and never carries anything out."""
     path = private / "w.sock"
     with protocol.listen(path) as server:
-        thread = threading.Thread(target=daemon.Worker(server, 60).hear)
+        thread = threading.Thread(target=daemon.Worker(server, 60).accept_loop)
         thread.start()
         yield path
         server.shutdown(socket.SHUT_RDWR)
@@ -98,10 +98,10 @@ def test_what_a_killed_worker_left_is_no_hindrance(private: Path) -> None:
     running.kill()
     running.wait(PATIENCE)
     assert path.exists()
-    connection = client.reserved(path, 600)  # starts another
+    connection = client.connect_or_start(path, 600)  # starts another
     assert connection is not None
     with connection:
-        assert client.reserved(path, 600) is None  # which works for that call now
+        assert client.connect_or_start(path, 600) is None  # which works for that call now
     until(lambda: free(path))
     state = ask(path, "stop")
     assert state is not None and state["pid"] != running.pid
@@ -154,7 +154,7 @@ def test_a_worker_that_hears_nonsense_goes_on(worker: Path) -> None:
 
 def test_another_user_is_not_answered(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(connection: socket.socket) -> None:
-        raise protocol.NotOurs
+        raise protocol.WrongOwner
 
     monkeypatch.setattr(protocol, "check_peer", refuse)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
@@ -169,7 +169,7 @@ def test_only_this_users_processes_are_peers(
     with protocol.listen(path), protocol.connect(path) as connection:
         assert path.stat().st_mode & 0o777 == 0o600
         monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-        with pytest.raises(protocol.NotOurs):
+        with pytest.raises(protocol.WrongOwner):
             protocol.check_peer(connection)
 
 
@@ -177,7 +177,7 @@ def test_folders_that_others_can_enter_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "link").symlink_to(tmp_path)
     for name in ("open", "link"):
-        with pytest.raises(protocol.NotOurs):
+        with pytest.raises(protocol.WrongOwner):
             protocol.check_private(tmp_path / name)
 
 
@@ -206,15 +206,15 @@ def test_messages_carry_any_text_and_open_files() -> None:
 
 
 def test_other_files_of_the_program_are_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = protocol.name_of("default")
-    assert protocol.name_of("default") == name != protocol.name_of("sd15")
+    name = protocol.socket_name("default")
+    assert protocol.socket_name("default") == name != protocol.socket_name("sd15")
     monkeypatch.setenv("OMP_NUM_THREADS", "77")  # read once, at a process's start
-    assert (other := protocol.name_of("default")) != name
+    assert (other := protocol.socket_name("default")) != name
     monkeypatch.setenv("COLUMNS", "77")
-    assert protocol.name_of("default") == other
-    monkeypatch.setattr(protocol, "state_of_source", lambda: "another")
-    assert protocol.name_of("default") != other
-    assert daemon.outdated("the one before")
+    assert protocol.socket_name("default") == other
+    monkeypatch.setattr(protocol, "code_fingerprint", lambda: "another")
+    assert protocol.socket_name("default") != other
+    assert daemon.code_changed("the one before")
 
 
 def dying(path: Path, *last: dict[str, object]) -> threading.Thread:
@@ -252,7 +252,7 @@ def test_a_worker_that_dies_is_done_without_if_nothing_has_happened(
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     thread = dying(private / "w.sock", *last)
-    assert client.Call(["a cat"], "default", 60).by(private / "w.sock") == code
+    assert client.Call(["a cat"], "default", 60).run(private / "w.sock") == code
     thread.join()
     assert capfd.readouterr().err.strip() == told
     assert signal.getsignal(signal.SIGINT) == handler
@@ -261,7 +261,7 @@ def test_a_worker_that_dies_is_done_without_if_nothing_has_happened(
 def test_a_signal_before_the_order_stops_the_call(private: Path) -> None:
     call = client.Call(["a cat"], "default", 60)
     with pytest.raises(Stopped) as stopped:
-        call.take(signal.SIGTERM, None)
+        call.forward_signal(signal.SIGTERM, None)
     assert stopped.value.code == 143
 
 
@@ -285,10 +285,11 @@ def test_who_is_deaf_is_not_stopped() -> None:
     ("line", "seconds"),
     [
         (["a cat"], None),
-        (["a cat", "--warm", "10m"], 600),
+        (["a cat", "--keep-alive", "10m"], 600),
         (["--warm=90s", "a cat"], 90),
         (["replay", "x.png", "--warm", "1h"], 3600),
         (["--warm", "1h", "--no-warm", "a cat"], None),
+        (["--keep-alive", "1h", "--no-keep-alive", "a cat"], None),
         (["--warm", "1h", "--dry-run", "a cat"], None),
         (["info", "--warm", "1h"], None),
         (["a", "--warm", "soon"], None),
@@ -303,21 +304,24 @@ def test_a_worker_is_used_where_one_is_asked_for(
     config = tmp_path / "config.toml"
     config.write_text('[profiles.fast]\nwarm = "5m"\n')
     monkeypatch.setenv("TXT2IMG_CONFIG", str(config))
-    monkeypatch.delenv(client.VARIABLE, raising=False)
-    assert client.wanted(line) == seconds
+    for name in client.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert client.idle_seconds(line) == seconds
     if line[0] != "info" and "--no-warm" not in line and "--dry-run" not in line:
-        monkeypatch.setenv(client.VARIABLE, "7s")
-        assert client.wanted(["a cat"]) == 7
+        for number, name in enumerate(reversed(client.VARIABLES), start=7):
+            monkeypatch.setenv(name, f"{number}s")
+            assert client.idle_seconds(["a cat"]) == number
         monkeypatch.setenv("RANK", "1")
-        assert client.wanted(line) is None
+        assert client.idle_seconds(line) is None
 
 
 def test_processes_of_a_launch_and_completions_are_never_handed_over() -> None:
-    assert {app.COMPLETE, *(rank for rank, _, _ in launcher.VARIABLES)} == set(client.PROCESSES)
+    ranks = {rank for rank, _, _ in launcher.VARIABLES}
+    assert {app.COMPLETE, *ranks} == client.ENV_WITHOUT_WORKER
 
 
 def test_commands_that_do_not_draw_are_never_handed_over() -> None:
-    assert {*names.NAMES} - {"generate", "replay"} == client.OTHERS
+    assert {*names.NAMES} - {"generate", "replay"} == client.COMMANDS_WITHOUT_WORKER
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_a_system_without_such_sockets_is_told(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HAS_SOCKETS", False)
-    assert client.by_worker(["a cat", "--warm", "1m"]) is None
+    assert client.run_in_worker(["a cat", "--warm", "1m"]) is None
     assert capfd.readouterr().err.startswith("Note: this system has no Unix sockets")
     assert app.run(["worker", "status"]) == 2
 
@@ -350,7 +354,7 @@ def test_a_folder_of_another_is_told_and_done_without(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(private))
     (private / "txt2img").mkdir(mode=0o755)
-    assert client.by_worker(["a cat", "--warm", "1m"]) is None
+    assert client.run_in_worker(["a cat", "--warm", "1m"]) is None
     assert "is not a folder of yours alone; drawing without one" in capfd.readouterr().err
 
 

@@ -49,7 +49,7 @@ def sockets() -> list[Path]:
         raise BadRequest("this system has no Unix sockets for a warm worker")
     try:
         return sorted(protocol.folder().glob("*.sock"))
-    except protocol.NotOurs as error:
+    except protocol.WrongOwner as error:
         raise BadRequest(f"{error}; remove it, or set XDG_RUNTIME_DIR") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -72,7 +72,7 @@ def ask(path: Path, what: str) -> dict[str, object] | None:
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
         return None
-    except (OSError, EOFError, ValueError, protocol.NotOurs):
+    except (OSError, EOFError, ValueError, protocol.WrongOwner):
         return None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.worker.client import VARIABLE, seconds_in
+from txt2img.cli.worker.client import VARIABLES, seconds_in
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
@@ -33,7 +33,7 @@ class WorkerOptions:
 
     def check(self) -> None:
         """Raise BadRequest for a time that is none."""
-        given = (("--warm", self.warm), (VARIABLE, os.environ.get(VARIABLE) or None))
-        for name, text in given:
+        times = {name: os.environ.get(name) or None for name in VARIABLES}
+        for name, text in {"--warm": self.warm, **times}.items():
             if text is not None and seconds_in(text) is None:
                 raise BadRequest(f"{name} takes a time of 1s … 24h like 10m, got {shown(text)}")

@@ -1,4 +1,4 @@
-"""The calling side of a warm worker: hand a command line over, or say that it cannot be."""
+"""Client of the worker: hand a command line over, or report why it has to run here."""
 
 import os
 import re
@@ -20,58 +20,66 @@ from txt2img.cli.worker import protocol
 if TYPE_CHECKING:
     from subprocess import Popen
 
-VARIABLE = "TXT2IMG_WARM"
-# Commands that a worker is of no use to: they draw nothing, or load models of their own.
-OTHERS = {"info", "verify", "train", "worker", "models", "decode"}
-ALONE = {"--help", "--version", "--dry-run", "--no-warm"}
-ALONE |= {"--install-completion", "--show-completion"}
-# A shell that completes a line, and processes that share their work: each is one of its own.
-PROCESSES = ("_TXT2IMG_COMPLETE", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+KEEP_ALIVE = ("--keep-alive", "--warm")  # the latter is its former name
+VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")
+# Commands that draw nothing, or load several models.
+COMMANDS_WITHOUT_WORKER = {"info", "verify", "train", "worker", "models", "decode"}
+OPTIONS_WITHOUT_WORKER = {
+    *("--help", "--version", "--dry-run", "--no-keep-alive", "--no-warm"),
+    *("--install-completion", "--show-completion"),
+}
+# Set for shell completion and for the processes of a launch.
+ENV_WITHOUT_WORKER = {"_TXT2IMG_COMPLETE", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"}
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-IDLE_MAX = 24 * 3600  # seconds
-START_SECONDS = 60.0  # for a worker to open its socket, before it loads anything
+IDLE_SECONDS_MAX = 24 * 3600
+START_SECONDS = 60.0  # for a new worker to open its socket
 POLL_SECONDS = 0.01
-DIED = "Note: the worker ended before it drew anything; drawing without it"
+DIED = "Note: the worker died before it drew anything; drawing without it"
 LOST = (
-    "Error: the worker ended in the middle; what it said is done, the rest is not: call again "
-    "(--resume skips what is done)"
+    "Error: the worker died; pictures whose paths were printed are done. "
+    "Run the command again for the rest (--resume skips what is done)"
 )
 
 
 def seconds_in(text: str) -> int | None:
-    """How long "90s", "10m" or "1h" is; None if it is no such time of 1 s … 24 h."""
-    found = re.fullmatch(r"(\d{1,6})([smh]?)", text, re.ASCII)
-    seconds = int(found[1]) * UNITS[found[2]] if found else 0
-    return seconds if 1 <= seconds <= IDLE_MAX else None
+    """The seconds of a time such as "90s", "10m" or "1h"; None unless it is 1 s to 24 h."""
+    match = re.fullmatch(r"(\d{1,6})([smh]?)", text, re.ASCII)
+    seconds = int(match[1]) * UNITS[match[2]] if match else 0
+    return seconds if 1 <= seconds <= IDLE_SECONDS_MAX else None
 
 
-def wanted(arguments: Sequence[str]) -> int | None:
-    """For how many seconds a worker is to stay; None if none is wanted, or the line is wrong."""
-    if not arguments or arguments[0] in OTHERS or ALONE & set(arguments):
+def idle_seconds(arguments: Sequence[str]) -> int | None:
+    """The seconds for which a worker stays alive; None if the line needs none, or is invalid."""
+    if not arguments or arguments[0] in COMMANDS_WITHOUT_WORKER:
         return None
-    if any(name in os.environ for name in PROCESSES):
+    if OPTIONS_WITHOUT_WORKER & set(arguments) or ENV_WITHOUT_WORKER & set(os.environ):
         return None
-    text = option(arguments, ("--warm",)) or os.environ.get(VARIABLE) or configured(arguments)
+    text = option_value(arguments, KEEP_ALIVE) or environment_time() or configured_time(arguments)
     return seconds_in(text)
 
 
-def configured(arguments: Sequence[str]) -> str:
-    """The time that config.toml gives; empty if it gives none, or cannot be read: that is told
-    when the command line is carried out.
-    """
+def environment_time() -> str:
+    """The time that the environment gives; empty if none."""
+    return next((text for name in VARIABLES if (text := os.environ.get(name))), "")
+
+
+def configured_time(arguments: Sequence[str]) -> str:
+    """The time that config.toml gives; empty if none, or if it is invalid, reported later."""
     from txt2img.errors import Txt2imgError
     from txt2img.system import user_config
 
     if arguments[0] == "replay":
         return ""
     try:
-        return str(user_config.read().options(option(arguments, ("--profile",))).get("warm", ""))
+        options = user_config.read().options(option_value(arguments, ("--profile",)))
     except Txt2imgError:
         return ""
+    keys = (key for flag in KEEP_ALIVE for key in (flag[2:], flag[2:].replace("-", "_")))
+    return next((str(options[key]) for key in keys if key in options), "")
 
 
-def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
-    """The last value of an option on a command line that nobody has parsed yet."""
+def option_value(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """The last value of an option on an unparsed command line."""
     value = None
     for index, word in enumerate(arguments):
         if word == "--":
@@ -87,53 +95,53 @@ def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def model_of(arguments: Sequence[str]) -> str:
-    """Which model a command line names, a file by its full name; "default" if it names none.
+    """The model that a command line names, a file by its full path.
 
-    This only finds the worker: which model is drawn with is decided there, as without it.
+    It only selects the worker, which parses the line again.
     """
-    given = option(arguments, ("-m", "--model")) or "default"
+    given = option_value(arguments, ("-m", "--model")) or "default"
     return os.path.realpath(given) if os.path.exists(given) else given
 
 
-def by_worker(arguments: Sequence[str]) -> int | None:
-    """The exit code of a line that a worker carried out; None if it is still to be done here."""
-    idle = wanted(arguments)
+def run_in_worker(arguments: Sequence[str]) -> int | None:
+    """Run a command line in a worker. Returns its exit code, None if it has to run here."""
+    idle = idle_seconds(arguments)
     if idle is None:
         return None
     open_missing()
     if not protocol.HAS_SOCKETS:
-        log("Note: this system has no Unix sockets for a warm worker; drawing without one")
+        log("Note: this system has no Unix sockets for a worker; drawing without one")
         return None
     try:
         model = model_of(arguments)
-        return Call(arguments, model, idle).by(protocol.folder() / protocol.name_of(model))
+        return Call(arguments, model, idle).run(protocol.folder() / protocol.socket_name(model))
     except Stopped as stop:
         log(STOPPED)
         return stop.code
     except (OSError, EOFError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        log(f"Note: no warm worker ({str(reason).lower()}); drawing without one")
-    except protocol.NotOurs as error:
-        log(f"Note: no warm worker: {error}; drawing without one")
+        log(f"Note: no worker ({str(reason).lower()}); drawing without one")
+    except protocol.WrongOwner as error:
+        log(f"Note: no worker: {error}; drawing without one")
     return None
 
 
 class Call:
-    """One command line on its way to a worker."""
+    """A command line that a worker runs for this process."""
 
     def __init__(self, arguments: Sequence[str], model: str, idle: int) -> None:
         self.arguments, self.model, self.idle = arguments, model, idle
         self.signals = 0
-        self.connection: socket.socket | None = None  # once the worker draws for us
+        self.connection: socket.socket | None = None  # while the worker runs it
 
-    def by(self, path: Path) -> int | None:
-        """Have the worker at `path` do it, started if there is none; None if it is busy or dies.
+    def run(self, path: Path) -> int | None:
+        """Run it in the worker at `path`, or a new one. None if that is busy or dies.
 
-        Stopped, OSError, EOFError, ValueError, NotOurs.
+        Stopped, OSError, EOFError, ValueError, WrongOwner.
         """
-        before = {n: signal.signal(n, self.take) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, self.forward_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            connection = reserved(path, self.idle)
+            connection = connect_or_start(path, self.idle)
             if connection is None:
                 return None
             with connection:
@@ -144,21 +152,21 @@ class Call:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def take(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on; the third ends this call at once, as it would without a worker."""
+    def forward_signal(self, number: int, frame: FrameType | None) -> None:
+        """Forward a signal to the worker; the third exits at once, as without a worker."""
         self.signals += 1
         if self.connection is None:
             raise Stopped(number)
         if self.signals > 2:
             os._exit(128 + number)
-        with suppress(OSError):  # its end is about to be read
+        with suppress(OSError):  # the worker is gone, which _outcome reports
             self.connection.send(bytes([number]))
 
     def _hand_over(self, connection: socket.socket) -> None:
-        """Send the order, with all that makes its output this call's."""
+        """Send the job: arguments, streams, folder, umask and environment."""
         mask = os.umask(0o077)
         os.umask(mask)
-        order = {
+        job = {
             "arguments": list(self.arguments),
             "model": self.model,
             "idle": self.idle,
@@ -168,14 +176,14 @@ class Call:
         }
         here = os.open(".", os.O_RDONLY)
         try:
-            protocol.send(connection, order, (0, 1, 2, here))
+            protocol.send(connection, job, (0, 1, 2, here))
         finally:
             os.close(here)
         connection.settimeout(None)
         self.connection = connection
 
     def _outcome(self, connection: socket.socket) -> int | None:
-        """The exit code; None if the worker died and nothing has happened yet."""
+        """The exit code; None if the worker died before it used the streams."""
         touched = False
         while True:
             try:
@@ -188,33 +196,34 @@ class Call:
             touched = True
 
 
-def reserved(path: Path, idle: int) -> socket.socket | None:
-    """A connection to the worker at `path`, which is ours now; None if it works for another call.
+def connect_or_start(path: Path, idle: int) -> socket.socket | None:
+    """A connection to the worker at `path`, reserved for this call; None if it is busy.
 
-    One is started if nobody listens, or who does is about to end. OSError, ValueError, NotOurs.
+    Starts a worker if none listens, or the one that does is about to end.
+    OSError, ValueError, WrongOwner.
     """
-    end = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     child: Popen[bytes] | None = None
     while True:
         with suppress(FileNotFoundError, ConnectionError, EOFError):
             connection = protocol.connect(path)
-            answer = _asked(connection)
+            answer = request_run(connection)
             if answer.get("go"):
                 if child is not None:
-                    child.returncode = 0  # it outlives this process on purpose: nobody waits for it
+                    child.returncode = 0  # it outlives this process, so no warning about it
                 return connection
             connection.close()
             if not answer.get("ending"):
                 return None
-        if time.monotonic() > end or (child is not None and child.poll()):
+        if time.monotonic() > deadline or (child is not None and child.poll()):
             raise OSError("it does not start")
-        if child is None or child.poll() == 0:  # 0: another was there already, and may be no more
-            child = _started(path, idle)
+        if child is None or child.poll() == 0:  # 0: another worker was faster, and may be gone
+            child = start(path, idle)
         time.sleep(POLL_SECONDS)
 
 
-def _asked(connection: socket.socket) -> dict[str, object]:
-    """What a worker answers to who wants it; who it does not answer closes the connection."""
+def request_run(connection: socket.socket) -> dict[str, object]:
+    """A worker's answer to the request to run a job. Closes the connection if there is none."""
     try:
         protocol.send(connection, {"do": "run"})
         return protocol.receive(connection)[0]
@@ -223,8 +232,8 @@ def _asked(connection: socket.socket) -> dict[str, object]:
         raise
 
 
-def _started(path: Path, idle: int) -> "Popen[bytes]":
-    """A worker that is about to listen at `path`. OSError."""
+def start(path: Path, idle: int) -> "Popen[bytes]":
+    """Start a worker process that will listen at `path`. OSError."""
     import subprocess
 
     root = str(Path(__file__).parent.parent.parent.parent)

@@ -1,11 +1,11 @@
-"""How a call and a warm worker talk: a Unix socket that only this user can reach.
+"""Protocol between client and worker, over a Unix socket that only this user can open.
 
-A caller sends {"do": "run" | "status" | "stop"}. To "run" the worker answers whether it is free:
-{"go": bool, "ending": bool}. Only a caller that was told to go sends its order, and with it its
-standard streams and its folder as open files: a worker that is busy, late or dead never holds them.
-From then on the caller sends signals, a byte each, and the worker {"touched": true} before it first
-reads the caller's input or writes its output, and {"code": N} at the end. Whoever dies is known by
-the end of the stream.
+The client sends {"do": "run" | "status" | "stop"}. The worker answers "run" with
+{"go": bool, "ending": bool}. If "go" is true, the client sends its job, with its standard streams
+and its current folder as open files; a worker that is busy, late or dead never receives them.
+From then on the client sends signals, one byte each. The worker sends {"touched": true} before it
+first uses the client's standard input or output, and {"code": N} at the end. The end of the stream
+means that the other side has died.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from pathlib import Path
 from txt2img.system.version import __version__
 
 HAS_SOCKETS = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
-PATH_MAX = 100  # bytes; a Unix socket's name has room for 104 to 108
-NAME_BYTES = 24  # of a socket in its folder, more than enough
+PATH_MAX = 100  # bytes; systems allow 104 to 108 for the path of a Unix socket
+NAME_BYTES = 24  # at most, of the socket's name in its folder
 MESSAGE_MAX = 64 << 20  # bytes
-ANSWER_SECONDS = 30.0  # for who is at the other end to answer at all
-# What a process can be told at its start only: a worker that was told otherwise is another one.
-AT_START = (
+ANSWER_SECONDS = 30.0  # timeout for each answer
+# Variables read only at start-up. A worker started with other values cannot serve this call.
+STARTUP_VARIABLES = (
     *("CUDA", "DYLD_", "GOMP_", "HIP", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_"),
     *("NVIDIA_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "ROCR_", "TORCH", "TZ"),
 )
@@ -34,66 +34,66 @@ _SIZE = struct.Struct("!Q")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 
-class NotOurs(Exception):
-    """Who sits at the other end, or owns the folder, is somebody else."""
+class WrongOwner(Exception):
+    """The socket or its folder belongs to another user, or is open to others."""
 
 
 def folder() -> Path:
-    """The private folder of this user's sockets, made if there is none. NotOurs, OSError."""
+    """This user's private folder of sockets, created if missing. WrongOwner, OSError."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    path = Path(runtime, "txt2img") if os.path.isdir(runtime) else _in_temp()
+    path = Path(runtime, "txt2img") if os.path.isdir(runtime) else _temp_folder()
     if len(os.fsencode(path)) > PATH_MAX - NAME_BYTES:
-        path = _in_temp()
+        path = _temp_folder()
     if not path.exists():
         path.mkdir(mode=0o700, exist_ok=True)
     check_private(path)
     return path
 
 
-def _in_temp() -> Path:
+def _temp_folder() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"txt2img-{os.getuid()}"
 
 
 def check_private(path: Path) -> None:
-    """Raise NotOurs unless a folder is this user's and nobody else can look in."""
-    about = path.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise NotOurs(f"{path} is not a folder of yours alone")
+    """Raise WrongOwner unless a folder is this user's and closed to all others."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise WrongOwner(f"{path} is not a folder of yours alone")
 
 
 def check_peer(connection: socket.socket) -> None:
-    """Raise NotOurs unless this user's process is at the other end, where the system tells."""
+    """Raise WrongOwner unless the other end is this user's process, where the system tells."""
     if not hasattr(socket, "SO_PEERCRED"):
-        return  # the folder's mode has kept others out
+        return  # the folder's mode keeps others out
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     if _CREDENTIALS.unpack(raw)[1] != os.getuid():
-        raise NotOurs("another user's process is at the other end")
+        raise WrongOwner("another user's process is at the other end")
 
 
-def state_of_source() -> str:
-    """What changes when a file of this program does, as in an upgrade. OSError."""
+def code_fingerprint() -> str:
+    """A hash of this package's version and source files, which an upgrade changes. OSError."""
     digest = hashlib.sha256(__version__.encode())
     root = Path(__file__).parent.parent.parent
     for path in sorted(root.rglob("*.py")):
-        about = path.stat()
-        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def name_of(model: str) -> str:
-    """The name of the socket for a model, of workers that are what this process is. OSError."""
+def socket_name(model: str) -> str:
+    """The socket's name for a model and for processes like this one. OSError."""
     import resource
 
     limits = [resource.getrlimit(n) for n in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    told = sorted(pair for pair in os.environ.items() if pair[0].startswith(AT_START))
-    process = [sys.executable, sys.flags.dev_mode, limits, cores, os.nice(0), told]
-    text = json.dumps([model, state_of_source(), *process])
+    environment = sorted(p for p in os.environ.items() if p[0].startswith(STARTUP_VARIABLES))
+    process = [sys.executable, sys.flags.dev_mode, limits, cores, os.nice(0), environment]
+    text = json.dumps([model, code_fingerprint(), *process])
     return hashlib.sha256(text.encode()).hexdigest()[:16] + ".sock"
 
 
 def connect(path: Path, seconds: float = ANSWER_SECONDS) -> socket.socket:
-    """A connection to the worker at `path`. OSError if there is none, NotOurs."""
+    """Connect to the worker at `path`. OSError if there is none, WrongOwner."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(seconds)
@@ -106,7 +106,7 @@ def connect(path: Path, seconds: float = ANSWER_SECONDS) -> socket.socket:
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket at `path` that this user alone can connect to; one that was there goes. OSError."""
+    """Listen at `path`, for this user alone; replaces a socket that is there. OSError."""
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -121,39 +121,39 @@ def listen(path: Path) -> socket.socket:
 def send(
     connection: socket.socket, message: Mapping[str, object], files: Sequence[int] = ()
 ) -> None:
-    """One message, with open files. OSError."""
+    """Send a message, with open files. OSError."""
     text = json.dumps(message).encode("ascii")
     data = _SIZE.pack(len(text)) + text
-    # In one piece where it fits: who is interrupted must not have sent half a message.
+    # In one piece where it fits, so that an interrupted process has not sent half a message.
     sent = socket.send_fds(connection, [data], list(files)) if files else 0
-    if sent < len(data):  # no bytes at all are an error too when the other end is gone
+    if sent < len(data):
         connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket, files: int = 0) -> tuple[dict[str, object], list[int]]:
-    """One message and the files that came with it. OSError, EOFError, ValueError."""
-    came: list[int] = []
+    """Receive a message and `files` open files. OSError, EOFError, ValueError."""
+    received: list[int] = []
     try:
-        head, came, _, _ = socket.recv_fds(connection, _SIZE.size, files)
-        head += _exactly(connection, _SIZE.size - len(head))
+        head, received, _, _ = socket.recv_fds(connection, _SIZE.size, files)
+        head += _receive_exactly(connection, _SIZE.size - len(head))
         [size] = _SIZE.unpack(head)
         if size > MESSAGE_MAX:
             raise ValueError(f"a message of {size} bytes")
-        message = json.loads(_exactly(connection, size))
-        if not isinstance(message, dict) or len(came) != files:
-            raise ValueError("no message")
+        message = json.loads(_receive_exactly(connection, size))
+        if not isinstance(message, dict) or len(received) != files:
+            raise ValueError("not a message")
     except BaseException:
-        for file in came:
+        for file in received:
             os.close(file)
         raise
-    return message, came
+    return message, received
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = connection.recv(min(size - len(data), 1 << 20))
         if not part:
-            raise EOFError("the other end is gone")
+            raise EOFError("the other end is closed")
         data += part
     return bytes(data)
