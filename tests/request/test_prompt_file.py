@@ -2,9 +2,7 @@
 
 import io
 import os
-import tracemalloc
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ BASE = Request("", steps=9, seed=1)
 
 def requests(text: str) -> list[Request]:
     """The requests of a file with that text."""
-    return list(prompt_file.parse(text, BASE))
+    return prompt_file.parse_prompts(text, BASE).requests
 
 
 def one(line: str) -> Request:
@@ -29,7 +27,8 @@ def one(line: str) -> Request:
 
 def from_file(name: str = "p.txt") -> list[str]:
     """The prompts of a file."""
-    return [request.prompt for request in prompt_file.read(name, io.BytesIO(), BASE)]
+    file = prompt_file.read_prompts(name, io.BytesIO(), BASE)
+    return [request.prompt for request in file.requests]
 
 
 def test_blank_lines_and_comments_are_skipped() -> None:
@@ -150,8 +149,8 @@ def test_bad_json_is_told_with_its_line(line: str, message: str) -> None:
 
 
 def test_dash_is_standard_input() -> None:
-    found = prompt_file.read("-", io.BytesIO("ä\n".encode()), BASE)
-    assert [request.prompt for request in found] == ["ä"]
+    file = prompt_file.read_prompts("-", io.BytesIO("ä\n".encode()), BASE)
+    assert [request.prompt for request in file.requests] == ["ä"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_prompt(folder: Path) -> None:
@@ -185,7 +184,7 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
 
 
 def test_a_huge_line_is_refused_at_once() -> None:
-    with pytest.raises(BadRequest, match="line 1: more than 2,097,152 characters"):
+    with pytest.raises(BadRequest, match="line 1: prompt has 10,000,000 characters"):
         requests("x" * 10_000_000)
     with pytest.raises(BadRequest, match="line 1: prompt has 1,000,000 characters"):
         requests("x" * 1_000_000)
@@ -300,77 +299,23 @@ def test_alternatives_are_no_json() -> None:
     assert one("{red|blue} apple").prompt == "{red|blue} apple"
 
 
-def test_a_lenient_source_keeps_what_is_wrong(folder: Path) -> None:
+def test_lines_with_errors_can_be_skipped(folder: Path) -> None:
     Path("p.txt").write_text("a\nb --steps 0\nc\nd --x\n")
-    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
-    source.lenient = True
-    for _ in range(2):
-        assert [request.prompt for request in source] == ["a", "c"]
-        assert sorted(source.errors) == [2, 4]
-    assert str(source.errors[2]).startswith('"p.txt" line 2: steps must be')
+    file = prompt_file.read_prompts("p.txt", io.BytesIO(), BASE, skip_errors=True)
+    assert [request.prompt for request in file.requests] == ["a", "c"]
+    assert list(file.errors) == [2, 4]
+    assert str(file.errors[2]).startswith('"p.txt" line 2: steps must be')
 
 
-def test_a_file_that_changes_is_not_read_on(folder: Path) -> None:
-    Path("p.txt").write_text("a\n")
-    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
-    Path("p.txt").write_text("a\nb\n")
-    with pytest.raises(BadFile, match="changed"):
-        list(source)
-
-
-def test_a_small_file_is_read_once_and_a_large_one_each_time(
+def test_a_file_that_is_too_large_is_not_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("p.txt").write_text("a\nb --seed 2\n")
-    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
-    assert next(iter(source)).prompt == "a"  # not all of it yet
-    first = list(source)
-    Path("p.txt").unlink()
-    assert list(source) == first
-    Path("p.txt").write_text("a\nb --seed 2\n")
-    monkeypatch.setattr(prompt_file, "KEPT_MAX", prompt_file.REQUEST_BYTES + 10)
-    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
-    assert list(source) == first
-    Path("p.txt").unlink()
-    with pytest.raises(BadFile):
-        list(source)
-
-
-@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
-def test_a_long_file_needs_little_memory(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(prompt_file, "KEPT_MAX", 100_000)
-    header, line = {
-        "p.txt": ("", "a red apple number {} --seed {}\n"),
-        "p.csv": ("prompt,seed\n", "a red apple number {},{}\n"),
-        "p.jsonl": ("", '{{"prompt": "a red apple number {}", "seed": {}}}\n'),
-    }[name]
-    Path(name).write_text(header + "".join(line.format(i, i) for i in range(20_000)))
-    source = prompt_file.source(name, io.BytesIO(), BASE)
-    tracemalloc.start()
-    try:
-        count = sum(1 for _ in islice(source, 1_000))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert count == 1_000  # more than are kept
-    assert peak < 450_000 < Path(name).stat().st_size  # bytes: it is not read as a whole
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_lines_need_no_more(folder: Path) -> None:
-    line = "a red apple number {} --seed {}\n"
-    Path("p.txt").write_text("".join(line.format(i, i) for i in range(100_000)))
-    source = prompt_file.source("p.txt", io.BytesIO(), BASE)
-    tracemalloc.start()
-    try:
-        count = sum(1 for _ in source)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert count == 100_000
-    assert peak < prompt_file.KEPT_MAX + 1_000_000  # bytes
+    monkeypatch.setattr(prompt_file, "SIZE_MAX", 2**20)
+    Path("p.txt").write_bytes(b"a\n" * 2**20)
+    with pytest.raises(BadFile, match=r'"p.txt" is larger than 1 MiB'):
+        from_file()
+    with pytest.raises(BadFile, match='"standard input" is larger than 1 MiB'):
+        prompt_file.read_prompts("-", io.BytesIO(bytes(2**21)), BASE)
 
 
 def test_a_line_may_say_whose_rules_it_is_drawn_by() -> None:

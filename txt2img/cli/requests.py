@@ -15,7 +15,7 @@ from txt2img.cli.provenance import request_with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.record import Origin
-from txt2img.request import prompt_file
+from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.request.sweep import Sweep
@@ -55,9 +55,7 @@ class Batch:
 
     def failures(self) -> list[Txt2imgError]:
         """The errors skipped so far, of a prompt file's lines and of requests."""
-        source = self.sweep.requests if self.sweep else self.requests
-        lines = source.errors.values() if isinstance(source, prompt_file.Source) else ()
-        return [*lines, *self.errors.values()]
+        return list(self.errors.values())
 
 
 def from_arguments(
@@ -80,12 +78,14 @@ def from_arguments(
     base = Request.from_json({**base.to_json(), **fields, **prompt})
     seeded = distributed.seeded(base)
     requests: Iterable[Request] = [seeded]
+    errors: dict[Hashable, Txt2imgError] = {}
+    skip_errors = batching.policy.skip
     if prompts_file is not None:
         seeded = replace(seeded, template="")
-        requests = source = prompt_file.source(prompts_file, sys.stdin.buffer, seeded)
-        source.lenient = batching.policy.skip
+        file = read_prompts(prompts_file, sys.stdin.buffer, seeded, skip_errors)
+        requests, errors = file.requests, file.errors
     library = options.adapters.library()
-    batch = Batch(requests, base.model, library, batching.policy.skip, origins, warnings)
+    batch = Batch(requests, base.model, library, skip_errors, origins, warnings, errors=errors)
     return _complete(batch, batching, seeded.seed if base.seed is None else None)
 
 

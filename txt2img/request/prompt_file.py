@@ -1,188 +1,129 @@
-"""Prompts from a file: lines with options of their own, JSON objects, or CSV; line by line."""
+"""Prompts from a file: lines with options of their own, JSON objects, or CSV."""
 
 import csv
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO, TextIOWrapper
+from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
 
-from txt2img.errors import BadFile, BadRequest
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.request.prompt_line import columns, from_json, from_line, from_row
-from txt2img.request.request import PROMPT_MAX, Request
+from txt2img.request.request import Request
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 
-STREAM_MAX = 2**26  # bytes of standard input, which cannot be read twice and so is kept
-LINE_MAX = 2**21  # characters
-KEPT_MAX = 2**21  # bytes, about: a file whose requests take no more is read once only
-REQUEST_BYTES = 600  # that a request takes beside its texts
+SIZE_MAX = 2**26  # bytes
+HEADER_MAX = 1000  # characters of a first line that may be CSV's though the file's name is not
 _OBJECT = re.compile(r'\{\s*(["}]|$)')  # not {red|blue}: that is a prompt with alternatives
-_UNDECODED = re.compile("[\udc80-\udcff]")
 _DELIMITERS = ",;\t"
-Lines = Iterator[tuple[int, str]]
+Line = tuple[int, str]  # its number, from 1, and its text
 
 
-class Source:
-    """The requests of a prompt file, line by line each time they are asked for.
+@dataclass
+class PromptFile:
+    """The requests of a file, and the errors of lines that were skipped, by line number."""
 
-    Those of a large file are read anew each time. With `lenient`, lines that cannot be drawn are
-    passed over and kept in `errors` by number.
-    """
-
-    def __init__(self, read: Callable[[], BinaryIO], name: str, base: Request) -> None:
-        self.read, self.name, self.base = read, name, base
-        self.lenient = False
-        self.errors: dict[int, BadRequest] = {}
-        self._kept: list[Request] | None = None
-
-    def __iter__(self) -> Iterator[Request]:
-        """The request of every line. BadFile; BadRequest with the line's number."""
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Request] = []
-        room = KEPT_MAX
-        for request in self._read():
-            room -= REQUEST_BYTES + 2 * len(request.prompt) + 2 * len(request.negative)
-            if room > 0:
-                kept.append(request)
-            else:
-                kept.clear()
-            yield request
-        if room > 0:
-            self._kept = kept
-
-    def _read(self) -> Iterator[Request]:
-        with self.read() as file:
-            utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-            file.seek(0)
-            # Bytes that are no UTF-8 become what _lines finds: the error then knows its line.
-            how = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
-            with TextIOWrapper(file, *how) as text:
-                found = False
-                try:
-                    for request in self._parsed(_lines(text, self.name)):
-                        found = True
-                        yield request
-                except UnicodeDecodeError as error:
-                    raise BadFile(f"{shown(self.name)} is not UTF-16 text") from error
-        if not found and not self.errors:
-            raise BadRequest(f"{shown(self.name)} has no prompts: write one a line")
-
-    def _parsed(self, lines: Lines) -> Iterator[Request]:
-        first = next((pair for pair in lines if pair[1].strip()), None)
-        if first is None:
-            return
-        delimiter = self._delimiter(*first)
-        if delimiter:
-            yield from self._rows(*first, lines, delimiter)
-            return
-        convert = from_json if _OBJECT.match(first[1].lstrip()) else from_line
-        for number, line in _after(first, lines):
-            line = line.strip()
-            if line and not line.startswith("#"):
-                yield from self._one(number, partial(convert, line, self.base))
-
-    def _delimiter(self, number: int, line: str) -> str:
-        """What separates a first line's cells if it is a header of CSV, else nothing."""
-        named = self.name.lower().endswith((".csv", ".tsv"))
-        delimiter = max(_DELIMITERS, key=line.count)
-        if not named and (line.count(delimiter) == 0 or len(line) > 1000):
-            return ""
-        try:
-            columns(line.strip().split(delimiter))
-        except BadRequest as error:
-            if named:
-                raise BadRequest(f"{shown(self.name)} line {number}: {error}") from error
-            return ""
-        return delimiter
-
-    def _rows(self, above: int, header: str, lines: Lines, delimiter: str) -> Iterator[Request]:
-        """The request of every row of CSV below a header, which is line number `above`."""
-        fields = columns(header.strip().split(delimiter))
-        rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                where = f"{shown(self.name)} line {above + rows.line_num}"
-                raise BadRequest(f"{where}: not CSV: {error}") from error
-            if any(cell.strip() for cell in row):
-                row_request = partial(from_row, row, fields, self.base)
-                yield from self._one(above + rows.line_num, row_request)
-
-    def _one(self, number: int, make: Callable[[], Request]) -> Iterator[Request]:
-        """One line's request; what is wrong with it is raised with its number, or kept."""
-        try:
-            request = make()
-        except BadRequest as error:
-            told = BadRequest(f"{shown(self.name)} line {number}: {error}")
-            if not self.lenient:
-                raise told from error
-            self.errors[number] = told
-        else:
-            yield request
+    requests: list[Request] = field(default_factory=list)
+    errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
 
 
-def source(path: str, stdin: BinaryIO, base: Request) -> Source:
+def read_prompts(
+    path: str, stdin: BinaryIO, base: Request, skip_errors: bool = False
+) -> PromptFile:
     """The requests of a file, or of `stdin` for "-"; what a line leaves open is `base`'s.
 
-    Raises BadFile for what cannot be read.
+    BadFile for what cannot be read; BadRequest with a line's number, unless errors are skipped.
     """
+    name = "standard input" if path == "-" else path
     if path == "-":
-        content = stdin.read(STREAM_MAX + 1)
-        if len(content) > STREAM_MAX:
-            limit = STREAM_MAX >> 20
-            raise BadFile(f"standard input is larger than {limit} MiB; put the prompts in a file")
-        return Source(lambda: BytesIO(content), "standard input", base)
-    with open_regular(Path(path)) as file:
-        was = _state(file)
-
-    def again() -> BinaryIO:
-        file = open_regular(Path(path))
-        if _state(file) != was:
-            file.close()
-            raise BadFile(f"{shown(path)} changed while it was drawn from")
-        return file
-
-    return Source(again, path, base)
+        content = stdin.read(SIZE_MAX + 1)
+    else:
+        with open_regular(Path(path)) as file:
+            content = file.read(SIZE_MAX + 1)
+    if len(content) > SIZE_MAX:
+        raise BadFile(f"{shown(name)} is larger than {SIZE_MAX >> 20} MiB; split it")
+    return parse_prompts(_decode(content, name), base, name, skip_errors)
 
 
-def read(path: str, stdin: BinaryIO, base: Request) -> list[Request]:
-    """All requests of a file at once. BadFile, BadRequest with the line's number."""
-    return list(source(path, stdin, base))
+def parse_prompts(
+    text: str, base: Request, name: str = "prompts", skip_errors: bool = False
+) -> PromptFile:
+    """The requests of a text, as `read_prompts`; skips blank lines and comments (#)."""
+    result = PromptFile()
+    for number, make in _makers(text, base, name):
+        try:
+            result.requests.append(make())
+        except BadRequest as error:
+            numbered = BadRequest(f"{shown(name)} line {number}: {error}")
+            if not skip_errors:
+                raise numbered from error
+            result.errors[number] = numbered
+    if not result.requests and not result.errors:
+        raise BadRequest(f"{shown(name)} has no prompts: write one a line")
+    return result
 
 
-def parse(text: str, base: Request, name: str = "prompts") -> Iterator[Request]:
-    """The request of every line; blank lines and lines that begin with # are skipped."""
-    return iter(Source(lambda: BytesIO(text.encode("utf-8")), name, base))
+def _decode(content: bytes, name: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark. BadFile."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise BadFile(f"{shown(name)} is not UTF-16 text") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        message = f"{shown(name)} line {number} is not UTF-8 text; save it as UTF-8"
+        raise BadFile(message) from error
 
 
-def _state(file: BinaryIO) -> tuple[int, int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _makers(text: str, base: Request, name: str) -> Iterator[tuple[int, Callable[[], Request]]]:
+    """Each line's number and what makes its request."""
+    lines: Iterator[Line] = enumerate(StringIO(text, newline=None), start=1)
+    first = next((line for line in lines if line[1].strip()), None)
+    if first is None:
+        return
+    if delimiter := _delimiter(first, name):
+        yield from _rows(first, lines, delimiter, base, name)
+        return
+    convert = from_json if _OBJECT.match(first[1].lstrip()) else from_line
+    for number, line in (first, *lines):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            yield number, partial(convert, line, base)
 
 
-def _lines(text: TextIOWrapper, name: str) -> Lines:
-    """The lines with their numbers, from 1. BadFile for what is no text, BadRequest if too long."""
-    number = 0
-    while line := text.readline(LINE_MAX + 1):
-        number += 1
-        if len(line) > LINE_MAX:
-            raise BadRequest(
-                f"{shown(name)} line {number}: more than {LINE_MAX:,} characters; "
-                f"a prompt has at most {PROMPT_MAX:,}"
-            )
-        if not line.isascii() and _UNDECODED.search(line):
-            raise BadFile(f"{shown(name)} line {number} is not UTF-8 text; save it as UTF-8")
-        yield number, line
+def _delimiter(first: Line, name: str) -> str:
+    """What separates a first line's cells if it is a header of CSV, else nothing."""
+    number, line = first
+    is_named_csv = name.lower().endswith((".csv", ".tsv"))
+    delimiter = max(_DELIMITERS, key=line.count)
+    if not is_named_csv and (line.count(delimiter) == 0 or len(line) > HEADER_MAX):
+        return ""
+    try:
+        columns(line.strip().split(delimiter))
+    except BadRequest as error:
+        if is_named_csv:
+            raise BadRequest(f"{shown(name)} line {number}: {error}") from error
+        return ""
+    return delimiter
 
 
-def _after(first: tuple[int, str], rest: Lines) -> Lines:
-    yield first
-    yield from rest
+def _rows(
+    first: Line, lines: Iterator[Line], delimiter: str, base: Request, name: str
+) -> Iterator[tuple[int, Callable[[], Request]]]:
+    """The rows of CSV below the header `first`, as `_makers` gives lines."""
+    above, header = first
+    fields = columns(header.strip().split(delimiter))
+    rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                yield above + rows.line_num, partial(from_row, row, fields, base)
+    except csv.Error as error:
+        where = f"{shown(name)} line {above + rows.line_num}"
+        raise BadRequest(f"{where}: not CSV: {error}") from error

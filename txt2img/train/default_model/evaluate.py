@@ -22,8 +22,8 @@ from torch import Tensor
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.pipeline.generate import images_of
-from txt2img.request import prompt_file
 from txt2img.request.adapters import Lora
+from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
@@ -302,7 +302,7 @@ def label(verdict: Verdict) -> str:
 
 def show(options: argparse.Namespace, model: Model) -> None:
     """Draw the prompts of a file on a labelled sheet."""
-    requests = prompt_file.read(str(options.prompts), sys.stdin.buffer, template_of(options))
+    requests = read_prompts(str(options.prompts), sys.stdin.buffer, template_of(options)).requests
     images = list(draw(model, requests, options.batch_size))
     sheet(images, [request.prompt for request in requests], options.columns).save(options.sheet)
     print(options.sheet)
