@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
-from txt2img.cli.shell_line import command_line, quoted
+from txt2img.cli.shell_line import command_line, shell_quote
 from txt2img.images import image_file
 from txt2img.images.record import Origin
 from txt2img.request import Compat, Request, Sampler, Schedule
@@ -32,7 +32,7 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_a_shell_gets_the_text_back(text: str) -> None:
-    word = quoted(text)
+    word = shell_quote(text)
     assert "\n" not in word and "\x1b" not in word and "\x9b" not in word
     done = subprocess.run(
         ["bash", "-c", f"printf %s {word}"],

@@ -1,4 +1,4 @@
-"""A request as the command line that draws it."""
+"""Command line that draws a request, shell_quote for a shell."""
 
 import shlex
 
@@ -9,29 +9,32 @@ from txt2img.system.text import escape
 
 
 def command_line(request: Request) -> str:
-    """The line for a shell, on one line and with nothing in it that a terminal obeys."""
+    """The command line of a request: one line, without control characters."""
     words = []
     for name, field in FIELDS.items():
         value = getattr(request, name)
         if not field.plain or value == field.default:
             continue
         flag, text = field.flags[0], str(value)
-        # After a long flag's = even a text that begins with a hyphen is a value.
-        words += [f"{flag}={quoted(text)}"] if text.startswith("-") else [flag, quoted(text)]
+        # A text that begins with a hyphen is a value only after a long flag's "=".
+        joined = text.startswith("-")
+        words += [f"{flag}={shell_quote(text)}"] if joined else [flag, shell_quote(text)]
     if request.vae is not None:
-        words.append(f"--vae={quoted(request.vae.name)}")
+        words.append(f"--vae={shell_quote(request.vae.name)}")
     if request.refiner is not None:
-        words.append(f"--refiner={quoted(f'{request.refiner.name}:{request.refiner_switch:g}')}")
-    prompt = quoted(add_lora_tags(request.prompt, request.loras))
+        words.append(
+            f"--refiner={shell_quote(f'{request.refiner.name}:{request.refiner_switch:g}')}"
+        )
+    prompt = shell_quote(add_lora_tags(request.prompt, request.loras))
     if request.prompt.startswith("-"):
         return " ".join(["txt2img", *words, "--", prompt])
-    # One word might be a command's name.
+    # A single word may be a command's name.
     command = ["txt2img", "generate"] if request.prompt.isalpha() else ["txt2img"]
     return " ".join([*command, prompt, *words])
 
 
-def quoted(text: str) -> str:
-    """A text as one word of a shell; as $'…' if signs are in it that would not be seen."""
+def shell_quote(text: str) -> str:
+    """A text as one word of a shell; as $'…' if it has invisible characters."""
     if escape(text) == text:
         return shlex.quote(text)
     return "$'" + "".join(_ansi(c) for c in text) + "'"
@@ -43,6 +46,6 @@ def _ansi(c: str) -> str:
     if escape(c) == c:
         return c
     code = ord(c)
-    return (
-        f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
-    )
+    if code < 128:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"

@@ -369,4 +369,4 @@ def test_there_may_be_no_worker(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(private))
     outcome = command("worker", "status")
-    assert (outcome.code, outcome.err) == (0, "There is no worker.\n")
+    assert (outcome.code, outcome.err) == (0, "No worker is running.\n")

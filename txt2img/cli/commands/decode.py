@@ -1,4 +1,4 @@
-"""txt2img decode: make the pictures of latents that were kept when a run ended before it could."""
+"""txt2img decode: decode latents that were saved, or left by a run that was stopped."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import formats, output
 from txt2img.images.formats import PNG
+from txt2img.images.output import Output
 from txt2img.system import launcher
 from txt2img.system.text import shown
 
@@ -44,23 +45,21 @@ def decode(
     json: types.Json = False,
     quiet: types.Quiet = False,
 ) -> None:
-    """Make the pictures of kept latents. Prints the path of each; a hidden latent then goes."""
+    """Decode saved latents to pictures. Prints their paths; hidden latents are then removed."""
     code = 0
-    loaded: dict[str, Model] = {}
+    models: dict[str, Model] = {}
+    library = AdapterFileOptions(vae=vae).library()
     with progress(not quiet, "loading") as bar:
         for i, name in launcher.found().shard(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
             try:
-                latent = opened(Path(name), model, vae)
-                wanted = model or latent.request.model
-                if wanted not in loaded:
-                    precision = DeviceOptions(device, dtype)
-                    loaded[wanted] = load_model(
-                        wanted, precision, AdapterFileOptions(vae=vae).library()
-                    )
-                path = made(
-                    Path(name), latent, loaded[wanted], target(name, out, overwrite, files), i + 1
+                latent = read_latent(Path(name), model, vae)
+                key = model or latent.request.model
+                models[key] = models.get(key) or load_model(
+                    key, DeviceOptions(device, dtype), library
                 )
+                target = output_of(name, out, overwrite, len(files) > 1)
+                path = write_picture(Path(name), latent, models[key], target, i + 1)
             except Txt2imgError as error:
                 with bar.paused():
                     print_file_error(name, error, json)
@@ -75,27 +74,27 @@ def decode(
         raise typer.Exit(code)
 
 
-def opened(path: Path, model: str | None, vae: str | None) -> "Latent":
-    """A kept latent, if it is said what decodes it. BadFile, BadRequest."""
+def read_latent(path: Path, model: str | None, vae: str | None) -> "Latent":
+    """A saved latent, if the model and VAE that decode it are known. BadFile, BadRequest."""
     from txt2img.pipeline.latent_store import read
 
     latent = read(path)
     require_model(path, latent.request, model)
-    if vae is None and (own := latent.request.vae) is not None:
-        its = shown(own.name)
-        raise BadRequest(f"{shown(str(path))} was drawn with the VAE {its}; give its --vae")
+    if vae is None and latent.request.vae is not None:
+        name = shown(latent.request.vae.name)
+        raise BadRequest(f"{shown(str(path))} was drawn with the VAE {name}; give its --vae")
     return latent
 
 
-def target(name: str, out: str | None, overwrite: bool, files: list[str]) -> output.Output:
-    """Where a picture goes: beside its latent unless it is said. BadRequest."""
+def output_of(name: str, out: str | None, overwrite: bool, several: bool) -> Output:
+    """Where a latent's picture goes: to --output, or next to the latent. BadRequest."""
     if out is not None:
-        return output.parse(out, len(files) > 1, overwrite)
-    return output.Output(Path(name).parent, "", overwrite=overwrite)
+        return output.parse(out, several, overwrite)
+    return Output(Path(name).parent, "", overwrite=overwrite)
 
 
-def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index: int) -> Path:
-    """Write the picture of a latent, the `index`-th of all; gives its path. Txt2imgError."""
+def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, index: int) -> Path:
+    """Decode a latent, the `index`-th, and write its picture. Returns its path. Txt2imgError."""
     from txt2img.images import image_file
     from txt2img.pipeline import generate
     from txt2img.pipeline.batch import origin
@@ -103,8 +102,8 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
 
     request = latent.request
     if tuple(latent.x.shape) != generate.latent_shape(model, request):
-        raise BadFile(f"{shown(str(path))} is of another shape than this model's latents")
-    name = latent.name if not to.pattern else to.name(request, index)
+        raise BadFile(f"{shown(str(path))} has another shape than this model's latents")
+    name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG
     formats.check_writable(form)
     [picture] = generate.decode(model, latent.x[None].to(device_of(model)))
@@ -112,16 +111,16 @@ def made(path: Path, latent: "Latent", model: "Model", to: output.Output, index:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)
         data = image_file.encode(picture, request, by, latent.first_seed, form)
     else:
-        # It says what it is, and not what its request makes: no batch must take it for that.
+        # Not the record of its request, or --resume would take it for the finished picture.
         step = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
         data = image_file.encode_texts(picture, {"Comment": step}, form)
-    if not latent.finished and not to.pattern:
-        name = f"{Path(name).stem}-step{latent.step}{Path(name).suffix}"
-    with to:
-        written = to.write_as(data, name)
+        if not target.pattern:
+            name = f"{Path(name).stem}-step{latent.step}{Path(name).suffix}"
+    with target:
+        picture_path = target.write_as(data, name)
     if path.name.startswith(".txt2img-"):
         path.unlink(missing_ok=True)
-    return written
+    return picture_path
 
 
 COMMAND: Command = decode, EPILOG

@@ -1,4 +1,4 @@
-"""txt2img info: what is in a picture or a weight file."""
+"""txt2img info: print what pictures and weight files contain."""
 
 import json as jsonlib
 from collections.abc import Mapping
@@ -32,21 +32,19 @@ Files = Annotated[
     typer.Argument(metavar="FILE", help="Pictures, .safetensors files, model folders."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
-A1111 = Annotated[
-    bool, typer.Option("--a1111", help="Print the text that other programs read in a picture.")
-]
+A1111 = Annotated[bool, typer.Option("--a1111", help="Print the record in the format of A1111.")]
 CommandLine = Annotated[
-    bool, typer.Option("--command", help="Print the command line that draws a picture.")
+    bool, typer.Option("--command", help="Print the command line that draws the picture.")
 ]
 
 
 def info(
     files: Files, json: Json = False, a1111: A1111 = False, command: CommandLine = False
 ) -> None:
-    """Say what is in pictures and weight files."""
+    """Print what pictures and weight files contain."""
     if json + a1111 + command > 1:
-        raise BadRequest("--json, --a1111 and --command are three forms; give one of them")
-    code = said = 0
+        raise BadRequest("--json, --a1111 and --command exclude each other; give one of them")
+    code = printed = 0
     for name in files:
         try:
             if a1111 or command:
@@ -61,20 +59,20 @@ def info(
         if json:
             print_json({"file": name, **record})
             continue
-        if said:
+        if printed:
             print_line("")
-        said += 1
-        say_known(name, record)
+        printed += 1
+        print_record(name, record)
     if code:
         raise typer.Exit(code)
 
 
 def as_infotext(path: Path) -> str:
-    """A picture's record as A1111 writes it. BadFile, BadRequest."""
-    found = image_file.read(path)
-    if not found.texts.get("parameters", "{").startswith("{"):  # Fooocus' is JSON
-        return found.texts["parameters"]
-    request, origin = request_of(path, found), found.origin
+    """A picture's record in A1111's format. BadFile, BadRequest."""
+    info = image_file.read(path)
+    if not info.texts.get("parameters", "{").startswith("{"):  # Fooocus writes JSON there
+        return info.texts["parameters"]
+    request, origin = request_of(path, info), info.origin
     return str(infotext.describe(request, origin.model, origin.hash, __version__))
 
 
@@ -84,73 +82,73 @@ def as_command(path: Path) -> str:
 
 
 def picture_kind(name: str) -> str:
-    """Which kind of picture begins as the file does; empty if none. BadFile."""
+    """The format that a file's first bytes tell; empty if it is no picture. BadFile."""
     if name == "default" or Path(name).is_dir():
         return ""
     with open_regular(Path(name)) as file:
         format = formats.by_content(file.read(formats.HEAD))
     if format is None and formats.by_suffix(name):
-        raise BadFile(f"{shown(name)} is no picture, whatever its name says")
+        raise BadFile(f"{shown(name)} is not a picture, despite its name")
     return format.name if format else ""
 
 
 def picture(path: Path, kind: str) -> dict[str, object]:
-    """What a picture says of itself, in both forms."""
-    found = image_file.read(path)
-    texts = dict(found.texts)
+    """A picture's metadata, for people and for --json."""
+    info = image_file.read(path)
+    texts = dict(info.texts)
     parameters = texts.pop("parameters", "")
     try:
         ours: object = parse_json(texts.pop("txt2img", '""'))
     except ValueError:
-        ours = ""  # a note says so
+        ours = ""  # in this case info.notes has a line about it
     try:
         step: object = parse_json(texts.pop(STEP_KEY, '""'))
     except ValueError:
         step = ""
     return {
-        "kind": f"a {kind} picture, {found.width}x{found.height}",
+        "kind": f"a {kind} picture, {info.width}x{info.height}",
         "parameters": parameters,
         "txt2img": ours,
         STEP_KEY: step,
-        "request": found.request.to_json() if found.request and not ours else "",
+        "request": info.request.to_json() if info.request and not ours else "",
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
-        "notes": list(found.notes),
+        "notes": list(info.notes),
     }
 
 
 def weights(name: str) -> dict[str, object]:
-    """What a weight file or folder holds."""
+    """What a weight file or folder contains."""
     from txt2img.weights.checkpoint import summary
 
-    found = summary(name)
-    family, drawn = found.family, found.family.defaults
-    needs = f"{family.needs} beside the prompt, not supported yet" if family.needs else ""
-    needs = needs or ("" if found.vae else "a VAE, given with --vae")
+    model = summary(name)
+    family, usual = model.family, model.family.defaults
+    needs = f"{family.needs} in addition to the prompt, not supported yet" if family.needs else ""
+    needs = needs or ("" if model.vae else "a VAE, given with --vae")
     return {
         "kind": f"weights of {family.name}",
-        "name": found.name,
-        "hash": found.hash,
-        "layout": found.layout,
+        "name": model.name,
+        "hash": model.hash,
+        "layout": model.layout,
         "prediction": family.prediction,
         "needs": needs,
-        "weights": f"{found.parameters:,} in {found.tensors:,} tensors",
-        "dtype": ", ".join(found.dtypes),
-        "size": format_size(found.size),
-        "draws": f"{drawn.width}x{drawn.height}, {drawn.steps} steps, cfg {drawn.cfg:g}, "
-        f"{drawn.sampler}, {drawn.schedule}",
+        "weights": f"{model.parameters:,} in {model.tensors:,} tensors",
+        "dtype": ", ".join(model.dtypes),
+        "size": format_size(model.size),
+        "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
+        f"{usual.sampler}, {usual.schedule}",
     }
 
 
-def say_known(name: str, record: Mapping[str, object]) -> None:
-    """All that is known of a file, beginning with its kind."""
+def print_record(name: str, record: Mapping[str, object]) -> None:
+    """Print what is known of a file, its kind first."""
     print_line(f"{name}: {record['kind']}")
     for key, value in record.items():
         if key != "kind" and value:
-            say_field(key, value)
+            _print_field(key, value)
 
 
-def say_field(key: str, value: object) -> None:
-    """One thing that is known of a file: on its line, or on the lines below."""
+def _print_field(key: str, value: object) -> None:
+    """Print a field on one line, or on several if its value has several."""
     if isinstance(value, Mapping):
         value = jsonlib.dumps(value, indent=2, ensure_ascii=False)
     elif isinstance(value, list):

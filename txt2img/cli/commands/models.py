@@ -1,4 +1,4 @@
-"""txt2img models: the models on this machine, and how to get more."""
+"""txt2img models: list, show, hash and download models."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txt2img.cli.commands.info import Json, say_known, weights
+from txt2img.cli.commands.info import Json, print_record, weights
 from txt2img.cli.names import Command
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.terminal.console import log, print_json, print_path, print_row, progress
@@ -33,35 +33,35 @@ Wanted = Annotated[
 ]
 Variant = Annotated[
     str | None,
-    typer.Option("--variant", metavar="NAME", help="Weights of that kind if there are: fp16."),
+    typer.Option("--variant", metavar="NAME", help="Prefer weights of this variant, such as fp16."),
 ]
 Endpoint = Annotated[
-    str | None, typer.Option("--endpoint", metavar="URL", help="Another Hub, as HF_ENDPOINT.")
+    str | None,
+    typer.Option("--endpoint", metavar="URL", help="Use another Hub, as HF_ENDPOINT."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and errors only.")]
 
 
 def list_models(json: Json = False) -> None:
-    """List the models and other weights that are found by name: family, layout, size, place."""
+    """List models and other weights that can be used by name: family, layout, size, path."""
     from txt2img.weights.checkpoint import DEFAULT
     from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry.find import every
 
     for name, path in (("default", DEFAULT), *every()):
-        found = _summary(name, path)
-        family, layout = (found.family.name, found.layout) if found else ("", "")
-        kind = "model" if found else kind_of(path) if path.is_file() else ""
+        model = _summary(name, path)
+        family, layout = (model.family.name, model.layout) if model else ("", "")
+        kind = "model" if model else kind_of(path) if path.is_file() else ""
+        size = model.size if model else _size(path)
         if json:
-            whole = found.size if found else _size(path)
-            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": whole}
+            row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
             print_json({**row, "path": str(path)})
         else:
-            said = format_size(found.size if found else _size(path))
-            print_row(name, family or kind or "-", layout or "-", said, path)
+            print_row(name, family or kind or "-", layout or "-", format_size(size), path)
 
 
 def show_model(name: Name, json: Json = False) -> None:
-    """Say what a model is, and where it comes from."""
+    """Show what a model is, and where it comes from."""
     from txt2img.weights.checkpoint import find
     from txt2img.weights.registry.find import recorded
 
@@ -75,11 +75,11 @@ def show_model(name: Name, json: Json = False) -> None:
     if json:
         print_json(record)
         return
-    say_known(name, record)
+    print_record(name, record)
 
 
 def path_of(name: Name) -> None:
-    """Print where a model is."""
+    """Print a model's path."""
     from txt2img.weights.checkpoint import find
 
     print_path(find(name))
@@ -95,7 +95,7 @@ def hash_models(names: Names, json: Json = False) -> None:
         digests: list[str] = []
         with progress(True, name) as bar:
             for path in paths:
-                # The second is a LoRA's, which is one file.
+                # The hash of the tensors alone, as for LoRAs, exists for single files.
                 for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
                     for read in hashing(path, start):
                         bar.advance(path.name, read.done, read.size, "")
@@ -118,7 +118,7 @@ def hash_models(names: Names, json: Json = False) -> None:
 def pull_model(
     name: Wanted, variant: Variant = None, endpoint: Endpoint = None, quiet: Quiet = False
 ) -> None:
-    """Fetch a model from the Hub, once; it then works offline. Prints its path."""
+    """Download a model from the Hub, for use offline too. Prints its path."""
     from txt2img.errors import BadRequest
     from txt2img.system.text import nearest, shown
     from txt2img.weights.registry import find as places
@@ -143,7 +143,7 @@ def pull_model(
 
 
 def _summary(name: str, path: Path) -> "Summary | None":
-    """What a file is if it is a model; other weights, such as LoRAs, are listed without."""
+    """The summary of a model; None for other weights, such as LoRAs."""
     from txt2img.weights.checkpoint import summary
 
     try:

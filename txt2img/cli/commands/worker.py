@@ -1,4 +1,4 @@
-"""txt2img worker: look after the processes that --warm leaves behind."""
+"""txt2img worker: list and stop the processes of --keep-alive."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -19,34 +19,34 @@ Examples:
   txt2img worker status
   txt2img worker stop
 """
-What = Annotated[str, typer.Argument(metavar="status|stop", show_default=False)]
+Action = Annotated[str, typer.Argument(metavar="status|stop", show_default=False)]
 
 
-def worker(what: What, json: Json = False) -> None:
-    """Say which warm workers there are, or stop them when what they draw is done."""
-    if what not in ("status", "stop"):
-        raise BadRequest(f"no worker command {shown(what)}; choose status or stop")
-    states = [state for path in sockets() if (state := ask(path, what))]
+def worker(action: Action, json: Json = False) -> None:
+    """List the running workers, or stop them after their current pictures."""
+    if action not in ("status", "stop"):
+        raise BadRequest(f"no worker command {shown(action)}; choose status or stop")
+    states = [state for path in sockets() if (state := ask(path, action))]
     for state in states:
         if json:
             print_json(state)
             continue
         busy, left = state.get("busy"), state.get("idle_seconds_left")
-        if what == "stop":
-            fate = "stops when its pictures are done" if busy else "stopped"
+        if action == "stop":
+            status = "stops after its current pictures" if busy else "stopped"
         else:
-            fate = "drawing" if busy else f"idle, ends in {left} s"
+            status = "drawing" if busy else f"idle, ends in {left} s"
         print_row(
-            f"pid {state.get('pid')}", state.get("model"), f"{state.get('calls')} calls", fate
+            f"pid {state.get('pid')}", state.get("model"), f"{state.get('calls')} calls", status
         )
     if not states and not json:
-        log("There is no worker.")
+        log("No worker is running.")
 
 
 def sockets() -> list[Path]:
-    """The sockets of this user's workers. BadRequest where there can be none."""
+    """The sockets of this user's workers. BadRequest on systems without them."""
     if not protocol.HAS_SOCKETS:
-        raise BadRequest("this system has no Unix sockets for a warm worker")
+        raise BadRequest("this system has no Unix sockets for a worker")
     try:
         return sorted(protocol.folder().glob("*.sock"))
     except protocol.WrongOwner as error:
@@ -56,18 +56,18 @@ def sockets() -> list[Path]:
         raise BadRequest(f"no folder for sockets: {reason}; set XDG_RUNTIME_DIR") from None
 
 
-def ask(path: Path, what: str) -> dict[str, object] | None:
-    """What a worker says of itself; None, and its socket is removed, if it is dead.
+def ask(path: Path, action: str) -> dict[str, object] | None:
+    """A worker's state; None if it is dead, in which case its socket is removed.
 
-    One that is told to stop and has nothing to do has ended when this returns.
+    With "stop", waits for the end of a worker that is idle.
     """
     try:
         with protocol.connect(path) as connection:
-            protocol.send(connection, {"do": what})
+            protocol.send(connection, {"do": action})
             state, _ = protocol.receive(connection)
-            if what == "stop" and not state.get("busy"):
+            if action == "stop" and not state.get("busy"):
                 with suppress(OSError):
-                    connection.recv(1)  # nothing: the end of its process is that of the stream
+                    connection.recv(1)  # returns at the end of the stream, when the process ends
             return state
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
