@@ -49,7 +49,7 @@ def test_a_file_that_is_named_like_a_picture_is_judged_as_one(command: Command) 
     outcome = command("info", "x.png", ".")
     assert outcome.code == 1
     picture, folder = outcome.err.splitlines()
-    assert picture == 'Error: "x.png" is no picture, whatever its name says'
+    assert picture == 'Error: "x.png" is not a picture, despite its name'
     assert folder.startswith('Error: "." is no diffusers folder')
 
 
