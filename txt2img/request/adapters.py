@@ -1,26 +1,26 @@
-"""What a request wears beside its model: LoRAs, learnt words, another VAE; and A1111's tags."""
+"""LoRAs, embeddings, VAE and refiner as a request names them; A1111's <lora:…> tags."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from txt2img.errors import BadRequest
-from txt2img.request.interval import Interval, parse_interval
 from txt2img.system.text import escape, shown
 
 T = TypeVar("T")
 
 NAME_MAX = 255  # characters
-MAX = sys.float_info.max
+WEIGHT_MAX = sys.float_info.max
 # A1111's tag for a LoRA; its LyCORIS extension's came to mean the same.
 _TAG = re.compile(r" ?<(?:lora|lyco):([^>]*)>")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter by its file's name without ".safetensors", and how strongly it works.
+    """A LoRA by its file's name without ".safetensors", and its two strengths.
 
     `hash` is A1111's: twelve hex digits, empty until the file is found.
     """
@@ -40,58 +40,49 @@ class Lora:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A word that stands for learnt vectors (textual inversion); `hash` as a LoRA's."""
+    """A textual-inversion embedding by the word that stands for it; `hash` as a LoRA's."""
 
     token: str
     hash: str = ""
 
     def __post_init__(self) -> None:
         """Check every field. BadRequest."""
-        _check_name("a learnt word", self.token, ':,"')
+        _check_name("an embedding's word", self.token, ':,"')
         _check_hash(self.token, self.hash)
 
 
 @dataclass(frozen=True)
-class VAERef:
-    """A VAE in place of the model's own, by its file's or folder's name; `hash` has ten digits."""
+class _FileRef:
+    """A model file or folder by its name; `hash` has ten digits."""
 
     name: str
     hash: str = ""
+    what: ClassVar[str]
 
     def __post_init__(self) -> None:
         """Check every field. BadRequest."""
-        _check_name("a VAE", self.name, "")
+        _check_name(self.what, self.name, "")
         _check_hash(self.name, self.hash)
 
 
-@dataclass(frozen=True)
-class Refiner:
-    """A model that finishes what another began, by its name; `hash` has ten digits."""
+class VAERef(_FileRef):
+    """A VAE used in place of the model's own."""
 
-    name: str
-    hash: str = ""
+    what = "a VAE"
 
-    def __post_init__(self) -> None:
-        """Check every field. BadRequest."""
-        _check_name("a refiner", self.name, "")
-        _check_hash(self.name, self.hash)
+
+class Refiner(_FileRef):
+    """A model that draws the last steps."""
+
+    what = "a refiner"
 
 
 def strip_lora_tags(prompt: str) -> tuple[str, tuple[Lora, ...]]:
-    """A prompt without its `<lora:…>` tags, and what they ask for. BadRequest."""
+    """A prompt without its `<lora:…>` tags, and the LoRAs they ask for. BadRequest."""
     if "<" not in prompt:
         return prompt, ()
     loras = tuple(_from_tag(match[1]) for match in _TAG.finditer(prompt))
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
-
-
-def parse_lora(text: str) -> Lora:
-    """The LoRA that NAME[:W[:TE]] means. BadRequest."""
-    name, *weights = text.split(":")
-    if len(weights) > 2:
-        raise BadRequest(f"a LoRA is NAME[:W[:TE]], got {shown(text)}")
-    strengths = [parse_weight(part, name) for part in weights or ["1"]]
-    return Lora(name.strip(), strengths[0], strengths[-1])
 
 
 def add_lora_tags(prompt: str, loras: Iterable[Lora]) -> str:
@@ -99,18 +90,35 @@ def add_lora_tags(prompt: str, loras: Iterable[Lora]) -> str:
     return " ".join([*([prompt] if prompt else []), *map(_tag, loras)])
 
 
+def parse_lora(text: str) -> Lora:
+    """Parse NAME[:W[:TE]]. BadRequest."""
+    name, *weights = text.split(":")
+    if len(weights) > 2:
+        raise BadRequest(f"a LoRA is NAME[:W[:TE]], got {shown(text)}")
+    strengths = [parse_weight(part, name) for part in weights or ["1"]]
+    return Lora(name.strip(), strengths[0], strengths[-1])
+
+
+def parse_weight(text: str, name: str) -> float:
+    """Parse a LoRA's strength. BadRequest with the LoRA's name."""
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRequest(f"LoRA {shown(name)}: {shown(text)} is no weight; write 0.8") from None
+
+
 def _from_tag(arguments: str) -> Lora:
-    """`name`, `name:w`, `name:text:unet`, or these by name (te=, unet=), as A1111 has it."""
+    """Parse A1111's `name`, `name:w`, `name:text:unet`, or these by keyword (te=, unet=)."""
     parts = arguments.split(":")
-    plain = [part for part in parts if "=" not in part]
-    named = dict(part.split("=", 1) for part in parts[1:] if "=" in part)
-    unknown = [key for key in named if key not in ("te", "unet")]
-    if len(plain) > 3 or unknown or "=" in parts[0]:
+    positional = [part for part in parts if "=" not in part]
+    keywords = dict(part.split("=", 1) for part in parts[1:] if "=" in part)
+    unknown = [key for key in keywords if key not in ("te", "unet")]
+    if len(positional) > 3 or unknown or "=" in parts[0]:
         raise BadRequest(f"<lora:{escape(arguments)}>: write <lora:name:w> or <lora:name:te:unet>")
-    text = plain[1] if len(plain) > 1 else "1"
-    text = named.get("te", text)
-    unet = named.get("unet", plain[2] if len(plain) > 2 else text)
-    return Lora(plain[0].strip(), parse_weight(unet, parts[0]), parse_weight(text, parts[0]))
+    text = positional[1] if len(positional) > 1 else "1"
+    text = keywords.get("te", text)
+    unet = keywords.get("unet", positional[2] if len(positional) > 2 else text)
+    return Lora(positional[0].strip(), parse_weight(unet, parts[0]), parse_weight(text, parts[0]))
 
 
 def _tag(lora: Lora) -> str:
@@ -118,67 +126,26 @@ def _tag(lora: Lora) -> str:
     return f"<lora:{lora.name}:{weights}>"
 
 
-def parse_weight(text: str, name: str) -> float:
-    """The number that `text` is. BadRequest names the LoRA that it was meant for."""
-    try:
-        return float(text)
-    except ValueError:
-        raise BadRequest(f"LoRA {shown(name)}: {shown(text)} is no weight; write 0.8") from None
-
-
 def find_words(words: Iterable[str], text: str) -> Iterator[tuple[int, int, str]]:
-    """Where a text has which of the words: start, end, word; whatever its case, the longest first.
+    """Occurrences of words in a text: start, end, word. Longest first, in any case.
 
-    A word is found as a word of its own, not within another.
+    A word counts only as a word of its own, not within another.
     """
     longest = sorted(words, key=lambda word: (-len(word), word))
-    pattern = re.compile("|".join(map(_whole, longest)) or "(?!)", re.IGNORECASE)
-    for found in pattern.finditer(text):
-        yield found.start(), found.end(), longest[(found.lastindex or 1) - 1]
+    pattern = re.compile("|".join(map(_whole_word, longest)) or "(?!)", re.IGNORECASE)
+    for match in pattern.finditer(text):
+        yield match.start(), match.end(), longest[(match.lastindex or 1) - 1]
 
 
-def _whole(word: str) -> str:
+def _whole_word(word: str) -> str:
     """A pattern of the word that does not begin or end within another."""
     left = r"(?<!\w)" if re.match(r"\w", word) else ""
     right = r"(?!\w)" if re.match(r"\w", word[-1:]) else ""
     return f"{left}({re.escape(word)}){right}"
 
 
-def loras_from_json(value: object) -> tuple[Lora, ...]:
-    """LoRAs from a list of JSON objects. BadRequest."""
-    if not isinstance(value, list | tuple):
-        raise BadRequest(f"loras must be a list, got {shown(value)}")
-    return tuple(_made(Lora, "loras", item) for item in value)
-
-
-def embeddings_from_json(value: object) -> tuple[Embedding, ...]:
-    """Learnt words from a list of JSON objects. BadRequest."""
-    if not isinstance(value, list | tuple):
-        raise BadRequest(f"embeddings must be a list, got {shown(value)}")
-    return tuple(_made(Embedding, "embeddings", item) for item in value)
-
-
-def vae_from_json(value: object) -> VAERef | None:
-    """A VAE from a JSON object, or None. BadRequest."""
-    return None if value is None else _made(VAERef, "vae", value)
-
-
-def refiner_from_json(value: object) -> Refiner | None:
-    """A refiner from a JSON object, or None. BadRequest."""
-    return None if value is None else _made(Refiner, "refiner", value)
-
-
-def interval_from_json(value: object) -> Interval | None:
-    """A part of the way from a JSON object or LO..HI; None and all of it are None. BadRequest."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = parse_interval(value)
-    found = value if isinstance(value, Interval) else _made(Interval, "cfg_interval", value)
-    return None if (found.low, found.high) == (0, 1) else found
-
-
-def _made(kind: Callable[..., T], field: str, value: object) -> T:
+def object_from_json(kind: Callable[..., T], field: str, value: object) -> T:
+    """A `kind` from a JSON object. BadRequest names the request's field."""
     if not isinstance(value, dict):
         raise BadRequest(f"{field}: {shown(value)} is not an object")
     try:
@@ -186,6 +153,13 @@ def _made(kind: Callable[..., T], field: str, value: object) -> T:
     except TypeError:
         keys = ", ".join(shown(key) for key in value)
         raise BadRequest(f"{field}: not what such an object holds: {keys}") from None
+
+
+def objects_from_json(kind: Callable[..., T], field: str, value: object) -> tuple[T, ...]:
+    """As many from a list of JSON objects. BadRequest."""
+    if not isinstance(value, list | tuple):
+        raise BadRequest(f"{field} must be a list, got {shown(value)}")
+    return tuple(object_from_json(kind, field, item) for item in value)
 
 
 def _check_name(what: str, name: object, banned: str) -> None:
@@ -197,7 +171,8 @@ def _check_name(what: str, name: object, banned: str) -> None:
 
 
 def _check_weight(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.inf
+    if not abs(number) <= WEIGHT_MAX:
         raise BadRequest(f"LoRA {shown(name)}: its weight must be a number, got {shown(value)}")
 
 

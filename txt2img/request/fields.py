@@ -6,7 +6,8 @@ records) they derive from FIELDS.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from types import UnionType
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -15,13 +16,10 @@ from txt2img.request.adapters import (
     Lora,
     Refiner,
     VAERef,
-    embeddings_from_json,
-    interval_from_json,
-    loras_from_json,
-    refiner_from_json,
-    vae_from_json,
+    object_from_json,
+    objects_from_json,
 )
-from txt2img.request.interval import Interval
+from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.sampler_names import Compat, Sampler, Schedule
 
 SEEDS = 2**64
@@ -55,7 +53,7 @@ class Field:
     most: float = FLOAT_MAX  # of a number from 0 up
     pattern: str = ""  # of a text, and how a message describes it
     pattern_says: str = ""
-    from_json: Callable[[object], object] | None = None  # of a field that JSON has as an object
+    from_json: Callable[[object], object] | None = None  # a JSON object, or None, to the value
     same_for_all: bool = False  # no line of a prompt file may change it
     option: str = ""  # the parameter of the command; the field's name if not given
     # Filled in from the declaration:
@@ -110,12 +108,10 @@ class RequestFields:
     count: Annotated[
         int, Field(("--count",), PICTURE, ("--n-iter",), allowed=range(1, 100_001))
     ] = 1
-    loras: Annotated[
-        tuple[Lora, ...], Field(("--lora",), ADAPTERS, from_json=loras_from_json, option="lora")
-    ] = ()
-    embeddings: Annotated[tuple[Embedding, ...], Field(from_json=embeddings_from_json)] = ()
+    loras: Annotated[tuple[Lora, ...], Field(("--lora",), ADAPTERS, option="lora")] = ()
+    embeddings: Annotated[tuple[Embedding, ...], Field()] = ()
     vae: Annotated[  # in place of the model's own
-        VAERef | None, Field(("--vae",), ADAPTERS, from_json=vae_from_json)
+        VAERef | None, Field(("--vae",), ADAPTERS)
     ] = None
     # What the prompts were made from, if from wildcards.
     template: Annotated[str, Field()] = ""
@@ -134,9 +130,7 @@ class RequestFields:
         float, Field(("--subseed-strength",), COMPAT, a1111="Variation seed strength", most=1.0)
     ] = 0.0
     # The model that draws the last steps, and the fraction of the steps before it takes over.
-    refiner: Annotated[
-        Refiner | None, Field(("--refiner",), ADAPTERS, from_json=refiner_from_json)
-    ] = None
+    refiner: Annotated[Refiner | None, Field(("--refiner",), ADAPTERS)] = None
     refiner_switch: Annotated[float, Field(a1111="Refiner switch at", most=1.0)] = SWITCH
     # Where between noise (0) and picture (1) guidance is on; None: everywhere.
     cfg_interval: Annotated[
@@ -163,7 +157,12 @@ def _rows() -> Iterator[Field]:
     for name, hint in get_type_hints(RequestFields, include_extras=True).items():
         annotation, row = get_args(hint)
         parts = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
-        kind = get_origin(parts[0]) or parts[0]
+        kind, items = get_origin(parts[0]) or parts[0], get_args(parts[0])
+        from_json = row.from_json
+        if items:
+            from_json = partial(objects_from_json, items[0], name)
+        elif isinstance(kind, type) and is_dataclass(kind) and not from_json:
+            from_json = partial(object_from_json, kind, name)
         yield replace(
             row,
             name=name,
@@ -172,6 +171,7 @@ def _rows() -> Iterator[Field]:
             optional=len(parts) > 1,
             omitted=later,
             option=row.option or name,
+            from_json=from_json,
         )
         later = later or name == LAST_IN_EVERY_RECORD
 

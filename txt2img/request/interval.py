@@ -1,15 +1,16 @@
-"""A part of the way from noise to picture, written LO..HI: 0 is noise, 1 the picture."""
+"""An interval of the steps, written LO..HI: 0 is noise, 1 the picture."""
 
 import math
 from dataclasses import dataclass
 
 from txt2img.errors import BadRequest
+from txt2img.request.adapters import object_from_json
 from txt2img.system.text import shown
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, both counted in. BadRequest unless 0 ≤ low < high ≤ 1."""
+    """From `low` to `high`, both included. BadRequest unless 0 ≤ low < high ≤ 1."""
 
     low: float
     high: float
@@ -26,12 +27,12 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.low:g}..{self.high:g}"
 
-    def __contains__(self, part: float) -> bool:
-        return self.low <= part <= self.high
+    def __contains__(self, fraction: float) -> bool:
+        return self.low <= fraction <= self.high
 
 
 def parse_interval(text: str) -> Interval:
-    """What LO..HI means; an end that is not said is the way's. BadRequest."""
+    """Parse LO..HI; a missing end is 0 or 1. BadRequest."""
     low, dots, high = text.strip().partition("..")
     try:
         if not dots:
@@ -39,8 +40,17 @@ def parse_interval(text: str) -> Interval:
         ends = float(low or 0), float(high or 1)
     except ValueError:
         raise BadRequest(
-            f"an interval is LO..HI, two parts of the way from 0 to 1, got {shown(text)}"
+            f"an interval is LO..HI, two fractions of the steps from 0 to 1, got {shown(text)}"
         ) from None
     if not all(map(math.isfinite, ends)):
         raise BadRequest(f"an interval LO..HI needs 0 ≤ LO < HI ≤ 1, got {shown(text)}")
     return Interval(*ends)
+
+
+def interval_from_json(value: object) -> Interval | None:
+    """An interval from a JSON object or LO..HI; None if it covers all steps. BadRequest."""
+    if isinstance(value, str):
+        value = parse_interval(value)
+    if not isinstance(value, Interval):
+        value = object_from_json(Interval, "cfg_interval", value)
+    return None if (value.low, value.high) == (0, 1) else value

@@ -167,9 +167,11 @@ def _digits(value: float) -> str:
 def _value(name: str, value: object) -> object:
     """A JSON value as its field's type; what is wrong stays as it is, for the checks to find."""
     field = FIELDS[name]
+    if value is None and field.optional:
+        return None
     if field.from_json is not None:
         return field.from_json(value)
-    if issubclass(field.kind, Name) and value is not None:
+    if issubclass(field.kind, Name):
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)
