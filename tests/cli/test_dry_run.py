@@ -64,7 +64,7 @@ def test_a_device_that_is_not_found_is_reported(
         assert "not found" not in command(*line, "cpu").err
 
 
-def test_warnings_are_told_once_each(command: Command, sd1_folder: Path) -> None:
+def test_each_warning_is_reported_once(command: Command, sd1_folder: Path) -> None:
     Path("p.txt").write_text("a (cat\nb (cat\n(x:5)\nfine\n")
     line = ("--prompts", "p.txt", "--seed", "1", "--dry-run", "-m", str(sd1_folder))
     outcome = command(*line)
@@ -94,7 +94,7 @@ def test_strict_lets_a_run_without_warnings_be(draw: Command, folder: Path) -> N
     assert len(list(folder.glob("*.png"))) == 1
 
 
-def test_drawing_tells_what_a_dry_run_does(draw: Command) -> None:
+def test_drawing_reports_the_same_as_a_dry_run(draw: Command) -> None:
     line = ("a (cat:4)", "--seed", "1")
     notes = [
         [row for row in draw(*line, *more).err.splitlines() if row.startswith("Note:")]
@@ -108,7 +108,7 @@ def test_a_prompt_that_is_cut_is_an_error_with_strict(draw: Command) -> None:
     assert outcome.code == 2 and "are left out by diffusers" in outcome.err
 
 
-def test_a_picture_that_cannot_be_is_passed_over_if_wished(
+def test_a_picture_that_fails_is_skipped_with_on_error_skip(
     command: Command, sd1_folder: Path
 ) -> None:
     Path("p.txt").write_text("a --seed 1\n(b:1.2.3) --seed 2\nc --seed 3\n")
@@ -134,7 +134,7 @@ sys.exit(code)
 SLOW_TO_IMPORT = {"torch", "numpy", "PIL", "pydantic", "rich", "safetensors", "huggingface_hub"}
 
 
-def test_a_thousand_prompts_are_told_without_what_is_slow_to_import(folder: Path) -> None:
+def test_a_thousand_prompts_need_no_slow_import(folder: Path) -> None:
     lines = [f"a (red:1.2) apple number {n}, 3d emoji, [soft|hard] light\n" for n in range(1000)]
     Path("p.txt").write_text("".join(lines))
     line = ("--prompts", "p.txt", "--seed", "1", "--dry-run", "--json", "--device", "cpu")
@@ -149,7 +149,7 @@ def test_a_thousand_prompts_are_told_without_what_is_slow_to_import(folder: Path
     assert not SLOW_TO_IMPORT & set(done.stderr.splitlines()[-1].split())
 
 
-def test_a_dry_run_tells_what_a_resumed_run_would_draw(draw: Command, folder: Path) -> None:
+def test_a_dry_run_lists_what_a_resumed_run_would_draw(draw: Command, folder: Path) -> None:
     line = ("a cat", "--seed", "1", "--count", "3", "-o", "art/", "--device", "cpu")
     assert draw(*line).code == 0
     Path("art/a-cat-2.png").unlink()
@@ -180,7 +180,7 @@ def test_a_name_that_is_taken_moves_all_that_follow(draw: Command, more: tuple[s
     assert told == draw(*line).out.splitlines()
 
 
-def test_a_dry_run_of_a_model_never_loaded_cannot_tell_what_is_there(
+def test_a_dry_run_of_a_model_never_loaded_knows_no_finished_pictures(
     command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -86,7 +86,7 @@ def test_a_line_that_cannot_be_is_a_usage_error(
 
 
 @pytest.mark.parametrize("prompt", ["a\0b", "a\ud800", "a\udcff"])
-def test_what_is_no_text_is_a_usage_error(command: Command, prompt: str) -> None:
+def test_a_prompt_that_is_not_text_is_a_usage_error(command: Command, prompt: str) -> None:
     refused(command(prompt), 2, "prompt")
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk(draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_keeps_what_is_finished(
+def test_a_stop_keeps_finished_pictures(
     draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, times: int
 ) -> None:
     real = os.fsync
@@ -218,7 +218,7 @@ def test_a_stop_during_a_picture_finishes_it_and_those_that_are_encoded_meanwhil
     assert sorted(path.name for path in folder.iterdir()) == ["x-1.png", "x-2.png"]
 
 
-def test_what_nobody_foresaw_is_one_line_too(
+def test_an_unexpected_error_is_one_line_too(
     draw: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:

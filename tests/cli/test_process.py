@@ -62,7 +62,7 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(picture: str) -> None:
         ("a --seed 1 --steps 1 -W 64 -H 64 -m $M --no-warm -o -", 0),
     ],
 )
-def test_whoever_streams_stops_with_its_reader(
+def test_a_run_stops_when_its_reader_leaves(
     folder: Path, sd1_folder: Path, line: str, kept: int
 ) -> None:
     Path("p.txt").write_text("a cat\n" * 300)
@@ -88,7 +88,7 @@ def test_a_picture_has_to_go_somewhere() -> None:
     assert done.stderr.startswith("Error: -o - writes to standard output, which is closed")
 
 
-def test_remarks_that_nobody_can_read_do_no_harm(picture: str) -> None:
+def test_a_closed_standard_error_does_no_harm(picture: str) -> None:
     assert shell("$T info no.png 2> /dev/full").returncode == 1
 
 
@@ -98,7 +98,7 @@ def test_any_encoding_can_say_any_prompt(picture: str, variables: dict[str, str]
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
+def test_a_deleted_current_folder_is_reported(folder: Path) -> None:
     done = shell("mkdir gone && cd gone && rmdir ../gone && $T info x.png")
     assert done.returncode == 2
     assert done.stderr == "Error: the current folder is gone; cd to one that exists\n"
@@ -125,7 +125,7 @@ print("never")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_the_third_signal_ends_a_process_whatever_it_does(name: str, code: int) -> None:
+def test_the_third_signal_ends_any_process(name: str, code: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", THREE_SIGNALS.format(name)],
         env=environment(),

@@ -43,18 +43,18 @@ def test_a_shell_gets_the_text_back(text: str) -> None:
     assert done.stdout.decode() == text
 
 
-def test_what_is_usual_is_left_out() -> None:
+def test_defaults_are_left_out() -> None:
     assert command_line(Request("a cat", seed=7)) == "txt2img 'a cat' --seed 7"
     assert command_line(Request("train")) == "txt2img generate train"
     assert command_line(Request("-rf /", seed=7)) == "txt2img --seed 7 -- '-rf /'"
 
 
-def test_loras_are_said_by_their_tags() -> None:
+def test_loras_are_written_as_tags() -> None:
     request = Request("a cat", loras=(Lora("style", 0.5, 0.5),))
     assert command_line(request) == "txt2img 'a cat <lora:style:0.5>'"
 
 
-def test_other_programs_rules_are_said() -> None:
+def test_other_programs_rules_are_written() -> None:
     request = Request(
         *("x", "", "m"),
         seed=1,
@@ -71,7 +71,7 @@ def test_other_programs_rules_are_said() -> None:
     )
 
 
-def test_all_that_decides_a_picture_is_said(command: Command) -> None:
+def test_every_field_that_decides_a_picture_is_written(command: Command) -> None:
     line = command_line(REQUEST)
     assert line == (
         "txt2img 'a cat, big' --negative=-x --model m --width 64 --height 80 --steps 3 "

@@ -41,7 +41,7 @@ def test_start_loads_no_network_library(argument: str) -> None:
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_drawing_loads_nothing_beside_torch(adapted: bool, tmp_path: Path) -> None:
+def test_drawing_loads_no_other_library_than_torch(adapted: bool, tmp_path: Path) -> None:
     model = ("--lora", "few-steps") if adapted else ("--model", str(tiny.own()))
     asked = ("a cat", *model, "--width", "64", "--height", "64", "--steps", "1")
     out = ("-o", str(tmp_path / "a.png"))
@@ -74,7 +74,7 @@ def test_waiting_threads_leave_their_cores_unless_the_user_says_otherwise(
     assert said[1] == spins
 
 
-def test_a_model_that_is_not_there_is_told_before_torch_is_loaded() -> None:
+def test_a_missing_model_is_reported_before_torch_is_loaded() -> None:
     program = (
         "import sys; from txt2img.cli import app; code = app.run(['x', '-m', 'nothing']); "
         "sys.exit(9 if 'torch' in sys.modules else code)"

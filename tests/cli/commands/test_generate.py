@@ -34,7 +34,7 @@ def test_the_same_line_draws_the_same_bytes(draw: Command) -> None:
     assert x == y != z
 
 
-def test_a_missing_seed_is_drawn_and_told(draw: Command) -> None:
+def test_a_random_seed_is_reported(draw: Command) -> None:
     first, second = draw("a"), draw("a")
     assert first.err.startswith("seed ")
     seed = int(first.err.split()[1])
@@ -139,7 +139,7 @@ def test_a_picture_of_another_model_needs_its_name(command: Command, draw: Comma
     assert outcome.err == f'Error: "{first}" was drawn by the model "tiny-sd1"; give its --model\n'
 
 
-def test_another_hash_is_told(draw: Command) -> None:
+def test_another_hash_is_reported(draw: Command) -> None:
     [first] = paths(draw("a", "--seed", "7"))
     changed = Origin("tiny-sd1", "0123456789")
     request = image_file.read(Path(first)).request
@@ -185,7 +185,7 @@ def test_the_model_is_loaded_once(draw: Command, monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 1
 
 
-def test_a_prompt_that_others_misread_is_told(draw: Command) -> None:
+def test_a_prompt_that_other_programs_misread_is_reported(draw: Command) -> None:
     outcome = draw("a\nNegative prompt: b", "--seed", "1")
     assert outcome.err.startswith("Note: a line of the prompt starts with")
     assert len(paths(outcome)) == 1

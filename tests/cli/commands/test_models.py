@@ -27,7 +27,7 @@ def lora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_list_says_what_is_there(lora: Path, command: Command) -> None:
+def test_list_prints_every_model(lora: Path, command: Command) -> None:
     rows = [json.loads(line) for line in command("models", "list", "--json").out.splitlines()]
     assert [(row["name"], bool(row["family"])) for row in rows] == [
         ("default", True),

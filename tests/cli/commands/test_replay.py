@@ -47,7 +47,7 @@ def test_another_programs_picture_is_drawn_as_it_says(command: Command, sd1_fold
     assert request and (request.prompt, request.negative, request.seed) == ("a cat", "blurry", 3)
 
 
-def test_a_rehearsal_says_what_would_be_drawn(command: Command) -> None:
+def test_a_dry_run_lists_what_would_be_drawn(command: Command) -> None:
     save_graph("c.png")
     outcome = command("replay", "c.png", "c.png", "-m", "default", "--dry-run", "--json")
     assert outcome.code == 0
@@ -69,7 +69,7 @@ def test_a_model_that_is_not_known_is_asked_for(command: Command) -> None:
     assert "does not say how it was drawn" in command("replay", "bare.png").err
 
 
-def test_what_is_not_as_it_was_is_told_once() -> None:
+def test_each_difference_is_reported_once() -> None:
     now = Origin("m", "0123", {"torch": "2", "device": "cpu"})
     then = replace(now, hash="4567", environment={"torch": "1", "device": "cpu"})
     assert differences([now], now) == []

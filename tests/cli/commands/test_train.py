@@ -55,7 +55,7 @@ def test_progress_is_plain_without_a_terminal(
     assert command("train", "pictures", "--out", "m", "-q").err == ""
 
 
-def test_it_says_once_a_part_what_could_not_be_compiled(
+def test_a_part_that_could_not_be_compiled_is_reported_once(
     command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(_: TrainConfig) -> Iterator[Report]:
@@ -70,7 +70,7 @@ def test_it_says_once_a_part_what_could_not_be_compiled(
     assert line == "Warning: unet runs uncompiled, since compiled here: no kernel"
 
 
-def test_a_file_says_what_options_do_not(
+def test_a_config_file_fills_what_options_leave_open(
     command: Command, folder: Path, seen: list[TrainConfig]
 ) -> None:
     Path("pictures").mkdir()
@@ -96,7 +96,7 @@ def test_a_file_says_what_options_do_not(
         ("pictures --out m --config no.toml", 1, "no.toml"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_an_impossible_option_is_one_line(
     command: Command, folder: Path, line: str, code: int, message: str
 ) -> None:
     Path("pictures").mkdir()

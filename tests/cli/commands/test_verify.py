@@ -29,7 +29,7 @@ def test_a_picture_that_can_be_drawn_again_is_identical(check: Callable[..., Out
     assert (outcome.code, outcome.out, outcome.err) == (0, "x.png: identical\n", "")
 
 
-def test_what_differs_is_measured_and_explained(check: Callable[..., Outcome]) -> None:
+def test_a_difference_is_measured_and_explained(check: Callable[..., Outcome]) -> None:
     found = image_file.read(Path("x.png"))
     assert found.request
     with Image.open("x.png") as image:
@@ -48,7 +48,7 @@ def test_what_differs_is_measured_and_explained(check: Callable[..., Outcome]) -
     assert check("y.png", "--psnr", "90").out.startswith("y.png: PSNR 4")
 
 
-def test_what_was_changed_is_told(check: Callable[..., Outcome]) -> None:
+def test_changes_are_reported(check: Callable[..., Outcome]) -> None:
     with Image.open("x.png") as image:
         texts = PngInfo()
         for key in ("txt2img", "parameters"):
@@ -106,7 +106,7 @@ def test_both_texts_changed_alike_are_found_by_drawing(check: Callable[..., Outc
     assert outcome.code == 1 and "x.png: PSNR" in outcome.out
 
 
-def test_what_loses_pixels_is_compared_by_nearness_only(
+def test_lossy_formats_are_compared_by_psnr_only(
     draw: Command, command: Command, sd1_folder: Path
 ) -> None:
     assert draw("a cat", "-q", "--seed", "7", "--steps", "1", "-o", "x.jpg").code == 0
@@ -119,7 +119,7 @@ def test_what_loses_pixels_is_compared_by_nearness_only(
     assert command(*verify, "--psnr", "90").code == 1
 
 
-def test_a_folder_without_pictures_is_told(command: Command) -> None:
+def test_a_folder_without_pictures_is_reported(command: Command) -> None:
     Path("empty").mkdir()
     outcome = command("verify", "empty")
     assert (outcome.code, outcome.err) == (2, 'Error: "empty" has no pictures\n')
@@ -138,7 +138,7 @@ def test_the_measure_is_psnr() -> None:
     assert psnr(a, a) == math.inf
 
 
-def test_without_a_reason_it_is_said_so() -> None:
+def test_a_difference_without_a_reason_is_reported_as_such() -> None:
     origin = Origin("m", "0", {"torch": "2"})
     assert reasons(origin, origin) == (
         "nothing that the record tells: another processor, or threads",

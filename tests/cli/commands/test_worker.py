@@ -159,7 +159,7 @@ def test_variables_folder_and_permissions_are_the_callers(house: House) -> None:
     assert relative.stdout.startswith(b"\x89PNG")  # by the same worker: `house` sees to that
 
 
-def test_output_that_cannot_be_written_is_told_as_without(house: House) -> None:
+def test_unwritable_output_is_reported_as_without_a_worker(house: House) -> None:
     with open("/dev/full", "wb") as full:
         call = subprocess.Popen(
             house.line(*SIZE, "a cat"), stdout=full, stderr=subprocess.PIPE, env=house.variables
@@ -209,7 +209,7 @@ def read(terminal: int) -> bytes:
         return b""
 
 
-def test_who_finds_the_worker_busy_is_told_at_once(house: House) -> None:
+def test_a_busy_worker_answers_at_once(house: House) -> None:
     first = house.started(*SIZE, "--prompts", "-", "-o", "out/", stdin=subprocess.PIPE)
     until(house.busy)
     assert client.connect_or_start(house.socket(), 60) is None  # and draws without it
@@ -269,7 +269,7 @@ def test_one_signal_finishes_the_picture(house: House) -> None:
     assert 1 + len(paths.splitlines()) == len(list(Path("out").glob("*.png"))) < 1000
 
 
-def test_three_signals_end_a_call_whatever_the_worker_does(house: House) -> None:
+def test_three_signals_end_a_call_even_if_the_worker_hangs(house: House) -> None:
     call = house.started(*SIZE, "--prompts", "-", "-o", "out/", stdin=subprocess.PIPE)
     until(house.busy)
     worker = int(str(house.state()["pid"]))
@@ -296,7 +296,7 @@ def test_a_caller_that_dies_stops_its_job(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told_and_done_without(house: House, sd1_folder: Path) -> None:
+def test_a_killed_worker_is_reported_and_replaced(house: House, sd1_folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="t2i-", dir="/tmp") as runtime:
         other = House(Path(runtime), sd1_folder)
         call = other.started(*SIZE, "-o", "k.png", "a cat")

@@ -69,7 +69,7 @@ def test_a_worker_without_calls_ends(private: Path) -> None:
     assert not list(private.iterdir())
 
 
-def test_one_worker_serves_a_socket_until_it_is_told_to_stop(private: Path) -> None:
+def test_one_worker_serves_a_socket_until_it_is_stopped(private: Path) -> None:
     path = private / "w.sock"
     first = process(path, 600)
     until(path.exists)
@@ -91,7 +91,7 @@ def test_a_worker_ends_when_it_is_terminated_and_its_socket_goes(private: Path) 
     assert not list(private.iterdir())
 
 
-def test_what_a_killed_worker_left_is_no_hindrance(private: Path) -> None:
+def test_the_socket_of_a_killed_worker_is_replaced(private: Path) -> None:
     path = private / "w.sock"
     running = process(path, 600)
     until(path.exists)
@@ -116,7 +116,7 @@ def test_status_forgets_a_worker_that_was_killed(private: Path) -> None:
     assert not path.exists()
 
 
-def test_a_caller_that_leaves_before_it_orders_is_forgotten(worker: Path) -> None:
+def test_a_client_that_leaves_before_it_sends_a_job_is_forgotten(worker: Path) -> None:
     for waits in (True, False):
         with protocol.connect(worker) as connection:
             protocol.send(connection, {"do": "run"})
@@ -126,7 +126,7 @@ def test_a_caller_that_leaves_before_it_orders_is_forgotten(worker: Path) -> Non
         until(lambda: free(worker))
 
 
-def test_half_an_order_leaves_nothing_open(worker: Path) -> None:
+def test_half_a_job_leaves_no_file_open(worker: Path) -> None:
     reader, writer = os.pipe()
     with protocol.connect(worker) as connection:
         protocol.send(connection, {"do": "run"})
@@ -139,12 +139,12 @@ def test_half_an_order_leaves_nothing_open(worker: Path) -> None:
     until(lambda: free(worker))
 
 
-def test_callers_that_say_nothing_keep_nobody_waiting(worker: Path) -> None:
+def test_silent_clients_do_not_block_others(worker: Path) -> None:
     with protocol.connect(worker), protocol.connect(worker):
         assert free(worker)
 
 
-def test_a_worker_that_hears_nonsense_goes_on(worker: Path) -> None:
+def test_a_worker_survives_invalid_messages(worker: Path) -> None:
     for nonsense in (b"\xff" * 8, b"\0" * 7 + b"\2[]", b"\0" * 7 + b"\2{}"):
         with protocol.connect(worker) as connection:
             connection.sendall(nonsense)
@@ -152,7 +152,9 @@ def test_a_worker_that_hears_nonsense_goes_on(worker: Path) -> None:
     assert free(worker)
 
 
-def test_another_user_is_not_answered(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_client_is_not_answered(
+    worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(connection: socket.socket) -> None:
         raise protocol.WrongOwner
 
@@ -205,7 +207,7 @@ def test_messages_carry_any_text_and_open_files() -> None:
             os.close(file)
 
 
-def test_other_files_of_the_program_are_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_source_files_need_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     name = protocol.socket_name("default")
     assert protocol.socket_name("default") == name != protocol.socket_name("sd15")
     monkeypatch.setenv("OMP_NUM_THREADS", "77")  # read once, at a process's start
@@ -243,7 +245,7 @@ def dying(path: Path, *last: dict[str, object]) -> threading.Thread:
         ([{"touched": True}, {"code": 3}], 3, ""),
     ],
 )
-def test_a_worker_that_dies_is_done_without_if_nothing_has_happened(
+def test_a_worker_that_dies_is_replaced_if_it_used_no_stream(
     last: list[dict[str, object]],
     code: int | None,
     told: str,
@@ -258,14 +260,14 @@ def test_a_worker_that_dies_is_done_without_if_nothing_has_happened(
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_a_signal_before_the_order_stops_the_call(private: Path) -> None:
+def test_a_signal_before_the_job_is_sent_stops_the_call(private: Path) -> None:
     call = client.Call(["a cat"], "default", 60)
     with pytest.raises(Stopped) as stopped:
         call.forward_signal(signal.SIGTERM, None)
     assert stopped.value.code == 143
 
 
-def test_who_is_hurried_stops_at_the_next_signal_and_never_exits() -> None:
+def test_force_next_stops_at_the_next_signal_and_never_exits() -> None:
     stop = StopSignal()
     stop.is_daemon = stop.finishing = True
     stop.force_next()
@@ -275,7 +277,7 @@ def test_who_is_hurried_stops_at_the_next_signal_and_never_exits() -> None:
         stop.take(signal.SIGTERM, None)
 
 
-def test_who_is_deaf_is_not_stopped() -> None:
+def test_ignored_signals_stop_nothing() -> None:
     stop = StopSignal()
     stop.ignore()
     stop.take(signal.SIGINT, None)
@@ -315,12 +317,12 @@ def test_a_worker_is_used_where_one_is_asked_for(
         assert client.idle_seconds(line) is None
 
 
-def test_processes_of_a_launch_and_completions_are_never_handed_over() -> None:
+def test_processes_of_a_launch_and_completions_use_no_worker() -> None:
     ranks = {rank for rank, _, _ in launcher.VARIABLES}
     assert {app.COMPLETE, *ranks} == client.ENV_WITHOUT_WORKER
 
 
-def test_commands_that_do_not_draw_are_never_handed_over() -> None:
+def test_commands_that_do_not_draw_use_no_worker() -> None:
     assert {*names.NAMES} - {"generate", "replay"} == client.COMMANDS_WITHOUT_WORKER
 
 
@@ -340,7 +342,7 @@ def test_a_model_has_one_name_from_every_folder(line: list[str], model: str, fol
     assert client.model_of(line) == model.format(here=os.path.realpath(folder))
 
 
-def test_a_system_without_such_sockets_is_told(
+def test_a_system_without_unix_sockets_is_reported(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HAS_SOCKETS", False)
@@ -349,7 +351,7 @@ def test_a_system_without_such_sockets_is_told(
     assert app.run(["worker", "status"]) == 2
 
 
-def test_a_folder_of_another_is_told_and_done_without(
+def test_a_folder_open_to_others_is_reported_and_not_used(
     private: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(private))
@@ -358,7 +360,7 @@ def test_a_folder_of_another_is_told_and_done_without(
     assert "is not a folder of yours alone; drawing without one" in capfd.readouterr().err
 
 
-def test_a_time_that_is_none_is_refused(command: Command) -> None:
+def test_an_invalid_time_is_refused(command: Command) -> None:
     outcome = command("a cat", "--warm", "soon")
     assert outcome.code == 2
     assert "--warm takes a time of 1s … 24h" in outcome.err
