@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.mixture import mixture, pictures
-from txt2img.diffusion.brownian import Path, Tree, seed_of, tree
+from txt2img.diffusion.brownian import BrownianPath, BrownianTree, brownian_tree, seed_of
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.rng import Philox
 from txt2img.diffusion.samplers import SAMPLERS
@@ -27,9 +27,9 @@ def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def wide(seed: int) -> Path:
+def wide(seed: int) -> BrownianPath:
     """A path of many numbers, to measure."""
-    return Path(partial(draw, shape=(40_000,)), seed)
+    return BrownianPath(partial(draw, shape=(40_000,)), seed)
 
 
 def at(ratio: float) -> Level:
@@ -38,7 +38,7 @@ def at(ratio: float) -> Level:
 
 def test_torchsdes_tree_is_equalled() -> None:
     torchsde = pytest.importorskip("torchsde")
-    own = tree(draw, 123_456_789, LEVELS)
+    own = brownian_tree(draw, 123_456_789, LEVELS)
     start, end = (torch.tensor(ratio) for ratio in (own.start, own.end))
     theirs = torchsde.BrownianTree(start, torch.zeros(SHAPE), end, entropy=123_456_789)
     for a, b in itertools.pairwise(LEVELS):
@@ -49,13 +49,13 @@ def test_torchsdes_tree_is_equalled() -> None:
 
 def test_torchsdes_numbers_are_these() -> None:
     """What torchsde 0.2.6 gives for seed 5, from 14.5 to 0.5, wherever it is installed or not."""
-    own = Tree(partial(draw, shape=(2, 2, 2)), 5, 0.5, 14.5)
+    own = BrownianTree(partial(draw, shape=(2, 2, 2)), 5, 0.5, 14.5)
     got = [own(at(a), at(b)).flatten()[:3].tolist() for a, b in ((14.5, 6.25), (6.25, 1.2))]
     wanted = ([-0.458575, 0.429786, -0.529613], [-0.475709, -0.565237, 1.077712])
     assert got == [pytest.approx(row, abs=2e-5) for row in wanted]
 
 
-@pytest.mark.parametrize("make", [wide, lambda seed: Tree(wide(0).draw, seed, 0.02, 15.0)])
+@pytest.mark.parametrize("make", [wide, lambda seed: BrownianTree(wide(0).draw, seed, 0.02, 15.0)])
 def test_noise_is_normal_and_that_of_other_stretches_another(make) -> None:
     path = make(1)
     ratios = [14.0, 13.9, 6.0, 2.0, 0.5, 0.1, 0.03]
@@ -68,7 +68,7 @@ def test_noise_is_normal_and_that_of_other_stretches_another(make) -> None:
     assert not torch.allclose(make(2)(at(14.0), at(6.0)), path(at(14.0), at(6.0)), atol=0.1)
 
 
-@pytest.mark.parametrize("make", [wide, lambda seed: Tree(wide(0).draw, seed, 0.02, 15.0)])
+@pytest.mark.parametrize("make", [wide, lambda seed: BrownianTree(wide(0).draw, seed, 0.02, 15.0)])
 def test_a_stretch_has_its_noise_whatever_was_asked_before(make) -> None:
     busy = make(3)
     for a, b in ((9.0, 4.0), (4.0, 1.0), (1.0, 0.05)):
@@ -100,7 +100,7 @@ def test_more_steps_lead_to_one_picture(name: str) -> None:
 
     def end(steps: int, seed: int = 7) -> Tensor:
         levels = [level for level in SCHEDULES["karras"](SD, steps) if level.ratio]
-        path = Path(partial(draw, shape=(2, 4, 4, 4)), seed)
+        path = BrownianPath(partial(draw, shape=(2, 4, 4, 4)), seed)
         *_, last = SAMPLERS[name](denoise, x, levels, path)
         return last.x
 
@@ -114,7 +114,7 @@ def test_dpmpp_sde_is_k_diffusions_with_its_own_tree() -> None:
     """Its sample_dpmpp_sde at r = 1/2, eta = 1, written out for sigmas."""
     denoise, noise = (
         mixture(0.6 * pictures(), 0.4),
-        Tree(partial(draw, shape=(1, 4, 4, 4)), 9, 0, 15),
+        BrownianTree(partial(draw, shape=(1, 4, 4, 4)), 9, 0, 15),
     )
     levels = [at(ratio) for ratio in (14.0, 6.0, 2.0, 0.5)]
     y = draw(2, (1, 4, 4, 4)) * 14.0  # its x is ours / alpha
@@ -159,20 +159,20 @@ def test_a_picture_has_its_own_path_in_every_batch(compat: str | None) -> None:
 
 def test_each_program_draws_from_its_own_source() -> None:
     a, b = LEVELS[1], LEVELS[2]
-    by_cpu = tree(draw, 5, LEVELS)(a, b)
-    by_card = tree(lambda seed: Philox(seed).randn(SHAPE), 5, LEVELS)(a, b)
+    by_cpu = brownian_tree(draw, 5, LEVELS)(a, b)
+    by_card = brownian_tree(lambda seed: Philox(seed).randn(SHAPE), 5, LEVELS)(a, b)
     torch.testing.assert_close(noises([of(compat="a1111", ensd=31337)])[0], by_cpu)
     torch.testing.assert_close(noises([of(compat="comfyui")])[0], by_cpu)
     torch.testing.assert_close(noises([of(compat="a1111-gpu")])[0], by_card)
-    torch.testing.assert_close(noises([of(compat=None)])[0], Path(draw, 5)(a, b))
+    torch.testing.assert_close(noises([of(compat=None)])[0], BrownianPath(draw, 5)(a, b))
     for other in (of(compat="diffusers"), of(compat="sdcpp"), of(sampler="euler_a")):
         assert noises([other]).unique().tolist() == [7.0]  # fresh at each call
 
 
 def test_from_pure_noise_a_tree_has_no_beginning_so_the_path_is_ours() -> None:
     levels = [Level(math.inf, "diffusion"), *LEVELS]
-    assert isinstance(own_path(of(compat="a1111"), levels, SHAPE), Path)
-    assert isinstance(own_path(of(compat="a1111"), LEVELS, SHAPE), Tree)
+    assert isinstance(own_path(of(compat="a1111"), levels, SHAPE), BrownianPath)
+    assert isinstance(own_path(of(compat="a1111"), LEVELS, SHAPE), BrownianTree)
 
 
 def test_seeds_are_numpys() -> None:

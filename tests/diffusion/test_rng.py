@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from txt2img.diffusion.rng import Philox, slerp, source
+from txt2img.diffusion.rng import Philox, noise_source, slerp
 from txt2img.errors import BadRequest
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Compat, Request
@@ -109,4 +109,4 @@ def test_every_name_has_rules() -> None:
     for compat in set(Compat) - {Compat.TXT2IMG}:
         found = rules(Request("", compat=compat, clip_skip=2))
         assert found.prompt.clip_skip == 2
-        assert source(found.init_rng, 1, SHAPE)().shape == SHAPE
+        assert noise_source(found.init_rng, 1, SHAPE)().shape == SHAPE

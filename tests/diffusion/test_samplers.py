@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
 from tests.support.mixture import exact_end, mixture, network, pictures
-from txt2img.diffusion.brownian import Path
+from txt2img.diffusion.brownian import BrownianPath
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
 from txt2img.diffusion.samplers import (
     ETA_SAMPLERS,
@@ -28,7 +28,7 @@ from txt2img.diffusion.samplers import (
     State,
     ancestral,
     lms,
-    sampler_on,
+    sampler_for,
 )
 from txt2img.diffusion.schedules import SCHEDULES, flow
 from txt2img.errors import BadRequest
@@ -198,7 +198,7 @@ def test_tcd_keeps_to_the_times_of_the_models_table():
     levels = [other.level(int(time)) for time in scheduler.timesteps]
     want = reference(scheduler, scheduler.timesteps, levels)
     ends = [
-        list(sampler_on("tcd", clock)(DENOISE, noises(1)(), [*levels, other.entry(0)], noises(5)))
+        list(sampler_for("tcd", clock)(DENOISE, noises(1)(), [*levels, other.entry(0)], noises(5)))
         for clock in (other, None)
     ]
     assert difference(ends[0][-1].x, want) < 1e-12
@@ -371,7 +371,7 @@ def test_stochastic_samplers_keep_the_spread_of_pictures(name, tolerance):
     generator.manual_seed(0)
     levels = SCHEDULES["karras"](SD, 20)
     draw = partial(torch.randn, 40_000, 1, 1, 1, generator=generator)
-    path = Path(lambda seed: draw(generator=torch.Generator().manual_seed(seed)), 1)
+    path = BrownianPath(lambda seed: draw(generator=torch.Generator().manual_seed(seed)), 1)
     *_, last = SAMPLERS[name](mixture(sides, 0.3), draw(), levels, path)
     assert float(last.x.abs().mean()) == pytest.approx(1, abs=0.03)
     assert float(last.x.abs().std()) == pytest.approx(0.3, abs=tolerance)

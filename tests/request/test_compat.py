@@ -22,7 +22,7 @@ from txt2img.diffusion.conditioning import Cond, over_time
 from txt2img.diffusion.guidance import Predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.diffusion.rng import source
+from txt2img.diffusion.rng import noise_source
 from txt2img.pipeline.denoiser import equal_length_runs
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
@@ -273,7 +273,9 @@ def test_the_steps_noise_may_have_a_source_of_its_own(rng: str, first: str, then
     latent = (4, 8, 8)
     request = Request("x", seed=5, rng=rng)
     start, step = islice(own_noise(request, latent), 2)
-    one = source(first, 5, latent)
+    one = noise_source(first, 5, latent)
     assert torch.equal(start, one())
-    other = one if first == then else source(then, 5, latent)  # a generator of its own, or goes on
+    other = (
+        one if first == then else noise_source(then, 5, latent)
+    )  # a generator of its own, or goes on
     assert torch.equal(step, other())

@@ -1,20 +1,21 @@
-"""One Brownian path a picture: the same noise for the same stretch, however many steps it takes.
+"""Brownian motion for SDE solvers: a picture's noise depends on its seed, not on the steps.
 
-SDE solvers add a Brownian motion's increments. Drawn step by step they belong to another path for
+SDE solvers add a Brownian motion's increments. Drawn step by step, these belong to another path for
 every number of steps; here the path is a function of the seed alone, made by Lévy's construction:
-a stretch whose increment is known is halved again and again, each half's noise from a seed of its
-own. Two clocks:
+an interval whose increment is known is halved again and again, each half's noise from a seed of its
+own. There are two clocks:
 
 Ours is the signal-to-noise ratio s = 1 / ratio². In it the noise of SDE-DPM-Solver++ at eta 1 is
 exactly dW(s): divide x / alpha by ratio² and a step from a to b adds W(s_b) − W(s_a). So two steps
-add what one over both adds, and more steps lead nearer to one and the same picture. The path has
-no end; it is cut at powers of two.
+add what one over both adds, and with more steps the pictures converge to one. The path has no end;
+it is cut at powers of two.
 
 k-diffusion's is the ratio, which it calls sigma, from the least to the greatest of a schedule, by
-torchsde's BrownianTree (its _brownian/brownian_interval.py), of which A1111 and ComfyUI draw.
+torchsde's BrownianTree (its _brownian/brownian_interval.py), which A1111 and ComfyUI draw from.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,69 +25,88 @@ from torch import Tensor
 
 from txt2img.diffusion.levels import Level
 
-OCTAVES = range(-40, 60)  # ours begins at 2^-40, and ends at 2^60
-HALVINGS = 20  # then a stretch is cut where it is asked, by a bridge too
-POOL = 24  # words that a seed is mixed in, as BrownianTree has it
-DRAWN, PLACES = 48, 4  # noises and places on the path that are remembered
-DIGITS = 6  # of a time in BrownianTree, whose tolerance is 1e-6
-Seeded = Callable[[int], Tensor]  # the standard noise (C, h, w) of a seed
-Node = Callable[[int, int], Tensor]  # a node's place in its row, its depth → standard noise
-Cut = Callable[[float, float, float, int], float]  # start, end, time, depth → where to cut
+OCTAVES = range(-40, 60)  # our path begins at 2^-40 and ends at 2^60
+MAX_DEPTH = 20  # of halvings; then an interval is cut where it is asked for
+POOL_SIZE = 24  # words that BrownianTree mixes a seed in
+NOISES_CACHED, PLACES_CACHED = 48, 4
+TIME_DIGITS = 6  # BrownianTree's times are rounded to its tolerance, 1e-6
+SeededNoise = Callable[[int], Tensor]  # seed → standard noise (C, h, w)
+NodeNoise = Callable[[int, int], Tensor]  # a node's place in its row, its depth → standard noise
+CutAt = Callable[[float, float, float, int], float]  # start, end, time, depth → where to cut
 
 
 def seed_of(entropy: int, *key: int) -> int:
-    """A seed of 32 bits for a place in a tree (numpy's SeedSequence)."""
-    sequence = np.random.SeedSequence(entropy=entropy, spawn_key=key, pool_size=POOL)
+    """Seed of 32 bits for a node of a tree (numpy's SeedSequence)."""
+    sequence = np.random.SeedSequence(entropy=entropy, spawn_key=key, pool_size=POOL_SIZE)
     return int(sequence.generate_state(1)[0])
 
 
-def bridge(whole: Tensor, start: float, end: float, time: float, noise: Node, cut: Cut) -> Tensor:
-    """How far a path gets from `start` until `time`, that goes `whole` until `end`."""
-    gone, node, depth = whole * 0, 0, 0
+def bridge(
+    total: Tensor, start: float, end: float, time: float, noise: NodeNoise, cut: CutAt
+) -> Tensor:
+    """Increment from `start` to `time` of a path whose increment from `start` to `end` is `total`.
+
+    A Brownian bridge, by bisection.
+    """
+    moved, node, depth = total * 0, 0, 0
     while start < time < end:
         middle = cut(start, end, time, depth)
         left, right, length = middle - start, end - middle, end - start
-        spread = math.sqrt(left * right / length)
-        half = whole * (left / length) + spread * noise(node, depth)
+        std = math.sqrt(left * right / length)
+        half = total * (left / length) + std * noise(node, depth)
         if time < middle:
-            end, whole, node = middle, half, 2 * node
+            end, total, node = middle, half, 2 * node
         else:
-            gone, start, whole, node = gone + half, middle, whole - half, 2 * node + 1
+            moved, start, total, node = moved + half, middle, total - half, 2 * node + 1
         depth += 1
-    return gone + whole if time >= end else gone
+    return moved + total if time >= end else moved
 
 
 @dataclass
-class Path:
-    """Our own path, over the signal-to-noise ratio from 0 on."""
+class BrownianMotion(ABC):
+    """A path of noise (C, h, w) on some clock, the same for the same seed."""
 
-    draw: Seeded
+    draw: SeededNoise
     entropy: int
-    sums: list[Tensor] = field(default_factory=list)  # how far it is at 2^-40, 2^-39, …
-    where: Callable[[float], Tensor] = field(init=False)  # `at`, which is asked twice in a row
+    cached_at: Callable[[float], Tensor] = field(init=False)  # a step asks for the last one's end
 
     def __post_init__(self) -> None:
-        """Remember what was drawn last."""
-        self.draw = lru_cache(maxsize=DRAWN)(self.draw)
-        self.where = lru_cache(maxsize=PLACES)(self.at)
+        """Cache the last noises and places."""
+        self.draw = lru_cache(maxsize=NOISES_CACHED)(self.draw)
+        self.cached_at = lru_cache(maxsize=PLACES_CACHED)(self.at)
+
+    @abstractmethod
+    def at(self, time: float) -> Tensor:
+        """Increment from the path's beginning to `time`, (C, h, w)."""
+
+    def standard(self, start: float, end: float) -> Tensor:
+        """Increment from `start` to `end`, scaled to unit variance."""
+        return (self.cached_at(end) - self.cached_at(start)) / math.sqrt(abs(end - start))
+
+
+@dataclass
+class BrownianPath(BrownianMotion):
+    """Our own path, over the signal-to-noise ratio from 0 on."""
+
+    sums: list[Tensor] = field(default_factory=list)  # increments until 2^-40, 2^-39, …
 
     def at(self, time: float) -> Tensor:
-        """How far the path is from its beginning, (C, h, w)."""
+        """Increment from 0 to `time`, (C, h, w)."""
         first = 2.0 ** OCTAVES[0]
         if time < first:
-            return self.until(0) * math.sqrt(time / first)  # all but noise, whatever it is
+            return self.at_octave(0) * math.sqrt(time / first)  # near pure noise: any path will do
         octave = min(math.frexp(time)[1] - 1, OCTAVES[-1])
         number = octave - OCTAVES[0]
         start, end = 2.0**octave, 2.0 ** (octave + 1)
-        before, after = self.until(number), self.until(number + 1)
+        before, after = self.at_octave(number), self.at_octave(number + 1)
 
         def noise(node: int, depth: int) -> Tensor:
             return self.draw(seed_of(self.entropy, number, node, depth))
 
-        return before + bridge(after - before, start, end, time, noise, halved)
+        return before + bridge(after - before, start, end, time, noise, midpoint)
 
-    def until(self, number: int) -> Tensor:
-        """How far it is at the `number`-th power of two."""
+    def at_octave(self, number: int) -> Tensor:
+        """Increment from 0 to the `number`-th power of two."""
         while len(self.sums) <= number:
             count = len(self.sums)
             length = 2.0 ** (OCTAVES[0] + max(count - 1, 0))
@@ -95,63 +115,48 @@ class Path:
         return self.sums[number]
 
     def __call__(self, a: Level, b: Level) -> Tensor:
-        """The standard noise of a step from level a to b, which has some left."""
-        start, end = snr(a), snr(b)
-        return (self.where(end) - self.where(start)) / math.sqrt(end - start)
+        """Standard noise of a step from level a to b, which has some noise left."""
+        return self.standard(a.ratio**-2, b.ratio**-2)
 
 
-def snr(level: Level) -> float:
-    """The signal-to-noise ratio of a level that has noise."""
-    return level.ratio**-2
-
-
-def halved(start: float, end: float, time: float, depth: int) -> float:
-    """The middle; at the greatest depth the time itself."""
-    return time if depth == HALVINGS else (start + end) / 2
+def midpoint(start: float, end: float, time: float, depth: int) -> float:
+    """Halve an interval; at the greatest depth cut at the time itself."""
+    return time if depth == MAX_DEPTH else (start + end) / 2
 
 
 @dataclass
-class Tree:
+class BrownianTree(BrownianMotion):
     """torchsde's BrownianTree between two ratios, as k-diffusion asks it."""
 
-    draw: Seeded
-    entropy: int
     start: float
     end: float
-    where: Callable[[float], Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Remember what was drawn last."""
-        self.draw = lru_cache(maxsize=DRAWN)(self.draw)
-        self.where = lru_cache(maxsize=PLACES)(self.at)
 
     def at(self, time: float) -> Tensor:
-        """How far the path is from its start, (C, h, w)."""
-        start, end = round(self.start, DIGITS), round(self.end, DIGITS)
-        whole = self.draw(seed_of(self.entropy)) * math.sqrt(self.end - self.start)
+        """Increment from the tree's start to `time`, (C, h, w)."""
+        start, end = round(self.start, TIME_DIGITS), round(self.end, TIME_DIGITS)
+        total = self.draw(seed_of(self.entropy)) * math.sqrt(self.end - self.start)
 
         def noise(node: int, depth: int) -> Tensor:
             return self.draw(seed_of(self.entropy, node, depth))
 
-        return bridge(whole, start, end, round(time, DIGITS), noise, rounded)
+        return bridge(total, start, end, round(time, TIME_DIGITS), noise, rounded_midpoint)
 
     def __call__(self, a: Level, b: Level) -> Tensor:
-        """The standard noise of a step from level a to b: ratios fall, it is against the path."""
-        high, low = single(a.ratio), single(b.ratio)
-        return (self.where(low) - self.where(high)) / math.sqrt(high - low)
+        """Standard noise of a step from level a to b: ratios fall, so time runs backwards."""
+        return self.standard(float32_ratio(a.ratio), float32_ratio(b.ratio))
 
 
-def rounded(start: float, end: float, time: float, depth: int) -> float:
-    """The middle, in so many digits: so every time that is asked for becomes one at last."""
-    return round(0.5 * (end + start), DIGITS)
+def rounded_midpoint(start: float, end: float, time: float, depth: int) -> float:
+    """Halve an interval in TIME_DIGITS, so that in the end every time becomes a midpoint."""
+    return round(0.5 * (end + start), TIME_DIGITS)
 
 
-def tree(draw: Seeded, entropy: int, levels: Sequence[Level]) -> Tree:
+def brownian_tree(draw: SeededNoise, entropy: int, levels: Sequence[Level]) -> BrownianTree:
     """The tree of a schedule's levels."""
-    ratios = [single(level.ratio) for level in levels if level.ratio]
-    return Tree(draw, entropy, min(ratios), max(ratios))
+    ratios = [float32_ratio(level.ratio) for level in levels if level.ratio]
+    return BrownianTree(draw, entropy, min(ratios), max(ratios))
 
 
-def single(ratio: float) -> float:
-    """A ratio as k-diffusion has it: in float32."""
+def float32_ratio(ratio: float) -> float:
+    """Round a ratio to float32, k-diffusion's dtype."""
     return float(np.float32(ratio))

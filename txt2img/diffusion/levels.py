@@ -1,4 +1,4 @@
-"""How much picture and how much noise: a sample at a level is alpha · x0 + sigma · noise."""
+"""Noise levels: a sample at a level is alpha · x0 + sigma · noise."""
 
 import math
 from bisect import bisect_right
@@ -15,7 +15,7 @@ Curve = Literal["diffusion", "flow"]
 
 @dataclass(frozen=True)
 class Level:
-    """A share of noise: `ratio` is sigma / alpha, 0 for a clean picture, inf for pure noise.
+    """A noise level: `ratio` is sigma / alpha, 0 for a clean picture, inf for pure noise.
 
     On the curve "diffusion" alpha² + sigma² = 1, on "flow" alpha + sigma = 1.
     """
@@ -35,12 +35,12 @@ class Level:
 
     @property
     def scale(self) -> float:
-        """The divisor of x that makes its path straight along `line`: alpha, or 1 on a flow."""
+        """Divisor of x that makes its path straight along `line`: alpha, or 1 on a flow."""
         return self.alpha if self.curve == "diffusion" else 1.0
 
     @property
     def line(self) -> float:
-        """sigma / scale, what slopes are taken along: the ratio, or a flow's sigma (1 at most)."""
+        """sigma / scale, the axis of solvers' slopes: the ratio, or a flow's sigma (1 at most)."""
         return self.ratio if self.curve == "diffusion" else self.sigma
 
     @property
@@ -92,7 +92,7 @@ class Flow:
     """A rectified flow (Liu et al. 2022): sigma = time / time_factor, from 0 to pure noise."""
 
     def __init__(self, time_factor: float = 1000.0, steps: int = 1000) -> None:
-        """`steps` is the number of levels that schedules count in."""
+        """`steps` is the number of entries that schedules count in."""
         self.time_factor = time_factor
         self.steps = steps
 

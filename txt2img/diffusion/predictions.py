@@ -1,4 +1,4 @@
-"""What a network's output means: the noise, the velocity v, or the flow."""
+"""Prediction types, what a network's output means: the noise eps, the velocity v, or the flow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from txt2img.errors import BadRequest
 
 
 class Shares(Protocol):
-    """The factors of picture and noise: a Level's, or tensors of a batch with many levels."""
+    """Factors of picture and noise: a Level's, or tensors of a batch with many levels."""
 
     @property
     def alpha(self) -> float | Tensor:
@@ -24,9 +24,9 @@ class Shares(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Two formulas on tensors of any one shape.
+    """A prediction type as two formulas on tensors of any one shape.
 
-    `x0(x, out, level)` is the clean picture that an output means for sample x, and
+    `x0(x, out, level)` is the clean picture that an output implies for sample x, and
     `target(x0, noise, level)` the output that a network should learn.
     """
 
@@ -35,10 +35,10 @@ class Prediction:
 
 
 def eps_x0(x: Tensor, out: Tensor, level: Level) -> Tensor:
-    """x0 from predicted noise (Ho et al. 2020); raises BadRequest at pure noise, which has none."""
+    """x0 from predicted noise (Ho et al. 2020); BadRequest at pure noise, where alpha is 0."""
     if not level.alpha:
         raise BadRequest(
-            "Got pure noise for a network that predicts noise, which shows it no picture; "
+            "Got pure noise, from which a network that predicts noise cannot tell a picture; "
             "a model with zero terminal SNR must predict v."
         )
     return (x - level.sigma * out).div_(level.alpha)

@@ -1,6 +1,6 @@
-"""From noise to a picture, one state a step: pick a clean picture to aim at, move a level down.
+"""Samplers, from noise to a picture: each step picks a clean picture to aim at, moves a level down.
 
-x always is alpha · x0 + sigma · noise, what a network sees. Levels fall and end at ratio 0; they
+x is always alpha · x0 + sigma · noise, what a network sees. Levels fall and end at ratio 0; they
 may start at pure noise (ratio inf), where every formula here has its finite limit.
 """
 
@@ -17,14 +17,14 @@ from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas
 from txt2img.errors import BadRequest
 
-# The standard noise (B, C, H, W), float32, of a step from one level to the next: fresh at each
-# call, or the increment of one path (brownian.py).
+# Standard noise (B, C, H, W), float32, of a step from one level to the next: fresh at each call,
+# or a scaled increment of one Brownian path (brownian.py).
 Noise = Callable[[Level, Level], Tensor]
 
 
 @dataclass(frozen=True)
 class State:
-    """After `step` steps (1, 2, …): the sample and the clean picture that was seen in it."""
+    """The sample after `step` steps (1, 2, …), and the clean picture last predicted from it."""
 
     step: int
     x: Tensor  # (B, C, H, W)
@@ -32,7 +32,7 @@ class State:
 
 
 class Sampler(Protocol):
-    """What every entry of SAMPLERS is; `eta` is the share of fresh noise, 0 to 1."""
+    """Signature of every entry of SAMPLERS; `eta` is the share of fresh noise, 0 to 1."""
 
     def __call__(
         self,
@@ -43,7 +43,7 @@ class Sampler(Protocol):
         *,
         eta: float = ...,
     ) -> Iterator[State]:
-        """The states from x at levels[0] down, one for each pair of levels."""
+        """States from x at levels[0] down, one for each pair of levels."""
 
 
 def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, tuple[Level, Level]]]:
@@ -61,9 +61,9 @@ def move(
 
 
 def ancestral(a: Level, b: Level, eta: float) -> float:
-    """How much of b's noise a stochastic step draws anew (Song et al. 2020, DDIM, equation 16).
+    """Sigma of the noise that a stochastic step to b draws anew (Song et al. 2020, DDIM, eq. 16).
 
-    Between eta 0 and 1 this is DDIM's share; k-diffusion's SDE solvers then take another.
+    Between eta 0 and 1 this is DDIM's; k-diffusion's SDE solvers scale with eta in another way.
     """
     if not eta:
         return 0.0
@@ -72,7 +72,7 @@ def ancestral(a: Level, b: Level, eta: float) -> float:
 
 
 def gap(a: Level, b: Level) -> float:
-    """The step from a to b in half the log of the signal-to-noise ratio, inf at either end."""
+    """Step size from a to b in half_log_snr, the paper's h; inf at either end."""
     return b.half_log_snr - a.half_log_snr
 
 
@@ -90,60 +90,60 @@ def euler(
 
 
 def heun(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
-    """Heun's second order, two looks a step (Karras et al. 2022, Algorithm 1).
+    """Heun's second-order method, two evaluations a step (Karras et al. 2022, Algorithm 1).
 
-    The mean of both slopes is one Euler step to an aim beyond x0 by its change. The first step
-    from pure noise of a diffusion, whose line there is endless, and the last are Euler's.
+    The mean of both slopes is one Euler step, whose aim is x0 moved on by its scaled change. The
+    last step, and the first from pure noise of a diffusion, where `line` is infinite, are Euler's.
     """
     for step, (a, b) in pairs(levels):
         x0 = denoise(x, a)
-        aim, beyond = x0, move(x, x0, a, b)
+        aim, reached = x0, move(x, x0, a, b)
         if b.sigma and math.isfinite(a.line):
-            aim = x0 + (denoise(beyond, b) - x0) * a.line / (2 * b.line)
-            beyond = move(x, aim, a, b)
-        x = beyond
+            aim = x0 + (denoise(reached, b) - x0) * a.line / (2 * b.line)
+            reached = move(x, aim, a, b)
+        x = reached
         yield State(step, x, x0)
 
 
 def lms(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
     """Linear multistep: Adams and Bashforth's method on uneven steps (Zhang and Chen 2022, ρAB).
 
-    The order is 3, as if diffusers' step() were given order=3: 4 diverges on short flow schedules.
+    Of order 3, which diffusers' step() takes as an argument: 4 diverges on short flow schedules.
     """
-    past: list[tuple[float, Tensor]] = []  # where on the line, and the slope there; newest first
+    slopes: list[tuple[float, Tensor]] = []  # where on the line, and the slope there; newest first
     for step, (a, b) in pairs(levels):
         x0 = aim = denoise(x, a)
         if math.isfinite(a.line):
             slope = (x / a.scale - x0) / a.line
-            past = [(a.line, slope), *past[:2]]
-            parts = adams([at for at, _ in past], b.line)
-            for part, (_, before) in zip(parts[1:], past[1:], strict=True):
-                aim = aim + (a.line * part) * (slope - before)
+            slopes = [(a.line, slope), *slopes[:2]]
+            weights = adams([at for at, _ in slopes], b.line)
+            for weight, (_, before) in zip(weights[1:], slopes[1:], strict=True):
+                aim = aim + (a.line * weight) * (slope - before)
         x = move(x, aim, a, b)
         yield State(step, x, x0)
 
 
-def adams(places: Sequence[float], end: float) -> list[float]:
-    """The weight of the slope at each place in the mean slope from places[0] to end.
+def adams(positions: Sequence[float], end: float) -> list[float]:
+    """Weight of the slope at each position in the mean slope from positions[0] to end.
 
-    It integrates Lagrange's polynomials by Gauss's rule of two nodes, exact for these.
+    Integrates Lagrange's polynomials by Gauss's rule of two nodes, which is exact for up to four.
     """
-    middle, half = (places[0] + end) / 2, (end - places[0]) / 2
+    middle, half = (positions[0] + end) / 2, (end - positions[0]) / 2
     nodes = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
     return [
         sum(
-            math.prod((node - other) / (place - other) for other in places if other != place)
+            math.prod((node - other) / (at - other) for other in positions if other != at)
             for node in nodes
         )
         / 2
-        for place in places
+        for at in positions
     ]
 
 
-def ahead(x0: Tensor, x0_last: Tensor | None, h: float, h_last: float) -> Tensor:
-    """The aim of a second-order step: beyond x0 by half its last change, scaled to the new gap.
+def extrapolated(x0: Tensor, x0_last: Tensor | None, h: float, h_last: float) -> Tensor:
+    """Aim of a second-order step: x0 plus half its last change, scaled to the new gap.
 
-    It is x0 itself where either gap has no end: after pure noise, and before the clean picture.
+    x0 itself where either gap is infinite: after pure noise, and before the clean picture.
     """
     if x0_last is None or math.isinf(h) or math.isinf(h_last):
         return x0
@@ -157,7 +157,7 @@ def dpmpp_2m(
     x0_last, h_last = None, math.inf
     for step, (a, b) in pairs(levels):
         x0, h = denoise(x, a), gap(a, b)
-        aim = ahead(x0, x0_last, h, h_last)
+        aim = extrapolated(x0, x0_last, h, h_last)
         x = move(x, aim, a, b, ancestral(a, b, eta), noise)
         x0_last, h_last = x0, h
         yield State(step, x, x0)
@@ -166,7 +166,8 @@ def dpmpp_2m(
 def dpmpp_sde(
     denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
 ) -> Iterator[State]:
-    """DPM-Solver++(2S) (Lu et al. 2022, Algorithm 1) as an SDE, two looks a step.
+    """DPM-Solver++(2S) (Lu et al. 2022, Algorithm 1) as an SDE, two evaluations a
+    step.
 
     After k-diffusion's sample_dpmpp_sde. The last step, and the first from pure noise, have no
     halfway and are Euler's.
@@ -183,10 +184,10 @@ def dpmpp_sde(
 def halfway(
     denoise: Denoise, x: Tensor, x0: Tensor, a: Level, b: Level, eta: float, noise: Noise
 ) -> Tensor:
-    """x moved from a to b towards what is seen halfway in half_log_snr.
+    """Move x from a to b towards the x0 predicted halfway in half_log_snr.
 
-    Half the way is gone first with the first half of the noise of the whole: one Brownian path,
-    which keeps the spread of pictures to second order. Noise drawn apart for both narrows it.
+    The half step's noise is the first half of the whole step's: one Brownian path, which keeps the
+    spread of pictures to second order. Independent noise for both would narrow it.
     """
     half = Level(math.sqrt(a.ratio * b.ratio), a.curve)
     aim = denoise(move(x, x0, a, half, ancestral(a, half, eta), noise), half)
@@ -214,19 +215,22 @@ def dpmpp_2s_ancestral(
 
 
 def unipc(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
-    """UniPC of order 2, bh2 (Zhao et al. 2023): 2M's steps, each gone again with the next look."""
-    again: Callable[[Tensor], Tensor] | None = None
+    """UniPC of order 2, bh2 (Zhao et al. 2023).
+
+    DPM++ 2M's steps are the predictor; each is corrected when the next x0 arrives.
+    """
+    correct: Callable[[Tensor], Tensor] | None = None
     x0_last, h_last = None, math.inf
     for step, (a, b) in pairs(levels):
         x0, h = denoise(x, a), gap(a, b)
-        x = again(x0) if again else x
-        again = partial(corrected, x, a, b, x0, x0_last, h_last)
-        x = move(x, ahead(x0, x0_last, h, h_last), a, b)
+        x = correct(x0) if correct else x
+        correct = partial(unipc_corrected, x, a, b, x0, x0_last, h_last)
+        x = move(x, extrapolated(x0, x0_last, h, h_last), a, b)
         x0_last, h_last = x0, h
         yield State(step, x, x0)
 
 
-def corrected(
+def unipc_corrected(
     x: Tensor,
     a: Level,
     b: Level,
@@ -235,22 +239,22 @@ def corrected(
     h_last: float,
     x0_next: Tensor,
 ) -> Tensor:
-    """x moved from a to b, where x0_next was seen (Zhao et al. 2023, UniC of order 2, B2)."""
+    """Move x from a to b, given x0_next, predicted at b (Zhao et al. 2023, UniC, order 2, B2)."""
     if x0_last is None:
         return move(x, (x0 + x0_next) / 2, a, b)
     h = gap(a, b)
-    grown = -math.expm1(-h)
-    first = 1 / grown - 1 / h
-    second = 1 / grown - 2 * first / h
-    before = (first - second) * h / (h + h_last)
-    change = (x0 - x0_last) * (before * h / h_last) + (x0_next - x0) * (first - before)
+    growth = -math.expm1(-h)
+    first = 1 / growth - 1 / h
+    second = 1 / growth - 2 * first / h
+    last = (first - second) * h / (h + h_last)
+    change = (x0 - x0_last) * (last * h / h_last) + (x0_next - x0) * (first - last)
     return move(x, x0 + change, a, b)
 
 
 def lcm(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
     """Multistep sampling of latent consistency models (Luo et al. 2023): all noise is fresh.
 
-    The paper's c_skip and c_out are left at 0 and 1, which they are to 0.3 % from time 1 up.
+    c_skip and c_out are taken as 0 and 1, which they are to 0.3 % from time 1 up.
     """
     for step, (a, b) in pairs(levels):
         x0 = denoise(x, a)
@@ -268,13 +272,13 @@ def tcd(
 ) -> Iterator[State]:
     """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, §4.3).
 
-    Each step goes to 1 − eta of the next level's time on `clock`, and back to it by fresh noise;
-    eta, the paper's gamma, is 0 for DDIM and 1 for LCM. Without a clock times are the curve's own.
+    Each step overshoots to 1 − eta of the next level's time on `clock`, and fresh noise takes it
+    back; eta, the paper's gamma, is 0 for DDIM and 1 for LCM. `clock` defaults to the curve's.
     """
     for step, (a, b) in pairs(levels):
         x0 = denoise(x, a)
-        process = clock or usual(b.curve)
-        # Times are those of a table: whole, as in training.
+        process = clock or default_process(b.curve)
+        # Times are whole, as in the training table.
         early = process.level(math.floor((1 - eta) * process.time(b))) if b.sigma and eta else b
         kept = b.alpha / early.alpha
         x = kept * move(x, x0, a, early)
@@ -284,8 +288,8 @@ def tcd(
 
 
 @cache
-def usual(curve: str) -> Process:
-    """The process that most models on a curve were trained with."""
+def default_process(curve: str) -> Process:
+    """The noise process that most models on a curve were trained with."""
     if curve == "flow":
         return Flow()
     return Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
@@ -307,12 +311,12 @@ ETA_SAMPLERS: dict[str, Sampler] = {
 def without_eta(
     sampler: Callable[[Denoise, Tensor, Sequence[Level], Noise], Iterator[State]],
 ) -> Sampler:
-    """A sampler whose noise is not for the user to choose; raises BadRequest for any eta but 0."""
+    """A sampler that takes no eta: raises BadRequest for any but 0."""
 
     def start(
         denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 0.0
     ) -> Iterator[State]:
-        """The sampler's states."""
+        """Check eta, then sample."""
         if eta:
             raise BadRequest(
                 f"Got eta {eta:g}; the samplers that take it: {', '.join(ETA_SAMPLERS)}."
@@ -330,6 +334,6 @@ SAMPLERS: dict[str, Sampler] = ETA_SAMPLERS | {
 }
 
 
-def sampler_on(name: str, clock: Process | None) -> Sampler:
-    """The sampler of that name for a model whose times are `clock`'s."""
+def sampler_for(name: str, clock: Process | None) -> Sampler:
+    """The sampler of that name, for a model trained on `clock`'s times."""
     return partial(tcd, clock=clock) if name == "tcd" else SAMPLERS[name]

@@ -1,4 +1,4 @@
-"""A number of steps → levels, from the noisiest to ratio 0: steps + 1 of them."""
+"""Schedules: a number of steps → steps + 1 levels, from the noisiest to ratio 0."""
 
 import math
 from collections.abc import Callable
@@ -9,48 +9,50 @@ from txt2img.errors import BadRequest
 Schedule = Callable[[Process, int], list[Level]]
 
 
-def ended(levels: list[Level]) -> list[Level]:
-    """The levels and the clean picture after them."""
+def append_zero(levels: list[Level]) -> list[Level]:
+    """Append the clean picture, ratio 0, as k-diffusion's append_zero does."""
     return [*levels, Level(0.0, levels[0].curve)]
 
 
 def linear(process: Process, steps: int) -> list[Level]:
     """Equal steps of time from the first table entry to the last, fractional as in k-diffusion."""
     last = process.steps - 1
-    return ended([process.entry(last - last * i / max(steps - 1, 1)) for i in range(steps)])
+    return append_zero([process.entry(last - last * i / max(steps - 1, 1)) for i in range(steps)])
 
 
 def leading(process: Process, steps: int) -> list[Level]:
-    """Whole strides of time that end at entry 1, as Stable Diffusion's own (steps_offset 1).
+    """Whole strides of time that end at entry 1: Stable Diffusion's own, with steps_offset 1.
 
-    It starts short of the noisiest entry. Raises BadRequest for more steps than entries.
+    The first level is short of the noisiest entry. BadRequest for more steps than entries.
     """
-    stride = check(process, steps, "leading") // steps
-    return ended([process.entry(i * stride + 1) for i in reversed(range(steps))])
+    stride = table_entries(process, steps, "leading") // steps
+    return append_zero([process.entry(i * stride + 1) for i in reversed(range(steps))])
 
 
 def strided(process: Process, steps: int) -> list[Level]:
-    """A1111's for DDIM (sd_samplers_timesteps.py): whole strides up to the table's end.
+    """A1111's schedule for DDIM (sd_samplers_timesteps.py): whole strides up to the table's end.
 
-    They stop at entry 1, so that `steps` is their number only nearly. BadRequest as leading.
+    They stop at entry 1, so that there may be more or fewer than `steps`. BadRequest as leading.
     """
-    stride = check(process, steps, "leading") // steps
+    stride = table_entries(process, steps, "leading") // steps
     top = process.steps - 1
     levels = [process.entry(min(i + 1, top)) for i in reversed(range(0, process.steps, stride))]
-    return levels if len(levels) > 1 else ended(levels)
+    return levels if len(levels) > 1 else append_zero(levels)
 
 
 def trailing(process: Process, steps: int) -> list[Level]:
     """Rounded strides of time that start at the noisiest entry (Lin et al. 2023, §3.3).
 
-    Raises BadRequest for more steps than entries.
+    BadRequest for more steps than entries.
     """
-    entries = check(process, steps, "trailing")
-    return ended([process.entry(round(entries - i * entries / steps) - 1) for i in range(steps)])
+    entries = table_entries(process, steps, "trailing")
+    return append_zero(
+        [process.entry(round(entries - i * entries / steps) - 1) for i in range(steps)]
+    )
 
 
-def check(process: Process, steps: int, name: str) -> int:
-    """The number of table entries, which must not be less than steps."""
+def table_entries(process: Process, steps: int, name: str) -> int:
+    """Number of table entries; raises BadRequest if it is less than steps."""
     if steps > process.steps:
         raise BadRequest(
             f"Got {steps} steps; the schedule {name} allows 1 to {process.steps}. "
@@ -61,21 +63,21 @@ def check(process: Process, steps: int, name: str) -> int:
 
 def karras(process: Process, steps: int, rho: float = 7.0) -> list[Level]:
     """Equal steps of ratio^(1/rho) (Karras et al. 2022, equation 5)."""
-    return spread(process, steps, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
+    return evenly_spaced(process, steps, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
 
 
 def exponential(process: Process, steps: int) -> list[Level]:
     """Equal steps of ln(ratio)."""
-    return spread(process, steps, math.log, math.exp)
+    return evenly_spaced(process, steps, math.log, math.exp)
 
 
-def spread(
+def evenly_spaced(
     process: Process, steps: int, bend: Callable[[float], float], unbend: Callable[[float], float]
 ) -> list[Level]:
-    """Levels from the noisiest entry to the cleanest, evenly apart once bent.
+    """Levels from the noisiest entry to the cleanest, evenly spaced after `warp`.
 
-    What is bent is sigma on a flow, whose ratio has no end, and the ratio on a diffusion; there
-    pure noise, if the table ends in it, is one level more at the start.
+    Warped is sigma on a flow, whose ratio has no end, and the ratio on a diffusion; there pure
+    noise, if the table ends in it, is a further level at the start.
     """
     last, head = process.steps - 1, list[Level]()
     if isinstance(process, Diffusion) and math.isinf(process.ratios[-1]):
@@ -84,20 +86,20 @@ def spread(
     gaps = max(steps - len(head) - 1, 1)
     points = [unbend(top + (low - top) * i / gaps) for i in range(steps - len(head))]
     if isinstance(process, Diffusion):
-        return ended([*head, *(Level(ratio, "diffusion") for ratio in points)])
-    return ended([process.level(sigma * process.time_factor) for sigma in points])
+        return append_zero([*head, *(Level(ratio, "diffusion") for ratio in points)])
+    return append_zero([process.level(sigma * process.time_factor) for sigma in points])
 
 
 def flow(process: Process, steps: int, shift: float = 3.0) -> list[Level]:
     """Equal steps of a flow's sigma, then the ratio times `shift` (Esser et al. 2024, §5.3.2).
 
-    On a diffusion they start at its noisiest entry and keep its curve.
+    On a diffusion the steps start at its noisiest entry and keep its curve.
     """
     top = process.entry(process.steps - 1)
     start = Level(top.ratio / shift, "flow").sigma
     sigmas = [start * (1 - i / steps) for i in range(steps)]
     ratios = [shift * sigma / (1 - sigma) if sigma < 1 else math.inf for sigma in sigmas]
-    return ended([Level(ratio, top.curve) for ratio in ratios])
+    return append_zero([Level(ratio, top.curve) for ratio in ratios])
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from txt2img.diffusion.guidance import Denoise, switch
 from txt2img.diffusion.levels import Level, Process
-from txt2img.diffusion.samplers import State, sampler_on
+from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.optimize import cpu
@@ -60,7 +60,7 @@ class Job:
     def states(self) -> Iterator[State]:
         """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
         request = self.requests[0]
-        sampler = sampler_on(str(request.sampler), self.clock)
+        sampler = sampler_for(str(request.sampler), self.clock)
         fresh = fresh_noise(self.requests, self.latent, self.device)
         x = self.start * fresh()
         noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from txt2img.diffusion.brownian import Path, tree
+from txt2img.diffusion.brownian import BrownianPath, brownian_tree
 from txt2img.diffusion.levels import Level
-from txt2img.diffusion.rng import source, stream
+from txt2img.diffusion.rng import noise_source, noise_stream
 from txt2img.diffusion.samplers import Noise
 from txt2img.errors import BadRequest
 from txt2img.request import Request
@@ -42,15 +42,17 @@ def sent(noises: list[Tensor], device: torch.device) -> Tensor:
 def own_noise(request: Request, latent: tuple[int, int, int]) -> Iterator[Tensor]:
     """One picture's noise (C, h, w), again and again, by its request's rules. BadRequest."""
     found, seed = rules(request), request.seed or 0
-    first = later = source(found.init_rng, seed, latent)
+    first = later = noise_source(found.init_rng, seed, latent)
     if found.step_rng or found.seed_delta:
-        later = source(found.step_rng or found.init_rng, (seed + found.seed_delta) % SEEDS, latent)
+        later = noise_source(
+            found.step_rng or found.init_rng, (seed + found.seed_delta) % SEEDS, latent
+        )
     other = None
     if request.subseed_strength:
         if request.subseed is None:
             raise BadRequest("a subseed strength needs a subseed: give --subseed")
-        other = source(found.init_rng, request.subseed, latent)
-    return stream(first, later, other, request.subseed_strength)
+        other = noise_source(found.init_rng, request.subseed, latent)
+    return noise_stream(first, later, other, request.subseed_strength)
 
 
 def step_noise(
@@ -74,8 +76,8 @@ def own_path(request: Request, levels: Sequence[Level], latent: tuple[int, int, 
     kind = found.init_rng
 
     def draw(number: int) -> Tensor:
-        return source(kind, number, latent)()
+        return noise_source(kind, number, latent)()
 
     if found.sde_noise == "tree" and math.isfinite(levels[0].ratio):
-        return tree(draw, seed, levels)
-    return Path(draw, (seed + found.seed_delta) % SEEDS)
+        return brownian_tree(draw, seed, levels)
+    return BrownianPath(draw, (seed + found.seed_delta) % SEEDS)
