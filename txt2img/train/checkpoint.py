@@ -1,6 +1,7 @@
 """What a run leaves behind: a diffusers folder, and the state from which it goes on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
 from txt2img.train.ema import RunningMean
+from txt2img.train.optimizers import moments_of, restore_moments
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import write
@@ -24,7 +26,6 @@ TEXT_FILE = "model.safetensors"
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "few-steps.safetensors"
 SHIPPED = torch.float16  # every dtype that anyone computes in loads from it
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(
@@ -33,7 +34,7 @@ def save_state(
     spent: float,
     module: nn.Module,
     mean: RunningMean,
-    optimiser: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     source: str = "",
 ) -> None:
     """One file with all that a stage needs to go on after `step` steps in `spent` seconds.
@@ -41,12 +42,14 @@ def save_state(
     `source` tells what it learns from that another stage made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {
+        f"{kind}.{name}": moment
+        for name, moments in moments_of(module, optimizers).items()
+        for kind, moment in moments.items()
+    }
     for name, parameter in module.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
         tensors[f"mean.{name}"] = mean.mean[name]
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
     write(tensors, path, {"step": str(step), "seconds": str(spent), "source": source})
 
 
@@ -69,23 +72,23 @@ def load_state(
     path: Path,
     module: nn.Module,
     mean: RunningMean,
-    optimiser: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     source: str = "",
 ) -> tuple[int, float]:
     """Put a saved state back into place; its steps and seconds, 0 and 0 if `progress` has none."""
     step, spent = progress(path, source)
     if not step:
         return step, spent
+    moments: dict[str, dict[str, Tensor]] = {}
     with safe_open(path, framework="pt") as file:
         for name, parameter in module.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
             mean.mean[name].copy_(file.get_tensor(f"mean.{name}"))
-            state = {"step": torch.tensor(float(step), device=parameter.device)}
-            for moment in MOMENTS:  # in the parameter's own order, as fused AdamW wants them
-                state[moment] = torch.empty_like(parameter).copy_(
-                    file.get_tensor(f"{moment}.{name}")
-                )
-            optimiser.state[parameter] = state
+        for key in file.keys():  # noqa: SIM118, it is no dict
+            kind, _, name = key.partition(".")
+            if kind not in ("weight", "mean"):
+                moments.setdefault(name, {})[kind] = file.get_tensor(key)
+    restore_moments(module, optimizers, step, moments)
     return step, spent
 
 

@@ -11,13 +11,20 @@ from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 T = TypeVar("T")
 WHAT = ("all", "vae", "text", "unet", "decoder", "distil")  # a stage each, in this order
 STAGES = WHAT[1:]
+OPTIMIZERS = ("adamw", "muon")
 KINDS = ("eps", "v", "flow")
-MAYBE = ("minutes", "stop_after", "singles", "min_snr")  # numbers, where they are not None
+MAYBE = (
+    "minutes",
+    "piece_minutes",
+    "stop_after",
+    "singles",
+    "min_snr",
+)  # numbers, where they are not None
 
 
 @dataclass(frozen=True)
 class Run:
-    """How one stage is optimised: AdamW, a cosine learning rate, a running mean of weights."""
+    """How one stage is optimised: the learning rate's way, a running mean of weights."""
 
     steps: int = 10_000
     minutes: float | None = None  # of learning; the run ends sooner when they are over
@@ -28,6 +35,9 @@ class Run:
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0  # largest norm of the gradient
+    optimizer: str = "adamw"  # or "muon", for the U-Net's matrices and kernels
+    flat: float = 0.0  # the part of the way before the rate falls
+    piece_minutes: float | None = None  # each call learns as long, and ends at the lowest rate
 
 
 # What trains from nothing on one small machine; a configuration file says anything else.
@@ -81,6 +91,7 @@ class TrainConfig:
     zero_snr: bool = True
     min_snr: float | None = None  # gamma; None weighs every level alike
     noisy: float = 0.0  # how much more often noisy levels are learnt; 0 is all alike
+    low_noise: float = 0.0  # part of the batches at the levels where outlines are made
     caption_dropout: float = 0.1
     text_rate: float = 0.1  # the text encoder's learning rate beside the U-Net, as part of its own
     singles: float | None = None  # part of the U-Net's batches with one thing; None: as it comes
@@ -112,6 +123,9 @@ class TrainConfig:
             minutes = getattr(self, f"{stage}_run").minutes
             if minutes is not None and not minutes > 0:
                 raise BadRequest(f"[{stage}_run] minutes is {minutes}; it must be above 0")
+            optimizer = getattr(self, f"{stage}_run").optimizer
+            if optimizer not in OPTIMIZERS:
+                raise BadRequest(f"[{stage}_run] optimizer is '{optimizer}'; use adamw or muon")
         if self.singles is not None and not 0 <= self.singles <= 1:
             raise BadRequest(f"singles is {self.singles}; allowed: 0 to 1, or none")
         if self.stop_after is not None and not self.stop_after > 0:

@@ -25,6 +25,7 @@ from txt2img.errors import BadFile
 
 METADATA = "metadata.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"  # scenes that are not taught, to ask for after training
+WORDS_FILE = "words.json"  # what the captions' words stand for, where a data set says so
 WHITE = "#ffffff"
 LARGE = 0.75  # of a picture's side: a thing as large as this is what the picture is of
 
@@ -93,6 +94,10 @@ class Pictures:
         if self._archive is not None:
             return self._archive.read(name)
         return (self.source / name).read_bytes()
+
+    def text(self, name: str) -> str:
+        """The text of a file beside the pictures."""
+        return self._bytes(name).decode("utf-8")
 
     def caption(self, row: int, rng: random.Random) -> str:
         """One of a row's captions, drawn by their weights."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.distill import FewStepsStage
 from txt2img.train.ema import RunningMean
 from txt2img.train.finetune_decoder import DecoderStage
-from txt2img.train.lr_schedule import MINUTE, Pace, finished, learning_rate
+from txt2img.train.lr_schedule import MINUTE, Pace, ends_piece, finished, learning_rate
+from txt2img.train.optimizers import optimizers_of, set_rate
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 from txt2img.weights.registry.hashes import sha256
 
@@ -119,58 +120,39 @@ def is_whole(config: TrainConfig) -> bool:
     return all(is_done(config, name) for name in STAGES if config.what in ("all", name))
 
 
-def adamw(module: nn.Module, run: Run, rates: dict[str, float]) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that lets only matrices and kernels decay.
-
-    A group's `rate` is the part of the learning rate that it learns at.
-    """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        rate = rates.get(name.partition(".")[0], 1.0)
-        groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
-    table: list[dict[str, object]] = [
-        {"params": members, "rate": rate, "weight_decay": run.weight_decay if decays else 0.0}
-        for (rate, decays), members in groups.items()
-    ]
-    return torch.optim.AdamW(table, lr=run.lr, fused=True)
-
-
-def set_rate(optimiser: torch.optim.Optimizer, run: Run, step: int, spent: float) -> float:
-    """Let each group learn at its part of a step's rate; gives that rate."""
-    rate = learning_rate(run, step, spent)
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["rate"]
-    return rate
-
-
 def optimise(
     stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
 ) -> Generator[Report, None, bool]:
-    """Train one stage on, to its running mean; gives whether it was done before the deadline."""
+    """Train one stage on, to its running mean; gives whether it is done.
+
+    It is not when the call's deadline comes first, or the end of a piece of its run.
+    """
     run, state, source = stage.run, state_of(config, stage.name), source_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
-    optimiser, mean = adamw(learner, run, stage.rates), RunningMean(learner, run.ema)
-    first, spent = load_state(state, learner, mean, optimiser, source) if config.resume else (0, 0)
+    optimizers, mean = optimizers_of(learner, run, stage.rates), RunningMean(learner, run.ema)
+    first, spent = load_state(state, learner, mean, optimizers, source) if config.resume else (0, 0)
     if finished(run, first, spent):
         return True
     batch = stage.batch(first)
     wished = config.compile and stage.name == LatentStage.name  # others end before it pays
     quick, plain = compiled(learner, batch, wished, accelerator)
-    prepared, stepper = accelerator.prepare(quick, optimiser)
+    prepared, *steppers = accelerator.prepare(quick, *optimizers)
     pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
     for step in range(first, run.steps):
-        rate = set_rate(optimiser, run, step, pace.spent)
+        rate, before = learning_rate(run, step, pace.spent), pace.spent
+        set_rate(optimizers, rate)
         loss = loss_of(prepared, batch, accelerator.device)
-        descend(loss, prepared, stepper, run.clip, accelerator)
+        descend(loss, prepared, steppers, run.clip, accelerator)
         mean.update(learner, step)
         done, sheet = step + 1, None
         if done < run.steps:
             batch = stage.batch(done)  # while a GPU is still busy with this one
         value = loss.item()
         pace.tick()
-        ends = finished(run, done, pace.spent) or pace.late
+        piece = ends_piece(run, before, pace.spent)
+        ends = finished(run, done, pace.spent) or pace.late or piece
         if accelerator.is_main_process and (ends or done % config.save_every == 0):
-            save_state(state, done, pace.spent, learner, mean, optimiser, source)
+            save_state(state, done, pace.spent, learner, mean, optimizers, source)
         if accelerator.is_main_process and (ends or done % config.sample_every == 0):
             sheet = sample(stage, config.out, mean, done)
         pace.go_on()
@@ -182,7 +164,7 @@ def optimise(
     mean.swap(learner)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    return not pace.late
+    return finished(run, done, pace.spent)
 
 
 def loss_of(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:
@@ -199,15 +181,17 @@ def loss_of(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device)
 def descend(
     loss: Tensor,
     learner: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     clip: float,
     accelerator: Accelerator,
 ) -> None:
-    """One step of the optimiser down the loss's gradient, which is no longer than `clip`."""
+    """One step of the optimisers down the loss's gradient, which is no longer than `clip`."""
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(learner.parameters(), clip)
-    optimiser.step()
-    optimiser.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
 
 
 def compiled(

@@ -9,20 +9,35 @@ from accelerate import Accelerator
 from txt2img.train.config import Run
 
 MINUTE = 60.0  # seconds
+RISE = 0.02  # of a piece: the way back up to the full rate
 
 
 def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
     """A short rise, then half a cosine from lr to final_lr (Loshchilov and Hutter 2017).
 
     It ends with the last step, or with the run's minutes where the `spent` seconds say that they
-    will be over sooner: so a machine of any speed ends with the lowest rate.
+    will be over sooner: so a machine of any speed ends with the lowest rate. The first `flat` part
+    of the way stays at lr. A run in pieces goes this way in each of them.
     """
     if step < run.warmup:
         return run.lr * (step + 1) / run.warmup
     done = (step - run.warmup) / max(run.steps - run.warmup, 1)
     if run.minutes is not None:
         done = min(max(done, spent / (MINUTE * run.minutes)), 1.0)
-    return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+    if run.piece_minutes is not None:
+        done = spent / (MINUTE * run.piece_minutes) % 1.0
+        if spent > MINUTE * run.piece_minutes and done < RISE:
+            return run.final_lr + (run.lr - run.final_lr) * done / RISE
+    falling = max(done - run.flat, 0.0) / (1.0 - run.flat)
+    return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * falling))
+
+
+def ends_piece(run: Run, before: float, spent: float) -> bool:
+    """Whether a piece of the run ends between two amounts of seconds."""
+    if run.piece_minutes is None:
+        return False
+    piece = MINUTE * run.piece_minutes
+    return spent // piece > before // piece
 
 
 class Pace:

@@ -1,6 +1,8 @@
 """What is learnt, in order: pictures ↔ latents, then text and noise → latents."""
 
 import copy
+import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,13 +20,13 @@ from txt2img.models.vae import VAE
 from txt2img.train import checkpoint, train_tokenizer
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import (
+    WORDS_FILE,
     Kept,
     Pictures,
     centred,
     cut_out,
     drop_captions,
     indices,
-    singles_of,
 )
 from txt2img.train.latent_cache import all_latents, encode_rows, load_vae, normalise
 from txt2img.train.losses import LevelBatch
@@ -41,6 +43,8 @@ from txt2img.train.samples import (
 from txt2img.weights import tokenizer_files
 
 GIB = 2**30
+LOW_NOISE = -1.3, 0.8  # mean and spread of the logit of time where outlines are made
+LEARNABLE = 0.85  # of the times: a noisier picture tells next to nothing but its caption
 SHEET_STEPS = 20  # of each picture on a sheet
 ALIKE_PICTURES = 64  # of a sheet that shows how captions and pictures agree
 SPREAD_PICTURES = 512  # enough to know the latents' mean and spread
@@ -78,14 +82,14 @@ def rows_at(accelerator: Accelerator, count: int, size: int, step: int, seed: in
 
 
 class Mixed:
-    """A choice of rows with a fixed part of one thing alone in every batch, the rest of scenes.
+    """A choice of rows with a fixed part of plain pictures in every batch, the rest of others.
 
     Without such a part, or where the data has but one of both, all rows come equally often.
     """
 
     def __init__(self, pictures: Pictures, part: float | None) -> None:
         self.count = len(pictures.rows)
-        alone = set(singles_of(pictures.rows))
+        alone = {n for n, row in enumerate(pictures.rows) if row.plain}
         self.pools = sorted(alone), [n for n in range(self.count) if n not in alone]
         self.part = part if all(self.pools) else None
 
@@ -100,16 +104,23 @@ class Mixed:
         return picked
 
 
-def time_to_learn(process: Process, noisy: float, rng: random.Random) -> float:
+def time_to_learn(process: Process, config: TrainConfig, rng: random.Random) -> float:
     """A time: any on a flow, an entry of the table otherwise.
 
     Its density grows as the power `noisy` of time: what a text decides is decided where there is
-    little else to see.
+    little else to see. With a part of `low_noise` the rest leaves out the noisiest, mostly.
     """
-    part: float = rng.random() ** (1.0 / (1.0 + noisy))
+    part: float
+    if rng.random() < config.low_noise:
+        mean, spread = LOW_NOISE
+        part = 1.0 / (1.0 + math.exp(-rng.gauss(mean, spread)))
+    elif config.low_noise and rng.random() < 0.95:
+        part = LEARNABLE * rng.random()
+    else:
+        part = rng.random() ** (1.0 / (1.0 + config.noisy))
     if isinstance(process, Flow):
         return part * process.time_factor
-    return float(int(part * process.steps))
+    return float(min(int(part * process.steps), process.steps - 1))
 
 
 class PictureStage:
@@ -225,7 +236,7 @@ class LatentStage:
         rows = self.rows_at(self.accelerator, size, step, config.seed)
         captions = [self.pictures.caption(row, rng) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
-        times = [time_to_learn(self.process, config.noisy, rng) for _ in rows]
+        times = [time_to_learn(self.process, config, rng) for _ in rows]
         levels = LevelBatch.of([self.process.level(time) for time in times])
         told = self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma
         x0 = self.latents[rows]  # waits until a GPU is through with the step before
@@ -249,6 +260,8 @@ class LatentStage:
         checkpoint.save_unet(self.config.out, self.unet, cells)
         checkpoint.save_text(self.config.out, self.text)
         checkpoint.save_index(self.config.out, self.config)
+        if self.pictures.has(WORDS_FILE):
+            (self.config.out / WORDS_FILE).write_text(self.pictures.text(WORDS_FILE), "utf-8")
 
 
 def text_encoder(
@@ -278,8 +291,12 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     folder = config.out / "tokenizer"
     if config.resume and (folder / "vocab.json").exists():
         return tokenizer_files.tokenizer(folder, config.text.length, config.vocab)
-    captions = (caption for row in pictures.rows for caption in row.captions)
-    words, merges = train_tokenizer.learn(captions, config.vocab)
+    if pictures.has(WORDS_FILE):  # each word that is taught becomes one token
+        table = json.loads(pictures.text(WORDS_FILE))
+        texts = [*table["words"], *table["ignored"]]
+    else:
+        texts = [caption for row in pictures.rows for caption in row.captions]
+    words, merges = train_tokenizer.learn(texts, config.vocab)
     tokenizer = Tokenizer(words, merges, config.text.length)
     checkpoint.save_tokenizer(folder, tokenizer)
     return tokenizer

@@ -3,7 +3,8 @@
 `python -m txt2img.train.default_model.build_dataset --out artwork.zip --size 128` fetches pinned
 icon sets from the npm registry, draws every concept that all of them have, and writes a zip in the
 Hub's imagefolder convention: `3d/red-apple.webp`, transparent and lossless, and `metadata.jsonl`
-with its captions. The same packages give the same bytes.
+with its captions, and `words.json`, which says what each word in them stands for. The same packages
+give the same bytes.
 """
 
 import argparse
@@ -17,25 +18,29 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from PIL import Image
 
 from txt2img.errors import BadRequest, Txt2imgError
-from txt2img.train.data import HELD_OUT_FILE, METADATA
+from txt2img.train.data import HELD_OUT_FILE, METADATA, WORDS_FILE
 from txt2img.train.default_model.captions import (
     BACKGROUNDS,
+    KEYWORDS,
     Row,
+    ignored_words,
     keywords_by_code,
+    own_keywords,
     rows,
-    synonyms,
+    words_in,
 )
 from txt2img.train.default_model.icons import (
+    KEYWORDS_FILE,
+    KEYWORDS_PACKAGE,
+    KEYWORDS_VERSION,
     STYLES,
-    WORDS_FILE,
-    WORDS_PACKAGE,
-    WORDS_VERSION,
     Concept,
     IconSet,
     concepts,
@@ -43,8 +48,11 @@ from txt2img.train.default_model.icons import (
     read_set,
     tarball,
 )
-from txt2img.train.default_model.scenes import Thing, main_hue, scenes
+from txt2img.train.default_model.letters import CREDIT
+from txt2img.train.default_model.names import Names, owners_of, read_names, things_by_word
+from txt2img.train.default_model.scenes import Thing, colour_of, main_hue, scenes, visible_box
 
+PLAIN_WORD = 12  # rows: words that fewer have, and no name, mean nothing
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 
 
@@ -56,10 +64,9 @@ class Options:
     styles: Sequence[str]  # keys of STYLES
     cache: Path
     backgrounds: float = 1.0  # coloured grounds a picture, on average
-    views: float = 0.0  # of each picture, moved, smaller or mirrored, on average
     scenes: int = 0  # of each style
     seed: int = 0
-    names: Sequence[str] = ()  # of concepts; all without any
+    names: Mapping[str, Names] | None = None  # of the icons that are drawn; all without any
     quality: int | None = None  # 1 … 100 of lossy WebP; None is lossless
 
 
@@ -122,20 +129,40 @@ def render_all(
             child.join()
 
 
+def rendered(svgs: Sequence[str], options: Options) -> Iterator[bytes | None]:
+    """`render_all`, with pictures that an earlier run drew taken from the cache folder."""
+    folder = options.cache / "rendered"
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [
+        sha256(f"{text} {options.size} {options.quality}".encode()).hexdigest() for text in svgs
+    ]
+    paths = [folder / f"{key[:32]}.webp" for key in keys]
+    missing = [text for text, path in zip(svgs, paths, strict=True) if not path.exists()]
+    new = render_all(missing, options.size, options.quality)
+    for path in paths:
+        if path.exists():
+            yield path.read_bytes()
+            continue
+        picture = next(new)
+        if picture is not None:
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(picture)
+            os.replace(partial, path)
+        yield picture
+
+
 # --- The archive ---------------------------------------------------------------------------------
 
 
 def draw(
-    wanted: Sequence[Concept], sets: Mapping[str, IconSet], options: Options
+    shared: Sequence[Concept], sets: Mapping[str, IconSet], options: Options
 ) -> dict[str, dict[str, bytes]]:
     """Style key → concept stem → picture, for the concepts that could be drawn in every style."""
     drawn: dict[str, dict[str, bytes]] = {}
     for key in options.styles:
         start, pictures = time.monotonic(), {}
-        svgs = [sets[key].svgs[concept.icons[key]] for concept in wanted]
-        for concept, picture in zip(
-            wanted, render_all(svgs, options.size, options.quality), strict=True
-        ):
+        svgs = [sets[key].svgs[concept.icons[key]] for concept in shared]
+        for concept, picture in zip(shared, rendered(svgs, options), strict=True):
             if picture is None:
                 tell(f"{key}: {concept.stem} cannot be drawn and is left out")
             else:
@@ -166,38 +193,44 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def chosen(found: list[Concept], names: Sequence[str]) -> list[Concept]:
-    """The concepts of these names, all without any; BadRequest for a name that no set has."""
-    renamed = sum(len(set(concept.icons.values())) > 1 for concept in found)
-    tell(f"{len(found)} concepts are in every set, {renamed} of them under differing names")
-    known = {concept.name for concept in found}
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
+def chosen(shared: list[Concept], names: Mapping[str, Names] | None) -> list[Concept]:
+    """The concepts with these stems, all without any; BadRequest for one that no set has."""
+    renamed = sum(len(set(concept.icons.values())) > 1 for concept in shared)
+    tell(f"{len(shared)} concepts are in every set, {renamed} of them under differing names")
+    known = {concept.stem for concept in shared}
+    for stem in names or ():
+        if stem not in known:
+            near = get_close_matches(stem, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BadRequest(f"no concept {name!r} is in every set{hint}")
-    return [concept for concept in found if not names or concept.name in names]
+            raise BadRequest(f"no icon {stem!r} is in every set{hint}")
+    return [concept for concept in shared if names is None or concept.stem in names]
 
 
 def build(out: Path, options: Options) -> dict[str, int]:
     """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
     tell("reading the icon sets; npm fetches those that are not here yet")
-    sets = {key: read_set(style, options.cache) for key, style in STYLES.items()}
-    words = read_json(tarball(WORDS_PACKAGE, WORDS_VERSION, options.cache), WORDS_FILE)
-    wanted = chosen(concepts(sets), options.names)
+    sets = {key: read_set(key, options.cache) for key in STYLES}
+    package = tarball(KEYWORDS_PACKAGE, KEYWORDS_VERSION, options.cache)
+    drawn_by_all = chosen(concepts(sets), options.names)
 
     # 2. Draw.
-    drawn = draw(wanted, sets, options)
-    wanted = [concept for concept in wanted if concept.stem in drawn[options.styles[0]]]
+    drawn = draw(drawn_by_all, sets, options)
+    drawn_by_all = [c for c in drawn_by_all if c.stem in drawn[options.styles[0]]]
 
     # 3. Say what is drawn, alone and in scenes.
-    others = synonyms({c.name: c.code for c in wanted}, keywords_by_code(words))
-    lines, kept = told(wanted, drawn, others, options)
+    names = {c.stem: (options.names or {}).get(c.stem, Names(c.name)) for c in drawn_by_all}
+    keywords = own_keywords(
+        {c.stem: c.code for c in drawn_by_all},
+        keywords_by_code(read_json(package, KEYWORDS_FILE)),
+        set(owners_of(names)),
+    )
+    lines, held = captioned(names, drawn, keywords, options)
     texts = {
         METADATA: json_lines(lines),
-        HELD_OUT_FILE: json_lines(kept),
-        "credits.txt": "".join(sets[key].credit + "\n" for key in options.styles),
+        HELD_OUT_FILE: json_lines(held),
+        WORDS_FILE: json.dumps(words_of(names, lines, keywords), ensure_ascii=False) + "\n",
+        "credits.txt": "".join(f"{sets[key].credit}\n" for key in options.styles) + f"{CREDIT}\n",
     }
     files = [(name, text.encode()) for name, text in texts.items() if text]
     for key in options.styles:
@@ -205,54 +238,79 @@ def build(out: Path, options: Options) -> dict[str, int]:
         files += [(f"{folder}/{stem}.webp", picture) for stem, picture in drawn[key].items()]
     write_archive(out, files)
     pictures = sum(len(part) for part in drawn.values())
-    counts = {"concepts": len(wanted), "pictures": pictures, "rows": len(lines)}
-    return counts | ({"held-out scenes": len(kept)} if kept else {})
+    counts = {"concepts": len(names), "pictures": pictures, "rows": len(lines)}
+    return counts | ({"held-out scenes": len(held)} if held else {})
 
 
-def told(
-    wanted: Sequence[Concept],
+def captioned(
+    names: Mapping[str, Names],
     drawn: Mapping[str, Mapping[str, bytes]],
-    others: Mapping[str, Sequence[str]],
+    keywords: Mapping[str, Sequence[str]],
     options: Options,
 ) -> tuple[list[Row], list[dict[str, object]]]:
     """The rows to be taught, and the scenes that are held out, of each combination one a style."""
     lines: list[Row] = []
-    kept: dict[tuple[str, ...], dict[str, object]] = {}
+    held_out: dict[tuple[str, ...], dict[str, object]] = {}
     for key in options.styles:
-        things = things_of(key, wanted, drawn[key], hues=options.scenes > 0)
-        for thing in things:
+        things = things_of(key, names, drawn[key])
+        for stem, thing in things.items():
             lines += rows(
                 thing.file,
-                thing.name,
+                thing.names,
                 thing.style,
-                others[thing.name],
+                keywords[stem][:KEYWORDS],
+                colour_of(thing.names, thing.hue),
                 options.backgrounds,
                 options.seed,
-                options.views,
             )
-        for scene in scenes(things, options.scenes, options.seed):
+        for scene in scenes(list(things.values()), options.scenes, options.seed):
             if scene.held_out:
-                held = {"kind": scene.kind, "combination": scene.combination, **scene.row}
-                kept[scene.kind, *scene.combination, key] = held
+                line = {"kind": scene.kind, "combination": scene.combination, **scene.row}
+                held_out[scene.kind, *scene.combination, key] = line
             else:
                 lines.append(scene.row)
-    return lines, list(kept.values())
+    return lines, list(held_out.values())
 
 
 def things_of(
-    key: str, wanted: Sequence[Concept], pictures: Mapping[str, bytes], hues: bool
-) -> list[Thing]:
-    """What a style draws, each with the hue that it may be turned from, where `hues` are needed."""
+    key: str, names: Mapping[str, Names], pictures: Mapping[str, bytes]
+) -> dict[str, Thing]:
+    """Stem → what a style draws, with its hue where it has one, and the box that it fills."""
     style = STYLES[key]
-    return [
-        Thing(
-            concept.name,
-            style.words,
-            f"{style.folder}/{concept.stem}.webp",
-            main_hue(pictures[concept.stem]) if hues else None,
+    return {
+        stem: Thing(
+            its,
+            style,
+            f"{style.folder}/{stem}.webp",
+            main_hue(pictures[stem]),
+            visible_box(pictures[stem]),
         )
-        for concept in wanted
+        for stem, its in names.items()
+    }
+
+
+def words_of(
+    names: Mapping[str, Names], lines: Sequence[Row], keywords: Mapping[str, Sequence[str]]
+) -> dict[str, object]:
+    """The table of taught words: each word → the things that it names, and the ignored words.
+
+    Words that only join others ("on", "blue") lead to no thing.
+    """
+    with_keywords = [
+        Names(its.name, its.others, (*its.kinds, *keywords[stem][:KEYWORDS]))
+        for stem, its in names.items()
     ]
+    words = things_by_word(with_keywords)
+    often: dict[str, int] = {}
+    for line in lines:
+        for word in words_in(line["text"]):
+            often[word] = often.get(word, 0) + 1
+    ignored = set(ignored_words()) - set(words)
+    # a word that few rows have, and no name, was made up to be ignored
+    plain = {word for word, count in often.items() if count >= PLAIN_WORD}
+    for word in plain - ignored - set(words):
+        words[word] = []
+    return {"words": dict(sorted(words.items())), "ignored": sorted(ignored)}
 
 
 def json_lines(rows: Sequence[Mapping[str, object]]) -> str:
@@ -263,15 +321,6 @@ def json_lines(rows: Sequence[Mapping[str, object]]) -> str:
 def tell(line: str) -> None:
     """Progress, to stderr: stdout is for results."""
     print(line, file=sys.stderr, flush=True)
-
-
-def names_in(path: Path) -> list[str]:
-    """The names in a file, one a line; blank lines and those that begin with # are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"--concepts {path.name} cannot be read: {error}") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -285,9 +334,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="the archive to write, FILE.zip")
     add("--size", type=int, default=128, help="width and height in pixels (128)")
     add("--styles", default="fluent,flat,noto,twemoji", help="icon sets to draw, by commas (all)")
-    add("--concepts", type=Path, help="a file of the concepts to draw, one a line (all)")
+    add("--concepts", type=Path, help="a file of the icons to draw and their names (all)")
     add("--backgrounds", type=float, default=1, help="coloured grounds a picture, on average (1)")
-    add("--views", type=float, default=0, help="views a picture, moved, smaller, mirrored (0)")
     add("--scenes", type=int, default=0, help="scenes of each style: counts, relations, … (0)")
     add("--quality", type=int, help="of lossy pictures, 1 to 100 (lossless)")
     add("--seed", type=int, default=0, help="chooses backgrounds and scenes (0)")
@@ -297,13 +345,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in options.styles:
         if name not in STYLES:
             raise BadRequest(f"no style {name!r}: choose from {', '.join(STYLES)}")
-    options.names = [] if options.concepts is None else names_in(options.concepts)
+    options.names = None if options.concepts is None else read_names(options.concepts)
     if not 16 <= options.size <= 1024:
         raise BadRequest(f"--size is {options.size}: use 16 to 1024 pixels")
     if not 0 <= options.backgrounds <= len(BACKGROUNDS):
         raise BadRequest(f"--backgrounds is {options.backgrounds}: use 0 to {len(BACKGROUNDS)}")
-    if not 0 <= options.views <= 100:
-        raise BadRequest(f"--views is {options.views}: use 0 to 100")
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise BadRequest(f"--quality is {options.quality}: use 1 to 100")
     if options.scenes < 0:
@@ -320,17 +366,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ImportError as error:
             raise BadRequest("resvg_py is missing: pip install 'txt2img[train]'") from error
         start, out = time.monotonic(), options.out
-        wanted = {field.name: getattr(options, field.name) for field in fields(Options)}
-        counts = build(out, Options(**wanted))
+        counts = build(out, Options(**{f.name: getattr(options, f.name) for f in fields(Options)}))
     except Txt2imgError as error:
         tell(f"Error: {error}")
         return error.exit_code
     except OSError as error:
         tell(f"Error: cannot write {error.filename}: {error.strerror}")
         return 1
-    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     megabytes, seconds = out.stat().st_size / 1e6, time.monotonic() - start
-    tell(f"{told}, {megabytes:.1f} MB, {seconds:.0f} s")
+    tell(f"{summary}, {megabytes:.1f} MB, {seconds:.0f} s")
     print(out)
     return 0
 

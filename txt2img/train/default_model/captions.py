@@ -1,10 +1,17 @@
-"""What a picture may be called: its name, its style, synonyms, the colour behind it."""
+"""What people type for a picture: its names, its style, the ground, and words without meaning.
+
+Captions are drawn by chance from a small grammar, each row's from its own generator, so that the
+same data set says the same.
+"""
 
 import random
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NotRequired, TypedDict
+
+from txt2img.train.default_model.icons import Style, mapping, plain_code
+from txt2img.train.default_model.names import Names
 
 WHITE = "#ffffff"
 BACKGROUNDS = {  # what captions call them → RGB
@@ -19,20 +26,33 @@ BACKGROUNDS = {  # what captions call them → RGB
     "red": (222, 54, 48),
     "yellow": (250, 212, 62),
 }
-OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni)")  # "an umbrella", but "a unicorn"
+OPEN_SOUND = re.compile(r"[ai]|e(?!u|we)|o(?!ne )|u(?!ni|se|fo)|x ")  # "an owl", but "a unicorn"
 HELD_OUT = 16  # one combination in so many is not taught
-SMALLEST_VIEW = 0.8  # of a picture's side
-MIRRORED = 0.1  # of views: with half of them, a drawing now and then mixed a thing with its mirror
-VIEWED_ON_COLOUR = 0.25  # of the views
-HANDED = {  # words of names whose pictures show letters, digits, hands of clocks, or a direction
-    *("left", "right", "east", "west", "north", "south", "back", "on", "soon", "top", "end"),
-    *("clock", "clockwise", "oclock", "thirty", "watch", "stopwatch", "timer", "calendar"),
-    *("ambulance", "bus", "car", "engine", "hospital", "school", "taxi", "police", "store", "bank"),
-    *("atm", "button", "sign", "symbol", "note", "notes", "score", "clef", "letter", "letters"),
-    *("flag", "medal", "die", "mahjong", "card", "joker", "input", "moon", "money", "banknote"),
-    *("sleeping", "zzz", "newspaper", "receipt", "chart", "map", "globe", "keyboard", "abacus"),
-}
-SHARED = 3  # a keyword that more concepts than this share says too little to be a caption
+SHARED = 2  # a keyword that more concepts than this share says too little to be a caption
+KEYWORDS = 3  # of a thing's keywords, as many are captions of it
+CANONICAL = 0.25  # of the time a picture's first caption is drawn: "red apple, 3d emoji"
+
+# Words that say nothing a small picture could show. They are put in by chance, to be ignored.
+ADJECTIVES = (
+    *("cute", "beautiful", "nice", "lovely", "pretty", "cool", "simple", "funny", "adorable"),
+    *("awesome", "amazing", "realistic", "colorful", "colourful", "tiny", "little", "shiny"),
+    *("modern", "fancy", "fantastic", "perfect", "great", "good", "real", "single", "new", "my"),
+)
+ENDINGS = (
+    *("4k", "8k", "hd", "uhd", "masterpiece", "trending", "trending on artstation", "artstation"),
+    *("high quality", "best quality", "highly detailed", "very detailed", "detailed", "sharp"),
+    *("intricate", "high resolution", "hires", "professional", "award winning", "digital art"),
+    *("concept art", "octane render", "unreal engine", "cinematic lighting", "soft lighting"),
+    *("studio lighting", "volumetric lighting", "vivid colors", "vibrant", "clean", "centered"),
+    *("isolated", "ultra detailed", "hyperrealistic", "photorealistic", "sharp focus", "bokeh"),
+    *("dslr", "pixar style", "kawaii", "minimalist", "art", "design", "graphic", "no text"),
+)
+OPENINGS = (
+    *("picture of", "a picture of", "image of", "an image of", "photo of", "a photo of"),
+    *("drawing of", "a drawing of", "painting of", "draw", "draw me", "please draw", "show me"),
+    *("make", "create", "generate", "i want", "a portrait of", "a render of", "a photograph of"),
+)
+SYLLABLES = "ba be bo chi da do fe fla gra gu ha ja kla ko lu ma mi nor pli qua ri sto ta vex wi zu"
 
 
 class Placed(TypedDict):
@@ -56,26 +76,19 @@ class Row(TypedDict):
     layers: NotRequired[list[Placed]]
 
 
-def mapping(value: object) -> dict[str, object]:
-    """A JSON object as a dict; an empty one for anything else."""
-    return value if isinstance(value, dict) else {}
+# --- Emoji keywords ------------------------------------------------------------------------------
 
 
-def plain_code(code: str) -> str:
-    """Code points as the sets agree on them: lower case, without the variation selector."""
-    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
-
-
-def keywords_by_code(words: object) -> dict[str, set[str]]:
+def keywords_by_code(emojis: object) -> dict[str, set[str]]:
     """Code points → keywords, of an emoji-mart data file, as far as they can be said."""
-    found: dict[str, set[str]] = {}
-    for emoji in mapping(mapping(words).get("emojis")).values():
+    keywords_of: dict[str, set[str]] = {}
+    for emoji in mapping(mapping(emojis).get("emojis")).values():
         skins, keywords = (mapping(emoji).get(key) for key in ("skins", "keywords"))
         if isinstance(skins, list) and skins and isinstance(keywords, list):
             plain = (str(word).lower().replace("_", " ") for word in keywords)
             code = plain_code(str(mapping(skins[0]).get("unified")))
-            found[code] = {word for word in plain if is_word(word)}
-    return found
+            keywords_of[code] = {word for word in plain if is_word(word)}
+    return keywords_of
 
 
 def is_word(word: str) -> bool:
@@ -83,51 +96,114 @@ def is_word(word: str) -> bool:
     return re.fullmatch(r"[a-z][a-z ]+[a-z]", word) is not None
 
 
-def synonyms(codes: Mapping[str, str], keywords: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Name → keywords that point at it and at few others, and are nothing's own name.
+def own_keywords(
+    codes: Mapping[str, str], keywords: Mapping[str, set[str]], taken: set[str]
+) -> dict[str, list[str]]:
+    """Thing → keywords that point at it and at few others, and are not `taken` by a name.
 
-    `codes` says which character each name stands for.
+    `codes` says which character each thing is.
     """
     owners: dict[str, int] = {}
     for code in codes.values():
         for word in keywords.get(code, ()):
             owners[word] = owners.get(word, 0) + 1
     return {
-        name: sorted(
-            word for word in keywords.get(code, ()) if owners[word] <= SHARED and word not in codes
+        thing: sorted(
+            word for word in keywords.get(code, ()) if owners[word] <= SHARED and word not in taken
         )
-        for name, code in codes.items()
+        for thing, code in codes.items()
     }
+
+
+# --- Phrases -------------------------------------------------------------------------------------
+
+
+def is_plural(name: str) -> bool:
+    """Whether a name is one of several things: "grapes", not "bus"."""
+    return name.endswith("s") and not name.endswith(("ss", "us", "is"))
 
 
 def with_article(name: str) -> str:
     """The name after its article; plurals ("grapes") and numbered names stay as they are."""
-    if name[0].isdigit() or (name.endswith("s") and not name.endswith(("ss", "us"))):
+    if name[0].isdigit() or is_plural(name) or name.startswith(("a ", "an ", "the ")):
         return name
     return f"{'an' if OPEN_SOUND.match(name) else 'a'} {name}"
 
 
-def captions(
-    name: str, style: str, others: Sequence[str], background: str | None
-) -> tuple[list[str], list[float]]:
-    """What a picture is called, and how often: mostly "red apple, 3d emoji".
+def pick_name(names: Names, rng: random.Random) -> str:
+    """One of a thing's names, the usual one most often."""
+    return rng.choices(names.all, names.weights)[0]
 
-    A coloured background is always said, a white one (None) seldom.
-    """
-    ground = f" on {with_article(background or 'white')} background"
-    said = ground if background else ""
-    end = f",{said}" if background else ""
-    pairs = [
-        (f"{name}, {style}{end}", 12.0),
-        (f"{with_article(name)}, {style}{end}", 2.0),
-        (f"{style} of {with_article(name)}{said}", 2.0),
-        (f"{name}{said}", 1.0),
-    ]
-    if background:
-        pairs.append((f"{name}, {style}, {background} background", 2.0))
+
+def noun_phrase(name: str, rng: random.Random, article: float = 0.5) -> str:
+    """A name, perhaps after an article, now and then after an adjective that says nothing."""
+    if rng.random() < 0.12:
+        name = f"{rng.choice(ADJECTIVES)} {name}"
+    chance = rng.random()
+    if chance < 0.06 and not name[0].isdigit():
+        return f"the {name}"
+    return with_article(name) if chance < article else name
+
+
+def pseudo_word(rng: random.Random) -> str:
+    """A word that nobody knows, so that the pieces of unknown words are learnt to say nothing."""
+    return "".join(rng.choice(SYLLABLES.split()) for _ in range(rng.randint(2, 3)))
+
+
+def on_ground(grounds: Sequence[str], rng: random.Random) -> str:
+    """What follows a phrase to say its ground: none for white, most often."""
+    if not grounds:
+        chance = rng.random()
+        if chance > 0.1:
+            return ""
+        return ", white background" if chance < 0.03 else " on a white background"
+    colour = " to ".join(grounds) + (" gradient" if len(grounds) > 1 and rng.random() < 0.3 else "")
+    forms = (
+        f" on {with_article(colour)} background",
+        f", on {with_article(colour)} background",
+        f", {colour} background",
+        f" with {with_article(colour)} background",
+        f" on {colour}",
+    )
+    return rng.choices(forms, (4.0, 3.0, 2.0, 1.0, 0.5))[0]
+
+
+def sentence(phrase: str, style: Style, grounds: Sequence[str], rng: random.Random) -> str:
+    """One way to ask for a phrase in a style on its ground, as a person would type it."""
+    ground = on_ground(grounds, rng)
+    plain = style.usual and rng.random() < 0.4  # no style is said
+    if plain:
+        opening = f"{rng.choice(OPENINGS)} " if rng.random() < 0.25 else ""
+        text = f"{opening}{phrase}{ground}"
     else:
-        pairs.append((f"{name}, {style},{ground}", 1.0))
-    pairs += [(f"{word}, {style}{end}", 2.0 / len(others)) for word in others]
+        word = style.words if rng.random() < 0.6 else rng.choice(style.synonyms)
+        forms = (
+            f"{phrase}, {word}{ground}",
+            f"{phrase}{ground}, {word}",
+            f"{with_article(word) if rng.random() < 0.4 else word} of {phrase}{ground}",
+            f"{phrase} {word}{ground}",
+            f"{word}, {phrase}{ground}",
+        )
+        text = rng.choices(forms, (5.0, 1.5, 2.0, 1.5, 0.5))[0]
+    if rng.random() < 0.15:
+        text += "".join(f", {word}" for word in rng.sample(ENDINGS, rng.randint(1, 3)))
+    if rng.random() < 0.03:
+        text += f", {pseudo_word(rng)}" if rng.random() < 0.5 else f" {pseudo_word(rng)}"
+    return text
+
+
+def captions_of(
+    canonical: str,
+    phrase: Callable[[random.Random], str],
+    count: int,
+    style: Style,
+    grounds: Sequence[str],
+    rng: random.Random,
+) -> tuple[list[str], list[float]]:
+    """The canonical caption first and `count` sentences about a phrase, with their weights."""
+    ground = f", on {with_article(' to '.join(grounds))} background" if grounds else ""
+    pairs = [(f"{canonical}, {style.words}{ground}", CANONICAL * count)]
+    pairs += [(sentence(phrase(rng), style, grounds, rng), 1.0 - CANONICAL) for _ in range(count)]
     return weighed(pairs)
 
 
@@ -138,6 +214,9 @@ def weighed(pairs: Sequence[tuple[str, float]]) -> tuple[list[str], list[float]]
         merged[text] = merged.get(text, 0.0) + weight
     total = sum(merged.values())
     return list(merged), [round(weight / total, 4) for weight in merged.values()]
+
+
+# --- Rows ----------------------------------------------------------------------------------------
 
 
 def held_out(*parts: str) -> bool:
@@ -151,52 +230,71 @@ def hexadecimal(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
+def thing_phrases(
+    names: Names, keywords: Sequence[str], colour: str | None
+) -> Callable[[random.Random], str]:
+    """What gives phrases for one thing; `colour` is what it has of itself, if that can be said."""
+
+    def phrase(rng: random.Random) -> str:
+        if keywords and rng.random() < 0.05:
+            return rng.choice(keywords)
+        name = pick_name(names, rng)
+        if colour and rng.random() < 0.1:
+            name = f"{colour} {name}"
+        return noun_phrase(name, rng)
+
+    return phrase
+
+
 def rows(
     file: str,
-    name: str,
-    style: str,
-    others: Sequence[str],
-    extra: float,
+    names: Names,
+    style: Style,
+    keywords: Sequence[str],
+    colour: str | None,
+    grounds: float,
     seed: int,
-    views: float = 0.0,
+    count: int = 24,
 ) -> Iterator[Row]:
-    """A picture on white, on `extra` colours that seed and file name choose, and in `views`.
+    """A picture on white, and on as many coloured grounds as `grounds` says, on average.
 
-    The fractions of `extra` and `views` are the shares of pictures that get one more of them.
+    The fraction of `grounds` is the share of pictures that get one more.
     """
     # a generator seeded by a text is the same on every machine and run
     rng = random.Random(f"{seed}/{file}")
-    count = int(extra) + (rng.random() < extra % 1)
-    allowed = [colour for colour in sorted(BACKGROUNDS) if not held_out("ground", name, colour)]
-    colours = rng.sample(allowed, min(count, len(allowed)))
-    for colour in (None, *colours):
-        yield row(file, captions(name, style, others, colour), colour)
-    for _ in range(int(views) + (rng.random() < views % 1)):
-        colour = rng.choice(allowed) if allowed and rng.random() < VIEWED_ON_COLOUR else None
-        seen = row(file, captions(name, style, others, colour), colour)
-        yield {**seen, "layers": [view(file, name, rng)]}
+    extra = int(grounds) + (rng.random() < grounds % 1)
+    allowed = [name for name in sorted(BACKGROUNDS) if not held_out("ground", names.name, name)]
+    phrase = thing_phrases(names, keywords, colour)
+    text, weights = captions_of(names.name, phrase, count, style, (), rng)
+    said = set(text)
+    # every name is said at least once on white, however the chances fall
+    sure = [f"{name}, {style.words}" for name in names.all]
+    more = [caption for caption in sure if caption not in said]
+    share = 1.0 - CANONICAL / 2
+    text, weights = weighed(
+        [*zip(text, [weight * share for weight in weights], strict=True)]
+        + [(caption, (1.0 - share) / max(len(more), 1)) for caption in more]
+    )
+    yield row(file, (text, weights), None)
+    for name in rng.sample(allowed, min(extra, len(allowed))):
+        yield row(file, captions_of(names.name, phrase, count // 2, style, (name,), rng), name)
 
 
-def row(file: str, said: tuple[list[str], list[float]], colour: str | None) -> Row:
+def row(file: str, captions: tuple[list[str], list[float]], colour: str | None) -> Row:
     """A picture as it is on a colour, or white, with captions and their weights."""
-    text, weights = said
+    text, weights = captions
     behind = hexadecimal(colour) if colour else WHITE
     return {"file_name": file, "text": text, "weights": weights, "background": behind}
 
 
-def view(file: str, name: str, rng: random.Random) -> Placed:
-    """A picture a little smaller, anywhere; mirrored seldom, and only where that is still right.
+# --- Words ---------------------------------------------------------------------------------------
 
-    No caption says any of it: so pictures of one caption differ from seed to seed.
-    """
-    side = round(rng.uniform(SMALLEST_VIEW, 1.0), 4)
-    left, top = (round(rng.uniform(0.0, 1.0 - side), 4) for _ in range(2))
-    mirrored = not HANDED & {*name.split()} and rng.random() < MIRRORED
-    return {
-        "file_name": file,
-        "left": left,
-        "top": top,
-        "side": side,
-        "hue": 0.0,
-        "mirrored": mirrored,
-    }
+
+def words_in(texts: Sequence[str]) -> set[str]:
+    """All words of texts, without punctuation."""
+    return {word for text in texts for word in re.findall(r"[a-z0-9]+", text)}
+
+
+def ignored_words() -> list[str]:
+    """The words that are put into captions to be ignored."""
+    return sorted(words_in([*ADJECTIVES, *ENDINGS]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.train.default_model.captions import mapping, plain_code
+from txt2img.train.default_model.letters import STROKES, letter_svg
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,51 @@ class Style:
     folder: str  # in the archive
     words: str  # in captions
     margin: float  # added on each side, as a share of the icon's own box
+    synonyms: tuple[str, ...]  # of `words`
+    usual: bool = False  # what a prompt without a style gets
 
 
 # The Fluent sets keep a margin of their own inside their box; the others fill theirs.
 STYLES = {
-    "fluent": Style("@iconify-json/fluent-emoji", "1.2.7", "3d", "3d emoji", 0.0),
-    "flat": Style("@iconify-json/fluent-emoji-flat", "1.2.6", "flat", "flat emoji", 0.0),
-    "noto": Style("@iconify-json/noto", "1.2.9", "noto", "noto emoji", 0.03),
-    "twemoji": Style("@iconify-json/twemoji", "1.2.5", "twemoji", "twemoji", 0.04),
+    "fluent": Style(
+        package="@iconify-json/fluent-emoji",
+        version="1.2.7",
+        folder="3d",
+        words="3d emoji",
+        margin=0.0,
+        synonyms=("3d", "3d icon", "3d render", "emoji"),
+        usual=True,
+    ),
+    "flat": Style(
+        package="@iconify-json/fluent-emoji-flat",
+        version="1.2.6",
+        folder="flat",
+        words="flat emoji",
+        margin=0.0,
+        synonyms=("flat", "flat icon", "icon", "flat design", "vector", "minimal icon", "logo"),
+    ),
+    "noto": Style(
+        package="@iconify-json/noto",
+        version="1.2.9",
+        folder="noto",
+        words="noto emoji",
+        margin=0.03,
+        synonyms=("noto", "cartoon", "clip art", "clipart", "illustration"),
+    ),
+    "twemoji": Style(
+        package="@iconify-json/twemoji",
+        version="1.2.5",
+        folder="twemoji",
+        words="twemoji",
+        margin=0.04,
+        synonyms=("sticker", "twitter emoji", "pictogram", "symbol"),
+    ),
 }
-WORDS_PACKAGE, WORDS_VERSION = "@emoji-mart/data", "1.2.1"
-WORDS_FILE = "package/sets/15/native.json"
+KEYWORDS_PACKAGE, KEYWORDS_VERSION = "@emoji-mart/data", "1.2.1"
+KEYWORDS_FILE = "package/sets/15/native.json"
 
 SKIN_TONE = re.compile(r"1f3f[b-f]")
-TEXT_LIKE = re.compile(r"keycap-|input-|regional-|japanese-.*-button$")
+TEXT_LIKE = re.compile(r"keycap-(?!\d)|input-|regional-|japanese-.*-button$")
 
 
 def tarball(package: str, version: str, cache: Path) -> Path:
@@ -67,7 +98,18 @@ def read_json(path: Path, member: str) -> object:
         raise BadFile(f"{path.name} cannot be read ({error}): delete it, run again") from error
 
 
+def mapping(value: object) -> dict[str, object]:
+    """A JSON object as a dict; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def plain_code(code: str) -> str:
+    """Code points as the sets agree on them: lower case, without the variation selector."""
+    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
+
+
 def side(value: object, otherwise: float) -> float:
+    """A number of an icon's box, or `otherwise` where the file has none."""
     return float(value) if isinstance(value, int | float) else otherwise
 
 
@@ -80,8 +122,9 @@ class IconSet:
     credit: str
 
 
-def read_set(style: Style, cache: Path) -> IconSet:
-    """All visible icons of one set, framed with the style's margin."""
+def read_set(key: str, cache: Path) -> IconSet:
+    """All visible icons of a style's set, framed with its margin, and the letters in that style."""
+    style = STYLES[key]
     path = tarball(style.package, style.version, cache)
     icons = mapping(read_json(path, "package/icons.json"))
     svgs = {
@@ -89,6 +132,7 @@ def read_set(style: Style, cache: Path) -> IconSet:
         for name, icon in mapping(icons.get("icons")).items()
         if not mapping(icon).get("hidden")
     }
+    svgs |= {f"letter-{a}": letter_svg(a, key, style.margin) for a in STROKES}
     characters = mapping(read_json(path, "package/chars.json"))
     codes = {plain_code(code): str(name) for code, name in characters.items()}
     about = mapping(read_json(path, "package/info.json"))
@@ -123,22 +167,25 @@ class Concept:
 
     @property
     def name(self) -> str:
-        """What captions call it: "red apple"."""
+        """What it is called without a table of names: "red apple"."""
         return self.stem.replace("-", " ")
 
 
 def concepts(sets: Mapping[str, IconSet]) -> list[Concept]:
-    """What all sets draw, without skin tones and text-like icons, sorted by name.
+    """What all sets draw, without skin tones and text-like icons, and the letters, by name.
 
     Sets are matched by character, because their names differ ("person-elf", "elf"); Fluent's own
     package lists no characters, but shares its names with the flat one. Noto's names are kept.
     """
-    found: dict[str, Concept] = {}
+    shared = {
+        f"letter-{a}": Concept(f"letter-{a}", "", dict.fromkeys(STYLES, f"letter-{a}"))
+        for a in STROKES
+    }
     for code, flat in sorted(sets["flat"].codes.items()):
         others = {key: sets[key].codes.get(code) for key in ("noto", "twemoji")}
         icons = {"fluent": flat, "flat": flat} | {k: v for k, v in others.items() if v is not None}
         drawn = all(key in icons and icons[key] in sets[key].svgs for key in STYLES)
         if not drawn or SKIN_TONE.search(code) or TEXT_LIKE.match(icons["noto"]):
             continue
-        found.setdefault(icons["noto"], Concept(icons["noto"], code, icons))
-    return [found[stem] for stem in sorted(found)]
+        shared.setdefault(icons["noto"], Concept(icons["noto"], code, icons))
+    return [shared[stem] for stem in sorted(shared)]

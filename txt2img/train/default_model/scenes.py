@@ -1,14 +1,16 @@
-"""Scenes from single pictures: colours, places, counts and things beside things, with captions.
+"""Scenes of single pictures: colours, counts, places and things with things, with captions.
 
 Words compose where training shows them composed. Each combination (a thing in a colour, so many of
-a thing, a thing left of another, …) is either taught or held out, in all styles alike.
+a thing, a thing left of another, …) is either taught or held out, in all styles alike. Things in
+scenes have one of two sizes and stand at fixed places, so that what is drawn small is drawn often
+enough to be known well.
 """
 
 import io
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -18,11 +20,16 @@ from txt2img.train.default_model.captions import (
     WHITE,
     Placed,
     Row,
+    captions_of,
     held_out,
     hexadecimal,
-    weighed,
+    is_plural,
+    noun_phrase,
+    pick_name,
     with_article,
 )
+from txt2img.train.default_model.icons import Style
+from txt2img.train.default_model.names import Names
 
 HUES = {  # what recoloured things are called → their hue, as part of a turn
     "red": 0.0,
@@ -35,26 +42,22 @@ HUES = {  # what recoloured things are called → their hue, as part of a turn
 }
 COLOUR_WORDS = {*BACKGROUNDS, *HUES, "white"}
 NEAR = 0.085  # of a turn: what has no other hues than these around its main one is of one colour
+SAME = 0.04  # of a turn: a thing whose hue is as near as this to a colour's is of that colour
 MOVED = 0.06  # of a turn: the least move that deserves another name
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-SPOTS = {  # how many → the middles of their squares, and the side of each
-    2: (((0.26, 0.5), (0.74, 0.5)), 0.44),
-    3: (((0.5, 0.27), (0.26, 0.73), (0.74, 0.73)), 0.42),
-    4: (((0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)), 0.42),
-    5: (((0.2, 0.2), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.8, 0.8)), 0.3),
-}
-RELATIONS = {  # of the first to the second → the same said from the second, and their middles
-    "left of": ("right of", ((0.26, 0.5), (0.74, 0.5))),
-    "above": ("below", ((0.5, 0.26), (0.5, 0.74))),
-}
-CORNERS = {
-    "top left": (0.25, 0.25),
-    "top right": (0.75, 0.25),
-    "bottom left": (0.25, 0.75),
-    "bottom right": (0.75, 0.75),
-}
+
+# The two sizes, and places on a grid of 8 of 256 pixels, which is a latent's.
+LARGE, SMALL = 0.625, 0.5
+GRID = 32
+LEFT, RIGHT, TOP, BOTTOM, CENTRE = (0.0, 0.25), (0.5, 0.25), (0.25, 0.0), (0.25, 0.5), (0.25, 0.25)
+FRONT, BACK = (0.25, 0.5), (0.1875, 0.0)
+CORNERS = {"top left": (0.0, 0.0), "top right": (0.5, 0.0)}
+CORNERS |= {"bottom left": (0.0, 0.5), "bottom right": (0.5, 0.5)}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+SPOTS = {2: (LEFT, RIGHT), 3: (TOP, *list(CORNERS.values())[2:]), 4: tuple(CORNERS.values())}
+
 PLURALS = {
     "child": "children",
+    "die": "dice",
     "fish": "fish",
     "foot": "feet",
     "goose": "geese",
@@ -74,14 +77,76 @@ PLURALS = {
 JOINTS = {"with", "of", "in", "on", "behind", "and", "from", "without", "over"}
 
 
+def listed(names: str) -> frozenset[str]:
+    """Names between commas."""
+    return frozenset(names.split(","))
+
+
+# Usual names of what sits on, and of what is sat on, stood on, ridden, filled or gone to.
+RIDERS = listed(
+    "astronaut,cat,dog,dog face,man,woman,boy,girl,child,person,king,princess,wizard,witch,chef,"
+    "robot,alien,ghost,monkey,bear,panda,penguin,frog,rabbit,fox,teddy bear,skull,santa claus,"
+    "superhero,clown,lion,pig,owl,duck,chick,mouse,koala,tiger,detective,police officer,ninja,"
+    "zombie,vampire,dinosaur,cat face,unicorn,elephant,sheep,cow,goat,elf,fairy,mermaid"
+)
+MOUNTS = listed(
+    "horse,bicycle,motorcycle,skateboard,elephant,unicorn,dragon,dinosaur,camel,scooter,sled,"
+    "dolphin,turtle,cow,goat,pig,llama,zebra,giraffe,whale,shark,rocket,tractor,car"
+)
+STANDS = listed(
+    "chair,bed,sofa,box,book,books,cloud,moon,planet,globe,rock,log,soccer ball,basketball,pizza,"
+    "cake,burger,mushroom,car,bus,truck,train,airplane,rocket,sailboat,canoe,ufo,house,castle,"
+    "mountain,island,tree,plate,computer,laptop,tv,piano,drum,skateboard,star,apple,wood,"
+    "sandwich,donut,gift,ladder,toilet,bathtub,money,jack o lantern"
+)
+CONTAINERS = listed(
+    "basket,bucket,bathtub,box,coffee,tea,beer,bowl,stew,hat,gift,shopping cart,handbag,backpack,"
+    "canoe,sailboat,car,potted plant,honey,wine,cocktail,soda,trash can,bed,mailbox,ufo"
+)
+ON = ("on", "on", "on top of", "sitting on", "standing on")
+RIDING = ("riding", "riding", "riding on", "on")
+SETTINGS = {  # usual names of pictures of places → how a thing is said to be there
+    "beach": ("on the beach", "at the beach", "on a beach"),
+    "desert": ("in the desert", "in a desert"),
+    "galaxy": ("in space", "in outer space", "in the galaxy"),
+    "forest": ("in the forest", "in a forest", "in the park", "in nature"),
+    "night": ("at night", "in the night"),
+    "city": ("in the city", "in a city", "in town"),
+    "sea": ("in the sea", "in the ocean", "in the water"),
+    "mountain": ("in the mountains", "on a mountain"),
+    "sunset": ("at sunset",),
+    "sunrise": ("at sunrise", "at dawn"),
+    "island": ("on an island", "on a desert island"),
+    "road": ("on the road", "on a road", "in the street"),
+    "fire": ("on fire", "in flames"),
+}
+WEATHER = {  # what is above a thing → how a thing is said to be below it
+    "rain": ("in the rain", "in rain"),
+    "snow": ("in the snow", "in snow"),
+    "storm": ("in a storm", "in the storm"),
+    "rainbow": ("under a rainbow", "with a rainbow"),
+    "moon": ("under the moon", "in the moonlight"),
+    "sun": ("in the sun", "under the sun"),
+    "cloud": ("under a cloud",),
+    "umbrella": ("under an umbrella", "with an umbrella"),
+    "star": ("under a star",),
+}
+
+
 @dataclass(frozen=True)
 class Thing:
     """One transparent picture, to be put into scenes."""
 
-    name: str  # "red apple"
-    style: str  # "3d emoji"
+    names: Names
+    style: Style
     file: str
     hue: float | None = None  # where almost all of it is of one hue
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # of what can be seen of it
+
+    @property
+    def name(self) -> str:
+        """What it is usually called: "red apple"."""
+        return self.names.name
 
 
 @dataclass(frozen=True)
@@ -96,6 +161,21 @@ class Scene:
     def held_out(self) -> bool:
         """Whether this combination is kept from training."""
         return held_out(self.kind, *self.combination)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A scene before its ground and its captions."""
+
+    combination: tuple[str, ...]
+    layers: list[Placed]
+    canonical: str
+    phrase: Callable[[random.Random], str]
+    grounds: bool = True  # whether a coloured ground suits
+    bare: frozenset[str] = field(default_factory=frozenset)  # more words that no ground may have
+
+
+# --- What pictures tell --------------------------------------------------------------------------
 
 
 def main_hue(picture: bytes) -> float | None:
@@ -116,10 +196,29 @@ def main_hue(picture: bytes) -> float | None:
     return middle if float((off < NEAR).float().mean()) > 0.9 else None
 
 
+def visible_box(picture: bytes) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what can be seen of a picture, as parts of its side."""
+    alpha = Image.open(io.BytesIO(picture)).convert("RGBA").getchannel("A")
+    box = alpha.point([0] * 128 + [255] * 128).getbbox() or (0, 0, *alpha.size)
+    left, top, right, bottom = (edge / alpha.width for edge in box)
+    return left, top, right, bottom
+
+
+def colour_of(names: Names, hue: float | None) -> str | None:
+    """The colour that a thing of one hue has, where no name says one already."""
+    if hue is None or COLOUR_WORDS & {word for name in names.all for word in name.split()}:
+        return None
+    for colour, its in HUES.items():
+        off = (hue - its) % 1.0
+        if min(off, 1.0 - off) < SAME:
+            return colour
+    return None
+
+
 def plural(name: str) -> str | None:
     """The name for several; None where there is no plain one."""
     *before, last = name.split()
-    if JOINTS & {*before, last} or (last.endswith("s") and not last.endswith(("ss", "us"))):
+    if JOINTS & {*before, last} or is_plural(last):
         return None
     if last in PLURALS:
         last = PLURALS[last]
@@ -132,116 +231,227 @@ def plural(name: str) -> str | None:
     return " ".join([*before, last])
 
 
-def place(thing: Thing, middle: tuple[float, float], side: float, hue: float = 0.0) -> Placed:
-    """A thing in a square around a point, wholly on the scene."""
-    left, top = (round(min(max(at - side / 2, 0.0), 1.0 - side), 4) for at in middle)
+def place(
+    thing: Thing, corner: tuple[float, float], side: float = SMALL, hue: float = 0.0
+) -> Placed:
+    """A thing in a square with its top left corner at a point."""
+    left, top = corner
     return {"file_name": thing.file, "left": left, "top": top, "side": side, "hue": hue}
 
 
+def on_grid(value: float) -> float:
+    """A part of the side, rounded to a latent's grid."""
+    return round(value * GRID) / GRID
+
+
+def stacked(upper: Thing, lower: Thing, overlap: float) -> tuple[Placed, Placed]:
+    """One thing that stands on another, `overlap` of whose height it hides."""
+    top = on_grid(1.0 - LARGE * lower.box[3])
+    top = min(max(top, 0.0), 1.0 - LARGE)
+    height = lower.box[3] - lower.box[1]
+    contact = top + LARGE * (lower.box[1] + overlap * height)
+    above = min(max(on_grid(contact - SMALL * upper.box[3]), 0.0), 1.0 - SMALL)
+    return place(upper, (0.25, above)), place(lower, (BACK[0], top), LARGE)
+
+
 # --- Kinds of scene ------------------------------------------------------------------------------
-# Each gives the combination, the layers, and what may be said with how much weight, or None where
-# the thing does not suit.
-
-Told = tuple[tuple[str, ...], list[Placed], list[tuple[str, float]]]
+# Each gives a draft, or None where the things that chance chose do not suit.
 
 
-def recoloured(things: Sequence[Thing], rng: random.Random) -> Told | None:
+def both(
+    one: Thing, other: Thing, words: Sequence[str], back: Sequence[str] = ()
+) -> Callable[[random.Random], str]:
+    """Phrases of two things: one `words` other, or other `back` one."""
+
+    def phrase(rng: random.Random) -> str:
+        article = rng.choice((0.0, 1.0, 0.5))
+        first, second = (noun_phrase(pick_name(t.names, rng), rng, article) for t in (one, other))
+        if back and rng.random() < 0.3:
+            return f"{second} {rng.choice(back)} {first}"
+        return f"{first} {rng.choice(words)} {second}"
+
+    return phrase
+
+
+def one_of(things: Sequence[Thing], names: frozenset[str], rng: random.Random) -> Thing | None:
+    """A thing with one of these usual names."""
+    some = [thing for thing in things if thing.name in names]
+    return rng.choice(some) if some else None
+
+
+def recoloured(things: Sequence[Thing], rng: random.Random) -> Draft | None:
     """A thing in another colour than its own: "purple apple"."""
     thing, colour = rng.choice(things), rng.choice(sorted(HUES))
-    first, _, rest = thing.name.partition(" ")
-    base = rest if first in COLOUR_WORDS and rest else thing.name
+    base = thing.name
     if thing.hue is None or COLOUR_WORDS & {*base.split()}:
         return None
     move = (HUES[colour] - thing.hue) % 1.0
     if min(move, 1.0 - move) < MOVED:
         return None
-    name = f"{colour} {base}"
-    layers = [place(thing, (0.5, 0.5), 1.0, round(move, 4))]
-    return (colour, base), layers, [(name, 4.0), (with_article(name), 1.0)]
+
+    def phrase(chance: random.Random) -> str:
+        name = pick_name(thing.names, chance)
+        name = base if COLOUR_WORDS & {*name.split()} else name
+        return noun_phrase(f"{colour} {name}", chance)
+
+    layers = [place(thing, (0.0, 0.0), 1.0, round(move, 4))]
+    return Draft((colour, base), layers, f"{colour} {base}", phrase, bare=frozenset({colour}))
 
 
-def beside(things: Sequence[Thing], rng: random.Random) -> Told | None:
-    """Two things and how they stand to each other: "a cat above a house"."""
+def beside(things: Sequence[Thing], rng: random.Random) -> Draft:
+    """Two things side by side: "a cat left of a house"."""
     one, other = rng.sample(things, 2)
-    word = rng.choice(sorted(RELATIONS))
-    back, middles = RELATIONS[word]
-    names = (one.name, other.name)
-    a, b = (with_article(name) for name in names)
-    layers = [place(one, middles[0], 0.46), place(other, middles[1], 0.46)]
-    said = [
-        (f"{one.name} {word} {other.name}", 3.0),
-        (f"{a} {word} {b}", 2.0),
-        (f"{other.name} {back} {one.name}", 2.0),
-        (f"{b} {back} {a}", 1.0),
-        (f"{one.name} and {other.name}", 0.5),
-    ]
-    return (names[0], word, names[1]), layers, said
+    words = ("left of", "to the left of", "next to", "beside", "and", "and", "with")
+    phrase = both(one, other, words, ("right of", "to the right of", "next to", "and"))
+    layers = [place(one, LEFT), place(other, RIGHT)]
+    return Draft(
+        (one.name, "left of", other.name), layers, f"{one.name} left of {other.name}", phrase
+    )
 
 
-def counted(things: Sequence[Thing], rng: random.Random) -> Told | None:
+def above(things: Sequence[Thing], rng: random.Random) -> Draft:
+    """One thing above another: "a star above a house"."""
+    one, other = rng.sample(things, 2)
+    phrase = both(one, other, ("above", "above", "over"), ("below", "under", "beneath"))
+    layers = [place(one, TOP), place(other, BOTTOM)]
+    return Draft((one.name, "above", other.name), layers, f"{one.name} above {other.name}", phrase)
+
+
+def on(things: Sequence[Thing], rng: random.Random) -> Draft | None:
+    """One thing on another: "dog on a skateboard", "astronaut riding a horse"."""
+    riding, free = rng.random() < 0.4, rng.random() < 0.3
+    upper = rng.choice(things) if free and not riding else one_of(things, RIDERS, rng)
+    lower = rng.choice(things) if free and not riding else None
+    lower = lower or one_of(things, MOUNTS if riding else STANDS, rng)
+    if upper is None or lower is None or upper.name == lower.name:
+        return None
+    words = RIDING if riding else ON
+    layers = list(reversed(stacked(upper, lower, 0.3 if riding else 0.1)))
+    word = "riding" if riding else "on"
+    canonical = f"{upper.name} {word} {with_article(lower.name)}"
+    return Draft((upper.name, word, lower.name), layers, canonical, both(upper, lower, words))
+
+
+def in_front(things: Sequence[Thing], rng: random.Random) -> Draft:
+    """One thing in front of another: "a car in front of a house"."""
+    one, other = rng.sample(things, 2)
+    layers = [place(other, BACK, LARGE), place(one, FRONT)]
+    phrase = both(one, other, ("in front of",), ("behind",))
+    canonical = f"{one.name} in front of {with_article(other.name)}"
+    return Draft((one.name, "in front of", other.name), layers, canonical, phrase)
+
+
+def inside(things: Sequence[Thing], rng: random.Random) -> Draft | None:
+    """One thing that looks out of another: "cat in a box"."""
+    upper = rng.choice(things) if rng.random() < 0.4 else one_of(things, RIDERS, rng)
+    lower = one_of(things, CONTAINERS, rng)
+    if upper is None or lower is None or upper.name == lower.name:
+        return None
+    layers = list(stacked(upper, lower, 0.35))
+    phrase = both(upper, lower, ("in", "in", "inside"))
+    canonical = f"{upper.name} in {with_article(lower.name)}"
+    return Draft((upper.name, "in", lower.name), layers, canonical, phrase)
+
+
+def somewhere(things: Sequence[Thing], rng: random.Random) -> Draft | None:
+    """A thing at a place or in the weather: "penguin on the beach", "dog in the rain"."""
+    weather = rng.random() < 0.4
+    where = one_of(things, frozenset(WEATHER if weather else SETTINGS), rng)
+    thing = rng.choice(things) if rng.random() < 0.5 else one_of(things, RIDERS, rng)
+    if where is None or thing is None or where.name == thing.name:
+        return None
+    words = (WEATHER if weather else SETTINGS)[where.name]
+    behind = place(where, TOP) if weather else place(where, (0.0, 0.0), 1.0)
+
+    def phrase(chance: random.Random) -> str:
+        name = noun_phrase(pick_name(thing.names, chance), chance)
+        return f"{name} {chance.choice(words)}"
+
+    layers = [behind, place(thing, BOTTOM)]
+    canonical = f"{thing.name} {words[0]}"
+    return Draft((thing.name, words[0]), layers, canonical, phrase, grounds=weather)
+
+
+def counted(things: Sequence[Thing], rng: random.Random) -> Draft | None:
     """Several of one thing: "three stars"."""
     thing, number = rng.choice(things), rng.choice(sorted(NUMBERS))
     several = plural(thing.name)
     if several is None:
         return None
-    middles, side = SPOTS[number]
-    layers = [place(thing, middle, side) for middle in middles]
-    said = [(f"{NUMBERS[number]} {several}", 4.0), (f"{number} {several}", 1.0)]
-    return (NUMBERS[number], thing.name), layers, said
+
+    def phrase(chance: random.Random) -> str:
+        more = plural(pick_name(thing.names, chance)) or several
+        return f"{NUMBERS[number] if chance.random() < 0.8 else number} {more}"
+
+    layers = [place(thing, spot) for spot in SPOTS[number]]
+    return Draft((NUMBERS[number], thing.name), layers, f"{NUMBERS[number]} {several}", phrase)
 
 
-def placed(things: Sequence[Thing], rng: random.Random) -> Told | None:
+def cornered(things: Sequence[Thing], rng: random.Random) -> Draft:
     """A thing in a corner: "owl in the top left corner"."""
     thing, corner = rng.choice(things), rng.choice(sorted(CORNERS))
     where = f"in the {corner} corner"
-    said = [(f"{thing.name} {where}", 3.0), (f"{with_article(thing.name)} {where}", 1.0)]
-    return (corner, thing.name), [place(thing, CORNERS[corner], 0.46)], said
+
+    def phrase(chance: random.Random) -> str:
+        return f"{noun_phrase(pick_name(thing.names, chance), chance)} {where}"
+
+    layers = [place(thing, CORNERS[corner])]
+    return Draft((corner, thing.name), layers, f"{thing.name} {where}", phrase)
 
 
-def sized(things: Sequence[Thing], rng: random.Random) -> Told | None:
+def sized(things: Sequence[Thing], rng: random.Random) -> Draft:
     """A thing that leaves room around it: "small owl"."""
     thing = rng.choice(things)
-    name = f"small {thing.name}"
-    said = [(name, 3.0), (with_article(name), 1.0)]
-    return ("small", thing.name), [place(thing, (0.5, 0.5), 0.5)], said
+
+    def phrase(chance: random.Random) -> str:
+        return noun_phrase(f"small {pick_name(thing.names, chance)}", chance)
+
+    return Draft(("small", thing.name), [place(thing, CENTRE)], f"small {thing.name}", phrase)
 
 
-def alone(things: Sequence[Thing], rng: random.Random) -> Told | None:
+def alone(things: Sequence[Thing], rng: random.Random) -> Draft:
     """A thing as it is, for its background's sake."""
     thing = rng.choice(things)
-    said = [(thing.name, 4.0), (with_article(thing.name), 1.0)]
-    return (thing.name,), [place(thing, (0.5, 0.5), 1.0)], said
+
+    def phrase(chance: random.Random) -> str:
+        return noun_phrase(pick_name(thing.names, chance), chance)
+
+    return Draft((thing.name,), [place(thing, (0.0, 0.0), 1.0)], thing.name, phrase)
 
 
-KINDS: dict[str, tuple[Callable[[Sequence[Thing], random.Random], Told | None], float]] = {
-    "colour": (recoloured, 0.3),
-    "beside": (beside, 0.3),
-    "count": (counted, 0.15),
-    "place": (placed, 0.05),
-    "size": (sized, 0.05),
-    "ground": (alone, 0.15),
+KINDS: dict[str, tuple[Callable[[Sequence[Thing], random.Random], Draft | None], float]] = {
+    "colour": (recoloured, 0.2),
+    "ground": (alone, 0.16),
+    "beside": (beside, 0.12),
+    "above": (above, 0.1),
+    "on": (on, 0.15),
+    "in front": (in_front, 0.06),
+    "in": (inside, 0.05),
+    "somewhere": (somewhere, 0.06),
+    "count": (counted, 0.06),
+    "place": (cornered, 0.02),
+    "size": (sized, 0.02),
 }
 
 
 def scene(things: Sequence[Thing], rng: random.Random) -> Scene | None:
     """A scene by chance; None where chance chose what does not go together."""
     kind = rng.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
-    told = KINDS[kind][0](things, rng)
-    if told is None:
+    draft = KINDS[kind][0](things, rng)
+    if draft is None:
         return None
-    combination, layers, said = told
-    words = {word for part in combination for word in part.split()}
-    grounds = behind(rng, words, always=kind == "ground")
-    if kind == "ground":
-        combination = (*combination, *grounds)
-    text, weights = spoken(said, things[0].style, grounds)
+    words = {word for part in draft.combination for word in part.split()} | draft.bare
+    grounds = behind(rng, words, always=kind == "ground") if draft.grounds else ()
+    combination = (*draft.combination, *grounds) if kind == "ground" else draft.combination
+    style = things[0].style
+    text, weights = captions_of(draft.canonical, draft.phrase, 12, style, grounds, rng)
     colours = [hexadecimal(colour) for colour in grounds] or [WHITE]
     row: Row = {
-        "file_name": layers[0]["file_name"],
+        "file_name": draft.layers[0]["file_name"],
         "text": text,
         "weights": weights,
         "background": colours[0] if len(colours) == 1 else colours,
-        "layers": layers,
+        "layers": draft.layers,
     }
     return Scene(kind, combination, row)
 
@@ -249,24 +459,8 @@ def scene(things: Sequence[Thing], rng: random.Random) -> Scene | None:
 def behind(rng: random.Random, words: set[str], always: bool) -> tuple[str, ...]:
     """The background's colours: none for white, two from top to bottom; none that hides a thing."""
     chance = rng.random()
-    count = 0 if chance < 0.5 and not always else 2 if chance > 0.85 else 1
+    count = 0 if chance < 0.6 and not always else 2 if chance > 0.85 else 1
     return tuple(rng.sample(sorted(set(BACKGROUNDS) - words), count))
-
-
-def spoken(
-    said: Sequence[tuple[str, float]], style: str, grounds: Sequence[str]
-) -> tuple[list[str], list[float]]:
-    """Captions of what is said of a scene, with its style and its background."""
-    end = f" on {with_article(' to '.join(grounds))} background" if grounds else ""
-    comma = f",{end}" if end else ""
-    pairs = []
-    for phrase, weight in said:
-        pairs += [
-            (f"{phrase}, {style}{comma}", 8.0 * weight),
-            (f"{style} of {phrase}{end}", weight),
-            (f"{phrase}{end}", weight),
-        ]
-    return weighed(pairs)
 
 
 def scenes(things: Sequence[Thing], count: int, seed: int) -> Iterator[Scene]:
@@ -274,7 +468,7 @@ def scenes(things: Sequence[Thing], count: int, seed: int) -> Iterator[Scene]:
 
     Nothing where there are fewer than two things.
     """
-    rng, done = random.Random(f"{seed}/{things[0].style}" if things else ""), 0
+    rng, done = random.Random(f"{seed}/{things[0].style.words}" if things else ""), 0
     while len(things) > 1 and done < count:
         made = scene(things, rng)
         if made is not None:
