@@ -17,11 +17,10 @@ from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
-from txt2img.train.checkpoint import load_state, progress, save_state
+from txt2img.train.checkpoint import progress
 from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.data import Pictures
-from txt2img.train.ema import RunningMean
-from txt2img.train.loop import Report, adamw, fit, is_whole
+from txt2img.train.loop import Report, fit, is_whole
 from txt2img.train.stages import PictureStage
 from txt2img.weights.load import load
 
@@ -147,20 +146,6 @@ def test_a_text_encoder_can_learn_from_nothing_with_the_unet(tmp_path: Path) -> 
     load(str(config.out), choose("cpu"))
 
 
-def test_a_part_of_the_learner_learns_more_slowly() -> None:
-    learner = nn.ModuleDict({"text": nn.Linear(2, 2), "unet": nn.Linear(2, 2)})
-    before = {name: value.clone() for name, value in learner.state_dict().items()}
-    optimiser = adamw(learner, Run(lr=1.0, weight_decay=0.0), {"text": 0.25})
-    for group in optimiser.param_groups:
-        group["lr"] = 1.0 * group["rate"]
-    for parameter in learner.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimiser.step()
-    for name, value in learner.state_dict().items():
-        moved = before[name] - value  # Adam's first step is as long as its rate
-        assert moved.mean().item() == pytest.approx(0.25 if "text" in name else 1.0, rel=1e-4)
-
-
 @pytest.mark.parametrize("fault", ["none", "zeros", "an error"])
 def test_a_unet_that_would_learn_wrongly_compiled_runs_as_it_is(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,21 +238,25 @@ def test_a_sheet_that_cannot_be_drawn_costs_no_learning(
     assert progress(tmp_path / "model" / "state" / "vae.safetensors")[0] == 4
 
 
-@torch.no_grad()
-def test_a_state_comes_back_in_the_order_of_the_weights(tmp_path: Path) -> None:
-    """A fused optimiser on a card takes moments only as its parameters lie in memory."""
-    conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean, optimiser = RunningMean(conv, 0.9), adamw(conv, Run(steps=1, batch_size=1), {})
-    conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.ones(4)
-    optimiser.step()
-    file = tmp_path / "state.safetensors"
-    save_state(file, 1, 2.0, conv, mean, optimiser)
-    was = optimiser.state[conv.weight]["exp_avg"]
-    again = adamw(conv, Run(steps=1, batch_size=1), {})
-    assert load_state(file, conv, mean, again) == (1, 2.0)
-    moment = again.state[conv.weight]["exp_avg"]
-    assert moment.stride() == conv.weight.stride() != conv.weight.contiguous().stride()
-    assert torch.equal(moment, was)
+def test_a_piece_ends_the_call_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    plan = Run(steps=10**6, piece_minutes=0.01, batch_size=2, lr=1e-3, final_lr=1e-5, warmup=1)
+    config = tiny(tmp_path, what="vae", vae_run=plan)
+    first, second = run(config), run(config)
+    assert first[-1].sheet is not None
+    assert first[-1].lr < 0.5 * max(report.lr for report in first)
+    assert second[0].step == first[-1].step + 1
+    assert not is_whole(config)
+
+
+def test_muon_resumes_exactly(tmp_path: Path) -> None:
+    plan = Run(steps=8, batch_size=8, lr=2e-3, warmup=2, optimizer="muon")
+    whole, parts = (tiny(tmp_path, out=tmp_path / name, unet_run=plan) for name in ("a", "b"))
+    run(whole)
+    run(replace(parts, unet_run=Run(steps=0)))
+    run(parts, 6)
+    run(parts)
+    expected, got = weights(whole.out), weights(parts.out)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> None:

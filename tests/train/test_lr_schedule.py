@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from txt2img.train import lr_schedule
 from txt2img.train.config import Run
-from txt2img.train.lr_schedule import Pace, finished, learning_rate
+from txt2img.train.lr_schedule import Pace, ends_piece, finished, learning_rate
 
 
 def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
@@ -22,6 +22,24 @@ def test_the_rate_falls_with_the_clock_where_that_is_sooner_over() -> None:
     assert learning_rate(plan, 10, 60.0) == pytest.approx(0.55)
     assert learning_rate(plan, 10, 120.0) == learning_rate(plan, 10, 500.0) == pytest.approx(0.1)
     assert learning_rate(plan, 500, 1.0) == pytest.approx(0.55)  # steps, on a quick machine
+
+
+def test_a_piece_is_flat_then_falls_and_the_next_one_rises_again() -> None:
+    plan = Run(steps=10**6, warmup=0, lr=1.0, final_lr=0.05, flat=0.6, piece_minutes=10.0)
+    rates = {minute: learning_rate(plan, 5, 60.0 * minute) for minute in (0, 5.9, 8, 9.999)}
+    assert rates[0] == rates[5.9] == 1.0
+    assert rates[8] == pytest.approx(0.525)
+    assert rates[9.999] == pytest.approx(0.05, abs=1e-3)
+    assert learning_rate(plan, 5, 601.0) < 0.2
+    assert learning_rate(plan, 5, 613.0) == 1.0
+
+
+def test_a_piece_ends_when_its_minutes_are_over() -> None:
+    plan = Run(piece_minutes=10.0)
+    assert not ends_piece(plan, 500.0, 599.0)
+    assert ends_piece(plan, 599.0, 601.0)
+    assert not ends_piece(plan, 601.0, 602.0)
+    assert not ends_piece(Run(), 0.0, 1e9)
 
 
 def test_a_stage_is_done_by_steps_or_minutes() -> None:

@@ -18,7 +18,7 @@ class KernelMuon(torch.optim.Muon):
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
-        self.matrices = {p: nn.Parameter(as_matrix(p.detach())) for p in parameters}
+        self.matrices = {p: nn.Parameter(as_matrix(p.detach(), p)) for p in parameters}
         groups = [{"params": list(self.matrices.values()), "rate": 1.0}]
         super().__init__(
             cast("Any", groups),
@@ -32,7 +32,8 @@ class KernelMuon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step down the gradients of the parameters."""
         for parameter, matrix in self.matrices.items():
-            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad)
+            grad = parameter.grad
+            matrix.grad = None if grad is None else as_matrix(grad, parameter)
         return cast("float | None", super().step(closure))  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -42,9 +43,9 @@ class KernelMuon(torch.optim.Muon):
             parameter.grad = None
 
 
-def as_matrix(kernel: Tensor) -> Tensor:
-    """A kernel (out, in, h, w) as rows, in the order of its memory; a matrix as it is."""
-    if kernel.ndim > 2 and not kernel.is_contiguous():
+def as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
+    """A kernel (out, in, h, w) as rows, in the order of `like`'s memory; a matrix as it is."""
+    if like.ndim > 2 and not like.is_contiguous():
         kernel = kernel.movedim(1, -1)  # channels last
     return kernel.reshape(len(kernel), -1)
 

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.train.data import LARGE, Pictures
-from txt2img.train.default_model import build_dataset, captions, icons
+from txt2img.train.data import Pictures
+from txt2img.train.default_model import build_dataset, icons
+from txt2img.train.default_model.captions import held_out, words_in
+from txt2img.train.default_model.letters import STROKES
+from txt2img.train.default_model.names import Names
 from txt2img.train.default_model.scenes import KINDS
 
 DISC = '<circle cx="8" cy="8" r="8" fill="#d00"/>'
@@ -23,7 +26,7 @@ CODES = {
     "31-20e3": "keycap-1",
     "1f9dd": "person-elf",
 }
-WORDS = {
+KEYWORDS = {
     "emojis": {
         "apple": {"keywords": ["fruit", "Dog", "x-1"], "skins": [{"unified": "1F34E-FE0F"}]},
         "dog": {"keywords": ["puppy", "animal_friend"], "skins": [{"unified": "1f415"}]},
@@ -58,23 +61,39 @@ def cache(tmp_path: Path) -> Path:
             "package/info.json": {"name": f"Set {key}", "license": {"spdx": "MIT"}},
         }
         pack(folder, style.package, style.version, files)
-    pack(folder, icons.WORDS_PACKAGE, icons.WORDS_VERSION, {icons.WORDS_FILE: WORDS})
+    pack(folder, icons.KEYWORDS_PACKAGE, icons.KEYWORDS_VERSION, {icons.KEYWORDS_FILE: KEYWORDS})
     return folder
 
 
-def build(cache: Path, out: Path, styles: tuple[str, ...] = ("fluent", "noto")) -> list[dict]:
+NAMES = {
+    "red-apple": Names("apple", ("red apple",), ("fruit",)),
+    "dog": Names("dog", (), ("hound",)),
+    "police-officer": Names("police officer", ("cop",)),
+    "elf": Names("elf"),
+}
+
+
+def build(
+    cache: Path,
+    out: Path,
+    styles: tuple[str, ...] = ("fluent", "noto"),
+    names: dict[str, Names] | None = NAMES,
+    scenes: int = 0,
+) -> list[dict]:
     """Build an archive at 32 pixels; the rows of its metadata."""
     pytest.importorskip("resvg_py")
-    build_dataset.build(out, build_dataset.Options(32, styles, cache))
+    options = build_dataset.Options(32, styles, cache, scenes=scenes, names=names)
+    build_dataset.build(out, options)
     with zipfile.ZipFile(out) as archive:
         return [json.loads(line) for line in archive.read("metadata.jsonl").splitlines()]
 
 
-def test_concepts_are_matched_by_character_without_tones_and_keycaps(cache: Path) -> None:
-    sets = {key: icons.read_set(style, cache) for key, style in icons.STYLES.items()}
-    found = icons.concepts(sets)
-    assert [concept.name for concept in found] == ["dog", "elf", "police officer", "red apple"]
-    assert found[1].icons == {
+def test_concepts_are_matched_by_character_without_tones(cache: Path) -> None:
+    sets = {key: icons.read_set(key, cache) for key in icons.STYLES}
+    shared = {concept.name: concept for concept in icons.concepts(sets)}
+    letters = {f"letter {letter}" for letter in STROKES}
+    assert shared.keys() == {"dog", "elf", "keycap 1", "police officer", "red apple", *letters}
+    assert shared["elf"].icons == {
         "fluent": "person-elf",
         "flat": "person-elf",
         "noto": "elf",
@@ -83,79 +102,18 @@ def test_concepts_are_matched_by_character_without_tones_and_keycaps(cache: Path
 
 
 def test_a_concept_that_one_set_lacks_is_left_out(cache: Path) -> None:
-    sets = {key: icons.read_set(style, cache) for key, style in icons.STYLES.items()}
+    sets = {key: icons.read_set(key, cache) for key in icons.STYLES}
     del sets["twemoji"].svgs["dog"]
     assert "dog" not in [concept.name for concept in icons.concepts(sets)]
 
 
 def test_hidden_icons_are_not_read(cache: Path) -> None:
-    assert "fruit" not in icons.read_set(icons.STYLES["noto"], cache).svgs
+    assert "fruit" not in icons.read_set("noto", cache).svgs
 
 
 def test_the_margin_widens_the_box_on_every_side() -> None:
     text = icons.svg({"body": "", "left": 1, "width": 20}, {"width": 10, "height": 10}, 0.1)
     assert 'viewBox="-1 -2 24 14"' in text
-
-
-def test_captions_are_mostly_name_and_style() -> None:
-    text, weights = captions.captions("red apple", "3d emoji", [], None)
-    assert text[0] == "red apple, 3d emoji"
-    assert weights[0] > 0.5
-    assert sum(weights) == pytest.approx(1, abs=1e-3)
-    assert {"a red apple, 3d emoji", "3d emoji of a red apple", "red apple"} < set(text)
-
-
-def test_captions_on_a_colour_all_say_the_colour() -> None:
-    text, weights = captions.captions("owl", "3d emoji", ["bird of prey"], "orange")
-    assert text[0] == "owl, 3d emoji, on an orange background"
-    assert "bird of prey, 3d emoji, on an orange background" in text
-    assert all("orange background" in caption for caption in text)
-    assert len(text) == len(weights)
-
-
-def test_captions_are_not_repeated_when_a_name_takes_no_article() -> None:
-    text, weights = captions.captions("grapes", "twemoji", [], None)
-    assert len(set(text)) == len(text)
-    assert sum(weights) == pytest.approx(1, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("ant", "an ant"),
-        ("umbrella", "an umbrella"),
-        ("unicorn", "a unicorn"),
-        ("ewe", "a ewe"),
-        ("one piece swimsuit", "a one piece swimsuit"),
-        ("grapes", "grapes"),
-        ("bus", "a bus"),
-        ("1st place medal", "1st place medal"),
-    ],
-)
-def test_articles(name: str, said: str) -> None:
-    assert captions.with_article(name) == said
-
-
-def test_synonyms_leave_out_names_and_what_cannot_be_said() -> None:
-    keywords = captions.keywords_by_code(WORDS)
-    found = captions.synonyms({"red apple": "1f34e", "dog": "1f415", "elf": "1f9dd"}, keywords)
-    assert found == {"red apple": ["fruit"], "dog": ["animal friend", "puppy"], "elf": []}
-
-
-def test_synonyms_leave_out_what_many_share() -> None:
-    codes = {f"thing {n}": str(n) for n in range(captions.SHARED + 1)}
-    keywords = {code: {"thing"} for code in codes.values()}
-    assert not any(captions.synonyms(codes, keywords).values())
-
-
-def test_extra_rows_have_other_colours_chosen_by_seed_and_file() -> None:
-    def colours(seed: int) -> list[str]:
-        found = captions.rows("3d/owl.webp", "owl", "3d emoji", [], 3, seed)
-        return [row["background"] for row in found]
-
-    assert colours(0)[0] == "#ffffff"
-    assert len(set(colours(0))) == 4
-    assert colours(0) == colours(0) != colours(1)
 
 
 def test_the_archive_holds_every_concept_in_every_style(cache: Path, tmp_path: Path) -> None:
@@ -165,7 +123,9 @@ def test_the_archive_holds_every_concept_in_every_style(cache: Path, tmp_path: P
     pictures = {f"{style}/{stem}.webp" for style in ("3d", "noto") for stem in stems}
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == sorted({"credits.txt", "metadata.jsonl", *pictures})
+        assert archive.namelist() == sorted(
+            {"credits.txt", "metadata.jsonl", "words.json", *pictures}
+        )
         assert "licence MIT" in archive.read("credits.txt").decode()
     assert {row["file_name"] for row in rows} == pictures
     assert len(rows) == 2 * len(pictures)
@@ -194,10 +154,7 @@ def test_lossy_pictures_are_smaller_and_nearly_the_same() -> None:
 
 
 def test_scenes_are_taught_or_held_out(cache: Path, tmp_path: Path) -> None:
-    pytest.importorskip("resvg_py")
-    build_dataset.build(
-        tmp_path / "a.zip", build_dataset.Options(32, ("fluent", "noto"), cache, scenes=60)
-    )
+    build(cache, tmp_path / "a.zip", names=None, scenes=60)
     with zipfile.ZipFile(tmp_path / "a.zip") as file:
         rows, kept = (
             [json.loads(line) for line in file.read(name).splitlines()]
@@ -205,7 +162,7 @@ def test_scenes_are_taught_or_held_out(cache: Path, tmp_path: Path) -> None:
         )
     assert sum("layers" in row for row in rows) + len(kept) > 100
     assert {row["kind"] for row in kept} <= set(KINDS)
-    assert all(captions.held_out(row["kind"], *row["combination"]) for row in kept)
+    assert all(held_out(row["kind"], *row["combination"]) for row in kept)
     said = {text for row in rows for text in row["text"]}
     assert not said & {row["text"][0] for row in kept}
     pictures = Pictures(tmp_path / "a.zip")
@@ -258,7 +215,6 @@ def test_a_damaged_package_is_named(tmp_path: Path) -> None:
         (["--size", "4"], "--size is 4"),
         (["--backgrounds", "99"], "--backgrounds is 99"),
         (["--scenes", "-1"], "--scenes is -1"),
-        (["--views", "-1"], "--views is -1"),
         (["--quality", "0"], "--quality is 0"),
     ],
 )
@@ -271,56 +227,37 @@ def test_a_bad_option_is_one_line_and_exit_code_2(
     assert told.count("\n") == 1
 
 
-def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
-    names = [f"3d/{number}.webp" for number in range(1000)]
-    counts = [len(list(captions.rows(name, "thing", "3d emoji", [], 0.3, 0))) for name in names]
-    assert set(counts) == {1, 2}
-    assert 250 < counts.count(2) < 350
-
-
-def views_of(name: str) -> list[captions.Row]:
-    found = captions.rows(f"3d/{name}.webp", name, "3d emoji", [], 0, 0, views=200)
-    return [row for row in found if "layers" in row]
-
-
-def test_views_are_whole_and_differ_in_what_no_caption_says() -> None:
-    views = views_of("owl")
-    assert len(views) == 200
-    placed = [row["layers"][0] for row in views]
-    assert all(part["side"] >= LARGE for part in placed)  # such a row is one thing's picture still
-    assert all(max(part["left"], part["top"]) + part["side"] <= 1.0001 for part in placed)
-    assert len({(part["left"], part["top"]) for part in placed}) == 200
-    assert 5 < sum(part["mirrored"] for part in placed) < 40  # a tenth of them
-    on_white = {row["text"][0] for row in views if row["background"] == captions.WHITE}
-    assert on_white == {"owl, 3d emoji"}
-    assert any("background" in row["text"][0] for row in views)
-
-
-@pytest.mark.parametrize("name", ["alarm clock", "left arrow", "police car"])
-def test_what_is_told_by_its_direction_is_never_mirrored(name: str) -> None:
-    assert not any(row["layers"][0]["mirrored"] for row in views_of(name))
-
-
-def test_concepts_can_be_chosen_by_name(cache: Path, tmp_path: Path) -> None:
-    everything = build(cache, tmp_path / "all.zip", ("noto",))
-    name = everything[0]["text"][0].rpartition(",")[0]
-    listed, out = tmp_path / "names.txt", tmp_path / "one.zip"
-    listed.write_text(f"# one\n\n{name}\n", encoding="utf-8")
-    build_dataset.build(
-        out, build_dataset.Options(32, ("noto",), cache, names=build_dataset.names_in(listed))
+def test_pictures_that_were_drawn_before_are_not_drawn_again(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(cache, tmp_path / "one.zip", ("noto",))
+    monkeypatch.setattr(build_dataset, "render", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(
+        build_dataset, "render_all", lambda svgs, *_: iter(svgs and pytest.fail("drawn again"))
     )
-    with zipfile.ZipFile(out) as file:
-        rows = [json.loads(line) for line in file.read("metadata.jsonl").splitlines()]
-    assert {row["file_name"] for row in rows} == {everything[0]["file_name"]}
+    build(cache, tmp_path / "two.zip", ("noto",))
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
 
 
-def test_a_name_that_no_set_has_is_told_with_the_nearest(cache: Path, tmp_path: Path) -> None:
-    known = build(cache, tmp_path / "all.zip", ("noto",))[0]["text"][0].rpartition(",")[0]
-    with pytest.raises(BadRequest, match=known):
-        options = build_dataset.Options(32, ("noto",), cache, names=[f"{known}x"])
-        build_dataset.build(tmp_path / "x.zip", options)
+def test_words_lead_to_the_things_that_they_name(cache: Path, tmp_path: Path) -> None:
+    rows = build(cache, tmp_path / "a.zip", scenes=40)
+    table = json.loads(zipfile.ZipFile(tmp_path / "a.zip").read("words.json"))
+    words = table["words"]
+    assert words["hound"] == words["dog"] == ["dog"]
+    assert words["police"] == ["police officer"]
+    assert words["fruit"] == words["red"] == ["apple"]
+    assert words["on"] == words["emoji"] == words["the"] == []
+    assert {"4k", "masterpiece", "cute"} <= set(table["ignored"])
+    assert not set(words) & set(table["ignored"])
+    said = words_in([text for row in rows for text in row["text"]])
+    assert set(words) <= said | {"friend", "animal", "puppy"}
 
 
-def test_every_concept_of_the_shipped_list_is_there_once() -> None:
-    names = build_dataset.names_in(Path(build_dataset.__file__).with_name("concepts.txt"))
-    assert len(names) == len(set(names)) > 200
+def test_an_icon_that_no_set_has_is_told_with_the_nearest(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"no icon 'dogg'.*did you mean 'dog'"):
+        build(cache, tmp_path / "x.zip", names={"dogg": Names("dog")})
+
+
+def test_what_is_drawn_can_be_chosen(cache: Path, tmp_path: Path) -> None:
+    rows = build(cache, tmp_path / "a.zip", ("noto",), {"dog": Names("dog")})
+    assert {row["file_name"] for row in rows} == {"noto/dog.webp"}
