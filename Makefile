@@ -18,16 +18,17 @@ DATA ?= data/artwork.zip
 SIZE ?= 256
 STYLES ?= fluent,flat,noto,twemoji
 BACKGROUNDS ?= 0.5
-VIEWS ?= 2
-SCENES ?= 2500
+SCENES ?= 900
 QUALITY ?=
 CONCEPTS ?= txt2img/train/default_model/concepts.txt
 OUT ?= runs/default
 CONFIG ?= txt2img/train/default_model/cpu.toml
 MODEL ?= default
+# What the default model goes on from; nothing for one of another shape.
+WARM ?= default
 SHEET := tests/pictures/sheet.png
 LARGE := CONFIG=txt2img/train/default_model/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
-	SCENES=5000 QUALITY=90
+	WARM= SCENES=5000 QUALITY=90
 PARTS := scheduler text_encoder tokenizer unet vae
 # Of each file the tests run in one process, so that what they share is made once.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
@@ -64,7 +65,8 @@ bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion
 readme: $(VENV)/test.done ## write the current help text and file tree into README.md
 	@$(PY) -m tests.test_readme
 
-default-model: $(VENV)/train.done $(DATA) ## train the default model from CONFIG on DATA, and ship it in the package
+default-model: $(VENV)/train.done $(DATA) ## train the default model on from the shipped one by CONFIG on DATA, a piece a call, and ship it
+	@test -z "$(WARM)" -o -d $(OUT)/unet || $(PY) -m txt2img.train.default_model.warm_start --model $(WARM) --data $(DATA) --out $(OUT) --config $(CONFIG)
 	$(VENV)/bin/txt2img train $(DATA) --out $(OUT) --config $(CONFIG) $(ARGS)
 	@$(MAKE) --no-print-directory ship-model
 
@@ -79,7 +81,7 @@ ship-model: ## put the model in OUT into the package
 	@test -f $(OUT)/model_index.json -a -f $(OUT)/vae/config.json \
 		|| { echo "$(OUT) holds no whole model yet: train it first" >&2; exit 1; }
 	@rm -rf txt2img/weights/default && mkdir -p txt2img/weights/default
-	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) $(wildcard $(OUT)/lora) txt2img/weights/default/
+	@cp -R $(OUT)/model_index.json $(OUT)/txt2img.json $(PARTS:%=$(OUT)/%) $(wildcard $(OUT)/lora $(OUT)/words.json) txt2img/weights/default/
 
 eval-model: $(VENV)/train.done $(DATA) ## measure MODEL against DATA
 	$(PY) -m txt2img.train.default_model.evaluate --model $(MODEL) --data $(DATA) --captions 300 --seeds 0,1,2 --cost $(ARGS)
@@ -91,7 +93,7 @@ $(DATA): | $(VENV)/train.done
 	@echo "Drawing the training pictures into $@: the icon sets come from the npm registry" >&2
 	@mkdir -p "$(dir $@)"
 	@$(PY) -m txt2img.train.default_model.build_dataset --out "$@" --size $(SIZE) --styles $(STYLES) --backgrounds $(BACKGROUNDS) \
-		--views $(VIEWS) --scenes $(SCENES) $(QUALITY:%=--quality %) $(CONCEPTS:%=--concepts %)
+		--scenes $(SCENES) $(QUALITY:%=--quality %) $(CONCEPTS:%=--concepts %)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

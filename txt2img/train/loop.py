@@ -137,7 +137,7 @@ def optimise(
     wished = config.compile and stage.name == LatentStage.name  # others end before it pays
     quick, plain = compiled(learner, batch, wished, accelerator)
     prepared, *steppers = accelerator.prepare(quick, *optimizers)
-    pace, clock = Pace(spent, deadline, accelerator), time.perf_counter()
+    pace, clock, piece = Pace(spent, deadline, accelerator), time.perf_counter(), False
     for step in range(first, run.steps):
         rate, before = learning_rate(run, step, pace.spent), pace.spent
         set_rate(optimizers, rate)
@@ -164,7 +164,7 @@ def optimise(
     mean.swap(learner)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    return finished(run, done, pace.spent)
+    return not (pace.late or piece)
 
 
 def loss_of(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:

@@ -89,7 +89,7 @@ def moments_of(
     moments: dict[str, dict[str, Tensor]] = {}
     for name, optimizer, target in targets(module, optimizers):
         state = optimizer.state.get(target, {})
-        moments[name] = {key: v for key, v in state.items() if torch.is_tensor(v) and v.ndim}
+        moments[name] = {key: value for key, value in state.items() if key != "step"}
     return moments
 
 
@@ -101,8 +101,10 @@ def restore_moments(
 ) -> None:
     """Give the optimisers back what `moments_of` gave, after `step` steps."""
     for name, optimizer, target in targets(module, optimizers):
+        if name not in moments:  # it never had a gradient
+            continue
         # in the parameter's own order, as fused AdamW wants them
-        state = {k: torch.empty_like(target).copy_(v) for k, v in moments.get(name, {}).items()}
+        state = {k: torch.empty_like(target).copy_(v) for k, v in moments[name].items()}
         if not isinstance(optimizer, KernelMuon):
             state["step"] = torch.tensor(float(step), device=target.device)
         optimizer.state[target] = state

@@ -123,7 +123,7 @@ def test_more_rows_have_other_colours_chosen_by_seed_and_file() -> None:
 
 def test_a_fraction_of_the_pictures_gets_one_colour_more() -> None:
     counts = [
-        len(list(rows(f"3d/{n}.webp", OWL, FLUENT, [], None, 0.3, 0, count=1))) for n in range(1000)
+        len(list(rows(f"3d/{n}.webp", OWL, FLUENT, [], None, 0.3, 0, count=2))) for n in range(1000)
     ]
     assert set(counts) == {1, 2}
     assert 250 < counts.count(2) < 350

@@ -167,15 +167,14 @@ def test_what_is_left_is_left_and_what_is_above_is_above(kind, axis, word, back)
 
 def test_what_stands_on_another_touches_it() -> None:
     """Its lowest visible part lies within the other's upper half, to a cell of the grid."""
+    boxes = {thing.file: thing.box for thing in [*THINGS, APPLE, PLUM]}
     for draft in drafts(on):
         lower, upper = draft.layers  # painted in this order
-        box = next(thing.box for thing in THINGS if thing.file == lower["file_name"])
+        box = boxes[lower["file_name"]]
         assert (lower["side"], upper["side"]) == (LARGE, SMALL)
         top = lower["top"] + LARGE * box[1]
         middle = lower["top"] + LARGE * (box[1] + box[3]) / 2
-        feet = upper["top"] + SMALL * next(
-            thing.box[3] for thing in [*THINGS, APPLE, PLUM] if thing.file == upper["file_name"]
-        )
+        feet = upper["top"] + SMALL * boxes[upper["file_name"]][3]
         assert top - 1 / GRID < feet < middle + 1 / GRID
 
 

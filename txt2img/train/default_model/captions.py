@@ -297,4 +297,4 @@ def words_in(texts: Sequence[str]) -> set[str]:
 
 def ignored_words() -> list[str]:
     """The words that are put into captions to be ignored."""
-    return sorted(words_in([*ADJECTIVES, *ENDINGS]))
+    return sorted(words_in([*ADJECTIVES, *ENDINGS]) - {"on"})

@@ -94,7 +94,7 @@ MOUNTS = listed(
     "dolphin,turtle,cow,goat,pig,llama,zebra,giraffe,whale,shark,rocket,tractor,car"
 )
 STANDS = listed(
-    "chair,bed,sofa,box,book,books,cloud,moon,planet,globe,rock,log,soccer ball,basketball,pizza,"
+    "chair,bed,sofa,box,book,books,cloud,moon,planet,globe,rock,soccer ball,basketball,pizza,"
     "cake,burger,mushroom,car,bus,truck,train,airplane,rocket,sailboat,canoe,ufo,house,castle,"
     "mountain,island,tree,plate,computer,laptop,tv,piano,drum,skateboard,star,apple,wood,"
     "sandwich,donut,gift,ladder,toilet,bathtub,money,jack o lantern"
