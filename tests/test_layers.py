@@ -39,7 +39,9 @@ HOMES = {
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
-SCRIPTS = ("train/default_model/build_dataset.py", "train/default_model/evaluate.py")
+SCRIPTS = tuple(
+    f"train/default_model/{name}.py" for name in ("build_dataset", "evaluate", "warm_start")
+)
 PRINTERS = ("cli/", *SCRIPTS)
 FILES = {"glob", "io", "json", "os", "pathlib", "shutil", "tempfile"}  # not for maths, networks
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "socket", "urllib"}

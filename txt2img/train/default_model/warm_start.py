@@ -23,7 +23,8 @@ from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig, override, read
 from txt2img.train.data import Pictures
 from txt2img.train.stages import tokenizer_of
-from txt2img.weights.load import Model, load
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
 
 END = "</w>"  # of a token that ends a word
 
