@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from txt2img.train import lr_schedule
 from txt2img.train.config import Run
-from txt2img.train.lr_schedule import Pace, ends_piece, finished, learning_rate
+from txt2img.train.lr_schedule import Pace, finished, learning_rate
 
 
 def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
@@ -34,12 +34,15 @@ def test_a_piece_is_flat_then_falls_and_the_next_one_rises_again() -> None:
     assert learning_rate(plan, 5, 613.0) == 1.0
 
 
-def test_a_piece_ends_when_its_minutes_are_over() -> None:
-    plan = Run(piece_minutes=10.0)
-    assert not ends_piece(plan, 500.0, 599.0)
-    assert ends_piece(plan, 599.0, 601.0)
-    assert not ends_piece(plan, 601.0, 602.0)
-    assert not ends_piece(Run(), 0.0, 1e9)
+def test_a_call_ends_with_its_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lr_schedule.time, "monotonic", lambda: now[0])
+    clock, late = Pace(590.0, 1e9, Accelerator(cpu=True), piece_minutes=10.0), []
+    for _ in range(4):
+        clock.tick()
+        late.append(clock.late)
+        now[0] += 6.0
+    assert late == [False, False, True, False]  # at 590, 596, 602, 608 seconds
 
 
 def test_a_stage_is_done_by_steps_or_minutes() -> None:

@@ -22,7 +22,7 @@ from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.distill import FewStepsStage
 from txt2img.train.ema import RunningMean
 from txt2img.train.finetune_decoder import DecoderStage
-from txt2img.train.lr_schedule import MINUTE, Pace, ends_piece, finished, learning_rate
+from txt2img.train.lr_schedule import MINUTE, Pace, finished, learning_rate
 from txt2img.train.optimizers import optimizers_of, set_rate
 from txt2img.train.stages import LatentStage, PictureStage, TextStage
 from txt2img.weights.registry.hashes import sha256
@@ -123,10 +123,7 @@ def is_whole(config: TrainConfig) -> bool:
 def optimise(
     stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
 ) -> Generator[Report, None, bool]:
-    """Train one stage on, to its running mean; gives whether it is done.
-
-    It is not when the call's deadline comes first, or the end of a piece of its run.
-    """
+    """Train one stage on, to its running mean; gives whether it may go on to the next stage."""
     run, state, source = stage.run, state_of(config, stage.name), source_of(config, stage.name)
     learner = stage.learner.to(accelerator.device)
     optimizers, mean = optimizers_of(learner, run, stage.rates), RunningMean(learner, run.ema)
@@ -137,10 +134,9 @@ def optimise(
     wished = config.compile and stage.name == LatentStage.name  # others end before it pays
     quick, plain = compiled(learner, batch, wished, accelerator)
     prepared, *steppers = accelerator.prepare(quick, *optimizers)
-    pace, clock, piece = Pace(spent, deadline, accelerator), time.perf_counter(), False
+    pace, clock = Pace(spent, deadline, accelerator, run.piece_minutes), time.perf_counter()
     for step in range(first, run.steps):
-        rate, before = learning_rate(run, step, pace.spent), pace.spent
-        set_rate(optimizers, rate)
+        rate = set_rate(optimizers, learning_rate(run, step, pace.spent))
         loss = loss_of(prepared, batch, accelerator.device)
         descend(loss, prepared, steppers, run.clip, accelerator)
         mean.update(learner, step)
@@ -149,8 +145,7 @@ def optimise(
             batch = stage.batch(done)  # while a GPU is still busy with this one
         value = loss.item()
         pace.tick()
-        piece = ends_piece(run, before, pace.spent)
-        ends = finished(run, done, pace.spent) or pace.late or piece
+        ends = finished(run, done, pace.spent) or pace.late
         if accelerator.is_main_process and (ends or done % config.save_every == 0):
             save_state(state, done, pace.spent, learner, mean, optimizers, source)
         if accelerator.is_main_process and (ends or done % config.sample_every == 0):
@@ -164,7 +159,7 @@ def optimise(
     mean.swap(learner)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    return not (pace.late or piece)
+    return not pace.late
 
 
 def loss_of(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:

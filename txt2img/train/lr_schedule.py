@@ -32,36 +32,35 @@ def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
     return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * falling))
 
 
-def ends_piece(run: Run, before: float, spent: float) -> bool:
-    """Whether a piece of the run ends between two amounts of seconds."""
-    if run.piece_minutes is None:
-        return False
-    piece = MINUTE * run.piece_minutes
-    return spent // piece > before // piece
-
-
 class Pace:
     """The seconds that a stage has learnt, in this call and in earlier ones.
 
     What comes before the end of a call's first step is not counted: it compiles. `deadline` is when
-    this call has to stop, by time.monotonic().
+    this call has to stop, by time.monotonic(); it also stops at the end of a piece of `minutes`.
     """
 
-    def __init__(self, spent: float, deadline: float, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        spent: float,
+        deadline: float,
+        accelerator: Accelerator,
+        piece_minutes: float | None = None,
+    ) -> None:
         self.spent, self.deadline = spent, deadline
+        self.piece = math.inf if piece_minutes is None else MINUTE * piece_minutes  # seconds
         self.accelerator = accelerator
         self.last: float | None = None
         self.late = False  # the call has to stop
 
     def tick(self) -> None:
         """A step is done. All processes get the same times, or some would wait for ever."""
-        now = time.monotonic()
+        now, before = time.monotonic(), self.spent
         self.spent += 0.0 if self.last is None else now - self.last
         self.last, left = now, self.deadline - now
         if self.accelerator.num_processes > 1:
             both = torch.tensor([self.spent, min(left, 1e9)], device=self.accelerator.device)
             self.spent, left = self.accelerator.reduce(both, "mean").tolist()
-        self.late = left <= 0.0
+        self.late = left <= 0.0 or self.spent // self.piece > before // self.piece
 
     def go_on(self) -> None:
         """Count from here: what was saved and drawn since the last step is no learning."""

@@ -75,11 +75,12 @@ def optimizers_of(
     return [KernelMuon(matrices, run.lr, run.weight_decay), adamw] if matrices else [adamw]
 
 
-def set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
-    """Let each group learn at its part of a rate."""
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> float:
+    """Let each group learn at its part of a rate; gives that rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
+    return rate
 
 
 def moments_of(
