@@ -27,7 +27,7 @@ STEPS = range(1, 10_001)
 SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
-RNG_SAYS = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
+RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -43,19 +43,19 @@ SPEED = "Speed and memory"
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of a field beside its type and default."""
+    """One field's row: all but its type and default, which the declaration gives."""
 
     flags: tuple[str, ...] = ()  # the option's, the long one first
     section: str = ""  # of --help
     aliases: tuple[str, ...] = ()  # other programs' flags in prompt files
     a1111: str = ""  # the key in A1111's text whose value is the field's
     allowed: range | None = None  # of a whole number
-    most: float = FLOAT_MAX  # of a number from 0 up
-    pattern: str = ""  # of a text, and how a message describes it
-    pattern_says: str = ""
-    from_json: Callable[[object], object] | None = None  # a JSON object, or None, to the value
+    maximum: float = FLOAT_MAX  # of a number from 0 up
+    pattern: str = ""  # of a text
+    pattern_help: str = ""  # the pattern in a message's words
+    from_json: Callable[[object], object] | None = None  # other than by its type
     same_for_all: bool = False  # no line of a prompt file may change it
-    option: str = ""  # the parameter of the command; the field's name if not given
+    option: str = ""  # the command's parameter; default: the field's name
     # Filled in from the declaration:
     name: str = ""
     kind: type = str
@@ -64,14 +64,14 @@ class Field:
     omitted: bool = False  # from records, at its default
 
     @property
-    def plain(self) -> bool:
-        """Whether one text on a command line or in a prompt file is the value."""
+    def scalar(self) -> bool:
+        """Whether an option's text is the value, in prompt files too (a LoRA's is a file's name)."""
         return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
 
 
 @dataclass(frozen=True)
 class RequestFields:
-    """The fields; None means that the model decides."""
+    """Fields of a request; None means that the model decides."""
 
     prompt: Annotated[str, Field(aliases=("--prompt",))]
     negative: Annotated[str, Field(("--negative", "-n"), PICTURE, ("--negative-prompt", "--n"))] = (
@@ -93,9 +93,9 @@ class RequestFields:
         float | None, Field(("--cfg",), PICTURE, ("--cfg-scale", "--l"), a1111="CFG scale")
     ] = None
     cfg_rescale: Annotated[
-        float, Field(("--cfg-rescale",), COMPAT, a1111="CFG rescale", most=1.0)
+        float, Field(("--cfg-rescale",), COMPAT, a1111="CFG rescale", maximum=1.0)
     ] = 0.0
-    eta: Annotated[float | None, Field(("--eta",), COMPAT, most=1.0)] = None
+    eta: Annotated[float | None, Field(("--eta",), COMPAT, maximum=1.0)] = None
     sampler: Annotated[
         Sampler | None, Field(("--sampler",), PICTURE, ("--sampler-name", "--ss"), a1111="Sampler")
     ] = None
@@ -127,11 +127,11 @@ class RequestFields:
         int | None, Field(("--subseed",), COMPAT, a1111="Variation seed", allowed=range(SEEDS))
     ] = None
     subseed_strength: Annotated[
-        float, Field(("--subseed-strength",), COMPAT, a1111="Variation seed strength", most=1.0)
+        float, Field(("--subseed-strength",), COMPAT, a1111="Variation seed strength", maximum=1.0)
     ] = 0.0
     # The model that draws the last steps, and the fraction of the steps before it takes over.
     refiner: Annotated[Refiner | None, Field(("--refiner",), ADAPTERS)] = None
-    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", most=1.0)] = SWITCH
+    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", maximum=1.0)] = SWITCH
     # Where between noise (0) and picture (1) guidance is on; None: everywhere.
     cfg_interval: Annotated[
         Interval | None,
@@ -141,18 +141,18 @@ class RequestFields:
     ensd: Annotated[int | None, Field(("--ensd",), COMPAT, allowed=range(SEEDS))] = None
     # Random generator: cpu, nv, or nv:N, a card of N threads; after a comma, that of the steps.
     rng: Annotated[
-        str | None, Field(("--rng",), COMPAT, pattern=rf"{RNG}(,{RNG})?", pattern_says=RNG_SAYS)
+        str | None, Field(("--rng",), COMPAT, pattern=rf"{RNG}(,{RNG})?", pattern_help=RNG_HELP)
     ] = None
     # DeepCache: the network's deep layers are computed in every N-th step.
     reuse: Annotated[int, Field(("--reuse",), SPEED, a1111="Deep reuse", allowed=range(1, 101))] = 1
     # Fraction of the tokens of the largest maps merged with similar ones (ToMe).
     token_merging: Annotated[
-        float, Field(("--token-merging",), SPEED, a1111="Token merging", most=0.75)
+        float, Field(("--token-merging",), SPEED, a1111="Token merging", maximum=0.75)
     ] = 0.0
 
 
 def _rows() -> Iterator[Field]:
-    """The rows, completed with what the declarations say."""
+    """The rows, completed from the declarations."""
     later = False
     for name, hint in get_type_hints(RequestFields, include_extras=True).items():
         annotation, row = get_args(hint)

@@ -15,7 +15,7 @@ from txt2img.system.text import nearest_or_all, shown
 OURS = {
     flag: name
     for name, field in FIELDS.items()
-    if field.plain and not field.same_for_all
+    if field.scalar and not field.same_for_all
     for flag in field.flags
 }
 THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}

@@ -70,7 +70,7 @@ def field_option(
 
 def given_fields(options: object) -> dict[str, object]:
     """The fields of a request that options of these names give."""
-    values = {name: getattr(options, name, None) for name, row in FIELDS.items() if row.plain}
+    values = {name: getattr(options, name, None) for name, row in FIELDS.items() if row.scalar}
     return {name: value for name, value in values.items() if value is not None}
 
 
