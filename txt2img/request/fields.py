@@ -65,7 +65,7 @@ class Field:
 
     @property
     def scalar(self) -> bool:
-        """Whether an option's text is the value, in prompt files too (a LoRA's is a file's name)."""
+        """Whether an option's text is the value itself (a LoRA's is a file's name)."""
         return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
 
 

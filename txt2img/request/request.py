@@ -105,7 +105,7 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 
 def check_text(name: str, text: object) -> None:
-    """Raise BadRequest unless `text` can be written in a file: valid UTF-8, no NUL, not too long."""
+    """Raise BadRequest unless `text` is valid UTF-8 without NUL, and not too long."""
     if not isinstance(text, str):
         raise BadRequest(f"{name} must be text, got {shown(text)}")
     if len(text) > PROMPT_MAX:
