@@ -28,7 +28,7 @@ def house() -> Iterator[dict[str, str]]:
     """Variables with a folder for sockets of this run's own; its workers end with it."""
     with tempfile.TemporaryDirectory(prefix="t2i-", dir="/tmp") as folder:
         variables = {**os.environ, "XDG_RUNTIME_DIR": folder}
-        variables.pop("TXT2IMG_WARM", None)
+        variables.pop("TXT2IMG_KEEP_ALIVE", None)
         try:
             yield variables
         finally:
@@ -56,11 +56,11 @@ def figures(rounds: int) -> dict[str, float]:
     warm: list[Call] = []
     short: list[Call] = []
     with house() as variables, tempfile.TemporaryDirectory() as folder:
-        call(variables, folder, "--warm", "10m")
+        call(variables, folder, "--keep-alive", "10m")
         for _ in range(rounds):
-            cold.append(call(variables, folder, "--no-warm"))
-            warm.append(call(variables, folder, "--warm", "10m"))
-            short.append(call(variables, folder, "--warm", "10m", steps=1))
+            cold.append(call(variables, folder, "--no-keep-alive"))
+            warm.append(call(variables, folder, "--keep-alive", "10m"))
+            short.append(call(variables, folder, "--keep-alive", "10m", steps=1))
     return {
         f"cold call, {STEPS} steps": median(cold).whole,
         f"warm call, {STEPS} steps": median(warm).whole,

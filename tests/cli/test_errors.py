@@ -51,14 +51,14 @@ def nothing_in(folder: Path) -> bool:
         ("x --schedule no", ['no schedule "no"', "karras"]),
         ("x --stepz 3", ["--stepz", "--steps"]),
         ("x --steps", ["--steps"]),
-        ("x --cfg_scale 7", ['no option "--cfg_scale"; say --cfg']),
-        ("--prompt x", ['txt2img "a red apple"']),
-        ("x --size 512x512", ["say -W 512 -H 512"]),
+        ("x --n_samples 2", ['no option "--n_samples"; use --count, or --batch-size']),
+        ("x -s 30", ['no option "-s"; use --steps, or --seed']),
+        ("x --size 512x512", ["use -W 512 -H 512"]),
         ("x -W 512x768", ['whole number, got "512x768"', "-W 512 -H 768"]),
         ("x --init-image x.png", ["drawn from text alone"]),
         ("x --zzzz", ["txt2img --help lists them"]),
         ("-5-apples", ['no option "-5"', "a prompt that begins with a hyphen goes last, after --"]),
-        ("-h", ["say --help, or -H"]),
+        ("-h", ["use --help, or -H"]),
         ("x -o /dev/null", ["-o - writes one to standard output"]),
         ("replay --stepz 3", ['no option "--stepz"; did you mean --steps']),
         ("x --seed", ["--seed needs a value", "--help"]),
@@ -133,12 +133,12 @@ def test_pictures_that_say_nothing_cannot_be_repeated(command: Command) -> None:
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save("x.png")
-    refused(command("--from", "x.png"), 2, "does not say how it was drawn")
-    refused(command("--from", "no.png"), 1, "no such file")
+    refused(command("--params-from", "x.png"), 2, "does not say how it was drawn")
+    refused(command("--params-from", "no.png"), 1, "no such file")
     Path("p.txt").write_text("red apple\n")
-    refused(command("--from", "p.txt"), 1, "begins like none of PNG, JPEG, WEBP, AVIF")
+    refused(command("--params-from", "p.txt"), 1, "begins like none of PNG, JPEG, WEBP, AVIF")
     Path("x.png").write_bytes(Path("x.png").read_bytes()[:40])
-    refused(command("--from", "x.png"), 1, "not a whole PNG file")
+    refused(command("--params-from", "x.png"), 1, "not a whole PNG file")
 
 
 def test_an_exact_name_that_exists(draw: Command, folder: Path) -> None:

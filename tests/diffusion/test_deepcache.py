@@ -221,15 +221,15 @@ def test_estimates_count_the_looks_that_are_taken(
 
 
 def test_it_travels_with_its_request() -> None:
-    made = from_line("x --reuse 3 --token-merging 0.5", Request(""))
+    made = from_line("x --deepcache 3 --token-merging 0.5", Request(""))
     assert (made.reuse, made.token_merging) == (3, 0.5)
     assert Request.from_json(made.to_json()) == made
     told = str(describe(made, "m", "0", "1"))
     assert "Deep reuse: 3" in told and "Token merging: 0.5" in told
     again = to_request(parse(told))[0]
     assert (again.reuse, again.token_merging) == (3, 0.5)
-    assert "--reuse 3 --token-merging 0.5" in command_line(made)
-    plain = from_line("x --reuse 1 --token-merging 0", made)
+    assert "--deepcache 3 --token-merging 0.5" in command_line(made)
+    plain = from_line("x --deepcache 1 --token-merging 0", made)
     assert plain == Request("x")
     assert not {"reuse", "token_merging"} & set(plain.to_json())
 
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_refused(values: dict[str, object]) -> None:
 
 
 def test_pictures_say_so_and_are_repeated(draw: Command) -> None:
-    options = ("--reuse", "2", "--token-merging", "0.25", "--seed", "1", "-q")
+    options = ("--deepcache", "2", "--token-merging", "0.25", "--seed", "1", "-q")
     assert draw("a cat", *options, "--low-memory", "-o", "a.png").code == 0
     found = image_file.read(image_file.Path("a.png")).request
     assert found is not None and (found.reuse, found.token_merging) == (2, 0.25)
@@ -258,8 +258,8 @@ def test_pictures_say_so_and_are_repeated(draw: Command) -> None:
         image_file.read(image_file.Path("b.png")).pixels_sha256
         != image_file.read(image_file.Path("a.png")).pixels_sha256
     )
-    assert draw("--from", "a.png", "--low-memory", "-q", "-o", "c.png").code == 0
+    assert draw("--params-from", "a.png", "--low-memory", "-q", "-o", "c.png").code == 0
     with open("a.png", "rb") as a, open("c.png", "rb") as c:
         assert a.read() == c.read()
-    bad = draw("a cat", "--reuse", "0")
+    bad = draw("a cat", "--deepcache", "0")
     assert bad.code == 2 and "reuse must be 1 … 100, got 0" in bad.err

@@ -201,7 +201,7 @@ def test_a_rehearsal_is_said_by_the_first_process(
 
 
 def test_one_process_keeps_the_preview(draw: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = ("x", "--seed", "1", "--count", "2", "--preview", "now.png", "--preview-every", "1")
+    line = ("x", "--seed", "1", "--count", "2", "--preview-file", "now.png", "--preview-every", "1")
     for rank, kept in (("1", False), ("0", True)):
         for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)

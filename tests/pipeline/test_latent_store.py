@@ -135,14 +135,14 @@ def test_a_finished_picture_leaves_no_partial_one(draw: Command, folder: Path) -
 def test_latents_can_be_kept_for_good(
     draw: Command, command: Command, sd1_folder: Path, folder: Path, whole: bytes
 ) -> None:
-    assert draw(*ARGUMENTS, "-o", "kept/", "--keep-latents").code == 0
+    assert draw(*ARGUMENTS, "-o", "kept/", "--save-latents").code == 0
     assert [path.name for path in hidden(Path("kept"))] == ["x-1.latent"]
     found = latent_store.read(Path("kept/x-1.latent"))
     assert found.finished and found.request.prompt == "x" and found.x.shape == (4, 16, 16)
     outcome = command("decode", "kept/x-1.latent", "-m", str(sd1_folder), "-o", "b.png")
     assert outcome.out == "b.png\n"
     assert Path("kept/x-1.latent").exists()
-    assert draw("x", "--keep-latents", "-o", "-").code == 2
+    assert draw("x", "--save-latents", "-o", "-").code == 2
 
 
 def test_what_is_no_latent_is_refused(command: Command, sd1_folder: Path, folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_picture_with_an_interval_is_written_and_repeated(draw: Command) -> No
     assert outcome.code == 0, outcome.err
     found = image_file.read(Path("a.png")).request
     assert found is not None and found.cfg_interval == Interval(0.2, 0.8)
-    assert draw("--from", "a.png", "-q", "-o", "b.png").code == 0
+    assert draw("--params-from", "a.png", "-q", "-o", "b.png").code == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 

@@ -182,7 +182,7 @@ def test_the_program_draws_with_it(trained: TrainConfig, tmp_path: Path, command
 
 
 def test_without_a_unet_it_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="--what unet"):
+    with pytest.raises(BadFile, match="--stage unet"):
         run(tiny(tmp_path, what="distil", distil_run=FEW))
 
 

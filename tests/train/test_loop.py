@@ -189,7 +189,7 @@ def test_what_is_done_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="--what"):
+    with pytest.raises(BadFile, match="--stage"):
         run(tiny(tmp_path, what="unet"))
 
 
@@ -322,7 +322,7 @@ def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path:
 
 def test_a_decoder_without_a_unet_is_told_what_to_do(tmp_path: Path) -> None:
     run(tiny(tmp_path, what="vae"))
-    with pytest.raises(BadFile, match="--what unet"):
+    with pytest.raises(BadFile, match="--stage unet"):
         run(tiny(tmp_path, what="decoder", decoder_run=Run(steps=2)))
 
 

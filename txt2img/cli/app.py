@@ -13,7 +13,7 @@ import typer
 
 from txt2img.cli import registry
 from txt2img.cli.names import MODEL_VERBS, NAMES
-from txt2img.cli.options.command import Direct
+from txt2img.cli.options.command import ConfiguredCommand, SectionedCommand
 from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing
@@ -33,10 +33,10 @@ def run(arguments: Sequence[str]) -> int:
     except Txt2imgError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        from txt2img.cli.usage_errors import worded
+        from txt2img.cli.usage_errors import message_for
 
         named = bool(arguments) and arguments[0] in NAMES
-        return _fail(worded(error, arguments[0] if named else ""), 2)
+        return _fail(message_for(error, arguments[0] if named else ""), 2)
     except BrokenStdout:
         return 1
     except MemoryError:
@@ -64,19 +64,15 @@ def _dispatch(arguments: Sequence[str]) -> int:
     app = _app(completion=not named)
     # More words than one prompt are no option's fault: generate says what to do about them.
     settings = {"allow_extra_args": name == "generate"}
-    app.command(epilog=epilog, context_settings=settings, cls=_kind(name))(function)
+    app.command(epilog=epilog, context_settings=settings, cls=_class_of(name))(function)
     command = typer.main.get_command(app)
     shown_as = f"txt2img {name}" if named else "txt2img"
     return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
 
 
-def _kind(name: str) -> type[Direct]:
-    """Who reads the command's line."""
-    if name != "generate":
-        return Direct
-    from txt2img.cli.configured import Configured
-
-    return Configured
+def _class_of(name: str) -> type[SectionedCommand]:
+    """The class of a command: only the one that draws reads config.toml."""
+    return ConfiguredCommand if name == "generate" else SectionedCommand
 
 
 def _app(completion: bool = False) -> typer.Typer:
@@ -101,20 +97,17 @@ def models_help() -> None:
 
 def _complete() -> int:
     """Print what a shell may offer next, for the command that its line names first."""
-    from typer._completion_classes import completion_init
-
-    completion_init()
     text = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     words = text.split()[1:]
-    app = _app()
+    app = _app(completion=True)
     if words and words[0] in NAMES:
         app.callback()(models_help)
         app.add_typer(_models(), name="models")
         for name in NAMES:
             if name != "models":
-                app.command(name)(registry.command(name)[0])
+                app.command(name, cls=SectionedCommand)(registry.command(name)[0])
     else:
-        app.command()(registry.command("generate")[0])
+        app.command(cls=SectionedCommand)(registry.command("generate")[0])
     command = typer.main.get_command(app)
     try:
         command.main([], prog_name="txt2img", complete_var=COMPLETE, standalone_mode=False)

@@ -37,7 +37,7 @@ def viewer_of(
     vae = None if viewing.preview_vae is None else model.vae
     if viewing.preview_vae not in (None, OWN):
         vae = load_vae(str(viewing.preview_vae), model)
-    screen = Screen(bar, "off" if quiet else viewing.show)
+    screen = Screen(bar, "off" if quiet else viewing.protocol)
     return Viewer(viewing, Previewer(model, vae), origin(model), output, screen, bar, several)
 
 
@@ -80,11 +80,11 @@ class Viewer:
             self.seen |= {item.index: [] for item in step.items}
         every = self.viewing.preview_every or 1
         shown = self.screen.ready
-        wanted = shown or self.viewing.preview or self.viewing.files
+        wanted = shown or self.viewing.file or self.viewing.keeps_steps
         if step.x0 is None or step.step % every or not wanted:
             return
         pictures = self.previewer.pictures(step.x0)
-        if self.viewing.files:
+        if self.viewing.keeps_steps:
             for item, picture in zip(step.items, pictures, strict=True):
                 self.seen.setdefault(item.index, []).append((step.step, picture))
         request = step.items[0].request
@@ -128,7 +128,7 @@ class Viewer:
 
     def animation(self, beside: Path) -> Path:
         """Where the animation of a picture goes: one of several is named after it."""
-        file = self.viewing.file
+        file = self.viewing.animation_file
         if file is not None and not self.several:
             return file
         name = frames.animated_name(beside.name, self.viewing.kind)
@@ -136,7 +136,7 @@ class Viewer:
 
     def preview(self, picture: Image.Image, said: str) -> None:
         """Write the preview's file, if there is to be one; one that fails is the last."""
-        path = self.viewing.preview
+        path = self.viewing.file
         if path is None or self.blind:
             return
         small = picture.copy()

@@ -46,8 +46,8 @@ class Batch:
             for i in range(request.count):
                 one = request.nth(i)
                 try:
-                    chosen = one if self.wildcards is None else self.wildcards.resolve(one)
-                    yield self.library.resolve(chosen)
+                    chosen = one if self.wildcards is None else self.wildcards.resolved(one)
+                    yield self.library.resolved(chosen)
                 except BadRequest as error:
                     if not self.skip_errors:
                         raise
@@ -132,7 +132,7 @@ def _complete(batch: Batch, options: BatchOptions, random_seed: int | None = Non
     if options.wildcards is not None:
         batch.wildcards = Wildcards(options.wildcards)
     if options.sweep:
-        batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.zip)
+        batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
     count, is_random = 0, False
     for request in batch.requests:
         count += min(request.count, 2)

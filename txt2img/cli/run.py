@@ -35,21 +35,22 @@ if TYPE_CHECKING:
 def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     """Draw a batch, or describe it with --dry-run. Returns the exit code."""
     is_main = launcher.found().is_main  # of several processes one reports for all
-    preview = options.preview.found()
+    preview = options.preview.with_vae_path()
     settings = RunSettings(
         output_target(options, batch.several, context),
         options.batch,
         options.batch.batch_size or 0,
         options.device,
-        preview if is_main else replace(preview, preview=None),
+        preview if is_main else replace(preview, preview=None, preview_file=None),
         options.output.quiet or not is_main,
         options.output.json,
+        options.output.save_latents,
     )
     if options.batch.dry_run:
         return dry_run(batch, settings) if is_main else 0
     if not batch.several and not is_main:
         return distributed.together(0, None)[0]
-    with_bar = not (settings.quiet or options.batch.no_progress)
+    with_bar = not (settings.quiet or options.preview.no_progress)
     with settings.target, progress(with_bar, "loading") as bar:
         return draw(batch, settings, bar)
 
@@ -64,7 +65,7 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     began = time.perf_counter()
     model = load_model(batch.model, settings.device, batch.library)
     seconds = load_seconds(time.perf_counter() - began)
-    if settings.device.verbose:
+    if settings.preview.verbose:
         from txt2img.system.device.device import description
         from txt2img.weights.model import device_of
 
@@ -100,7 +101,7 @@ def draw_all(
         plan = launcher.found().shard(shard())
         groups = claimed_batches(plan, index, size) if index else batches(plan, size)
         stack.enter_context(closing(groups))  # before the index, to which it returns claims
-        store = LatentStore(target, origin(model), settings.batch.keep_latents)
+        store = LatentStore(target, origin(model), settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
         drawing = viewer.watch(
             draw_groups(model, groups, target, policy, store, lambda: STOP.asked)

@@ -22,6 +22,7 @@ class RunSettings:
     preview: PreviewOptions
     quiet: bool
     json: bool
+    save_latents: bool
 
     def note(self, line: str) -> None:
         """Log a line, unless --quiet is set."""

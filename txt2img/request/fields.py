@@ -1,6 +1,6 @@
 """Fields of a Request, each declared once: type, default, flags, range, A1111 key, spellings.
 
-What other modules know of the fields (options, sections of --help, prompt files, A1111's text,
+What other modules know of the fields (options, prompt files, A1111's text,
 records) they derive from FIELDS.
 """
 
@@ -27,35 +27,29 @@ STEPS = range(1, 10_001)
 SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
-RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
+RNG_SAYS = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
 # Records hold all fields up to this one, later ones only if they differ from their defaults: so
 # records that were written before these existed stay equal.
 LAST_IN_EVERY_RECORD = "negative_template"
-# Sections of --help that have fields in them.
-PICTURE = "The picture"
-ADAPTERS = "LoRAs and other files"
-COMPAT = "Finer control, and other programs' rules"
-SPEED = "Speed and memory"
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field's row: all but its type and default, which the declaration gives."""
+    """What is known of a field beside its type and default."""
 
     flags: tuple[str, ...] = ()  # the option's, the long one first
-    section: str = ""  # of --help
-    aliases: tuple[str, ...] = ()  # other programs' flags in prompt files
+    aliases: tuple[str, ...] = ()  # other programs' flags; a single letter in prompt files alone
     a1111: str = ""  # the key in A1111's text whose value is the field's
     allowed: range | None = None  # of a whole number
-    maximum: float = FLOAT_MAX  # of a number from 0 up
-    pattern: str = ""  # of a text
-    pattern_help: str = ""  # the pattern in a message's words
-    from_json: Callable[[object], object] | None = None  # other than by its type
+    most: float = FLOAT_MAX  # of a number from 0 up
+    pattern: str = ""  # of a text, and how a message describes it
+    pattern_says: str = ""
+    from_json: Callable[[object], object] | None = None  # a JSON object, or None, to the value
     same_for_all: bool = False  # no line of a prompt file may change it
-    option: str = ""  # the command's parameter; default: the field's name
+    option: str = ""  # the parameter of the command; the field's name if not given
     # Filled in from the declaration:
     name: str = ""
     kind: type = str
@@ -64,95 +58,122 @@ class Field:
     omitted: bool = False  # from records, at its default
 
     @property
-    def scalar(self) -> bool:
-        """Whether an option's text is the value itself (a LoRA's is a file's name)."""
+    def plain(self) -> bool:
+        """Whether one text on a command line or in a prompt file is the value."""
         return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
 
 
 @dataclass(frozen=True)
 class RequestFields:
-    """Fields of a request; None means that the model decides."""
+    """The fields; None means that the model decides."""
 
     prompt: Annotated[str, Field(aliases=("--prompt",))]
-    negative: Annotated[str, Field(("--negative", "-n"), PICTURE, ("--negative-prompt", "--n"))] = (
+    negative: Annotated[str, Field(("--negative", "-n"), ("--negative-prompt", "--neg", "--n"))] = (
         ""
     )
-    model: Annotated[str, Field(("--model", "-m"), PICTURE, a1111="Model", same_for_all=True)] = (
-        "default"
-    )
+    model: Annotated[str, Field(("--model", "-m"), a1111="Model", same_for_all=True)] = "default"
     width: Annotated[  # pixels
-        int | None, Field(("--width", "-W"), PICTURE, ("--w",), allowed=SIDES)
+        int | None, Field(("--width", "-W"), ("--w",), allowed=SIDES)
     ] = None
-    height: Annotated[int | None, Field(("--height", "-H"), PICTURE, ("--h",), allowed=SIDES)] = (
-        None
-    )
+    height: Annotated[int | None, Field(("--height", "-H"), ("--h",), allowed=SIDES)] = None
     steps: Annotated[
-        int | None, Field(("--steps",), PICTURE, ("--s",), a1111="Steps", allowed=STEPS)
+        int | None,
+        Field(
+            ("--steps",),
+            ("--num-inference-steps", "--sampling-steps", "--sample-steps", "--ddim-steps", "--s"),
+            a1111="Steps",
+            allowed=STEPS,
+        ),
     ] = None
     cfg: Annotated[
-        float | None, Field(("--cfg",), PICTURE, ("--cfg-scale", "--l"), a1111="CFG scale")
+        float | None,
+        Field(("--cfg",), ("--cfg-scale", "--guidance-scale", "--l"), a1111="CFG scale"),
     ] = None
     cfg_rescale: Annotated[
-        float, Field(("--cfg-rescale",), COMPAT, a1111="CFG rescale", maximum=1.0)
+        float, Field(("--cfg-rescale",), ("--guidance-rescale",), a1111="CFG rescale", most=1.0)
     ] = 0.0
-    eta: Annotated[float | None, Field(("--eta",), COMPAT, maximum=1.0)] = None
+    eta: Annotated[float | None, Field(("--eta",), ("--ddim-eta",), most=1.0)] = None
     sampler: Annotated[
-        Sampler | None, Field(("--sampler",), PICTURE, ("--sampler-name", "--ss"), a1111="Sampler")
+        Sampler | None,
+        Field(("--sampler",), ("--sampler-name", "--sampling-method", "--ss"), a1111="Sampler"),
     ] = None
-    schedule: Annotated[Schedule | None, Field(("--schedule",), PICTURE, a1111="Schedule type")] = (
-        None
-    )
+    schedule: Annotated[
+        Schedule | None, Field(("--schedule",), ("--schedule-type",), a1111="Schedule type")
+    ] = None
     seed: Annotated[
-        int | None, Field(("--seed",), PICTURE, ("--d",), a1111="Seed", allowed=range(SEEDS))
+        int | None, Field(("--seed",), ("--d",), a1111="Seed", allowed=range(SEEDS))
     ] = None
     count: Annotated[
-        int, Field(("--count",), PICTURE, ("--n-iter",), allowed=range(1, 100_001))
+        int,
+        Field(
+            ("--count",),
+            (
+                "--n-iter",
+                "--num-images",
+                "--num-images-per-prompt",
+                "--batch-count",
+                "--iterations",
+            ),
+            allowed=range(1, 100_001),
+        ),
     ] = 1
-    loras: Annotated[tuple[Lora, ...], Field(("--lora",), ADAPTERS, option="lora")] = ()
+    loras: Annotated[tuple[Lora, ...], Field(("--lora",), option="lora")] = ()
     embeddings: Annotated[tuple[Embedding, ...], Field()] = ()
     vae: Annotated[  # in place of the model's own
-        VAERef | None, Field(("--vae",), ADAPTERS)
+        VAERef | None, Field(("--vae",))
     ] = None
     # What the prompts were made from, if from wildcards.
     template: Annotated[str, Field()] = ""
     negative_template: Annotated[str, Field()] = ""
     # Whose rules; None: our own.
-    compat: Annotated[Compat | None, Field(("--compat",), COMPAT)] = None
+    compat: Annotated[Compat | None, Field(("--compat",))] = None
     # A1111's count: the text encoder's last layers, 1 is all of it.
     clip_skip: Annotated[
-        int | None, Field(("--clip-skip",), COMPAT, a1111="Clip skip", allowed=range(1, 13))
+        int | None, Field(("--clip-skip",), a1111="Clip skip", allowed=range(1, 13))
     ] = None
     # The noise of another seed, mixed into this one's.
     subseed: Annotated[
-        int | None, Field(("--subseed",), COMPAT, a1111="Variation seed", allowed=range(SEEDS))
+        int | None, Field(("--subseed",), a1111="Variation seed", allowed=range(SEEDS))
     ] = None
     subseed_strength: Annotated[
-        float, Field(("--subseed-strength",), COMPAT, a1111="Variation seed strength", maximum=1.0)
+        float, Field(("--subseed-strength",), a1111="Variation seed strength", most=1.0)
     ] = 0.0
     # The model that draws the last steps, and the fraction of the steps before it takes over.
-    refiner: Annotated[Refiner | None, Field(("--refiner",), ADAPTERS)] = None
-    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", maximum=1.0)] = SWITCH
+    refiner: Annotated[Refiner | None, Field(("--refiner",))] = None
+    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", most=1.0)] = SWITCH
     # Where between noise (0) and picture (1) guidance is on; None: everywhere.
     cfg_interval: Annotated[
         Interval | None,
-        Field(("--cfg-interval",), SPEED, a1111="CFG interval", from_json=interval_from_json),
+        Field(("--cfg-interval",), a1111="CFG interval", from_json=interval_from_json),
     ] = None
     # A1111's eta noise seed delta: added to the seed for the noise of steps.
-    ensd: Annotated[int | None, Field(("--ensd",), COMPAT, allowed=range(SEEDS))] = None
+    ensd: Annotated[
+        int | None, Field(("--ensd",), ("--eta-noise-seed-delta",), allowed=range(SEEDS))
+    ] = None
     # Random generator: cpu, nv, or nv:N, a card of N threads; after a comma, that of the steps.
     rng: Annotated[
-        str | None, Field(("--rng",), COMPAT, pattern=rf"{RNG}(,{RNG})?", pattern_help=RNG_HELP)
+        str | None, Field(("--rng",), pattern=rf"{RNG}(,{RNG})?", pattern_says=RNG_SAYS)
     ] = None
     # DeepCache: the network's deep layers are computed in every N-th step.
-    reuse: Annotated[int, Field(("--reuse",), SPEED, a1111="Deep reuse", allowed=range(1, 101))] = 1
+    reuse: Annotated[
+        int,
+        Field(
+            ("--deepcache",),
+            ("--reuse",),
+            a1111="Deep reuse",
+            allowed=range(1, 101),
+            option="deepcache",
+        ),
+    ] = 1
     # Fraction of the tokens of the largest maps merged with similar ones (ToMe).
     token_merging: Annotated[
-        float, Field(("--token-merging",), SPEED, a1111="Token merging", maximum=0.75)
+        float,
+        Field(("--token-merging",), ("--token-merging-ratio",), a1111="Token merging", most=0.75),
     ] = 0.0
 
 
 def _rows() -> Iterator[Field]:
-    """The rows, completed from the declarations."""
+    """The rows, completed with what the declarations say."""
     later = False
     for name, hint in get_type_hints(RequestFields, include_extras=True).items():
         annotation, row = get_args(hint)

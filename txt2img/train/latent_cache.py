@@ -25,7 +25,7 @@ def load_vae(config: TrainConfig) -> VAE:
     """The VAE that the first stage left in the model's folder, in float32. Raises BadFile."""
     path = config.out / "vae" / checkpoint.NETWORK_FILE
     if not path.exists():
-        raise BadFile(f"{config.out} has no VAE yet; train it first, with --what vae or all")
+        raise BadFile(f"{config.out} has no VAE yet; train it first, with --stage vae or all")
     vae = VAE(config.vae)
     vae.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return vae.eval().requires_grad_(False)
@@ -35,7 +35,7 @@ def load_unet(config: TrainConfig) -> UNet:
     """The U-Net that its stage left in the model's folder, in float32. Raises BadFile."""
     path = config.out / "unet" / checkpoint.NETWORK_FILE
     if not path.exists():
-        raise BadFile(f"{config.out} has no U-Net yet; train it first, with --what unet or all")
+        raise BadFile(f"{config.out} has no U-Net yet; train it first, with --stage unet or all")
     unet = UNet(config.unet)
     checkpoint.begin_from(unet, path)
     return unet.eval()

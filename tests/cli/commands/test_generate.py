@@ -50,7 +50,7 @@ def test_a_seed_of_minus_one_is_a_random_one(command: Command, folder: Path) -> 
     assert len(seeds) == 2
     request, origin = Request("a", seed=4), Origin("m", "0123456789")
     image_file.save(Image.new("RGB", (64, 64)), folder / "x.png", request, origin)
-    for again in (("--from", "x.png"), ("replay", "x.png")):
+    for again in (("--params-from", "x.png"), ("replay", "x.png")):
         outcome = command(*again, "--seed", "-1", "--dry-run", "--json", "-m", "default")
         drawn = json.loads(outcome.out)["seed"]
         assert drawn != 4 and f"seed {drawn}" in outcome.err
@@ -82,7 +82,7 @@ def test_several_pictures_go_to_a_folder_without_a_slash(draw: Command) -> None:
 def test_guidance_in_a_part_of_the_way_is_recorded_and_repeated(draw: Command) -> None:
     [first] = paths(draw("a", "--seed", "1", "--cfg-interval", "0.2..1", "-o", "x"))
     assert image_file.read(Path(first)).request.cfg_interval == Interval(0.2, 1.0)
-    [again] = paths(draw("--from", first, "-o", "y"))
+    [again] = paths(draw("--params-from", first, "-o", "y"))
     assert Path(again).read_bytes() == Path(first).read_bytes()
 
 
@@ -122,19 +122,19 @@ def test_options_reach_the_picture(draw: Command) -> None:
 
 def test_a_picture_is_repeated_with_options_replaced(draw: Command) -> None:
     [first] = paths(draw("a red apple", "-n", "x", "--seed", "7", "--sampler", "heun"))
-    [again] = paths(draw("--from", first))
+    [again] = paths(draw("--params-from", first))
     assert again == "a-red-apple-7-2.png"
     assert Path(again).read_bytes() == Path(first).read_bytes()
-    [other] = paths(draw("--from", first, "--seed", "8"))
+    [other] = paths(draw("--params-from", first, "--seed", "8"))
     request = image_file.read(Path(other)).request
     assert request is not None
     assert (request.prompt, request.seed, request.sampler) == ("a red apple", 8, "heun")
-    assert paths(draw("a pear", "--from", first)) == ["a-pear-7.png"]
+    assert paths(draw("a pear", "--params-from", first)) == ["a-pear-7.png"]
 
 
 def test_a_picture_of_another_model_needs_its_name(command: Command, draw: Command) -> None:
     [first] = paths(draw("a", "--seed", "7"))
-    outcome = command("--from", first)
+    outcome = command("--params-from", first)
     assert outcome.code == 2
     assert outcome.err == f'Error: "{first}" was drawn by the model "tiny-sd1"; give its --model\n'
 
@@ -145,7 +145,7 @@ def test_another_hash_is_reported(draw: Command) -> None:
     request = image_file.read(Path(first)).request
     assert request is not None
     image_file.save(Image.new("RGB", (64, 64)), Path("x.png"), request, changed)
-    outcome = draw("--from", "x.png")
+    outcome = draw("--params-from", "x.png")
     assert outcome.err.startswith("Note: the picture's model has the hash 0123456789, this one ")
 
 

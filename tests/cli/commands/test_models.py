@@ -116,7 +116,7 @@ def test_every_shell_asks_in_its_own_way(
 
 COMPLETED = "\n".join(
     f"complete --do-complete '{line}'"
-    for line in ("txt2img a --sampler he", "txt2img models pa", "txt2img a --from pict")
+    for line in ("txt2img a --sampler he", "txt2img models pa", "txt2img a --params-from pict")
 )
 
 

@@ -28,7 +28,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
 
 def test_options_reach_the_loop(command: Command, folder: Path, seen: list[TrainConfig]) -> None:
     Path("pictures").mkdir()
-    words = "--what unet --steps 5 --batch-size 2 --lr 0.01 --size 64 --seed 3 --no-resume"
+    words = "--stage unet --steps 5 --batch-size 2 --lr 0.01 --size 64 --seed 3 --no-resume"
     more = "--sample-every 7 --save-every 8 --stop-after 9.5 --device cpu --dtype bf16"
     outcome = command("train", "pictures", "--out", "m", *words.split(), *more.split())
     assert outcome.code == 0, outcome.err
@@ -87,7 +87,7 @@ def test_a_config_file_fills_what_options_leave_open(
         ("pictures", 2, "txt2img train DATA --out FOLDER"),
         ("nowhere --out m", 2, 'no data at "nowhere"'),
         (
-            "pictures --out m --what tea",
+            "pictures --out m --stage tea",
             2,
             'no part "tea"; choose from vae, text, unet, decoder, distil, all',
         ),

@@ -46,7 +46,7 @@ class House:
 
     def line(self, *arguments: str) -> list[str]:
         model = () if "-m" in arguments else ("-m", self.model)
-        more = (*model, "--device", "cpu", "--warm", "5m")
+        more = (*model, "--device", "cpu", "--keep-alive", "5m")
         return [sys.executable, "-m", "txt2img", *arguments, *more]
 
     def call(self, *arguments: str, given: bytes = b"", umask: int = -1, **more: str) -> Done:

@@ -61,8 +61,8 @@ def test_a_lora_is_drawn_with_recorded_and_repeated(
     monkeypatch.setenv("TXT2IMG_LORAS", str(files))
     assert bytes_of(draw("<lora:style:0.5> a", "--seed", "1", "-o", "y")) == first
     monkeypatch.delenv("TXT2IMG_LORAS")
-    assert bytes_of(draw("--from", "x.png", "--lora-dir", "files", "-o", "z")) == first
-    refused = draw("--from", "x.png")
+    assert bytes_of(draw("--params-from", "x.png", "--lora-dir", "files", "-o", "z")) == first
+    refused = draw("--params-from", "x.png")
     assert refused.code == 1
     assert refused.err == (
         'Error: no LoRA "style"; give its file with --lora or its folder with --lora-dir\n'
@@ -97,13 +97,14 @@ def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, fil
     assert f"VAE hash: {found.request.vae.hash}, VAE: soft.safetensors, RNG" in text
     assert f'TI hashes: "blob: {word.hash}", Version' in text
     by_file = ("--embedding", "files/blob.safetensors", "--vae", "files/soft.safetensors")
-    assert bytes_of(draw("--from", "x.png", "-o", "y", *by_file)) == first
-    refused = draw("--from", "x.png", *options[:2])
+    assert bytes_of(draw("--params-from", "x.png", "-o", "y", *by_file)) == first
+    refused = draw("--params-from", "x.png", *options[:2])
     assert refused.err == (
-        'Error: the request names a VAE, "soft.safetensors"; give its file with --vae, or '
-        "--vae none\n"
+        'Error: the VAE "soft.safetensors" is wanted; give it with --vae, or --vae none\n'
     )
-    assert bytes_of(draw("--from", "x.png", "-o", "z", *options[:2], "--vae", "none")) != first
+    assert (
+        bytes_of(draw("--params-from", "x.png", "-o", "z", *options[:2], "--vae", "none")) != first
+    )
 
 
 def test_files_are_found_by_name_where_models_are(

@@ -13,6 +13,7 @@ from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
 from tests.images.test_animation import milliseconds
 from txt2img.cli import live_preview
+from txt2img.cli.options.preview import PreviewOptions
 from txt2img.errors import BadOutput, Rejected
 from txt2img.images import animation, image_file
 from txt2img.models.latent_preview import colours
@@ -45,7 +46,16 @@ def alike(first: Path, second: Path) -> bool:
 def test_previews_change_nothing_of_the_picture(draw: Command, folder: Path) -> None:
     draw(*LINE, "-o", "plain.png")
     outcome = draw(
-        *(*LINE, "-o", "seen.png", "--save-steps", "--animate", "webp", "--preview", "now.png"),
+        *(
+            *LINE,
+            "-o",
+            "seen.png",
+            "--save-steps",
+            "--animate",
+            "webp",
+            "--preview-file",
+            "now.png",
+        ),
     )
     assert (outcome.code, outcome.out, outcome.err) == (0, "seen.png\n", "")
     assert Path("plain.png").read_bytes() == Path("seen.png").read_bytes()
@@ -101,11 +111,11 @@ def test_a_picture_on_standard_output_has_nothing_beside_it(draw: Command, folde
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--show", "nicely"), "choose from auto, kitty"),
+        (("--preview", "nicely"), "choose from auto, kitty"),
         (("--animate", "x.mp4"), "name a file or a kind: webp, gif, png"),
-        (("--preview", "x.jpg"), "must be a .png file"),
-        (("--preview", "nowhere/x.png"), 'no folder "nowhere"'),
-        (("--preview", "./o.png", "-o", "o.png"), "the same file"),
+        (("--preview-file", "x.jpg"), "must be a .png file"),
+        (("--preview-file", "nowhere/x.png"), 'no folder "nowhere"'),
+        (("--preview-file", "./o.png", "-o", "o.png"), "the same file"),
         (("--preview-every", "0"), "at least 1"),
     ],
 )
@@ -116,14 +126,22 @@ def test_what_cannot_be_shown_is_refused(
     assert nothing_in(folder)
 
 
+def test_former_names_of_previews_work() -> None:
+    both = PreviewOptions(preview="now.png", show="kitty")
+    assert (both.protocol, both.file) == ("kitty", Path("now.png"))
+    now = PreviewOptions(preview="kitty", preview_file=Path("now.png"))
+    assert (now.protocol, now.file) == (both.protocol, both.file)
+    assert (PreviewOptions().protocol, PreviewOptions().file) == ("off", None)
+
+
 def test_no_picture_is_lost_to_a_preview(draw: Command, folder: Path) -> None:
     assert draw(*LINE, "-o", "mine.png").code == 0
     before = Path("mine.png").read_bytes()
-    refused(draw(*LINE, "--preview", "mine.png"), 1, "exists; add --overwrite")
+    refused(draw(*LINE, "--preview-file", "mine.png"), 1, "exists; add --overwrite")
     refused(draw(*LINE, "--animate", "mine.png"), 1, "exists; add --overwrite")
     assert Path("mine.png").read_bytes() == before
-    assert draw(*LINE, "--preview", "p.png", "-o", "1.png").code == 0
-    assert draw(*LINE, "--preview", "p.png", "-o", "2.png").code == 0  # its own is replaced
+    assert draw(*LINE, "--preview-file", "p.png", "-o", "1.png").code == 0
+    assert draw(*LINE, "--preview-file", "p.png", "-o", "2.png").code == 0  # its own is replaced
 
 
 def test_a_full_disk_costs_steps_but_no_picture(
@@ -133,7 +151,7 @@ def test_a_full_disk_costs_steps_but_no_picture(
         raise BadOutput("cannot write: no space left")
 
     monkeypatch.setattr(animation, "write", full)
-    outcome = draw(*LINE, "-o", "a.png", "--preview", "now.png")
+    outcome = draw(*LINE, "-o", "a.png", "--preview-file", "now.png")
     assert (outcome.code, outcome.out) == (0, "a.png\n")
     assert outcome.err == "No more previews: cannot write: no space left\n"
     outcome = draw(*LINE, "-o", "b.png", "--save-steps")

@@ -27,13 +27,14 @@ def png_of(payload: str) -> Image.Image:
 def test_half_blocks_paint_two_pixels_a_cell() -> None:
     image = Image.new("RGB", (1, 2), RED)
     image.putpixel((0, 1), BLUE)
-    deep = graphics.blocks(image, (1, 1), deep=True)
+    deep = graphics.blocks(image, (1, 1), truecolor=True)
     assert deep == "\x1b[38;2;255;0;0;48;2;0;0;255m▀\x1b[0m\x1b[K\n"
-    assert graphics.blocks(image, (1, 1), deep=False) == ("\x1b[38;5;196;48;5;21m▀\x1b[0m\x1b[K\n")
+    of_256 = graphics.blocks(image, (1, 1), truecolor=False)
+    assert of_256 == "\x1b[38;5;196;48;5;21m▀\x1b[0m\x1b[K\n"
 
 
 def test_equal_half_blocks_are_painted_at_once() -> None:
-    text = graphics.blocks(Image.new("RGB", (8, 8), RED), (4, 2), deep=True)
+    text = graphics.blocks(Image.new("RGB", (8, 8), RED), (4, 2), truecolor=True)
     row = "\x1b[38;2;255;0;0;48;2;255;0;0m▀▀▀▀\x1b[0m\x1b[K\n"
     assert text == 2 * row
 
@@ -50,12 +51,12 @@ def test_equal_half_blocks_are_painted_at_once() -> None:
     ],
 )
 def test_a_colour_of_the_256_is_shown_as_it_is(colour: tuple[int, int, int], number: int) -> None:
-    text = graphics.blocks(Image.new("RGB", (4, 8), colour), (4, 4), deep=False)
+    text = graphics.blocks(Image.new("RGB", (4, 8), colour), (4, 4), truecolor=False)
     assert text == 4 * f"\x1b[38;5;{number};48;5;{number}m▀▀▀▀\x1b[0m\x1b[K\n"
 
 
 def test_other_colours_are_mixed_of_the_256() -> None:
-    text = graphics.blocks(Image.new("RGB", (32, 32), (160, 60, 30)), (32, 16), deep=False)
+    text = graphics.blocks(Image.new("RGB", (32, 32), (160, 60, 30)), (32, 16), truecolor=False)
     shown = []
     for first, second, run in re.findall(r"38;5;(\d+);48;5;(\d+)m(▀+)", text):
         for number in (int(first) - 16, int(second) - 16):
@@ -88,7 +89,7 @@ def test_kitty_sends_a_png_in_chunks_that_say_whether_more_come() -> None:
 def test_a_small_kitty_picture_is_one_command() -> None:
     assert graphics.kitty(flag(), (1, 1), 5).count("\x1b_G") == 1
     assert ",m=0;" in graphics.kitty(flag(), (1, 1), 5)
-    assert graphics.kitty_gone(5) == "\x1b_Ga=d,d=I,i=5,q=2\x1b\\"
+    assert graphics.erase_kitty(5) == "\x1b_Ga=d,d=I,i=5,q=2\x1b\\"
 
 
 def test_iterm_sends_one_png_of_so_many_cells() -> None:

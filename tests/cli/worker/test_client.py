@@ -288,14 +288,15 @@ def test_ignored_signals_stop_nothing() -> None:
     [
         (["a cat"], None),
         (["a cat", "--keep-alive", "10m"], 600),
-        (["--warm=90s", "a cat"], 90),
-        (["replay", "x.png", "--warm", "1h"], 3600),
-        (["--warm", "1h", "--no-warm", "a cat"], None),
+        (["--keep-alive=90s", "a cat"], 90),
+        (["a cat", "--warm", "10m"], 600),  # as it was once called
+        (["replay", "x.png", "--keep-alive", "1h"], 3600),
         (["--keep-alive", "1h", "--no-keep-alive", "a cat"], None),
-        (["--warm", "1h", "--dry-run", "a cat"], None),
-        (["info", "--warm", "1h"], None),
-        (["a", "--warm", "soon"], None),
-        (["--", "--warm", "1h"], None),
+        (["--warm", "1h", "--no-warm", "a cat"], None),
+        (["--keep-alive", "1h", "--dry-run", "a cat"], None),
+        (["info", "--keep-alive", "1h"], None),
+        (["a", "--keep-alive", "soon"], None),
+        (["--", "--keep-alive", "1h"], None),
         (["--profile", "fast", "a cat"], 300),
         (["--profile", "none", "a cat"], None),
     ],
@@ -309,7 +310,7 @@ def test_a_worker_is_used_where_one_is_asked_for(
     for name in client.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert client.idle_seconds(line) == seconds
-    if line[0] != "info" and "--no-warm" not in line and "--dry-run" not in line:
+    if line[0] != "info" and not {"--no-keep-alive", "--no-warm", "--dry-run"} & set(line):
         for number, name in enumerate(reversed(client.VARIABLES), start=7):
             monkeypatch.setenv(name, f"{number}s")
             assert client.idle_seconds(["a cat"]) == number
@@ -346,7 +347,7 @@ def test_a_system_without_unix_sockets_is_reported(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HAS_SOCKETS", False)
-    assert client.run_in_worker(["a cat", "--warm", "1m"]) is None
+    assert client.run_in_worker(["a cat", "--keep-alive", "1m"]) is None
     assert capfd.readouterr().err.startswith("Note: this system has no Unix sockets")
     assert app.run(["worker", "status"]) == 2
 
@@ -356,14 +357,14 @@ def test_a_folder_open_to_others_is_reported_and_not_used(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(private))
     (private / "txt2img").mkdir(mode=0o755)
-    assert client.run_in_worker(["a cat", "--warm", "1m"]) is None
+    assert client.run_in_worker(["a cat", "--keep-alive", "1m"]) is None
     assert "is not a folder of yours alone; drawing without one" in capfd.readouterr().err
 
 
 def test_an_invalid_time_is_refused(command: Command) -> None:
-    outcome = command("a cat", "--warm", "soon")
+    outcome = command("a cat", "--keep-alive", "soon")
     assert outcome.code == 2
-    assert "--warm takes a time of 1s … 24h" in outcome.err
+    assert "--keep-alive takes a time of 1s … 24h" in outcome.err
 
 
 def test_there_may_be_no_worker(

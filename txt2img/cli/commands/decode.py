@@ -8,9 +8,10 @@ import typer
 from txt2img.cli import distributed
 from txt2img.cli.load_model import load_model
 from txt2img.cli.names import Command
-from txt2img.cli.options import types
-from txt2img.cli.options.adapters import AdapterFileOptions
-from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.adapters import VAE, AdapterOptions
+from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
+from txt2img.cli.options.output import Json, OutputName, Overwrite, Quiet
+from txt2img.cli.options.picture import ModelName
 from txt2img.cli.provenance import require_model
 from txt2img.cli.terminal.console import print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
@@ -31,24 +32,24 @@ Examples:
   txt2img decode .txt2img-*.latent
   txt2img decode x-1.latent --model models/sd15.safetensors -o again.png
 """
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Latents that a run has kept.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Latents that a run has saved.")]
 
 
 def decode(
     files: Files,
-    model: types.Model = None,
-    vae: types.VAE = None,
-    device: types.DeviceName = None,
-    dtype: types.Dtype = None,
-    out: types.OutputName = None,
-    overwrite: types.Overwrite = False,
-    json: types.Json = False,
-    quiet: types.Quiet = False,
+    model: ModelName = None,
+    vae: VAE = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    out: OutputName = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Decode saved latents to pictures. Prints their paths; hidden latents are then removed."""
     code = 0
     models: dict[str, Model] = {}
-    library = AdapterFileOptions(vae=vae).library()
+    library = AdapterOptions(vae=vae).library()
     with progress(not quiet, "loading") as bar:
         for i, name in launcher.found().shard(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")

@@ -1,14 +1,19 @@
 """txt2img "prompt": draw pictures. The command that is meant when none is named."""
 
+from typing import Annotated
+
 import typer
 
-from txt2img.cli.grouped import grouped
 from txt2img.cli.names import Command
-from txt2img.cli.options import types
+from txt2img.cli.options import completion
+from txt2img.cli.options.command import grouped
 from txt2img.cli.options.groups import RunOptions
+from txt2img.cli.options.picture import PromptOptions
 from txt2img.cli.requests import from_arguments
 from txt2img.cli.run import run
+from txt2img.cli.terminal.console import print_line
 from txt2img.cli.terminal.results import errors_on_stdout
+from txt2img.system.version import __version__
 
 EPILOG = """
 \b
@@ -19,7 +24,7 @@ Examples:
   txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
   txt2img --prompts prompts.txt --seed 1 -o art/ --resume
   txt2img "a cat" --sweep cfg=4..10:2 --sweep sampler=euler,heun -o cats/
-  txt2img --from apple.png --seed 43
+  txt2img --params-from apple.png --seed 43
 
 \b
 Exit codes:
@@ -37,27 +42,50 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Make pictures of latents that were kept.
   txt2img train DATA         Train a model on pictures with captions.
-  txt2img worker status|stop Look after the workers that --warm leaves.
+  txt2img worker status|stop Look after the workers that --keep-alive leaves.
 """
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"txt2img {__version__}")
+        raise typer.Exit
+
+
+Profile = Annotated[  # read by ConfiguredCommand, before all others
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        autocompletion=completion.profiles,
+        help="Use the options of [profiles.NAME] in config.toml.",
+    ),
+]
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
 
 
 @grouped
 def generate(
     context: typer.Context,
-    prompt: types.Prompt = None,
-    prompts_file: types.Prompts = None,
-    picture: types.From = None,
-    version: types.Version = False,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
+    source: PromptOptions,
+    options: RunOptions,
+    profile: Profile = None,
+    version: Version = False,
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
     Other commands, shown at the end: info, models, replay, verify, decode, train, worker.
     """
-    words = [*([] if prompt is None else [prompt]), *context.args]
+    given = [text for text in (source.prompt, source.prompt_option) if text is not None]
+    prompts = [*given, *context.args]
     with errors_on_stdout(options.output.json):
         options.check()
-        batch = from_arguments(words, prompts_file, picture, options)
+        batch = from_arguments(prompts, source.prompts, source.params_from, options)
         raise typer.Exit(run(batch, options, context))
 
 

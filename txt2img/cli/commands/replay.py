@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.grouped import grouped
 from txt2img.cli.names import Command
+from txt2img.cli.options.command import grouped
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.requests import from_pictures
 from txt2img.cli.run import run
@@ -31,7 +31,7 @@ Files = Annotated[
 def replay(
     context: typer.Context,
     files: Files,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
+    options: RunOptions,
 ) -> None:
     """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
     with errors_on_stdout(options.output.json):

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.names import Command
-from txt2img.cli.options.types import Quiet, number, positive, whole
+from txt2img.cli.options.output import Quiet
+from txt2img.cli.options.types import integer, number, positive
 from txt2img.cli.terminal.console import log, print_path, progress
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
@@ -17,7 +18,7 @@ EPILOG = """
 \b
 Examples:
   txt2img train pictures/ --out my-model --size 64 --steps 20000
-  txt2img train pictures.zip --out my-model --config my.toml --what unet
+  txt2img train pictures.zip --out my-model --config my.toml --stage unet
   txt2img "a red apple" --model my-model
 
 The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
@@ -38,28 +39,26 @@ Config = Annotated[
 ]
 What = Annotated[
     str | None,
-    typer.Option("--what", metavar="PART", help="vae, text, unet, decoder, distil or all."),
+    typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distil or all."),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", metavar="N", parser=positive("--steps"), help="Steps of each part."),
+    typer.Option("--steps", metavar="N", parser=positive, help="Steps of each part."),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        "--batch-size", metavar="N", parser=positive("--batch-size"), help="Pictures a step."
-    ),
+    typer.Option("--batch-size", metavar="N", parser=positive, help="Pictures a step."),
 ]
 Rate = Annotated[
     float | None,
-    typer.Option("--lr", metavar="X", parser=number("--lr"), help="Highest learning rate."),
+    typer.Option("--lr", metavar="X", parser=number, help="Highest learning rate."),
 ]
 Size = Annotated[
     int | None,
-    typer.Option("--size", metavar="PIXELS", parser=positive("--size"), help="Pictures' side."),
+    typer.Option("--size", metavar="PIXELS", parser=positive, help="Pictures' side."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", parser=whole("--seed"), help="Of all chance.")
+    int | None, typer.Option("--seed", metavar="N", parser=integer, help="Of all chance.")
 ]
 Resume = Annotated[
     bool | None,
@@ -70,7 +69,7 @@ SampleEvery = Annotated[
     typer.Option(
         "--sample-every",
         metavar="N",
-        parser=positive("--sample-every"),
+        parser=positive,
         help="Steps from one sheet of samples to the next.",
     ),
 ]
@@ -79,7 +78,7 @@ SaveEvery = Annotated[
     typer.Option(
         "--save-every",
         metavar="N",
-        parser=positive("--save-every"),
+        parser=positive,
         help="Steps from one checkpoint to the next.",
     ),
 ]
@@ -88,7 +87,7 @@ StopAfter = Annotated[
     typer.Option(
         "--stop-after",
         metavar="MINUTES",
-        parser=number("--stop-after"),
+        parser=number,
         help="Save and stop then; the same line goes on.",
     ),
 ]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.grouped import grouped
 from txt2img.cli.load_model import load_model
 from txt2img.cli.names import Command
-from txt2img.cli.options import types
-from txt2img.cli.options.adapters import AdapterFileOptions
-from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.adapters import AdapterOptions
+from txt2img.cli.options.command import grouped
+from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
+from txt2img.cli.options.output import Json, Quiet
+from txt2img.cli.options.picture import ModelName
+from txt2img.cli.options.types import number
 from txt2img.cli.provenance import request_of, require_model
 from txt2img.cli.terminal.console import log, print_json, print_line, progress
 from txt2img.cli.terminal.results import print_file_error
@@ -40,7 +42,7 @@ Psnr = Annotated[
     typer.Option(
         "--psnr",
         metavar="DB",
-        parser=types.number("--psnr"),
+        parser=number,
         help="Accept differences up to this PSNR; 40 dB is hardly visible.",
     ),
 ]
@@ -49,13 +51,13 @@ Psnr = Annotated[
 @grouped
 def verify(
     files: Files,
-    model: types.Model = None,
-    device: types.DeviceName = None,
-    dtype: types.Dtype = None,
+    adapters: AdapterOptions,
+    model: ModelName = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
     psnr: Psnr = None,
-    json: types.Json = False,
-    quiet: types.Quiet = False,
-    others: AdapterFileOptions = AdapterFileOptions(),  # noqa: B008 - frozen; only its fields' defaults are used
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
     from txt2img.pipeline import verify as verifier
@@ -70,7 +72,7 @@ def verify(
                 info = verifier.described(Path(name))
                 require_model(Path(name), request_of(Path(name), info), model)
                 loaded = loaded or load_model(
-                    model or "default", DeviceOptions(device, dtype), others.library()
+                    model or "default", DeviceOptions(device, dtype), adapters.library()
                 )
                 verdict = verifier.verify(Path(name), info, loaded, psnr is not None)
             except Txt2imgError as error:

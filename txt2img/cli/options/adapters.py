@@ -1,40 +1,119 @@
-"""LoRAs, learnt words, a VAE and a refiner from the command line: which files, how strongly."""
+"""Options for LoRAs, embeddings, a VAE, a refiner and other weights than the model's own."""
 
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from txt2img.cli.options import types
-from txt2img.cli.options.compat import CompatOptions
-from txt2img.cli.options.speed import SpeedOptions
+import typer
+
+from txt2img.cli.options import completion
+from txt2img.cli.options.types import field_option
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Embedding, Lora, parse_weight
 from txt2img.request.resolve import SUFFIX, AdapterPaths, ComponentOverrides, require_folder
 from txt2img.system.text import shown
 
-LORAS = "TXT2IMG_LORAS"  # the environment's name for folders of LoRAs
-NONE = "none"  # the VAE of a model that keeps its own, the refiner of one that draws alone
+LORAS = "TXT2IMG_LORAS"  # environment variable: folders of LoRAs
+NONE = "none"  # --vae none and --refiner none undo what a picture says
 _WEIGHT = r"(?::([-+.\deE]+))?"
 _REFINER = re.compile(r"(.+):(\d*\.?\d+|\d+\.)", re.DOTALL | re.ASCII)
 _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
+Loras = Annotated[
+    list[str] | None,
+    field_option(
+        "loras",
+        metavar="FILE[:W[:TE]]",
+        autocompletion=completion.known_models,
+        help="Apply a LoRA, by file or name, with weight W (1), for the text encoder TE (W). "
+        "Repeatable; <lora:name:W> in a prompt does the same.",
+    ),
+]
+LoraFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora-dir",
+        metavar="DIR",
+        help="Where to find the files of <lora:name>, besides TXT2IMG_LORAS. Repeatable.",
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:WORD]",
+        autocompletion=completion.known_models,
+        help="Load a textual-inversion embedding, used as WORD in prompts (default: the file's "
+        "name). Repeatable.",
+    ),
+]
+EmbeddingFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding-dir",
+        metavar="DIR",
+        help="Load a folder's embeddings, each used as its file's name. Repeatable.",
+    ),
+]
+VAE = Annotated[
+    str | None,
+    field_option(
+        "vae",
+        metavar="NAME|PATH",
+        autocompletion=completion.known_models,
+        help="Use another VAE; none restores the model's own.",
+    ),
+]
+RefinerName = Annotated[
+    str | None,
+    field_option(
+        "refiner",
+        metavar="MODEL[:SWITCH]",
+        autocompletion=completion.known_models,
+        help="Draw the last steps with another model, such as SDXL's refiner, from fraction SWITCH "
+        "(0.8) of the way on; none disables it.",
+    ),
+]
+UNetFile = Annotated[
+    str | None,
+    typer.Option(
+        "--unet",
+        metavar="NAME|PATH",
+        autocompletion=completion.known_models,
+        help="Use another U-Net, from a checkpoint, a diffusers folder or a file of its own.",
+    ),
+]
+TextEncoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="NAME|PATH",
+        autocompletion=completion.known_models,
+        help="Use another text encoder, likewise; which of SDXL's two it is, is detected. "
+        "Repeatable.",
+    ),
+]
+
 
 @dataclass(frozen=True)
-class AdapterFileOptions:
-    """Which other files than the model's are asked for."""
+class AdapterOptions:
+    """Which files to load besides the model's own."""
 
-    lora: types.Loras = None
-    lora_dir: types.LoraFolders = None
-    embedding: types.Embeddings = None
-    embedding_dir: types.EmbeddingFolders = None
-    vae: types.VAE = None
-    refiner: types.RefinerName = None
-    unet: types.UNetFile = None
-    text_encoder: types.TextEncoders = None
+    section: ClassVar = "LoRAs, embeddings and other weights"
+
+    lora: Loras = None
+    lora_dir: LoraFolders = None
+    embedding: Embeddings = None
+    embedding_dir: EmbeddingFolders = None
+    vae: VAE = None
+    refiner: RefinerName = None
+    unet: UNetFile = None
+    text_encoder: TextEncoders = None
 
     def library(self) -> AdapterPaths:
-        """The files and folders that the options name. ModelNotFound, BadRequest."""
+        """Find the files and folders. ModelNotFound, BadRequest."""
         from txt2img.weights.registry.find import folders
 
         loras: dict[str, Path] = {}
@@ -51,7 +130,7 @@ class AdapterFileOptions:
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(require_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),
             None if self.vae in (None, NONE) else find_or_fail("--vae", self.vae),
-            None if self.refiner in (None, NONE) else refiner(self.refiner)[0],
+            None if self.refiner in (None, NONE) else parse_refiner(self.refiner)[0],
             ComponentOverrides(
                 None if self.unet is None else find_or_fail("--unet", self.unet),
                 tuple(find_or_fail("--text-encoder", text) for text in self.text_encoder or ()),
@@ -59,60 +138,53 @@ class AdapterFileOptions:
             tuple(folder for folder in folders() if folder.is_dir()),
         )
 
-
-@dataclass(frozen=True)
-class AdapterOptions(AdapterFileOptions, CompatOptions, SpeedOptions):
-    """What the options for other files than the model's ask for, and for other programs' rules."""
-
-    profile: types.Profile = None  # its options are read before: cli/configured.py
-
     def request_fields(self) -> dict[str, object]:
-        """What the options say of a request, by its fields. BadRequest."""
-        values = types.given_fields(self)
+        """The given options as fields of a request. ModelNotFound, BadRequest."""
+        values: dict[str, object] = {}
         if self.lora:
             values["loras"] = [asdict(lora) for lora, _ in map(lora_file, self.lora)]
         if self.vae == NONE:
             values["vae"] = None
         if self.refiner == NONE:
             values["refiner"] = None
-        elif self.refiner and (switch := refiner(self.refiner)[1]) is not None:
+        elif self.refiner and (switch := parse_refiner(self.refiner)[1]) is not None:
             values["refiner_switch"] = switch
         return values
 
 
 def find_or_fail(option: str, name: str) -> str:
-    """Where the file or folder of that path or name is. ModelNotFound, BadRequest."""
+    """The file or folder of a path or name. ModelNotFound, BadRequest."""
     from txt2img.weights.registry.find import find_file
 
     return str(find_file(option, name))
 
 
-def refiner(text: str) -> tuple[str, float | None]:
-    """What MODEL[:SWITCH] means. BadRequest."""
+def parse_refiner(text: str) -> tuple[str, float | None]:
+    """Parse MODEL[:SWITCH]. BadRequest."""
     match = _REFINER.fullmatch(text)
     if match is None or os.path.lexists(text):
         return text, None
     switch = float(match[2])
     if switch > 1:
-        raise BadRequest(f"--refiner {shown(text)}: it takes over after a part of 0 … 1 of the way")
+        raise BadRequest(f"--refiner {shown(text)}: SWITCH is a fraction of the way, 0 … 1")
     return match[1], switch
 
 
 def lora_file(text: str) -> tuple[Lora, Path]:
-    """What FILE[:W[:TE]] means. ModelNotFound, BadRequest."""
+    """Parse FILE[:W[:TE]] and find the file. ModelNotFound, BadRequest."""
     match = _LORA.fullmatch(text)
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
     path = Path(find_or_fail("--lora", match[1]))
     unet = parse_weight(match[2] or "1", path.name)
-    # A name tells files apart whose own names are all the same, as those on the Hub are.
+    # A short name is kept, since files pulled from the Hub are often called the same.
     plain = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
     name = (match[1] if plain else path.name).removesuffix(SUFFIX)
     return Lora(name, unet, unet if match[3] is None else parse_weight(match[3], path.name)), path
 
 
 def embedding_file(text: str) -> tuple[str, Path]:
-    """What FILE[:WORD] means: the word and its file. ModelNotFound, BadRequest, BadFile."""
+    """Parse FILE[:WORD] into the word and its file. ModelNotFound, BadRequest, BadFile."""
     file, _, word = text.rpartition(":")
     if os.path.lexists(text) or not file:
         from txt2img.weights.adapters.textual_inversion import word_of

@@ -1,59 +1,68 @@
-"""The options for batches: where prompts come from, what is done again, what to do on failure."""
+"""Options for batches: sweeps, wildcards, resuming, sharing work, and what to do on failure."""
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from txt2img.cli.options import types
 from txt2img.cli.options.output import OutputOptions
-from txt2img.cli.options.types import whole
+from txt2img.cli.options.types import integer, positive
 from txt2img.errors import BadRequest
 from txt2img.images import checks
 from txt2img.images.checks import RETRIES_MAX, FailurePolicy
 from txt2img.images.resume import Item
 from txt2img.system.text import shown
 
-Resume = Annotated[
-    bool,
+SweepAxes = Annotated[
+    list[str] | None,
     typer.Option(
-        "--resume",
-        help="Skip the pictures that the output folder has already, told by what their files say, "
-        "and draw the rest. Several processes may share a folder.",
+        "--sweep",
+        metavar="OPTION=VALUES",
+        help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. Two "
+        "sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV table.",
     ),
 ]
-Shard = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Draw the I-th of N parts only: 2/8.")
+SweepZip = Annotated[
+    bool,
+    typer.Option("--sweep-zip", help="Pair the values of several sweeps, not all combinations."),
 ]
 WildcardsFolder = Annotated[
     Path | None,
     typer.Option(
         "--wildcards",
         metavar="FOLDER",
-        help="Let the seed choose in prompts: {red|blue}, and __name__ for a line of "
-        "FOLDER/name.txt.",
+        help="Replace {red|blue}, and __name__ by a line of FOLDER/name.txt, as the seed decides.",
     ),
 ]
-SweepAxes = Annotated[
-    list[str] | None,
+Resume = Annotated[
+    bool,
     typer.Option(
-        "--sweep",
-        metavar="OPTION=VALUES",
-        help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. "
-        "Given twice: with all pairs. Ends in a labelled sheet and a table.",
+        "--resume",
+        help="Skip pictures that are in the output folder already, recognised by their metadata. "
+        "Several processes may share a folder.",
     ),
 ]
-Zip = Annotated[
-    bool, typer.Option("--zip", help="Go through the sweeps side by side, not with all pairs.")
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Draw only part I of N parts, such as 2/8."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        parser=positive,
+        help="Pictures drawn at once (default: 1; on a CUDA GPU as many as fit).",
+    ),
 ]
 OnError = Annotated[
     str,
     typer.Option(
-        "--on-error", metavar="stop|skip", help="What a picture that fails does to the others."
+        "--on-error", metavar="stop|skip", help="After a picture that fails, stop or go on."
     ),
 ]
 Reject = Annotated[
@@ -61,7 +70,7 @@ Reject = Annotated[
     typer.Option(
         "--reject",
         metavar="NAMES",
-        help="What not to save: black, flat (one colour); nan never is.",
+        help="Save no pictures that are black or flat (one colour): black,flat. NaN never is.",
     ),
 ]
 Retries = Annotated[
@@ -69,81 +78,71 @@ Retries = Annotated[
     typer.Option(
         "--retries",
         metavar="N",
-        parser=whole("--retries"),
-        help="Draw a rejected picture again, with up to N new seeds.",
+        parser=integer,
+        help="Draw a rejected picture again, with up to N other seeds.",
     ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Say names, seeds, prompts, warnings, how long it will take; draw nothing.",
+        help="Print names, seeds, prompts, warnings and the estimated time; draw nothing.",
     ),
 ]
 Strict = Annotated[
-    bool,
-    typer.Option("--strict", help="Take every warning for an error, before anything is drawn."),
+    bool, typer.Option("--strict", help="Treat warnings as errors, before anything is drawn.")
 ]
-KeepLatents = Annotated[
-    bool,
-    typer.Option(
-        "--keep-latents", help="Keep each picture's latent beside it, for txt2img decode."
-    ),
-]
-NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What the options for batches ask for."""
+    """How many pictures are drawn, and what happens to those that fail."""
 
-    wildcards: WildcardsFolder = None
+    section: ClassVar = "Batches"
+
     sweep: SweepAxes = None
-    zip: Zip = False
+    sweep_zip: SweepZip = False
+    wildcards: WildcardsFolder = None
     resume: Resume = False
     shard: Shard = None
+    batch_size: BatchSize = None
     on_error: OnError = "stop"
     reject: Reject = None
     retries: Retries = None
     dry_run: DryRun = False
     strict: Strict = False
-    no_progress: NoProgress = False
-    batch_size: types.BatchSize = None
-    keep_latents: KeepLatents = False
 
     def check(self, output: OutputOptions) -> None:
-        """Raise BadRequest for options that cannot be, or not together."""
+        """Raise BadRequest for values that cannot be, or options that exclude each other."""
         if self.on_error not in ("stop", "skip"):
             raise BadRequest(f"--on-error {shown(self.on_error)}; choose stop or skip")
         if not 0 <= (self.retries or 0) <= RETRIES_MAX:
             raise BadRequest(f"--retries must be 0 … {RETRIES_MAX}, got {self.retries}")
         if self.resume and output.overwrite:
-            raise BadRequest("--resume keeps what is there, --overwrite replaces it; give one")
-        if self.zip and not self.sweep:
-            raise BadRequest("--zip goes with --sweep")
-        if output.out == "-" and (output.json or self.resume or self.sweep):
+            raise BadRequest("--resume keeps existing pictures, --overwrite replaces them")
+        if self.sweep_zip and not self.sweep:
+            raise BadRequest("--sweep-zip goes with --sweep")
+        if output.out == "-" and (self.resume or self.sweep):
             raise BadRequest("-o - writes one picture to standard output, and nothing else does")
-        if output.out == "-" and self.keep_latents:
-            raise BadRequest("--keep-latents needs files to be beside; name a folder with -o")
         _ = self.part, self.policy
 
     @cached_property
     def policy(self) -> FailurePolicy:
-        """What is done with pictures that fail. BadRequest."""
+        """What to do with pictures that fail. BadRequest."""
         reject = () if self.reject is None else checks.parse_reject(self.reject)
         return FailurePolicy(("nan", *reject), self.retries or 0, self.on_error == "skip")
 
     @cached_property
     def part(self) -> tuple[int, int]:
-        """Which of how many parts of a batch is to be drawn. BadRequest."""
+        """The part to draw, and the number of parts. BadRequest."""
         if self.shard is None:
             return 1, 1
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard, re.ASCII)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard, re.ASCII)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise BadRequest(f"--shard must be like 2/8, part 2 of 8; got {shown(self.shard)}")
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
     def shard_items(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Every n-th picture of a batch: this part's."""
+        """Every N-th picture of a batch, from the I-th."""
         part, parts = self.part
         return (item for item in items if item.index % parts == part % parts)

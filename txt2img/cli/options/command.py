@@ -1,78 +1,172 @@
-"""A command that converts plain values by itself, and so starts sooner.
+"""The class of every command: groups of options, sections in --help, config.toml's defaults."""
 
-typer has pydantic convert them, which takes as long to import as all else that a dry run needs.
-"""
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typer.core import TyperCommand, TyperOption
 
-from typer.core import TyperCommand
-
-from txt2img.cli.sections import sorted_out
+from txt2img.cli.options.aliases import OTHER_NAMES
+from txt2img.errors import BadFile
+from txt2img.request.fields import COMPONENTS, FIELDS
+from txt2img.system import user_config
+from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     import typer
-    from typer._click.core import Parameter
-    from typer._click.formatting import HelpFormatter
 
-Read = Callable[[str], object]
-PLAIN: dict[object, tuple[Read, bool]] = {  # annotation → what converts one value, is it a list
-    bool: (bool, False),
-    str: (str, False),
-    Path: (Path, False),
-    list[str]: (str, True),
-    list[Path]: (Path, True),
+# Other names of options, without hyphens. Single letters are for prompt files alone.
+ALIASES = OTHER_NAMES | {
+    alias.lstrip("-"): row.flags[0].lstrip("-")
+    for row in FIELDS.values()
+    for alias in row.aliases
+    if row.flags and len(alias) > len("--n")
 }
+COMMAND_LINE_ONLY = (
+    *("prompt_option", "prompts", "params_from", "profile", "version", "dry_run", "no_keep_alive"),
+)
+# Parameters that a picture has of its own, which come before config.toml's.
+OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENTS}
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Stands in for typer's RuntimeParam, which converts a parameter's values by pydantic."""
+class HelpFormatter(Protocol):
+    """What writes a page of help."""
 
-    read: Read
-    several: bool
+    def section(self, name: str) -> AbstractContextManager[None]:
+        """Write a title; what follows is indented."""
 
-    def coerce(self, value: str | Sequence[str] | None, **_: object) -> object:
-        """The texts of the command line as what the command takes. BadRequest by a parser."""
-        if isinstance(value, list | tuple):
-            return [self.read(one) for one in value]
-        if self.several and value is None:
-            return ()
-        return None if value is None else self.read(value)  # type: ignore[arg-type]
+    def write_dl(self, rows: list[tuple[str, str]]) -> None:
+        """Write rows of two columns."""
 
 
-class Direct(TyperCommand):
-    """A command whose texts, paths, switches and numbers with a parser need no pydantic.
+class SectionedCommand(TyperCommand):
+    """A command with sections in its --help, and with hidden other names of its options."""
 
-    This uses names that typer does not promise to keep; where they are gone, typer converts.
-    """
+    def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse a command line. BadFile, BadRequest."""
+        ctx.token_normalize_func = self.canonical_name
+        ctx.default_map = self.defaults(ctx, args)
+        return super().parse_args(ctx, args)
 
-    def get_params(self, ctx: "typer.Context") -> "list[Parameter]":  # type: ignore[override]
-        """The command's parameters, with --help's."""
-        params = super().get_params(ctx)
-        for param in params:
-            if reader := _reader(param):
-                vars(param)["get_runtime_param"] = lambda reader=reader: reader
-        return params
+    def defaults(self, ctx: "typer.Context", args: list[str]) -> dict[str, object]:
+        """Values that replace the defaults of parameters."""
+        return {}
 
-    def format_options(self, ctx: "typer.Context", formatter: "HelpFormatter") -> None:  # type: ignore[override]
-        """Write the arguments, and the options in their sections."""
-        params = self.get_params(ctx)
-        arguments = [p for p in params if p.param_type_name == "argument"]
-        rows = [row for p in arguments if (row := p.get_help_record(ctx))]
-        options = sorted_out([p for p in params if p not in arguments], ctx)
-        for title, lines in (({"Arguments": rows} if rows else {}) | options).items():
+    def canonical_name(self, name: str) -> str:
+        """The name of the option that a name means, both without hyphens; unknown ones stay."""
+        spelled = name.replace("_", "-")
+        candidates = (name, spelled, ALIASES.get(spelled, name))
+        return next((known for known in candidates if known in self.option_names), name)
+
+    @cached_property
+    def option_names(self) -> set[str]:
+        """All options' names, without hyphens."""
+        options = [param for param in self.params if isinstance(param, TyperOption)]
+        return {name.lstrip("-") for o in options for name in (*o.opts, *o.secondary_opts)}
+
+    def format_options(self, ctx: "typer.Context", formatter: HelpFormatter) -> None:  # type: ignore[override]
+        """Write the arguments and the sections, in the order of the command's parameters."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if row := param.get_help_record(ctx):
+                section = param.rich_help_panel if isinstance(param, TyperOption) else "Arguments"
+                sections.setdefault(section or "Options", []).append(row)
+        for title, rows in sections.items():
             with formatter.section(title):
-                formatter.write_dl(lines)
+                formatter.write_dl(rows)
 
 
-def _reader(param: object) -> Reader | None:
-    """The reader of a parameter; None for what only typer can read."""
-    told = vars(param).get("type_descriptor")
-    annotation = getattr(told, "annotation", None)
-    parser = getattr(getattr(told, "parameter_info", None), "parser", None)
-    if parser is not None:
-        return Reader(parser, several=False) if annotation in (int, float) else None
-    return Reader(*PLAIN[annotation]) if annotation in PLAIN else None
+class ConfiguredCommand(SectionedCommand):
+    """A command whose defaults config.toml may replace."""
+
+    def defaults(self, ctx: "typer.Context", args: list[str]) -> dict[str, object]:
+        """Read config.toml, unless the line asks for help. BadFile, BadRequest."""
+        line, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if ctx.resilient_parsing or line.get("help") or line.get("version"):
+            return {}
+        config = user_config.read()
+        tables = {"defaults": config.defaults}
+        tables |= {f"profiles.{name}": rows for name, rows in config.profiles.items()}
+        for name, rows in tables.items():
+            self._values(f"{config.path}: {name}", rows)
+        values = self._values(f"{config.path}", config.options(line.get("profile")))
+        if line.get("params_from"):
+            values = {name: value for name, value in values.items() if name not in OF_PICTURES}
+        return values
+
+    def _values(self, where: str, rows: user_config.Values) -> dict[str, object]:
+        """A table's values by parameter, as a command line would give them. BadFile."""
+        options = {
+            max(param.opts, key=len).lstrip("-"): param
+            for param in self.params
+            if isinstance(param, TyperOption) and param.name not in COMMAND_LINE_ONLY
+        }
+        named = {self.canonical_name(key): value for key, value in rows.items()}
+        user_config.check_keys(
+            where, named, [k for k, o in options.items() if not o.hidden or k in named]
+        )
+        return {
+            options[key].name: _value(f"{shown(where, 200)}: {key}", options[key], value)
+            for key, value in named.items()
+        }
+
+
+def _value(where: str, option: TyperOption, value: object) -> object:
+    """A value of config.toml as the command line would give it. BadFile."""
+    values = value if isinstance(value, list) else [value]
+    kinds = bool if option.is_flag else str | int | float
+    if (isinstance(value, list) and not option.multiple) or not all(
+        isinstance(one, kinds) and isinstance(one, bool) == option.is_flag for one in values
+    ):
+        kind = "true or false" if option.is_flag else "a text or a number"
+        raise BadFile(f"{where} must be {kind}, got {shown(value)}")
+    texts = [one if option.is_flag else str(one) for one in values]
+    return texts if option.multiple else texts[0]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread each parameter that is a dataclass of options out into its fields, for typer.
+
+    A field may be such a dataclass itself. A dataclass's `section` is its options' in --help.
+    """
+    own = signature(command, eval_str=True)
+    spread = [option for parameter in own.parameters.values() for option in _spread(parameter)]
+
+    def run(**values: object) -> None:
+        command(**{n: _build(p.annotation, n, values) for n, p in own.parameters.items()})
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {p.name: p.annotation for p in spread}
+    vars(run)["__signature__"] = own.replace(parameters=spread)
+    return run
+
+
+def _spread(parameter: Parameter) -> Iterator[Parameter]:
+    """A parameter, or each option of the group that it is."""
+    group = parameter.annotation
+    if not is_dataclass(group):
+        yield parameter
+        return
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        hint = hints[field.name]
+        if section := getattr(group, "section", None):
+            kind, info = get_args(hint)
+            info = copy(info)
+            info.rich_help_panel = section
+            hint = Annotated[kind, info]
+        yield from _spread(
+            parameter.replace(name=field.name, default=field.default, annotation=hint)
+        )
+
+
+def _build(kind: object, name: str, values: Mapping[str, object]) -> object:
+    """The value of a parameter, or the group that it is with the values of its options."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return values[name]
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{f.name: _build(hints[f.name], f.name, values) for f in fields(kind)})

@@ -1,17 +1,18 @@
-"""The options that make a picture as another program would: its rules, and what it records."""
+"""Options for drawing the same picture as another program does."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from txt2img.cli.options.types import field_option
+from txt2img.request import Compat
 
 CompatName = Annotated[
     str | None,
     field_option(
         "compat",
         metavar="NAME",
-        help="Draw by another program's rules for noise, prompt weights and times: a1111, "
-        "a1111-gpu, forge, comfyui, diffusers, sdcpp, invokeai, novelai.",
+        help="Follow another program's rules for noise, prompt weights and timesteps: "
+        f"{', '.join(Compat)}.",
     ),
 ]
 ClipSkip = Annotated[
@@ -19,15 +20,13 @@ ClipSkip = Annotated[
     field_option(
         "clip_skip",
         metavar="N",
-        help="Stop N-1 layers before the text encoder's end, as A1111 counts; 1 is all of it.",
+        help="CLIP layer to stop at, counted from the end as A1111 does; 1 uses all layers.",
     ),
 ]
 Subseed = Annotated[
     int | None,
     field_option(
-        "subseed",
-        metavar="N",
-        help="Mix in another seed's noise, by --subseed-strength.",
+        "subseed", metavar="N", help="Variation seed: mix in its noise, by --subseed-strength."
     ),
 ]
 SubseedStrength = Annotated[
@@ -35,7 +34,7 @@ SubseedStrength = Annotated[
     field_option(
         "subseed_strength",
         metavar="X",
-        help="How far to go to the other seed's noise: 0 … 1.",
+        help="Variation strength: 0 is the seed's noise, 1 the variation seed's.",
     ),
 ]
 Ensd = Annotated[
@@ -43,7 +42,7 @@ Ensd = Annotated[
     field_option(
         "ensd",
         metavar="N",
-        help="Eta noise seed delta, as A1111 has it: the steps' noise is that of seed + N.",
+        help="A1111's eta noise seed delta: draw the steps' noise with seed + N.",
     ),
 ]
 Rng = Annotated[
@@ -51,15 +50,17 @@ Rng = Annotated[
     field_option(
         "rng",
         metavar="cpu|nv[:N]",
-        help="Where random numbers come from: the processor, or as from an Nvidia card (of N "
-        "threads), which is not needed for it; after a comma, those of the steps.",
+        help="Random number generator: the CPU's, or an Nvidia GPU's (of N threads), which no GPU "
+        "is needed for. A second one after a comma is for the steps' noise.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class CompatOptions:
-    """What the options for other programs' rules ask for."""
+    """Which rules of other programs to follow."""
+
+    section: ClassVar = "Compatibility with other programs"
 
     compat: CompatName = None
     clip_skip: ClipSkip = None

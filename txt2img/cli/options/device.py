@@ -1,11 +1,11 @@
-"""The options for where and how exactly to compute, and for what a run may do to fit."""
+"""Options for the device, its precision and its memory."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from txt2img.cli.options import types
+from txt2img.cli.options import completion
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
@@ -18,21 +18,30 @@ CHOICES = {
     "offload": ("auto", "none", "model", "sequential"),
     "quantize": (None, "int8", "fp8"),
 }
-VaeTiling = Annotated[
-    str,
+DeviceName = Annotated[
+    str | None,
     typer.Option(
-        "--vae-tiling",
-        metavar="auto|on|off",
-        help="Decode in overlapping tiles, which takes little memory; auto: if the picture is "
-        "large or memory runs out.",
+        "--device",
+        metavar="NAME",
+        autocompletion=completion.devices,
+        help="cuda, mps or cpu (default: the best available).",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        autocompletion=completion.dtypes,
+        help="Precision: float32, bf16 or fp16, or one per part: unet=bf16,vae=fp32,text=fp32.",
     ),
 ]
 LowMemory = Annotated[
     bool,
     typer.Option(
         "--low-memory",
-        help="Keep weights in memory as they are stored (fp16, fp8), each upcast when used; on a "
-        "CPU each part only while it is in use.",
+        help="Keep weights as they are stored (fp16, fp8) and upcast each when it is used; on a "
+        "CPU, load each part only while it is in use.",
     ),
 ]
 Offload = Annotated[
@@ -40,8 +49,8 @@ Offload = Annotated[
     typer.Option(
         "--offload",
         metavar="auto|none|model|sequential",
-        help="What waits in main memory for its turn on the card: nothing, parts of the model, "
-        "or single layers; auto: by what is free.",
+        help="Keep parts of the model, or single layers (sequential), in main memory until the GPU "
+        "needs them; auto: if GPU memory is short.",
     ),
 ]
 Quantize = Annotated[
@@ -49,58 +58,61 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="int8|fp8",
-        help="Make the U-Net's linear weights 8 bits narrow: less memory, slightly other pixels. "
-        "Needs torchao.",
+        help="Quantize the U-Net's linear layers to 8 bits: less memory, with small changes to the "
+        "picture. Needs torchao.",
+    ),
+]
+VaeTiling = Annotated[
+    str,
+    typer.Option(
+        "--vae-tiling",
+        metavar="auto|on|off",
+        help="Decode in overlapping tiles to save memory; auto: if the picture is large or memory "
+        "runs out.",
     ),
 ]
 Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the U-Net for the card: about a minute for each size, kept for later runs; "
-        "then each step is quicker.",
+        help="Compile the U-Net for the GPU: about a minute per picture size, cached for later "
+        "runs; then each step is faster.",
     ),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", help="Say where, in how many threads and how exactly it computes."),
 ]
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where and how exactly to compute."""
+    """Where to compute, in which precision, and what to do to fit into memory."""
 
-    device: types.DeviceName = None
-    dtype: types.Dtype = None
-    vae_tiling: VaeTiling = "auto"
+    section: ClassVar = "Device and memory"
+
+    device: DeviceName = None
+    dtype: Dtype = None
     low_memory: LowMemory = False
     offload: Offload = "auto"
     quantize: Quantize = None
+    vae_tiling: VaeTiling = "auto"
     compile: Compile = False
-    verbose: Verbose = False
 
     def check(self) -> None:
-        """Raise BadRequest for what cannot be chosen, before anything is loaded."""
+        """Raise BadRequest for values that cannot be, before anything is loaded."""
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 *some, last = [choice for choice in allowed if choice]
                 option = f"--{name.replace('_', '-')}"
                 raise BadRequest(f"{option} {shown(value)}; choose {', '.join(some)} or {last}")
         if self.quantize and self.low_memory:
-            raise BadRequest("--quantize and --low-memory both make weights narrow; give one")
+            raise BadRequest("--quantize and --low-memory exclude each other; give one")
         if self.quantize and self.offload == "sequential":
-            raise BadRequest("--quantize cannot go layer by layer; say --offload model")
+            raise BadRequest("--quantize does not work with --offload sequential; use model")
 
     def choose_device(self) -> "Device":
-        """The device, and how a model is kept there. BadRequest."""
-        from dataclasses import replace
-
+        """Choose the device, and how a model is kept there. BadRequest."""
         from txt2img.system.device.device import choose
 
-        found = choose(self.device, self.dtype)
         return replace(
-            found,
+            choose(self.device, self.dtype),
             low=self.low_memory,
             offload=self.offload,
             quantize=self.quantize,
@@ -108,15 +120,15 @@ class DeviceOptions:
         )
 
     def memory(self, loaded: "MemoryState") -> "MemoryState":
-        """What a loaded model may do to fit in this run."""
+        """What a loaded model may do in this run to fit into memory."""
         from txt2img.system.device.memory import MemoryState
 
-        made = MemoryState(
+        memory = MemoryState(
             tiling=self.vae_tiling,
             low_memory=loaded.low_memory,
             quantized=loaded.quantized,
             placement=loaded.placement,
         )
         for note in loaded.placement.notes:
-            made.warn(note)
-        return made
+            memory.warn(note)
+        return memory

@@ -1,35 +1,46 @@
-"""Options of every command that draws, by section of --help."""
+"""The options of every command that draws, by section."""
 
 from dataclasses import dataclass, field
 
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.batch import BatchOptions
+from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.picture import PictureOptions
 from txt2img.cli.options.preview import PreviewOptions
+from txt2img.cli.options.speed import SpeedOptions
+from txt2img.cli.options.types import given_fields
 from txt2img.cli.options.worker import WorkerOptions
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a command that draws, a field for each section."""
+    """All options of a run, in the order of --help."""
 
     picture: PictureOptions = field(default_factory=PictureOptions)
-    adapters: AdapterOptions = field(default_factory=AdapterOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
-    device: DeviceOptions = field(default_factory=DeviceOptions)
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
+    compat: CompatOptions = field(default_factory=CompatOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
+    speed: SpeedOptions = field(default_factory=SpeedOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
     worker: WorkerOptions = field(default_factory=WorkerOptions)
 
     def check(self) -> None:
-        """Raise BadRequest for options that contradict each other, BadOutput for taken files."""
+        """Raise BadRequest for options that cannot be, BadOutput for existing files in the way."""
+        self.output.check()
         self.batch.check(self.output)
         self.device.check()
         self.preview.check(self.output)
         self.worker.check()
 
     def request_fields(self) -> dict[str, object]:
-        """The fields of a request that the options give. BadRequest."""
-        return {**self.picture.request_fields(), **self.adapters.request_fields()}
+        """The given options as fields of a request. ModelNotFound, BadRequest."""
+        return (
+            self.picture.request_fields()
+            | self.adapters.request_fields()
+            | given_fields(self.compat)
+            | given_fields(self.speed)
+        )

@@ -1,26 +1,40 @@
-"""The options for what file a picture becomes: its format, and how much of it is kept."""
+"""Options for output: the files' names, format and quality, and what goes to standard output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from txt2img.cli.options import completion, types
-from txt2img.cli.options.types import whole
+from txt2img.cli.options import completion
+from txt2img.cli.options.types import integer
 from txt2img.errors import BadRequest
 from txt2img.images import formats
 from txt2img.images.formats import FORMATS, LOSSY, PNG, QUALITIES, Format
 from txt2img.system.text import shown
 
+OutputName = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="A folder/, a file.png, or a pattern such as art/{prompt}-{seed}.png; - is standard "
+        "output. For several pictures, a name without an extension is a folder.",
+    ),
+]
+OutputFolder = Annotated[
+    str | None, typer.Option("--outdir", "--output-dir", "--out-dir", hidden=True)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 FormatName = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="NAME",
         autocompletion=completion.formats,
-        help=f"One of {', '.join(FORMATS)}; png loses nothing. A file's name with -o tells too.",
+        help=f"{', '.join(FORMATS)} (default: that of the name in -o, or png, which is lossless).",
     ),
 ]
 Quality = Annotated[
@@ -28,42 +42,70 @@ Quality = Annotated[
     typer.Option(
         "--quality",
         metavar="N",
-        parser=whole("--quality"),
-        help=f"1 … 100: how much {LOSSY} keep; webp loses nothing at 100.",
+        parser=integer,
+        help=f"Quality of {LOSSY}, 1 to 100; webp is lossless at 100.",
     ),
 ]
+SaveLatents = Annotated[
+    bool,
+    typer.Option(
+        "--save-latents", help="Save each picture's latent beside it, for txt2img decode."
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON record per picture instead of its path.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What the options ask of a picture's file."""
+    """Where pictures go, and in which format."""
 
-    out: types.OutputName = None
-    overwrite: types.Overwrite = False
+    section: ClassVar = "Output"
+
+    output: OutputName = None
+    folder: OutputFolder = None  # as in other programs
+    overwrite: Overwrite = False
     format: FormatName = None
     quality: Quality = None
-    quiet: types.Quiet = False
-    json: types.Json = False
+    save_latents: SaveLatents = False
+    json: Json = False
+    quiet: Quiet = False
 
-    def picture_format(self, said: Callable[[str], bool]) -> Format:
-        """The format of the pictures, by --format or the name of --output. BadRequest.
+    @property
+    def out(self) -> str | None:
+        """The file, pattern, folder/ or - of -o."""
+        return self.output if self.folder is None else f"{self.folder}/"
 
-        What is not `said` on the command line comes from a config file, and gives way.
+    def check(self) -> None:
+        """Raise BadRequest for options that exclude each other."""
+        if self.output is not None and self.folder is not None:
+            raise BadRequest("--output and --outdir; give one of them")
+        if self.out == "-" and self.json:
+            raise BadRequest("-o - writes one picture to standard output, and nothing else does")
+        if self.out == "-" and self.save_latents:
+            raise BadRequest("--save-latents needs files to be beside; name a folder with -o")
+
+    def picture_format(self, on_command_line: Callable[[str], bool]) -> Format:
+        """The format of the pictures. BadRequest.
+
+        An option that is not `on_command_line` comes from config.toml, and gives way to -o.
         """
-        asked = None if self.format is None else formats.by_name(self.format)
+        chosen = None if self.format is None else formats.by_name(self.format)
         out = self.out or ""
         is_folder = out.endswith("/") or Path(out).is_dir()
-        by_name = None if is_folder else formats.by_suffix(out)
-        if asked and by_name and asked.name != by_name.name and said("format"):
+        named = None if is_folder else formats.by_suffix(out)
+        if chosen and named and chosen.name != named.name and on_command_line("format"):
             raise BadRequest(f"--format {shown(self.format)} and -o {shown(out)}; give one of them")
-        form = by_name or asked or PNG
+        form = named or chosen or PNG
         formats.check_writable(form)
         if self.quality is None:
             return form
         if self.quality not in QUALITIES:
             raise BadRequest(f"--quality must be 1 … {QUALITIES[-1]}, got {self.quality}")
         if form.quality is None:
-            if said("quality"):
-                raise BadRequest(f"--quality is for {LOSSY}: png loses nothing")
+            if on_command_line("quality"):
+                raise BadRequest(f"--quality is for {LOSSY}: png is lossless")
             return form
         return replace(form, quality=self.quality)

@@ -1,34 +1,165 @@
-"""The options of every command that draws: what the pictures are like, and where they go."""
+"""Options for the picture: model, size, steps, guidance, sampler and seed."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-from txt2img.cli.options import types
+import typer
+
+from txt2img.cli.options import completion
+from txt2img.cli.options.types import field_option, given_fields
+from txt2img.request import Sampler, Schedule
 from txt2img.request.sampler_names import split_sampler
 
-ANY_SEED = -1  # elsewhere, and in lines of files: one that is drawn at random
+RANDOM_SEED = -1  # as in A1111
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="What to draw, in quotes.", show_default=False),
+]
+PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", hidden=True)]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE|-",
+        help="Draw every line of a file (- is standard input): text, JSON lines or CSV. A line may "
+        "end in options: a red apple --seed 7 --cfg 5",
+    ),
+]
+ParamsFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--params-from",
+        metavar="PICTURE",
+        help="Take prompt and parameters from a picture; options given here override them.",
+    ),
+]
+Negative = Annotated[
+    str | None,
+    field_option(
+        "negative", metavar="TEXT", help="Negative prompt: what to keep out of the picture."
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    field_option(
+        "model",
+        metavar="NAME|PATH",
+        autocompletion=completion.known_models,
+        help="A .safetensors checkpoint, a diffusers folder, or a name from txt2img models list.",
+    ),
+]
+Width = Annotated[
+    int | None,
+    field_option(
+        "width", metavar="PIXELS", help="Width, a multiple of 8 (default: the model's own)."
+    ),
+]
+Height = Annotated[
+    int | None,
+    field_option(
+        "height", metavar="PIXELS", help="Height, a multiple of 8 (default: the model's own)."
+    ),
+]
+Steps = Annotated[
+    int | None,
+    field_option("steps", metavar="N", help="Sampling steps: more are finer and slower."),
+]
+Cfg = Annotated[
+    float | None,
+    field_option(
+        "cfg",
+        metavar="X",
+        help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
+    ),
+]
+CfgRescale = Annotated[
+    float | None,
+    field_option(
+        "cfg_rescale",
+        metavar="X",
+        help="Rescale guidance to avoid over-exposure at a high --cfg (0 to 1).",
+    ),
+]
+SamplerName = Annotated[
+    str | None,
+    field_option(
+        "sampler",
+        metavar="NAME",
+        autocompletion=completion.samplers,
+        help=f"Sampling method: {', '.join(Sampler)} (default: the model's own). Names of A1111 "
+        'work too: "DPM++ 2M Karras".',
+    ),
+]
+ScheduleName = Annotated[
+    str | None,
+    field_option(
+        "schedule",
+        metavar="NAME",
+        autocompletion=completion.schedules,
+        help=f"Noise schedule: {', '.join(Schedule)} (default: the model's own).",
+    ),
+]
+Eta = Annotated[
+    float | None,
+    field_option(
+        "eta",
+        metavar="X",
+        help="Fresh noise in each step, 0 to 1, for samplers that take it (DDIM, ancestral, SDE).",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    field_option(
+        "seed",
+        metavar="N",
+        help="The same seed draws the same picture; random if omitted or -1, and printed.",
+    ),
+]
+Count = Annotated[
+    int | None,
+    field_option(
+        "count", metavar="N", help="Number of pictures, with the seeds SEED, SEED+1 and so on."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Where prompts come from, for the command that draws."""
+
+    section: ClassVar = "Prompt"
+
+    prompt: Prompt = None
+    prompt_option: PromptOption = None  # as in other programs
+    prompts: Prompts = None
+    params_from: ParamsFrom = None
 
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What the options ask for; None leaves it to the picture, the config file or the model."""
+    """What to draw; None leaves it to the picture that is drawn again, config.toml or the model."""
 
-    negative: types.Negative = None
-    width: types.Width = None
-    height: types.Height = None
-    steps: types.Steps = None
-    cfg: types.Cfg = None
-    seed: types.Seed = None
-    count: types.Count = None
-    sampler: types.SamplerName = None
-    schedule: types.ScheduleName = None
-    eta: types.Eta = None
-    cfg_rescale: types.CfgRescale = None
-    model: types.Model = None
+    section: ClassVar = "Picture"
+
+    negative: Negative = None
+    model: ModelName = None
+    width: Width = None
+    height: Height = None
+    steps: Steps = None
+    cfg: Cfg = None
+    cfg_rescale: CfgRescale = None
+    sampler: SamplerName = None
+    schedule: ScheduleName = None
+    eta: Eta = None
+    seed: Seed = None
+    count: Count = None
 
     def request_fields(self) -> dict[str, object]:
-        """The fields of a request that the command line gives."""
-        values = types.given_fields(self)
-        if self.sampler and not self.schedule:  # "DPM++ 2M Karras", as A1111 once called it
+        """The given options as fields of a request."""
+        values = given_fields(self)
+        if self.sampler and not self.schedule:  # A1111 once named both in one
             sampler, schedule = split_sampler(self.sampler, None)
             values |= {"sampler": sampler} | ({"schedule": schedule} if schedule else {})
-        return values | ({"seed": None} if self.seed == ANY_SEED else {})
+        return values | ({"seed": None} if self.seed == RANDOM_SEED else {})

@@ -1,9 +1,9 @@
-"""The options for seeing pictures come into being: previews, steps, animations."""
+"""Options for progress and previews: in the terminal, as files, as animations."""
 
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -11,19 +11,31 @@ from txt2img.cli.options import completion
 from txt2img.cli.options.adapters import find_or_fail
 from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.types import positive
+from txt2img.cli.terminal.screen import PROTOCOLS
 from txt2img.errors import BadOutput, BadRequest
 from txt2img.images import animation
 from txt2img.images.output import already_exists
 from txt2img.system.text import shown
 
-KINDS = ("auto", "kitty", "iterm", "sixel", "blocks", "off")
-OWN = "own"  # the VAE of previews that is the model's
+OWN = "own"  # --preview-vae own: the model's VAE
+
 Preview = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--preview",
+        metavar="PROTOCOL",
+        autocompletion=completion.offering(lambda: list(PROTOCOLS)),
+        help="Show each step and the picture in the terminal: auto (detected), kitty, iterm, sixel,"
+        " blocks, or off.",
+    ),
+]
+Show = Annotated[str | None, typer.Option("--show", hidden=True)]
+PreviewFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--preview-file",
         metavar="FILE.png",
-        help="Keep the current step's preview in a file, at the end the picture.",
+        help="Write the current step's preview to a file, and at the end the picture.",
     ),
 ]
 PreviewEvery = Annotated[
@@ -31,8 +43,8 @@ PreviewEvery = Annotated[
     typer.Option(
         "--preview-every",
         metavar="N",
-        parser=positive("--preview-every"),
-        help="Preview each N-th step only; in files, terminal and animations alike.",
+        parser=positive,
+        help="Preview every N-th step only, in the terminal, in files and animations.",
     ),
 ]
 PreviewVAE = Annotated[
@@ -40,58 +52,61 @@ PreviewVAE = Annotated[
     typer.Option(
         "--preview-vae",
         metavar="PATH|own",
-        help="Preview by a TAESD file, sharp and fast, or by the model's own VAE, slow; "
-        "if not given, in coarse colours at once.",
-    ),
-]
-Show = Annotated[
-    str,
-    typer.Option(
-        "--show",
-        metavar="|".join(KINDS),
-        autocompletion=completion.offering(lambda: list(KINDS)),
-        help="Show each step and the picture in the terminal; auto finds out how.",
+        help="Decode previews with a TAESD file (sharp and fast), or with the model's own VAE "
+        "(slow); by default they are coarse and cost nothing.",
     ),
 ]
 SaveSteps = Annotated[
-    bool, typer.Option("--save-steps", help="Save each step beside its picture: x-step-003.png.")
+    bool, typer.Option("--save-steps", help="Save each step beside the picture: x-step-003.png.")
 ]
 Animate = Annotated[
     str | None,
     typer.Option(
         "--animate",
         metavar="FILE|webp|gif|png",
-        help="Save the steps as an animation; of several pictures, or for a kind alone, each "
-        "picture's is named after it.",
+        help="Save the steps as an animation. A format alone, or several pictures, name each "
+        "animation after its picture.",
     ),
+]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print the device, its threads and the precision in use.")
 ]
 
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """What the options for previews ask for."""
+    """What to show of a picture while it is drawn."""
+
+    section: ClassVar = "Progress and previews"
 
     preview: Preview = None
+    show: Show = None
+    preview_file: PreviewFile = None
     preview_every: PreviewEvery = None
     preview_vae: PreviewVAE = None
-    show: Show = "off"
     save_steps: SaveSteps = False
     animate: Animate = None
+    no_progress: NoProgress = False
+    verbose: Verbose = False
 
     def check(self, output: OutputOptions) -> None:
-        """Raise BadRequest for options that cannot be, BadOutput for files in their way."""
-        if self.show not in KINDS:
-            raise BadRequest(f"--show {shown(self.show)}; choose from {', '.join(KINDS)}")
+        """Raise BadRequest for values that cannot be, BadOutput for existing files in the way."""
+        if self.protocol not in PROTOCOLS:
+            choices = f"choose from {', '.join(PROTOCOLS)}, or give a file with --preview-file"
+            raise BadRequest(f"--preview {shown(self.protocol)}; {choices}")
         if self.animate is not None and self.kind not in animation.KINDS:
             kinds = ", ".join(animation.KINDS)
             raise BadRequest(f"--animate {shown(self.animate)}; name a file or a kind: {kinds}")
-        if self.preview is not None and self.preview.suffix.lower() != ".png":
-            raise BadRequest(f"--preview must be a .png file, got {shown(str(self.preview))}")
-        if output.out == "-" and (self.save_steps or (self.animate and self.file is None)):
+        if self.file is not None and self.file.suffix.lower() != ".png":
+            raise BadRequest(f"--preview-file must be a .png file, got {shown(str(self.file))}")
+        if output.out == "-" and (
+            self.save_steps or (self.animate and self.animation_file is None)
+        ):
             raise BadRequest(
                 "--save-steps and --animate need a picture's file to be beside; name it with -o"
             )
-        for option, path in (("--preview", self.preview), ("--animate", self.file)):
+        for option, path in (("--preview-file", self.file), ("--animate", self.animation_file)):
             if path is None:
                 continue
             if not path.parent.is_dir():
@@ -99,30 +114,41 @@ class PreviewOptions:
             if output.out is not None and os.path.abspath(output.out) == os.path.abspath(path):
                 raise BadRequest(f"{option} and -o are the same file; name another")
             if os.path.lexists(path) and not output.overwrite and not animation.is_step_file(path):
-                raise _in_the_way(option, path)
+                raise BadOutput(f"{option}: {already_exists(path)}")
 
-    def found(self) -> "PreviewOptions":
-        """The same with the previews' VAE where it is. ModelNotFound, BadRequest."""
+    def with_vae_path(self) -> "PreviewOptions":
+        """The same with the path of the previews' VAE. ModelNotFound, BadRequest."""
         if self.preview_vae in (None, OWN):
             return self
         return replace(self, preview_vae=find_or_fail("--preview-vae", str(self.preview_vae)))
 
     @property
-    def kind(self) -> str:
-        """The kind of the animations; empty if none are wanted."""
-        return (self.animate or "").rpartition(".")[2].lower()
+    def protocol(self) -> str:
+        """How pictures are shown in the terminal: one of PROTOCOLS."""
+        return self.show or ("off" if self._old_file else self.preview) or "off"
 
     @property
     def file(self) -> Path | None:
+        """The preview's file."""
+        return self.preview_file or self._old_file
+
+    @property
+    def _old_file(self) -> Path | None:
+        """The file of --preview FILE, as --preview-file was once called: whatever has a suffix."""
+        return Path(self.preview) if self.preview and Path(self.preview).suffix else None
+
+    @property
+    def kind(self) -> str:
+        """The format of animations; empty if none are wanted."""
+        return (self.animate or "").rpartition(".")[2].lower()
+
+    @property
+    def animation_file(self) -> Path | None:
         """The animation's own file, if one is named."""
         alone = self.animate is None or self.animate.lower() in animation.KINDS
         return None if alone else Path(self.animate or "")
 
     @property
-    def files(self) -> bool:
-        """Whether steps are to be kept until their picture is there."""
+    def keeps_steps(self) -> bool:
+        """Whether steps are kept until their picture is done."""
         return self.save_steps or self.animate is not None
-
-
-def _in_the_way(option: str, path: Path) -> BadOutput:
-    return BadOutput(f"{option}: {already_exists(path)}")

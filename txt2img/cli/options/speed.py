@@ -1,27 +1,26 @@
-"""The options that draw with fewer operations, at a cost that is measured in README."""
+"""Options for faster approximations, which change the picture a little."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from txt2img.cli.options.types import field_option
 
+DeepCache = Annotated[
+    int | None,
+    field_option(
+        "reuse",
+        metavar="N",
+        help="Compute the U-Net's deep layers in every N-th step only (DeepCache): faster, with "
+        "small changes to the picture. 1 is every step.",
+    ),
+]
 CfgInterval = Annotated[
     str | None,
     field_option(
         "cfg_interval",
         metavar="LO..HI",
-        help="Guide only from LO to HI of the way from noise (0) to picture (1): the other steps "
-        "take half the time. 0..1 is all of it.",
-    ),
-]
-
-Reuse = Annotated[
-    int | None,
-    field_option(
-        "reuse",
-        metavar="N",
-        help="Compute the U-Net's deep layers in every N-th step only (DeepCache): 3 draws about "
-        "2.5 times as fast and changes the picture a little. 1 is each step.",
+        help="Apply guidance only between these fractions of the way from noise (0) to picture "
+        "(1); other steps take half the time. 0..1 is all of it.",
     ),
 ]
 TokenMerging = Annotated[
@@ -29,16 +28,18 @@ TokenMerging = Annotated[
     field_option(
         "token_merging",
         metavar="RATIO",
-        help="Let so much of the largest maps attend as one with what is like it: 0 … 0.75. For "
-        "pictures of 512 pixels and more.",
+        help="Merge this fraction of similar tokens in the largest attention layers (ToMe), 0 to "
+        "0.75. For pictures of 512 pixels and more.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What is asked for to be left out."""
+    """Which operations to leave out."""
 
+    section: ClassVar = "Speed"
+
+    deepcache: DeepCache = None
     cfg_interval: CfgInterval = None
-    reuse: Reuse = None
     token_merging: TokenMerging = None

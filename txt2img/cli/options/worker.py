@@ -1,8 +1,8 @@
-"""The options for a warm worker."""
+"""Options for keeping the model loaded in a worker process."""
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -10,30 +10,33 @@ from txt2img.cli.worker.client import VARIABLES, seconds_in
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
-Warm = Annotated[
+KeepAlive = Annotated[
     str | None,
     typer.Option(
-        "--warm",
+        "--keep-alive",
         metavar="TIME",
-        help="Leave the model in memory for calls with --warm to come, until none came for TIME: "
-        "90s, 10m, 1h. TXT2IMG_WARM=TIME says so for all.",
+        help="Keep the model loaded in a worker process for later calls with --keep-alive, until "
+        f"TIME after the last: 90s, 10m, 1h. {VARIABLES[0]}=TIME sets it for all calls.",
     ),
 ]
-NoWarm = Annotated[
-    bool, typer.Option("--no-warm", help="Draw in this process, whatever TXT2IMG_WARM says.")
+NoKeepAlive = Annotated[
+    bool,
+    typer.Option("--no-keep-alive", help=f"Draw in this process, whatever {VARIABLES[0]} says."),
 ]
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the options for a warm worker ask for; who calls has read them before all others."""
+    """Whether a worker keeps the model loaded; read by cli/worker/client.py before all others."""
 
-    warm: Warm = None
-    no_warm: NoWarm = False
+    section: ClassVar = "Keeping the model loaded"
+
+    keep_alive: KeepAlive = None
+    no_keep_alive: NoKeepAlive = False
 
     def check(self) -> None:
         """Raise BadRequest for a time that is none."""
         times = {name: os.environ.get(name) or None for name in VARIABLES}
-        for name, text in {"--warm": self.warm, **times}.items():
+        for name, text in {"--keep-alive": self.keep_alive, **times}.items():
             if text is not None and seconds_in(text) is None:
                 raise BadRequest(f"{name} takes a time of 1s … 24h like 10m, got {shown(text)}")

@@ -1,1 +1,1 @@
-"""Terminal output: progress, inline pictures, signals and streams."""
+"""The terminal: results, progress, inline pictures, signals and standard streams."""

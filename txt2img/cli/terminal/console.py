@@ -1,4 +1,4 @@
-"""What reaches the terminal: results on stdout, all else on stderr, progress on a terminal only."""
+"""Console output: results on stdout, everything else on stderr, progress only on a terminal."""
 
 import json
 import os
@@ -16,46 +16,46 @@ if TYPE_CHECKING:
 
 
 class BrokenStdout(Exception):
-    """Nobody reads the results any more."""
+    """The reader of stdout has closed it."""
 
 
 def print_line(line: str) -> None:
-    """One result on stdout, escaped. StdoutGone if its reader has left, BadOutput if it fails."""
+    """Print a line on stdout, escaped. BrokenStdout, BadOutput."""
     encoding = sys.stdout.encoding or "utf-8"
     _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
 
 
 def print_row(*cells: object) -> None:
-    """One result of several parts on stdout, with tabs between them and in none of them."""
+    """Print cells on stdout, separated by tabs and escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     row = "\t".join(escape(str(cell)) for cell in cells)
     _write((row + "\n").encode(encoding, "backslashreplace"))
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
-    """One path on stdout, as the file system spells it."""
+    """Print a path on stdout, in the file system's encoding."""
     _write(os.fsencode(path) + b"\n")
 
 
 def print_bytes(data: bytes) -> None:
-    """A whole file on stdout."""
+    """Write a file's bytes to stdout."""
     _write(data)
 
 
 def print_json(record: Mapping[str, object]) -> None:
-    """One JSON object on one line of stdout, in ASCII."""
+    """Print a JSON object on one line of stdout, in ASCII."""
     _write(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
 
 
 def log(line: str) -> None:
-    """One remark on stderr, escaped; nobody has to read it."""
+    """Print a line on stderr, escaped; a closed stderr is no error."""
     with suppress(OSError, ValueError):
         sys.stderr.write(escape(line) + "\n")
         sys.stderr.flush()
 
 
 def rate(done: int, seconds: float, unit: str = "it") -> str:
-    """A speed, the right way up: "3.2 it/s" or "1.7 s/it"."""
+    """A speed as tqdm shows it: "3.2 it/s" or "1.7 s/it"."""
     if not done or seconds <= 0:
         return ""
     speed = done / seconds
@@ -63,59 +63,59 @@ def rate(done: int, seconds: float, unit: str = "it") -> str:
 
 
 class Bar:
-    """A line that shows progress; this one, for where there is no terminal, shows nothing."""
+    """A progress bar that is not visible, for where there is no terminal."""
 
     visible = False
-    rows = 0  # that something above the bar takes
-    gone = ""  # what takes it away
+    rows = 0  # rows of the drawing above the bar
+    erase = ""  # escape sequence that removes it, besides clearing its rows
 
     def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
-        """Show how far it is, and with what: as much of the `subject` as there is room for."""
+        """Show progress and a remark, with as much of `subject` as fits."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """While another line is written: the bar and what is above it are out of its way."""
+        """Remove the bar and the drawing above it while other lines are written."""
         self.clear_drawing()
         return nullcontext()
 
-    def draw_above(self, text: str, rows: int, gone: str = "") -> None:
-        """Write a text of so many rows above the bar, in place of the last one.
+    def draw_above(self, text: str, rows: int, erase: str = "") -> None:
+        """Draw a text of so many rows above the bar, in place of the last one.
 
-        `gone` is what takes it away beside the clearing of its rows.
+        `erase` removes it, if clearing its rows is not enough.
         """
         before = ""
         if self.rows:
-            before = f"\x1b[{self.rows}A" + ("" if self.rows == rows else f"{self.gone}\x1b[J")
+            before = f"\x1b[{self.rows}A" + ("" if self.rows == rows else f"{self.erase}\x1b[J")
         _to_terminal(before + text)
-        self.rows, self.gone = rows, gone
+        self.rows, self.erase = rows, erase
 
     def leave_drawing(self) -> None:
-        """Let what is above the bar stay where it is."""
-        self.rows, self.gone = 0, ""
+        """Leave the drawing above the bar where it is."""
+        self.rows, self.erase = 0, ""
 
     def clear_drawing(self) -> None:
-        """Take away what is above the bar."""
+        """Remove the drawing above the bar."""
         if self.rows:
-            _to_terminal(f"\x1b[{self.rows}A{self.gone}\x1b[J")
+            _to_terminal(f"\x1b[{self.rows}A{self.erase}\x1b[J")
         self.leave_drawing()
 
 
 class TerminalBar(Bar):
-    """Label, subject, bar, remark and remaining time on stderr, gone when it ends."""
+    """Label, subject, bar, remark and remaining time on stderr; removed at the end."""
 
     visible = True
 
     def __init__(self, bar: "Progress", label: str) -> None:
         self.bar, self.task = bar, bar.add_task(label, total=None, remark="")
-        self.room = bar.console.width * 2 // 5  # cells of the terminal's line
+        self.subject_width = bar.console.width * 2 // 5  # cells
 
     def advance(self, label: str, done: int, total: int, remark: str, subject: str = "") -> None:
-        """Show how far it is, and with what: as much of the `subject` as there is room for."""
-        words = f"{label}: {truncate(subject, self.room)}" if subject else label
-        self.bar.update(self.task, description=words, completed=done, total=total, remark=remark)
+        """Show progress and a remark, with as much of `subject` as fits."""
+        text = f"{label}: {truncate(subject, self.subject_width)}" if subject else label
+        self.bar.update(self.task, description=text, completed=done, total=total, remark=remark)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """While another line is written: the bar and what is above it are out of its way."""
+        """Remove the bar and the drawing above it while other lines are written."""
         self.bar.stop()
         try:
             self.clear_drawing()
@@ -123,17 +123,17 @@ class TerminalBar(Bar):
         finally:
             self.bar.start()
 
-    def draw_above(self, text: str, rows: int, gone: str = "") -> None:
-        """Write a text of so many rows above the bar, in place of the last one."""
+    def draw_above(self, text: str, rows: int, erase: str = "") -> None:
+        """Draw a text of so many rows above the bar, in place of the last one."""
         self.bar.stop()
         try:
-            super().draw_above(text, rows, gone)
+            super().draw_above(text, rows, erase)
         finally:
             self.bar.start()
 
 
 def truncate(text: str, cells: int) -> str:
-    """A text from outside, escaped, in so many of a terminal's cells."""
+    """Escape an untrusted text and shorten it to so many cells of a terminal."""
     from rich.cells import cell_len, set_cell_size
 
     safe = escape(text[: cells + 1])
@@ -144,7 +144,7 @@ def truncate(text: str, cells: int) -> str:
 
 @contextmanager
 def progress(on: bool, label: str) -> Iterator[Bar]:
-    """A bar on stderr if it is `on` and that is a terminal."""
+    """Show a bar on stderr if it is `on` and stderr is a terminal."""
     if not on or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield Bar()
         return
@@ -157,7 +157,7 @@ def progress(on: bool, label: str) -> Iterator[Bar]:
         TextColumn("{task.fields[remark]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    # Room for the "^C" that a terminal writes behind the bar: on a line of its own it would stay.
+    # Leave room for the "^C" that a terminal echoes behind the bar; on a new line it would stay.
     width = max(shutil.get_terminal_size().columns - 3, 20)
     console = Console(stderr=True, markup=False, highlight=False, width=width)
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
@@ -165,7 +165,7 @@ def progress(on: bool, label: str) -> Iterator[Bar]:
 
 
 def _to_terminal(text: str) -> None:
-    """What a terminal draws, on stderr; nobody has to see it."""
+    """Write escape sequences to stderr; a closed stderr is no error."""
     with suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""Pictures as what terminals draw: the kitty and iTerm2 protocols, sixels, coloured half blocks.
+"""Terminal graphics: the kitty and iTerm2 protocols, sixels, and coloured half blocks.
 
-Each gives a text that leaves the cursor at the beginning of the line below the picture, whatever
-the terminal itself does with it.
+Each text leaves the cursor at the beginning of the line below the picture, whatever the terminal
+itself does with it.
 """
 
 import base64
@@ -13,25 +13,23 @@ from itertools import groupby, product
 from PIL import Image
 
 Cells = tuple[int, int]  # columns, rows
+BICUBIC = Image.Resampling.BICUBIC
 CHUNK = 4096  # bytes of a kitty command's payload
-COLOURS = 256  # of a sixel picture
-CUBE = (0, 95, 135, 175, 215, 255)  # the levels of the 256 colours' cube; the greys go by tens
+COLOURS = 256  # of a sixel picture's palette
+CUBE = (0, 95, 135, 175, 215, 255)  # levels of xterm's colour cube; its greys are 10 apart
 UPPER_HALF = "▀"
-SIGNS = bytes((bits + 63) % 256 for bits in range(256))  # a sixel's letter, by its six bits
+LETTERS = bytes((bits + 63) % 256 for bits in range(256))  # of sixels, by their six bits
 
 
 def fit(size: tuple[int, int], room: Cells, cell: tuple[int, int]) -> Cells:
-    """The most columns and rows, at least one, that a picture fills in a room without distortion.
-
-    `cell` says how wide and high a cell is.
-    """
+    """Columns and rows of the largest undistorted picture in a room; `cell` is a cell's size."""
     width, height = size[0] / cell[0], size[1] / cell[1]
     scale = min(room[0] / width, room[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def kitty(picture: Image.Image, cells: Cells, number: int) -> str:
-    """A picture by kitty's graphics protocol; one of the same number is replaced."""
+    """A picture in kitty's graphics protocol; it replaces one of the same number."""
     payload = base64.b64encode(_png(picture)).decode()
     parts = [payload[i : i + CHUNK] for i in range(0, len(payload), CHUNK)]
     first = f"a=T,f=100,i={number},p=1,q=2,C=1,c={cells[0]},r={cells[1]},"
@@ -42,13 +40,13 @@ def kitty(picture: Image.Image, cells: Cells, number: int) -> str:
     return _over("".join(commands), cells[1])
 
 
-def kitty_gone(number: int) -> str:
-    """What takes a kitty picture away."""
+def erase_kitty(number: int) -> str:
+    """The sequence that deletes a kitty picture."""
     return f"\x1b_Ga=d,d=I,i={number},q=2\x1b\\"
 
 
 def iterm(picture: Image.Image, cells: Cells) -> str:
-    """A picture by iTerm2's protocol for inline images, which WezTerm and mintty know too."""
+    """A picture in iTerm2's inline image protocol, which WezTerm and mintty know too."""
     data = _png(picture)
     size = f"size={len(data)};width={cells[0]};height={cells[1]}"
     how = f"inline=1;{size};preserveAspectRatio=0;doNotMoveCursor=1"
@@ -56,9 +54,9 @@ def iterm(picture: Image.Image, cells: Cells) -> str:
 
 
 def sixel(picture: Image.Image, cells: Cells) -> str:
-    """A picture as sixels: strips of six rows, each colour's dots in a strip one after the other.
+    """A picture as sixels: strips of six rows, in each strip one colour's dots after another's.
 
-    DEC STD 070, chapter 9; the picture's size is in the raster attributes.
+    DEC STD 070, chapter 9; the raster attributes hold the picture's size.
     """
     paletted = picture.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE)
     palette = paletted.getpalette() or []
@@ -73,37 +71,39 @@ def sixel(picture: Image.Image, cells: Cells) -> str:
 
 
 def _strips(pixels: bytes, width: int) -> Iterator[str]:
-    """The sixels of each six rows of colour numbers, equal ones counted."""
+    """Run-length encoded sixels of every six rows of palette indices."""
     rows = [pixels[i : i + width] for i in range(0, len(pixels), width)]
-    alone = {colour: bytes(colour) + b"\1" + bytes(255 - colour) for colour in set(pixels)}
+    masks = {colour: bytes(colour) + b"\1" + bytes(255 - colour) for colour in set(pixels)}
     for top in range(0, len(rows), 6):
         strip = rows[top : top + 6]
         colours = sorted(set(b"".join(strip)))
-        yield "$".join(f"#{colour}{_counted(_dots(strip, alone[colour]))}" for colour in colours)
+        yield "$".join(
+            f"#{colour}{_run_lengths(_dots(strip, masks[colour]))}" for colour in colours
+        )
 
 
-def _dots(strip: list[bytes], alone: bytes) -> bytes:
-    """Up to six rows as one of six bits a byte, set where `alone` makes a 1 of the colour.
+def _dots(strip: list[bytes], mask: bytes) -> bytes:
+    """Up to six rows as a row of six-bit values, a bit set where `mask` maps the colour to 1.
 
-    All columns at once, as one large number: a loop over the pixels would take ten times as long.
+    A row is shifted as one large integer: a loop over its pixels would take ten times as long.
     """
     bits = 0
     for y, row in enumerate(strip):
-        bits |= int.from_bytes(row.translate(alone), "big") << y
+        bits |= int.from_bytes(row.translate(mask), "big") << y
     return bits.to_bytes(len(strip[0]), "big")
 
 
-def _counted(dots: bytes) -> str:
-    """A row of sixels: `!n` says a sign n times where that is shorter."""
-    signs = dots.translate(SIGNS).decode("ascii").rstrip("?")
-    return re.sub(r"(.)\1{3,}", lambda run: f"!{len(run[0])}{run[1]}", signs)
+def _run_lengths(dots: bytes) -> str:
+    """A row of sixels; `!n` repeats a letter n times where that is shorter."""
+    letters = dots.translate(LETTERS).decode("ascii").rstrip("?")
+    return re.sub(r"(.)\1{3,}", lambda run: f"!{len(run[0])}{run[1]}", letters)
 
 
-def blocks(picture: Image.Image, cells: Cells, deep: bool) -> str:
-    """A picture of half blocks: two pixels a cell, in 24-bit colours if `deep`, else of the 256."""
+def blocks(picture: Image.Image, cells: Cells, truecolor: bool) -> str:
+    """A picture of half blocks, two pixels a cell, in 24-bit colours or xterm's 256."""
     columns, rows = cells
-    small = picture.convert("RGB").resize((columns, 2 * rows), Image.Resampling.BICUBIC)
-    pixels = _deep(small) if deep else _of_256(small)
+    small = picture.convert("RGB").resize((columns, 2 * rows), BICUBIC)
+    pixels = _truecolor(small) if truecolor else _of_256(small)
     lines = []
     for top in range(0, len(pixels), 2 * columns):
         upper, lower = pixels[top : top + columns], pixels[top + columns : top + 2 * columns]
@@ -116,14 +116,14 @@ def blocks(picture: Image.Image, cells: Cells, deep: bool) -> str:
     return "".join(lines)
 
 
-def _deep(picture: Image.Image) -> list[str]:
-    """Each pixel's colour as a terminal of 24-bit colours is told it."""
+def _truecolor(picture: Image.Image) -> list[str]:
+    """Each pixel's colour as 24-bit escape parameters."""
     data = picture.tobytes()
     return ["2;{};{};{}".format(*data[i : i + 3]) for i in range(0, len(data), 3)]
 
 
 def _of_256(picture: Image.Image) -> list[str]:
-    """Each pixel's colour of xterm's 256, dithered; the first 16 are the user's own, and left."""
+    """Each pixel's colour of xterm's 256, dithered; the first 16 depend on the user's theme."""
     cube = [level for colour in product(CUBE, repeat=3) for level in colour]
     greys = [level for grey in range(8, 248, 10) for level in (grey,) * 3]
     palette = Image.new("P", (1, 1))
@@ -133,11 +133,11 @@ def _of_256(picture: Image.Image) -> list[str]:
 
 
 def _over(drawing: str, rows: int) -> str:
-    """The drawing on rows that are made first, so that no terminal scrolls while it draws."""
+    """A drawing on rows that are made first, so that the terminal does not scroll meanwhile."""
     return "\n" * rows + f"\x1b[{rows}A\x1b7{drawing}\x1b8\x1b[{rows}B"
 
 
 def _png(picture: Image.Image) -> bytes:
     file = BytesIO()
-    picture.convert("RGB").save(file, "png", compress_level=1)  # a terminal is near
+    picture.convert("RGB").save(file, "png", compress_level=1)  # speed before size
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What a run of drawing says: each picture when it is written, what fails, how far it is."""
+"""Results of a run: each picture when it is written, failures, and progress."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProgressMeter:
-    """How far a run is, on a bar."""
+    """Progress of a run on a bar."""
 
     def __init__(self, bar: Bar, pictures: int, ready: int, steps: int) -> None:
         self.bar, self.pictures, self.ready, self.steps = bar, pictures, ready, steps
@@ -24,11 +24,11 @@ class ProgressMeter:
         self.done, self.start = 0, time.monotonic()
 
     def begin(self, started: "Started") -> None:
-        """These pictures are drawn from now on."""
+        """Take the prompt of the pictures that are started."""
         self.prompt = started.items[0].request.prompt
 
     def show(self, step: "Step") -> None:
-        """Show one more step."""
+        """Count and show a step."""
         self.done += 1
         several = self.pictures > 1
         label = f"{self.ready} of {self.pictures} done" if several else "drawing"
@@ -39,7 +39,7 @@ class ProgressMeter:
 
 
 def request_summary(request: Request) -> dict[str, object]:
-    """A request as part of a record."""
+    """The fields of a request in a JSON record."""
     templates = {
         name: text for name in ("template", "negative_template") if (text := getattr(request, name))
     }
@@ -59,7 +59,7 @@ def request_summary(request: Request) -> dict[str, object]:
 
 
 def print_finished(finished: "Finished", json: bool) -> None:
-    """A finished picture on stdout: its path, or all about it."""
+    """Print a finished picture's path, or its JSON record."""
     if not json:
         print_path(finished.path)
         return
@@ -81,7 +81,7 @@ def print_finished(finished: "Finished", json: bool) -> None:
 
 
 def print_failed(failed: "Failed", json: bool) -> None:
-    """A picture that the run goes on without."""
+    """Report a failed picture of a run that goes on."""
     item = failed.item
     log(f"Error: picture {item.index}: {failed.error}")
     if json:
@@ -90,7 +90,7 @@ def print_failed(failed: "Failed", json: bool) -> None:
 
 
 def print_file_error(name: str, error: Txt2imgError, json: bool) -> None:
-    """What is wrong with one of the files that a command was given, which goes on without it."""
+    """Report an error in one of a command's files; the command goes on."""
     log(f"Error: {error}")
     if json:
         print_json({"file": name, "error": str(error), "code": error.exit_code})
@@ -98,18 +98,18 @@ def print_file_error(name: str, error: Txt2imgError, json: bool) -> None:
 
 @contextmanager
 def errors_on_stdout(json: bool) -> Iterator[None]:
-    """With `json`, say what ends a run as a record too."""
+    """With `json`, print the error that ends a run as a record too."""
     try:
         yield
     except Txt2imgError as error:
         with suppress(BadOutput):
-            print_error(error, json, aloud=False)
+            print_error(error, json, on_stderr=False)
         raise
 
 
-def print_error(error: Txt2imgError, json: bool, aloud: bool = True) -> None:
-    """What went wrong, not with one picture."""
-    if aloud:
+def print_error(error: Txt2imgError, json: bool, on_stderr: bool = True) -> None:
+    """Report an error that belongs to no single picture."""
+    if on_stderr:
         log(f"Error: {error}")
     if json:
         print_json({"error": str(error), "code": error.exit_code})

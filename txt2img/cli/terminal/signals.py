@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one finishes the pictures at hand, the second stops, the third exits."""
+"""Ctrl-C and SIGTERM: one lets the current pictures finish, the second stops, the third exits."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ STOPPED = "Stopped; pictures that were finished are kept."
 
 
 class Stopped(BaseException):
-    """The user or the system asked for an end; `code` is the exit code."""
+    """Raised to stop a run; `code` is the exit code."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -17,30 +17,30 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """What the signals have asked for. Without anything to finish, the first stops at once."""
+    """Handler of SIGINT and SIGTERM. With nothing to finish, the first signal stops at once."""
 
-    is_daemon = False  # whether the process outlives its work, and so no number of signals ends it
+    is_daemon = False  # True: the process outlives its runs, and no number of signals ends it
 
     def __init__(self) -> None:
         self.signals = 0
         self.number = 0
-        self.finishing = False  # whether the first signal is heeded by who looks at `asked`
+        self.finishing = False  # True: the run checks `asked` and finishes its pictures first
         self.raised = False
 
     @property
     def asked(self) -> bool:
-        """Whether an end was asked for and is put off until the pictures at hand are finished."""
+        """Whether to stop once the current pictures are finished."""
         return self.signals > 0
 
     def listen(self) -> None:
-        """Take the signals from now on, and forget those that were."""
+        """Install the handler, and forget earlier signals."""
         self.__init__()  # type: ignore[misc]
         for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not the main thread: somebody else's signals
+            with suppress(ValueError):  # not in the main thread, which alone may install one
                 signal.signal(number, self.take)
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """One signal. While all is being cleaned up one more is passed over, not two."""
+        """Handle a signal. During the clean-up one more is ignored, the next exits."""
         self.signals, self.number = self.signals + 1, number
         if self.signals > 2 and not self.is_daemon:
             os._exit(128 + number)
@@ -50,18 +50,18 @@ class StopSignal:
         raise Stopped(number)
 
     def force_next(self) -> None:
-        """Let the next signal stop the work now, as if one was there before: nobody waits for it.
+        """Let the next signal stop the run at once, as if it were the second.
 
-        For another thread, which sends it: two signals at once may be taken as one.
+        For a thread that sends a signal: two in a row may arrive as one.
         """
         self.signals = max(self.signals, 1)
 
     def ignore(self) -> None:
-        """Heed no signal from now on: the work is over."""
+        """Ignore signals from now on: the run is over."""
         self.raised = True
 
     def finished(self) -> None:
-        """The pictures at hand are written: raises Stopped if that was waited for."""
+        """Note that the current pictures are written. Stopped, if a signal asked for that."""
         self.finishing = False
         if self.signals:
             self.raised = True

@@ -1,4 +1,4 @@
-"""The standard streams: there whatever was closed, and made anew for each call of a worker."""
+"""Standard streams: opened where they were closed, and replaced for each call of a worker."""
 
 import io
 import os
@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TextIO
 
-CLOSED: set[int] = set()  # the descriptors that were so when the program, or a call, began
+CLOSED: set[int] = set()  # descriptors that were closed when the program, or a call, began
 
 
 def open_missing() -> None:
-    """Open what of the descriptors 0 … 2 is closed, and make the streams that are missing."""
+    """Open closed descriptors of 0 … 2 on /dev/null, and make the missing streams."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -24,27 +24,27 @@ def open_missing() -> None:
 
 
 class Streams:
-    """While it lasts, the standard streams are new ones on the descriptors 0 … 2.
+    """Context in which the standard streams are new ones on the descriptors 0 … 2.
 
-    `on_use` is called before input is taken from standard input or results go to standard output.
-    Those that were `closed` to who called are known as such.
+    `on_use` is called before standard input is read and before standard output is written.
+    `closed` are the descriptors that the caller had closed.
     """
 
     def __init__(self, on_use: Callable[[], None], closed: Collection[int] = ()) -> None:
         self.on_use, self.closed = on_use, set(closed)
 
     def __enter__(self) -> None:
-        """Make the streams, in the encodings of those that there are."""
+        """Replace the streams, keeping their encodings."""
         self._swap()
         self.own = (sys.stdin, sys.stdout, sys.stderr)
         stdin, stdout, stderr = self.own
-        sys.stdin = _text(io.BufferedReader(_Noticed(0, "r", self.on_use)), stdin)
-        noticed: io.RawIOBase = _Noticed(1, "w", self.on_use)
-        sys.stdout = _text(io.BufferedWriter(noticed), stdout)
+        sys.stdin = _text(io.BufferedReader(_ReportedFile(0, "r", self.on_use)), stdin)
+        stdout_file: io.RawIOBase = _ReportedFile(1, "w", self.on_use)
+        sys.stdout = _text(io.BufferedWriter(stdout_file), stdout)
         sys.stderr = _text(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), stderr)
 
     def __exit__(self, *error: object) -> None:
-        """Write out what they hold, and put those that were before in their place."""
+        """Flush the streams and put the former ones back."""
         self._swap()
         made = (sys.stdin, sys.stdout, sys.stderr)
         sys.stdin, sys.stdout, sys.stderr = self.own
@@ -53,36 +53,36 @@ class Streams:
                 stream.close()
 
     def _swap(self) -> None:
-        """The caller's closed descriptors in the place of this process's own, and back."""
+        """Exchange this process's CLOSED for the caller's, or back."""
         own = set(CLOSED)
         CLOSED.clear()
         CLOSED.update(self.closed)
         self.closed = own
 
 
-class _Noticed(io.FileIO):
-    """A descriptor, which stays open, and whose use is noticed."""
+class _ReportedFile(io.FileIO):
+    """A descriptor that stays open and reports its use."""
 
     def __init__(self, number: int, mode: str, on_use: Callable[[], None]) -> None:
         super().__init__(number, mode, closefd=False)
         self.on_use = on_use
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
-        """What a buffered reader calls to read a part."""
+        """Read a part; called by the buffered reader."""
         self.on_use()
         return super().readinto(buffer)
 
     def readall(self) -> bytes:
-        """What it calls to read all."""
+        """Read everything; called by the buffered reader."""
         self.on_use()
         return super().readall()
 
     def write(self, data: memoryview) -> int:  # type: ignore[override]
-        """What a buffered writer calls."""
+        """Write; called by the buffered writer."""
         self.on_use()
         return super().write(data)
 
 
 def _text(buffer: io.BufferedReader | io.BufferedWriter, like: TextIO) -> TextIO:
-    """A text stream over a buffer, encoded like another; each line is written at once."""
+    """A line-buffered text stream with the encoding of another."""
     return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from txt2img.cli.options.aliases import spellings
 from txt2img.cli.terminal.console import log
 from txt2img.cli.terminal.signals import STOPPED, Stopped
 from txt2img.cli.terminal.streams import CLOSED, open_missing
@@ -20,12 +21,12 @@ from txt2img.cli.worker import protocol
 if TYPE_CHECKING:
     from subprocess import Popen
 
-KEEP_ALIVE = ("--keep-alive", "--warm")  # the latter is its former name
-VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")
+KEEP_ALIVE = spellings("keep-alive")
+VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")  # the second is the former name
 # Commands that draw nothing, or load several models.
 COMMANDS_WITHOUT_WORKER = {"info", "verify", "train", "worker", "models", "decode"}
 OPTIONS_WITHOUT_WORKER = {
-    *("--help", "--version", "--dry-run", "--no-keep-alive", "--no-warm"),
+    *("--help", "--version", "--dry-run", *spellings("no-keep-alive")),
     *("--install-completion", "--show-completion"),
 }
 # Set for shell completion and for the processes of a launch.
@@ -74,8 +75,7 @@ def configured_time(arguments: Sequence[str]) -> str:
         options = user_config.read().options(option_value(arguments, ("--profile",)))
     except Txt2imgError:
         return ""
-    keys = (key for flag in KEEP_ALIVE for key in (flag[2:], flag[2:].replace("-", "_")))
-    return next((str(options[key]) for key in keys if key in options), "")
+    return next((str(value) for key, value in options.items() if f"--{key}" in KEEP_ALIVE), "")
 
 
 def option_value(arguments: Sequence[str], names: Sequence[str]) -> str | None:
@@ -99,7 +99,7 @@ def model_of(arguments: Sequence[str]) -> str:
 
     It only selects the worker, which parses the line again.
     """
-    given = option_value(arguments, ("-m", "--model")) or "default"
+    given = option_value(arguments, ("-m", *spellings("model"))) or "default"
     return os.path.realpath(given) if os.path.exists(given) else given
 
 
