@@ -33,10 +33,14 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture(scope="session", autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where runs note how long they took: a folder of the tests' own, also for their processes."""
+    """Where runs note how long they took: a folder of the tests' own, also for their processes.
+
+    Models in the developer's Hugging Face cache are not there for the tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("state")
         patch.setenv("XDG_STATE_HOME", str(folder))
+        patch.setenv("HF_HOME", str(folder / "huggingface"))
         yield folder
 
 

@@ -113,22 +113,22 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
     for path in (one / "x", two / "x", deep / "y", deep / "[z]"):
         path.with_name(f"{path.name}.safetensors").touch()
     library = AdapterPaths({"given": tmp_path}, (one, two), {}, (one, two))
-    assert library.lora("given") == tmp_path
-    assert library.lora("x") == one / "x.safetensors"
-    assert library.lora("y") == deep / "y.safetensors"
-    assert library.lora("[z]") == deep / "[z].safetensors"
-    assert library.embedding("x") == one / "x.safetensors"
+    assert library.lora_file("given") == tmp_path
+    assert library.lora_file("x") == one / "x.safetensors"
+    assert library.lora_file("y") == deep / "y.safetensors"
+    assert library.lora_file("[z]") == deep / "[z].safetensors"
+    assert library.embedding_file("x") == one / "x.safetensors"
     with pytest.raises(ModelNotFound, match=r'no LoRA "w" in .*; give its file with --lora'):
-        library.lora("w")
-    assert library.resolved(Request("an x, <lora:y:1>", "x")) == Request(
+        library.lora_file("w")
+    assert library.resolve(Request("an x, <lora:y:1>", "x")) == Request(
         "an x,", "x", loras=(Lora("y"),), embeddings=(Embedding("x"),)
     )
     recorded = Request("an x", embeddings=(Embedding("x", "ab"), Embedding("gone", "cd")))
-    assert library.resolved(recorded).embeddings == (Embedding("x", "ab"),)
+    assert library.resolve(recorded).embeddings == (Embedding("x", "ab"),)
     with pytest.raises(ModelNotFound, match='no embedding "gone"'):
-        library.resolved(replace(recorded, negative="gone"))
-    with pytest.raises(ModelNotFound, match="give it with --vae"):
-        library.resolved(Request("", vae=VAERef("v")))
+        library.resolve(replace(recorded, negative="gone"))
+    with pytest.raises(ModelNotFound, match="give its file with --vae, or --vae none"):
+        library.resolve(Request("", vae=VAERef("v")))
 
 
 def test_a_file_may_be_followed_by_its_weights(folder: Path) -> None:

@@ -38,7 +38,7 @@ def test_whole_numbers_have_a_range_and_flags_begin_with_the_long_one() -> None:
 def test_flags_of_fields_that_lines_may_change_are_read_in_prompt_files() -> None:
     for row in FIELDS.values():
         for flag in row.flags:
-            assert (OPTIONS.get(flag) == row.name) == (row.plain and not row.same_for_all)
+            assert (OPTIONS.get(flag) == row.name) == (row.scalar and not row.same_for_all)
 
 
 def test_records_of_the_first_fields_hold_them_all_and_later_ones_only_if_set() -> None:

@@ -6,7 +6,7 @@ from txt2img.errors import BadRequest
 from txt2img.request import Compat, Request
 from txt2img.request.compat import RULES
 from txt2img.request.lint import prompt_warnings
-from txt2img.request.prompt_syntax import composed, edits
+from txt2img.request.prompt_syntax import edits, split_and
 
 
 def of(
@@ -41,23 +41,23 @@ def test_what_is_read_as_it_is_meant_has_no_line(prompt: str) -> None:
         ("a, break, b", "prompt, character 4: break is a word; BREAK begins a new chunk"),
         (
             "[fog:1.2]",
-            "prompt: a change at 1.2 of 10 steps never comes; for a weight write (word:1.2)",
+            "prompt: an edit at 1.2 of 10 steps never happens; for a weight write (word:1.2)",
         ),
-        ("[a:b:12]", "prompt: a change at 12 of 10 steps never comes"),
-        ("[a:b:0]", "prompt: a change at 0 of 10 steps comes before the first"),
+        ("[a:b:12]", "prompt: an edit at 12 of 10 steps never happens"),
+        ("[a:b:0]", "prompt: an edit at 0 of 10 steps happens before the first"),
         ("x <hypernet:n:1>", 'prompt: "<hypernet:n:1>" does nothing here and is read as text'),
         ("x <lora:n", 'prompt: "<lora:n" does nothing without its > and is read as text'),
         (
             "a {red|blue} cat",
-            'prompt: "{red|blue}" is read as text; --wildcards FOLDER makes choices of it',
+            'prompt: "{red|blue}" is read as text; --wildcards FOLDER fills it in',
         ),
         (
             "a __colour__ cat",
-            'prompt: "__colour__" is read as text; --wildcards FOLDER makes choices of it',
+            'prompt: "__colour__" is read as text; --wildcards FOLDER fills it in',
         ),
     ],
 )
-def test_each_trap_of_our_own_grammar_has_its_line(prompt: str, line: str) -> None:
+def test_each_pitfall_of_our_own_grammar_has_its_line(prompt: str, line: str) -> None:
     assert of(prompt) == [line]
 
 
@@ -89,11 +89,11 @@ def test_an_empty_prompt_is_told() -> None:
         (Compat.COMFYUI, "a AND b", "AND is read as a word by comfyui's"),
         (Compat.SDCPP, "[a:b:0.5]", '"[a:b:0.5]" is read as text by sdcpp\'s'),
         (Compat.A1111, "meet at 10:30", "is a weight of 30 for all of it, as in A1111"),
-        (Compat.A1111, "colour #ff00aa", "A1111 leaves out #"),
+        (Compat.A1111, "colour #ff00aa", "A1111 drops #"),
         (Compat.A1111, "(a BREAK b:1.2)", "BREAK within brackets"),
     ],
 )
-def test_each_program_has_traps_of_its_own(compat: Compat, prompt: str, part: str) -> None:
+def test_each_program_has_pitfalls_of_its_own(compat: Compat, prompt: str, part: str) -> None:
     [line] = of(prompt, compat)
     assert part in line
     assert part not in " ".join(of(prompt))
@@ -133,12 +133,12 @@ def test_edits_are_found_within_each_other() -> None:
     ],
 )
 def test_and_parts_a_prompt(text: str, parts: list[tuple[float, str]]) -> None:
-    assert composed(text) == parts
+    assert split_and(text) == parts
 
 
 def test_a1111_takes_a_number_at_the_end_for_a_weight_without_and() -> None:
-    assert composed("meet at 10:30", always=True) == [(30.0, "meet at 10")]
-    assert composed("a cat", always=True) == [(1.0, "a cat")]
+    assert split_and("meet at 10:30", trailing_weight=True) == [(30.0, "meet at 10")]
+    assert split_and("a cat", trailing_weight=True) == [(1.0, "a cat")]
 
 
 def test_a_number_to_be_avoided_may_be_meant_as_a_count() -> None:

@@ -279,7 +279,7 @@ def test_a_file_called_csv_needs_a_header(folder: Path) -> None:
     for header, message in (
         ("prompt,style", 'no column "style"; known: prompt, negative'),
         ("seed,steps", "no column is called prompt"),
-        ("prompt,cfg,cfg_scale", "two columns say the same"),
+        ("prompt,cfg,cfg_scale", "two columns are the same"),
     ):
         Path("p.csv").write_text(f"{header}\nx,1\n")
         with pytest.raises(BadRequest, match=f"line 1: {message}"):

@@ -3,7 +3,7 @@
 import pytest
 
 from txt2img.errors import BadRequest
-from txt2img.request.prompt_syntax import Span, composed, schedule, spans
+from txt2img.request.prompt_syntax import Span, schedule, spans, split_and
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_weights_are_as_a1111_documents_them(text: str, wanted: list[tuple[str, 
 
 
 def test_break_begins_a_new_chunk_whatever_its_weight() -> None:
-    assert spans("a BREAK b") == (Span("a"), Span("b", fresh=True))
-    assert spans("(a BREAK b:2)") == (Span("a", 2.0), Span("b", 2.0, fresh=True))
+    assert spans("a BREAK b") == (Span("a"), Span("b", starts_chunk=True))
+    assert spans("(a BREAK b:2)") == (Span("a", 2.0), Span("b", 2.0, starts_chunk=True))
     assert spans("BREAKFAST") == (Span("BREAKFAST"),)
 
 
@@ -101,5 +101,5 @@ def test_brackets_count_fifty_deep() -> None:
 def test_long_runs_of_one_sign_are_read_in_little_time() -> None:
     blank = " " * 60_000
     assert spans(f"a{blank}(b)") == (Span(f"a{blank}"), Span("b", 1.1))
-    assert spans(f"a{blank}BREAK{blank}b") == (Span("a"), Span("b", fresh=True))
-    assert composed(f"a{blank}: 2 b AND c{blank}:2") == [(1.0, f"a{blank}: 2 b "), (2.0, " c")]
+    assert spans(f"a{blank}BREAK{blank}b") == (Span("a"), Span("b", starts_chunk=True))
+    assert split_and(f"a{blank}: 2 b AND c{blank}:2") == [(1.0, f"a{blank}: 2 b "), (2.0, " c")]

@@ -79,10 +79,10 @@ def test_all_pairs_are_drawn_row_by_row() -> None:
 
 
 def test_zipped_values_go_together() -> None:
-    sweep = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"], together=True)
+    sweep = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"], in_step=True)
     assert pairs(sweep) == [(1.0, "euler"), (2.0, "heun")]
     with pytest.raises(BadRequest, match=r"equally many values; got cfg 3, sampler 2"):
-        Sweep([REQUEST], ["cfg=1,2,3", "sampler=euler,heun"], together=True)
+        Sweep([REQUEST], ["cfg=1,2,3", "sampler=euler,heun"], in_step=True)
 
 
 def test_a_sweep_has_bounds() -> None:

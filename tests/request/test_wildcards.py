@@ -23,7 +23,7 @@ def lists(folder: Path) -> Wildcards:
 
 def prompts(lists: Wildcards, template: str, seeds: int = 60) -> set[str]:
     """All that a template becomes under several seeds."""
-    return {lists.resolved(Request(template, seed=seed)).prompt for seed in range(seeds)}
+    return {lists.resolve(Request(template, seed=seed)).prompt for seed in range(seeds)}
 
 
 def test_all_choices_are_made_and_no_other(lists: Wildcards) -> None:
@@ -36,25 +36,25 @@ def test_all_choices_are_made_and_no_other(lists: Wildcards) -> None:
 
 def test_the_same_seed_makes_the_same_choices(lists: Wildcards) -> None:
     request = Request("{a|b|c|d} __colour__", "{e|f}", seed=7)
-    assert lists.resolved(request) == Wildcards(Path("w")).resolved(request)
+    assert lists.resolve(request) == Wildcards(Path("w")).resolve(request)
     # These are kept forever: pictures are repeated by their seeds.
     draws = [sha256(f"prompt 42 {i}".encode()).digest()[:8] for i in range(8)]
     digits = "".join(str(int.from_bytes(draw, "big") % 10) for draw in draws)
-    assert lists.resolved(Request("{0|1|2|3|4|5|6|7|8|9}" * 8, seed=42)).prompt == digits
+    assert lists.resolve(Request("{0|1|2|3|4|5|6|7|8|9}" * 8, seed=42)).prompt == digits
 
 
 def test_choices_are_even(lists: Wildcards) -> None:
-    many = "".join(lists.resolved(Request("{a|b|c}", seed=i)).prompt for i in range(900))
+    many = "".join(lists.resolve(Request("{a|b|c}", seed=i)).prompt for i in range(900))
     assert all(240 < many.count(letter) < 360 for letter in "abc")  # 300, give or take 4 sigma
 
 
 def test_template_and_prompt_are_both_kept(lists: Wildcards) -> None:
-    found = lists.resolved(Request("a __colour__ cup", "{b|c}", seed=1))
+    found = lists.resolve(Request("a __colour__ cup", "{b|c}", seed=1))
     assert found.template == "a __colour__ cup" and found.negative_template == "{b|c}"
     assert "__" not in found.prompt and found.negative in ("b", "c")
-    again = lists.resolved(replace(found, seed=1))
+    again = lists.resolve(replace(found, seed=1))
     assert again == found
-    assert {lists.resolved(replace(found, seed=i)).prompt for i in range(60)} == prompts(
+    assert {lists.resolve(replace(found, seed=i)).prompt for i in range(60)} == prompts(
         lists, "a __colour__ cup"
     )
 
@@ -63,12 +63,12 @@ def test_template_and_prompt_are_both_kept(lists: Wildcards) -> None:
     "text", ["a cup", "(a:1.2) [b|c]", "snake_case __ x", "{a}", "{a} [b|c] {}", "_a_ _ b"]
 )
 def test_other_prompts_are_left_alone(lists: Wildcards, text: str) -> None:
-    found = lists.resolved(Request(text, seed=1))
+    found = lists.resolve(Request(text, seed=1))
     assert (found.prompt, found.template) == (text, "")
 
 
 def test_a_backslash_keeps_a_sign(lists: Wildcards) -> None:
-    assert lists.resolved(Request(r"\{a\|b\} \__x\__ \(c\)", seed=1)).prompt == r"{a|b} __x__ \(c\)"
+    assert lists.resolve(Request(r"\{a\|b\} \__x\__ \(c\)", seed=1)).prompt == r"{a|b} __x__ \(c\)"
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_what_cannot_be_resolved_is_told(lists: Wildcards, text: str, message: s
     Path("w/loop.txt").write_text("__loop__")
     Path("w/many.txt").write_text("{a|b}" * 100)
     with pytest.raises(BadRequest, match=message.replace("{", r"\{")):
-        lists.resolved(Request(text, seed=1))
+        lists.resolve(Request(text, seed=1))
 
 
 @pytest.mark.parametrize(
     "name", ["../outside", "/etc/passwd", "more/../../outside", "more/..", "~/x", "a\\b"]
 )
 def test_no_prompt_names_a_file_outside(lists: Wildcards, name: str) -> None:
-    assert lists.resolved(Request(f"__{name}__", seed=1)).prompt == f"__{name}__"
+    assert lists.resolve(Request(f"__{name}__", seed=1)).prompt == f"__{name}__"
 
 
 def test_lists_that_are_no_text_are_refused(lists: Wildcards) -> None:
     Path("w/bad.txt").write_bytes(b"\xff")
     with pytest.raises(BadFile, match="not UTF-8"):
-        lists.resolved(Request("__bad__", seed=1))
+        lists.resolve(Request("__bad__", seed=1))
     with pytest.raises(BadRequest, match="no folder"):
         Wildcards(Path("nowhere"))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -16,25 +17,41 @@ class Hub:
     """What it serves, and what goes wrong."""
 
     files: dict[str, bytes]
+    commit: str = COMMIT
     url: str = ""
     gated: bool = False
     cut: str = ""  # a file whose transfer stops half-way, once
     gone: str = ""  # a file that is listed and yet not there
     lie: str = ""  # a file whose bytes are others than its checksum says
-    ranges: list[str] = field(default_factory=list)  # that were asked for
+    flood: str = ""  # a file that is sent without an end, in pieces
+    stall: str = ""  # a file of which half is sent, and then one byte now and then
+    etags: dict[str, str] = field(default_factory=dict)  # other ones than the files' hashes
+    listed: dict[str, str] = field(default_factory=dict)  # other hashes in the list of files
     fetched: list[str] = field(default_factory=list)
+    sent: int = 0  # bytes of files
+    stalled: Event = field(default_factory=Event)
+    closed: Event = field(default_factory=Event)
 
-    def listing(self) -> dict[str, object]:
+    def info(self) -> dict[str, object]:
         """What the API says of the repository."""
+        rows = [
+            {"rfilename": row["path"], "size": row["size"], "blobId": row["oid"]}
+            | ({"lfs": {**row["lfs"], "sha256": row["lfs"]["oid"]}} if "lfs" in row else {})
+            for row in self.tree({})
+        ]
+        return {"id": "a/m", "sha": self.commit, "siblings": rows, "tags": ["license:mit"]}
+
+    def tree(self, hashes: dict[str, str]) -> list[dict[str, object]]:  # type: ignore[type-arg]
+        """The list of files, some with other hashes than their own."""
         rows = []
         for name, data in self.files.items():
             git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            row: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git}
+            row: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": git}
             if name.endswith(".safetensors"):
-                sha = hashlib.sha256(data).hexdigest()
-                row["lfs"] = {"sha256": sha, "size": len(data), "pointerSize": 134}
+                sha = hashes.get(name) or hashlib.sha256(data).hexdigest()
+                row["lfs"] = {"oid": sha, "size": len(data), "pointerSize": 134}
             rows.append(row)
-        return {"id": "a/m", "sha": COMMIT, "siblings": rows, "tags": ["license:mit"]}
+        return rows
 
 
 @contextmanager
@@ -42,6 +59,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
     """The server, for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
@@ -54,20 +73,23 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def refuse(self, code: int, name: str) -> None:
             self.send_response(code)
             self.send_header("X-Error-Code", name)
+            self.send_header("Connection", "close")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
         def answer(self, body: bool) -> None:
-            path = self.path.split("?")[0]
+            path = unquote(self.path.split("?")[0])
             if hub.gated and "token" not in self.headers.get("Authorization", ""):
                 self.refuse(403, "GatedRepo")
             elif path.startswith("/api/models/a/m"):
                 if path.endswith("/nope"):
                     self.refuse(404, "RevisionNotFound")
+                elif "/tree/" in path:
+                    self.send(json.dumps(hub.tree(hub.listed)).encode(), "tree", body)
                 else:
-                    self.send(json.dumps(hub.listing()).encode(), "listing", body)
-            elif path.startswith(f"/a/m/resolve/{COMMIT}/"):
-                name = path.split(f"{COMMIT}/")[1]
+                    self.send(json.dumps(hub.info()).encode(), "info", body)
+            elif path.startswith(f"/a/m/resolve/{hub.commit}/"):
+                name = path.split(f"{hub.commit}/")[1]
                 if name not in hub.files or name == hub.gone:
                     self.refuse(404, "EntryNotFound")
                 else:
@@ -81,32 +103,52 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 data = bytes(len(data))
             asked = self.headers.get("Range")
             if asked and body:
-                hub.ranges.append(asked)
                 start = int(asked.split("=")[1].split("-")[0])
+            endless = body and name == hub.flood
             self.send_response(206 if start else 200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{etag}"')
-            self.send_header("X-Linked-Etag", f'"{etag}"')
-            self.send_header("X-Linked-Size", str(whole))
-            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("X-Repo-Commit", hub.commit)
+            self.send_header("Connection", "close")
+            self.send_header("ETag", f'"{hub.etags.get(name, etag)}"')
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
-            self.send_header("Content-Length", str(whole - start))
+            if endless:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(whole - start))
             self.end_headers()
             if body:
                 hub.fetched.append(name)
-                end = start + (whole - start) // 2 if name == hub.cut else whole
-                hub.cut = "" if name == hub.cut else hub.cut
-                self.wfile.write(data[start:end])
-                self.close_connection = True
+                self.flood() if endless else self.write(data, start, name)
+
+        def write(self, data: bytes, start: int, name: str) -> None:
+            half = name == hub.cut or name == hub.stall
+            end = start + (len(data) - start) // 2 if half else len(data)
+            hub.cut = "" if name == hub.cut else hub.cut
+            self.wfile.write(data[start:end])
+            hub.sent += end - start
+            while name == hub.stall and end < len(data) and not hub.closed.wait(0.01):
+                self.wfile.write(data[end : end + 1])
+                end += 1
+                hub.stalled.set()
+
+        def flood(self) -> None:
+            block = bytes(2**20)
+            try:
+                while not hub.closed.is_set():
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+                    hub.sent += len(block)
+            except OSError:
+                return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -20,7 +20,7 @@ def load_model(name: str, precision: DeviceOptions, library: AdapterPaths) -> "M
 
     device = precision.choose_device()
     with oom_as_error("the model"):
-        model = MODEL_CACHE.load(name, device, library.vae, library.parts)
+        model = MODEL_CACHE.load(name, device, library.vae, library.overrides)
     model.memory, model.adapters.library = precision.memory(model.memory), library
     if library.refiner is not None:
         with oom_as_error("the refiner"):

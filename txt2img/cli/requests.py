@@ -46,8 +46,8 @@ class Batch:
             for i in range(request.count):
                 one = request.nth(i)
                 try:
-                    chosen = one if self.wildcards is None else self.wildcards.resolved(one)
-                    yield self.library.resolved(chosen)
+                    chosen = one if self.wildcards is None else self.wildcards.resolve(one)
+                    yield self.library.resolve(chosen)
                 except BadRequest as error:
                     if not self.skip_errors:
                         raise

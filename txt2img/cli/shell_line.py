@@ -13,7 +13,7 @@ def command_line(request: Request) -> str:
     words = []
     for name, field in FIELDS.items():
         value = getattr(request, name)
-        if not field.plain or value == field.default:
+        if not field.scalar or value == field.default:
             continue
         flag, text = field.flags[0], str(value)
         # A text that begins with a hyphen is a value only after a long flag's "=".

@@ -118,7 +118,7 @@ class Tokenizer:
         room = self.length - 2
         comma = self.vocab.get(",</w>")
         for span in spans(prompt, reading.grammar):
-            if span.fresh:
+            if span.starts_chunk:
                 parts.append([])
             ids = [] if self.words else self.tokens(span.text)
             if ids and len(parts[-1]) + len(ids) <= room:  # as most: nothing has to move

@@ -90,7 +90,7 @@ def and_parts(request: Request) -> list[tuple[float, str]]:
     found = rules(request)
     if not found.prompt_editing:
         return [(1.0, request.prompt)]
-    return prompt_syntax.composed(request.prompt, found.trailing_weight)
+    return prompt_syntax.split_and(request.prompt, found.trailing_weight)
 
 
 def prompt_weights(request: Request) -> list[float]:

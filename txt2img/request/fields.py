@@ -27,7 +27,7 @@ STEPS = range(1, 10_001)
 SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
-RNG_SAYS = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
+RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -38,18 +38,18 @@ LAST_IN_EVERY_RECORD = "negative_template"
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of a field beside its type and default."""
+    """One field's row: all but its type and default, which the declaration gives."""
 
     flags: tuple[str, ...] = ()  # the option's, the long one first
     aliases: tuple[str, ...] = ()  # other programs' flags; a single letter in prompt files alone
     a1111: str = ""  # the key in A1111's text whose value is the field's
     allowed: range | None = None  # of a whole number
-    most: float = FLOAT_MAX  # of a number from 0 up
-    pattern: str = ""  # of a text, and how a message describes it
-    pattern_says: str = ""
-    from_json: Callable[[object], object] | None = None  # a JSON object, or None, to the value
+    maximum: float = FLOAT_MAX  # of a number from 0 up
+    pattern: str = ""  # of a text
+    pattern_help: str = ""  # the pattern in a message's words
+    from_json: Callable[[object], object] | None = None  # other than by its type
     same_for_all: bool = False  # no line of a prompt file may change it
-    option: str = ""  # the parameter of the command; the field's name if not given
+    option: str = ""  # the command's parameter; default: the field's name
     # Filled in from the declaration:
     name: str = ""
     kind: type = str
@@ -58,14 +58,14 @@ class Field:
     omitted: bool = False  # from records, at its default
 
     @property
-    def plain(self) -> bool:
-        """Whether one text on a command line or in a prompt file is the value."""
+    def scalar(self) -> bool:
+        """Whether an option's text is the value itself (a LoRA's is a file's name)."""
         return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
 
 
 @dataclass(frozen=True)
 class RequestFields:
-    """The fields; None means that the model decides."""
+    """Fields of a request; None means that the model decides."""
 
     prompt: Annotated[str, Field(aliases=("--prompt",))]
     negative: Annotated[str, Field(("--negative", "-n"), ("--negative-prompt", "--neg", "--n"))] = (
@@ -90,9 +90,9 @@ class RequestFields:
         Field(("--cfg",), ("--cfg-scale", "--guidance-scale", "--l"), a1111="CFG scale"),
     ] = None
     cfg_rescale: Annotated[
-        float, Field(("--cfg-rescale",), ("--guidance-rescale",), a1111="CFG rescale", most=1.0)
+        float, Field(("--cfg-rescale",), ("--guidance-rescale",), a1111="CFG rescale", maximum=1.0)
     ] = 0.0
-    eta: Annotated[float | None, Field(("--eta",), ("--ddim-eta",), most=1.0)] = None
+    eta: Annotated[float | None, Field(("--eta",), ("--ddim-eta",), maximum=1.0)] = None
     sampler: Annotated[
         Sampler | None,
         Field(("--sampler",), ("--sampler-name", "--sampling-method", "--ss"), a1111="Sampler"),
@@ -136,11 +136,11 @@ class RequestFields:
         int | None, Field(("--subseed",), a1111="Variation seed", allowed=range(SEEDS))
     ] = None
     subseed_strength: Annotated[
-        float, Field(("--subseed-strength",), a1111="Variation seed strength", most=1.0)
+        float, Field(("--subseed-strength",), a1111="Variation seed strength", maximum=1.0)
     ] = 0.0
     # The model that draws the last steps, and the fraction of the steps before it takes over.
     refiner: Annotated[Refiner | None, Field(("--refiner",))] = None
-    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", most=1.0)] = SWITCH
+    refiner_switch: Annotated[float, Field(a1111="Refiner switch at", maximum=1.0)] = SWITCH
     # Where between noise (0) and picture (1) guidance is on; None: everywhere.
     cfg_interval: Annotated[
         Interval | None,
@@ -152,7 +152,7 @@ class RequestFields:
     ] = None
     # Random generator: cpu, nv, or nv:N, a card of N threads; after a comma, that of the steps.
     rng: Annotated[
-        str | None, Field(("--rng",), pattern=rf"{RNG}(,{RNG})?", pattern_says=RNG_SAYS)
+        str | None, Field(("--rng",), pattern=rf"{RNG}(,{RNG})?", pattern_help=RNG_HELP)
     ] = None
     # DeepCache: the network's deep layers are computed in every N-th step.
     reuse: Annotated[
@@ -168,12 +168,14 @@ class RequestFields:
     # Fraction of the tokens of the largest maps merged with similar ones (ToMe).
     token_merging: Annotated[
         float,
-        Field(("--token-merging",), ("--token-merging-ratio",), a1111="Token merging", most=0.75),
+        Field(
+            ("--token-merging",), ("--token-merging-ratio",), a1111="Token merging", maximum=0.75
+        ),
     ] = 0.0
 
 
 def _rows() -> Iterator[Field]:
-    """The rows, completed with what the declarations say."""
+    """The rows, completed from the declarations."""
     later = False
     for name, hint in get_type_hints(RequestFields, include_extras=True).items():
         annotation, row = get_args(hint)

@@ -1,6 +1,6 @@
-"""What of a prompt may be meant otherwise than it is read: a line for each thing, no error.
+"""Warnings about prompts that may not mean what was intended; no errors.
 
-The grammars are those of compat.py's rules; A1111's traps are from its prompt_parser.py.
+The grammars are those of compat.py's rules; A1111's pitfalls are from its prompt_parser.py.
 """
 
 import re
@@ -13,14 +13,14 @@ from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
 from txt2img.system.text import shown
 
-USUAL = (0.25, 2.0)  # weights that are often meant
-TEXTS_MAX = 8  # of a prompt that changes, as many are looked at
-PIECE_MAX = 40  # characters of a prompt in a line
-A1111 = (Compat.A1111, Compat.A1111_GPU, Compat.FORGE, Compat.NOVELAI)
+USUAL_WEIGHTS = (0.25, 2.0)
+TEXTS_MAX = 8  # of an edited prompt that are checked
+PIECE_MAX = 40  # characters of a prompt in a warning
+A1111_LIKE = (Compat.A1111, Compat.A1111_GPU, Compat.FORGE, Compat.NOVELAI)
 
 _SIGNS = re.compile(r"[()\[\]<>{}#:+]|__|break|BREAK|Break|AND")
-# No sign is tried again and again: a prompt may be long, and anyone's.
-_SMALL_BREAK = re.compile(r"(?:^|[,\n])[^\S\n]*+(break|Break)[^\S\n]*+(?=[,\n]|$)")
+# Possessive quantifiers: a hostile prompt must not cause backtracking.
+_LOWERCASE_BREAK = re.compile(r"(?:^|[,\n])[^\S\n]*+(break|Break)[^\S\n]*+(?=[,\n]|$)")
 _BREAK_INSIDE = re.compile(r"\((?>[^()]*?\bBREAK\b)[^()]*+\)")
 _A1111_SYNTAX = re.compile(
     r"\([^()]*:\s*[+-]?[.\d]+\s*\)|(?<!\()\({2,}+[^()]++\){2,}"
@@ -36,13 +36,13 @@ _SUFFIX = re.compile(r":\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 
 
 def prompt_warnings(request: Request) -> list[str]:
-    """A line for each thing in a filled request's prompts. BadRequest for what cannot be read."""
+    """The warnings about a filled request's prompts. BadRequest for a syntax error."""
     lines = []
     if not request.prompt.strip():
         lines.append("prompt: it is empty; what is drawn is left to the model and the seed")
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
         if _SIGNS.search(text):
-            lines += [f"{name}{line}" for line in _found(text, request, name == "prompt")]
+            lines += [f"{name}{line}" for line in _syntax(text, request, name == "prompt")]
     if request.negative.isdecimal():
         number = request.negative
         lines.append(f"negative prompt: it is a number; --count {number} draws so many pictures")
@@ -51,29 +51,30 @@ def prompt_warnings(request: Request) -> list[str]:
     return lines
 
 
-def _found(text: str, request: Request, wanted: bool) -> Iterator[str]:
-    found = rules(request)
-    grammar = found.prompt.grammar
+def _syntax(text: str, request: Request, is_positive: bool) -> Iterator[str]:
+    """The warnings about one prompt's syntax."""
+    program = rules(request)
+    grammar = program.prompt.grammar
     if grammar == "a1111":
         yield from _unbalanced(text, "()", "all after it counts 1.1 times")
         yield from _unbalanced(text, "[]", "all after it counts 1/1.1 times")
-        yield from _small_break(text)
+        yield from _lowercase_break(text)
     elif grammar == "comfyui":
         yield from _unbalanced(text, "()", "it is read as text")
-    yield from _other_syntax(text, request, found, wanted)
-    if found.prompt_editing and wanted and request.compat in A1111:
-        yield from _a1111(text)
-    if found.prompt_editing:
+    yield from _other_syntax(text, request, program, is_positive)
+    if program.prompt_editing and is_positive and request.compat in A1111_LIKE:
+        yield from _a1111_pitfalls(text)
+    if program.prompt_editing:
         for edit in edits(text):
             yield from _unreachable_edits(edit, request.steps or 1)
-    yield from _weights(text, request, found)
-    yield from _tags(text, wanted)
+    yield from _weights(text, request, program)
+    yield from _tags(text, is_positive)
     if wild := _WILD.search(text):
-        yield f": {_piece(wild[0])} is read as text; --wildcards FOLDER makes choices of it"
+        yield f": {_piece(wild[0])} is read as text; --wildcards FOLDER fills it in"
 
 
 def _unbalanced(text: str, signs: str, effect: str) -> Iterator[str]:
-    """Brackets of one sort without a partner."""
+    """Unbalanced brackets."""
     opened: list[int] = []
     for mark in re.finditer(rf"\\.|[{re.escape(signs)}]", text, re.DOTALL):
         if mark[0] == signs[0]:
@@ -86,64 +87,65 @@ def _unbalanced(text: str, signs: str, effect: str) -> Iterator[str]:
         yield f", character {place + 1}: {signs[0]} is never closed; {effect}"
 
 
-def _small_break(text: str) -> Iterator[str]:
-    for mark in _SMALL_BREAK.finditer(text):
+def _lowercase_break(text: str) -> Iterator[str]:
+    for mark in _LOWERCASE_BREAK.finditer(text):
         yield f", character {mark.start(1) + 1}: {mark[1]} is a word; BREAK begins a new chunk"
 
 
-def _other_syntax(text: str, request: Request, found: Rules, wanted: bool) -> Iterator[str]:
-    """What another grammar means something by and this one reads as text."""
-    grammar, whose = found.prompt.grammar, f"by {request.compat}'s rules"
+def _other_syntax(text: str, request: Request, program: Rules, is_positive: bool) -> Iterator[str]:
+    """Syntax of other grammars that is plain text in this one."""
+    grammar, whose = program.prompt.grammar, f"by {request.compat}'s rules"
     syntax = {"text": _A1111_SYNTAX, "comfyui": _SQUARE, "a1111": _EDIT}[grammar]
-    if not found.prompt_editing and (mark := syntax.search(text)):
+    if not program.prompt_editing and (mark := syntax.search(text)):
         yield f": {_piece(mark[0])} is read as text {whose}"
     if grammar != "a1111" and re.search(r"\bBREAK\b", text):
         yield f": BREAK is read as a word {whose}"
-    if _AND.search(text) and not (found.prompt_editing and wanted):
-        yield f": AND is read as a word{'' if found.prompt_editing else f' {whose}'}"
+    if _AND.search(text) and not (program.prompt_editing and is_positive):
+        yield f": AND is read as a word{'' if program.prompt_editing else f' {whose}'}"
     if request.compat is Compat.INVOKEAI and (mark := _COMPEL.search(text)):
-        yield f": {_piece(mark[0])} is compel's weight, which is not had and read as text"
+        yield f": {_piece(mark[0])} is compel's weight, which is not supported and read as text"
 
 
-def _a1111(text: str) -> Iterator[str]:
-    """What A1111 does that is not meant as often as it is done."""
+def _a1111_pitfalls(text: str) -> Iterator[str]:
+    """Syntax that surprises in A1111, or differs from it here."""
     if _BREAK_INSIDE.search(text):
         yield ": BREAK within brackets, which A1111 reads as a word, begins a new chunk here"
     if "#" in text:
-        yield ": A1111 leaves out # and the rest of its line, which is drawn here"
+        yield ": A1111 drops # and the rest of its line, which is drawn here"
     if (mark := _SUFFIX.search(text)) and not _AND.search(text):
         yield f": {_piece(mark[0])} at its end is a weight of {mark[1]} for all of it, as in A1111"
 
 
 def _unreachable_edits(edit: Edit, steps: int) -> Iterator[str]:
-    """Changes that come too early or too late to be seen."""
-    if edit.last(steps) >= steps:
+    """Edits before the first step or after the last."""
+    if edit.last_before(steps) >= steps:
         advice = (
             "; for a weight write (word:1.2)" if not any(edit.before) and "." in edit.when else ""
         )
-        yield f": a change at {edit.when} of {steps} steps never comes{advice}"
-    elif edit.last(steps) < 1 and any(edit.before):
-        yield f": a change at {edit.when} of {steps} steps comes before the first"
+        yield f": an edit at {edit.when} of {steps} steps never happens{advice}"
+    elif edit.last_before(steps) < 1 and any(edit.before):
+        yield f": an edit at {edit.when} of {steps} steps happens before the first"
 
 
-def _weights(text: str, request: Request, found: Rules) -> Iterator[str]:
+def _weights(text: str, request: Request, program: Rules) -> Iterator[str]:
     """Weights far from 1."""
     texts = [text]
-    if found.prompt_editing:
+    if program.prompt_editing:
         texts = [words for _, words in schedule(text, request.steps or 1)]
-    told: set[tuple[str, float]] = set()
-    for words in islice(dict.fromkeys(texts), TEXTS_MAX):
-        for span in spans(words, found.prompt.grammar):
-            said = span.text.strip(" ,"), span.weight
-            if not USUAL[0] <= span.weight <= USUAL[1] and said not in told:
-                told.add(said)
-                yield f": {_piece(said[0])} counts {span.weight:.3g} times; 0.5 … 1.5 is usual"
+    unusual = {
+        (span.text.strip(" ,"), span.weight): None  # a dict keeps the order
+        for words in islice(dict.fromkeys(texts), TEXTS_MAX)
+        for span in spans(words, program.prompt.grammar)
+        if not USUAL_WEIGHTS[0] <= span.weight <= USUAL_WEIGHTS[1]
+    }
+    for words, weight in unusual:
+        yield f": {_piece(words)} counts {weight:.3g} times; 0.5 … 1.5 is usual"
 
 
-def _tags(text: str, wanted: bool) -> Iterator[str]:
-    """Tags of networks that nothing is done for: those that can be are gone from the prompt."""
+def _tags(text: str, is_positive: bool) -> Iterator[str]:
+    """Tags of networks without effect; those that have one were taken out of the prompt before."""
     for mark in _TAG.finditer(text):
-        why = "in it" if not wanted else "without its >" if mark[0][-1] != ">" else "here"
+        why = "in it" if not is_positive else "without its >" if mark[0][-1] != ">" else "here"
         yield f": {_piece(mark[0])} does nothing {why} and is read as text"
 
 

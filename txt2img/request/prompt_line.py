@@ -1,4 +1,4 @@
-"""One line of a prompt file → a Request: options of several programs, JSON objects, rows of CSV."""
+"""One line of a prompt file → a Request: options of several programs, a JSON object, a CSV row."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from txt2img.system.text import nearest_or_all, shown
 OURS = {
     flag: name
     for name, field in FIELDS.items()
-    if field.plain and not field.same_for_all
+    if field.scalar and not field.same_for_all
     for flag in field.flags
 }
 THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}
 OPTIONS = OURS | THEIRS | {"--batch-size": "times"}
 LONG = [option for option in OURS if option.startswith("--")]
-# What A1111 writes for a thing that is not asked for.
+# What A1111 writes for features that are off.
 OFF = {"--restore-faces": "false", "--tiling": "false"}
 TEXTS = ("prompt", "negative")
 Values = dict[str, object]
@@ -72,7 +72,7 @@ def from_json(line: str, base: Request) -> Request:
 
 
 def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Request:
-    """The request of a row of CSV under `columns`; what a cell leaves blank is `base`'s."""
+    """The request of a CSV row under `columns`; blank cells are `base`'s."""
     if len(cells) > len(columns):
         raise BadRequest(
             f"{len(cells)} cells under {len(columns)} columns; put quotes around text with commas"
@@ -86,24 +86,24 @@ def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Req
 
 
 def columns(names: Sequence[str]) -> list[str]:
-    """The fields that a header of CSV names, in any program's words. BadRequest."""
-    found = []
+    """The fields of a CSV header, in any program's spelling. BadRequest."""
+    fields = []
     for name in names:
         option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower())
         if option not in OPTIONS:
             known = ", ".join(["prompt", *(option[2:] for option in LONG)])
             raise BadRequest(f"no column {shown(name.strip())}; known: {known}")
-        found.append(OPTIONS[option])
-    if "prompt" not in found:
+        fields.append(OPTIONS[option])
+    if "prompt" not in fields:
         raise BadRequest("no column is called prompt")
-    if len(set(found)) < len(found):
-        raise BadRequest("two columns say the same thing")
-    return found
+    if len(set(fields)) < len(fields):
+        raise BadRequest("two columns are the same field")
+    return fields
 
 
 def _request(values: Values, base: Request) -> Request:
-    """The request of values that several programs' words may have given. BadRequest."""
-    if values.get("seed") == -1:  # elsewhere: a random one
+    """The request of values as other programs may have given them. BadRequest."""
+    if values.get("seed") == -1:  # other programs' random seed
         del values["seed"]
     times = values.pop("times", 1)
     count = values.get("count", 1)
@@ -119,7 +119,7 @@ def _request(values: Values, base: Request) -> Request:
 
 
 def _value(line: str, start: int) -> tuple[str, int]:
-    """An option's value, and where the next option begins: quotes hide options inside them."""
+    """An option's value, and where the next option begins, outside the value's quotes."""
     start += len(line[start:]) - len(line[start:].lstrip())
     quoted = _QUOTED.match(line, start)
     after = _OPTION.search(line, quoted.end() if quoted else start)
@@ -128,7 +128,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 
 
 def _unquoted(text: str) -> str:
-    """Text without the quotes around all of it; an apostrophe inside is just one."""
+    """Text without quotes around all of it; apostrophes inside stay."""
     match = _QUOTED.fullmatch(text)
     if not match:
         return text
@@ -136,7 +136,7 @@ def _unquoted(text: str) -> str:
 
 
 def as_number(text: str) -> str | int | float:
-    """The number that `text` is, or the text itself for the request to judge."""
+    """The number in `text`, or the text itself, which the request's checks then refuse."""
     for kind in (int, float):
         try:
             return kind(text)

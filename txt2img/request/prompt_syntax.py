@@ -1,12 +1,12 @@
-"""The prompt language: "(red:1.3) [cat:dog:0.5] AND fog :0.4" → texts over the steps → spans.
+"""Prompt syntax: "(red:1.3) [cat:dog:0.5] AND fog :0.4" → texts over the steps → weighted spans.
 
-The grammar is A1111's (modules/prompt_parser.py), whose documented examples the tests hold.
-Brackets without a partner are text.
+The grammar is A1111's (modules/prompt_parser.py); the tests hold its documented examples.
+Unbalanced brackets are text.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Literal
@@ -14,9 +14,9 @@ from typing import Literal
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
-MORE = 1.1  # what a pair of brackets multiplies by
-DEPTH_MAX = 50  # brackets within brackets; what is deeper changes nothing
-# Whatever is tried is tried once: a prompt may be long, and anyone's. So (?<!\s)\s*+, not \s*.
+EMPHASIS = 1.1  # the factor of a pair of brackets
+DEPTH_MAX = 50  # brackets within brackets; deeper ones have no effect
+# (?<!\s)\s*+ instead of \s*: a hostile prompt must not cause backtracking.
 _BREAK = re.compile(r"(?<!\s)\s*+\bBREAK\b\s*+")
 _MARKS = re.compile(r"\\.|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _AND = re.compile(r"\bAND\b")
@@ -28,65 +28,65 @@ Grammar = Literal["a1111", "comfyui", "text"]
 
 @dataclass(frozen=True)
 class Span:
-    """Words that count `weight` times; `fresh` ones begin a new chunk."""
+    """Words with one weight."""
 
     text: str
     weight: float = 1.0
-    fresh: bool = False
+    starts_chunk: bool = False  # after BREAK
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Changes from one text to another after the step `when`."""
+    """Prompt editing, [before:after:when]: one text up to a step, another after it."""
 
     before: "tuple[Part, ...]"
     after: "tuple[Part, ...]"
-    when: str  # a whole number of steps, or with a point a part of them
+    when: str  # a whole number of steps, or with a point a fraction of them
 
-    def last(self, steps: int) -> int:
-        """The last step of the first text: a number with a point is a part of the steps."""
+    def last_before(self, steps: int) -> int:
+        """The last step of the text `before`."""
         value = float(self.when) * (steps if "." in self.when else 1)
         return int(min(value, steps))
 
 
 @dataclass(frozen=True)
-class Turns:
-    """Texts that take turns, one a step."""
+class Alternation:
+    """Texts that alternate, one a step: [a|b]."""
 
     texts: "tuple[tuple[Part, ...], ...]"
 
 
-Part = str | Edit | Turns
+Part = str | Edit | Alternation
 
 
 @lru_cache(maxsize=8)  # as with _schedule
 def spans(text: str, grammar: Grammar = "a1111") -> tuple[Span, ...]:
-    """A text's spans: no prompt is without one, no two neighbours could be one. BadRequest."""
+    """A text's weighted spans, at least one, with neighbours of one weight merged. BadRequest."""
     if grammar == "text" or (grammar == "comfyui" and not re.search(r"[\\()]", text)):
         return (Span(text),)
     if grammar == "comfyui":
-        return merged(list(_absolute(text)))
+        return merged(list(_comfyui_spans(text)))
     if not any(sign in text for sign in "()[]") and not ("BREAK" in text and _BREAK.search(text)):
         return (Span(text),)
-    return merged(_multiplied(text))
+    return merged(_a1111_spans(text))
 
 
-def merged(found: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans with neighbours of one weight as one; those without text are left out."""
+def merged(parts: Sequence[Span]) -> tuple[Span, ...]:
+    """Spans with neighbours of one weight joined and empty ones dropped."""
     result: list[Span] = []
-    for span in found:
-        if not span.text and not span.fresh:
+    for span in parts:
+        if not span.text and not span.starts_chunk:
             continue
-        if result and not span.fresh and result[-1].weight == span.weight:
-            result[-1] = Span(result[-1].text + span.text, span.weight, result[-1].fresh)
+        if result and not span.starts_chunk and result[-1].weight == span.weight:
+            result[-1] = replace(result[-1], text=result[-1].text + span.text)
         else:
             result.append(span)
     return tuple(result) or (Span(""),)
 
 
-def _multiplied(text: str) -> list[Span]:
-    """A1111's weights: each pair of brackets multiplies all that is in it. BadRequest."""
-    found: list[tuple[str, bool]] = []
+def _a1111_spans(text: str) -> list[Span]:
+    """A1111's weights: each pair of brackets multiplies what is in it. BadRequest."""
+    pieces: list[tuple[str, bool]] = []  # text, and whether it starts a chunk
     weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
@@ -103,24 +103,24 @@ def _multiplied(text: str) -> list[Span]:
         elif mark[1] is not None and opened["("]:
             close("(", _weight(mark[1], mark.start(1) + 1))
         elif sign == ")" and opened["("]:
-            close("(", MORE)
+            close("(", EMPHASIS)
         elif sign == "]" and opened["["]:
-            close("[", 1 / MORE)
+            close("[", 1 / EMPHASIS)
         else:
-            # A backslash goes, whatever it stands before.
-            pieces = [sign[1:]] if sign.startswith("\\") else _BREAK.split(sign)
-            found += [(piece, i > 0) for i, piece in enumerate(pieces)]
-            weights += [1.0] * len(pieces)
+            # A backslash is dropped, whatever follows it.
+            chunks = [sign[1:]] if sign.startswith("\\") else _BREAK.split(sign)
+            pieces += [(chunk, i > 0) for i, chunk in enumerate(chunks)]
+            weights += [1.0] * len(chunks)
     while opened["("]:
-        close("(", MORE)
+        close("(", EMPHASIS)
     while opened["["]:
-        close("[", 1 / MORE)
-    both = zip(found, weights, strict=True)
-    return [Span(piece, weight, fresh) for (piece, fresh), weight in both]
+        close("[", 1 / EMPHASIS)
+    weighted = zip(pieces, weights, strict=True)
+    return [Span(piece, weight, starts_chunk) for (piece, starts_chunk), weight in weighted]
 
 
 def _weight(digits: str, place: int) -> float:
-    """The weight that stands at character `place`, the first being 1. BadRequest."""
+    """The weight at character `place`, counted from 1. BadRequest."""
     try:
         return float(digits)
     except ValueError:
@@ -129,7 +129,7 @@ def _weight(digits: str, place: int) -> float:
         ) from None
 
 
-def _absolute(text: str, weight: float = 1.0, depth: int = 0) -> Iterator[Span]:
+def _comfyui_spans(text: str, weight: float = 1.0, depth: int = 0) -> Iterator[Span]:
     r"""ComfyUI's weights (comfy/sd1_clip.py, token_weights): a number replaces the outer one.
 
     Only round brackets count, and only \( and \) are escapes.
@@ -146,8 +146,8 @@ def _absolute(text: str, weight: float = 1.0, depth: int = 0) -> Iterator[Span]:
         except ValueError:
             inside = None
         if inside is None:
-            inner, inside = text[start + 1 : pairs[start]], weight * MORE
-        yield from _absolute(inner, inside, depth + 1)
+            inner, inside = text[start + 1 : pairs[start]], weight * EMPHASIS
+        yield from _comfyui_spans(inner, inside, depth + 1)
         end = pairs[start] + 1
     yield Span(_unescaped(text[end:]), weight)
 
@@ -157,7 +157,7 @@ def _unescaped(text: str) -> str:
 
 
 def _pairs(text: str, signs: str) -> dict[int, int]:
-    """Where each bracket that has a partner is closed; escaped ones are none."""
+    """Opening → closing position of each balanced pair of brackets; escaped ones do not count."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for mark in re.finditer(r"\\.|[" + re.escape(signs) + "]", text, re.DOTALL):
@@ -169,13 +169,13 @@ def _pairs(text: str, signs: str) -> dict[int, int]:
 
 
 def schedule(text: str, steps: int) -> list[tuple[int, str]]:
-    """The texts of a prompt with `[from:to:when]` and `[a|b]`, each with its last step."""
+    """The texts of a prompt with `[before:after:when]` and `[a|b]`, each with its last step."""
     return list(_schedule(text, steps)) if "[" in text else [(steps, text)]
 
 
-@lru_cache(maxsize=4)  # a prompt is looked through, counted and drawn
+@lru_cache(maxsize=4)  # a prompt is checked, its tokens counted, then drawn
 def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
-    parts = _read(text)
+    parts = _parse(text)
     ends = sorted({steps, *_ends(parts, steps)})
     texts = [(end, "".join(_at(parts, end, steps))) for end in ends]
     runs = groupby(texts, key=lambda pair: pair[1])
@@ -183,8 +183,8 @@ def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
 
 
 def edits(text: str) -> Iterator[Edit]:
-    """The changes `[from:to:when]` of a prompt, each before those inside it."""
-    return _edits(_read(text)) if "[" in text else iter(())
+    """The edits `[before:after:when]` of a prompt, each before those inside it."""
+    return _edits(_parse(text)) if "[" in text else iter(())
 
 
 def _edits(parts: Sequence[Part]) -> Iterator[Edit]:
@@ -192,64 +192,59 @@ def _edits(parts: Sequence[Part]) -> Iterator[Edit]:
         if isinstance(part, Edit):
             yield part
             yield from _edits((*part.before, *part.after))
-        elif isinstance(part, Turns):
-            yield from _edits([inner for turn in part.texts for inner in turn])
+        elif isinstance(part, Alternation):
+            yield from _edits([inner for text in part.texts for inner in text])
 
 
-def composed(text: str, always: bool = False) -> list[tuple[float, str]]:
+def split_and(text: str, trailing_weight: bool = False) -> list[tuple[float, str]]:
     """The prompts that AND joins, each with its weight: `a cat AND a dog :0.5`.
 
-    Without AND a number at the end is text, unless it is `always` a weight, as in A1111.
+    Without AND, a trailing number is a weight only if `trailing_weight`, as in A1111.
     """
     parts = _AND.split(text)
-    if len(parts) == 1 and not always:
+    if len(parts) == 1 and not trailing_weight:
         return [(1.0, text)]
-    found = []
+    prompts = []
     for part in parts:
         mark = _PART_WEIGHT.search(part)
-        found.append((float(mark[1]), part[: mark.start()]) if mark else (1.0, part))
-    return found
+        prompts.append((float(mark[1]), part[: mark.start()]) if mark else (1.0, part))
+    return prompts
 
 
 @lru_cache(maxsize=4)  # as with _schedule
-def _read(text: str) -> tuple[Part, ...]:
-    """A text's plain parts and those that change."""
-    return _parts(text)
-
-
-def _parts(text: str, depth: int = 0) -> tuple[Part, ...]:
-    """The same of a text so deep within brackets."""
+def _parse(text: str, depth: int = 0) -> tuple[Part, ...]:
+    """A text's plain parts, edits and alternations."""
     pairs = _pairs(text, "[]") if depth < DEPTH_MAX else {}
-    found: list[Part] = []
+    parts: list[Part] = []
     end = 0
     for start in sorted(pairs):
         if start < end:
             continue
         inner = text[start + 1 : pairs[start]]
-        change = _change(inner, depth)
-        found.append(text[end:start])
-        # Other square brackets are a weight, of what may change.
-        found += ["[", *_parts(inner, depth + 1), "]"] if change is None else [change]
+        edit = _edit(inner, depth)
+        parts.append(text[end:start])
+        # Other square brackets are a weight, and may have edits inside.
+        parts += ["[", *_parse(inner, depth + 1), "]"] if edit is None else [edit]
         end = pairs[start] + 1
-    return (*found, text[end:])
+    return (*parts, text[end:])
 
 
-def _change(inner: str, depth: int) -> Edit | Turns | None:
-    """What square brackets around `inner` mean over time, None if nothing."""
+def _edit(inner: str, depth: int) -> Edit | Alternation | None:
+    """The edit or alternation that square brackets around `inner` are, if any."""
     if ":" not in inner and "|" not in inner:
         return None
     pieces = _split(inner, ":")
     if len(pieces) in (2, 3) and (when := _WHEN.fullmatch(pieces[-1])):
         before = pieces[0] if len(pieces) == 3 else ""
-        return Edit(_parts(before, depth + 1), _parts(pieces[-2], depth + 1), when[1])
-    turns = _split(inner, "|")
-    if len(turns) > 1:
-        return Turns(tuple(_parts(turn, depth + 1) for turn in turns))
+        return Edit(_parse(before, depth + 1), _parse(pieces[-2], depth + 1), when[1])
+    texts = _split(inner, "|")
+    if len(texts) > 1:
+        return Alternation(tuple(_parse(text, depth + 1) for text in texts))
     return None
 
 
 def _split(text: str, sign: str) -> list[str]:
-    """The text's pieces between such signs outside all brackets."""
+    """Split a text at signs outside all brackets."""
     pieces, depth, start = [], 0, 0
     for mark in re.finditer(r"\\.|[()\[\]:|]", text, re.DOTALL):
         if mark[0] in "([":
@@ -263,13 +258,13 @@ def _split(text: str, sign: str) -> list[str]:
 
 
 def _ends(parts: Sequence[Part], steps: int) -> Iterator[int]:
-    """The steps after which something changes."""
+    """The steps after which the text changes."""
     for part in parts:
-        if isinstance(part, Turns):
+        if isinstance(part, Alternation):
             yield from range(1, steps + 1)
         elif isinstance(part, Edit):
-            if part.last(steps) >= 1:
-                yield part.last(steps)
+            if part.last_before(steps) >= 1:
+                yield part.last_before(steps)
             yield from _ends(part.before, steps)
             yield from _ends(part.after, steps)
 
@@ -279,8 +274,8 @@ def _at(parts: Sequence[Part], step: int, steps: int) -> Iterator[str]:
     for part in parts:
         if isinstance(part, str):
             yield part
-        elif isinstance(part, Turns):
+        elif isinstance(part, Alternation):
             yield from _at(part.texts[(step - 1) % len(part.texts)], step, steps)
         else:
-            now = part.before if step <= part.last(steps) else part.after
+            now = part.before if step <= part.last_before(steps) else part.after
             yield from _at(now, step, steps)

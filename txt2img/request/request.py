@@ -1,4 +1,4 @@
-"""All that decides a picture: one frozen Request, which travels in the picture's own file."""
+"""Request: everything that decides a picture, frozen; it travels in the picture's file."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a family of models draws best with: fills the blanks of a Request."""
+    """A model's defaults, which fill the blanks of a Request."""
 
     width: int
     height: int
@@ -40,7 +40,7 @@ class Request(RequestFields):
                 _CHECKS[field.kind](field, value)
 
     def filled(self, defaults: Defaults) -> "Request":
-        """The same with nothing left to decide but the seed: the only place None gets a value."""
+        """The request with defaults for what is None but the seed; no other place fills them in."""
         blanks = {
             f.name: getattr(defaults, f.name)
             for f in fields(defaults)
@@ -49,13 +49,13 @@ class Request(RequestFields):
         return replace(self, **blanks)
 
     def seeded(self) -> "Request":
-        """The same with a random seed below 2^32 if it has none."""
+        """The request with a seed: its own, or a random one below 2^32."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     def nth(self, i: int) -> "Request":
-        """The i-th picture of this request as a request of its own: seed + i, one picture.
+        """The request of the i-th picture alone: seed + i, count 1.
 
-        Where a second seed is mixed in, that is the one which is counted, as A1111 does.
+        With a variation seed, that one is counted up instead, as A1111 does.
         """
         if self.seed is None:
             raise BadRequest("a request without a seed has no n-th picture; give it a seed")
@@ -66,7 +66,7 @@ class Request(RequestFields):
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, in their order; later ones only if they say something."""
+        """The fields as JSON values; those of later versions only if not at their default."""
         return {
             name: _json_value(value)
             for name, field in FIELDS.items()
@@ -75,7 +75,7 @@ class Request(RequestFields):
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Request":
-        """The request of such values; BadRequest names what is unknown, missing or wrong."""
+        """A request from JSON values. BadRequest for what is unknown, missing or out of range."""
         _check_names(values)
         if "prompt" not in values:
             raise BadRequest('a request needs a "prompt"')
@@ -83,21 +83,21 @@ class Request(RequestFields):
         return make(**{name: _value(name, values[name]) for name in values})
 
     def with_json(self, values: Mapping[str, object]) -> "Request":
-        """The same with such values in place of its own; BadRequest as `from_json`."""
+        """The request with JSON values in place of its own. BadRequest as `from_json`."""
         _check_names(values)
         change: Callable[..., Request] = replace
         return change(self, **{name: _value(name, values[name]) for name in values})
 
 
 def _json_value(value: object) -> object:
-    """A field's value as JSON has it."""
+    """A field's value for JSON."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
     return asdict(value) if isinstance(value, VAERef | Refiner | Interval) else value
 
 
 def _check_names(values: Mapping[str, object]) -> None:
-    """Raise BadRequest if values are of fields that no request has."""
+    """Raise BadRequest for the name of no field."""
     unknown = next((key for key in values if key not in FIELDS), None)
     if unknown is not None:
         hint = nearest_or_all(unknown, FIELDS)
@@ -105,7 +105,7 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 
 def check_text(name: str, text: object) -> None:
-    """Raise BadRequest unless `text` is text that can be written in a file: no NUL, real UTF-8."""
+    """Raise BadRequest unless `text` is valid UTF-8 without NUL, and not too long."""
     if not isinstance(text, str):
         raise BadRequest(f"{name} must be text, got {shown(text)}")
     if len(text) > PROMPT_MAX:
@@ -125,7 +125,7 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 def _check_text(field: Field, value: object) -> None:
     if field.pattern and not (isinstance(value, str) and re.fullmatch(field.pattern, value)):
-        raise BadRequest(f"{field.name} must be {field.pattern_says}; got {shown(value)}")
+        raise BadRequest(f"{field.name} must be {field.pattern_help}; got {shown(value)}")
     check_text(field.name, value)
 
 
@@ -144,9 +144,9 @@ def _check_int(field: Field, value: object) -> None:
 def _check_float(field: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{field.name} must be a number, got {shown(value)}")
-    if not 0 <= value <= field.most:
-        limited = field.most < FLOAT_MAX
-        allowed = f"0 … {field.most:g}" if limited else "a finite number, at least 0"
+    if not 0 <= value <= field.maximum:
+        limited = field.maximum < FLOAT_MAX
+        allowed = f"0 … {field.maximum:g}" if limited else "a finite number, at least 0"
         raise BadRequest(f"{field.name} must be {allowed}, got {_digits(value)}")
 
 
@@ -158,14 +158,14 @@ _CHECKS: Mapping[type, Callable[[Field, object], None]] = {
 
 
 def _digits(value: float) -> str:
-    """A number for a message, however many digits it has."""
+    """A number for a message, which may have thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length():,} bits"
     return str(value)
 
 
 def _value(name: str, value: object) -> object:
-    """A JSON value as its field's type; what is wrong stays as it is, for the checks to find."""
+    """A JSON value as its field's type; wrong values pass, for the checks to refuse."""
     field = FIELDS[name]
     if value is None and field.optional:
         return None

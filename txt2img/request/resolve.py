@@ -1,4 +1,4 @@
-"""Where the files are that requests name: LoRAs and learnt words, singly or in folders."""
+"""Names in requests → files: LoRAs and embeddings given singly or in folders."""
 
 import glob
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class ComponentOverrides:
-    """Where networks are that are used in place of a model's own: they make another model."""
+    """Paths of networks used in place of a model's own: they make another model."""
 
     unet: str | None = None
     texts: tuple[str, ...] = ()
@@ -26,65 +26,66 @@ NO_OVERRIDES = ComponentOverrides()
 
 @dataclass(frozen=True)
 class AdapterPaths:
-    """Files by the names that requests call them; a file given by itself comes before folders."""
+    """Files by the names that requests use; a file given singly comes before folders."""
 
     loras: Mapping[str, Path] = field(default_factory=dict)
     lora_folders: tuple[Path, ...] = ()
     embeddings: Mapping[str, Path] = field(default_factory=dict)
     embedding_folders: tuple[Path, ...] = ()
-    vae: str | None = None  # where the VAE is that is used in place of the model's own
-    refiner: str | None = None  # where the model is that draws the last steps
-    parts: ComponentOverrides = NO_OVERRIDES
+    vae: str | None = None  # path of the VAE used in place of the model's own
+    refiner: str | None = None  # path of the model that draws the last steps
+    overrides: ComponentOverrides = NO_OVERRIDES
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
 
-    def lora(self, name: str) -> Path:
-        """The file of a LoRA. ModelNotFound says where it was looked for."""
+    def lora_file(self, name: str) -> Path:
+        """The file of a LoRA. ModelNotFound lists the folders that were searched."""
         if name in self.loras:
             return self.loras[name]
         folders = (*self.lora_folders, *self.model_folders)
-        found = next((path for folder in folders if (path := find_below(folder, name))), None)
-        if found is None:
+        path = next((path for folder in folders if (path := find_below(folder, name))), None)
+        if path is None:
             raise ModelNotFound(_missing("LoRA", name, self.lora_folders, "--lora"))
-        return found
+        return path
 
-    def words(self) -> dict[str, Path]:
-        """Every learnt word and its file."""
+    def embedding_files(self) -> dict[str, Path]:
+        """Every embedding's word and its file."""
         folders = reversed(self.embedding_folders)  # the first folder given wins
         files = [path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))]
         return {path.name.removesuffix(SUFFIX): path for path in files} | dict(self.embeddings)
 
-    def embedding(self, token: str) -> Path:
-        """The file of a learnt word. ModelNotFound says where it was looked for."""
-        if (path := self.words().get(token)) is None:
+    def embedding_file(self, token: str) -> Path:
+        """The file of an embedding. ModelNotFound lists the folders that were searched."""
+        if (path := self.embedding_files().get(token)) is None:
             folders = self.embedding_folders
             raise ModelNotFound(_missing("embedding", token, folders, "--embedding"))
         return path
 
-    def resolved(self, request: Request) -> Request:
-        """The request with the prompt's tags as LoRAs and the learnt words of both prompts named.
+    def resolve(self, request: Request) -> Request:
+        """The request with its `<lora:…>` tags as LoRAs, and the embeddings that its prompts use.
 
-        Recorded hashes are kept. ModelNotFound if a file is not there, BadRequest for a tag.
+        Recorded hashes are kept. ModelNotFound if a file is missing, BadRequest for a tag.
         """
-        prompt, tags = strip_lora_tags(request.prompt)
+        prompt, tagged = strip_lora_tags(request.prompt)
         recorded = {embedding.token: embedding for embedding in request.embeddings}
-        known = self.words() if self.embeddings or self.embedding_folders else {}
+        known = self.embedding_files() if self.embeddings or self.embedding_folders else {}
         text = f"{prompt}\n{request.negative}"
         used = []
         for token in dict.fromkeys([*recorded, *sorted(known)]):
             if any(find_words([token], text)):
-                self.embedding(token)
+                self.embedding_file(token)
                 used.append(recorded.get(token, Embedding(token)))
-        if request.vae is not None and self.vae is None:
-            name = shown(request.vae.name)
-            raise ModelNotFound(f"the VAE {name} is wanted; give it with --vae, or --vae none")
-        if request.refiner is not None and self.refiner is None:
-            name = shown(request.refiner.name)
-            raise ModelNotFound(
-                f"the refiner {name} is wanted; give it with --refiner, or --refiner none"
-            )
-        loras, embeddings = (*request.loras, *tags), tuple(used)
+        for option, ref, path in (
+            ("vae", request.vae, self.vae),
+            ("refiner", request.refiner, self.refiner),
+        ):
+            if ref is not None and path is None:
+                raise ModelNotFound(
+                    f"the request names {ref.what}, {shown(ref.name)}; give its file with "
+                    f"--{option}, or --{option} none"
+                )
+        loras, embeddings = (*request.loras, *tagged), tuple(used)
         for lora in loras:
-            self.lora(lora.name)
+            self.lora_file(lora.name)
         if (prompt, loras, embeddings) == (request.prompt, request.loras, request.embeddings):
             return request
         return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
@@ -99,7 +100,7 @@ def find_below(folder: Path, name: str) -> Path | None:
 
 
 def require_folder(option: str, folder: Path) -> Path:
-    """The folder, which must be one. ModelNotFound if nothing is there, else BadRequest."""
+    """The folder, if it is one. ModelNotFound if nothing is there, else BadRequest."""
     if not folder.exists():
         raise ModelNotFound(f"{option}: no folder {shown(str(folder))}")
     if not folder.is_dir():

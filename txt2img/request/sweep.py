@@ -1,4 +1,4 @@
-"""Values to draw with, side by side: cfg=4..10:1.5, sampler=euler,heun, all pairs or in step."""
+"""Parameter sweeps: cfg=4..10:1.5 and sampler=euler,heun, as a grid or in step."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,55 +13,54 @@ from txt2img.request.request import Request
 from txt2img.system.text import nearest_or_all, shown
 
 PICTURES_MAX = 10_000
-LORAS, NONE = "loras", "none"  # a field that is swept by words of its own, and its blank
-COLUMNS_MAX = 10  # where nothing else says how many
+LORAS, NONE = "loras", "none"  # the one field whose values are added, and the value that adds none
+COLUMNS_MAX = 10  # of the contact sheet of a sweep in step
 _RANGE = re.compile(r"([^.,:|]+(?:\.\d+)?)\.\.([^:,|]+)(?::([^:,|]+))?")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One option and its values."""
+    """A field and its values."""
 
     field: str
     values: tuple[str | int | float, ...]
 
 
 class Sweep:
-    """Requests, each with all the values: read anew each time they are asked for."""
+    """Each request with every point of the sweep; can be iterated repeatedly."""
 
     def __init__(
-        self, requests: Iterable[Request], texts: Sequence[str], together: bool = False
+        self, requests: Iterable[Request], texts: Sequence[str], in_step: bool = False
     ) -> None:
-        """`together` takes the first of all values, then the second, … BadRequest."""
+        """`in_step` pairs the axes' first values, then their second, … BadRequest."""
         self.requests = requests
         self.axes = tuple(axis(text) for text in texts)
         fields = [axis.field for axis in self.axes]
         if len(set(fields)) < len(fields):
             raise BadRequest("two sweeps over one option; list all its values in one")
         lengths = [len(axis.values) for axis in self.axes]
-        if together and len(set(lengths)) > 1:
+        if in_step and len(set(lengths)) > 1:
             counts = ", ".join(f"{axis.field} {len(axis.values)}" for axis in self.axes)
             raise BadRequest(f"--sweep-zip needs equally many values; got {counts}")
         values = [axis.values for axis in self.axes]
-        # The first axis runs along the rows of the sheet, so it is the one that turns fastest.
-        mixed = list(zip(*values, strict=True)) if together else list(product(*reversed(values)))
-        if len(mixed) > PICTURES_MAX:
-            raise BadRequest(f"a sweep of {len(mixed):,} pictures; at most {PICTURES_MAX:,}")
-        names = fields if together else fields[::-1]
-        self.points = [dict(zip(names, point, strict=True)) for point in mixed]
-        self.columns = min(len(mixed), COLUMNS_MAX) if together else lengths[0]
+        # The first axis runs along the rows of the sheet, so it varies fastest.
+        points = list(zip(*values, strict=True)) if in_step else list(product(*reversed(values)))
+        if len(points) > PICTURES_MAX:
+            raise BadRequest(f"a sweep of {len(points):,} pictures; at most {PICTURES_MAX:,}")
+        names = fields if in_step else fields[::-1]
+        self.points = [dict(zip(names, point, strict=True)) for point in points]
+        self.columns = min(len(points), COLUMNS_MAX) if in_step else lengths[0]
 
     def __iter__(self) -> Iterator[Request]:
         """Every request with every point. BadRequest."""
         for request in self.requests:
             for point in self.points:
-                said = {field: value for field, value in point.items() if field != LORAS}
-                drawn = Request.from_json(request.to_json() | said)
-                yield with_lora(drawn, str(point.get(LORAS, NONE)))
+                values = {field: value for field, value in point.items() if field != LORAS}
+                yield with_lora(request.with_json(values), str(point.get(LORAS, NONE)))
 
 
 def with_lora(request: Request, text: str) -> Request:
-    """The request with the LoRA NAME[:W[:TE]], and without the same at another strength."""
+    """The request with the LoRA NAME[:W[:TE]], in place of the same LoRA at another strength."""
     if text == NONE:
         return request
     lora = parse_lora(text)
@@ -70,7 +69,7 @@ def with_lora(request: Request, text: str) -> Request:
 
 
 def axis(text: str) -> Axis:
-    """What `cfg=4..10:1.5` means. BadRequest."""
+    """Parse `cfg=4..10:1.5`. BadRequest."""
     name, equals, listed = text.partition("=")
     option = "--" + re.sub(r"[\s_]+", "-", name.strip().lower().lstrip("-"))
     field = OPTIONS.get(option, "")
@@ -82,8 +81,8 @@ def axis(text: str) -> Axis:
         known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
         hint = nearest_or_all(option[2:], known)
         raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
-    if field not in TEXTS and (found := _RANGE.fullmatch(listed.strip())):
-        return Axis(field, tuple(_range(text, *found.groups())))
+    if field not in TEXTS and (match := _RANGE.fullmatch(listed.strip())):
+        return Axis(field, tuple(_range(text, *match.groups())))
     parts = _parts(listed)
     if not all(parts) and field not in TEXTS:
         raise BadRequest(f"--sweep {shown(text)} has an empty value")
@@ -94,15 +93,15 @@ def axis(text: str) -> Axis:
 
 
 def _parts(listed: str) -> list[str]:
-    """Values one by one: by bars where there are any, else by commas."""
+    """Values separated by bars where there are any, else by commas."""
     return [part.strip() for part in listed.split("|" if "|" in listed else ",")]
 
 
 def _loras(text: str, listed: str) -> Iterator[str]:
-    """`style:0.4,ink,none`, or `style:0.2..1:0.2`: each LoRA as it is called. BadRequest."""
+    """Parse `style:0.4,ink,none`, or `style:0.2..1:0.2`, as NAME:W. BadRequest."""
     name, _, weights = listed.strip().partition(":")
-    if found := _RANGE.fullmatch(weights):
-        parts = [f"{name}:{value}" for value in _range(text, *found.groups())]
+    if match := _RANGE.fullmatch(weights):
+        parts = [f"{name}:{value}" for value in _range(text, *match.groups())]
     else:
         parts = _parts(listed)
     for part in parts:

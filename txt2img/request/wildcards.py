@@ -1,7 +1,7 @@
-"""Prompts with chance in them: {red|blue}, and __colour__ for a line of a file colour.txt.
+"""Wildcards in prompts: {red|blue}, and __colour__ for a line of the file colour.txt.
 
-What is chosen depends on the picture's seed and on nothing else. A backslash before a brace, a bar
-or an underscore keeps it as it is, and braces without a bar are text.
+Choices depend only on the picture's seed. A backslash before a brace, a bar or an underscore makes
+it text, and braces without a bar are text.
 """
 
 import re
@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"\\[{}|_]|[{}|]|__((?:\w|-)+?(?:/(?:\w|-)+?)*)__")
 
 @dataclass(frozen=True)
 class _Name:
-    """A place for a line of a file."""
+    """`__name__`, which stands for a line of a file."""
 
     name: str
 
@@ -43,23 +43,23 @@ _Text = tuple[str | _Name | _Group, ...]
 
 
 class Wildcards:
-    """A folder of lists, and the way to fill a prompt from them."""
+    """A folder of lists that fill in prompts."""
 
     def __init__(self, folder: Path) -> None:
-        """The lists are read when a prompt first names them. BadRequest if there is no folder."""
+        """Lists are read when a prompt first names them. BadRequest if there is no such folder."""
         if not folder.is_dir():
             raise BadRequest(f"--wildcards {shown(str(folder))} is no folder; name one with lists")
         self.folder = folder
         self.lists: dict[str, list[_Text]] = {}
 
-    def resolved(self, request: Request) -> Request:
-        """The request with every choice made by its seed, and what it was made from as template.
+    def resolve(self, request: Request) -> Request:
+        """The request with choices made by its seed, and its templates recorded.
 
-        Raises BadRequest for a name without a list and for braces that do not match, BadFile.
+        BadRequest for a name without a list and for unbalanced braces; BadFile.
         """
         prompt, template = self._filled(request.template or request.prompt, request, "prompt")
-        unwanted = request.negative_template or request.negative
-        negative, negative_template = self._filled(unwanted, request, "negative")
+        negative = request.negative_template or request.negative
+        negative, negative_template = self._filled(negative, request, "negative")
         return replace(
             request,
             prompt=prompt,
@@ -69,7 +69,7 @@ class Wildcards:
         )
 
     def _filled(self, text: str, request: Request, which: str) -> tuple[str, str]:
-        """A text with its choices made, and its template: empty if there was none to make."""
+        """A text with its choices made, and its template, empty if it had no choices."""
         if not _TOKEN.search(text):
             return text, ""
         if len(text) > TEMPLATE_MAX:
@@ -77,13 +77,13 @@ class Wildcards:
                 f"{which} has {len(text):,} characters; with wildcards {TEMPLATE_MAX:,} are allowed"
             )
         pieces: list[str] = []
-        chance = _chance(f"{which} {request.seed}")
-        self._fill(_parsed(text), chance, pieces, 0)
+        choices = _random_numbers(f"{which} {request.seed}")
+        self._fill(_parse(text), choices, pieces, 0)
         filled = "".join(pieces).strip()
         return filled, text if filled != text else ""
 
-    def _fill(self, text: _Text, chance: Iterator[int], pieces: list[str], depth: int) -> None:
-        """Append what a text gives, its choices made in order."""
+    def _fill(self, text: _Text, choices: Iterator[int], pieces: list[str], depth: int) -> None:
+        """Append a text's pieces, making its choices in order."""
         if depth > DEPTH_MAX:
             raise BadRequest(f"wildcards within wildcards, more than {DEPTH_MAX} deep")
         for part in text:
@@ -91,16 +91,16 @@ class Wildcards:
                 pieces.append(part)
                 continue
             try:
-                choice = next(chance)
+                choice = next(choices)
             except StopIteration:
                 raise BadRequest(f"a prompt of more than {CHOICES_MAX:,} choices") from None
             texts = self._list(part.name) if isinstance(part, _Name) else part.alternatives
-            self._fill(texts[choice % len(texts)], chance, pieces, depth + 1)
+            self._fill(texts[choice % len(texts)], choices, pieces, depth + 1)
             if len(pieces) > PROMPT_MAX:
                 raise BadRequest(f"the wildcards give more than {PROMPT_MAX:,} characters")
 
     def _list(self, name: str) -> list[_Text]:
-        """The lines of a list. BadRequest if there is none, BadFile."""
+        """The lines of a list. BadRequest if it is missing or empty, BadFile."""
         if name not in self.lists:
             path = self.folder / f"{name}.txt"
             if not path.exists():
@@ -113,27 +113,27 @@ class Wildcards:
                 lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
             except UnicodeDecodeError as error:
                 raise BadFile(f"{shown(str(path))} is not UTF-8 text; save it as UTF-8") from error
-            self.lists[name] = [_parsed(line) for line in lines if line and line[0] != "#"]
+            self.lists[name] = [_parse(line) for line in lines if line and line[0] != "#"]
         if not self.lists[name]:
             raise BadRequest(f"the list {shown(name)} of the wildcards is empty")
         return self.lists[name]
 
     def _unknown(self, name: str) -> str:
-        found = islice(self.folder.rglob("*.txt"), 10_000)
-        known = [path.relative_to(self.folder).with_suffix("").as_posix() for path in found]
+        files = islice(self.folder.rglob("*.txt"), 10_000)
+        known = [path.relative_to(self.folder).with_suffix("").as_posix() for path in files]
         near = get_close_matches(name, known, n=1)
         hint = f"; did you mean __{near[0]}__?" if near else f" in {shown(str(self.folder))}"
         return f"no list {shown(name)} for __{name}__{hint}"
 
 
-def _chance(key: str) -> Iterator[int]:
-    """Numbers that are the same for the same key in every version of Python."""
+def _random_numbers(key: str) -> Iterator[int]:
+    """Pseudo-random numbers; the same for a key in every version of Python."""
     for i in range(CHOICES_MAX):
         yield int.from_bytes(sha256(f"{key} {i}".encode()).digest()[:8], "big")
 
 
-def _parsed(text: str) -> _Text:
-    """The parts of a text. BadRequest for a brace without its partner."""
+def _parse(text: str) -> _Text:
+    """The parts of a text. BadRequest for unbalanced braces."""
     stack: list[list[list[str | _Name | _Group]]] = [[[]]]
     position = 0
     for match in _TOKEN.finditer(text):
@@ -158,7 +158,7 @@ def _parsed(text: str) -> _Text:
 
 
 def _close(stack: list[list[list[str | _Name | _Group]]], position: int) -> None:
-    """End the innermost braces: alternatives if a bar was in them, else text as before."""
+    """Close the innermost braces: a group if they have a bar, else text."""
     if len(stack) == 1:
         raise BadRequest(f"a }} without its {{ at character {position + 1}; write \\}} for text")
     alternatives = stack.pop()

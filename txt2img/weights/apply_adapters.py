@@ -30,7 +30,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     Raises ModelNotFound, BadRequest, BadFile, MissingWeights.
     """
     state = model.adapters
-    resolved = by_loras(state.library.resolved(request), state.library)
+    resolved = by_loras(state.library.resolve(request), state.library)
     refiner = None if model.refiner is None else model.refiner.record
     for kind, recorded, loaded in (
         ("VAE", resolved.vae, state.vae),
@@ -83,7 +83,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
         )
     state = model.adapters
     if lora.name not in state.lora_files:
-        path = state.library.lora(lora.name)
+        path = state.library.lora_file(lora.name)
         adapter = open_adapter(
             lora.name, path, model.network, model.text.encoders, model.family.name
         )
@@ -95,7 +95,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
 
 def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     state = model.adapters
-    path = state.library.embedding(word.token)
+    path = state.library.embedding_file(word.token)
     if word.token not in state.embedding_files:
         state.embedding_files[word.token] = open_embedding(path, model.text.encoders)
         state.hashes["embedding", word.token] = sha256(path)[:12]

@@ -164,7 +164,7 @@ def _plan_folder(folder: Path) -> Checkpoint:
     for more in ("txt2img", "model_index"):
         if (folder / f"{more}.json").is_file():
             configs[more] = files.read_json(folder / f"{more}.json")
-    name = "default" if folder == DEFAULT else folder.resolve().name
+    name = "default" if folder == DEFAULT else places.model_name(folder)
     family = from_configs(configs, name)
     headers = {
         c: safetensors_file.component(folder / c, NETWORKS.get(c, "model")) for c in components

@@ -71,7 +71,7 @@ def by_loras(request: Request, library: AdapterPaths) -> Request:
     """
     blanks = [name for name in DRAWN if getattr(request, name) is None]
     for lora in request.loras if blanks else ():
-        path = library.lora(lora.name)
+        path = library.lora_file(lora.name)
         changed = path.stat().st_mtime_ns if path.exists() else 0
         if lora.unet and (drawn := of_lora(path, lora.name, changed)):
             return request.with_json({name: drawn[name] for name in blanks if name in drawn})

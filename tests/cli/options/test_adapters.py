@@ -100,7 +100,8 @@ def test_words_and_a_vae_are_drawn_with_recorded_and_repeated(draw: Command, fil
     assert bytes_of(draw("--params-from", "x.png", "-o", "y", *by_file)) == first
     refused = draw("--params-from", "x.png", *options[:2])
     assert refused.err == (
-        'Error: the VAE "soft.safetensors" is wanted; give it with --vae, or --vae none\n'
+        'Error: the request names a VAE, "soft.safetensors"; give its file with --vae, or '
+        "--vae none\n"
     )
     assert (
         bytes_of(draw("--params-from", "x.png", "-o", "z", *options[:2], "--vae", "none")) != first

@@ -46,12 +46,14 @@ def list_models(json: Json = False) -> None:
     """List models and other weights that can be used by name: family, layout, size, path."""
     from txt2img.weights.checkpoint import DEFAULT
     from txt2img.weights.file_kind import kind_of
-    from txt2img.weights.registry.find import every
+    from txt2img.weights.registry import find, hub_cache
 
-    for name, path in (("default", DEFAULT), *every()):
+    for name, path in (("default", DEFAULT), *find.list_models()):
         model = _summary(name, path)
         family, layout = (model.family.name, model.layout) if model else ("", "")
         kind = "model" if model else kind_of(path) if path.is_file() else ""
+        if not kind and hub_cache.source(path):
+            continue  # weights of other programs
         size = model.size if model else _size(path)
         if json:
             row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
@@ -63,14 +65,13 @@ def list_models(json: Json = False) -> None:
 def show_model(name: Name, json: Json = False) -> None:
     """Show what a model is, and where it comes from."""
     from txt2img.weights.checkpoint import find
-    from txt2img.weights.registry.find import recorded
+    from txt2img.weights.registry.find import source
 
     path = find(name)
-    source = recorded(path)
     record: dict[str, object] = {
         **weights(str(path) if name != "default" else name),
         "path": str(path),
-        **{key: source[key] for key in ("id", "revision", "licence") if key in source},
+        **source(path),
     }
     if json:
         print_json(record)
@@ -121,25 +122,20 @@ def pull_model(
     """Download a model from the Hub, for use offline too. Prints its path."""
     from txt2img.errors import BadRequest
     from txt2img.system.text import nearest, shown
-    from txt2img.weights.registry import find as places
     from txt2img.weights.registry import hub
     from txt2img.weights.registry.aliases import ALIASES
+    from txt2img.weights.registry.find import hub_ref
 
-    wanted = places.on_hub(name)
-    if wanted is None:
+    ref = hub_ref(name)
+    if ref is None:
         hint = nearest(name, ALIASES) or f"; short names: {', '.join(ALIASES)}"
         raise BadRequest(f"{shown(name)} is not a Hub id such as owner/model{hint}")
-    found = hub.offer(wanted, variant, endpoint)
-    if not quiet:
-        what = f"{len(found.files)} files, {format_size(found.size)}"
-        log(f"{wanted.id} at {found.revision[:12]}: {what}; licence: {found.licence}")
     hub.keep_quiet(quiet or not sys.stderr.isatty())
-    for file in hub.pull(found, endpoint):
-        if file is None:
-            log(f"another process is pulling {wanted.id}: waiting until it is done")
-        elif not quiet and not sys.stderr.isatty():
-            log(f"{file.name} is whole")
-    print_path(wanted.place)
+    plan = hub.plan_download(ref, variant, endpoint)
+    if not quiet:
+        what = f"{len(plan.files)} files, {format_size(plan.size)}"
+        log(f"{ref.id} at {plan.revision[:12]}: {what}; licence: {shown(plan.licence)[1:-1]}")
+    print_path(hub.download(plan, endpoint))
 
 
 def _summary(name: str, path: Path) -> "Summary | None":

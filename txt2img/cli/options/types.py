@@ -51,5 +51,5 @@ def field_option(
 
 def given_fields(options: object) -> dict[str, object]:
     """The fields of a request whose options are given, by field."""
-    values = {n: getattr(options, row.option, None) for n, row in FIELDS.items() if row.plain}
+    values = {n: getattr(options, row.option, None) for n, row in FIELDS.items() if row.scalar}
     return {name: value for name, value in values.items() if value is not None}

@@ -11,7 +11,7 @@ from txt2img.models.tokenizer import Tokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.compat import Rules, rules
-from txt2img.request.prompt_syntax import composed, schedule
+from txt2img.request.prompt_syntax import schedule, split_and
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
@@ -107,14 +107,16 @@ def forecast_for(
     """The forecast for a model. Raises as loading it does, as far as headers tell."""
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
-    plan = open_checkpoint(model, others=library.parts)
+    plan = open_checkpoint(model, others=library.overrides)
     check_vae(plan, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
     if library.refiner is not None:
         open_checkpoint(library.refiner)
     for tokenizer in plan.tokenizers.values():
-        tokenizer.words |= {word: [0] * rows(path) for word, path in library.words().items()}
+        tokenizer.words |= {
+            word: [0] * rows(path) for word, path in library.embedding_files().items()
+        }
     speeds = history.read()
     return Forecast(
         plan, find(model), known_hash(plan.weights), where, dtypes, speeds, low, library
@@ -141,7 +143,7 @@ def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
     if not found.prompt_editing:
         yield text
         return
-    for _, part in composed(text, found.trailing_weight) if wanted else [(1.0, text)]:
+    for _, part in split_and(text, found.trailing_weight) if wanted else [(1.0, text)]:
         each = dict.fromkeys(words for _, words in schedule(part, steps))
         yield from islice(each, TEXTS_MAX)
 

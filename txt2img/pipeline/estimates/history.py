@@ -14,7 +14,7 @@ from pathlib import Path
 from txt2img.errors import BadFile
 from txt2img.request import Request
 from txt2img.request.compat import rules
-from txt2img.request.prompt_syntax import composed
+from txt2img.request.prompt_syntax import split_and
 from txt2img.system import files
 
 FORMAT = 2
@@ -57,7 +57,7 @@ def costs(request: Request) -> list[float]:
     """The looks of each step of a filled request, steps taken as evenly spread over the way."""
     steps, way = request.steps or 1, request.cfg_interval
     several = request.sampler.evaluations if request.sampler else 1
-    texts = len(composed(request.prompt)) if rules(request).prompt_editing else 1
+    texts = len(split_and(request.prompt)) if rules(request).prompt_editing else 1
     found, before, since = [], 0, 0
     for step in range(steps):
         guided = request.cfg != 1 and (way is None or (step + 0.5) / steps in way)

@@ -1,52 +1,55 @@
-"""Models from the Hub: the files that are needed, fetched, checked, and only then put in place."""
+"""Models from the Hub, downloaded into the Hugging Face cache: the files that are needed, checked.
 
-import hashlib
+huggingface_hub fetches and shares them with other programs. Beyond what it does itself, nothing may
+be written outside the cache, no more than was announced, and every new file must have its hash.
+"""
+
+import glob
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from json import dumps
+from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from threading import Event
+from typing import TYPE_CHECKING, Protocol
 
-from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound
-from txt2img.system import locks
-from txt2img.system.files import write_atomic
+from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound, Txt2imgError
+from txt2img.system.files import parse_json
 from txt2img.system.text import format_size, shown
-from txt2img.weights.registry.find import RECORD, SUFFIX, Wanted, data, recorded
+from txt2img.weights.registry import hub_cache
+from txt2img.weights.registry.find import leads_out, pulled_before
+from txt2img.weights.registry.hashes import sha256
+from txt2img.weights.registry.hub_cache import NETWORKS, SUFFIX, HubRef
 
-STAGING = ".pulling"  # in the data folder: hidden, so that nothing half there is found
-COMPONENTS = (
-    *("unet", "vae", "text_encoder", "text_encoder_2"),
-    *("tokenizer", "tokenizer_2", "scheduler"),
-)
+if TYPE_CHECKING:
+    from huggingface_hub.utils.tqdm import tqdm
+
+COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-POLL_SECONDS = 0.5
 SPARE = 64 * 2**20  # bytes that are left free on the disk
-BLOCK = 2**20
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file of a repository, and what it must turn out to be."""
+class RemoteFile:
+    """A file of a repository, its size and its hash."""
 
     name: str
     size: int  # bytes
-    sha256: str  # of files in LFS; empty for small ones, which have a git id
-    git: str
+    sha256: str  # of files in LFS; empty for small ones
 
 
 @dataclass(frozen=True)
-class Offer:
+class Download:
     """What pulling would fetch: shown before anything is."""
 
-    wanted: Wanted
+    ref: HubRef
     revision: str  # the commit, pinned
     licence: str
-    files: tuple[Remote, ...]
+    files: tuple[RemoteFile, ...]
 
     @property
     def size(self) -> int:
@@ -54,25 +57,25 @@ class Offer:
         return sum(file.size for file in self.files)
 
 
-def offer(wanted: Wanted, variant: str | None = None, endpoint: str | None = None) -> Offer:
-    """What the Hub has of that. ModelNotFound says why there is nothing to be had."""
+def plan_download(ref: HubRef, variant: str | None = None, endpoint: str | None = None) -> Download:
+    """Ask the Hub for the files of a model. ModelNotFound says why there is nothing to fetch."""
     from huggingface_hub import HfApi
 
-    with _told(wanted, endpoint):
+    with _hub_errors(ref, endpoint):
         api = HfApi(endpoint=_endpoint(endpoint))
-        found = api.model_info(wanted.id, revision=wanted.revision or None, files_metadata=True)
-    remotes = {
-        row.rfilename: Remote(
-            row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "", row.blob_id or ""
-        )
-        for row in found.siblings or ()
+        info = api.model_info(ref.id, revision=ref.revision or None, files_metadata=True)
+    remote = {
+        row.rfilename: RemoteFile(row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "")
+        for row in info.siblings or ()
     }
-    names = [wanted.file] if wanted.file else needed(list(remotes), wanted.id, variant)
-    if wanted.file and wanted.file not in remotes:
-        raise ModelNotFound(_no_file(wanted, list(remotes)))
-    tags = [tag.partition(":")[2] for tag in found.tags or () if tag.startswith("license:")]
+    names = [ref.file] if ref.file else needed(list(remote), ref.id, variant)
+    if ref.file and ref.file not in remote:
+        raise ModelNotFound(_no_file(ref, list(remote)))
+    tags = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
     licence = tags[0] if tags else "not stated"
-    return Offer(wanted, found.sha or "", licence, tuple(remotes[name] for name in names))
+    if not hub_cache.COMMIT.fullmatch(info.sha or ""):
+        raise ModelNotFound(f"the Hub names no commit of {ref.id}; try again later")
+    return Download(ref, info.sha or "", licence, tuple(remote[name] for name in names))
 
 
 def needed(names: Sequence[str], repository: str, variant: str | None = None) -> list[str]:
@@ -81,10 +84,11 @@ def needed(names: Sequence[str], repository: str, variant: str | None = None) ->
     ModelNotFound if there are none, or weights as pickles only.
     """
     if "model_index.json" not in names and "unet/config.json" not in names:
-        raise ModelNotFound(_no_file(Wanted(repository), names))
-    chosen = [name for name in names if name == "model_index.json" or name.startswith("LICENSE")]
+        raise ModelNotFound(_no_file(HubRef(repository), names))
+    top = [name for name in names if "/" not in name and not leads_out(name)]
+    chosen = [name for name in top if name == "model_index.json" or name.startswith("LICENSE")]
     for part in COMPONENTS:
-        inside = [name for name in names if str(PurePosixPath(name).parent) == part]
+        inside = [n for n in names if str(PurePosixPath(n).parent) == part and not leads_out(n)]
         chosen += [n for n in inside if n.endswith((".json", ".txt")) and ".index." not in n]
         if part.startswith(("tokenizer", "scheduler")) or not inside:
             continue
@@ -97,171 +101,177 @@ def needed(names: Sequence[str], repository: str, variant: str | None = None) ->
     return chosen
 
 
-def pull(offered: Offer, endpoint: str | None = None) -> Iterator[Remote | None]:
-    """Fetch what is offered, giving each file when it is whole; then put all in its place.
+def download(plan: Download, endpoint: str | None = None) -> Path:
+    """Fetch the files that are not in the cache, and give the model's place there.
 
-    What an interruption leaves is gone on with, what is in its place already is left there. Gives
-    None first if another process is at it, and waits. ModelNotFound, BadFile, BadOutput.
+    ModelNotFound, BadFile, BadOutput. What an interruption leaves of a file is fetched again.
     """
-    staging = data() / STAGING / _home(offered).name
+    ref, folder = plan.ref, hub_cache.snapshot_dir(HubRef(plan.ref.id, plan.revision))
+    old = pulled_before(HubRef(ref.id, plan.revision, ref.file))
+    if old and all((old / file.name if old.is_dir() else old).is_file() for file in plan.files):
+        return old
     try:
-        staging.mkdir(parents=True, exist_ok=True)
-        lock = staging.with_name(f"{staging.name}.lock")
-        if (held := locks.claim(lock)) is None:
-            yield None
-            while (held := locks.claim(lock)) is None:
-                time.sleep(POLL_SECONDS)
-        try:
-            staging.mkdir(exist_ok=True)  # who held the lock has moved it
-            _check_room(offered, staging)
-            for file in offered.files:
-                target = staging / file.name
-                if not _is_there(offered, file) and not target.exists():
-                    _fetch(offered, file, target, endpoint)
-                yield file
-            _settle(offered, staging)
-        finally:
-            locks.release(lock, held)
+        missing = [file for file in plan.files if not _is_cached(folder / file.name, file.size)]
+        if missing:
+            _check_free_space(sum(file.size for file in missing))
+            with _hub_errors(ref, endpoint):
+                _fetch(plan, missing, endpoint)
+        for file in missing:
+            _check_hash(folder / file.name, file)
+        hub_cache.set_branch(ref, plan.revision)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise BadOutput(f"cannot write to {shown(str(data()), 200)}: {reason}") from error
-
-
-def _home(offered: Offer) -> Path:
-    """The folder that the files are to be in."""
-    kind = "--files" if offered.wanted.file else ""
-    return data() / (offered.wanted.id.replace("/", "--") + kind)
-
-
-def _row(offered: Offer, file: Remote) -> dict[str, object]:
-    """What is recorded of a file."""
-    return {**asdict(file), "revision": offered.revision}
-
-
-def _is_there(offered: Offer, file: Remote) -> bool:
-    """Whether an earlier pull put this very file in its place, and it is still whole."""
-    home = _home(offered)
-    rows, path = recorded(home).get("files"), home / file.name
-    known = isinstance(rows, dict) and rows.get(file.name) == _row(offered, file)
-    return known and path.is_file() and path.stat().st_size == file.size
-
-
-def _fetch(offered: Offer, file: Remote, target: Path, endpoint: str | None) -> None:
-    """One file, checked before it has its name; what an earlier run got of it is gone on with.
-
-    huggingface_hub's own hf_hub_download begins each file anew in a new process.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    wanted, where = offered.wanted, _endpoint(endpoint)
-    part = target.with_name(f"{target.name}.{offered.revision[:12]}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    headers = build_hf_headers()
-    with _told(wanted, endpoint), part.open("ab") as opened:
-        url = hf_hub_url(wanted.id, file.name, revision=offered.revision, endpoint=where)
-        found = get_hf_file_metadata(url, endpoint=where)
-        if urlsplit(found.location).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # the token is the Hub's business only
-        got = opened.tell()
-        if got < file.size:
-            http_get(
-                found.location,
-                opened,
-                resume_size=got,
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=file.name,
-            )
-    _check(part, file)
-    part.replace(target)
+        place = shown(str(hub_cache.cache_dir()), 200)
+        raise BadOutput(f"cannot write to {place}: {reason}") from error
+    return folder / ref.file if ref.file else folder
 
 
 def keep_quiet(quiet: bool) -> None:
-    """Whether the library that fetches draws no bars of its own on stderr."""
-    from logging import ERROR, getLogger
-
+    """Whether huggingface_hub draws no progress bars on stderr; it never warns there."""
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
-    getLogger("huggingface_hub").setLevel(ERROR)
+    getLogger("huggingface_hub").setLevel(ERROR)  # after the import, which sets it
     (disable_progress_bars if quiet else enable_progress_bars)()
 
 
-def _settle(offered: Offer, staging: Path) -> None:
-    """Give checked files their place: a new folder at once, an old one file by file."""
-    wanted, home = offered.wanted, _home(offered)
-    before = recorded(home) if wanted.file else {}
-    kept = before.get("files")
-    rows = {file.name: _row(offered, file) for file in offered.files}
-    record = {
-        "id": wanted.id,
-        "asked": wanted.revision,
-        "revision": offered.revision,
-        "licence": offered.licence,
-        "files": {**(kept if isinstance(kept, dict) else {}), **rows},
-    }
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
-    write_atomic(dumps(record, indent=1).encode("ascii"), staging / RECORD, overwrite=True)
-    if not home.exists():
-        staging.replace(home)
-        return
-    fetched = [name for name in rows if (staging / name).exists()]
-    for name in [*fetched, RECORD]:
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (staging / name).replace(home / name)
-    shutil.rmtree(staging, ignore_errors=True)
+def _fetch(plan: Download, missing: Sequence[RemoteFile], endpoint: str | None) -> None:
+    """Download files in another thread, which ends soon when this one is interrupted."""
+    from huggingface_hub import snapshot_download
 
-
-def _weights(inside: Sequence[str], stem: str, variant: str | None) -> list[str]:
-    """The weights of one component: of the variant if there are such, else plain, else fp16."""
-    for mark in dict.fromkeys([variant or "", "", "fp16"]):
-        dot = f".{mark}" if mark else ""
-        part = r"(-\d+-of-\d+)?"
-        single = re.compile(
-            rf"{re.escape(stem)}({re.escape(dot)}{part}|{part}{re.escape(dot)})\.safetensors"
+    stop = Event()
+    bar = _bounded_bar(sum(file.size for file in missing) + SPARE, stop)
+    with _checked_responses(), ThreadPoolExecutor(1) as pool:
+        job = pool.submit(
+            snapshot_download,
+            plan.ref.id,
+            revision=plan.revision,
+            cache_dir=hub_cache.cache_dir(),
+            allow_patterns=[glob.escape(file.name) for file in missing],
+            endpoint=_endpoint(endpoint),
+            tqdm_class=bar,
+            max_workers=1,  # each file waits for its last block when it is stopped
         )
-        found = [name for name in inside if single.fullmatch(name)]
-        whole = [name for name in found if "-of-" not in name]
-        if found:
-            index = f"{stem}.safetensors.index{dot}.json"
-            return whole or [*found, *(name for name in inside if name == index)]
-    return []
+        try:
+            job.result()
+        finally:
+            stop.set()
 
 
-def _check(path: Path, file: Remote) -> None:
-    """The file must be what the Hub says; what is not is deleted. BadFile."""
-    digest = hashlib.sha256()
-    if not file.sha256:
-        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode("ascii"))
-    with path.open("rb") as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != (file.sha256 or file.git):
-        path.unlink()
+def _bounded_bar(limit: int, stop: Event) -> "type[tqdm]":
+    """A progress bar that ends the download it counts at `stop`, or beyond so many bytes."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        received = 0.0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += n or 0
+            if stop.is_set() or self.received > limit:
+                raise BadFile("the Hub sends more bytes than it announced")
+            drawn: bool | None = super().update(n)
+            return drawn
+
+    return Bar
+
+
+@contextmanager
+def _checked_responses() -> Iterator[None]:
+    """Refuse answers that huggingface_hub would make paths of which lead out of the cache.
+
+    It checks the names of files itself, but neither ETags nor the hashes in a listing.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    session.event_hooks = {**hooks, "response": [*hooks["response"], _check_response]}
+    try:
+        yield
+    finally:
+        session.event_hooks = hooks
+
+
+class _Response(Protocol):
+    """What is used of an HTTP response."""
+
+    headers: Mapping[str, str]
+    url: object
+
+    def read(self) -> bytes: ...
+
+
+def _check_response(response: _Response) -> None:
+    """Raise BadFile if an ETag or a listed hash could lead out of a folder."""
+    names = [response.headers.get(key, "") for key in ("X-Linked-Etag", "ETag")]
+    if "/tree/" in str(response.url):
+        listed = parse_json(response.read().decode("utf-8", errors="replace"))
+        for row in listed if isinstance(listed, list) else ():
+            lfs = row.get("lfs") if isinstance(row, dict) else None
+            names.append(str(lfs.get("oid")) if isinstance(lfs, dict) else "")
+    for name in names:
+        name = name.removeprefix("W/").strip('"')
+        if re.search(r"\.\.|[/\\]", name):
+            raise BadFile(f"the Hub answers with {shown(name)}, which is no hash; nothing is kept")
+
+
+def _is_cached(path: Path, size: int) -> bool:
+    """Whether a file is in the cache; one of another size is removed from it."""
+    if path.is_file() and path.stat().st_size == size:
+        return True
+    _forget(path)
+    return False
+
+
+def _forget(path: Path) -> None:
+    """Remove a file from the cache: its link, and the blob that this leads to."""
+    blob = path.resolve()
+    if blob.is_relative_to(hub_cache.cache_dir().resolve()):
+        blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _check_hash(path: Path, file: RemoteFile) -> None:
+    """A large file must have the hash that the Hub says; it is removed if not. BadFile."""
+    if file.sha256 and sha256(path) != file.sha256:  # which is kept for the model's own hash
+        _forget(path)
         raise BadFile(f"{shown(file.name, 200)}: the checksum is not the Hub's; pull it again")
 
 
-def _check_room(offered: Offer, staging: Path) -> None:
-    there = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-    there += sum(file.size for file in offered.files if _is_there(offered, file))
-    free = shutil.disk_usage(staging).free
-    if (needed_bytes := offered.size - there + SPARE) > free:
+def _check_free_space(size: int) -> None:
+    cache = hub_cache.cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    if size + SPARE > (free := shutil.disk_usage(cache).free):
         raise BadOutput(
-            f"{format_size(needed_bytes)} are needed in {shown(str(data()), 200)}, "
-            f"{format_size(free)} are free; set XDG_DATA_HOME to another disk"
+            f"{format_size(size + SPARE)} are needed in {shown(str(cache), 200)}, "
+            f"{format_size(free)} are free; set HF_HOME to another disk"
         )
 
 
-def _no_file(wanted: Wanted, names: Sequence[str]) -> str:
+def _weights(inside: Sequence[str], stem: str, variant: str | None) -> list[str]:
+    """The weights of one component: of the variant if there are any, else plain, else fp16."""
+    for kind in dict.fromkeys([variant or "", "", "fp16"]):
+        dot = f".{kind}" if kind else ""
+        shard = r"(-\d+-of-\d+)?"
+        pattern = re.compile(
+            rf"{re.escape(stem)}({re.escape(dot)}{shard}|{shard}{re.escape(dot)})\.safetensors"
+        )
+        files = [name for name in inside if pattern.fullmatch(name)]
+        if files:
+            whole = [name for name in files if "-of-" not in name]
+            index = f"{stem}.safetensors.index{dot}.json"
+            return whole or [*files, *(name for name in inside if name == index)]
+    return []
+
+
+def _no_file(ref: HubRef, names: Sequence[str]) -> str:
     single = [name for name in names if name.endswith(SUFFIX)]
-    if wanted.file:
-        start = f"{wanted.id} has no file {shown(wanted.file, 200)}"
+    if ref.file:
+        start = f"{ref.id} has no file {shown(ref.file, 200)}"
     else:
-        start = f"{wanted.id} is no diffusers model of a known kind"
+        start = f"{ref.id} is no diffusers model of a known kind"
     if not single:
         return f"{start}, and no {SUFFIX} file; others are not pulled"
-    return f"{start}; pull one of its files: {wanted.id}:{shown(single[0], 200)[1:-1]}"
+    return f"{start}; pull one of its files: {ref.id}:{shown(single[0], 200)[1:-1]}"
 
 
 def _endpoint(given: str | None) -> str | None:
@@ -272,32 +282,34 @@ def _endpoint(given: str | None) -> str | None:
 
 
 @contextmanager
-def _told(wanted: Wanted, endpoint: str | None) -> Iterator[None]:
-    """What the Hub's library raises, as our errors."""
+def _hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into our errors."""
     from huggingface_hub import errors
 
     where = _endpoint(endpoint) or "https://huggingface.co"
     try:
         yield
+    except Txt2imgError:
+        raise
     except errors.GatedRepoError as error:
         raise ModelNotFound(
-            f"{wanted.id} is gated: accept its licence at {where}/{wanted.id}, then set HF_TOKEN"
+            f"{ref.id} is gated: accept its licence at {where}/{ref.id}, then set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFound(f"{wanted.id} has no revision {shown(wanted.revision)}") from error
+        raise ModelNotFound(f"{ref.id} has no revision {shown(ref.revision)}") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFound(
-            f"{where} has no model {wanted.id}, or it is private: check the name, or set HF_TOKEN"
+            f"{where} has no model {ref.id}, or it is private: check the name, or set HF_TOKEN"
         ) from error
     except errors.RemoteEntryNotFoundError as error:
-        raise ModelNotFound(f"{wanted.id}: a file is missing on the Hub; pull it again") from error
+        raise ModelNotFound(f"{ref.id}: a file is missing on the Hub; pull it again") from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
-        raise ModelNotFound(f"{where} answers {code} for {wanted.id}; try again later") from error
+        raise ModelNotFound(f"{where} answers {code} for {ref.id}; try again later") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ModelNotFound(
-            f"cannot fetch {wanted.id} from {where}: {type(error).__name__}; what is here already "
-            "is kept, the same command goes on"
+            f"cannot fetch {ref.id} from {where}: {type(error).__name__}; what is whole is kept, "
+            "the same command goes on"
         ) from error
