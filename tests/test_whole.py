@@ -26,6 +26,7 @@ from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -141,7 +142,7 @@ def test_one_pass_of_the_unet_equals_theirs(name: str, layout: str, root: Path) 
 @torch.no_grad()
 def test_conditions_and_pictures_equal_theirs(name: str, layout: str, root: Path) -> None:
     model, pipeline = ours(name, layout), theirs(name, layout, root)
-    [(_, positive)], [(_, negative)] = encode(model, REQUEST)
+    [(_, positive)], [(_, negative)] = encode(model, REQUEST, rules(REQUEST))
     words = {"negative_prompt": REQUEST.negative, "device": "cpu", "num_images_per_prompt": 1}
     made = pipeline.encode_prompt(REQUEST.prompt, do_classifier_free_guidance=True, **words)
     for got, wanted in zip((positive.tokens, negative.tokens), made, strict=False):
@@ -158,7 +159,7 @@ def test_final_latents_equal_theirs(name: str, layout: str, root: Path) -> None:
     request = base.filled(model.family.defaults)
     *_, last = sample(model, [request])
     side = 64 // model.vae.config.factor
-    noise = fresh_noise([request], (4, side, side), torch.device("cpu"))()
+    noise = fresh_noise([request], rules(request), (4, side, side), torch.device("cpu"))()
     wanted = pipeline(
         request.prompt,
         negative_prompt=request.negative,
@@ -166,7 +167,7 @@ def test_final_latents_equal_theirs(name: str, layout: str, root: Path) -> None:
         width=64,
         num_inference_steps=request.steps,
         guidance_scale=request.cfg,
-        latents=noise_levels(model, request)[0].sigma * noise,
+        latents=noise_levels(model, request, rules(request))[0].sigma * noise,
         output_type="latent",
     ).images
     assert off(last.x, wanted) < 1e-4

@@ -32,8 +32,8 @@ from tests.bench import memory as bench_memory
 from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory
 from txt2img.images.image_file import encode
-from txt2img.pipeline.batch import origin
 from txt2img.pipeline.generate import images_of, prepare, ready_to_draw
+from txt2img.pipeline.result import origin
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import resolve_adapters

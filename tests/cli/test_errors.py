@@ -211,7 +211,7 @@ def test_a_stop_during_a_picture_finishes_it_and_those_that_are_encoded_meanwhil
         return own(model, requests)
 
     monkeypatch.setattr(batch, "sample", stopping)
-    monkeypatch.setattr(batch, "on_card", lambda model: True)
+    monkeypatch.setattr(batch, "on_gpu", lambda model: True)
     outcome = draw("x", "--seed", "1", "--count", "3")
     assert (outcome.code, outcome.out.split()) == (130, ["x-1.png", "x-2.png"])
     assert "Finishing the picture" in outcome.err

@@ -14,8 +14,9 @@ from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.rng import Philox
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.pipeline.noise import own_path, step_noise
+from txt2img.pipeline.noise import brownian_path, step_noise
 from txt2img.request import Request, Sampler
+from txt2img.request.compat import rules
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 LEVELS = SCHEDULES["karras"](SD, 8)
@@ -141,7 +142,7 @@ SDE = Request("", seed=5, sampler=Sampler.DPMPP_2M_SDE)
 def noises(requests: list[Request]) -> Tensor:
     """The noise of the second step."""
     fresh = partial(torch.full, (len(requests), *SHAPE), 7.0)
-    return step_noise(requests, LEVELS, SHAPE, CPU, fresh)(LEVELS[1], LEVELS[2])
+    return step_noise(requests, rules(requests[0]), LEVELS, SHAPE, CPU, fresh)(LEVELS[1], LEVELS[2])
 
 
 def of(**more: object) -> Request:
@@ -171,8 +172,9 @@ def test_each_program_draws_from_its_own_source() -> None:
 
 def test_from_pure_noise_a_tree_has_no_beginning_so_the_path_is_ours() -> None:
     levels = [Level(math.inf, "diffusion"), *LEVELS]
-    assert isinstance(own_path(of(compat="a1111"), levels, SHAPE), BrownianPath)
-    assert isinstance(own_path(of(compat="a1111"), LEVELS, SHAPE), BrownianTree)
+    request = of(compat="a1111")
+    assert isinstance(brownian_path(request, rules(request), levels, SHAPE), BrownianPath)
+    assert isinstance(brownian_path(request, rules(request), LEVELS, SHAPE), BrownianTree)
 
 
 def test_seeds_are_numpys() -> None:

@@ -149,7 +149,7 @@ def test_steps_by_hand(sd1_model: Model) -> None:
     job = prepare(sd1_model, [replace(request, reuse=1)])
     found, network = latents(sd1_model, request), sd1_model.network
     [positive, negative] = (course[0][1] for course in sd1_model.prompt_cache.popitem()[1])
-    x = job.start * fresh_noise([request], job.latent, job.device)()
+    x = job.noise_scale * fresh_noise([request], job.rules, job.latent, job.device)()
     pair, process, kept = negative.join(positive), sd1_model.family.process.build(), FeatureCache()
     with torch.inference_mode():
         for step, (a, b) in enumerate(zip(job.levels, job.levels[1:], strict=False)):

@@ -16,6 +16,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.models.layers import scale_features
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -105,7 +106,7 @@ def test_one_pass_equals_diffusers(lcm: Model, unet: UNet2DConditionModel) -> No
 
 def test_final_latents_equal_diffusers(lcm: Model, unet: UNet2DConditionModel) -> None:
     request = REQUEST.filled(lcm.family.defaults)
-    levels, process = noise_levels(lcm, request), lcm.family.process.build()
+    levels, process = noise_levels(lcm, request, rules(request)), lcm.family.process.build()
     noise = torch.Generator().manual_seed(3)
     factor = lcm.vae.config.factor
     start = levels[0].sigma * torch.randn(1, 4, 64 // factor, 64 // factor, generator=noise)

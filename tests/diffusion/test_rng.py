@@ -17,7 +17,7 @@ SHAPE = (4, 8, 8)
 
 def drawn(request: Request, times: int = 2) -> list[torch.Tensor]:
     """The first noises of a request."""
-    noise = fresh_noise([request], SHAPE, CPU)
+    noise = fresh_noise([request], rules(request), SHAPE, CPU)
     return [noise()[0] for _ in range(times)]
 
 

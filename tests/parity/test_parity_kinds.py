@@ -15,6 +15,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 
@@ -89,9 +90,9 @@ def test_an_xl_of_velocity_and_zero_snr_draws_like_diffusers(tmp_path: Path) -> 
         clip_sample=False,
         set_alpha_to_one=True,
     )
-    level = noise_levels(model, request)[0]
+    level = noise_levels(model, request, rules(request))[0]
     assert (level.alpha, level.sigma) == (0.0, 1.0)
-    noise = fresh_noise([request], (4, 24, 16), torch.device("cpu"))()
+    noise = fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
     wanted = pipeline(
         request.prompt,
         negative_prompt=request.negative,

@@ -20,6 +20,7 @@ from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -79,7 +80,7 @@ def test_text_conditions_equal_diffusers(name: str, layout: str, words: list[str
         tokens, away, pooled, away_pooled = theirs(name).encode_prompt(
             words[0], negative_prompt=words[1] or None
         )
-        [(_, positive)], [(_, negative)] = encode(model, request)
+        [(_, positive)], [(_, negative)] = encode(model, request, rules(request))
     assert off(positive.tokens, tokens) < 1e-5
     assert off(negative.tokens, away) < 1e-5
     assert positive.pooled is not None and negative.pooled is not None
@@ -89,7 +90,7 @@ def test_text_conditions_equal_diffusers(name: str, layout: str, words: list[str
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_sizes_equal_diffusers(name: str, layout: str) -> None:
-    [(_, positive)], [(_, negative)] = encode(ours(name, layout), REQUEST)
+    [(_, positive)], [(_, negative)] = encode(ours(name, layout), REQUEST, rules(REQUEST))
     assert positive.size_ids is not None and negative.size_ids is not None
     start = [96, 64, 0, 0]
     wanted = ([6.0], [2.5]) if name == "refiner" else ([96, 64], [96, 64])
@@ -136,8 +137,8 @@ def test_final_latents_equal_diffusers(name: str, layout: str, negative: str, sa
     pipeline = theirs(name)
     pipeline.scheduler = scheduler(sampler)
     pipeline.scheduler.set_timesteps(request.steps)
-    level = noise_levels(model, request)[0]
-    x = level.sigma * fresh_noise([request], (4, 24, 16), torch.device("cpu"))()
+    level = noise_levels(model, request, rules(request))[0]
+    x = level.sigma * fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
     x = x / level.alpha if sampler == "euler" else x
     wanted = pipeline(
         request.prompt,
@@ -178,8 +179,8 @@ def test_refiner_draws_like_diffusers() -> None:
     tokens, away, pooled, away_pooled = pipeline.encode_prompt(
         "a red apple", negative_prompt="blurry"
     )
-    level = noise_levels(model, request)[0]
-    x = level.sigma * fresh_noise([request], (4, 24, 16), torch.device("cpu"))()
+    level = noise_levels(model, request, rules(request))[0]
+    x = level.sigma * fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
     told, untold = pipeline._get_add_time_ids(
         (96, 64), (0, 0), (96, 64), 6.0, 2.5, (96, 64), (0, 0), (96, 64), torch.float32, 96
     )

@@ -16,8 +16,8 @@ from txt2img.images.output import parse
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline import batch, writer
-from txt2img.pipeline.batch import Started, Step, batches, filled_requests, run
-from txt2img.pipeline.writer import Decoded, Failed, Finished
+from txt2img.pipeline.batch import BatchSettings, Started, Step, batches, filled_requests, run
+from txt2img.pipeline.writer import Failed, Finished
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.model import Model
 
@@ -32,11 +32,11 @@ def drawn(model: Model, requests: list[Request], batch_size: int = 1) -> list[Fi
 
 def events_of(
     model: Model, requests: list[Request], batch_size: int = 1, policy: FailurePolicy | None = None
-) -> Generator[batch.Event | Decoded, None, None]:
+) -> Generator[batch.Event, None, None]:
     """What happens while all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
     planned = items(filled_requests(requests, model), target, model.hash)
-    return run(model, batches(planned, batch_size), target, policy)
+    return run(planned, model, BatchSettings(target, batch_size, policy or FailurePolicy()))
 
 
 def test_each_picture_has_its_own_seed(sd1_model: Model) -> None:
@@ -92,7 +92,7 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
     target = parse("{index}.png", several=True)
     planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, "")
     seen = []
-    for event in run(sd1_model, batches(planned, 1), target):
+    for event in run(planned, sd1_model, BatchSettings(target)):
         seen.append((event, len(list(folder.glob("*.png")))))
     steps = [Step(1, 1, 1, 2), Step(1, 1, 2, 2), Step(2, 2, 1, 2), Step(2, 2, 2, 2)]
     assert [event for event, _ in seen if isinstance(event, Step)] == steps
@@ -104,7 +104,7 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of a group are decoded at once, and encoded during the next, as on a card."""
     monkeypatch.setattr(batch, "one_by_one", lambda x: [x])
-    monkeypatch.setattr(batch, "on_card", lambda model: True)
+    monkeypatch.setattr(batch, "on_gpu", lambda model: True)
 
 
 @pytest.mark.usefixtures("together")
@@ -149,12 +149,12 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
         items(filled_requests([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash)
     )
     with pytest.raises(BadRequest, match="too long"):
-        list(run(sd1_model, [planned], target))
+        list(run(planned, sd1_model, BatchSettings(target, 3)))
     # The third was drawn with it: whichever is encoded first, it is not lost.
     assert sorted(path.name for path in folder.glob("*.png")) == ["0001.png", "0003.png"]
     for path in folder.glob("*.png"):
         path.unlink()
-    events = list(run(sd1_model, [planned], target, FailurePolicy(skip=True)))
+    events = list(run(planned, sd1_model, BatchSettings(target, 3, FailurePolicy(skip=True))))
     ends = [event for event in events if isinstance(event, Finished | Failed)]
     assert [event.item.index for event in ends] == [1, 2, 3]
     assert isinstance(ends[1], Failed)
@@ -211,8 +211,10 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
     if end == "empty":
         groups.insert(1, [])
     seen = []
+    monkeypatch.setattr(batch, "batches", lambda items, size: (group for group in groups))
+    settings = BatchSettings(target, stop_requested=lambda: end == "asked")
     with suppress(BadRequest):
-        for event in run(sd1_model, groups, target, last=lambda: end == "asked"):
+        for event in run(planned, sd1_model, settings):
             seen.append(type(event).__name__)
     first = seen.index("Finished")
     assert seen.index("Decoded") < first

@@ -11,6 +11,7 @@ from tests.support import tiny
 from txt2img.pipeline.encode_prompts import CACHE_SIZE, encode_prompts
 from txt2img.pipeline.generate import generate
 from txt2img.request import Compat, Request, Sampler
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -36,7 +37,7 @@ class Counted:
     def told(self, **changes: object) -> Tensor:
         """What is told of the prompt, of the small request so changed."""
         request = replace(SMALL, **changes).filled(self.model.family.defaults)
-        [[[(_, cond)], _]] = encode_prompts(self.model, [request])
+        [[[(_, cond)], _]] = encode_prompts(self.model, [request], rules(request))
         return cond.tokens
 
 

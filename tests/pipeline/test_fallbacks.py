@@ -25,7 +25,7 @@ from txt2img.pipeline import (
 from txt2img.pipeline import (
     decode as decoding,
 )
-from txt2img.pipeline.batch import Notice, batches, filled_requests, run
+from txt2img.pipeline.batch import BatchSettings, Notice, filled_requests, run
 from txt2img.pipeline.generate import decode, sample
 from txt2img.pipeline.writer import Finished
 from txt2img.request.request import Request
@@ -164,10 +164,10 @@ def test_a_card_decodes_no_more_at_once_than_its_kernels_can_count(
     x = torch.linspace(-1, 1, 5 * 4 * 8 * 8).reshape(5, 4, 8, 8)
     whole = [picture.tobytes() for picture in decode(mock, x)]
     assert seen == [5]
-    monkeypatch.setattr(decoding, "TOGETHER", 2 * (8 * 8) ** 2 + 1)
+    monkeypatch.setattr(decoding, "BATCH_PIXELS", 2 * (8 * 8) ** 2 + 1)
     assert [picture.tobytes() for picture in decode(mock, x)] == whole
     assert seen[1:] == [2, 2, 1]
-    monkeypatch.setattr(decoding, "TOGETHER", 1)
+    monkeypatch.setattr(decoding, "BATCH_PIXELS", 1)
     assert [picture.tobytes() for picture in decode(mock, x)] == whole
     assert seen[4:] == [1] * 5
 
@@ -257,9 +257,9 @@ def test_no_picture_of_a_batch_is_lost(
         target = parse(f"{name}-{{index}}.png", several=True)
         return list(
             run(
+                items(filled_requests([small], sd1_model), target, ""),
                 sd1_model,
-                batches(items(filled_requests([small], sd1_model), target, ""), 3),
-                target,
+                BatchSettings(target, 3),
             )
         )
 
@@ -282,5 +282,5 @@ def test_a_record_tells_what_was_done_instead(sd1_model: Model, folder: Path) ->
     model = replace(sd1_model, memory=replace(sd1_model.memory, tiling="on"))
     target = parse("{index}.png", several=True)
     planned = items(filled_requests([replace(SMALL, steps=1)], model), target, "")
-    [done] = [e for e in run(model, batches(planned, 1), target) if isinstance(e, Finished)]
+    [done] = [e for e in run(planned, model, BatchSettings(target)) if isinstance(e, Finished)]
     assert read(done.path).origin.environment["vae"] == "tiled"

@@ -14,10 +14,10 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
-from txt2img.pipeline.generate import Job, decode, generate, prepare
+from txt2img.pipeline.generate import Job, decode, generate, prepare, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.request.compat import PromptRules
+from txt2img.request.compat import PromptRules, Rules
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.families import SD15
@@ -67,6 +67,8 @@ class Decoder(nn.Module):
 class Words:
     """As many chunks as words, each of one token that counts letters."""
 
+    encoders = (nn.Linear(1, 1),)
+
     def chunks(self, prompt: str, reading: PromptRules) -> int:
         return max(len(prompt.split()), 1)
 
@@ -112,9 +114,9 @@ def seeds(*numbers: int) -> list[Request]:
 
 def test_noise_is_each_pictures_own() -> None:
     # 3 cells wide: not a multiple of 16 numbers, where one draw for a batch would differ
-    draw = fresh_noise(seeds(1, 2), (4, 3, 3), torch.device("cpu"))
+    draw = fresh_noise(seeds(1, 2), Rules(), (4, 3, 3), torch.device("cpu"))
     first, second = draw(), draw()
-    alone = fresh_noise(seeds(2), (4, 3, 3), torch.device("cpu"))
+    alone = fresh_noise(seeds(2), Rules(), (4, 3, 3), torch.device("cpu"))
     assert torch.equal(first[1:], alone())
     assert torch.equal(second[1:], alone())
     expected = torch.randn((4, 3, 3), generator=torch.Generator().manual_seed(1))
@@ -211,7 +213,7 @@ def test_a_network_short_of_memory_still_draws(mock: Model) -> None:
 def test_no_memory_at_all_is_told(mock: Model) -> None:
     net(mock).room = 0
     with pytest.raises(OutOfMemory, match="64x64 pixels; choose a smaller size"):
-        last(prepare(mock, seeds(1)))
+        list(sample(mock, seeds(1)))
     vae(mock).room = 0
     with pytest.raises(OutOfMemory, match="decoding"):
         decode(mock, torch.zeros(2, 4, 8, 8))

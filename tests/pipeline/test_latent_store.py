@@ -4,6 +4,8 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from PIL import Image
@@ -18,6 +20,11 @@ from txt2img.pipeline import batch, generate, latent_store
 from txt2img.pipeline.latent_store import Latent, LatentStore
 from txt2img.request.request import Request
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from txt2img.pipeline.generate import Progress
+
 ARGUMENTS = ("x", "--seed", "1", "-q")
 Patch = pytest.MonkeyPatch
 
@@ -25,6 +32,12 @@ Patch = pytest.MonkeyPatch
 def hidden(folder: Path) -> list[Path]:
     """What lies there that is no picture."""
     return [path for path in folder.iterdir() if path.is_file() and path.suffix != ".png"]
+
+
+def after_last_step(x: "Tensor") -> "Progress":
+    """The state of one image whose latent (C, h, w) is done."""
+    state = SimpleNamespace(step=3, steps=3, x=x[None], x0=x[None] - 1)
+    return cast("Progress", state)
 
 
 def lacking(*_: object) -> list[Image.Image]:
@@ -76,24 +89,23 @@ def test_a_latent_of_another_request_or_software_is_not_taken(folder: Path) -> N
     Path("out").mkdir()
     request = Request("x", seed=1)
     item = Item(1, request, "x.png", 1, "0" * 32)
-    shelf = LatentStore(target, Origin("default", "0", {"torch": "1"}))
+    store = LatentStore(target, Origin("default", "0", {"torch": "1"}))
     x = torch.arange(8.0).reshape(2, 2, 2)
-    shelf.save(item, x, 3, 3)
-    taken = shelf.load(item)
+    store.save([item], after_last_step(x))
+    taken = store.load(item)
     assert taken is not None and torch.equal(taken, x)
-    assert shelf.load(replace(item, request=replace(request, seed=2))) is None
+    assert store.load(replace(item, request=replace(request, seed=2))) is None
     assert LatentStore(target, Origin("default", "0", {"torch": "2"})).load(item) is None
-    shelf.delete(item)
-    assert shelf.load(item) is None and not shelf.left
+    store.delete(item)
+    assert store.load(item) is None and not store.left
 
 
 def test_what_is_not_finite_is_not_kept(folder: Path) -> None:
     import torch
 
     item = Item(1, Request("x", seed=1), "x.png", 1, "0" * 32)
-    LatentStore(parse("x.png", several=False), Origin()).save(
-        item, torch.full((1, 1, 1), torch.nan), 1, 1
-    )
+    store = LatentStore(parse("x.png", several=False), Origin())
+    store.save([item], after_last_step(torch.full((1, 1, 1), torch.nan)))
     assert not hidden(folder)
 
 

@@ -26,7 +26,7 @@ from txt2img.diffusion.rng import noise_source
 from txt2img.pipeline.denoiser import equal_length_runs
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
-from txt2img.pipeline.noise import own_noise
+from txt2img.pipeline.noise import image_noise
 from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
@@ -134,7 +134,7 @@ def test_the_first_noise_is_as_strong_as_theirs(
     top = SD.ratios[-1]
     # k-diffusion's x = noise·σ is ours times √(1 + σ²); noise·√(1 + σ²) is noise
     wanted = 1.0 if unit else job.levels[0].sigma
-    assert job.start == pytest.approx(wanted)
+    assert job.noise_scale == pytest.approx(wanted)
     if sampler is Sampler.EULER:
         assert job.levels[0].ratio == pytest.approx(top, rel=1e-3)
 
@@ -142,15 +142,16 @@ def test_the_first_noise_is_as_strong_as_theirs(
 def test_a1111_ddim_ends_at_the_tables_second_entry() -> None:
     request = replace(ASKED, compat=Compat.A1111, sampler=Sampler.DDIM)
     for steps, calls in ((20, 19), (30, 30)):  # len(range(0, 1000, 1000 // steps)) - 1
-        levels = noise_levels(ours(), replace(request, steps=steps))
+        levels = noise_levels(ours(), replace(request, steps=steps), rules(request))
         assert len(levels) - 1 == calls
         assert levels[-1].ratio == pytest.approx(SD.ratios[1])
 
 
 def test_comfyui_leaves_out_unipcs_last_but_one_level() -> None:
     request = replace(ASKED, compat=Compat.COMFYUI, sampler=Sampler.UNIPC, schedule=Schedule.KARRAS)
-    more = noise_levels(ours(), replace(request, compat=None, steps=5))
-    assert noise_levels(ours(), request) == [*more[:4], more[-1]]
+    plain = replace(request, compat=None, steps=5)
+    more = noise_levels(ours(), plain, rules(plain))
+    assert noise_levels(ours(), request, rules(request)) == [*more[:4], more[-1]]
 
 
 def test_whole_times_are_the_nearest() -> None:
@@ -213,7 +214,7 @@ LONG = " ".join(["cat"] * 100)  # two chunks
 def test_a_short_prompt_beside_a_long_one_stays_short(compat: Compat) -> None:
     model = ours()
     asked = replace(ASKED, prompt=LONG, negative="dog", compat=compat, sampler=Sampler.EULER)
-    [(_, wanted)], [(_, unwanted)] = encode(model, asked)
+    [(_, wanted)], [(_, unwanted)] = encode(model, asked, rules(asked))
     alone = model.text.encode(["dog"], 1, rules(asked).prompt)
     assert wanted.tokens.shape[1] == 2 * unwanted.tokens.shape[1]
     assert torch.allclose(unwanted.tokens, alone.tokens, atol=1e-6)
@@ -226,14 +227,16 @@ def test_a_short_prompt_beside_a_long_one_stays_short(compat: Compat) -> None:
     [repeated] = deque(prepare(model, [asked]).states(), maxlen=1)
     assert torch.allclose(state.x, repeated.x, atol=1e-4)
     ours_alone = replace(asked, compat=None)
-    [(_, wanted)], [(_, unwanted)] = encode(model, ours_alone)
+    [(_, wanted)], [(_, unwanted)] = encode(model, ours_alone, rules(ours_alone))
     assert wanted.tokens.shape == unwanted.tokens.shape  # by our own rules it ends in empty chunks
 
 
 def test_a1111_makes_parts_of_a_prompt_equally_long_by_their_last_token() -> None:
     model = ours()
     asked = replace(ASKED, prompt=f"dog AND {LONG} AND [dog:{LONG}:2]", compat=Compat.A1111)
-    [(_, short)], [(_, long)], [(_, first), (_, then)], [(_, unwanted)] = encode(model, asked)
+    [(_, short)], [(_, long)], [(_, first), (_, then)], [(_, unwanted)] = encode(
+        model, asked, rules(asked)
+    )
     length = unwanted.tokens.shape[1]
     alone = model.text.encode(["dog"], 1, rules(asked).prompt).tokens
     assert torch.allclose(short.tokens[:, :length], alone, atol=1e-6)
@@ -253,8 +256,8 @@ def test_pictures_of_unequal_prompts_are_drawn_side_by_side_as_alone() -> None:
         for prompt, negative in ((LONG, "dog"), ("cat", LONG), ("cat", "dog"))
     ]
     [together] = deque(prepare(model, asked).states(), maxlen=1)
-    conds = [encode(model, request) for request in [*asked, asked[2]]]
-    assert equal_length_runs(conds, [*asked, asked[2]]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    conds = [encode(model, request, rules(request)) for request in [*asked, asked[2]]]
+    assert equal_length_runs(conds, [[1.0]] * 4) == [slice(0, 1), slice(1, 2), slice(2, 4)]
     for i, request in enumerate(asked):
         [alone] = deque(prepare(model, [request]).states(), maxlen=1)
         assert torch.allclose(together.x[i], alone.x[0], atol=1e-5)
@@ -272,7 +275,7 @@ def test_pictures_of_unequal_prompts_are_drawn_side_by_side_as_alone() -> None:
 def test_the_steps_noise_may_have_a_source_of_its_own(rng: str, first: str, then: str) -> None:
     latent = (4, 8, 8)
     request = Request("x", seed=5, rng=rng)
-    start, step = islice(own_noise(request, latent), 2)
+    start, step = islice(image_noise(request, rules(request), latent), 2)
     one = noise_source(first, 5, latent)
     assert torch.equal(start, one())
     other = (

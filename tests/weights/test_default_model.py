@@ -14,6 +14,7 @@ from txt2img.pipeline.generate import generate
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
+from txt2img.request.compat import rules
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.checkpoint import DEFAULT
@@ -134,7 +135,7 @@ def test_diffusers_draws_the_same_picture_from_the_same_files(
     pipe.set_progress_bar_config(disable=True)
     side = ours.height // model().vae.config.factor
     latent = (model().vae.config.latent_channels, side, side)
-    start = fresh_noise([request], latent, torch.device("cpu"))()
+    start = fresh_noise([request], rules(request), latent, torch.device("cpu"))()
     theirs = pipe(
         request.prompt,
         num_inference_steps=steps,

@@ -21,6 +21,7 @@ from txt2img.pipeline.generate import generate, noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Refiner
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import MemoryState
 from txt2img.weights.apply_adapters import resolve_adapters
@@ -82,8 +83,8 @@ def test_final_latents_equal_diffusers_two_pipelines(
     assert isinstance(second, StableDiffusionXLImg2ImgPipeline)
     first.scheduler = test_parity_xl.scheduler(sampler)
     second.scheduler = test_parity_xl.scheduler(sampler)
-    level = noise_levels(model, request)[0]
-    x = level.sigma * fresh_noise([request], (4, 24, 16), torch.device("cpu"))()
+    level = noise_levels(model, request, rules(request))[0]
+    x = level.sigma * fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
     x = x / level.alpha if sampler == "euler" else x
     first.scheduler.set_timesteps(request.steps)
     common = {
@@ -210,7 +211,8 @@ def test_what_is_kept_of_a_look_is_each_networks_own(
         return own(self, x, clock, tokens)
 
     monkeypatch.setattr(UNet, "deep_features", deep)
-    levels = noise_levels(model, request := filled(model, refiner_switch=0.5, steps=8, reuse=3))
+    request = filled(model, refiner_switch=0.5, steps=8, reuse=3)
+    levels = noise_levels(model, request, rules(request))
     found = last(model, request)
     first = sum(not is_refiner_step(PROCESS, level, 0.5) for level in levels[:-1])
     assert 0 < first < 8

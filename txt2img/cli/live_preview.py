@@ -1,7 +1,6 @@
 """Shows and keeps how pictures come into being, while a run draws them."""
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,8 @@ def viewer_of(
     model: "Model", viewing: PreviewOptions, output: Output, bar: Bar, quiet: bool, several: bool
 ) -> "Viewer":
     """The viewer of a run, its preview VAE loaded if one is named. Txt2imgError."""
-    from txt2img.pipeline.batch import origin
     from txt2img.pipeline.preview import Previewer
+    from txt2img.pipeline.result import origin
     from txt2img.weights.load import load_vae
 
     vae = None if viewing.preview_vae is None else model.vae
@@ -56,23 +55,20 @@ class Viewer:
     failure: BadOutput | None = None  # of a file beside a picture, raised once that is written
     blind: bool = False  # whether the preview's file could not be written
 
-    def watch(
-        self, events: "Generator[Event | Decoded, None, None]"
-    ) -> "Generator[Event, None, None]":
-        """The events of a run, of which those that only show something go no further. BadOutput."""
+    def on_event(self, event: "Event") -> None:
+        """Show a step or a decoded picture."""
         from txt2img.pipeline.batch import Step
-        from txt2img.pipeline.writer import Decoded, Finished
+        from txt2img.pipeline.writer import Decoded
 
-        with closing(events):
-            for event in events:
-                if isinstance(event, Decoded):
-                    self.decoded(event)
-                    continue
-                if isinstance(event, Step):
-                    self.step(event)
-                yield event
-                if isinstance(event, Finished) and self.failure:
-                    raise self.failure
+        if isinstance(event, Decoded):
+            self.decoded(event)
+        elif isinstance(event, Step):
+            self.step(event)
+
+    def raise_failure(self) -> None:
+        """Raise BadOutput if a file beside a picture could not be written."""
+        if self.failure:
+            raise self.failure
 
     def step(self, step: "Step") -> None:
         """Preview a step, if anybody wants to see it."""
@@ -83,7 +79,7 @@ class Viewer:
         wanted = shown or self.viewing.file or self.viewing.keeps_steps
         if step.x0 is None or step.step % every or not wanted:
             return
-        pictures = self.previewer.pictures(step.x0)
+        pictures = self.previewer.images(step.x0)
         if self.viewing.keeps_steps:
             for item, picture in zip(step.items, pictures, strict=True):
                 self.seen.setdefault(item.index, []).append((step.step, picture))

@@ -27,7 +27,9 @@ from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.system import launcher
 
 if TYPE_CHECKING:
+    from txt2img.cli.live_preview import Viewer
     from txt2img.pipeline.batch import Event
+    from txt2img.pipeline.estimates.timer import Timer
     from txt2img.pipeline.latent_store import LatentStore
     from txt2img.weights.model import Model
 
@@ -60,7 +62,7 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     from txt2img.weights.checkpoint import find
 
     find(batch.model)  # fails on an unknown name before torch is imported, which takes long
-    from txt2img.pipeline.batch import origin, precision
+    from txt2img.pipeline.result import origin, precision
 
     began = time.perf_counter()
     model = load_model(batch.model, settings.device, batch.library)
@@ -79,11 +81,12 @@ def draw_all(
 ) -> int:
     """Draw the pictures that are not there yet. Returns the exit code."""
     from txt2img.cli.live_preview import viewer_of
-    from txt2img.pipeline.batch import batches, claimed_batches, filled_requests, origin
-    from txt2img.pipeline.batch import run as draw_groups
+    from txt2img.pipeline.batch import BatchSettings, filled_requests
+    from txt2img.pipeline.batch import run as draw_batch
     from txt2img.pipeline.batch_size import auto_batch_size
     from txt2img.pipeline.estimates.timer import Timer
     from txt2img.pipeline.latent_store import LatentStore
+    from txt2img.pipeline.result import origin
 
     target, policy = settings.target, settings.batch.policy
     size = settings.batch_size or auto_batch_size(model, batch.pictures())
@@ -99,17 +102,13 @@ def draw_all(
         index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
         meter = check_all(model, shard(), index, batch, settings, bar)
         plan = launcher.found().shard(shard())
-        groups = claimed_batches(plan, index, size) if index else batches(plan, size)
-        stack.enter_context(closing(groups))  # before the index, to which it returns claims
         store = LatentStore(target, origin(model), settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
-        drawing = viewer.watch(
-            draw_groups(model, groups, target, policy, store, lambda: STOP.asked)
-        )
-        events = Timer(model, load_seconds).through(drawing)
+        how = BatchSettings(target, size, policy, index, store, lambda: STOP.asked)
         drawn: distributed.Drawn | None = {} if batch.sweep else None
-        with closing(drawing), closing(events):
-            failed = report_events(events, meter, settings.json, drawn)
+        timer = Timer(model, load_seconds)
+        with timer, closing(draw_batch(plan, model, how)) as events:
+            failed = report_events(events, timer, viewer, meter, settings.json, drawn)
         code, drawn = distributed.together(SOME_FAILED if failed or batch.failures() else 0, drawn)
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
@@ -162,15 +161,25 @@ def report_kept_latents(store: "LatentStore", bar: Bar) -> None:
 
 
 def report_events(
-    events: "Iterable[Event]", meter: ProgressMeter, json: bool, drawn: distributed.Drawn | None
+    events: "Iterable[Event]",
+    timer: "Timer",
+    viewer: "Viewer",
+    meter: ProgressMeter,
+    json: bool,
+    drawn: distributed.Drawn | None,
 ) -> int:
-    """Print what a run yields, and add its pictures to `drawn`. Returns the failures. Stopped."""
+    """Print what a run yields, and add its pictures to `drawn`. Returns the failures.
+
+    Raises Stopped, BadOutput.
+    """
     from txt2img.pipeline.batch import Notice, Started, Step
     from txt2img.pipeline.writer import Failed, Finished
 
     failed = pending = 0
     stop_reported = False
     for event in events:
+        viewer.on_event(event)
+        timer.on_event(event)
         with nullcontext() if isinstance(event, Step) else meter.bar.paused():
             if isinstance(event, Started):
                 pending += len(event.items)
@@ -183,7 +192,7 @@ def report_events(
             elif isinstance(event, Failed):
                 print_failed(event, json)
                 failed += 1
-            elif event.path != Path("-"):
+            elif isinstance(event, Finished) and event.path != Path("-"):
                 print_finished(event, json)
                 if drawn is not None:
                     drawn[event.item.index] = (event.path, event.request.seed)
@@ -196,6 +205,8 @@ def report_events(
             meter.ready += 1
         if not pending:
             STOP.finished()
+        if isinstance(event, Finished):
+            viewer.raise_failure()
     return failed
 
 

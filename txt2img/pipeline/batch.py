@@ -1,6 +1,5 @@
-"""Many requests, drawn one batch after the other; every picture is written when it is done."""
+"""Many requests → images: drawn in batches, each written as soon as it is done, as events."""
 
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -23,17 +22,33 @@ from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
 from txt2img.pipeline.generate import batch_key, decode, latent_shape, noise_levels, sample
 from txt2img.pipeline.latent_store import LatentStore
+from txt2img.pipeline.result import origin
 from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, ImageWriter
-from txt2img.request.request import Request
-from txt2img.system.device.device import describe
-from txt2img.system.version import __version__
+from txt2img.request import Request
+from txt2img.request.compat import rules
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.model import Model, device_of
+
+NOTE_SINGLE = "Out of memory for a batch: drawn one by one instead"
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How a batch is drawn and where it goes."""
+
+    output: Output
+    batch_size: int = 1
+    policy: FailurePolicy = field(
+        default_factory=FailurePolicy
+    )  # without `skip` the first failure ends the run
+    resume: ResumeIndex | None = None  # draw only what is not there, nor drawn by others
+    latents: LatentStore | None = None
+    stop_requested: Callable[[], bool] = lambda: False  # whether the run ends after this group
 
 
 @dataclass(frozen=True)
 class Started:
-    """These pictures are being drawn from now on."""
+    """These images are being drawn from now on."""
 
     items: tuple[Item, ...]
 
@@ -42,23 +57,63 @@ class Started:
 class Step:
     """One step of a batch is done."""
 
-    first: int  # the pictures first … last of all are being drawn, counted from 1
+    first: int  # the images first … last of all are being drawn, counted from 1
     last: int
     step: int
     steps: int
     items: tuple[Item, ...] = field(default=(), compare=False)
-    x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w): what they may become
+    x0: Tensor | None = field(default=None, compare=False)  # (B, C, h, w), for previews
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What the user should know of how a picture is drawn."""
+    """A line for the user about how an image is drawn."""
 
     line: str
 
 
-NOTE_SINGLE = "Out of memory for a batch: drawn one by one instead"
-Event = Started | Step | Finished | Failed | Notice
+Event = Started | Step | Notice | Decoded | Finished | Failed
+
+
+def run(
+    items: Iterable[Item], model: Model, settings: BatchSettings
+) -> Generator[Event, None, None]:
+    """Draw and write the images of a batch; yield what happens.
+
+    On a GPU, files are encoded while the next group is drawn.
+    """
+    # 1. Group what can be drawn together, and is not done or claimed by other processes.
+    size, index = settings.batch_size, settings.resume
+    groups = batches(items, size) if index is None else claimed_batches(items, index, size)
+    latents = settings.latents or LatentStore(settings.output, origin(model))
+    asynchronous = on_gpu(model) and latents.on  # without saved latents, a stop would lose images
+    writer = ImageWriter(settings.output, latents, settings.policy.skip, asynchronous)
+    with closing(groups), closing(writer):
+        for group in groups:
+            # 2. Before a wait for others (an empty group) or a stop, write all that is drawn.
+            if not group or settings.stop_requested():
+                yield from writer.write_all()
+            if not group:
+                continue
+            # 3. Draw a group, and hand each image to the writer.
+            yield Started(tuple(group))
+            older = bool(writer.waiting)
+            try:
+                for event in _draw_group(group, model, settings.policy, latents):
+                    if older and (writer.error or isinstance(event, Decoded)):
+                        yield from writer.write_all()  # their names come before this group's
+                        older = False
+                    yield event
+                    if isinstance(event, Decoded):
+                        writer.add(event)
+                    yield from writer.write_ready()
+            except Txt2imgError:
+                yield from writer.write_all()
+                raise
+            # 4. The claims on older groups end now: they must be written, even if this one failed.
+            if older or writer.error:
+                yield from writer.write_all()
+        yield from writer.write_all()
 
 
 def filled_requests(
@@ -67,9 +122,9 @@ def filled_requests(
     errors: dict[Hashable, Txt2imgError] | None = None,
     form: Format = PNG,
 ) -> Iterator[Request]:
-    """One filled request a picture, in order; BadRequest if the model cannot draw one of them.
+    """Yield one filled request an image, in order; BadRequest if the model cannot draw one.
 
-    With `errors`, those that it cannot draw are passed over and kept there by their number.
+    With `errors`, those are skipped, and their errors collected by their numbers.
     """
     checked: set[Request] = set()
     made_by = Origin() if form == PNG else origin(model)
@@ -78,7 +133,7 @@ def filled_requests(
             filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
             if batch_key(filled) not in checked:
                 latent_shape(model, filled)
-                noise_levels(model, filled)
+                noise_levels(model, filled, rules(filled))
                 checked.add(batch_key(filled))
             check_room(filled, made_by, form)
         except BadRequest as error:
@@ -89,149 +144,106 @@ def filled_requests(
         yield from (filled.nth(i) for i in range(filled.count))
 
 
-def run(
-    model: Model,
-    groups: Iterable[list[Item]],
-    output: Output,
-    policy: FailurePolicy | None = None,
-    shelf: LatentStore | None = None,
-    last: Callable[[], bool] = lambda: False,
-) -> Generator[Event | Decoded, None, None]:
-    """Draw and write pictures, those of a group together.
-
-    A card draws the next group while files of this one are encoded, but not before an empty group,
-    or when `last` says that whoever listens will end the run after what was begun.
-    Without policy.skip, raises what the first picture that fails does.
-    """
-    shelf, policy = shelf or LatentStore(output, origin(model)), policy or FailurePolicy()
-    beside = on_card(model) and shelf.on  # without a shelf, an end would lose what was drawn
-    with closing(ImageWriter(output, shelf, policy.skip, beside)) as finisher:
-        for group in groups:
-            if not group or last():
-                yield from finisher.all()
-            if group:
-                yield Started(tuple(group))
-                yield from _written(_drawn(model, group, shelf, policy), finisher)
-        yield from finisher.all()
-
-
-def on_card(model: Model) -> bool:
+def on_gpu(model: Model) -> bool:
     """Whether the processor is free while the model draws."""
     return device_of(model).type != "cpu"
 
 
-def _written(
-    events: Iterable[Event | Decoded], finisher: ImageWriter
-) -> Generator[Event | Decoded, None, None]:
-    """The events of one group, and of the pictures before it and in it that are written by then."""
-    older = len(finisher.waiting)
-    try:
-        for event in events:
-            if older and (finisher.error or isinstance(event, Decoded)):
-                yield from finisher.all()  # a picture's files must know the names before its own
-                older = 0
-            yield event
-            if isinstance(event, Decoded):
-                finisher.add(event)
-            yield from finisher.ready()
-        # nothing may have come of this group, and the claims on those before it end with it
-        if older or finisher.error:
-            yield from finisher.all()
-    except Txt2imgError:
-        yield from finisher.all()
-        raise
-
-
-def claimed_batches(
-    items: Iterable[Item], ledger: ResumeIndex, size: int
-) -> Generator[list[Item], None, None]:
-    """Batches of what no other process draws; when these are done, what others left undone.
-
-    Before it waits for others it gives an empty batch: all must be written by the next.
-    """
-    late: list[Item] = []
-    held: deque[list[Item]] = deque()
-    try:
-        for group in batches(ledger.claimable(items, late), size):
-            held.append(group)
-            yield group
-            while len(held) > 1:  # the latest may not be written yet
-                ledger.release(held.popleft())
-        if late:
-            yield []
-    finally:
-        for group in held:
-            ledger.release(group)
-    for item in late:  # one by one: who waits must hold nothing that others wait for
-        if ledger.wait(item):
-            try:
-                yield [item]
-                yield []
-            finally:
-                ledger.release([item])
-
-
 def batches(items: Iterable[Item], size: int) -> Generator[list[Item], None, None]:
-    """The pictures in order, `size` at a time as long as they can be drawn together."""
+    """Group items in order, at most `size` at a time, all with one batch key."""
     for _, group in groupby(items, key=lambda item: batch_key(item.request)):
         while batch := list(islice(group, size)):
             yield batch
 
 
-def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
-    """The model and the environment, with the fallbacks `used`, for the pictures' records."""
-    environment = {
-        "txt2img": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": describe(device_of(model)),
-        "dtype": precision(model),
-    }
-    return Origin(model.name, model.hash, environment | (used or {}))
+def claimed_batches(
+    items: Iterable[Item], index: ResumeIndex, size: int
+) -> Generator[list[Item], None, None]:
+    """Group what no other process draws; then, one by one, what others left undone.
 
-
-def precision(model: Model) -> str:
-    """The dtype of the networks, or of each where they differ, for records."""
-    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
-    names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
-    if model.memory.quantized:
-        names["unet"] += f"/{model.memory.quantized}"
-    if len(set(names.values())) == 1:
-        return names["unet"]
-    return ",".join(f"{part}={name}" for part, name in names.items())
-
-
-def _drawn(
-    model: Model, group: list[Item], shelf: LatentStore, policy: FailurePolicy, tries: int = 0
-) -> Iterator[Event | Decoded]:
-    """Draw a group; gives what passes the gate. What fails is drawn alone, or again."""
-    left = deque(group)
-    start = time.perf_counter()
+    An empty group comes before each wait for others: all images must be written by the next.
+    """
+    late: list[Item] = []
+    held: deque[list[Item]] = deque()
     try:
-        for drawn in _together(model, group, shelf):
-            if isinstance(drawn, Step | Notice):
-                yield drawn
-                continue
-            made_by = shelf.origin
-            its = replace(made_by, environment={**made_by.environment, **model.memory.used})
-            for picture in drawn:
-                _check(picture, left[0], policy, shelf)
-                seconds = (time.perf_counter() - start) / len(group)
-                yield Decoded(left.popleft(), picture, its, seconds)
-    except FAILURES as error:
-        yield from map(Notice, model.memory.pop_warnings())
-        if len(group) > 1:
-            if isinstance(error, OutOfMemory):
-                yield Notice(NOTE_SINGLE)
-            for item in left:
-                yield from _drawn(model, [item], shelf, policy)
-        elif isinstance(error, Rejected) and tries < policy.retries:
-            again = _retry(group[0], tries + 1)
-            yield from _drawn(model, [again], shelf, policy, tries + 1)
-        elif policy.skip:
-            yield Failed(group[0], error)
-        else:
-            raise
+        for group in batches(index.claimable(items, late), size):
+            held.append(group)
+            yield group
+            while len(held) > 1:  # the latest may not be written yet
+                index.release(held.popleft())
+        if late:
+            yield []
+    finally:
+        for group in held:
+            index.release(group)
+    for item in late:  # one by one: a process that waits must hold no claim that others wait for
+        if index.wait(item):
+            try:
+                yield [item]
+                yield []
+            finally:
+                index.release([item])
+
+
+def _draw_group(
+    group: list[Item], model: Model, policy: FailurePolicy, latents: LatentStore
+) -> Iterator[Event]:
+    """Draw a group; what fails is drawn alone, or retried with another seed."""
+    todo = deque([(group, 0)])
+    while todo:
+        items, attempt = todo.popleft()
+        left, start = deque(items), time.perf_counter()
+        try:
+            # 1. Latents.
+            x = yield from _sample_group(items, model, latents)
+            # 2. Images: on a CPU decoded one by one, so that each is saved when it is done.
+            for part in one_by_one(x) if x.device.type == "cpu" else [x]:
+                images = decode(model, part)
+                yield from map(Notice, model.memory.pop_warnings())
+                environment = {**latents.origin.environment, **model.memory.used}
+                made_by = replace(latents.origin, environment=environment)
+                for image in images:
+                    _check(image, left[0], policy, latents)
+                    seconds = (time.perf_counter() - start) / len(items)
+                    yield Decoded(left.popleft(), image, made_by, seconds)
+        # 3. Failures.
+        except FAILURES as error:
+            yield from map(Notice, model.memory.pop_warnings())
+            if len(items) > 1:
+                if isinstance(error, OutOfMemory):
+                    yield Notice(NOTE_SINGLE)
+                todo.extend(([item], 0) for item in left)
+            elif isinstance(error, Rejected) and attempt < policy.retries:
+                todo.appendleft(([_retry(items[0], attempt + 1)], attempt + 1))
+            elif policy.skip:
+                yield Failed(items[0], error)
+            else:
+                raise
+
+
+def _sample_group(
+    items: list[Item], model: Model, latents: LatentStore
+) -> Generator[Event, None, Tensor]:
+    """Sample a group's latents (B, C, h, w) and save them, or load those of an earlier run.
+
+    What stops the run in between leaves the last x0 in the store.
+    """
+    loaded = [x for item in items if (x := latents.load(item)) is not None]
+    if len(loaded) == len(items):
+        return torch.stack(loaded).to(device_of(model))
+    state = None
+    try:
+        for state in sample(model, [item.request for item in items]):
+            yield from map(Notice, model.memory.pop_warnings())
+            numbers = items[0].index, items[-1].index, state.step, state.steps
+            yield Step(*numbers, tuple(items), state.x0)
+    except BaseException as stop:
+        if state is not None and not isinstance(stop, Exception):
+            latents.save(items, state)
+        raise
+    assert state is not None
+    latents.save(items, state)
+    return state.x
 
 
 def _retry(item: Item, attempt: int) -> Item:
@@ -241,54 +253,10 @@ def _retry(item: Item, attempt: int) -> Item:
     return replace(item, request=replace(item.request, seed=seed), first_seed=first)
 
 
-def _check(picture: Image.Image, item: Item, policy: FailurePolicy, shelf: LatentStore) -> None:
-    """Raise Rejected for a picture that must not be; its latent is not wanted either."""
+def _check(image: Image.Image, item: Item, policy: FailurePolicy, latents: LatentStore) -> None:
+    """Raise Rejected for an image that the policy rejects, and delete its latent."""
     try:
-        checks.check_image(picture, policy.reject)
+        checks.check_image(image, policy.reject)
     except Rejected:
-        shelf.delete(item)
+        latents.delete(item)
         raise
-
-
-def _together(
-    model: Model, group: list[Item], shelf: LatentStore
-) -> Iterator[Step | Notice | list[Image.Image]]:
-    """The steps of a batch, then its pictures: on a CPU one by one, so each is saved when done.
-
-    What was drawn before and kept is only decoded.
-    """
-    device = device_of(model)
-    before = [x for item in group if (x := shelf.load(item)) is not None]
-    if len(before) == len(group):
-        x = torch.stack(before).to(device)
-    else:
-        x = yield from _sampled(model, group, shelf)
-    for part in one_by_one(x) if x.device.type == "cpu" else [x]:
-        pictures = decode(model, part)
-        yield from map(Notice, model.memory.pop_warnings())
-        yield pictures
-
-
-def _sampled(
-    model: Model, group: list[Item], shelf: LatentStore
-) -> Generator[Step | Notice, None, Tensor]:
-    """The steps of a batch; gives its latents (B, C, h, w), which are kept.
-
-    Whoever stops in between finds what the picture was thought to become.
-    """
-    requests = [item.request for item in group]
-    steps = len(noise_levels(model, requests[0])) - 1
-    step, x0 = 0, None
-    try:
-        for state in sample(model, requests):
-            step, x, x0 = state.step, state.x, state.x0
-            yield from map(Notice, model.memory.pop_warnings())
-            yield Step(group[0].index, group[-1].index, step, steps, tuple(group), x0)
-    except BaseException as stop:
-        if x0 is not None and not isinstance(stop, Exception):
-            for item, latent in zip(group, x if step == steps else x0, strict=True):
-                shelf.save(item, latent, step, steps)
-        raise
-    for item, latent in zip(group, x, strict=True):
-        shelf.save(item, latent, step, steps)
-    return x

@@ -6,7 +6,7 @@ import torch
 
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.batch import filled_requests
-from txt2img.request.request import Request
+from txt2img.request import Request
 from txt2img.system.device.offload import free_memory
 from txt2img.weights.model import Model, device_of
 

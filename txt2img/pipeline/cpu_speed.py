@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from txt2img.models.optimize import cpu
 from txt2img.models.optimize.cpu import Plan
-from txt2img.request.request import Request
+from txt2img.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
 from txt2img.system.text import format_size

@@ -1,11 +1,12 @@
-"""Latents → pixels, whatever it takes: one by one, in tiles, in float32, on the CPU.
+"""Latents → pixels, by the first way that works: all at once, one by one, in tiles, on the CPU.
 
-Each way is tried for each picture anew, so that its bits do not depend on those before it.
+Each way is tried anew for each image, so that its bits do not depend on those before it.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from txt2img.errors import OutOfMemory, Rejected
@@ -14,72 +15,60 @@ from txt2img.pipeline import cpu_speed
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.model import Model
 
-LARGE = 1536 * 1536  # pixels; more are decoded in tiles, where that is left to the program
-TOGETHER = 2**22  # pixels that are decoded at once; at 256 numbers each, not all kernels count more
+LARGE = 1536 * 1536  # pixels; larger images are decoded in tiles, unless tiling is off
+BATCH_PIXELS = 2**22  # decoded at once; at 256 numbers each, some kernels cannot count more
 TILED = "Out of memory while decoding: decoded in tiles instead"
 ON_CPU = "Out of memory while decoding, even in tiles: decoded on the CPU instead"
 FLOAT32 = "The decoder overflowed in half precision: decoded in float32 instead"
 
-Way = Callable[[], list[Tensor]]
-
 
 def pixels_of(model: Model, x: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of finite latents (B, C, h, w). Rejected, OutOfMemory."""
-    error: OutOfMemory | None = None
+    """Decode finite latents (B, C, h, w) to pixels (B, 3, H, W). Rejected, OutOfMemory."""
+    last_error: OutOfMemory | None = None
     with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
         cpu_speed.prepare_vae(model, x)
-        for way in attempts(model, x):
+        for attempt in attempts(model, x):
             try:
                 with oom_as_error("decoding the picture"):
-                    return torch.cat(way())
-            except OutOfMemory as short:
-                error = OutOfMemory(str(short))  # without the frames that hold what filled memory
+                    return torch.cat(attempt())
+            except OutOfMemory as error:
+                last_error = OutOfMemory(str(error))  # without the frames that hold the memory
             if model.graphed:
                 model.graphed.forget()  # recordings hold memory, too
             free()
-    assert error is not None
-    raise error
+    assert last_error is not None
+    raise last_error
 
 
-def attempts(model: Model, x: Tensor) -> Iterator[Way]:
-    """The ways to decode, each for when memory is short for those before; the later are told."""
-    memory = model.memory
-    single = one_by_one(x)
-    device = next(model.vae.parameters()).device
-    tiles = use_tiling(model, x)
+def attempts(model: Model, x: Tensor) -> Iterator[Callable[[], list[Tensor]]]:
+    """The ways to decode, each for when those before it ran out of memory; the later ones warn."""
+    memory, single = model.memory, one_by_one(x)
+    device, tiles = next(model.vae.parameters()).device, use_tiling(model, x)
     memory.used.pop("vae", None)
     if tiles:
         memory.used["vae"] = "tiled"
     if device.type != "cpu" and len(x) > 1:
-        yield lambda: [decoded(model, some, tiles) for some in x.split(batch_limit(model, x))]
-    yield lambda: [decoded(model, one, tiles) for one in single]
+        yield lambda: [_finite(model, some, tiles) for some in x.split(batch_limit(model, x))]
+    yield lambda: [_finite(model, one, tiles) for one in single]
     if memory.tiling == "auto" and not tiles:
         memory.warn(TILED)
         memory.used["vae"] = "tiled"
-        yield lambda: [decoded(model, one, True) for one in single]
+        yield lambda: [_finite(model, one, True) for one in single]
     if device.type != "cpu":
         memory.warn(ON_CPU)
         memory.used["vae"] = "tiled, cpu" if memory.tiling != "off" else "cpu"
-        yield lambda: on_cpu(model, single)
+        yield lambda: _on_cpu(model, single)
 
 
 def batch_limit(model: Model, x: Tensor) -> int:
-    """How many of a batch's latents are decoded at once: one at least, and a few fill a card."""
-    return max(1, TOGETHER // (x.shape[-2] * x.shape[-1] * model.vae.config.factor**2))
+    """How many of a batch's latents are decoded at once: at least one; a few fill a GPU."""
+    return max(1, BATCH_PIXELS // (x.shape[-2] * x.shape[-1] * model.vae.config.factor**2))
 
 
 def use_tiling(model: Model, x: Tensor) -> bool:
-    """Whether latents are to be decoded in tiles from the start."""
-    cells = x.shape[-2] * x.shape[-1]
-    large = cells * model.vae.config.factor**2 > LARGE
-    return model.memory.tiling == "on" or (model.memory.tiling == "auto" and large)
-
-
-def on_cpu(model: Model, single: list[Tensor]) -> list[Tensor]:
-    """Pixels of latents of one picture each, by the VAE in main memory and float32."""
-    with moved_to(model.vae, CPU, torch.float32):
-        tiles = model.memory.tiling != "off"
-        return [decoded(model, one.to(CPU), tiles) for one in single]
+    """Whether latents are decoded in tiles from the start."""
+    pixels = x.shape[-2] * x.shape[-1] * model.vae.config.factor**2
+    return model.memory.tiling == "on" or (model.memory.tiling == "auto" and pixels > LARGE)
 
 
 def one_by_one(x: Tensor) -> list[Tensor]:
@@ -87,23 +76,36 @@ def one_by_one(x: Tensor) -> list[Tensor]:
     return [x[i : i + 1] for i in range(len(x))]
 
 
-def decoded(model: Model, x: Tensor, tiles: bool) -> Tensor:
-    """Pixels (B, 3, H, W) of latents; in float32 if half precision overflows, else Rejected."""
-    pixels = _once(model, x, tiles)
+def to_image(pixels: Tensor) -> Image.Image:
+    """The image of pixels (3, H, W) in −1…1."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def _on_cpu(model: Model, single: list[Tensor]) -> list[Tensor]:
+    """Decode latents of one image each by the VAE in main memory and float32."""
+    with moved_to(model.vae, CPU, torch.float32):
+        tiles = model.memory.tiling != "off"
+        return [_finite(model, one.to(CPU), tiles) for one in single]
+
+
+def _finite(model: Model, x: Tensor, tiles: bool) -> Tensor:
+    """Decode latents, in float32 if half precision overflows. Rejected if that does, too."""
+    pixels = _decode(model, x, tiles)
     if bool(torch.isfinite(pixels).all()):
         return pixels
     weight = next(model.vae.parameters())
     if weight.dtype != torch.float32:
         model.memory.warn(FLOAT32)
         with moved_to(model.vae, weight.device, torch.float32):
-            pixels = _once(model, x, tiles)
+            pixels = _decode(model, x, tiles)
     if not bool(torch.isfinite(pixels).all()):
         raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
     return pixels
 
 
-def _once(model: Model, x: Tensor, tiles: bool) -> Tensor:
-    """Pixels as the VAE gives them; in tiles, pixels are put together in main memory."""
+def _decode(model: Model, x: Tensor, tiles: bool) -> Tensor:
+    """Pixels as the VAE gives them; tiles are put together in main memory."""
     if not tiles:
         return model.vae.decode(x)
     return decode_tiled(lambda part: model.vae.decode(part).to(CPU), x, model.vae.config.factor)

@@ -1,9 +1,9 @@
-"""A Request and a Model → states → pictures."""
+"""A Request and a Model → images: prompts, levels, denoiser, sampling, decoding."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -16,12 +16,14 @@ from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.optimize import cpu
 from txt2img.pipeline import cpu_speed
-from txt2img.pipeline.decode import pixels_of
+from txt2img.pipeline.decode import pixels_of, to_image
 from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.noise import fresh_noise, step_noise
-from txt2img.request import Request, Sampler
-from txt2img.request.compat import rules, starts_at_unit_variance
+from txt2img.pipeline.preview import Previewer
+from txt2img.pipeline.result import GeneratedImage, origin
+from txt2img.request import Request, Sampler, compat
+from txt2img.request.compat import Rules
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
@@ -32,122 +34,127 @@ from txt2img.weights.refiner import is_refiner_step, refiner_of, without_adapter
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
 BROKEN = "the model gave numbers that are no picture; try --dtype float32"
-MAX_QUEUED_STEPS = (
-    2  # steps that a card may have before it: enough that it never waits for the host
-)
-
-Way = tuple[torch.device, torch.dtype]  # where and in what precision a network draws
+MAX_QUEUED_STEPS = 2  # of a GPU: enough that it never waits for the host
 
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures of one shape, ready to be drawn together."""
+    """Images with one batch key, ready to be sampled together."""
 
-    requests: tuple[Request, ...]  # filled, one picture each
+    requests: tuple[Request, ...]  # filled, one an image
+    rules: Rules
+    process: Process
     levels: list[Level]
     denoise: Denoise
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
-    start: float  # the spread of the noise that is drawn first
-    clock: Process | None = None  # the times that the network was trained with
+    noise_scale: float  # the standard deviation of the initial noise
 
     @property
     def steps(self) -> int:
-        """How many states there will be."""
+        """The number of states to come."""
         return len(self.levels) - 1
 
-    @torch.inference_mode()
     def states(self) -> Iterator[State]:
-        """The latents (B, C, h, w) after each step. OutOfMemory, or BadRequest for an eta."""
+        """Start the sampler: one state (B, C, h, w) a step. BadRequest for an eta."""
         request = self.requests[0]
-        sampler = sampler_for(str(request.sampler), self.clock)
-        fresh = fresh_noise(self.requests, self.latent, self.device)
-        x = self.start * fresh()
-        noise = step_noise(self.requests, self.levels, self.latent, self.device, fresh)
-        with oom_as_error(f"{request.width}x{request.height} pixels"):
-            if request.eta is None:
-                yield from sampler(self.denoise, x, self.levels, noise)
-            else:
-                yield from sampler(self.denoise, x, self.levels, noise, eta=request.eta)
+        sampler = sampler_for(str(request.sampler), self.process)
+        fresh = fresh_noise(self.requests, self.rules, self.latent, self.device)
+        noise = step_noise(self.requests, self.rules, self.levels, self.latent, self.device, fresh)
+        x = self.noise_scale * fresh()
+        if request.eta is None:
+            return sampler(self.denoise, x, self.levels, noise)
+        return sampler(self.denoise, x, self.levels, noise, eta=request.eta)
+
+
+@dataclass(frozen=True)
+class Progress(State):
+    """The latents of a batch after a step: x, and x0, the clean latents that it points to."""
+
+    steps: int
+    requests: tuple[Request, ...] = field(repr=False)  # filled, one an image
+    previewer: Previewer = field(repr=False)
+
+    def preview(self) -> Image.Image:
+        """The first image as it may become: coarse, one pixel a latent cell, and fast."""
+        return self.previewer.images(self.x0[:1])[0]
+
+    def images(self) -> list[GeneratedImage]:
+        """Decode the latents: after the last step, the finished images. Rejected, OutOfMemory."""
+        model = self.previewer.model
+        images = decode(model, self.x)
+        made_by = origin(model, model.memory.used)
+        return [
+            GeneratedImage(image, latent, request, made_by)
+            for image, latent, request in zip(images, self.x, self.requests, strict=True)
+        ]
+
+
+def generate(request: Request, model: Model | None = None) -> list[GeneratedImage]:
+    """Draw all images of a request, its i-th with seed + i; the model is loaded unless given."""
+    ends = (state for state in stream(request, model) if state.step == state.steps)
+    return [image for end in ends for image in end.images()]
+
+
+def stream(request: Request, model: Model | None = None) -> Iterator[Progress]:
+    """Draw a request's images one after the other, and yield each step of them.
+
+    Where memory or half precision does not suffice, the steps of an image begin again.
+    """
+    model = load(request.model, choose()) if model is None else model
+    filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
+    for i in range(filled.count):
+        yield from sample(model, [filled.nth(i)])
 
 
 @torch.inference_mode()
 def prepare(model: Model, requests: Sequence[Request], device: torch.device | None = None) -> Job:
-    """The job that draws filled requests of one shape together, on `device` or where the model is.
+    """Prepare filled requests of one batch key for sampling, on `device` or where the model is.
 
     Raises BadRequest, OutOfMemory.
     """
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
-    device = device or device_of(model)
+    device, rules = device or device_of(model), compat.rules(first)
 
-    # 1. Size: the VAE makes one latent cell of factor x factor pixels.
+    # 1. Prompts → conditions, with LoRAs and embeddings applied.
+    conds = encode_prompts(model, requests, rules)
+
+    # 2. Steps → levels, from noise to image; pixels → the VAE's latent cells.
+    levels = noise_levels(model, first, rules)
     latent = latent_shape(model, first)
 
-    # 2. LoRAs and learnt words; prompts → conditions, the two of a picture in as many chunks.
-    conds = encode_prompts(model, requests)
-
-    # 3. Steps → levels, from noise to picture.
-    levels = noise_levels(model, first)
-
-    # 4. Network and conditions → a denoiser.
+    # 3. Network and conditions → a denoiser.
     process = model.family.process.build()
-    denoise = denoiser(model, requests, conds, levels, device)
-    start = initial_noise_scale(first, levels, process)
-    return Job(tuple(requests), levels, denoise, latent, device, start, process)
+    denoise = denoiser(model, requests, rules, conds, levels, device)
+    scale = initial_noise_scale(process, first, rules, levels)
+    return Job(tuple(requests), rules, process, levels, denoise, latent, device, scale)
 
 
-def with_refiner(model: Model, requests: Sequence[Request], way: Way, stack: ExitStack) -> Job:
-    """The same, the last steps by the model's refiner where the requests want that.
+def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
+    """Yield the states of filled requests of one batch key; the last one has the images' latents.
 
-    `way` is where and in what precision the networks draw; the stack holds the one that does.
+    A single image that overflows in half precision begins again in float32, one for which memory
+    is short on the CPU: its bits are those of a run that began like that. Raises as `prepare`.
     """
-    job, switch_at = prepare(model, requests, way[0]), requests[0].refiner_switch
-    if requests[0].refiner is None:
-        return job
-    process = model.family.process.build()
-
-    def take_turn() -> Denoise:
-        other = refiner_of(model)
-        stack.close()  # where memory is short, the first network leaves before the other comes
-        made = prepare(other, without_adapters(requests), way[0])
-        stack.enter_context(ready_to_draw(other, made, *way))
-        return made.denoise
-
-    later = switch(job.denoise, take_turn, lambda level: is_refiner_step(process, level, switch_at))
-    return replace(job, denoise=later)
-
-
-def initial_noise_scale(request: Request, levels: Sequence[Level], process: Process) -> float:
-    """How far the noise that is drawn first spreads, by the rules that a request is drawn by."""
-    top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    return 1.0 if starts_at_unit_variance(rules(request), request, top) else levels[0].sigma
-
-
-def sample(model: Model, requests: Sequence[Request]) -> Iterator[State]:
-    """The states of filled requests of one shape; the last one is the pictures' latents.
-
-    A single picture that overflows in half precision begins again in float32, one for which
-    memory is short on the CPU, so that its bits are those of a run that began like that; the
-    states then begin again too. Raises as `prepare` and `Job.states` do.
-    """
-    own, own_dtype = device_of(model), next(model.network.parameters()).dtype
-    device, dtype = own, own_dtype
+    own_device, own_dtype = device_of(model), next(model.network.parameters()).dtype
+    device, dtype = own_device, own_dtype
     for key in ("unet", "batch"):
         model.memory.used.pop(key, None)
-    if len(requests) > 1 and own.type != "cpu":
-        model.memory.used["batch"] = str(len(requests))  # a card's last bits depend on it
+    if len(requests) > 1 and device.type != "cpu":
+        model.memory.used["batch"] = str(len(requests))  # a GPU's last bits depend on it
     while True:
         try:
             with oom_as_error("the model"), ExitStack() as stack:
-                job = with_refiner(model, requests, (device, dtype), stack)
+                job = with_refiner(model, requests, device, dtype, stack)
                 stack.enter_context(ready_to_draw(model, job, device, dtype))
-                ahead: deque[torch.cuda.Event] = deque()
-                for state in job.states():
-                    if state.step in (1, job.steps):  # each look makes a card wait for the host
+                states, queued = job.states(), deque[torch.cuda.Event]()
+                batch = job.steps, job.requests, Previewer(model)
+                while state := next_state(states, job.requests[0]):
+                    if state.step in (1, job.steps):  # each check makes the host wait for a GPU
                         check_finite(state.x)
-                    limit_queue(state.x, ahead)
-                    yield state
+                    limit_queue(state.x, queued)
+                    yield Progress(state.step, state.x, state.x0, *batch)
             return
         except Rejected:
             if len(requests) > 1 or dtype == torch.float32:
@@ -159,14 +166,50 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[State]:
             device, dtype, line = CPU, torch.float32, ON_CPU
         free()
         model.memory.warn(line)
-        model.memory.used["unet"] = "float32" if device == own else "cpu, float32"
+        model.memory.used["unet"] = "float32" if device == own_device else "cpu, float32"
+
+
+@torch.inference_mode()
+def next_state(states: Iterator[State], request: Request) -> State | None:
+    """Take one step of a sampler; None after the last. OutOfMemory."""
+    with oom_as_error(f"{request.width}x{request.height} pixels"):
+        return next(states, None)
+
+
+def with_refiner(
+    model: Model,
+    requests: Sequence[Request],
+    device: torch.device,
+    dtype: torch.dtype,
+    stack: ExitStack,
+) -> Job:
+    """Prepare requests for a device and dtype; the model's refiner takes the last steps if asked.
+
+    The stack holds the network in use: where memory is short, the first leaves before the other
+    comes.
+    """
+    job, switch_at = prepare(model, requests, device), requests[0].refiner_switch
+    if requests[0].refiner is None:
+        return job
+
+    def make_second() -> Denoise:
+        refiner = refiner_of(model)
+        stack.close()
+        last_steps = prepare(refiner, without_adapters(requests), device)
+        stack.enter_context(ready_to_draw(refiner, last_steps, device, dtype))
+        return last_steps.denoise
+
+    denoise = switch(
+        job.denoise, make_second, lambda at: is_refiner_step(job.process, at, switch_at)
+    )
+    return replace(job, denoise=denoise)
 
 
 @contextmanager
 def ready_to_draw(
     model: Model, job: Job, device: torch.device, dtype: torch.dtype
 ) -> Iterator[None]:
-    """The network where and in the precision that it is to draw a job in, made quick for it."""
+    """Place the network on a device, in a dtype, and optimise it for a job."""
     placement, network = model.memory.placement, model.network
     own = device_of(model), next(network.parameters()).dtype
     if placement.mode != "none":
@@ -186,73 +229,65 @@ def ready_to_draw(
         yield
 
 
-def limit_queue(x: Tensor, ahead: deque[torch.cuda.Event]) -> None:
-    """Wait until a card has all but AHEAD of the steps that it was given; x is the last one's.
+def limit_queue(x: Tensor, queued: deque[torch.cuda.Event]) -> None:
+    """Wait until a GPU has done all but MAX_QUEUED_STEPS of its steps; x is the last one's.
 
-    A host that has given it all of them tells steps that are not done, and heeds no signal.
+    Without this the host would report steps that are not done, and react late to signals.
     """
     if not x.is_cuda:
         return
-    ahead.append(torch.cuda.Event())
-    ahead[-1].record(torch.cuda.current_stream(x.device))
-    if len(ahead) > MAX_QUEUED_STEPS:
-        ahead.popleft().synchronize()
+    queued.append(torch.cuda.Event())
+    queued[-1].record(torch.cuda.current_stream(x.device))
+    if len(queued) > MAX_QUEUED_STEPS:
+        queued.popleft().synchronize()
 
 
 def check_finite(x: Tensor) -> None:
-    """Raise Rejected for latents that no picture can be made of."""
+    """Raise Rejected for latents that no image can be made of."""
     if not bool(torch.isfinite(x).all()):
         raise Rejected(BROKEN)
 
 
 def batch_key(request: Request) -> Request:
-    """What requests must share to be drawn together: all but words and seed."""
+    """What requests must share to be drawn together: all but the prompts and seeds."""
     words = replace(request, prompt="", negative="", template="", negative_template="")
     return replace(words, seed=0, subseed=None)
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
-    """C, h, w of a filled request's latents. BadRequest if the model cannot draw it."""
+    """C, h, w of a filled request's latents. BadRequest if the model cannot draw that size."""
     vae = model.vae.config
     return vae.latent_channels, *model.family.cells(request, vae.factor)
 
 
-def noise_levels(model: Model, request: Request) -> list[Level]:
-    """The levels of a filled request, from noise to picture. BadRequest for too many steps."""
-    process, found, steps = model.family.process.build(), rules(request), request.steps or 0
-    if found.old_ddim and request.sampler is Sampler.DDIM:
+def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
+    """The levels of a filled request, from noise to image. BadRequest for too many steps."""
+    process, steps = model.family.process.build(), request.steps or 0
+    if rules.old_ddim and request.sampler is Sampler.DDIM:
         return strided(process, steps)
-    if request.sampler in found.without_penultimate:
+    if request.sampler in rules.without_penultimate:
         levels = SCHEDULES[str(request.schedule)](process, steps + 1)
         return [*levels[:-2], levels[-1]]
     return SCHEDULES[str(request.schedule)](process, steps)
 
 
+def initial_noise_scale(
+    process: Process, request: Request, rules: Rules, levels: Sequence[Level]
+) -> float:
+    """The standard deviation of the initial noise."""
+    is_top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    return 1.0 if compat.starts_at_unit_variance(rules, request, is_top) else levels[0].sigma
+
+
 @torch.inference_mode()
 def decode(model: Model, x: Tensor) -> list[Image.Image]:
-    """The pictures of latents (B, C, h, w). Rejected if they are broken, OutOfMemory."""
+    """Decode latents (B, C, h, w) to images. Rejected if they are not finite, OutOfMemory."""
     check_finite(x)
-    there = x.to(device_of(model))  # what a card had no room for was drawn on the CPU
-    return [to_image(picture) for picture in pixels_of(model, there)]
+    here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
+    return [to_image(pixels) for pixels in pixels_of(model, here)]
 
 
 def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
-    """The pictures of filled requests of one shape. Raises as `sampled` and `decode` do."""
+    """Draw filled requests of one batch key. Raises as `sample` and `decode` do."""
     [last] = deque(sample(model, requests), maxlen=1)
     return decode(model, last.x)
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """The picture of pixels (3, H, W) in −1…1."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
-
-
-def generate(request: Request, model: Model | None = None) -> list[Image.Image]:
-    """All pictures of a request, its i-th with seed + i; the model is loaded unless given."""
-    model = load(request.model, choose()) if model is None else model
-    filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
-    images: list[Image.Image] = []
-    for i in range(filled.count):
-        images += images_of(model, [filled.nth(i)])
-    return images

@@ -1,4 +1,4 @@
-"""What a picture is thought to become, after each step: small and at once, or by a decoder."""
+"""Previews of the image after each step: coarse and fast, or by a decoder."""
 
 import torch
 from PIL import Image
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from txt2img.models.latent_preview import Colours, colours
 from txt2img.models.taesd import AnyVAE, TinyVAE
-from txt2img.pipeline.generate import to_image
+from txt2img.pipeline.decode import to_image
 from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.model import Model
 
@@ -14,7 +14,7 @@ SHORT = "Out of memory for a preview: previews are coarse from now on"
 
 
 class Previewer:
-    """Previews of one model's latents; they change nothing of its pictures."""
+    """Turns a model's latents into previews, and changes nothing of its images."""
 
     def __init__(self, model: Model, vae: AnyVAE | None = None) -> None:
         self.model = model
@@ -22,15 +22,13 @@ class Previewer:
         self.vae = tiny if vae is None else vae
         self._colours: Colours | None = None
 
-    def pictures(self, x0: Tensor) -> list[Image.Image]:
-        """The previews of latents (B, C, h, w): of the pictures' size by a VAE, else one pixel a
-        latent cell.
-        """
+    def images(self, x0: Tensor) -> list[Image.Image]:
+        """Images of latents (B, C, h, w): full size by a VAE, else one pixel a latent cell."""
         return [to_image(torch.nan_to_num(pixels)) for pixels in self.pixels(x0)]
 
     @torch.inference_mode()
     def pixels(self, x0: Tensor) -> Tensor:
-        """Pixels of latents, (B, 3, H, W) or (B, 3, h, w); coarse ones where memory is short."""
+        """Pixels, (B, 3, H, W) or (B, 3, h, w); the coarse ones where memory is short."""
         placement = self.model.memory.placement
         if self.vae is not None:
             try:

@@ -15,8 +15,8 @@ from txt2img.images import (
     image_file,
 )
 from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
-from txt2img.pipeline.batch import origin
 from txt2img.pipeline.generate import images_of
+from txt2img.pipeline.result import origin
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__

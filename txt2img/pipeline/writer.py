@@ -1,7 +1,7 @@
-"""Pictures that are drawn, on their way to the disk: encoded beside whatever is drawn next.
+"""Writes images in order, and encodes them in threads while the next ones are drawn.
 
-Encoding takes a core for 20 … 80 ms at 512×512 pixels, a card some 400 ms for drawing. Only the
-encoding is another thread's: files are written, and told of, by the one that draws, in order.
+Encoding takes a core for 20 … 80 ms at 512×512 pixels, drawing takes a GPU some 400 ms. Only
+encoding runs in other threads: the one that draws writes the files and yields their events.
 """
 
 import os
@@ -19,15 +19,15 @@ from txt2img.images.output import Output
 from txt2img.images.record import Origin, pixels_sha256
 from txt2img.images.resume import Item
 from txt2img.pipeline.latent_store import LatentStore
-from txt2img.request.request import Request
+from txt2img.request import Request
 
-# What one picture's failure is; all else, such as a full disk, ends a run.
+# Failures of one image; others, such as a full disk, end a run.
 FAILURES = (Rejected, OutOfMemory, BadRequest)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture that will be, and is not written yet."""
+    """An image is decoded, and not written yet."""
 
     item: Item
     picture: Image.Image
@@ -37,7 +37,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A picture is written."""
+    """An image is written."""
 
     path: Path
     item: Item
@@ -47,68 +47,66 @@ class Finished:
 
     @property
     def request(self) -> Request:
-        """This picture's own request, filled."""
+        """This image's own request, filled."""
         return self.item.request
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture could not be made, and the run goes on without it."""
+    """An image could not be made, and the run goes on without it."""
 
     item: Item
     error: Txt2imgError
 
 
 class ImageWriter:
-    """Encodes pictures as they come, and writes them in that order.
+    """Encodes images as they come, and writes them in that order.
 
-    Their latents stay on the shelf until then: whatever ends the run, no step was for nothing.
+    Their latents are saved until then: whatever ends the run, no step was for nothing.
     """
 
-    def __init__(self, output: Output, shelf: LatentStore, skip: bool, beside: bool) -> None:
-        self.output, self.shelf, self.skip = output, shelf, skip
-        self.beside = beside  # whether drawing goes on while files are encoded
+    def __init__(
+        self, output: Output, latents: LatentStore, skip: bool, asynchronous: bool
+    ) -> None:
+        self.output, self.latents, self.skip = output, latents, skip
+        self.asynchronous = asynchronous  # whether drawing goes on while files are encoded
         self.waiting: deque[tuple[Decoded, Future[bytes]]] = deque()
-        self.error: Txt2imgError | None = None  # the first picture's that failed, without `skip`
+        self.error: Txt2imgError | None = None  # of the first image that failed, without `skip`
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1)  # its threads start when needed
 
-    def add(self, drawn: Decoded) -> None:
-        """Begin to encode a picture."""
-        item, form = drawn.item, self.output.format
-        given = drawn.picture, item.request, drawn.origin, item.first_seed, form
-        self.waiting.append((drawn, self.pool.submit(encode, *given)))
+    def add(self, image: Decoded) -> None:
+        """Begin to encode an image."""
+        item, form = image.item, self.output.format
+        given = image.picture, item.request, image.origin, item.first_seed, form
+        self.waiting.append((image, self.pool.submit(encode, *given)))
 
-    def ready(self) -> Iterator[Finished | Failed]:
-        """Write those that are encoded, up to the first that is not; failures wait for `all`."""
-        while self.waiting and (not self.beside or self.waiting[0][1].done()):
-            yield from self._first()
+    def write_ready(self) -> Iterator[Finished | Failed]:
+        """Write the encoded images up to the first that is not; `write_all` raises failures."""
+        while self.waiting and (not self.asynchronous or self.waiting[0][1].done()):
+            yield from self._write_first()
 
-    def all(self) -> Iterator[Finished | Failed]:
-        """Write all, however long it takes to encode them; then raise what one of them failed by.
-
-        Without `skip` that ends the run, but nothing that was drawn is lost for it.
-        """
+    def write_all(self) -> Iterator[Finished | Failed]:
+        """Wait for all images and write them; then, without `skip`, raise the first failure."""
         while self.waiting:
-            yield from self._first()
+            yield from self._write_first()
         if self.error:
             raise self.error
 
-    def _first(self) -> Iterator[Finished | Failed]:
-        """Write the first, or keep why it failed. BadOutput."""
-        drawn, file = self.waiting.popleft()
+    def _write_first(self) -> Iterator[Finished | Failed]:
+        """Write the first image, or note why it failed. BadOutput."""
+        image, file = self.waiting.popleft()
+        item = image.item
         try:
             data = file.result()
         except FAILURES as error:
             if self.skip:
-                yield Failed(drawn.item, error)
+                yield Failed(item, error)
             else:
                 self.error = self.error or error
             return
-        item = drawn.item
         path = self.output.write_as(data, item.name, item.number)
-        self.shelf.delete(item, path)
-        sha256 = pixels_sha256(drawn.picture)
-        yield Finished(path, item, drawn.origin, drawn.seconds, sha256)
+        self.latents.delete(item, path)
+        yield Finished(path, item, image.origin, image.seconds, pixels_sha256(image.picture))
 
     def close(self) -> None:
         """Give up what is not written."""

@@ -17,7 +17,7 @@ from txt2img.diffusion.levels import Diffusion, Flow, Level, Process, betas, zer
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
-from txt2img.pipeline.generate import to_image
+from txt2img.pipeline.decode import to_image
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures

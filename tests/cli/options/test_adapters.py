@@ -9,7 +9,7 @@ from tests.conftest import Command, Outcome
 from txt2img.images import image_file
 from txt2img.images.output import parse
 from txt2img.images.resume import items
-from txt2img.pipeline.batch import batches, filled_requests, run
+from txt2img.pipeline.batch import BatchSettings, batches, filled_requests, run
 from txt2img.pipeline.writer import Finished
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
@@ -163,7 +163,7 @@ def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finish
     """What is finished when all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
     planned = items(filled_requests(requests, model), target, model.hash)
-    events = run(model, batches(planned, batch_size), target)
+    events = run(planned, model, BatchSettings(target, batch_size))
     return [event for event in events if isinstance(event, Finished)]
 
 

@@ -25,14 +25,14 @@ SMALL = ("-q", "--steps", "1")
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[Item], bool]) -> None:
     """Make the drawing of some pictures fail."""
-    real = batch._together
+    real = batch._sample_group
 
-    def drawn(model: object, group: list[Item], shelf: object) -> object:
+    def drawn(group: list[Item], model: object, latents: object) -> object:
         if any(when(item) for item in group):
             raise error
-        return real(model, group, shelf)  # type: ignore[arg-type]
+        return real(group, model, latents)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "_together", drawn)
+    monkeypatch.setattr(batch, "_sample_group", drawn)
 
 
 @pytest.mark.parametrize(

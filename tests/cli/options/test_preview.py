@@ -18,7 +18,7 @@ from txt2img.errors import BadOutput, Rejected
 from txt2img.images import animation, image_file
 from txt2img.models.latent_preview import colours
 from txt2img.pipeline import batch, preview
-from txt2img.pipeline.generate import to_image
+from txt2img.pipeline.decode import to_image
 from txt2img.pipeline.preview import Previewer
 from txt2img.system.device.memory import MemoryState
 
@@ -193,13 +193,13 @@ def test_the_steps_seen_are_those_of_the_sampler(
     draw: Command, monkeypatch: pytest.MonkeyPatch, sd1_model: "Model"
 ) -> None:
     looked: list[torch.Tensor] = []
-    real = Previewer.pictures
+    real = Previewer.images
 
-    def pictures(self: Previewer, x0: torch.Tensor) -> list[Image.Image]:
+    def images(self: Previewer, x0: torch.Tensor) -> list[Image.Image]:
         looked.append(x0)
         return real(self, x0)
 
-    monkeypatch.setattr(Previewer, "pictures", pictures)
+    monkeypatch.setattr(Previewer, "images", images)
     assert draw(*LINE, "-o", "x.png", "--save-steps").code == 0
     own = colours(sd1_model.vae, sd1_model.family.vae)
     with Image.open("x-step-002.png") as image:
@@ -237,14 +237,14 @@ def test_previews_are_coarse_once_memory_is_short(
     made = Previewer(model, vae := model.vae)
     made._colours = colours(vae, model.family.vae)
     monkeypatch.setattr(vae, "decode", short)
-    [picture] = made.pictures(torch.randn(1, 4, 5, 6))
+    [picture] = made.images(torch.randn(1, 4, 5, 6))
     assert picture.size == (6, 5)
     assert model.memory.pop_warnings() == [preview.SHORT]
 
 
 def test_what_is_no_number_is_still_a_picture(sd1_model: "Model") -> None:
     x0 = torch.full((1, 4, 2, 2), float("nan"))
-    [picture] = Previewer(sd1_model).pictures(x0)
+    [picture] = Previewer(sd1_model).images(x0)
     assert picture.size == (2, 2)
 
 

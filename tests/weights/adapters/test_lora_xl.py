@@ -26,6 +26,7 @@ from txt2img.pipeline.generate import noise_levels, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
+from txt2img.request.compat import rules
 from txt2img.system.device.device import Device
 from txt2img.weights.apply_adapters import remove_adapters, resolve_adapters
 from txt2img.weights.load import load
@@ -147,7 +148,7 @@ def of_diffusers(family: str, file: Path, scale: float, model: Model) -> Tensor:
     theirs.fuse_lora(components=parts, lora_scale=scale)
     asked = request(model)
     side = 64 // model.vae.config.factor
-    noise = fresh_noise([asked], (4, side, side), torch.device("cpu"))()
+    noise = fresh_noise([asked], rules(asked), (4, side, side), torch.device("cpu"))()
     latents: Tensor = theirs(
         asked.prompt,
         negative_prompt=asked.negative,
@@ -155,7 +156,7 @@ def of_diffusers(family: str, file: Path, scale: float, model: Model) -> Tensor:
         width=64,
         num_inference_steps=asked.steps,
         guidance_scale=asked.cfg,
-        latents=noise_levels(model, asked)[0].sigma * noise,
+        latents=noise_levels(model, asked, rules(asked))[0].sigma * noise,
         output_type="latent",
     ).images
     return latents
