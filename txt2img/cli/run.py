@@ -172,7 +172,7 @@ def report_events(
 
     Raises Stopped, BadOutput.
     """
-    from txt2img.pipeline.batch import Notice, Started, Step
+    from txt2img.pipeline.batch import Started, Step
     from txt2img.pipeline.writer import Failed, Finished
 
     failed = pending = 0
@@ -180,27 +180,19 @@ def report_events(
     for event in events:
         viewer.on_event(event)
         timer.on_event(event)
+        if isinstance(event, Started):
+            pending += len(event.items)
+            STOP.finishing = True
         with nullcontext() if isinstance(event, Step) else meter.bar.paused():
-            if isinstance(event, Started):
-                pending += len(event.items)
-                STOP.finishing = True
-                meter.begin(event)
-            elif isinstance(event, Step):
-                meter.show(event)
-            elif isinstance(event, Notice):
-                log(event.line)
-            elif isinstance(event, Failed):
-                print_failed(event, json)
-                failed += 1
-            elif isinstance(event, Finished) and event.path != Path("-"):
-                print_finished(event, json)
-                if drawn is not None:
-                    drawn[event.item.index] = (event.path, event.request.seed)
+            report_event(event, meter, json)
         if STOP.asked and not stop_reported:
             stop_reported = True
             with meter.bar.paused():
                 log("Finishing the picture; once more stops at once.")
+        if isinstance(event, Finished) and drawn is not None:
+            drawn[event.item.index] = (event.path, event.request.seed)
         if isinstance(event, Finished | Failed):
+            failed += isinstance(event, Failed)
             pending -= 1
             meter.ready += 1
         if not pending:
@@ -208,6 +200,23 @@ def report_events(
         if isinstance(event, Finished):
             viewer.raise_failure()
     return failed
+
+
+def report_event(event: "Event", meter: ProgressMeter, json: bool) -> None:
+    """Print one event, or show it on the progress meter."""
+    from txt2img.pipeline.batch import Notice, Started, Step
+    from txt2img.pipeline.writer import Failed, Finished
+
+    if isinstance(event, Started):
+        meter.begin(event)
+    elif isinstance(event, Step):
+        meter.show(event)
+    elif isinstance(event, Notice):
+        log(event.line)
+    elif isinstance(event, Failed):
+        print_failed(event, json)
+    elif isinstance(event, Finished) and event.path != Path("-"):
+        print_finished(event, json)
 
 
 def finish_sweep(
