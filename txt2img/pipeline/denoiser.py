@@ -6,7 +6,7 @@ images next to it; on other devices a batch is one pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -45,27 +45,19 @@ def denoiser(
     scale = guidance_scale(model.family, request, process)
     weights = [[weight for weight, _ in and_parts(request, rules)] for request in requests]
 
-    def at_levels(part: slice, which: int) -> CondAt:
+    def cond_at(part: slice, which: int) -> CondAt:
         """The condition of each level: one of the prompts of some images, as a batch."""
         courses = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
-        return batched_conds(
-            *(over_time(course, levels, rules.edits_one_step_late) for course in courses)
-        )
+        late = rules.edits_one_step_late
+        return batched_conds(*(over_time(course, levels, late) for course in courses))
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
-        one_pass = (
-            one_pass and len({length for pair in conds[part] for length in lengths(pair)}) == 1
-        )
-        positive = [(weight, at_levels(part, i)) for i, weight in enumerate(weights[part][0])]
-        deepcache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
-        return multi_guided(
-            replace(predict, deepcache=deepcache),
-            positive,
-            at_levels(part, -1),
-            scale,
-            one_pass,
-            request.cfg_rescale,
-        )
+        cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
+        own = replace(predict, deepcache=cache)
+        one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
+        positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
+        negative = cond_at(part, -1)
+        return multi_guided(own, positive, negative, scale, one_pass, request.cfg_rescale)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
