@@ -83,21 +83,22 @@ class Pictures:
 
     def _metadata(self) -> str:
         try:
-            return self._bytes(self.metadata).decode("utf-8")
+            return self.read(self.metadata).decode("utf-8")
         except (KeyError, OSError, UnicodeDecodeError) as error:
             raise BadFile(
                 f"training data: {self.source.name} has no readable {self.metadata}; each of its "
                 """lines should be like {"file_name": "cat.png", "text": "a cat"}"""
             ) from error
 
-    def _bytes(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """The content of a file beside the metadata."""
         if self._archive is not None:
             return self._archive.read(name)
         return (self.source / name).read_bytes()
 
     def text(self, name: str) -> str:
         """The text of a file beside the pictures."""
-        return self._bytes(name).decode("utf-8")
+        return self.read(name).decode("utf-8")
 
     def caption(self, row: int, rng: random.Random) -> str:
         """One of a row's captions, drawn by their weights."""
@@ -144,7 +145,7 @@ class Pictures:
 
     def _image(self, name: str) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self._bytes(name))).convert("RGBA")
+            return Image.open(io.BytesIO(self.read(name))).convert("RGBA")
         except (KeyError, OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
             raise BadFile(f"training data: cannot read the picture {name}") from error
 

@@ -1,4 +1,4 @@
-"""The judge: it learns to name what is on the training pictures."""
+"""The classifier: it learns to name what is on the training pictures."""
 
 import json
 import random
@@ -12,11 +12,11 @@ from txt2img.train.data import Layer, Pictures, Row
 from txt2img.train.default_model.captions import BACKGROUNDS
 from txt2img.train.default_model.classifier import (
     Caption,
-    fresh,
-    lessons,
+    augment,
+    new_classifier,
     plain_rows,
+    train_classifier,
     variation,
-    worn,
 )
 
 THINGS = [("red", "disc"), ("blue", "bar"), ("yellow", "frame"), ("green", "square")]
@@ -43,14 +43,14 @@ def test_a_caption_is_a_concept_and_a_style() -> None:
 
 def test_it_learns_to_name_the_pictures(data: Pictures) -> None:
     torch.manual_seed(0)
-    judge = fresh(data)
-    assert judge.concepts == ("blue bar", "green square", "red disc", "yellow frame")
-    assert judge.styles == ("flat",)
-    losses = list(lessons(judge, data, 12, seed=0))
+    classifier = new_classifier(data)
+    assert classifier.concepts == ("blue bar", "green square", "red disc", "yellow frame")
+    assert classifier.styles == ("flat",)
+    losses = list(train_classifier(classifier, data, 12, seed=0))
     assert losses[-1] < 0.7 * losses[0]
     pixels = torch.stack([data.paint(row, 64) for row in plain_rows(data)])
-    assert judge.names(pixels) == [" ".join(thing) for thing in THINGS]
-    assert judge.features(pixels).norm(dim=1).tolist() == pytest.approx([1.0] * 4)
+    assert classifier.names(pixels) == [" ".join(thing) for thing in THINGS]
+    assert classifier.features(pixels).norm(dim=1).tolist() == pytest.approx([1.0] * 4)
 
 
 def test_pictures_vary_in_place_size_and_ground_and_stay_whole() -> None:
@@ -66,7 +66,7 @@ def test_pictures_vary_in_place_size_and_ground_and_stay_whole() -> None:
 def test_every_other_picture_is_soft_and_all_have_noise() -> None:
     fine = torch.ones(4, 3, 8, 8)
     fine[..., ::2] = -1.0
-    found = worn(fine, torch.Generator().manual_seed(0))
+    found = augment(fine, torch.Generator().manual_seed(0))
     assert found[::2].abs().mean() < 0.5 < found[1::2].abs().mean()
     assert not torch.equal(found[1], fine[1])
     assert fine.abs().eq(1.0).all(), "the originals are left alone"

@@ -33,7 +33,7 @@ def write_folder(folder: Path, backgrounds: list[str]) -> Pictures:
 
 
 def test_only_pictures_on_white_are_compared(tmp_path: Path) -> None:
-    captions, pixels = evaluate.taught(write_folder(tmp_path, ["#FFFFFF", "#102030"]))
+    captions, pixels = evaluate.known_pictures(write_folder(tmp_path, ["#FFFFFF", "#102030"]))
     assert captions == [Caption("thing, 3d emoji")]
     assert pixels.shape == (1, 3, SIDE, SIDE)
     assert pixels.min().item() == 1
@@ -41,7 +41,7 @@ def test_only_pictures_on_white_are_compared(tmp_path: Path) -> None:
 
 def test_data_without_white_pictures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="white background"):
-        evaluate.taught(write_folder(tmp_path, ["#000000"]))
+        evaluate.known_pictures(write_folder(tmp_path, ["#000000"]))
 
 
 def test_a_drawn_picture_is_scaled_for_the_comparison() -> None:
@@ -65,6 +65,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     monkeypatch.setattr(evaluate, "load", lambda name, device: model)
     monkeypatch.setattr(evaluate, "draw", draw)
     monkeypatch.setattr(evaluate, "copies", lambda model, data: Copies(30.0, 1.0))
+    monkeypatch.setattr(evaluate, "losses_of", lambda model, data: {50: 0.05})
     return done
 
 
@@ -78,13 +79,15 @@ def test_a_report_is_made_of_a_models_pictures(
     out, page = tmp_path / "report.json", tmp_path / "sheet.png"
     options = ["--data", str(data), "--seeds", "3,4", "--steps", "5", "--device", "cpu"]
     files = ["--out", str(out), "--sheet", str(page)]
-    assert evaluate.main([*options, *files, "--judge-steps", "0"]) == 0
+    assert evaluate.main([*options, *files, "--classifier-steps", "0"]) == 0
     report = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == report
-    assert (report["concept_at_1"], report["pictures"]) == (1, 2)
-    assert report["measured"]["vae"] == {"db": 30, "edges": 1}
-    assert report["measured"]["cost"] is None
-    assert (report["judged_concept_at_1"], report["scenes"]) == (None, {})
+    found = report["retrieval"]
+    assert (found["concept_at_1"], found["pictures"]) == (1, 2)
+    assert found["classified_concept_at_1"] is None
+    assert report["vae"] == {"db": 30, "edges": 1}
+    assert (report["cost"], report["scenes"]) == (None, {})
+    assert (report["likeness"], report["answers"]) == (None, None)  # of its art nothing is known
     assert [(r.prompt, r.seed, r.steps, r.cfg) for r in painter] == [
         ("thing, 3d emoji", 3, 5, 7.5),
         ("thing, 3d emoji", 4, 5, 7.5),
@@ -103,17 +106,27 @@ def test_scenes_that_were_not_taught_are_drawn_and_scored(
     ]
     (tmp_path / "heldout.jsonl").write_text("\n".join(map(json.dumps, scenes)))
     out = tmp_path / "report.json"
-    options = ["--data", str(tmp_path), "--device", "cpu", "--judge-steps", "2", "--out", str(out)]
+    options = [
+        "--data",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--classifier-steps",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert evaluate.main(options) == 0
     report = json.loads(out.read_text())
     assert sorted(r.prompt for r in painter) == ["a count", "a ground", "a size", "thing, 3d emoji"]
-    assert (report["judged_concept_at_1"], report["judge_on_taught"]) == (1, 1)
+    assert report["retrieval"]["classified_concept_at_1"] == 1
+    assert report["classifier_accuracy"] == 1
     # white, with nothing on it: right about the one thing there is, but not one in number
     assert report["scenes"] == {"all": 0.3333, "count": 0, "ground": 1, "size": 0}
     # as they should be, the coloured one is right too; the one thing is as white as its ground
     assert report["true_scenes"] == {"all": 0.6667, "count": 0, "ground": 1, "size": 1}
     # one of three is as it should be, and two as the one picture that was taught
-    new = report["measured"]["novelty"]
+    new = report["novelty"]
     assert new["drawn_to_taught"] == 0
     assert 0 < new["true_to_taught"] == pytest.approx(new["drawn_to_true"], abs=2e-4)
 
@@ -154,17 +167,19 @@ def test_a_lora_is_drawn_with_as_it_says(tmp_path: Path) -> None:
     run(replace(config, what="distil", distil_run=distil, distil_steps=2, distil_rank=1))
     lora, out = config.out / "lora" / "few-steps.safetensors", tmp_path / "report.json"
     words = ["--model", str(config.out), "--data", str(config.data), "--device", "cpu"]
-    few = ["--captions", "1", "--judge-steps", "0", "--lora", str(lora), "--out", str(out)]
+    few = ["--captions", "1", "--classifier-steps", "0", "--lora", str(lora), "--out", str(out)]
     assert evaluate.main([*words, *few]) == 0
     report = json.loads(out.read_text("utf-8"))
     assert (report["steps"], report["cfg"]) == (2, 1.0)
+    assert report["losses"].keys() == {str(time) for time in evaluate.TIMES}
+    assert all(0 < loss < 10 for loss in report["losses"].values())
 
 
 @pytest.mark.parametrize(
     "options",
     [
         ["--seeds", "x"],
-        ["--captions", "0"],
+        ["--captions", "-1"],
         ["--columns", "0"],
         ["--scenes", "-1"],
         ["--prompts", "p.txt"],

@@ -1,4 +1,4 @@
-"""Distances between pictures, sharpness of copies, and what a picture costs."""
+"""Distances mean_distance pictures, sharpness of copies, and what a picture costs."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from txt2img.errors import BadFile
 from txt2img.train.default_model import metrics
-from txt2img.train.default_model.metrics import copied, cost, novelty, spread, steepness
+from txt2img.train.default_model.metrics import copy_quality, cost, novelty, spread, steepness
 from txt2img.train.default_model.retrieval import blurred
 
 
@@ -19,7 +19,7 @@ def flat(*levels: float) -> torch.Tensor:
 
 def test_copies_are_measured_by_their_miss_and_their_edges() -> None:
     checks = (torch.arange(16) // 4 % 2 * 2.0 - 1.0).expand(1, 3, 16, 16)
-    same = copied(0.9 * checks, checks)
+    same = copy_quality(0.9 * checks, checks)
     assert same.db == pytest.approx(26.02)
     assert same.edges == pytest.approx(0.9)
     assert steepness(blurred(checks), checks) < 0.5

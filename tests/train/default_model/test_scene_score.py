@@ -9,10 +9,10 @@ from torch import Tensor
 from txt2img.train.data import Layer, Row, to_pixels
 from txt2img.train.default_model.captions import BACKGROUNDS, hexadecimal
 from txt2img.train.default_model.scene_score import (
-    Scored,
+    SceneScore,
     blobs,
     grounds,
-    looked_at,
+    layer_pixels,
     nearest,
     score,
     shares,
@@ -22,7 +22,7 @@ CONCEPTS = {"r.png": "red", "b.png": "blue"}
 
 
 class Eye:
-    """Names a picture by its strongest colour in the middle, as a judge would."""
+    """Names a picture by its strongest colour in the middle, as a classifier would."""
 
     def names(self, pixels: Tensor) -> list[str]:
         middle = pixels[..., 24:40, 24:40].mean(dim=(2, 3))
@@ -42,7 +42,7 @@ PAIR = Row(
 )
 
 
-def scored(row: Row, image: Image.Image) -> Scored:
+def scored(row: Row, image: Image.Image) -> SceneScore:
     return score(Eye(), row, 0, image, CONCEPTS)  # type: ignore[arg-type]
 
 
@@ -57,7 +57,7 @@ def test_a_thing_in_another_colour_is_known_by_its_own() -> None:
     turned = replace(PAIR, layers=(Layer("r.png", 0.0, 0.25, 0.5, hue=1 / 3),))
     image = scene({(32, 64): "#00ff00"})
     assert scored(turned, image).things
-    assert looked_at(image, turned.layers[0])[:, 32, 32].tolist() == pytest.approx(
+    assert layer_pixels(image, turned.layers[0])[:, 32, 32].tolist() == pytest.approx(
         [1, -1, -1], abs=0.1
     )
 
@@ -100,6 +100,6 @@ def test_only_counts_are_counted() -> None:
 
 def test_shares_are_of_all_and_of_each_kind() -> None:
     parts = [("count", True), ("count", False), ("ground", True), ("ground", True)]
-    found = [Scored("x", 0, kind, True, True, right) for kind, right in parts]
+    found = [SceneScore("x", 0, kind, True, True, right) for kind, right in parts]
     assert shares(found) == {"all": 0.75, "count": 0.5, "ground": 1.0}
     assert shares([]) == {}

@@ -1,7 +1,7 @@
-"""A judge of its own: a small network that says which thing is on a picture, in which style.
+"""A small classifier: which thing is on a picture, and in which style.
 
-It learns from the training pictures only, and teaches nothing: what it says of a model's drawings
-is a second opinion beside the nearest pixels.
+It learns from the training pictures only, and no model learns from it: what it says of a model's
+drawings is a second opinion beside the nearest pixels.
 """
 
 import random
@@ -29,15 +29,17 @@ class Caption:
 
     @property
     def concept(self) -> str:
+        """The thing: "red apple"."""
         return self.text.rpartition(", ")[0] or self.text
 
     @property
     def style(self) -> str:
+        """The style: "3d emoji"; empty where none is said."""
         return self.text.rpartition(", ")[2] if ", " in self.text else ""
 
 
-class Judge(nn.Module):
-    """Pictures → features, and the concept and the style that they speak for."""
+class Classifier(nn.Module):
+    """Pictures → features, and the logits of concepts and styles."""
 
     def __init__(self, concepts: Sequence[str], styles: Sequence[str]) -> None:
         super().__init__()
@@ -59,8 +61,8 @@ class Judge(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, concepts) and (B, styles) of pictures (B, 3, SIDE, SIDE)."""
-        seen = 16.0 * self.features(pixels)  # long enough for sharp opinions
-        return self.concept(seen), self.style(seen)
+        features = 16.0 * self.features(pixels)  # long enough for confident logits
+        return self.concept(features), self.style(features)
 
     @torch.no_grad()
     def names(self, pixels: Tensor) -> list[str]:
@@ -73,35 +75,36 @@ def plain_rows(data: Pictures) -> list[Row]:
     return [row for row in data.rows if row.plain]
 
 
-def fresh(data: Pictures) -> Judge:
-    """A judge of all concepts and styles of a data set, which has learnt nothing yet."""
+def new_classifier(data: Pictures) -> Classifier:
+    """An untrained classifier of all concepts and styles of a data set."""
     captions = [Caption(row.captions[0]) for row in plain_rows(data)]
     concepts = sorted({caption.concept for caption in captions})
-    return Judge(concepts, sorted({caption.style for caption in captions}))
+    return Classifier(concepts, sorted({caption.style for caption in captions}))
 
 
-def lessons(judge: Judge, data: Pictures, steps: int, seed: int) -> Iterator[float]:
-    """Teach a judge; gives the loss after each step."""
+def train_classifier(
+    classifier: Classifier, data: Pictures, steps: int, seed: int
+) -> Iterator[float]:
+    """Train a classifier; yields the loss after each step."""
     rows = plain_rows(data)
-    wanted = [Caption(row.captions[0]) for row in rows]
-    concepts = torch.tensor([judge.concepts.index(caption.concept) for caption in wanted])
-    styles = torch.tensor([judge.styles.index(caption.style) for caption in wanted])
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=0.05)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    device = next(judge.parameters()).device
+    captions = [Caption(row.captions[0]) for row in rows]
+    concepts = torch.tensor([classifier.concepts.index(caption.concept) for caption in captions])
+    styles = torch.tensor([classifier.styles.index(caption.style) for caption in captions])
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    device = next(classifier.parameters()).device
     for step in range(steps):
         rng = random.Random(f"{seed} {step}")
         picked = indices(len(rows), step * BATCH, BATCH, seed)
-        varied = [variation(rows[n], rng) for n in picked]
-        pixels = data.paint_all(varied, SIDE)
-        pixels = worn(pixels, torch.Generator().manual_seed(rng.getrandbits(32))).to(device)
-        concept, style = judge(pixels)
+        pixels = data.paint_all([variation(rows[n], rng) for n in picked], SIDE)
+        pixels = augment(pixels, torch.Generator().manual_seed(rng.getrandbits(32))).to(device)
+        concept, style = classifier(pixels)
         loss = functional.cross_entropy(concept, concepts[picked].to(device), label_smoothing=0.1)
         loss = loss + 0.2 * functional.cross_entropy(style, styles[picked].to(device))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
-        plan.step()
+        optimizer.step()
+        schedule.step()
         yield loss.item()
 
 
@@ -115,8 +118,8 @@ def variation(row: Row, rng: random.Random) -> Row:
     return replace(row, layers=(layer,), background=(ground,))
 
 
-def worn(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) with noise, every other one soft: as a young model draws."""
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) with noise, every other one blurred, as a young model draws."""
     soft = functional.interpolate(functional.avg_pool2d(pixels[::2], 2), scale_factor=2.0)
     pixels = pixels.clone()
     pixels[::2] = soft

@@ -1,4 +1,4 @@
-"""What a model costs, how sharp its VAE is, and how far its pictures are from one another."""
+"""Metrics of a model: its VAE's sharpness, the spread of its pictures, the cost of one."""
 
 import subprocess
 import sys
@@ -18,11 +18,11 @@ from txt2img.train.losses import psnr
 EDGES = 0.05  # of all slopes, the steepest: the edges of a drawing
 SEED_FLOOR = 0.1  # of the distance between two things: two seeds of one should differ by so much
 PROMPT = "red apple, 3d emoji"  # what a cost is measured with
-FURTHER = 3  # pictures after the first, whose mean time is told
+FURTHER = 3  # pictures after the first, whose mean time is given
 MIB = 2**20
-# Runs a command; says its seconds and its largest memory. A process's largest memory counts what it
-# was forked from, which here would hold all that was evaluated before.
-WEIGHED = """
+# Runs a command; prints its seconds and its largest memory. A process's largest memory counts what
+# it was forked from, which here would hold all that was evaluated before.
+MEASURE_CHILD = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
 code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -67,33 +67,23 @@ class Cost:
     further: float  # seconds a further picture, one after another
 
 
-@dataclass(frozen=True)
-class Measured:
-    """All that is measured, not judged; None is what there was nothing to measure by."""
-
-    vae: Copies  # of taught pictures
-    spread: Spread | None
-    novelty: Novelty | None
-    cost: Cost | None
-
-
-def copied(copies: Tensor, pixels: Tensor) -> Copies:
-    """The figures of copies (N, 3, H, W) of pixels in −1…1."""
+def copy_quality(copies: Tensor, pixels: Tensor) -> Copies:
+    """The quality of copies (N, 3, H, W) of pixels in −1…1."""
     return Copies(round(psnr(copies, pixels), 2), round(steepness(copies, pixels), 3))
 
 
 def steepness(copies: Tensor, pixels: Tensor) -> float:
     """The slopes of copies (N, 3, H, W) where those of pixels are steepest, as part of theirs."""
-    kept = total = 0.0
+    steep_copy = total = 0.0
     for axis in (-1, -2):
         true, copy = pixels.diff(dim=axis), copies.clamp(-1.0, 1.0).diff(dim=axis)
-        steep = true.abs() >= true.abs().flatten().kthvalue(place(true.numel())).values
-        kept += float((copy * true.sign())[steep].sum())
+        steep = true.abs() >= true.abs().flatten().kthvalue(rank_of_edges(true.numel())).values
+        steep_copy += float((copy * true.sign())[steep].sum())
         total += float(true.abs()[steep].sum())
-    return kept / total if total else 1.0
+    return steep_copy / total if total else 1.0
 
 
-def place(count: int) -> int:
+def rank_of_edges(count: int) -> int:
     """The rank, from 1, above which the steepest of `count` slopes lie."""
     return max(min(round(count * (1.0 - EDGES)), count), 1)
 
@@ -103,12 +93,12 @@ def spread(pictures: Tensor, seeds: int) -> Spread | None:
     smooth = blurred(pictures).unflatten(0, (seeds, -1)).flatten(2)  # (S, C, D)
     if min(smooth.shape[:2]) < 2:
         return None
-    one = between(smooth.transpose(0, 1))
-    other = between(smooth)
+    one = mean_distance(smooth.transpose(0, 1))
+    other = mean_distance(smooth)
     return Spread(round(one, 4), round(other, 4), one >= SEED_FLOOR * other)
 
 
-def between(groups: Tensor) -> float:
+def mean_distance(groups: Tensor) -> float:
     """Mean root mean square distance of two members of a group, of groups (G, N, D)."""
     count, width = groups.shape[1:]
     means = [functional.pdist(group).mean() / width**0.5 for group in groups]
@@ -127,18 +117,18 @@ def novelty(drawn: Tensor, true: Tensor, taught: Tensor) -> Novelty:
 
 def cost(model: str, options: Sequence[str]) -> Cost:
     """Of a model by name or path, drawn with more options of the command line."""
-    seconds, mib = process(model, 1, options)
-    more, _ = process(model, 1 + FURTHER, options)
+    seconds, mib = run_process(model, 1, options)
+    more, _ = run_process(model, 1 + FURTHER, options)
     return Cost(round(seconds, 2), round(mib, 1), round(max(more - seconds, 0.0) / FURTHER, 2))
 
 
-def process(model: str, count: int, options: Sequence[str]) -> tuple[float, float]:
+def run_process(model: str, count: int, options: Sequence[str]) -> tuple[float, float]:
     """Seconds and MiB of a new process that draws pictures one by one. BadFile if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "{index}.png")
         words = ["generate", PROMPT, "--model", model, "-o", out, "--quiet", *options]
         words += ["--count", str(count), "--batch-size", "1"]
-        command = [sys.executable, "-c", WEIGHED, sys.executable, "-m", "txt2img", *words]
+        command = [sys.executable, "-c", MEASURE_CHILD, sys.executable, "-m", "txt2img", *words]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if child.returncode:
         raise BadFile(f"drawing with {model} failed with exit code {child.returncode}")

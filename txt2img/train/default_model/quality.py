@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.diffusion.levels import Process
-from txt2img.train.losses import LevelBatch, add_noise
-
 SIDE = 128  # pixels at which drawings and art are compared
 SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the art, for a drawing that has it a little smaller
 BEST = 60.0  # dB of a perfect copy
@@ -21,7 +18,6 @@ FLAT = 2.0 / 127.5  # a slope below this cannot be seen
 CORNER = 8  # pixels
 MARGIN = 8  # pixels around a thing that its soft edge may reach
 STRIP = 16  # of so many parts, the one on each edge that shows the ground only
-LEVELS = (50, 150, 300, 450, 600, 850)  # times at which the loss is measured
 
 
 @dataclass(frozen=True)
@@ -120,30 +116,3 @@ def likeness(drawn: Sequence[Tensor], art: Sequence[Tensor]) -> Likeness:
 def mean(values: Sequence[float]) -> float:
     """The mean of numbers."""
     return sum(values) / max(len(values), 1)
-
-
-# --- The loss by noise level ---------------------------------------------------------------------
-
-
-def best_v(x: Tensor, level: LevelBatch, memory: Tensor) -> Tensor:
-    """The v that a perfect memory of latents (N, C, h, w) says of noisy x (B, C, h, w).
-
-    It knows all that was taught and nothing of captions: the posterior mean of x0.
-    """
-    known = level.alpha[0] * memory
-    distances = torch.cdist(x.flatten(1), known.flatten(1)).square()
-    weights = torch.softmax(-distances / (2.0 * level.sigma.flatten()[0] ** 2), dim=1)
-    x0 = (weights @ memory.flatten(1)).view_as(x)
-    noise = (x - level.alpha * x0) / level.sigma
-    return level.alpha * noise - level.sigma * x0
-
-
-def levels_at(process: Process, time: int, count: int) -> LevelBatch:
-    """The level of a time, for a batch."""
-    return LevelBatch.of([process.level(float(time))] * count)
-
-
-def noised(x0: Tensor, level: LevelBatch, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the v that is true of them, always of the same noise."""
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-    return add_noise(x0, noise, level), level.alpha * noise - level.sigma * x0

@@ -1,4 +1,4 @@
-"""Which training picture a drawn one is nearest to: in blurred pixels, and to the judge's eye."""
+"""Retrieval: which training picture a drawn one is nearest to, by pixels and by a classifier."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from txt2img.train.default_model.classifier import Caption, Judge
+from txt2img.train.default_model.classifier import Caption, Classifier
 
 BLUR = 1.0  # pixels of SIDE: forgives what is a little off its place
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Match:
     """One drawn picture: what was asked for, and what the nearest training picture shows."""
 
     caption: str
@@ -23,7 +23,7 @@ class Verdict:
     concept: bool  # the nearest shows the right concept, in whatever style
     style: bool  # and in the right style
     concept_in_5: bool  # one of the five nearest shows the right concept
-    judged: bool | None = None  # what the judge finds nearest shows the right concept
+    classified: bool | None = None  # what the classifier finds nearest shows the right concept
 
 
 def blurred(pixels: Tensor, sigma: float = BLUR) -> Tensor:
@@ -48,49 +48,48 @@ def nearest(drawn: Tensor, gallery: Tensor, count: int = 5) -> tuple[Tensor, Ten
     return places, rmse
 
 
-def verdicts_of(
-    wanted: Sequence[Caption],
-    seeds: Sequence[int],
+def matches_of(
+    prompts: Sequence[tuple[str, int]],
     drawn: Tensor,
     known: Sequence[Caption],
     gallery: Tensor,
-) -> list[Verdict]:
-    """A verdict a drawn picture (B, 3, H, W), against the known pictures (N, 3, H, W)."""
+) -> list[Match]:
+    """A match a drawn picture (B, 3, H, W), of prompts with seeds, in the gallery (N, 3, H, W)."""
     smooth = torch.cat([blurred(part) for part in gallery.split(256)])  # in parts: less memory
     places, rmse = nearest(blurred(drawn).flatten(1), smooth.flatten(1))
-    verdicts = []
-    for i, (caption, seed) in enumerate(zip(wanted, seeds, strict=True)):
-        found = [known[place] for place in places[i].tolist()]
-        same = [other.concept == caption.concept for other in found]
-        verdicts.append(
-            Verdict(
-                caption=caption.text,
+    matches = []
+    for i, (text, seed) in enumerate(prompts):
+        caption, near = Caption(text), [known[place] for place in places[i].tolist()]
+        same = [other.concept == caption.concept for other in near]
+        matches.append(
+            Match(
+                caption=text,
                 seed=seed,
-                nearest=found[0].text,
+                nearest=near[0].text,
                 rmse=round(float(rmse[i, 0]), 4),
                 concept=same[0],
-                style=same[0] and found[0].style == caption.style,
+                style=same[0] and near[0].style == caption.style,
                 concept_in_5=any(same),
             )
         )
-    return verdicts
+    return matches
 
 
 @torch.no_grad()
-def second_opinion(
-    judge: Judge,
-    verdicts: Sequence[Verdict],
+def classifier_agreement(
+    classifier: Classifier,
+    matches: Sequence[Match],
     drawn: Tensor,
     known: Sequence[Caption],
     gallery: Tensor,
-) -> list[Verdict]:
-    """The verdicts with what the judge's features find nearest, in place of pixels."""
-    taught = torch.cat([judge.features(part) for part in gallery.split(256)])
-    seen = torch.cat([judge.features(part) for part in drawn.split(256)])
-    places = (seen @ taught.T).argmax(dim=1).tolist()
+) -> list[Match]:
+    """The matches with what the classifier's features find nearest, in place of pixels."""
+    stored = torch.cat([classifier.features(part) for part in gallery.split(256)])
+    features = torch.cat([classifier.features(part) for part in drawn.split(256)])
+    places = (features @ stored.T).argmax(dim=1).tolist()
     return [
-        replace(verdict, judged=known[place].concept == Caption(verdict.caption).concept)
-        for verdict, place in zip(verdicts, places, strict=True)
+        replace(match, classified=known[place].concept == Caption(match.caption).concept)
+        for match, place in zip(matches, places, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whether a drawn scene is what was asked for: the right things and ground, in their places."""
+"""Scores of drawn scenes: the right things and ground, in their places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from txt2img.train.data import WHITE, Layer, Row, to_pixels, turned
 from txt2img.train.default_model.captions import BACKGROUNDS, hexadecimal
-from txt2img.train.default_model.classifier import SIDE, Judge
+from txt2img.train.default_model.classifier import SIDE, Classifier
 
 STRIP = 16  # of so many parts, the one on each edge that shows the ground only
 APART = 0.35  # in −1…1: what differs more from the ground is a thing
@@ -19,8 +19,8 @@ GROUNDS = [WHITE, *(hexadecimal(name) for name in sorted(BACKGROUNDS))]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What is right on the picture of one scene."""
+class SceneScore:
+    """What is right in the picture of one scene."""
 
     caption: str
     seed: int
@@ -31,16 +31,17 @@ class Scored:
 
     @property
     def right(self) -> bool:
+        """Whether all of it is."""
         return self.things and self.ground and self.count
 
 
 def score(
-    judge: Judge, row: Row, seed: int, image: Image.Image, concepts: Mapping[str, str]
-) -> Scored:
+    classifier: Classifier, row: Row, seed: int, image: Image.Image, concepts: Mapping[str, str]
+) -> SceneScore:
     """The score of a scene's picture; `concepts` says what each of its files shows."""
-    seen = judge.names(torch.stack([looked_at(image, layer) for layer in row.layers]))
+    seen = classifier.names(torch.stack([layer_pixels(image, layer) for layer in row.layers]))
     pixels = to_pixels(image)
-    return Scored(
+    return SceneScore(
         caption=row.captions[0],
         seed=seed,
         kind=row.kind,
@@ -50,7 +51,7 @@ def score(
     )
 
 
-def looked_at(image: Image.Image, layer: Layer) -> Tensor:
+def layer_pixels(image: Image.Image, layer: Layer) -> Tensor:
     """Where a layer should be, in its own colours: (3, SIDE, SIDE) in −1…1."""
     left, top = layer.left * image.width, layer.top * image.height
     box = (left, top, left + layer.side * image.width, top + layer.side * image.height)
@@ -60,11 +61,11 @@ def looked_at(image: Image.Image, layer: Layer) -> Tensor:
 
 def nearest(colour: str | tuple[int, int, int]) -> str:
     """The ground whose colour is nearest."""
-    wanted = ImageColor.getrgb(colour) if isinstance(colour, str) else colour
+    rgb = ImageColor.getrgb(colour) if isinstance(colour, str) else colour
     return min(
         GROUNDS,
         key=lambda name: sum(
-            (a - b) ** 2 for a, b in zip(ImageColor.getrgb(name), wanted, strict=True)
+            (a - b) ** 2 for a, b in zip(ImageColor.getrgb(name), rgb, strict=True)
         ),
     )
 
@@ -73,12 +74,12 @@ def grounds(pixels: Tensor) -> tuple[str, str]:
     """The grounds in the upper and in the lower corners of pixels (3, H, W)."""
     height, width = (max(side // STRIP, 1) for side in pixels.shape[-2:])
     edges = torch.cat([pixels[..., :width], pixels[..., -width:]], dim=-1)
-    found = []
+    colours = []
     for strip in (edges[:, :height], edges[:, -height:]):
         middle = strip.flatten(1).median(dim=1).values
         red, green, blue = ((middle + 1.0) * 127.5).round().int().tolist()
-        found.append(nearest((red, green, blue)))
-    return found[0], found[1]
+        colours.append(nearest((red, green, blue)))
+    return colours[0], colours[1]
 
 
 def blobs(pixels: Tensor) -> int:
@@ -98,7 +99,7 @@ def blobs(pixels: Tensor) -> int:
     return int((sizes >= LEAST * mask.numel()).sum())
 
 
-def shares(scores: Sequence[Scored]) -> dict[str, float]:
+def shares(scores: Sequence[SceneScore]) -> dict[str, float]:
     """The share that is right, of all and of each kind of scene."""
     kinds = sorted({score.kind for score in scores})
     parts = {kind: [s.right for s in scores if s.kind == kind] for kind in kinds}

@@ -105,6 +105,7 @@ CONTAINERS = listed(
 )
 ON = ("on", "on", "on top of", "sitting on", "standing on")
 RIDING = ("riding", "riding", "riding on", "on")
+OVERLAPS = {"on": 0.1, "riding": 0.3, "in": 0.35}  # of the lower thing's height
 SETTINGS = {  # usual names of pictures of places → how a thing is said to be there
     "beach": ("on the beach", "at the beach", "on a beach"),
     "desert": ("in the desert", "in a desert"),
@@ -326,7 +327,7 @@ def on(things: Sequence[Thing], rng: random.Random) -> Draft | None:
     if upper is None or lower is None or upper.name == lower.name:
         return None
     words = RIDING if riding else ON
-    layers = list(reversed(stacked(upper, lower, 0.3 if riding else 0.1)))
+    layers = list(reversed(stacked(upper, lower, OVERLAPS["riding" if riding else "on"])))
     word = "riding" if riding else "on"
     canonical = f"{upper.name} {word} {with_article(lower.name)}"
     return Draft((upper.name, word, lower.name), layers, canonical, both(upper, lower, words))
@@ -347,7 +348,7 @@ def inside(things: Sequence[Thing], rng: random.Random) -> Draft | None:
     lower = one_of(things, CONTAINERS, rng)
     if upper is None or lower is None or upper.name == lower.name:
         return None
-    layers = list(stacked(upper, lower, 0.35))
+    layers = list(stacked(upper, lower, OVERLAPS["in"]))
     phrase = both(upper, lower, ("in", "in", "inside"))
     canonical = f"{upper.name} in {with_article(lower.name)}"
     return Draft((upper.name, "in", lower.name), layers, canonical, phrase)

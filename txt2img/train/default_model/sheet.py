@@ -1,4 +1,4 @@
-"""Many pictures on one page, each with its label."""
+"""A sheet of pictures, each with its label."""
 
 import math
 from collections.abc import Sequence
