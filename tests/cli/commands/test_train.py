@@ -37,7 +37,7 @@ def test_options_reach_the_loop(command: Command, folder: Path, seen: list[Train
     assert (config.data, config.out, config.what) == (Path("pictures"), Path("m"), "unet")
     assert (config.size, config.seed, config.resume) == (64, 3, False)
     assert (config.sample_every, config.save_every, config.stop_after) == (7, 8, 9.5)
-    assert "the same line goes on" in outcome.err.splitlines()[-1]  # nothing was saved as done
+    assert "run it again to continue" in outcome.err.splitlines()[-1]  # nothing was saved as done
     assert (config.device, config.dtype) == ("cpu", "bf16")
     assert (config.unet_run.steps, config.unet_run.batch_size, config.unet_run.lr) == (5, 2, 0.01)
 
@@ -67,7 +67,7 @@ def test_a_part_that_could_not_be_compiled_is_reported_once(
     Path("pictures").mkdir()
     lines = command("train", "pictures", "--out", "m").err.splitlines()
     [line] = [line for line in lines if line.startswith("Warning")]
-    assert line == "Warning: unet runs uncompiled, since compiled here: no kernel"
+    assert line == "Warning: unet is not compiled, since compiling failed: no kernel"
 
 
 def test_a_config_file_fills_what_options_leave_open(
@@ -89,7 +89,7 @@ def test_a_config_file_fills_what_options_leave_open(
         (
             "pictures --out m --stage tea",
             2,
-            'no part "tea"; choose from vae, text, unet, decoder, distil, all',
+            'no stage "tea"; choose from vae, text, unet, decoder, distil, all',
         ),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),

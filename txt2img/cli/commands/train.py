@@ -1,13 +1,15 @@
-"""txt2img train: a model from pictures with captions."""
+"""txt2img train: train a model on pictures with captions."""
 
 import os
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from txt2img.cli.names import Command
+from txt2img.cli.options.command import grouped
 from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.types import integer, number, positive
 from txt2img.cli.terminal.console import log, print_path, progress
@@ -22,32 +24,33 @@ Examples:
   txt2img "a red apple" --model my-model
 
 The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
-{"file_name": "apple.png", "text": "a red apple"}. A run that was stopped goes
-on from its last checkpoint.
+{"file_name": "apple.png", "text": "a red apple"}. A run that was stopped
+continues from its last checkpoint.
 """
 STAGES = ("vae", "text", "unet", "decoder", "distil", "all")
+LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
 Data = Annotated[
     Path | None,
     typer.Argument(metavar="DATA", help="Folder or .zip of pictures.", show_default=False),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; needed.")
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; required.")
 ]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="All settings, as a TOML file.")
 ]
-What = Annotated[
+Stage = Annotated[
     str | None,
     typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distil or all."),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", metavar="N", parser=positive, help="Steps of each part."),
+    typer.Option("--steps", metavar="N", parser=positive, help="Steps of each stage."),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="N", parser=positive, help="Pictures a step."),
+    typer.Option("--batch-size", metavar="N", parser=positive, help="Pictures per step."),
 ]
 Rate = Annotated[
     float | None,
@@ -55,14 +58,15 @@ Rate = Annotated[
 ]
 Size = Annotated[
     int | None,
-    typer.Option("--size", metavar="PIXELS", parser=positive, help="Pictures' side."),
+    typer.Option("--size", metavar="PIXELS", parser=positive, help="Side of the pictures."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", parser=integer, help="Of all chance.")
+    int | None,
+    typer.Option("--seed", metavar="N", parser=integer, help="Random seed."),
 ]
 Resume = Annotated[
     bool | None,
-    typer.Option("--resume/--no-resume", help="Go on from a checkpoint in FOLDER, or anew."),
+    typer.Option("--resume/--no-resume", help="Continue from a checkpoint, or start anew."),
 ]
 SampleEvery = Annotated[
     int | None,
@@ -70,7 +74,7 @@ SampleEvery = Annotated[
         "--sample-every",
         metavar="N",
         parser=positive,
-        help="Steps from one sheet of samples to the next.",
+        help="Steps between sheets of samples.",
     ),
 ]
 SaveEvery = Annotated[
@@ -79,7 +83,7 @@ SaveEvery = Annotated[
         "--save-every",
         metavar="N",
         parser=positive,
-        help="Steps from one checkpoint to the next.",
+        help="Steps between checkpoints.",
     ),
 ]
 StopAfter = Annotated[
@@ -88,7 +92,7 @@ StopAfter = Annotated[
         "--stop-after",
         metavar="MINUTES",
         parser=number,
-        help="Save and stop then; the same line goes on.",
+        help="Save and stop after this time; run again to continue.",
     ),
 ]
 DeviceName = Annotated[
@@ -97,72 +101,68 @@ DeviceName = Annotated[
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16.")
 ]
-FIELDS = (
-    *("data", "out", "what", "steps", "batch_size", "lr", "size", "seed", "resume"),
-    *("sample_every", "save_every", "stop_after", "device", "dtype"),
-)
 
 
-def train(
-    context: typer.Context,
-    data: Data = None,
-    out: Out = None,
-    config: Config = None,
-    what: What = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    size: Size = None,
-    seed: Seed = None,
-    resume: Resume = None,
-    sample_every: SampleEvery = None,
-    save_every: SaveEvery = None,
-    stop_after: StopAfter = None,
-    device: DeviceName = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of a training, with the names of TrainConfig's fields; None if not given."""
+
+    data: Data = None
+    out: Out = None
+    what: Stage = None
+    steps: Steps = None
+    batch_size: BatchSize = None
+    lr: Rate = None
+    size: Size = None
+    seed: Seed = None
+    resume: Resume = None
+    sample_every: SampleEvery = None
+    save_every: SaveEvery = None
+    stop_after: StopAfter = None
+    device: DeviceName = None
+    dtype: Dtype = None
+
+
+@grouped
+def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) -> None:
     """Train a model on pictures with captions. Prints the model's folder when done."""
-    if config is None and (data is None or out is None):
+    data, stage = options.data, options.what
+    if config is None and (data is None or options.out is None):
         raise BadRequest("what to train on, and where to? txt2img train DATA --out FOLDER")
-    if what is not None and what not in STAGES:
-        raise BadRequest(f"no part {shown(what)}; choose from {', '.join(STAGES)}")
+    if stage is not None and stage not in STAGES:
+        raise BadRequest(f"no stage {shown(stage)}; choose from {', '.join(STAGES)}")
     if data is not None and not data.exists():
         raise BadRequest(f"no data at {shown(str(data))}; name a folder or a .zip of pictures")
-    given = {name: context.params[name] for name in FIELDS if context.params[name] is not None}
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks for all
-    folder = fit(config, given, quiet or not first)
-    if first:
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes one reports for all
+    folder = fit(config, asdict(options), quiet or not is_main)
+    if is_main:
         print_path(folder)
 
 
-def fit(config: Path | None, given: dict[str, object], quiet: bool) -> Path:
-    """Run the training, with progress on the terminal; gives the model's folder."""
+def fit(config: Path | None, options: dict[str, object], quiet: bool) -> Path:
+    """Run the training, with progress on the terminal. Returns the model's folder."""
     with progress(not quiet, "loading") as bar:
         from txt2img.train.config import override, read
-        from txt2img.train.loop import fit as steps
+        from txt2img.train.loop import fit as training
         from txt2img.train.loop import is_whole
 
-        settings = override(read(config), given)
-        stage, told = "", 0.0
-        for report in steps(settings):
-            line = f"loss {report.loss:.4f}  {report.images_per_second:.1f} img/s"
-            bar.advance(
-                report.stage, report.step, report.steps, f"{report.step}/{report.steps} {line}"
-            )
-            new_stage, stage = report.stage != stage, report.stage
-            if new_stage and report.plain:
+        settings = override(read(config), options)
+        stage, logged = "", 0.0
+        for report in training(settings):
+            at = f"{report.step}/{report.steps}"
+            speed = f"loss {report.loss:.4f}  {report.images_per_second:.1f} img/s"
+            bar.advance(report.stage, report.step, report.steps, f"{at} {speed}")
+            is_new, stage = report.stage != stage, report.stage
+            if is_new and report.plain:
                 with bar.paused():
-                    log(f"Warning: {stage} runs uncompiled, since compiled here: {report.plain}")
-            due = not bar.visible and time.monotonic() - told > 30
-            last = report.step == report.steps
-            if not quiet and (report.sheet or last or ((due or new_stage) and not bar.visible)):
+                    log(f"Warning: {stage} is not compiled, since compiling failed: {report.plain}")
+            is_due = not bar.visible and (is_new or time.monotonic() - logged > LOG_SECONDS)
+            if not quiet and (report.sheet or report.step == report.steps or is_due):
                 with bar.paused():
-                    sheet = f"  {report.sheet}" if report.sheet else ""
-                    log(f"{report.stage} {report.step}/{report.steps} {line}{sheet}")
-                told = time.monotonic()
+                    log(f"{stage} {at} {speed}" + (f"  {report.sheet}" if report.sheet else ""))
+                logged = time.monotonic()
         if settings.stop_after is not None and not quiet and not is_whole(settings):
-            log(f"stopped after {settings.stop_after:g} minutes; the same line goes on from here")
+            log(f"stopped after {settings.stop_after:g} minutes; run it again to continue")
     return settings.out
 
 
