@@ -62,7 +62,7 @@ bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS
 bench-memory: $(VENV)/test.done ## weigh loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it, into BENCH
 	@$(PY) -m tests.bench.memory --json "$(BENCH)" $(ARGS)
 
-readme: $(VENV)/test.done ## write the current help text and file tree into README.md
+readme: $(VENV)/test.done ## write the list of folders into README.md
 	@$(PY) -m tests.test_readme
 
 default-model: $(VENV)/train.done $(DATA) ## train the default model on from the shipped one by CONFIG on DATA, a piece a call, and ship it
