@@ -131,7 +131,7 @@ code = app.run(sys.argv[1:])
 print(*sys.modules, file=sys.stderr)
 sys.exit(code)
 """
-SLOW_TO_IMPORT = {"torch", "numpy", "PIL", "rich", "safetensors", "huggingface_hub"}
+SLOW_TO_IMPORT = {"torch", "PIL", "rich", "huggingface_hub"}
 
 
 def test_a_thousand_prompts_need_no_slow_import(folder: Path) -> None:

@@ -20,8 +20,8 @@ from txt2img.pipeline.generate import generate
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device
 from txt2img.weights.checkpoint import summary
-from txt2img.weights.formats.safetensors_file import Stored, header
-from txt2img.weights.formats.tensors import tensor
+from txt2img.weights.formats.safetensors_file import TensorRef, header
+from txt2img.weights.formats.tensors import read_stored
 from txt2img.weights.load import load
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -124,10 +124,10 @@ def test_broken_files_name_their_tensors(
 def test_a_turned_matrix_is_read_turned(tmp_path: Path) -> None:
     matrix = torch.arange(6.0).view(2, 3)
     save_file({"a": matrix}, tmp_path / "a.safetensors")
-    stored: Stored = header(tmp_path / "a.safetensors").tensors["a"]
-    assert stored.turn().shape == (3, 2)
-    assert torch.equal(tensor("a", stored.turn()), matrix.T)
-    assert torch.equal(tensor("a", stored.turn().turn()), matrix)
+    stored: TensorRef = header(tmp_path / "a.safetensors").tensors["a"]
+    assert stored.transpose().shape == (3, 2)
+    assert torch.equal(read_stored("a", stored.transpose()), matrix.T)
+    assert torch.equal(read_stored("a", stored.transpose().transpose()), matrix)
 
 
 def test_defaults_are_those_of_the_kind(xl: Path, tmp_path: Path) -> None:

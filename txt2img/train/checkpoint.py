@@ -102,7 +102,7 @@ def begin_from(module: nn.Module, path: Path) -> None:
     wanted = module.state_dict()
     tensors = safetensors_file.header(path).tensors
     state = {
-        name.removeprefix("text_model."): reading.tensor(name, stored).float()
+        name.removeprefix("text_model."): reading.read_stored(name, stored).float()
         for name, stored in tensors.items()
     }
     shapes = {name: value.shape for name, value in wanted.items()}

@@ -77,7 +77,7 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
         tensors=len(stored),
         parameters=sum(math.prod(tensor.shape) for tensor in stored),
-        size=sum(tensor.size for tensor in stored),
+        size=sum(tensor.nbytes for tensor in stored),
         vae="vae" in plan.parts,
     )
 

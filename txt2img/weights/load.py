@@ -1,10 +1,8 @@
 """A name or a path → a Model: planned from headers, then read strictly, onto the device."""
 
-import os
 from collections.abc import Callable, Collection, Set
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,12 +20,11 @@ from txt2img.system.device import offload
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement, Read
-from txt2img.system.files import open_regular, stat_key
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.checkpoint import Checkpoint, check_vae, open_checkpoint
-from txt2img.weights.formats import gpu_reader, tensors
+from txt2img.weights.formats import tensors
 from txt2img.weights.layouts.components import Part, bare, check, check_size
 from txt2img.weights.layouts.taesd import doubts
 from txt2img.weights.layouts.vae import open_vae
@@ -192,22 +189,17 @@ def _reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str
     It raises as reading.read does, and BadFile if a file is no longer the one that was checked.
     """
     kept = {part.theirs(bare(name)) for name in slimmed}
-    were = {path: _stamp(path) for path in {stored.path for stored in part.tensors.values()}}
+    were = {
+        path: tensors.file_key(path) for path in {stored.path for stored in part.tensors.values()}
+    }
 
     def read(names: Collection[str]) -> dict[str, Tensor]:
         for path, was in were.items():
-            if _stamp(path) != was:
+            if tensors.file_key(path) != was:
                 raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
         theirs = {name: part.theirs(bare(name)) for name in names}
         stored = {theirs[name]: part.tensors[bare(name)] for name in names}
-        through = gpu_reader if home.type == "cuda" else tensors
-        found = through.read(stored, home, dtype, kept)
+        found = tensors.read(stored, home, dtype, kept)
         return {name: found[theirs[name]] for name in names}
 
     return read
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    """What tells a file from another that took its place. BadFile."""
-    with open_regular(path) as file:
-        return stat_key(os.fstat(file.fileno()))

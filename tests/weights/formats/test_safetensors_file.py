@@ -63,7 +63,7 @@ def test_eight_bits_are_multiplied_by_the_scale_beside_them(
     read = reading.read(stored, CPU, torch.float32)
     assert torch.equal(read["unet.a.weight"], (weight / scale).to(dtype).float() * scale)
     assert torch.equal(read["unet.b.weight"], weight.to(dtype).float())
-    part = reading.read({"q": stored["unet.a.weight"].part(1, 3)}, CPU, torch.float32)
+    part = reading.read({"q": stored["unet.a.weight"].chunk(1, 3)}, CPU, torch.float32)
     assert torch.equal(part["q"], read["unet.a.weight"][2:4])
 
 
@@ -78,31 +78,51 @@ def test_part_is_a_chunk_of_the_first_axis(tmp_path: Path) -> None:
     whole = torch.randn(6, 4)
     save_file({"a": whole}, tmp_path / "a.safetensors")
     stored = safetensors_file.header(tmp_path / "a.safetensors").tensors["a"]
-    parts = reading.read({str(i): stored.part(i, 3) for i in range(3)}, CPU, torch.float32)
+    parts = reading.read({str(i): stored.chunk(i, 3) for i in range(3)}, CPU, torch.float32)
     assert torch.equal(torch.cat([parts["0"], parts["1"], parts["2"]]), whole)
 
 
 BAD_HEADERS: list[tuple[str, dict[str, Row], bytes, bytes, str]] = [
     ("truncated body", {"a": row()}, b"\0" * 7, b"", "truncated"),
-    ("bytes left over", {"a": row()}, b"\0" * 9, b"", "too many"),
-    ("gap", {"a": row(start=4, end=12)}, b"\0" * 12, b"", "gap or overlap"),
-    ("overlap", {"a": row(), "b": row(start=4, end=12)}, b"\0" * 12, b"", "gap or overlap"),
-    ("shape against range", {"a": row(shape=(3,))}, b"\0" * 8, b"", "8 bytes"),
-    ("negative shape", {"a": row(shape=(-2, -1))}, b"\0" * 8, b"", "shape"),
-    ("huge shape", {"a": row(shape=(2**62, 2**62))}, b"\0" * 8, b"", "8 bytes"),
-    ("true as a size", {"a": row(shape=(True, 2))}, b"\0" * 8, b"", "shape"),
-    ("unknown type", {"a": row("F31")}, b"\0" * 8, b"", "unknown type"),
-    ("type is a list", {"a": row() | {"dtype": ["F32"]}}, b"\0" * 8, b"", "unknown type"),
-    ("backwards range", {"a": row(start=8, end=0)}, b"\0" * 8, b"", "range"),
-    ("float range", {"a": row(end=8.0)}, b"\0" * 8, b"", "range"),
-    ("foreign field", {"a": row() | {"x": 1}}, b"\0" * 8, b"", "described"),
-    ("metadata of numbers", {"__metadata__": {"a": 1}, "a": row()}, b"\0" * 8, b"", "texts"),
-    ("broken JSON", {}, b"", b'{"a": ', "broken JSON"),
-    ("no UTF-8", {}, b"", b'{"\xff": 1}', "broken JSON"),
-    ("deep JSON", {}, b"", b'{"a":' + b"[" * 100_000, "nested too deeply"),
-    ("huge number", {}, b"", b'{"a":' + b"1" * 100_000 + b"}", "broken JSON"),
-    ("not a number", {}, b"", b'{"a": NaN}', "NaN is not a number"),
-    ("twice", {}, b"\0" * 8, b'{"a": 1, "a": 2}', "there twice"),
+    ("bytes left over", {"a": row()}, b"\0" * 9, b"", "too many bytes"),
+    ("gap", {"a": row(start=4, end=12)}, b"\0" * 12, b"", "invalid offset for tensor `a`"),
+    (
+        "overlap",
+        {"a": row(), "b": row(start=4, end=12)},
+        b"\0" * 12,
+        b"",
+        "invalid offset for tensor `b`",
+    ),
+    ("shape against range", {"a": row(shape=(3,))}, b"\0" * 8, b"", "invalid shape"),
+    ("negative shape", {"a": row(shape=(-2, -1))}, b"\0" * 8, b"", "integer `-2`, expected usize"),
+    ("huge shape", {"a": row(shape=(2**62, 2**62))}, b"\0" * 8, b"", "overflow"),
+    (
+        "true as a size",
+        {"a": row(shape=(True, 2))},
+        b"\0" * 8,
+        b"",
+        "boolean `true`, expected usize",
+    ),
+    ("unknown type", {"a": row("F31")}, b"\0" * 8, b"", "unknown variant `F31`"),
+    ("4-bit type", {"a": row("F4", (16,))}, b"\0" * 8, b"", "dtype F4, which is not supported"),
+    ("type is a list", {"a": row() | {"dtype": ["F32"]}}, b"\0" * 8, b"", "invalid type: sequence"),
+    ("many dimensions", {"a": row(shape=[1] * 8 + [2])}, b"\0" * 8, b"", "9 dimensions"),
+    ("backwards range", {"a": row(start=8, end=0)}, b"\0" * 8, b"", "invalid offset"),
+    ("float range", {"a": row(end=8.0)}, b"\0" * 8, b"", "floating point `8.0`"),
+    (
+        "metadata of numbers",
+        {"__metadata__": {"a": 1}, "a": row()},
+        b"\0" * 8,
+        b"",
+        "expected a string",
+    ),
+    ("broken JSON", {}, b"", b'{"a": ', "invalid JSON"),
+    ("no UTF-8", {}, b"", b'{"\xff": 1}', "invalid UTF-8"),
+    ("deep JSON", {}, b"", b'{"a":' + b"[" * 100_000, "recursion limit"),
+    ("huge number", {}, b"", b'{"a":' + b"1" * 100_000 + b"}", "number out of range"),
+    ("not a number", {}, b"", b'{"a": NaN}', "invalid JSON"),
+    ("a name of escapes", {"\x1b[0m\n": row(start=4, end=12)}, b"\0" * 12, b"", r"\\x1b\[0m\\n"),
+    ("a name of kilobytes", {"a" * 5000: row(start=4, end=12)}, b"\0" * 12, b"", "a{150}"),
 ]
 
 

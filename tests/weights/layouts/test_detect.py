@@ -16,7 +16,7 @@ from txt2img.errors import UnknownLayout
 from txt2img.models.unet import UNet
 from txt2img.request import Schedule
 from txt2img.weights.families import NETWORKS, SD15, SD21, SD21_BASE, SDXL, SDXL_REFINER
-from txt2img.weights.formats.safetensors_file import Header, Stored, header
+from txt2img.weights.formats.safetensors_file import Header, TensorRef, header
 from txt2img.weights.layouts.detect import detect
 from txt2img.weights.layouts.diffusers_config import unet_config
 from txt2img.weights.layouts.key_maps import rename, unet_from_ldm
@@ -31,7 +31,7 @@ def full(sizes: tiny.Sizes) -> dict[str, Tensor]:
 
 
 def head(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Header:
-    stored = {n: Stored(Path("x"), "F32", tuple(v.shape), 0, v.nbytes) for n, v in tensors.items()}
+    stored = {n: TensorRef(Path("x"), n, "F32", tuple(v.shape), 0) for n, v in tensors.items()}
     return Header(metadata or {}, stored)
 
 

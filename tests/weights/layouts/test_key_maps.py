@@ -21,7 +21,7 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.weights.families import SD15, SD21, SDXL, SDXL_REFINER
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import bare, original_parts
 from txt2img.weights.tokenizer_files import shipped
@@ -45,11 +45,11 @@ def single_file(name: str) -> dict[str, Tensor]:
         return tiny.original(*tiny.networks(sizes), sizes.sd2)
 
 
-def stored(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
-    return {n: Stored(Path("x"), "F32", tuple(v.shape), 0, v.nbytes) for n, v in tensors.items()}
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, TensorRef]:
+    return {n: TensorRef(Path("x"), n, "F32", tuple(v.shape), 0) for n, v in tensors.items()}
 
 
-def shapes(tensors: Mapping[str, Tensor] | Mapping[str, Stored]) -> Shapes:
+def shapes(tensors: Mapping[str, Tensor] | Mapping[str, TensorRef]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 

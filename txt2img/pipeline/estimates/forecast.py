@@ -18,7 +18,7 @@ from txt2img.system import device_names
 from txt2img.weights.checkpoint import Checkpoint, check_vae, find, open_checkpoint
 from txt2img.weights.distilled import by_loras
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import find_vae
 from txt2img.weights.registry.hashes import known_hash
 
@@ -65,11 +65,11 @@ class Forecast:
         ]
         return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
 
-    def _size(self, component: str, stored: Stored) -> int:
+    def _size(self, component: str, stored: TensorRef) -> int:
         """The bytes of a weight in memory, where large filters stay as stored on a CPU."""
         wide = prod(stored.shape) * device_names.BYTES[self.dtypes[component.split("_")[0]]]
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
-        return min(wide, stored.size) if self.low or (large and self.device == "cpu") else wide
+        return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 
     def filled(self, request: Request) -> Request:
         """The request with nothing left to decide. BadRequest if it cannot be drawn, BadFile."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from txt2img.weights.adapters import key_names
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 
 # Layer names that occur in one family only, with underscores for dots; the first match wins.
 UNIQUE_LAYERS = (
@@ -22,7 +22,7 @@ TEXT_WIDTHS = {
 }
 
 
-def base_model(tensors: Mapping[str, Stored]) -> str:
+def base_model(tensors: Mapping[str, TensorRef]) -> str:
     """The family that an adapter was trained on; empty if unknown."""
     for family, layers in UNIQUE_LAYERS:
         if any(layer in name.replace(".", "_") for name in tensors for layer in layers):
@@ -30,7 +30,7 @@ def base_model(tensors: Mapping[str, Stored]) -> str:
     return next((TEXT_WIDTHS[width] for width in _widths(tensors) if width in TEXT_WIDTHS), "")
 
 
-def _widths(tensors: Mapping[str, Stored]) -> Iterator[int]:
+def _widths(tensors: Mapping[str, TensorRef]) -> Iterator[int]:
     """The text width of each cross-attention layer that the adapter changes."""
     for name, stored in tensors.items():
         layer, role = key_names.split(name)

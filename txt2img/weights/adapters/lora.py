@@ -21,8 +21,8 @@ from txt2img.system.text import shown
 from txt2img.weights.adapters import key_names, lycoris
 from txt2img.weights.adapters.base_model import base_model
 from txt2img.weights.formats import safetensors_file, tensors
-from txt2img.weights.formats.safetensors_file import Header, Stored
-from txt2img.weights.registry.hashes import sha256
+from txt2img.weights.formats.safetensors_file import Header, TensorRef
+from txt2img.weights.registry.hashes import sha256, tensors_start
 
 # Alpha may be an integer, and IA3's side a boolean: both are read in their own type.
 SCALARS = ("alpha", "side")
@@ -39,7 +39,7 @@ class Piece:
 
     key: str  # the layer's name in the file
     layer: str  # our name, a key of key_names.layers
-    parts: dict[str, Stored]  # by role
+    parts: dict[str, TensorRef]  # by role
     alpha: float | None  # peft's OFT has its number of terms here
 
     def read(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def open_adapter(
     settings = _settings(header, path)
     aliases = key_names.key_aliases(network, encoders)
     layers = key_names.layers(network, encoders)
-    by_key: dict[str, dict[str, Stored]] = {}
+    by_key: dict[str, dict[str, TensorRef]] = {}
     names: dict[str, list[str]] = {}
     for tensor, stored in header.tensors.items():
         key, role = key_names.split(tensor)
@@ -104,12 +104,10 @@ def open_adapter(
 
 def short_hash(path: Path) -> str:
     """A1111's hash of a LoRA, 12 digits: kohya's in the metadata, else of the tensors' bytes."""
-    header = safetensors_file.header(path)
-    recorded = header.metadata.get("sshs_model_hash", "")
+    recorded = safetensors_file.header(path).metadata.get("sshs_model_hash", "")
     if re.fullmatch("[0-9a-f]{64}", recorded):
         return recorded[:12]
-    start = min((stored.start for stored in header.tensors.values()), default=0)
-    return sha256(path, start)[:12]
+    return sha256(path, tensors_start(path))[:12]
 
 
 def merged(layer: nn.Module, pieces: list[tuple[Piece, float]]) -> dict[str, Tensor]:
@@ -147,14 +145,14 @@ def _bias(layer: nn.Module) -> Tensor:
     return layer.bias
 
 
-def _complete(parts: Mapping[str, Stored]) -> bool:
+def _complete(parts: Mapping[str, TensorRef]) -> bool:
     """Whether all roles are known, and there is more than the numbers that go with weights."""
     roles = set(parts)
     unknown = roles - set(key_names.ENDINGS.values())
     return not unknown and bool(roles - {"alpha", "side"}) and ("ia3" in roles) == ("side" in roles)
 
 
-def _piece(key: str, layer: str, parts: dict[str, Stored], settings: "Settings") -> Piece:
+def _piece(key: str, layer: str, parts: dict[str, TensorRef], settings: "Settings") -> Piece:
     """One layer's tensors, with its scalars read. Raises BadFile."""
     weights = {role: stored for role, stored in parts.items() if role not in SCALARS}
     alpha = _scalar(f"{key}.alpha", parts["alpha"]) if "alpha" in parts else None
@@ -168,9 +166,9 @@ def _piece(key: str, layer: str, parts: dict[str, Stored], settings: "Settings")
     return Piece(key, layer, weights, alpha)
 
 
-def _scalar(name: str, stored: Stored) -> float:
+def _scalar(name: str, stored: TensorRef) -> float:
     """The value of a tensor of one number. Raises MissingWeights."""
-    value = tensors.tensor(name, stored)
+    value = tensors.read_stored(name, stored)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
         raise MissingWeights(
             f"{stored.path.name}: {shown(name, safetensors_file.NAME_MAX)} is not one number"
@@ -188,7 +186,7 @@ def _check_once(file: str, pieces: list[Piece]) -> None:
         keys[piece.layer] = piece.key
 
 
-def _check_methods(file: str, by_key: Mapping[str, Mapping[str, Stored]]) -> None:
+def _check_methods(file: str, by_key: Mapping[str, Mapping[str, TensorRef]]) -> None:
     """Raise UnknownLayout for methods that are not supported; their roles tell."""
     for parts in by_key.values():
         if "old_oft" in parts:

@@ -16,7 +16,7 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
-from txt2img.weights.formats.safetensors_file import NAME_MAX, Stored
+from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
 
 A1111 = "emb_params"
 XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -27,7 +27,7 @@ GENERIC = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are no
 class EmbeddingFile:
     """An embedding file, one tensor of vectors for each text encoder of the model."""
 
-    parts: tuple[tuple[str, Stored], ...]
+    parts: tuple[tuple[str, TensorRef], ...]
 
     def read(self) -> list[Tensor]:
         """Read the vectors (N, D) of each encoder. Raises MissingWeights, BadFile."""
@@ -65,7 +65,9 @@ def word_of(path: Path) -> str:
     return names[0] if len(names) == 1 and names[0] not in GENERIC else own
 
 
-def _parts(path: Path, tensors: dict[str, Stored], encoders: int) -> Sequence[tuple[str, Stored]]:
+def _parts(
+    path: Path, tensors: dict[str, TensorRef], encoders: int
+) -> Sequence[tuple[str, TensorRef]]:
     """The tensor of each encoder, in order. Raises UnknownLayout."""
     if encoders == 1 and len(tensors) == 1:
         return list(tensors.items())

@@ -8,11 +8,11 @@ from txt2img.models.configs import TextConfig, UNetConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.diffusers_config import TEXTS
 
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, TensorRef]
 BLOCK_TENSORS = 10  # a transformer block has more
 # The other half of a whole CLIP, as OpenCLIP and transformers name it.
 SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
@@ -22,7 +22,7 @@ SEEING = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
 class Part:
     """A network's tensors under our names, and how to say one in the file's layout."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorRef]
     theirs: Callable[[str], str]
 
 

@@ -23,7 +23,7 @@ from txt2img.weights.families import (
     schedule_for,
     told_apart,
 )
-from txt2img.weights.formats.safetensors_file import Header, Stored
+from txt2img.weights.formats.safetensors_file import Header, TensorRef
 from txt2img.weights.layouts.key_maps import (
     CLIP,
     OPEN_CLIP,
@@ -35,7 +35,7 @@ from txt2img.weights.layouts.key_maps import (
     below,
 )
 
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, TensorRef]
 HEAD = 64  # features of one attention head in SD 2 and in every published CLIP text model
 OPEN_CLIP_USED = 23  # layers of ViT-H that SD 2 uses; some files leave out the 24th
 # ComfyUI's: SD 2's v-prediction models have a last text-attention norm this uneven.
@@ -159,12 +159,12 @@ def prediction_of(header: Header, family: Family) -> str:
     return "v" if uneven > V_UNEVEN else "eps"
 
 
-def _floats(stored: Stored) -> list[float]:
+def _floats(stored: TensorRef) -> list[float]:
     """A small tensor's values, read without torch. Raises BadFile if the file shrank."""
     with open_regular(stored.path) as file:
         file.seek(stored.start)
-        content = file.read(stored.size)
-    if len(content) < stored.size or stored.dtype not in FORMATS:
+        content = file.read(stored.nbytes)
+    if len(content) < stored.nbytes or stored.dtype not in FORMATS:
         raise BadFile(f"{stored.path.name}: a norm of {stored.dtype} that cannot be read; {ADVICE}")
     if stored.dtype == "BF16":  # the upper half of a float32
         content = b"".join(b"\0\0" + content[i : i + 2] for i in range(0, len(content), 2))

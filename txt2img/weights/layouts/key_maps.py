@@ -10,7 +10,7 @@ from dataclasses import replace
 from txt2img.errors import MissingWeights
 from txt2img.models.configs import UNetConfig, VAEConfig
 from txt2img.system.text import shown
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 
 Table = dict[str, str | None]
 
@@ -92,9 +92,9 @@ def rename(name: str, table: Mapping[str, str | None]) -> str | None:
     return name
 
 
-def renamed(tensors: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
+def renamed(tensors: Mapping[str, TensorRef], table: Table) -> dict[str, TensorRef]:
     """The tensors under our names. Raises MissingWeights when two come to have the same."""
-    made: dict[str, Stored] = {}
+    made: dict[str, TensorRef] = {}
     for name, stored in tensors.items():
         ours = rename(name, table)
         if ours is None:
@@ -110,7 +110,7 @@ def backwards(table: Table) -> dict[str, str]:
     return {ours: theirs for theirs, ours in table.items() if ours is not None}
 
 
-def below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+def below(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
     """The tensors below a prefix, without it."""
     return {
         n.removeprefix(f"{prefix}."): s for n, s in tensors.items() if n.startswith(f"{prefix}.")
@@ -220,26 +220,26 @@ def clip_from_open_clip(layers: int, projected: bool = False) -> Table:
     return table | ({"text_projection": PROJECTION["text_projection.weight"]} if projected else {})
 
 
-def unfused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def unfused(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
     """OpenCLIP's attention with its one projection cut into those of q, k and v.
 
     The projection of the text as a whole is turned: OpenCLIP keeps it as (from, to).
     """
-    made: dict[str, Stored] = {}
+    made: dict[str, TensorRef] = {}
     for name, stored in tensors.items():
         if name.rpartition(".")[2] == "text_projection" and len(stored.shape) == 2:
-            stored = stored.turn()
+            stored = stored.transpose()
         fused = next((f for f in FUSED if name.endswith(f)), None)
         if fused is None:
             made[name] = stored
             continue
         for index, letter in enumerate("qkv"):
             part = f"{name.removesuffix(fused)}attn.{letter}_proj.{FUSED[fused]}"
-            made[part] = stored.part(index, 3)
+            made[part] = stored.chunk(index, 3)
     return made
 
 
-def flattened(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def flattened(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
     """VAE attention's 1×1 convolutions (C, C, 1, 1) as the linear layers (C, C) they equal."""
     return {
         name: replace(stored, shape=stored.shape[:2])

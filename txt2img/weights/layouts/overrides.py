@@ -14,7 +14,7 @@ from txt2img.system.text import shown
 from txt2img.weights.distilled import by_name, told
 from txt2img.weights.families import Family, checked, named
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.formats.safetensors_file import Header, Stored
+from txt2img.weights.formats.safetensors_file import Header, TensorRef
 from txt2img.weights.layouts import detect, diffusers_config, key_maps
 from txt2img.weights.layouts.components import Part, text_part, text_widths
 from txt2img.weights.layouts.diffusers_config import TEXTS
@@ -117,12 +117,12 @@ def _pooled(own: Family) -> int:
     return own.texts[-1].projection
 
 
-def _any(tensors: Mapping[str, Stored], prefix: str) -> bool:
+def _any(tensors: Mapping[str, TensorRef], prefix: str) -> bool:
     kinds = (f"{prefix}input_blocks.", f"{prefix}down_blocks.")
     return any(name.startswith(kinds) for name in tensors)
 
 
-def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+def _below(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
     """The U-Net's tensors, without what training and older programs leave beside them."""
     return {
         name.removeprefix(prefix): stored
@@ -131,7 +131,7 @@ def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
     }
 
 
-def _like(inside: Mapping[str, Stored], own: UNetConfig) -> UNetConfig:
+def _like(inside: Mapping[str, TensorRef], own: UNetConfig) -> UNetConfig:
     """The model's own shape, but for what it sees beside the latent: a file has no config."""
     shape = inside["conv_in.weight"].shape if "conv_in.weight" in inside else ()
     if len(shape) != 4 or not shape[1]:
@@ -142,7 +142,7 @@ def _like(inside: Mapping[str, Stored], own: UNetConfig) -> UNetConfig:
 
 
 def _prediction(
-    header: Header, inside: Mapping[str, Stored], own: Family, asked: str | None
+    header: Header, inside: Mapping[str, TensorRef], own: Family, asked: str | None
 ) -> str:
     """What the U-Net predicts: as asked, as the file says or shows, else as the model's own."""
     if asked is not None:
@@ -167,13 +167,13 @@ def _with_network(own: Family, network: UNetConfig, title: str, prediction: str)
     )
 
 
-def _part(inside: Mapping[str, Stored], table: key_maps.Table, prefix: str) -> Part:
+def _part(inside: Mapping[str, TensorRef], table: key_maps.Table, prefix: str) -> Part:
     back = key_maps.backwards(table)
     made = key_maps.renamed(inside, table)
     return Part(made, lambda name: f"{prefix}{key_maps.rename(name, back)}")
 
 
-def _some(tensors: Mapping[str, Stored]) -> str:
+def _some(tensors: Mapping[str, TensorRef]) -> str:
     return (
         ", ".join(shown(name, safetensors_file.NAME_MAX) for name in list(tensors)[:3]) or "nothing"
     )

@@ -13,7 +13,7 @@ from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import SD15, SDXL
 from txt2img.weights.formats.json_values import Config, check_fixed
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.key_maps import Table
 
 CLASS = "AutoencoderTiny"
@@ -57,7 +57,7 @@ def doubts(name: str, own: VAEConfig) -> list[str]:
     return [f"{shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
 
 
-def table(tensors: Mapping[str, Stored], name: str) -> Table:
+def table(tensors: Mapping[str, TensorRef], name: str) -> Table:
     """The names in a file called `name` → ours. UnknownLayout for an encoder alone."""
     if any(name.startswith("decoder.layers.") for name in tensors):
         return {f"{side}.layers.0": f"{side}.conv_in" for side in ("encoder", "decoder")}
@@ -67,7 +67,7 @@ def table(tensors: Mapping[str, Stored], name: str) -> Table:
     return {"1": "decoder.conv_in", **layers}
 
 
-def config_of(ours: Mapping[str, Stored], name: str) -> TinyConfig:
+def config_of(ours: Mapping[str, TensorRef], name: str) -> TinyConfig:
     """The shape that tensors under our names tell. UnknownLayout if their first one does not."""
     first = ours.get("decoder.conv_in.weight")
     if first is None or len(first.shape) != 4:

@@ -13,7 +13,7 @@ from txt2img.request.adapters import VAERef
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.formats.safetensors_file import Stored
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import (
     detect,
     diffusers_config,
@@ -33,7 +33,7 @@ class Found:
 
     record: VAERef
     config: VAEConfig | TinyConfig
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorRef]
     theirs: Callable[[str], str]
 
 
@@ -69,7 +69,7 @@ def _file(path: Path, own: VAEConfig) -> Found:
 
     It says no scale, so the model's is kept.
     """
-    tensors: Mapping[str, Stored] = safetensors_file.header(path).tensors
+    tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
     prefix = f"{key_maps.VAE}." if any(n.startswith(f"{key_maps.VAE}.") for n in tensors) else ""
     if prefix:
         tensors = key_maps.below(tensors, key_maps.VAE)
@@ -112,7 +112,7 @@ def _folder(folder: Path) -> Found:
     )
 
 
-def _tiny(record: VAERef, tensors: Mapping[str, Stored]) -> Found:
+def _tiny(record: VAERef, tensors: Mapping[str, TensorRef]) -> Found:
     """A TAESD, whichever layout it is in. UnknownLayout, MissingWeights."""
     table = taesd.table(tensors, record.name)
     back = key_maps.backwards(table)
