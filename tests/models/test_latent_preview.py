@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from txt2img.models.configs import VAEConfig
 from txt2img.models.latent_preview import (
+    FIT_STD,
     PUBLISHED,
     RIDGE,
-    SPREAD,
     Colours,
     colours,
     fitted,
@@ -36,7 +36,7 @@ def test_a_linear_decoder_is_found_again() -> None:
     bias = torch.tensor([0.1, -0.2, 0.0])
     found = fitted(Linear(matrix, bias))
     # The ridge adds to the variance of each channel and of the constant, and shrinks both for it.
-    shrunk = 1 + RIDGE / SPREAD**2
+    shrunk = 1 + RIDGE / FIT_STD**2
     torch.testing.assert_close(found.factors * shrunk, matrix, atol=0.02, rtol=0)
     torch.testing.assert_close(found.bias * (1 + RIDGE), bias, atol=0.02, rtol=0)
 
@@ -85,7 +85,7 @@ def test_colours_that_nobody_knows_are_fitted_to_the_decoder() -> None:
 
     model = load("default", choose("cpu"))
     generator = torch.Generator().manual_seed(2)  # not that of the fit
-    x = SPREAD * torch.randn(1, 8, 8, 8, generator=generator)
+    x = FIT_STD * torch.randn(1, 8, 8, 8, generator=generator)
     with torch.inference_mode():
         pixels = model.vae.decode(x).clamp(-1, 1)
         cells = functional.avg_pool2d(pixels, model.vae.config.factor)

@@ -35,9 +35,9 @@ def clip(text: str, layer: int | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def ours(text: str, reading: PromptRules) -> Tensor:
+def ours(text: str, rules: PromptRules) -> Tensor:
     """What we give for a prompt."""
-    return encoder().encode([text], reading=reading).tokens
+    return encoder().encode([text], rules=rules).tokens
 
 
 def weights(*values: float) -> Tensor:
@@ -45,16 +45,16 @@ def weights(*values: float) -> Tensor:
     return torch.tensor([1.0, *values, *[1.0] * (76 - len(values))]).reshape(1, 77, 1)
 
 
-def test_without_brackets_every_reading_gives_the_same_bits() -> None:
-    for reading in (A1111, COMFYUI, DEFAULT):
-        assert torch.equal(ours("a red apple, 3d", reading), ours("a red apple, 3d", PLAIN))
+def test_without_brackets_all_rules_give_the_same_bits() -> None:
+    for rules in (A1111, COMFYUI, DEFAULT):
+        assert torch.equal(ours("a red apple, 3d", rules), ours("a red apple, 3d", PLAIN))
 
 
-@pytest.mark.parametrize("reading", [A1111, DEFAULT])
-def test_a1111_multiplies_and_restores_the_mean(reading: PromptRules) -> None:
+@pytest.mark.parametrize("rules", [A1111, DEFAULT])
+def test_a1111_multiplies_and_restores_the_mean(rules: PromptRules) -> None:
     strong = clip("a red cat") * weights(1.0, 1.5, 1.0)
     wanted = strong * (clip("a red cat").mean() / strong.mean())
-    assert torch.allclose(ours("a (red:1.5) cat", reading), wanted, atol=1e-5)
+    assert torch.allclose(ours("a (red:1.5) cat", rules), wanted, atol=1e-5)
 
 
 def test_comfyui_goes_away_from_the_empty_prompt() -> None:
@@ -64,9 +64,9 @@ def test_comfyui_goes_away_from_the_empty_prompt() -> None:
 
 
 def test_diffusers_reads_brackets_as_text_and_cuts() -> None:
-    reading = RULES[Compat.DIFFUSERS].prompt
-    assert torch.allclose(ours("a (red:1.5) cat", reading), clip("a (red:1.5) cat"), atol=1e-5)
-    assert encoder().chunks("cat " * 200, reading) == 1
+    rules = RULES[Compat.DIFFUSERS].prompt
+    assert torch.allclose(ours("a (red:1.5) cat", rules), clip("a (red:1.5) cat"), atol=1e-5)
+    assert encoder().chunk_count("cat " * 200, rules) == 1
 
 
 @pytest.mark.parametrize("skip", [2, 3])
@@ -91,10 +91,10 @@ def test_break_pads_its_chunk() -> None:
 def test_a_full_chunk_gives_back_what_follows_a_near_comma() -> None:
     tokenizer = encoder().tokenizer
     near = "cat " * 60 + ", " + "dog " * 20
-    first, second = tokenizer.read(near, A1111)
+    first, second = tokenizer.weighted_chunks(near, A1111)
     dog = tokenizer.tokens("dog")
     assert first.ids[61:63] == [*tokenizer.tokens(","), tokenizer.eos_id]
     assert second.ids[1:22] == [*dog * 20, tokenizer.eos_id]
-    assert [chunk.ids for chunk in tokenizer.read(near)] != [first.ids, second.ids]
+    assert [chunk.ids for chunk in tokenizer.weighted_chunks(near)] != [first.ids, second.ids]
     far = "cat " * 54 + ", " + "dog " * 30
-    assert tokenizer.read(far, A1111)[0].ids[75] == dog[0]
+    assert tokenizer.weighted_chunks(far, A1111)[0].ids[75] == dog[0]

@@ -205,7 +205,7 @@ def test_batch_of_several_chunks_equals_each_alone() -> None:
         Request.from_json(values | {"prompt": prompt, "seed": seed}).filled(model.family.defaults)
         for seed, prompt in enumerate((long, "a cat", long + " more"))
     ]
-    assert model.text.chunks(long) > 1
+    assert model.text.chunk_count(long) > 1
     with torch.no_grad():
         *_, together = prepare(model, requests).states()
         for index, request in enumerate(requests):

@@ -1,6 +1,6 @@
-"""CLIP's text transformer: token ids → the states of every layer.
+"""CLIP's text transformer: token ids → the hidden states of every layer.
 
-Parameter names are the published ones, without the `text_model` that some files put before them.
+Parameter names are the published ones, without the prefix `text_model` that some files have.
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
@@ -14,7 +14,7 @@ from txt2img.models.configs import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's stand-in for the GELU: x·σ(1.702x)."""
+    """OpenAI's approximation of the GELU: x·σ(1.702x)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -22,7 +22,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu":
 
 
 class Embeddings(nn.Module):
-    """Token ids (N, L) → each token's vector, with its place's added: (N, L, D)."""
+    """Token plus position embeddings: ids (N, L) → (N, L, D)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Embeddings(nn.Module):
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """An embedding that is not filled yet."""
+    """An embedding without initial values."""
     table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
     return table
 
 
 class SelfAttention(nn.Module):
-    """Attention of each token on itself and those before it: (N, L, D) → (N, L, D)."""
+    """Causal self-attention: (N, L, D) → (N, L, D)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The per-token half of a layer: (N, L, D) → (N, L, D)."""
+    """Feed-forward half of a layer: (N, L, D) → (N, L, D)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each after a norm and beside a shortcut."""
+    """Attention and MLP, each with a norm before it and a residual connection."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers, one on the other."""
+    """Stack of layers."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -100,20 +100,20 @@ class Encoder(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """Token ids (N, L) → the states between layers."""
+    """CLIP's text model: token ids (N, L) → the hidden states between layers."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.width)
-        # Numbers drawn on the meta device are none, but make torch load its compiler: two seconds.
+        # Initialising on the meta device does nothing, but makes torch load its compiler: 2 s.
         if not self.final_layer_norm.weight.is_meta:
-            self._begin(config)
+            self._initialise(config)
 
     @torch.no_grad()
-    def _begin(self, config: TextConfig) -> None:
-        """The weights that training starts from: OpenAI's `initialize_parameters`."""
+    def _initialise(self, config: TextConfig) -> None:
+        """Initialise weights for training, as OpenAI's `initialize_parameters`."""
         width, deep = config.width, (2 * config.layers) ** -0.5
         nn.init.normal_(self.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=0.02)
@@ -129,7 +129,7 @@ class CLIPText(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor) -> list[Tensor]:
-        """The states (N, L, D) before the first layer and after each, none of them normed yet."""
+        """Hidden states (N, L, D) before the first layer and after each, without the final norm."""
         states = [self.embeddings(ids)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1]))

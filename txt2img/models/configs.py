@@ -1,13 +1,13 @@
-"""The shapes of networks, as data: what a file's header tells, before any tensor is read."""
+"""Configs of networks as data, read from a file's header before any tensor."""
 
 from dataclasses import dataclass
 
-Depth = int | tuple[int, ...]  # the same after each residual block of a level, or one each
+Depth = int | tuple[int, ...]  # one for all residual blocks of a level, or one each
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The shape of a U-Net; the tuples have one entry a level, widest map first."""
+    """Config of a U-Net; the tuples have one entry a level, largest map first."""
 
     in_channels: int = 4
     out_channels: int = 4
@@ -21,30 +21,30 @@ class UNetConfig:
     groups: int = 32
     up_depth: tuple[Depth, ...] | None = None  # on the way up, where it differs
     middle: str = "full"  # "residual" without attention, "none" without anything
-    pooled: int = 0  # the width of the text as a whole, which SDXL is told with the time
-    sizes: int = 0  # numbers that SDXL is told with the time, each in `size_width` features
+    pooled: int = 0  # width of SDXL's pooled text embedding, added to the time's
+    sizes: int = 0  # number of SDXL's size ids, each embedded in `size_width` features
     size_width: int = 256
-    scale_width: int = 0  # features of the guidance scale, where an LCM is told that
+    scale_width: int = 0  # features of the guidance scale that an LCM takes as input
 
     @property
     def time_width(self) -> int:
-        """The width of the time embedding."""
+        """Width of the time embedding."""
         return 4 * self.channels[0]
 
     @property
     def extra_channels(self) -> int:
-        """Channels that the network sees beside the noisy latent."""
+        """Number of input channels besides the noisy latent's."""
         return self.in_channels - self.out_channels
 
     def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
-        """The depth of each of a level's `count` transformers, on the way down or up."""
+        """Depth of each of a level's `count` transformers, on the way down or up."""
         depth = (self.up_depth or self.depth if up else self.depth)[level]
         return (depth,) * count if isinstance(depth, int) else depth
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The shape of a VAE; `channels` has one entry a level, largest map first."""
+    """Config of a VAE; `channels` has one entry a level, largest map first."""
 
     in_channels: int = 3
     latent_channels: int = 4
@@ -58,13 +58,13 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent cell is high and wide."""
+        """Height and width of a latent cell in pixels."""
         return 1 << (len(self.channels) - 1)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The shape of a CLIP text encoder."""
+    """Config of a CLIP text encoder."""
 
     vocab: int = 49408
     width: int = 768
@@ -73,20 +73,20 @@ class TextConfig:
     mlp: int = 3072
     length: int = 77  # tokens in one chunk, the first and last included
     act: str = "quick_gelu"
-    penultimate: bool = False  # tokens as they leave the last layer but one, without the last norm
-    projection: int = 0  # the width of the text as a whole, where the model is told that too
+    penultimate: bool = False  # hidden states of the last layer but one, without the final norm
+    projection: int = 0  # width of the pooled embedding, where the model has one
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """The shape of a TAESD: residual blocks a level, in the order of computation."""
+    """Config of a TAESD: residual blocks a level, in the order of computation."""
 
     latent_channels: int = 4
     width: int = 64
-    encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: a decoder alone
+    encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: only a decoder
     decoder: tuple[int, ...] = (3, 3, 3, 1)
 
     @property
     def factor(self) -> int:
-        """Pixels a latent cell is high and wide."""
+        """Height and width of a latent cell in pixels."""
         return 1 << (len(self.decoder) - 1)

@@ -1,6 +1,6 @@
-"""Latents → small pictures without a decoder: a latent cell's colour is nearly linear in it.
+"""Previews of latents without a decoder: a latent cell's colour is nearly linear in it.
 
-For VAEs whose factors nobody has published they are fitted to the decoder's own answer to noise.
+For VAEs without published factors, these are fitted to what the decoder makes of noise.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from txt2img.models.taesd import AnyVAE
 from txt2img.models.vae import VAE
 
 Row = tuple[float, float, float]
-SIDE = 8  # latent cells of the noise that a decoder is asked about are high and wide
-ASKED = 3  # how many pieces of noise
-SPREAD = 1.5  # the noise's: pictures' latents spread farther than 1 where they have contrast
-RIDGE = 0.1  # holds the factors back: what decoders do to noise says a little too much
+FIT_CELLS = 8  # height and width of the noise that factors are fitted to
+FIT_SAMPLES = 3
+FIT_STD = 1.5  # of the noise: pictures' latents exceed 1 where they have contrast
+RIDGE = 0.1  # shrinks the factors: fitted to noise they are a little too large
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Colours:
-    """How much red, green and blue, in −1…1, each latent channel brings to its cell."""
+    """Linear map from a cell's latent channels to red, green and blue in −1…1."""
 
     factors: Tensor  # (C, 3)
     bias: Tensor  # (3,)
 
     def of(self, x0: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) of latents (B, C, h, w), one a cell, float32."""
+        """Pixels (B, 3, h, w), one a cell, of latents (B, C, h, w), float32."""
         factors, bias = self.factors.to(x0.device), self.bias.to(x0.device)
         return torch.einsum("bchw,cr->brhw", x0.float(), factors) + bias[:, None, None]
 
 
-# The published ones, as ComfyUI has them, by their VAE's scaling: SD 1 and 2, SDXL.
+# Published factors, from ComfyUI, by their VAE's scaling: SD 1 and 2, SDXL.
 PUBLISHED: dict[float, tuple[tuple[Row, ...], Row]] = {
     0.18215: (
         (
@@ -56,10 +56,9 @@ PUBLISHED: dict[float, tuple[tuple[Row, ...], Row]] = {
     ),
 }
 
-
-# The default model's, by tests/bench/fit_colours.py, and the first biases of its `quant_conv`, by
-# which its latents are known.
-DEFAULT_TOLD = (-0.1819, -0.2485, -0.0418)
+# The default model's factors, by tests/bench/fit_colours.py, and the first biases of its
+# `quant_conv`, which identify its latents.
+DEFAULT_BIAS = (-0.1819, -0.2485, -0.0418)
 DEFAULT: tuple[tuple[Row, ...], Row] = (
     (
         (0.2252, 0.3116, 0.3376),
@@ -76,7 +75,7 @@ DEFAULT: tuple[tuple[Row, ...], Row] = (
 
 
 def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
-    """The colours of a model's latents: known ones if its `own` VAE has such, else fitted."""
+    """Colours of a model's latents: published ones for its `own` VAE, else fitted to `vae`."""
     if own == VAEConfig(scaling=own.scaling) and own.scaling in PUBLISHED:
         factors, bias = PUBLISHED[own.scaling]
         return Colours(torch.tensor(factors), torch.tensor(bias))
@@ -86,22 +85,22 @@ def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
 
 
 def is_default(vae: AnyVAE) -> bool:
-    """Whether a VAE makes the default model's latents, in whatever precision it is."""
+    """Whether a VAE makes the default model's latents, in any dtype."""
     last = vae.quant_conv if isinstance(vae, VAE) else None
     if not isinstance(last, nn.Conv2d) or last.bias is None:
         return False
     if vae.config.latent_channels != len(DEFAULT[0]):
         return False
-    told = last.bias[: len(DEFAULT_TOLD)].float().cpu()
-    return torch.allclose(told, torch.tensor(DEFAULT_TOLD), rtol=0.01, atol=0.001)
+    bias = last.bias[: len(DEFAULT_BIAS)].float().cpu()
+    return torch.allclose(bias, torch.tensor(DEFAULT_BIAS), rtol=0.01, atol=0.001)
 
 
 @torch.inference_mode()
 def fitted(vae: AnyVAE) -> Colours:
-    """The colours that come nearest, by least squares, to a decoder's mean ones for noise."""
+    """Fit colours by least squares to a decoder's output for noise."""
     channels = vae.config.latent_channels
     generator = torch.Generator().manual_seed(SEED)
-    noise = SPREAD * torch.randn(ASKED, channels, SIDE, SIDE, generator=generator)
+    noise = FIT_STD * torch.randn(FIT_SAMPLES, channels, FIT_CELLS, FIT_CELLS, generator=generator)
     device = next(vae.parameters()).device
     pixels = torch.cat([vae.decode(one[None].to(device)).cpu() for one in noise])
     cells = functional.avg_pool2d(pixels.clamp(-1, 1), vae.config.factor)  # (N, 3, h, w)

@@ -1,4 +1,4 @@
-"""What the networks share: residual blocks, attention, time features, resampling."""
+"""Layers that the networks share: residual blocks, attention, time features, resampling."""
 
 import math
 
@@ -8,35 +8,35 @@ from torch.nn import functional
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of q (B, L, D) on k, v (B, M, D) in `heads` parts: (B, L, D).
+    """Scaled dot-product attention of q (B, L, D) on k, v (B, M, D), by heads: (B, L, D).
 
-    Each of k, v counts as often as `counts` (B, M) says: exp(log n + qk) is n times exp(qk).
+    `counts` (B, M) says how many tokens each of k, v stands for: exp(log n + qk) is n · exp(qk).
     """
-    return attended(in_heads(q, heads), in_heads(k, heads), in_heads(v, heads), counts)
+    return attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), counts)
 
 
-def in_heads(x: Tensor, heads: int) -> Tensor:
-    """x (B, L, D) as what each of the heads sees of it: (B, heads, L, d)."""
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """x (B, L, D) → (B, heads, L, d)."""
     split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
-    """The same of q (B, heads, L, d) on k, v (B, heads, M, d), and the heads as one again."""
-    more = None if counts is None else counts.log()[:, None, None]
-    mixed = functional.scaled_dot_product_attention(q, k, v, more)
+def attend(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
+    """Attention of q (B, heads, L, d) on k, v (B, heads, M, d), with heads merged: (B, L, D)."""
+    bias = None if counts is None else counts.log()[:, None, None]
+    mixed = functional.scaled_dot_product_attention(q, k, v, bias)
     out: Tensor = mixed.transpose(1, 2).flatten(-2)
     return out
 
 
 def repeat_to_batch(x: Tensor, other: Tensor) -> Tensor:
-    """x (B, …) again and again, as often as it goes into the batch of `other`, N·B: (N·B, …)."""
+    """Repeat x (B, …) to the batch size of `other`, N·B: (N·B, …)."""
     times = len(other) // len(x)
-    return x if times == 1 else torch.cat([x] * times)  # keeps the layout in memory
+    return x if times == 1 else torch.cat([x] * times)  # unlike repeat, keeps the memory format
 
 
 def swish(x: Tensor) -> Tensor:
-    """x · sigmoid(x) of what nobody else needs: in its place, unless gradients are wanted."""
+    """x · sigmoid(x), in place unless gradients are enabled: x must not be needed any more."""
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -52,9 +52,9 @@ def time_features(time: Tensor, width: int) -> Tensor:
 
 
 def scale_features(scale: Tensor, width: int) -> Tensor:
-    """Sines and cosines of a guidance scale (B,), which counts from 0: (B, width), float32.
+    """Sines and cosines of a guidance scale less 1, (B,): (B, width), float32.
 
-    Luo et al. 2023 (LCM), §4.3, with 1000 times the scale in the place of a time.
+    Luo et al. 2023 (LCM), §4.3: a time embedding of 1000 times the scale.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=scale.device)
@@ -82,7 +82,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut; the time, where there is one, is added between."""
+    """Two 3×3 convolutions with a residual connection; a time embedding is added between them."""
 
     def __init__(
         self, channels: int, out: int, groups: int, eps: float, time_width: int | None = None
@@ -101,14 +101,14 @@ class ResnetBlock(nn.Module):
             shift = self.time_emb_proj(functional.silu(time))  # (B, out)
             h = h + repeat_to_batch(shift, h)[:, :, None, None]
         h = self.conv2(swish(self.norm2(h)))
-        # Made last, so that it takes no memory before.
+        # Computed last, so that it takes no memory before.
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         out: Tensor = shortcut + h
         return out
 
 
 class Attention(nn.Module):
-    """Attention of x (B, L, D) on itself or on a context (B, M, C): (B, L, D)."""
+    """Self-attention of x (B, L, D), or cross-attention on a context (B, M, C): (B, L, D)."""
 
     def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -142,11 +142,11 @@ class GatedLinear(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The per-token half of a transformer block: (B, L, D) → (B, L, D)."""
+    """Feed-forward half of a transformer block: (B, L, D) → (B, L, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Index 1 is the published layout's dropout, which holds no weights.
+        # Index 1 is dropout in the published layout; it has no weights.
         self.net = nn.ModuleList(
             [GatedLinear(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
         )
@@ -158,7 +158,7 @@ class FeedForward(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a convolution of stride 2.
+    """Halve height and width by a convolution of stride 2.
 
     The VAE pads only below and on the right (`asymmetric_pad`), as its published weights expect.
     """
@@ -176,7 +176,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours to `size` (height, width), or to the double, then a convolution."""
+    """Upsample by nearest neighbours, to twice the size or to `size`, then convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

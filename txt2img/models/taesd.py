@@ -1,7 +1,7 @@
 """TAESD, the tiny autoencoder: latents → pixels in a tenth of a VAE's time, a little coarser.
 
-Parameter names are diffusers' AutoencoderTiny's, but for `conv_in`. It speaks the latents that the
-U-Net sees: what a VAE scales, it has learnt. Ollin Boer Bohan 2023, github.com/madebyollin/taesd.
+Parameter names are diffusers' AutoencoderTiny's, but for `conv_in`. Latents are those that the
+U-Net sees: it needs no scaling. Ollin Boer Bohan 2023, github.com/madebyollin/taesd.
 """
 
 import torch
@@ -13,7 +13,7 @@ from txt2img.models.vae import VAE
 
 
 class TinyBlock(nn.Module):
-    """Three convolutions beside a shortcut."""
+    """Three convolutions with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class TinyBlock(nn.Module):
 
 
 class Layers(nn.Module):
-    """What encoder and decoder share: a first convolution, then layers, numbered as published."""
+    """Encoder or decoder: a first convolution, then layers, numbered as published."""
 
     def __init__(self, inputs: int, width: int, layers: dict[int, nn.Module]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Layers(nn.Module):
 
 
 def down(config: TinyConfig) -> dict[int, nn.Module]:
-    """The encoder's layers after the first convolution: blocks, halving between levels."""
+    """Encoder's layers after the first convolution: blocks, halving between levels."""
     layers: list[nn.Module] = []
     for level, blocks in enumerate(config.encoder):
         if level:
@@ -56,7 +56,7 @@ def down(config: TinyConfig) -> dict[int, nn.Module]:
 
 
 def up(config: TinyConfig) -> dict[int, nn.Module]:
-    """The decoder's layers after the first convolution: blocks, doubling between levels."""
+    """Decoder's layers after the first convolution: blocks, doubling between levels."""
     layers: list[nn.Module] = [nn.ReLU()]
     last = len(config.decoder) - 1
     for level, blocks in enumerate(config.decoder):
@@ -89,7 +89,7 @@ class TinyVAE(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), near −1…1, float32, of a latent (B, C, H/f, W/f)."""
         latent = latent.to(self.decoder.conv_in.weight.dtype)
-        pixels: Tensor = self.decoder(torch.tanh(latent / 3) * 3)  # wild values are reined in
+        pixels: Tensor = self.decoder(torch.tanh(latent / 3) * 3)  # limits outliers
         return (pixels * 2 - 1).float()
 
 
@@ -97,5 +97,5 @@ AnyVAE = VAE | TinyVAE
 
 
 def vae_of(config: VAEConfig | TinyConfig) -> AnyVAE:
-    """The network of a config, whichever kind that is."""
+    """Build the VAE or TAESD of a config."""
     return TinyVAE(config) if isinstance(config, TinyConfig) else VAE(config)

@@ -1,4 +1,4 @@
-"""Prompts → tokens → the conditions that a U-Net attends to."""
+"""Text encoder: prompts → tokens → the conditioning that a U-Net attends to."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from txt2img.request.compat import PromptRules
 
 
 class TextEncoder(nn.Module):
-    """Prompts → the conditions that a U-Net attends to."""
+    """One CLIP text encoder with its tokenizer: prompts → conditioning."""
 
     def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -26,22 +26,22 @@ class TextEncoder(nn.Module):
 
     @property
     def encoders(self) -> tuple["TextEncoder", ...]:
-        """All encoders of a model that has this one alone."""
+        """All encoders of a model that has only this one."""
         return (self,)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         return self.model.final_layer_norm.weight.device
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
+        """Hidden states (N, L, D) that a U-Net attends to, of token ids (N, L)."""
         return self.states(ids)[0]
 
     def states(self, ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
-        """The same, and each text as a whole (N, P) where the model is told that: at its end.
+        """Hidden states (N, L, D), and the pooled embedding (N, P) where the model has one.
 
-        `clip_skip` is A1111's count, where the tokens leave the last layer. BadRequest.
+        `clip_skip` is A1111's count; models that take the penultimate layer ignore it. BadRequest.
         """
         layers, penultimate = self.config.layers, self.config.penultimate
         if clip_skip > layers:
@@ -58,56 +58,56 @@ class TextEncoder(nn.Module):
         if self.text_projection is None:
             return tokens, None
         rows = torch.arange(len(ids), device=ids.device)
-        return tokens, self.text_projection(last[rows, self.ends(ids)])
+        return tokens, self.text_projection(last[rows, self.end_positions(ids)])
 
-    def ends(self, ids: Tensor) -> Tensor:
-        """Where each text (N, L) ends (N,): at its first end token, for more of them may pad."""
+    def end_positions(self, ids: Tensor) -> Tensor:
+        """Position of each text's first end token, (N,), of ids (N, L): padding may repeat it."""
         return (ids == self.tokenizer.eos_id).int().argmax(dim=-1)
 
-    def chunks(self, prompt: str, reading: PromptRules = PLAIN) -> int:
-        """How many chunks the prompt fills."""
-        return len(self.tokenizer.read(prompt, reading))
+    def chunk_count(self, prompt: str, rules: PromptRules = PLAIN) -> int:
+        """Number of chunks that the prompt fills."""
+        return len(self.tokenizer.weighted_chunks(prompt, rules))
 
     def encode(
-        self, prompts: Sequence[str], chunks: int | None = None, reading: PromptRules = PLAIN
+        self, prompts: Sequence[str], chunks: int | None = None, rules: PromptRules = PLAIN
     ) -> Cond:
-        """Conditions with tokens (B, chunks·L, D); shorter prompts end in empty chunks.
+        """Encode prompts to tokens (B, chunks·L, D); shorter ones are padded by empty chunks.
 
-        Each chunk is encoded for itself, and no prompt is cut: `chunks` is at least the longest's.
+        Each chunk is encoded by itself, and `chunks` is raised to the longest prompt's.
         """
-        rows = [self.tokenizer.read(prompt, reading) for prompt in prompts]
+        rows = [self.tokenizer.weighted_chunks(prompt, rules) for prompt in prompts]
         count = max(chunks or 1, *(len(row) for row in rows))
-        empty = self.tokenizer.read("")
+        empty = self.tokenizer.weighted_chunks("")
         flat = [chunk for row in rows for chunk in row + empty * (count - len(row))]
         ids = torch.tensor([chunk.ids for chunk in flat], device=self.device)
-        states, pooled = self.states(ids, reading.clip_skip)  # (B·chunks, L, D), (B·chunks, P)
+        states, pooled = self.states(ids, rules.clip_skip)  # (B·chunks, L, D), (B·chunks, P)
         weights = torch.tensor([chunk.weights for chunk in flat], device=ids.device)[..., None]
         if bool((weights != 1).any()):
-            blank = torch.tensor([empty[0].ids], device=ids.device)
-            about = None
-            if reading.emphasis == "from_empty":
-                about = self.states(blank, reading.clip_skip)[0]
-            states = weighted(states, weights.to(states.dtype), about)
+            empty_ids = torch.tensor([empty[0].ids], device=ids.device)
+            empty_states = None
+            if rules.emphasis == "from_empty":
+                empty_states = self.states(empty_ids, rules.clip_skip)[0]
+            states = emphasized(states, weights.to(states.dtype), empty_states)
         tokens = states.unflatten(0, (len(rows), count)).flatten(1, 2)
-        return Cond(tokens, None if pooled is None else pooled[::count])  # the first chunk's
+        return Cond(tokens, None if pooled is None else pooled[::count])  # of the first chunk
 
 
-def weighted(states: Tensor, weights: Tensor, empty: Tensor | None) -> Tensor:
-    """States (N, L, D), each token's (N, L, 1) times as strong.
+def emphasized(states: Tensor, weights: Tensor, empty: Tensor | None) -> Tensor:
+    """Apply token weights (N, L, 1) to hidden states (N, L, D).
 
-    Away from the `empty` prompt's states (1, L, D) as in ComfyUI, or, where there are none, times
-    the weight, and then the chunk's mean brought back to what it was, as in A1111.
+    ComfyUI scales the distance from the `empty` prompt's states (1, L, D). Without these, as in
+    A1111, states are multiplied, and then each chunk's mean is restored.
     """
     if empty is not None:
         return empty + (states - empty) * weights
-    strong = states * weights
-    means = [x.mean((1, 2), keepdim=True) for x in (states, strong)]
+    scaled = states * weights
+    mean, new_mean = (x.mean((1, 2), keepdim=True) for x in (states, scaled))
     touched = (weights != 1).any(1, keepdim=True)
-    return torch.where(touched, strong * (means[0] / means[1]), states)
+    return torch.where(touched, scaled * (mean / new_mean), states)
 
 
 class TextEncoders(nn.Module):
-    """Several encoders of the same prompt as one: SDXL's."""
+    """Several encoders of the same prompt as one, as in SDXL."""
 
     def __init__(self, encoders: Sequence[TextEncoder]) -> None:
         super().__init__()
@@ -118,17 +118,17 @@ class TextEncoders(nn.Module):
         """The encoders, each with its own tokenizer."""
         return tuple(part for part in self.parts if isinstance(part, TextEncoder))
 
-    def chunks(self, prompt: str, reading: PromptRules = PLAIN) -> int:
-        """How many chunks the prompt fills in the encoder where it fills most."""
-        return max(encoder.chunks(prompt, reading) for encoder in self.encoders)
+    def chunk_count(self, prompt: str, rules: PromptRules = PLAIN) -> int:
+        """Number of chunks that the prompt fills, at most over the encoders."""
+        return max(encoder.chunk_count(prompt, rules) for encoder in self.encoders)
 
     def encode(
-        self, prompts: Sequence[str], chunks: int | None = None, reading: PromptRules = PLAIN
+        self, prompts: Sequence[str], chunks: int | None = None, rules: PromptRules = PLAIN
     ) -> Cond:
-        """Conditions with all encoders' tokens (B, chunks·L, D + D' …), the last's text as a whole.
+        """Encode prompts to all encoders' tokens (B, chunks·L, D + D' …), pooled by the last.
 
-        No prompt is cut: `chunks` is at least the longest's.
+        `chunks` is raised to the longest prompt's.
         """
-        count = max(chunks or 1, *(self.chunks(prompt, reading) for prompt in prompts))
-        conds = [encoder.encode(prompts, count, reading) for encoder in self.encoders]
+        count = max(chunks or 1, *(self.chunk_count(prompt, rules) for prompt in prompts))
+        conds = [encoder.encode(prompts, count, rules) for encoder in self.encoders]
         return Cond(torch.cat([cond.tokens for cond in conds], dim=-1), conds[-1].pooled)

@@ -1,6 +1,6 @@
-"""A large latent decoded in overlapping tiles whose seams are blended, so that memory is bounded.
+"""Tiled decoding of large latents, in overlapping tiles with blended seams, to bound memory.
 
-A tile's group norms see its own pixels alone, so that colours may differ a little from the whole.
+A tile's group norms see only its own pixels, so colours may differ a little from the whole.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def decode_tiled(
 ) -> Tensor:
     """Pixels (B, 3, factor·h, factor·w) of a latent (B, C, h, w); `decode` sees a tile at a time.
 
-    What fits into one tile is decoded whole.
+    A latent that fits into one tile is decoded whole.
     """
     height, width = latent.shape[-2:]
     if max(height, width) <= tile:
@@ -44,7 +44,7 @@ def decode_tiled(
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin, in cells: as few as share at least `overlap`, spread evenly."""
+    """First cells of the fewest tiles that overlap by at least `overlap`, evenly spaced."""
     if length <= tile:
         return [0]
     gaps = -(-(length - tile) // (tile - overlap))
@@ -52,7 +52,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def weights(begins: list[int], length: int, tile: int, factor: int) -> Tensor:
-    """Each tile's share of each pixel along one axis: (tiles, length·factor), columns sum to 1.
+    """Blending weights of each tile along one axis: (tiles, length·factor), columns sum to 1.
 
     Where neighbours overlap, one fades out as the other fades in.
     """

@@ -1,10 +1,11 @@
-"""CLIP's tokens: prompts → ids in chunks, each with its weight. Knows no torch.
+"""CLIP tokenizer: prompts → ids in chunks, each with its weight. Needs no torch.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -14,15 +15,24 @@ from txt2img.request.compat import PromptRules
 from txt2img.request.prompt_syntax import spans
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+Token = tuple[int, float]  # id, weight
 PLAIN = PromptRules("text")
-# What CLIP's pattern finds in small printable ASCII, for Python's own expressions.
+# CLIP's pattern for lower-case printable ASCII, in Python's own, faster expressions.
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
-WORD_MAX, WORDS_MAX = 64, 2**16  # characters of a word whose tokens are kept, and how many are
+WORD_CACHE = 2**16  # words whose tokens are cached
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Input of the text encoder: token ids, and each one's weight."""
+
+    ids: list[int]
+    weights: list[float]
+
+
 def normalizer() -> normalizers.Normalizer:
-    """CLIP's clean-up of text: composed Unicode, single spaces, small letters."""
+    """CLIP's normalisation of text: composed Unicode, single spaces, lower case."""
     return normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -39,7 +49,7 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 class Tokenizer:
-    """Byte-pair encoding in CLIP's manner, cut into chunks that the text encoder can take."""
+    """CLIP's byte-pair encoding, split into chunks of the text encoder's length."""
 
     def __init__(
         self,
@@ -51,8 +61,7 @@ class Tokenizer:
         self.vocab, self.merges, self.length = vocab, merges, length
         self.bos_id, self.eos_id = vocab[BOS], vocab[EOS]
         self.pad_id = self.eos_id if pad_id is None else pad_id
-        self.words: dict[str, list[int]] = {}  # learnt ones
-        self._known: dict[str, list[int]] = {}  # tokens of words that were met before
+        self.embedding_ids: dict[str, list[int]] = {}  # textual inversions
         self._backend = Backend(
             models.BPE(
                 vocab=vocab,
@@ -64,95 +73,78 @@ class Tokenizer:
         )
         self._backend.normalizer = normalizer()
         self._backend.pre_tokenizer = pre_tokenizer()
+        self._encode_word = lru_cache(maxsize=WORD_CACHE)(self._encode)
 
     @property
     def pad(self) -> str:
-        """The token that fills short prompts."""
+        """Token that pads short prompts."""
         return next(word for word, index in self.vocab.items() if index == self.pad_id)
 
     def tokens(self, prompt: str) -> list[int]:
-        """The prompt's token ids, without first and last."""
+        """Token ids of a prompt, without the first and last."""
         if not (prompt.isascii() and prompt.isprintable()):
-            return self._encoded(prompt)
-        # No token goes beyond a word, and most words come again and again.
+            return self._encode(prompt)
+        # No token spans two words, and words repeat.
         words = _ASCII_WORDS.findall(prompt.lower())
-        return [index for word in words for index in self._known.get(word) or self._word(word)]
+        return [index for word in words for index in self._encode_word(word)]
 
-    def _word(self, word: str) -> list[int]:
-        """A word's tokens, kept for the next time."""
-        ids = self._encoded(word)
-        if len(word) <= WORD_MAX:
-            if len(self._known) >= WORDS_MAX:
-                self._known.clear()
-            self._known[word] = ids
-        return ids
-
-    def _encoded(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def units(self, prompt: str) -> list[list[int]]:
-        """The prompt's ids, those that must stay together as one: each token, each learnt word."""
+        """Token ids of a prompt, in groups that no chunk may split: tokens, textual inversions."""
         units: list[list[int]] = []
-        if not self.words:
+        if not self.embedding_ids:
             return [[index] for index in self.tokens(prompt)]
         end = 0
-        for start, after, word in find_words(self.words, prompt):
+        for start, after, word in find_words(self.embedding_ids, prompt):
             units += [[index] for index in self.tokens(prompt[end:start])]
-            units.append(self.words[word])
+            units.append(self.embedding_ids[word])
             end = after
         return units + [[index] for index in self.tokens(prompt[end:])]
 
     def chunks(self, prompt: str) -> list[list[int]]:
-        """A plain text in chunks of `length` ids, each begun, ended and padded; at least one."""
-        return [chunk.ids for chunk in self.read(prompt)]
+        """Chunks of a plain text, at least one, each of `length` ids with padding."""
+        return [chunk.ids for chunk in self.weighted_chunks(prompt)]
 
-    def read(self, prompt: str, reading: PromptRules = PLAIN) -> list["Chunk"]:
-        """The same of a prompt that is read so, with its weights. BadRequest."""
-        parts = self.parts(prompt, reading)
-        return [self.chunk(part) for part in (parts[:1] if reading.truncate else parts)]
+    def weighted_chunks(self, prompt: str, rules: PromptRules = PLAIN) -> list[Chunk]:
+        """Chunks of a prompt with its tokens' weights, parsed by `rules`. BadRequest."""
+        chunks = self.tokens_by_chunk(prompt, rules)
+        return [self.padded(chunk) for chunk in (chunks[:1] if rules.truncate else chunks)]
 
-    def parts(self, prompt: str, reading: PromptRules = PLAIN) -> "list[list[Token]]":
-        """A prompt's tokens, those of a chunk together, even if all but one are cut. BadRequest."""
-        parts: list[list[Token]] = [[]]
-        room = self.length - 2
+    def tokens_by_chunk(self, prompt: str, rules: PromptRules = PLAIN) -> list[list[Token]]:
+        """Tokens of each chunk, including those that `rules` truncate. BadRequest."""
+        chunks: list[list[Token]] = [[]]
+        capacity = self.length - 2
         comma = self.vocab.get(",</w>")
-        for span in spans(prompt, reading.grammar):
+        for span in spans(prompt, rules.grammar):
             if span.starts_chunk:
-                parts.append([])
-            ids = [] if self.words else self.tokens(span.text)
-            if ids and len(parts[-1]) + len(ids) <= room:  # as most: nothing has to move
-                parts[-1] += [(index, span.weight) for index in ids]
+                chunks.append([])
+            ids = [] if self.embedding_ids else self.tokens(span.text)
+            if ids and len(chunks[-1]) + len(ids) <= capacity:  # the usual case: it fits
+                chunks[-1] += [(index, span.weight) for index in ids]
                 continue
             for unit in self.units(span.text):
-                if len(parts[-1]) + len(unit) > room:
-                    back = reading.backtrack if len(parts[-1]) == room else 0
-                    kept = held(parts[-1], comma, 0 if unit == [comma] else back)
-                    parts[-1], moved = parts[-1][:kept], parts[-1][kept:]
-                    parts.append(moved)
-                parts[-1] += [(index, span.weight) for index in unit]
-        return parts
+                if len(chunks[-1]) + len(unit) > capacity:
+                    backtrack = rules.backtrack if len(chunks[-1]) == capacity else 0
+                    kept = tokens_before_comma(
+                        chunks[-1], comma, 0 if unit == [comma] else backtrack
+                    )
+                    chunks[-1], moved = chunks[-1][:kept], chunks[-1][kept:]
+                    chunks.append(moved)
+                chunks[-1] += [(index, span.weight) for index in unit]
+        return chunks
 
-    def chunk(self, part: "list[Token]") -> "Chunk":
-        """Tokens as a chunk of its own."""
-        ids = [self.bos_id, *(index for index, _ in part), self.eos_id]
-        weights = [1.0, *(weight for _, weight in part), 1.0]
+    def padded(self, tokens: list[Token]) -> Chunk:
+        """A chunk of these tokens, with first and last token and padding."""
+        ids = [self.bos_id, *(index for index, _ in tokens), self.eos_id]
+        weights = [1.0, *(weight for _, weight in tokens), 1.0]
         empty = self.length - len(ids)
         return Chunk(ids + [self.pad_id] * empty, weights + [1.0] * empty)
 
 
-Token = tuple[int, float]  # id, weight
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What the text encoder takes at once, and how much each token counts."""
-
-    ids: list[int]
-    weights: list[float]
-
-
-def held(part: list[Token], comma: int | None, backtrack: int) -> int:
-    """How many tokens a full chunk keeps: up to its last comma, if few enough come after it."""
-    after = next((i for i, (index, _) in enumerate(reversed(part)) if index == comma), backtrack)
-    return len(part) - after if after < backtrack else len(part)
+def tokens_before_comma(tokens: list[Token], comma: int | None, backtrack: int) -> int:
+    """Number of tokens up to a full chunk's last comma, if fewer than `backtrack` follow it."""
+    after = next((i for i, (index, _) in enumerate(reversed(tokens)) if index == comma), backtrack)
+    return len(tokens) - after if after < backtrack else len(tokens)

@@ -1,4 +1,4 @@
-"""The latent U-Net of SD 1, SD 2 and SDXL: noisy latent, time, text → what the noise is.
+"""The latent U-Net of SD 1, SD 2 and SDXL: noisy latent, time, text → predicted noise.
 
 Parameter names are diffusers' UNet2DConditionModel's, so that its folders need no key map.
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al.
@@ -27,7 +27,7 @@ from txt2img.models.optimize.token_merging import merge
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention on the text, feed-forward, each beside a shortcut."""
+    """Self-attention, cross-attention on the text, feed-forward; each with a residual."""
 
     def __init__(self, width: int, cross_dim: int, heads: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, tokens: Tensor, size: tuple[int, int], merging: float) -> Tensor:
-        """x (B, L, D) of a map of this size (height, width), a part `merging` of it merged."""
+        """x (B, L, D), tokens of a map of `size` (height, width); a share `merging` is merged."""
         x = x + self.self_attention(self.norm1(x), size, merging)
         x = repeat_to_batch(x, tokens)  # from here on the texts differ
         x = x + self.attn2(self.norm2(x), tokens)
@@ -47,10 +47,10 @@ class TransformerBlock(nn.Module):
         return out
 
     def self_attention(self, x: Tensor, size: tuple[int, int], merging: float) -> Tensor:
-        """The self-attention, of merged tokens where some are to be."""
+        """Self-attention, with a share `merging` of the tokens merged."""
         if not merging:
-            alone: Tensor = self.attn1(x)
-            return alone
+            out: Tensor = self.attn1(x)
+            return out
         merged = merge(x, *size, merging)
         return merged.spread(self.attn1(merged.tokens, counts=merged.counts))
 
@@ -58,7 +58,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over a map's pixels: (B, C, H, W) → (B, C, H, W)."""
 
-    merging = 0.0  # the part of the map's tokens that are merged for self-attention
+    merging = 0.0  # share of the map's tokens that is merged for self-attention
 
     def __init__(self, config: UNetConfig, level: int, depth: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SpatialTransformer(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """One level on the way down: every map it makes is kept for the way up."""
+    """One level on the way down; also returns its maps as skip connections."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The smallest map: residual, transformer, residual; distilled models keep the first alone."""
+    """Middle of the U-Net: residual, transformer, residual; some models have only the first."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level on the way up: each residual block also sees a map kept on the way down."""
+    """One level on the way up; each residual block also takes a skip connection."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class UpBlock(nn.Module):
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
         if self.upsamplers is not None:
-            height, width = skips[-1].shape[-2:]  # an odd map is not the double of its half
+            height, width = skips[-1].shape[-2:]  # an odd size is not twice its half
             x = self.upsamplers[0](x, (height, width))
         return x
 
@@ -180,10 +180,10 @@ def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.M
 
 
 class UNet(nn.Module):
-    """Latent x (B, C, H, W), time (B,), text → the network's output (B, C', H, W).
+    """Latent x (B, C, H, W), time (B,), text → predicted noise (B, C', H, W).
 
-    With N times as many texts as latents, each N-th of the texts is about all of the latents: what
-    comes before the first attention on texts is computed once for them.
+    With N·B texts, latents are repeated N times, but only at the first cross-attention: layers
+    before it are computed once.
     """
 
     broadcasts_latents = True
@@ -206,22 +206,22 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def added_cond(self, cond: Cond) -> Tensor:
-        """The text as a whole and the sizes, each as the features of its own: (B, told)."""
+        """Features of SDXL's pooled text and size ids: (B, pooled + sizes · size_width)."""
         assert cond.pooled is not None and cond.size_ids is not None
         sizes = time_features(cond.size_ids.flatten(), self.config.size_width)  # (B·sizes, width)
         return torch.cat([cond.pooled.float(), sizes.view(len(cond.size_ids), -1)], dim=-1)
 
-    def scale(self, cond: Cond) -> Tensor | None:
-        """The features (B, scale_width) of how strongly an LCM is to be guided, if it is told."""
+    def guidance_features(self, cond: Cond) -> Tensor | None:
+        """Features (B, scale_width) of the guidance scale, for an LCM."""
         if not self.config.scale_width:
             return None
         assert cond.guidance is not None
         return scale_features(cond.guidance, self.config.scale_width)
 
     def merge_tokens(self, ratio: float) -> None:
-        """Merge a part of the tokens of the largest maps that attend, from now on; 0: none.
+        """Set the share of tokens to merge in the largest maps with attention; 0: none.
 
-        There self-attention costs most, its work growing with the square of their number.
+        Self-attention costs most there: its work grows with the square of the number of tokens.
         """
         self.merging = ratio
         level = self.config.attention.index(True) if any(self.config.attention) else 0
@@ -239,32 +239,32 @@ class UNet(nn.Module):
         are always computed.
         """
         tokens = cond.tokens.to(x.dtype)
-        if self.add_embedding is not None:  # the time comes with the text as a whole
+        if self.add_embedding is not None:  # the time embedding depends on the text
             x, time = repeat_to_batch(x, tokens), repeat_to_batch(time, tokens)
         features = time_features(time, self.config.channels[0])
-        scale = self.scale(cond)
-        scale = None if scale is None else scale.to(x.dtype)
-        clock = self.time_embedding(features.to(x.dtype), scale)  # (B, 4·channels)
+        guidance = self.guidance_features(cond)
+        guidance = None if guidance is None else guidance.to(x.dtype)
+        embedding = self.time_embedding(features.to(x.dtype), guidance)  # (B, 4·channels)
         if self.add_embedding is not None:
-            clock = clock + self.add_embedding(self.added_cond(cond).to(x.dtype))
+            embedding = embedding + self.add_embedding(self.added_cond(cond).to(x.dtype))
         x = self.conv_in(x)
         cache = FeatureCache() if cache is None else cache
         if cache.features is None:
-            cache.features = self.deep_features(x, clock, tokens)
-        x = self.up_blocks[-1](cache.features, [x], clock, tokens, slice(-1, None))
+            cache.features = self.deep_features(x, embedding, tokens)
+        x = self.up_blocks[-1](cache.features, [x], embedding, tokens, slice(-1, None))
         out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return repeat_to_batch(out, tokens)
 
-    def deep_features(self, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
-        """What the last layer on the way up is given from below: (N·B, C', H, W)."""
-        maps = [x]
+    def deep_features(self, x: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        """Input of the last layer on the way up, but for its skip connection: (N·B, C', H, W)."""
+        skips = [x]
         for down in self.down_blocks:
-            x, made = down(x, clock, tokens)
-            maps += made
+            x, more = down(x, embedding, tokens)
+            skips += more
         if self.mid_block is not None:
-            x = self.mid_block(x, clock, tokens)
+            x = self.mid_block(x, embedding, tokens)
         *ups, last = self.up_blocks
         for up in ups:
-            x = up(x, maps, clock, tokens)
-        out: Tensor = last(x, maps, clock, tokens, slice(-1))
+            x = up(x, skips, embedding, tokens)
+        out: Tensor = last(x, skips, embedding, tokens, slice(-1))
         return out

@@ -1,4 +1,4 @@
-"""The variational autoencoder: pictures ↔ latents an eighth as high and wide.
+"""Variational autoencoder: pictures ↔ latents an eighth as high and wide.
 
 Parameter names are diffusers' AutoencoderKL's. Kingma & Welling 2014; Rombach et al. 2022, §3.1.
 """
@@ -11,7 +11,7 @@ from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample, 
 
 
 class PixelAttention(Attention):
-    """Attention of one head over all pixels of a map, beside a shortcut."""
+    """Self-attention with one head over all pixels of a map, with a residual connection."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(channels, channels, 1, bias=True)
@@ -28,7 +28,7 @@ class PixelAttention(Attention):
 
 
 class VAEMidBlock(nn.Module):
-    """The smallest map: residual, attention where the model has it, residual."""
+    """Middle of the VAE: residual, attention where the model has it, residual."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -49,26 +49,28 @@ class VAEMidBlock(nn.Module):
 
 
 class VAEBlock(nn.Module):
-    """One level: residual blocks, then half or double the map."""
+    """One level: residual blocks, then halve or double the map."""
 
-    def __init__(self, channels: int, out: int, layers: int, groups: int, way: str | None) -> None:
+    def __init__(
+        self, channels: int, out: int, layers: int, groups: int, resample: str | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResnetBlock(channels if layer == 0 else out, out, groups, 1e-6)
             for layer in range(layers)
         )
-        if way == "down":
+        if resample == "down":
             self.downsamplers = nn.ModuleList([Downsample(out, asymmetric_pad=True)])
-        if way == "up":
+        if resample == "up":
             self.upsamplers = nn.ModuleList([Upsample(out)])
-        self.way = way
+        self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x)
-        if self.way == "down":
+        if self.resample == "down":
             x = self.downsamplers[0](x)
-        if self.way == "up":
+        if self.resample == "up":
             x = self.upsamplers[0](x)
         return x
 
@@ -133,7 +135,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Pictures ↔ latents. Latents leave and enter scaled, as the U-Net sees them."""
+    """Pictures ↔ latents, scaled as the U-Net sees them."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -154,7 +156,7 @@ class VAE(nn.Module):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The latent (B, C, H/f, W/f) of pixels (B, 3, H, W): its mean, or a draw by `noise`."""
+        """Latent (B, C, H/f, W/f) of pixels (B, 3, H, W): its mean, or a sample by `noise`."""
         mean, log_variance = self.moments(pixels.to(self.encoder.conv_in.weight.dtype))
         latent = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
         return (latent - self.config.shift) * self.config.scaling

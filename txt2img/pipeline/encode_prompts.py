@@ -63,7 +63,9 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
         else [(1, prompt)]
         for prompt in prompts
     ]
-    counts = [max(text.chunks(part, reading) for _, part in schedule) for schedule in schedules]
+    counts = [
+        max(text.chunk_count(part, reading) for _, part in schedule) for schedule in schedules
+    ]
     if not rules.no_padding:
         counts = [max(counts)] * len(counts)
     longest = max(counts[:-1])

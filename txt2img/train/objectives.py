@@ -66,7 +66,7 @@ class PairLearner(nn.Module):
     def unit(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Texts and sights (B, D) of length 1, of latents (B, C, h, w) and ids (B, L)."""
         rows = torch.arange(len(ids), device=ids.device)
-        states = self.text(ids)[rows, self.text.ends(ids)]
+        states = self.text(ids)[rows, self.text.end_positions(ids)]
         texts = functional.normalize(self.project(states).float(), dim=-1)
         return texts, functional.normalize(self.eye(latents).float(), dim=-1)
 

@@ -193,7 +193,7 @@ class TextStage:
         rows = rows_at(self.accelerator, len(self.latents), size, step, config.seed)
         ids = self.ids([self.pictures.caption(row, rng) for row in rows])
         # a state does not see what follows it: what comes after the last end is for nothing
-        ids = ids[:, : int(self.text.ends(ids).max()) + 1]
+        ids = ids[:, : int(self.text.end_positions(ids).max()) + 1]
         return self.latents[rows], ids.to(self.accelerator.device)
 
     def draw(self, path: Path) -> None:

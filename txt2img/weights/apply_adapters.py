@@ -156,7 +156,7 @@ def _add_embeddings(model: Model, embeddings: tuple[Embedding, ...]) -> None:
         for token, vectors in words:
             start = sum(map(len, rows))
             rows.append(vectors[index].to(original))
-            encoder.tokenizer.words[token] = list(range(start, start + len(rows[-1])))
+            encoder.tokenizer.embedding_ids[token] = list(range(start, start + len(rows[-1])))
         table.weight = nn.Parameter(torch.cat(rows), requires_grad=False)
         if not bool(torch.isfinite(table.weight).all()):
             raise MissingWeights(f"an embedding's vectors are too large for {original.dtype}")
@@ -168,7 +168,7 @@ def _remove_embeddings(model: Model) -> None:
     state = model.adapters
     for encoder, original in zip(model.text.encoders, state.token_tables, strict=False):
         _token_table(encoder).weight = nn.Parameter(original, requires_grad=False)
-        encoder.tokenizer.words.clear()
+        encoder.tokenizer.embedding_ids.clear()
     state.token_tables.clear()
     state.embeddings = ()
 

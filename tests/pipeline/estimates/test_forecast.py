@@ -51,7 +51,10 @@ def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_mod
     request = Request(prompt, negative="blurry", steps=4)
     counted = tokens(forecast.tokenizers, request)
     tokenizer, reading = sd1_model.text.encoders[0].tokenizer, rules(request).prompt
-    seen = [chunk.ids.index(tokenizer.eos_id) - 1 for chunk in tokenizer.read(prompt, reading)]
+    seen = [
+        chunk.ids.index(tokenizer.eos_id) - 1
+        for chunk in tokenizer.weighted_chunks(prompt, reading)
+    ]
     assert counted["prompt"] == seen and len(seen) >= 3
     assert counted["negative"] == [len(tokenizer.tokens("blurry"))]
 

@@ -90,13 +90,13 @@ def test_a_learnt_word_is_never_cut_in_two(model: Model, tmp_path: Path) -> None
 
 def test_words_are_found_as_words() -> None:
     tokenizer = tiny.sd1().tokenizer
-    tokenizer.words |= {"red": [5], "red-ish": [6]}
+    tokenizer.embedding_ids |= {"red": [5], "red-ish": [6]}
     try:
         assert tokenizer.units("Red tired reds red-ish")[0] == [5]
         assert tokenizer.units("Red tired reds red-ish")[-1] == [6]
         assert [5] not in tokenizer.units("tired reds")
     finally:
-        tokenizer.words.clear()
+        tokenizer.embedding_ids.clear()
 
 
 def test_forgetting_leaves_no_trace(model: Model, tmp_path: Path) -> None:

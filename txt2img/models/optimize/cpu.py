@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from txt2img.models.layers import Attention, FeedForward, attended, in_heads
+from txt2img.models.layers import Attention, FeedForward, attend, split_heads
 from txt2img.models.optimize import winograd
 from txt2img.models.optimize.onednn import (
     LaidConv,
@@ -106,7 +106,7 @@ class PreparedAttention(Attention):
             return super().forward(x, context, counts)
         q = self._together(self.to_q(x))
         keys, values = self._pair(x) if context is None else self._keys_and_values(context)
-        out: Tensor = self.to_out[0](attended(q, keys, values, counts))
+        out: Tensor = self.to_out[0](attend(q, keys, values, counts))
         return out
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class PreparedAttention(Attention):
         return self._together(self.to_k(context)), self._together(self.to_v(context))
 
     def _together(self, x: Tensor) -> Tensor:
-        return in_heads(x, self.heads).contiguous()
+        return split_heads(x, self.heads).contiguous()
 
 
 class PreparedFeedForward(FeedForward):

@@ -114,7 +114,7 @@ def forecast_for(
     if library.refiner is not None:
         open_checkpoint(library.refiner)
     for tokenizer in plan.tokenizers.values():
-        tokenizer.words |= {
+        tokenizer.embedding_ids |= {
             word: [0] * rows(path) for word, path in library.embedding_files().items()
         }
     speeds = history.read()
@@ -151,7 +151,7 @@ def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
 def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) -> list[int]:
     """The tokens in each chunk of the text that has most, where it has most."""
     counts = [
-        [len(part) for part in tokenizer.parts(text, found.prompt)] if text else [0]
+        [len(part) for part in tokenizer.tokens_by_chunk(text, found.prompt)] if text else [0]
         for text in said
         for tokenizer in tokenizers
     ]
