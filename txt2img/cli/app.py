@@ -1,7 +1,7 @@
-"""The commands, and what goes wrong in them as one line and an exit code.
+"""Run a command line; report any error as one line and an exit code.
 
-0 all done, 1 failed, 2 asked for something that cannot be, 3 some pictures of a batch failed,
-4 a picture was rejected, 5 out of memory, 130 and 143 stopped.
+0 success, 1 failure, 2 usage error, 3 some pictures of a batch failed, 4 a picture was rejected,
+5 out of memory, 130 and 143 stopped by a signal.
 """
 
 import os
@@ -19,13 +19,13 @@ from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing
 from txt2img.errors import BadRequest, Txt2imgError
 
-COMPLETE = "_TXT2IMG_COMPLETE"  # set by the shells' scripts
+COMPLETE = "_TXT2IMG_COMPLETE"  # set by the completion scripts of shells
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; gives the exit code. Nothing but this turns errors into words."""
+    """Run a command line. Returns the exit code."""
     try:
-        _settle()
+        _prepare()
         return _dispatch(arguments)
     except (Stopped, KeyboardInterrupt) as stop:
         log(STOPPED)
@@ -40,43 +40,42 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenStdout:
         return 1
     except MemoryError:
-        return _fail("the memory of this machine does not suffice; choose a smaller size", 5)
-    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it is one line
+        return _fail("this machine has too little memory; choose a smaller size", 5)
+    except Exception as error:  # noqa: BLE001 - the last resort: one line for any error
         line = f"unexpected {type(error).__name__}: {error}"
         return _fail(f"{line} (TXT2IMG_DEBUG=1 shows where)", 1)
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    """Hand the line to the command it names first, or to generate; gives the exit code."""
+    """Run the command that the line names first, or generate. Returns the exit code."""
     if COMPLETE in os.environ:
         return _complete()
     if arguments and arguments[0] == "help" and set(arguments[1:]) <= {*NAMES}:
         arguments = [*arguments[1:2], "--help"]
-    if arguments and arguments[0] == "models":
-        if len(arguments) == 1:
-            raise BadRequest(f"what of the models? say txt2img models {'|'.join(MODEL_VERBS)}")
-        group = typer.main.get_command(_models())
-        said = group.main(list(arguments[1:]), prog_name="txt2img models", standalone_mode=False)
-        return int(said or 0)
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
-    function, epilog = registry.command(name)
-    app = _app(completion=not named)
-    # More words than one prompt are no option's fault: generate says what to do about them.
-    settings = {"allow_extra_args": name == "generate"}
-    app.command(epilog=epilog, context_settings=settings, cls=_class_of(name))(function)
+    if name == "models":
+        if not rest:
+            raise BadRequest(f"models needs a verb: txt2img models {'|'.join(MODEL_VERBS)}")
+        app = _models()
+    else:
+        app = _app(completion=not named)
+        function, epilog = registry.command(name)
+        # generate reports a second prompt itself: quotes are missing.
+        settings = {"allow_extra_args": name == "generate"}
+        app.command(epilog=epilog, context_settings=settings, cls=_class_of(name))(function)
+    program = f"txt2img {name}" if named else "txt2img"
     command = typer.main.get_command(app)
-    shown_as = f"txt2img {name}" if named else "txt2img"
-    return int(command.main(list(rest), prog_name=shown_as, standalone_mode=False) or 0)
+    return int(command.main(list(rest), prog_name=program, standalone_mode=False) or 0)
 
 
 def _class_of(name: str) -> type[SectionedCommand]:
-    """The class of a command: only the one that draws reads config.toml."""
+    """The class of a command; only generate reads config.toml."""
     return ConfiguredCommand if name == "generate" else SectionedCommand
 
 
 def _app(completion: bool = False) -> typer.Typer:
-    """A plain application, with the options that install completions if wanted."""
+    """A typer application, optionally with --install-completion and --show-completion."""
     return typer.Typer(
         add_completion=completion, rich_markup_mode=None, pretty_exceptions_enable=False
     )
@@ -96,7 +95,7 @@ def models_help() -> None:
 
 
 def _complete() -> int:
-    """Print what a shell may offer next, for the command that its line names first."""
+    """Print completions of an unfinished command line, for a shell."""
     text = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     words = text.split()[1:]
     app = _app(completion=True)
@@ -116,8 +115,8 @@ def _complete() -> int:
     return 0
 
 
-def _settle() -> None:
-    """Make the process fit to work: descriptors, signals, and a folder to be in."""
+def _prepare() -> None:
+    """Open missing standard streams, handle signals, check the current folder. BadRequest."""
     open_missing()
     STOP.listen()
     try:
@@ -127,7 +126,7 @@ def _settle() -> None:
 
 
 def _fail(line: str, code: int) -> int:
-    """Say what went wrong, in one line; where it did only if TXT2IMG_DEBUG is set."""
+    """Log an error in one line, with a traceback if TXT2IMG_DEBUG is set. Returns the code."""
     if os.environ.get("TXT2IMG_DEBUG"):
         traceback.print_exc()
     log(f"Error: {line}")

@@ -1,4 +1,4 @@
-"""Shows and keeps how pictures come into being, while a run draws them."""
+"""Previews during a run: on the terminal, in a file, as step files and animations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from txt2img.cli.options.preview import OWN, PreviewOptions
 from txt2img.cli.terminal.console import Bar, log
 from txt2img.cli.terminal.screen import Screen
 from txt2img.errors import BadOutput
-from txt2img.images import animation as frames
+from txt2img.images import animation
 from txt2img.images.output import Output
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
     from txt2img.pipeline.writer import Decoded
     from txt2img.weights.model import Model
 
-LARGEST = 512  # pixels: a preview file's longer side
+SIDE_MAX = 512  # pixels, of a preview file
 
 
 def viewer_of(
-    model: "Model", viewing: PreviewOptions, output: Output, bar: Bar, quiet: bool, several: bool
+    model: "Model", options: PreviewOptions, output: Output, bar: Bar, quiet: bool, several: bool
 ) -> "Viewer":
-    """The viewer of a run, its preview VAE loaded if one is named. Txt2imgError."""
+    """The viewer of a run, with the VAE of --preview-vae. Txt2imgError."""
     from txt2img.pipeline.preview import Previewer
     from txt2img.pipeline.result import origin
     from txt2img.weights.load import load_vae
 
-    vae = None if viewing.preview_vae is None else model.vae
-    if viewing.preview_vae not in (None, OWN):
-        vae = load_vae(str(viewing.preview_vae), model)
-    screen = Screen(bar, "off" if quiet else viewing.protocol)
-    return Viewer(viewing, Previewer(model, vae), origin(model), output, screen, bar, several)
+    vae = None if options.preview_vae is None else model.vae
+    if options.preview_vae not in (None, OWN):
+        vae = load_vae(str(options.preview_vae), model)
+    screen = Screen(bar, "off" if quiet else options.protocol)
+    return Viewer(options, Previewer(model, vae), origin(model), output, screen, bar, several)
 
 
 @dataclass
 class Viewer:
-    """What is seen of a run beside its pictures. Nothing of it may cost a picture."""
+    """Shows and saves previews of a run. Its failures never cost a picture."""
 
-    viewing: PreviewOptions
+    options: PreviewOptions
     previewer: "Previewer"
     origin: Origin
     output: Output
     screen: Screen
     bar: Bar
     several: bool
-    seen: dict[int, list[tuple[int, Image.Image]]] = field(default_factory=dict)  # by item
-    failure: BadOutput | None = None  # of a file beside a picture, raised once that is written
-    blind: bool = False  # whether the preview's file could not be written
+    frames: dict[int, list[tuple[int, Image.Image]]] = field(default_factory=dict)  # by item
+    failure: BadOutput | None = None  # of a step file or animation, raised after its picture
+    preview_failed: bool = False  # the preview file cannot be written
 
     def on_event(self, event: "Event") -> None:
         """Show a step or a decoded picture."""
@@ -61,91 +61,91 @@ class Viewer:
         from txt2img.pipeline.writer import Decoded
 
         if isinstance(event, Decoded):
-            self.decoded(event)
+            self.on_decoded(event)
         elif isinstance(event, Step):
-            self.step(event)
+            self.on_step(event)
 
     def raise_failure(self) -> None:
-        """Raise BadOutput if a file beside a picture could not be written."""
+        """Raise BadOutput if a step file or an animation could not be written."""
         if self.failure:
             raise self.failure
 
-    def step(self, step: "Step") -> None:
-        """Preview a step, if anybody wants to see it."""
-        if step.step == 1:  # once more from the start, where a picture is drawn again
-            self.seen |= {item.index: [] for item in step.items}
-        every = self.viewing.preview_every or 1
-        shown = self.screen.ready
-        wanted = shown or self.viewing.file or self.viewing.keeps_steps
-        if step.x0 is None or step.step % every or not wanted:
+    def on_step(self, step: "Step") -> None:
+        """Preview a step, if previews are asked for and this one is due."""
+        if step.step == 1:  # a retry starts anew
+            self.frames |= {item.index: [] for item in step.items}
+        every = self.options.preview_every or 1
+        is_shown = self.screen.ready
+        is_used = is_shown or self.options.file or self.options.keeps_steps
+        if step.x0 is None or step.step % every or not is_used:
             return
-        pictures = self.previewer.images(step.x0)
-        if self.viewing.keeps_steps:
-            for item, picture in zip(step.items, pictures, strict=True):
-                self.seen.setdefault(item.index, []).append((step.step, picture))
+        previews = self.previewer.images(step.x0)
+        if self.options.keeps_steps:
+            for item, preview in zip(step.items, previews, strict=True):
+                self.frames.setdefault(item.index, []).append((step.step, preview))
         request = step.items[0].request
         size = request.width or 0, request.height or 0
-        sheet = frames.grid([scaled(picture, size) for picture in pictures])
-        if shown:
-            self.screen.show(sheet)
-        said = frames.record(request, self.origin, step.step, step.steps)
-        self.preview(sheet, said)
+        grid = animation.grid([resized(preview, size) for preview in previews])
+        if is_shown:
+            self.screen.show(grid)
+        self.write_preview(grid, animation.record(request, self.origin, step.step, step.steps))
 
-    def decoded(self, event: "Decoded") -> None:
-        """Show a picture; keep what led to it, under names beside its own."""
+    def on_decoded(self, event: "Decoded") -> None:
+        """Show a finished picture, write its step files and its animation."""
         if self.screen.on:
             self.screen.show(event.picture)
             self.screen.leave()
-        steps = event.item.request.steps or 0
-        said = frames.record(event.item.request, self.origin, steps, steps)
-        self.preview(event.picture, said)
-        seen = self.seen.pop(event.item.index, [])
+        request = event.item.request
+        steps = request.steps or 0
+        record = animation.record(request, self.origin, steps, steps)
+        self.write_preview(event.picture, record)
+        frames = self.frames.pop(event.item.index, [])
         try:
-            for path, data in self.files(event.item, event.picture, seen):
-                frames.write(data, path, self.output.overwrite)
+            for path, data in self.files(event.item, event.picture, frames):
+                animation.write(data, path, self.output.overwrite)
         except BadOutput as error:
             self.failure = error
 
     def files(
-        self, item: Item, picture: Image.Image, seen: list[tuple[int, Image.Image]]
+        self, item: Item, picture: Image.Image, frames: list[tuple[int, Image.Image]]
     ) -> Iterator[tuple[Path, bytes]]:
-        """The files that go beside a picture: where, and what is in them."""
+        """The paths and contents of a picture's step files and its animation."""
         steps = item.request.steps or 0
-        beside = self.output.free(item.name, item.number)
-        full = [(step, scaled(preview, picture.size)) for step, preview in seen]
-        for step, preview in full if self.viewing.save_steps else ():
-            name = frames.name_of(beside.name, step, steps)
-            said = frames.record(item.request, self.origin, step, steps)
-            yield beside.with_name(name), frames.still(preview, said)
-        if self.viewing.kind:
-            said = frames.record(item.request, self.origin, None, steps)
-            shown = [*(preview for _, preview in full), picture]
-            yield self.animation(beside), frames.animation(shown, self.viewing.kind, said)
+        path = self.output.free(item.name, item.number)
+        full = [(step, resized(frame, picture.size)) for step, frame in frames]
+        for step, frame in full if self.options.save_steps else ():
+            name = animation.name_of(path.name, step, steps)
+            record = animation.record(item.request, self.origin, step, steps)
+            yield path.with_name(name), animation.still(frame, record)
+        if self.options.kind:
+            record = animation.record(item.request, self.origin, None, steps)
+            images = [*(frame for _, frame in full), picture]
+            yield self.animation_path(path), animation.animation(images, self.options.kind, record)
 
-    def animation(self, beside: Path) -> Path:
-        """Where the animation of a picture goes: one of several is named after it."""
-        file = self.viewing.animation_file
+    def animation_path(self, picture: Path) -> Path:
+        """The path of a picture's animation; one of several is named after its picture."""
+        file = self.options.animation_file
         if file is not None and not self.several:
             return file
-        name = frames.animated_name(beside.name, self.viewing.kind)
-        return (beside if file is None else file).with_name(name)
+        name = animation.animated_name(picture.name, self.options.kind)
+        return (picture if file is None else file).with_name(name)
 
-    def preview(self, picture: Image.Image, said: str) -> None:
-        """Write the preview's file, if there is to be one; one that fails is the last."""
-        path = self.viewing.file
-        if path is None or self.blind:
+    def write_preview(self, image: Image.Image, record: str) -> None:
+        """Write the preview file, if one is named and no earlier write has failed."""
+        path = self.options.file
+        if path is None or self.preview_failed:
             return
-        small = picture.copy()
-        small.thumbnail((LARGEST, LARGEST))
+        small = image.copy()
+        small.thumbnail((SIDE_MAX, SIDE_MAX))
         try:
-            frames.write(frames.still(small, said), path, overwrite=True)
+            animation.write(animation.still(small, record), path, overwrite=True)
         except BadOutput as error:
-            self.blind = True
+            self.preview_failed = True
             with self.bar.paused():
                 log(f"No more previews: {error}")
 
 
-def scaled(preview: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resized(preview: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A preview in its picture's size."""
     if preview.size == size:
         return preview

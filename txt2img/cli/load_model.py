@@ -1,4 +1,4 @@
-"""How every command that draws or decodes gets its model."""
+"""Load the model of a command that draws or decodes."""
 
 from typing import TYPE_CHECKING
 
@@ -9,19 +9,16 @@ if TYPE_CHECKING:
     from txt2img.weights.model import Model
 
 
-def load_model(name: str, precision: DeviceOptions, library: AdapterPaths) -> "Model":
-    """The model with its VAE, other parts and refiner; a worker keeps it in memory.
-
-    Raises Txt2imgError.
-    """
+def load_model(name: str, options: DeviceOptions, library: AdapterPaths) -> "Model":
+    """Load a model with the VAE, components and refiner of a request. Txt2imgError."""
     from txt2img.system.device.memory import oom_as_error
     from txt2img.weights.model_cache import MODEL_CACHE
     from txt2img.weights.refiner import add_refiner
 
-    device = precision.choose_device()
+    device = options.choose_device()
     with oom_as_error("the model"):
         model = MODEL_CACHE.load(name, device, library.vae, library.overrides)
-    model.memory, model.adapters.library = precision.memory(model.memory), library
+    model.memory, model.adapters.library = options.memory(model.memory), library
     if library.refiner is not None:
         with oom_as_error("the refiner"):
             add_refiner(model, library.refiner, device)
@@ -29,7 +26,7 @@ def load_model(name: str, precision: DeviceOptions, library: AdapterPaths) -> "M
 
 
 def load_seconds(seconds: float) -> float:
-    """How long the last model took to load, of so many seconds; 0 if it was in memory."""
+    """`seconds`, or 0 if a worker had the last model in memory already."""
     from txt2img.weights.model_cache import MODEL_CACHE
 
     return 0.0 if MODEL_CACHE.hit else seconds

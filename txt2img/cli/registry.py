@@ -1,17 +1,18 @@
 """Commands by name. A command's module is imported only when it is asked for."""
 
 from importlib import import_module
+from typing import cast
 
 from txt2img.cli.names import Command
 
 
 def command(name: str) -> Command:
     """Import a command by its name, which its module has too. `models` has verbs instead."""
-    found: Command = import_module(f"txt2img.cli.commands.{name}").COMMAND
-    return found
+    module = import_module(f"txt2img.cli.commands.{name}")
+    return cast(Command, module.COMMAND)
 
 
 def model_commands() -> dict[str, Command]:
     """Import the commands of `txt2img models`, by verb."""
-    verbs: dict[str, Command] = import_module("txt2img.cli.commands.models").COMMANDS
-    return verbs
+    module = import_module("txt2img.cli.commands.models")
+    return cast(dict[str, Command], module.COMMANDS)

@@ -104,10 +104,10 @@ def draw_all(
         plan = launcher.found().shard(shard())
         store = LatentStore(target, origin(model), settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
-        how = BatchSettings(target, size, policy, index, store, lambda: STOP.asked)
+        batch_settings = BatchSettings(target, size, policy, index, store, lambda: STOP.asked)
         drawn: distributed.Drawn | None = {} if batch.sweep else None
         timer = Timer(model, load_seconds)
-        with timer, closing(draw_batch(plan, model, how)) as events:
+        with timer, closing(draw_batch(plan, model, batch_settings)) as events:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
         code, drawn = distributed.together(SOME_FAILED if failed or batch.failures() else 0, drawn)
         if drawn is not None:

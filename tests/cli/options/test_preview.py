@@ -204,7 +204,7 @@ def test_the_steps_seen_are_those_of_the_sampler(
     own = colours(sd1_model.vae, sd1_model.family.vae)
     with Image.open("x-step-002.png") as image:
         small = to_image(own.of(looked[1])[0])
-        assert image.tobytes() == live_preview.scaled(small, (64, 64)).tobytes()
+        assert image.tobytes() == live_preview.resized(small, (64, 64)).tobytes()
 
 
 def test_the_own_vae_previews_as_the_picture_will_be(draw: Command, folder: Path) -> None:

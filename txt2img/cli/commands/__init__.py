@@ -1,1 +1,1 @@
-"""Commands, a file each: generate, info, models, replay, verify, decode, train, worker."""
+"""Commands, one per file: generate, info, models, replay, verify, decode, train, worker."""

@@ -1,4 +1,4 @@
-"""txt2img "prompt": draw pictures. The command that is meant when none is named."""
+"""txt2img "prompt": draw pictures. The default command."""
 
 from typing import Annotated
 
@@ -36,13 +36,13 @@ Exit codes:
 \b
 Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
-  txt2img info FILE...       Say what is in a picture or a weight file.
+  txt2img info FILE...       Print what pictures and weight files contain.
   txt2img models VERB        List, show, hash and pull models.
-  txt2img replay FILE...     Draw pictures again, from what they say.
+  txt2img replay FILE...     Draw pictures again from their records.
   txt2img verify FILE...     Draw pictures again and compare.
-  txt2img decode FILE...     Make pictures of latents that were kept.
+  txt2img decode FILE...     Decode saved latents to pictures.
   txt2img train DATA         Train a model on pictures with captions.
-  txt2img worker status|stop Look after the workers that --keep-alive leaves.
+  txt2img worker status|stop List or stop the workers of --keep-alive.
 """
 
 
@@ -79,10 +79,10 @@ def generate(
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
-    Other commands, shown at the end: info, models, replay, verify, decode, train, worker.
+    Other commands, listed at the end: info, models, replay, verify, decode, train, worker.
     """
-    given = [text for text in (source.prompt, source.prompt_option) if text is not None]
-    prompts = [*given, *context.args]
+    prompts = [text for text in (source.prompt, source.prompt_option) if text is not None]
+    prompts += context.args
     with errors_on_stdout(options.output.json):
         options.check()
         batch = from_arguments(prompts, source.prompts, source.params_from, options)

@@ -1,4 +1,4 @@
-"""txt2img replay: draw pictures again from what they say of themselves, ours or others'."""
+"""txt2img replay: draw pictures again from their records, ours or other programs'."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,21 +19,17 @@ Examples:
   txt2img replay old/*.png --model models/sd15.safetensors -o new/
   txt2img replay old/*.png --steps 50 --dry-run
 
-Options given here replace the pictures' own. What another program says of a
-picture and txt2img has no word for is told, one line each.
+Options given here replace the pictures' own. Settings of other programs that
+txt2img does not support are reported, one line each.
 """
 Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE", help="Pictures of txt2img's or others'.")
+    list[Path], typer.Argument(metavar="FILE", help="Pictures by txt2img or other programs.")
 ]
 
 
 @grouped
-def replay(
-    context: typer.Context,
-    files: Files,
-    options: RunOptions,
-) -> None:
-    """Draw pictures again, as they say they were drawn. Prints the path of each it writes."""
+def replay(context: typer.Context, files: Files, options: RunOptions) -> None:
+    """Draw pictures again from their records. Prints the path of each picture it writes."""
     with errors_on_stdout(options.output.json):
         options.check()
         raise typer.Exit(run(from_pictures(files, options), options, context))
