@@ -55,7 +55,7 @@ def test_nobody_takes_a_step_for_a_picture(tmp_path: Path) -> None:
     for path in (step, moving):
         assert picture_id(path) == ""
         assert image_file.read(path).request is None
-    assert ResumeIndex(Output(tmp_path, "{prompt}.png")).found == {}
+    assert ResumeIndex(Output(tmp_path, "{prompt}.png")).paths == {}
 
 
 @pytest.mark.parametrize("kind", animation.KINDS)
@@ -68,7 +68,7 @@ def test_an_animation_has_every_frame_and_holds_the_last(kind: str, tmp_path: Pa
             frame.load()
             shown.append((frame.convert("RGB").getpixel((3, 3)), frame.info["duration"]))
         assert image.info["loop"] == 0
-    assert [duration for _, duration in shown] == [250, 250, 250, animation.HELD]
+    assert [duration for _, duration in shown] == [250, 250, 250, animation.LAST_SHOWN]
     for (colour, _), wanted in zip(shown, FRAMES, strict=True):
         near = wanted.getpixel((3, 3))
         assert all(abs(a - b) < 12 for a, b in zip(colour, near, strict=True))
@@ -82,7 +82,7 @@ def test_many_steps_take_as_long_as_few(
 ) -> None:
     moving = [plain(2 * i) for i in range(steps + 1)]  # some formats join frames that are alike
     (tmp_path / "x").write_bytes(animation.animation(moving, kind, SAID))
-    assert milliseconds(tmp_path / "x") == 1000 * seconds + animation.HELD
+    assert milliseconds(tmp_path / "x") == 1000 * seconds + animation.LAST_SHOWN
 
 
 def test_an_animation_of_the_picture_alone_is_one_frame(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_what_is_no_picture_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_names_sort_in_order_and_never_meet_a_picture() -> None:
-    assert animation.name_of("x.png", 3, 30) == "x-step-003.png"
-    assert animation.name_of("x.png", 3, 1000) == "x-step-0003.png"
+    assert animation.step_name("x.png", 3, 30) == "x-step-003.png"
+    assert animation.step_name("x.png", 3, 1000) == "x-step-0003.png"
     assert animation.animated_name("a cat.v2.png", "webp") == "a cat.v2.webp"
     assert animation.animated_name("x.PNG", "png") == "x-steps.png"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from txt2img.errors import BadOutput, BadRequest
-from txt2img.images.formats import FORMATS, SUFFIXES
-from txt2img.images.output import Output, parse, publish, slug
+from txt2img.images.formats import FORMATS
+from txt2img.images.output import Output, parse, slug, write_file
 from txt2img.request import Request, Sampler
 from txt2img.system import locks
 
@@ -74,7 +74,7 @@ def test_a_file_name_is_kept(folder: Path, text: str, name: str) -> None:
 def test_a_files_name_tells_the_format(folder: Path, name: str) -> None:
     target = parse(name, several=False, format=FORMATS["webp"])
     assert target.pattern == name
-    assert target.format is FORMATS[SUFFIXES[Path(name.lower()).suffix]]
+    assert Path(name.lower()).suffix in target.format.suffixes
     assert parse("b", several=False, format=FORMATS["webp"]).pattern == "b.webp"
     assert parse("b/", several=True, format=FORMATS["jpeg"]).pattern == "{prompt}-{seed}.jpg"
     assert parse(name, several=True).pattern == f"b-{{index}}{name[1:]}"
@@ -83,7 +83,7 @@ def test_a_files_name_tells_the_format(folder: Path, name: str) -> None:
 def test_a_folder_in_use_is_not_removed_by_another_run(folder: Path) -> None:
     with parse("a/b/", several=True) as mine:
         with parse("a/b/", several=True) as theirs:
-            theirs._made.append(Path("a/b"))  # as if both had made it at once
+            theirs._new_folders.append(Path("a/b"))  # as if both had made it at once
         assert put(mine, b"x", REQUEST).exists()
     assert left(folder / "a/b") == ["red-apple-3d-emoji-42.png"]
 
@@ -136,9 +136,9 @@ def test_tokens_are_filled() -> None:
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),
         ("{seed:05}/b.png", "file's name only"),
-        ("{prompt:05}.png", r"\{prompt:05\}: how many digits can be said of"),
-        ("{seed:>5}.png", r"\{seed:>5\}: how many digits"),
-        ("{seed:}.png", r"\{seed:\}: how many digits"),
+        ("{prompt:05}.png", r"\{prompt:05\}: only .* take digits"),
+        ("{seed:>5}.png", r"\{seed:>5\}: only .* take digits"),
+        ("{seed:}.png", r"\{seed:\}: only .* take digits"),
         ("-", "no name"),
         ("", "no name"),
         ("a/..", "no name"),
@@ -185,7 +185,7 @@ def test_no_prompt_leads_out_of_the_folder(folder: Path) -> None:
 def test_files_have_the_permissions_that_the_umask_leaves(folder: Path) -> None:
     before = os.umask(0o027)
     try:
-        publish(b"", Path("b.png"))
+        write_file(b"", Path("b.png"))
     finally:
         os.umask(before)
     assert stat.S_IMODE(Path("b.png").stat().st_mode) == 0o640
@@ -222,7 +222,7 @@ def test_a_write_that_fails_leaves_nothing(
     else:
         monkeypatch.setattr(os, name, fail)
     with pytest.raises(BadOutput if isinstance(error, OSError) else KeyboardInterrupt):
-        publish(b"x", Path("b.png"))
+        write_file(b"x", Path("b.png"))
     assert left(folder) == []
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(BadOutput, match=r'cannot write "b\.png": no space left on device'):
-        publish(b"x", Path("b.png"))
+        write_file(b"x", Path("b.png"))
 
 
 def test_file_systems_without_links_work_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +240,9 @@ def test_file_systems_without_links_work_too(folder: Path, monkeypatch: pytest.M
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", fail)
-    publish(b"x", Path("b.png"))
+    write_file(b"x", Path("b.png"))
     with pytest.raises(BadOutput, match="exists"):
-        publish(b"y", Path("b.png"))
+        write_file(b"y", Path("b.png"))
     assert Path("b.png").read_bytes() == b"x"
     assert left(folder) == ["b.png"]
 
@@ -266,7 +266,7 @@ def test_only_regular_files_are_overwritten(folder: Path) -> None:
     Path("link.png").symlink_to("elsewhere.png")
     for name in ("pipe.png", "link.png"):
         with pytest.raises(BadOutput):
-            publish(b"", Path(name), overwrite=True)
+            write_file(b"", Path(name), overwrite=True)
     assert left(folder) == ["link.png", "pipe.png"]
 
 

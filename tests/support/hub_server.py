@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -118,7 +118,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.end_headers()
             if body:
                 hub.fetched.append(name)
-                self.flood() if endless else self.write(data, start, name)
+                with suppress(ConnectionError):  # of a client that was stopped
+                    self.flood() if endless else self.write(data, start, name)
 
         def write(self, data: bytes, start: int, name: str) -> None:
             half = name == hub.cut or name == hub.stall
@@ -133,12 +134,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def flood(self) -> None:
             block = bytes(2**20)
-            try:
-                while not hub.closed.is_set():
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
-                    hub.sent += len(block)
-            except OSError:
-                return
+            while not hub.closed.is_set():
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+                hub.sent += len(block)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

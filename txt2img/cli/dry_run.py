@@ -25,7 +25,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     """Print each picture that would be drawn. Returns the exit code, raises what drawing would."""
     from txt2img.pipeline.estimates.forecast import forecast_for
 
-    settings.target.check_free()
+    settings.target.check_name_free()
     device = settings.device
     forecast = forecast_for(
         batch.model, batch.library, device.device, device.dtype, device.low_memory
@@ -37,7 +37,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     memory, last = 0, None
     names = set[Path]()  # a name that is in use moves the later ones too
     for item, warnings, token_counts in checked(batch, forecast, settings, warning_log):
-        path = settings.target.free(item.name, item.number, names)
+        path = settings.target.free_path(item.name, item.number, names)
         names.add(path)
         last = item.request
         one = forecast.seconds(last)

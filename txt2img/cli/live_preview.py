@@ -111,10 +111,10 @@ class Viewer:
     ) -> Iterator[tuple[Path, bytes]]:
         """The paths and contents of a picture's step files and its animation."""
         steps = item.request.steps or 0
-        path = self.output.free(item.name, item.number)
+        path = self.output.free_path(item.name, item.number)
         full = [(step, resized(frame, picture.size)) for step, frame in frames]
         for step, frame in full if self.options.save_steps else ():
-            name = animation.name_of(path.name, step, steps)
+            name = animation.step_name(path.name, step, steps)
             record = animation.record(item.request, self.origin, step, steps)
             yield path.with_name(name), animation.still(frame, record)
         if self.options.kind:

@@ -1,7 +1,7 @@
-"""The way to a picture: its single steps as PNG files, and all of them as one animation.
+"""Step previews as files: each step as a PNG, all steps as one animation.
 
-Such a file says what it is under a name of its own, and nothing under those that a picture's record
-has: no batch takes it for a result, and no earlier picture is replaced by it.
+Such a file has a record of its own and none of a picture's: no batch takes it for a result, and it
+never replaces a picture.
 """
 
 import json
@@ -21,16 +21,16 @@ from txt2img.system.files import open_regular
 if TYPE_CHECKING:
     from PIL import Image
 
-STEP_KEY = "txt2img-step"  # what such a file says of itself, of which picture it is
+STEP_KEY = "txt2img-step"  # the key of the record
 FORMAT = 1  # of the record
 KINDS = ("webp", "gif", "png")
-SECONDS = 3.0  # all steps of an animation take about so long
-SHOWN = (40, 250)  # milliseconds: the least and the most that one step is shown
-HELD = 2000  # milliseconds: how long the picture stands at the end
+SECONDS = 3.0  # that all steps of an animation take, if STEP_SHOWN allows
+STEP_SHOWN = (40, 250)  # milliseconds: least and most for one step
+LAST_SHOWN = 2000  # milliseconds for the picture at the end
 
 
 def record(request: Request, origin: Origin, step: int | None, steps: int) -> str:
-    """What a file says of itself: which step of which picture, or (None) that it is all of them."""
+    """The record of a file: a step of a picture, or the animation of all steps (None)."""
     kind = {"animation": steps} if step is None else {"step": step, "steps": steps}
     named = request.to_json() | {"model": origin.model}  # a name: never the path the user gave
     model = origin.to_json()["model"]
@@ -43,10 +43,10 @@ def still(image: "Image.Image", record: str) -> bytes:
 
 
 def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
-    """All frames as a WebP, GIF or PNG file that plays again and again; the last one is held."""
+    """A WebP, GIF or PNG file that loops over all frames and stays longer at the last."""
     steps = max(len(frames) - 1, 1)
-    shown = min(max(round(1000 * SECONDS / steps), SHOWN[0]), SHOWN[1])
-    ways: dict[str, dict[str, object]] = {
+    duration = min(max(round(1000 * SECONDS / steps), STEP_SHOWN[0]), STEP_SHOWN[1])
+    options: dict[str, dict[str, object]] = {
         "webp": {"exif": exif.to_exif({STEP_KEY: record}), "quality": 90},
         "gif": {"comment": record.encode()},
         "png": {"pnginfo": png.text_chunks({STEP_KEY: record})},
@@ -57,51 +57,50 @@ def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
         kind,
         save_all=True,
         append_images=list(frames[1:]),
-        duration=[shown] * (len(frames) - 1) + [HELD],
+        duration=[duration] * (len(frames) - 1) + [LAST_SHOWN],
         loop=0,
-        **ways[kind],
+        **options[kind],
     )
     return file.getvalue()
 
 
-def name_of(picture: str, step: int, steps: int) -> str:
-    """The file name of a step of the picture called so: all of one picture sort in order."""
+def step_name(picture: str, step: int, steps: int) -> str:
+    """The file name of a picture's step; a picture's steps sort in order."""
     digits = max(3, len(str(steps)))
     return f"{os.path.splitext(picture)[0]}-step-{step:0{digits}}.png"
 
 
 def animated_name(picture: str, kind: str) -> str:
-    """The file name of the animation of the picture called so, which is never the picture's own."""
+    """The file name of a picture's animation, which is never the picture's own."""
     stem, suffix = os.path.splitext(picture)
     return f"{stem}-steps.{kind}" if suffix.lower() == f".{kind}" else f"{stem}.{kind}"
 
 
 def is_step_file(path: Path) -> bool:
-    """Whether a file is a step's or an animation, by what it says of itself."""
+    """Whether a file is a step or an animation, by its record."""
     from PIL import ExifTags, Image
 
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
-            held = exif.own_texts(image.getexif().get(ExifTags.Base.ImageHistory))
+            texts = exif.own_texts(image.getexif().get(ExifTags.Base.ImageHistory))
             comment = image.info.get("comment", b"")
-            return STEP_KEY in image.info or STEP_KEY in held or f'{{"{STEP_KEY}":' in repr(comment)
+            return (
+                STEP_KEY in image.info or STEP_KEY in texts or f'{{"{STEP_KEY}":' in repr(comment)
+            )
     except (BadFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
 def write(data: bytes, path: Path, overwrite: bool = False) -> Path:
-    """Write in place of an earlier one of these files, never of another: that has its own name.
-
-    Gives the path. BadOutput.
-    """
+    """Write a step or animation, which replaces only another one; gives its path. BadOutput."""
     if overwrite or not os.path.lexists(path) or is_step_file(path):
-        output.publish(data, path, overwrite=True, lasting=False)
+        output.write_file(data, path, overwrite=True, fsync=False)
         return path
     return output.Output(path.parent, "").write_beside(data, path.name)
 
 
 def grid(images: "Sequence[Image.Image]") -> "Image.Image":
-    """Pictures of one size side by side, in a square as nearly as may be."""
+    """A grid of pictures of one size, as square as possible."""
     if len(images) == 1:
         return images[0]
     from PIL import Image

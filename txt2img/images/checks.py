@@ -1,4 +1,4 @@
-"""Pictures that should not be kept, and what is done instead of keeping them."""
+"""Checks for failed pictures (NaN, black, flat), and what a run does with them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from txt2img.system.text import shown
 if TYPE_CHECKING:
     from PIL import Image
 
-REASONS = ("nan", "black", "flat")  # nan is always one: no picture can be made of it
-BLACK_MAX = 8  # of 255: no channel of a black picture is above it anywhere
-FLAT_MAX = 8  # of 255: no channel of a flat picture varies by more
+REASONS = ("nan", "black", "flat")  # nan always fails: no picture can be made of it
+BLACK_MAX = 8  # of 255: the brightest value of a black picture
+FLAT_MAX = 8  # of 255: the widest range of a flat picture's channels
 RETRIES_MAX = 100
 
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What a run does with pictures that fail."""
+    """Which pictures a run rejects, and what it does then."""
 
     reject: Collection[str] = ("nan",)
     retries: int = 0
-    skip: bool = False  # go on with the next
+    skip: bool = False  # continue with the next
 
 
 def parse_reject(text: str) -> tuple[str, ...]:
-    """The reasons that --reject lists. BadRequest names those there are."""
+    """Parse the reasons of --reject. BadRequest."""
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
         if name not in REASONS:
@@ -36,7 +36,7 @@ def parse_reject(text: str) -> tuple[str, ...]:
 
 
 def check_image(image: "Image.Image", reject: Collection[str]) -> None:
-    """Raise Rejected if a picture is what it must not be."""
+    """Raise Rejected if a picture is black or flat and that is to be rejected."""
     if not {"black", "flat"} & set(reject):
         return
     levels = [channel.tobytes() for channel in image.split()]
@@ -48,5 +48,5 @@ def check_image(image: "Image.Image", reject: Collection[str]) -> None:
 
 
 def retry_seed(seed: int, attempt: int) -> int:
-    """The seed of a picture's `attempt`-th retry: the same in every run, and nobody's neighbour."""
+    """The seed of a picture's `attempt`-th retry, hashed: seed + 1 is the next picture's."""
     return int.from_bytes(sha256(f"{seed} {attempt}".encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""A sweep's contact sheet, each picture with what sets it apart, and the same as a table in CSV."""
+"""Contact sheets of sweeps: each picture with its settings, and a CSV table of the same."""
 
 import csv
 import json
@@ -16,8 +16,8 @@ from txt2img.request import Request
 from txt2img.request.sweep import NONE, Axis
 from txt2img.system.text import escape
 
-SIDE_MAX = 16_383  # pixels, which all formats hold
-SHEET = "txt2img-sheet"  # the text that only sheets have
+SIDE_MAX = 16_383  # pixels: WebP's limit, the lowest of all formats
+SHEET = "txt2img-sheet"  # the key of a sheet's text
 CELL_MAX = 512  # pixels
 GAP = 8  # pixels
 FONT = 13  # pixels
@@ -29,7 +29,7 @@ ALWAYS = ("prompt", "negative", "seed", "width", "height", "steps", "cfg", "samp
 
 
 def write(cells: Sequence[Cell], axes: Sequence[Axis], target: Output, columns: int) -> list[Path]:
-    """Put sheet.png and sheet.csv beside the pictures; gives their paths. BadOutput, OSError."""
+    """Write sheet.png and sheet.csv next to the pictures; gives their paths. BadOutput, OSError."""
     if not cells:
         return []
     return [
@@ -39,7 +39,7 @@ def write(cells: Sequence[Cell], axes: Sequence[Axis], target: Output, columns: 
 
 
 def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:
-    """A line for each picture: its path, what was swept, and what else decides it."""
+    """A CSV line for each picture: its path, the swept fields and the other main ones."""
     fields = list(dict.fromkeys([*(axis.field for axis in axes), *ALWAYS, "cfg_rescale", "eta"]))
     text = StringIO(newline="")
     writer = csv.writer(text)
@@ -50,8 +50,8 @@ def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format = PNG) -> bytes:
-    """The sheet as a picture that says what is on it, whatever its pictures' sizes."""
+def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, format: Format = PNG) -> bytes:
+    """The sheet as a picture file: thumbnails with captions, and the sweep in its text."""
     rows = -(-len(cells) // columns)
     fields = [axis.field for axis in axes]
     if len({request.prompt for _, request in cells}) > 1 and "prompt" not in fields:
@@ -59,9 +59,9 @@ def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format
     if len({request.seed for _, request in cells}) > 1 and "seed" not in fields:
         fields.append("seed")
     caption = LINE * len(fields)
-    room = SIDE_MAX // columns - GAP, SIDE_MAX // rows - GAP - caption
-    width = min(CELL_MAX, room[0], max(request.width or 1 for _, request in cells))
-    height = min(CELL_MAX, room[1], max(request.height or 1 for _, request in cells))
+    limit = SIDE_MAX // columns - GAP, SIDE_MAX // rows - GAP - caption
+    width = min(CELL_MAX, limit[0], max(request.width or 1 for _, request in cells))
+    height = min(CELL_MAX, limit[1], max(request.height or 1 for _, request in cells))
     width, height = max(width, 16), max(height, 16)
     across, down = width + GAP, height + caption + GAP
     sheet = Image.new("RGB", (columns * across + GAP, rows * down + GAP), PAPER)
@@ -69,51 +69,51 @@ def draw(cells: Sequence[Cell], axes: Sequence[Axis], columns: int, form: Format
     for i, (path, request) in enumerate(cells):
         x, y = GAP + i % columns * across, GAP + i // columns * down
         for line, field in enumerate(fields):
-            words = f"{field.replace('_', ' ')} {_said(getattr(request, field))}"
-            pen.text((x, y + line * LINE), _fitting(words, width, font), fill=INK, font=font)
+            label = f"{field.replace('_', ' ')} {_label(getattr(request, field))}"
+            pen.text((x, y + line * LINE), _truncated(label, width, font), fill=INK, font=font)
         with Image.open(path) as picture:
             picture.thumbnail((width, height))
             sheet.paste(picture.convert("RGB"), (x, y + caption))
     swept = {axis.field: axis.values for axis in axes}
     return image_file.encode_texts(
-        sheet, {SHEET: json.dumps({"swept": swept, "columns": columns})}, form
+        sheet, {SHEET: json.dumps({"swept": swept, "columns": columns})}, format
     )
 
 
 def _plain(value: object) -> object:
-    """A field's value in a table: none is nothing, LoRAs are as a command line has them."""
+    """A field's value in a table: None is empty, LoRAs are as on a command line."""
     if isinstance(value, tuple):
         return ",".join(f"{lora.name}:{lora.unet:g}" for lora in value)
     return "" if value is None else value
 
 
-def _said(value: object) -> str:
+def _label(value: object) -> str:
     plain = NONE if value == () else _plain(value)
     return f"{plain:g}" if isinstance(plain, float) else escape(str(plain))
 
 
-def _fitting(text: str, width: int, font: Font) -> str:
-    """As much of a text as fits a width in pixels."""
+def _truncated(text: str, width: int, font: Font) -> str:
+    """A text cut to a width in pixels."""
     if font.getlength(text) <= width:
         return text
-    text = text[: width // 2]  # no letter is narrower than that: long prompts cost no more
+    text = text[: width // 2]  # no letter is narrower: a long prompt costs no more
     while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
 
 
 def _publish(data: bytes, target: Output, name: str) -> Path:
-    """Write a file under its name or the next free one, unless the very same is there already."""
+    """Write a file under a free name, unless the same one exists."""
     if target.overwrite:
-        output.publish(data, target.folder / name, overwrite=True)
+        output.write_file(data, target.folder / name, overwrite=True)
         return target.folder / name
-    for path in _taken(target.folder, name):
+    for path in _existing(target.folder, name):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return path
     return target.write_beside(data, name)
 
 
-def _taken(folder: Path, name: str) -> Iterator[Path]:
+def _existing(folder: Path, name: str) -> Iterator[Path]:
     number = 1
     while os.path.lexists(path := folder / with_suffix(name, number)):
         yield path

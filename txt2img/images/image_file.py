@@ -58,7 +58,7 @@ def save(
     image: "Image.Image", path: Path, request: Request, origin: Origin, overwrite: bool = False
 ) -> None:
     """Write a picture, whole or not at all; BadOutput if that is not possible."""
-    output.publish(encode(image, request, origin), path, overwrite)
+    output.write_file(encode(image, request, origin), path, overwrite)
 
 
 def read(path: Path) -> ImageInfo:

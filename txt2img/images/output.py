@@ -1,4 +1,4 @@
-"""Where pictures go: safe names, and files that are whole or not there.
+"""Output files: safe names for pictures, and files that are whole or not there.
 
 A file is written under a temporary name, flushed to the disk and then linked to its own name,
 which fails if that is taken: a crash leaves no half picture, two programs never pick one name.
@@ -23,7 +23,7 @@ from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
 
 TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
-NUMBERS = ("seed", "index", "width", "height", "steps")  # of these, how many digits may be said
+NUMBERS = ("seed", "index", "width", "height", "steps")  # tokens that take {token:0DIGITS}
 _TOKEN = re.compile(r"\{(\w+)(?::0(\d{1,2})d?)?\}")
 OTHER_KINDS = (
     *(".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic"),
@@ -35,20 +35,20 @@ SLUG_BYTES_MAX = 120
 
 @dataclass
 class Output:
-    """Names for the pictures of one run, and the way to write them."""
+    """The folder and the file names of a run's pictures; a context that makes the folder."""
 
     folder: Path
     pattern: str  # a file name with {tokens}
-    exact: bool = False  # a name for one picture: taken means an error, not a number
+    exact: bool = False  # one picture's name: an error if it exists, never a number
     overwrite: bool = False
-    resume: bool = False  # what is there may be of this very batch
+    resume: bool = False  # files that exist may be of this batch
     format: Format = PNG
     _written: set[Path] = field(default_factory=set)
-    _made: list[Path] = field(default_factory=list)
-    _here: tuple[Path, int] | None = None  # a file that is held while pictures are drawn
+    _new_folders: list[Path] = field(default_factory=list)
+    _placeholder: tuple[Path, int] | None = None  # a locked file that keeps the folder
 
     def __enter__(self) -> Self:
-        """Make the folder and prove that it can be written, before any work. BadOutput."""
+        """Make the folder and prove that it is writable, before any work. BadOutput."""
         try:
             self._prepare()
         except BaseException:
@@ -57,56 +57,56 @@ class Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the folders that were made, if nothing is in them."""
-        if self._here is not None:
-            locks.release(*self._here)
-            self._here = None
-        for folder in reversed(self._made):
+        """Remove the folders that were made and stayed empty."""
+        if self._placeholder is not None:
+            locks.release(*self._placeholder)
+            self._placeholder = None
+        for folder in reversed(self._new_folders):
             with suppress(OSError):
                 folder.rmdir()
 
     def _prepare(self) -> None:
         try:
             try:
-                self._settle()
+                self._make_folder()
             except FileNotFoundError:  # another process made the folder, and took it away again
-                self._settle()
+                self._make_folder()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         locks.remove_stale(self.folder, TEMPORARY, locks.LOCK)
-        self.check_free()
+        self.check_name_free()
 
-    def check_free(self) -> None:
-        """Raise BadOutput if the name of the one picture is taken, and that is not meant."""
+    def check_name_free(self) -> None:
+        """Raise BadOutput if the one picture's file exists and must not be replaced."""
         path = self.folder / self.pattern
         if self.exact and not (self.overwrite or self.resume) and os.path.lexists(path):
             raise already_exists(path)
 
-    def _settle(self) -> None:
-        """Make the folder, and keep it from being empty, so that no other process removes it."""
+    def _make_folder(self) -> None:
+        """Make the folder, and a file in it, so that no other process removes it as empty."""
         for folder in (*reversed(self.folder.parents), self.folder):
             if not folder.exists():
                 folder.mkdir(exist_ok=True)
-                self._made.append(folder)
-        self._here = files.lock_file(self.folder)
+                self._new_folders.append(folder)
+        self._placeholder = files.lock_file(self.folder)
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:
-        """Write one picture under the `number`-th form of a name, or a higher one. BadOutput."""
+        """Write a picture under its name with that number, or the next free one. BadOutput."""
         path = self.folder / with_suffix(name, number)
         if self.exact or (self.overwrite and path not in self._written):
-            publish(data, path, self.overwrite)
+            write_file(data, path, self.overwrite)
         else:
-            path = _publish_numbered(data, self.folder / name, number)
+            path = _write_numbered(data, self.folder / name, number)
         if self.overwrite:
             self._written.add(path)
         return path
 
     def write_beside(self, data: bytes, name: str) -> Path:
-        """Write a file beside the pictures, under its name or the next free number. BadOutput."""
-        return _publish_numbered(data, self.folder / name, 1)
+        """Write another file next to the pictures, under a free name. BadOutput."""
+        return _write_numbered(data, self.folder / name, 1)
 
-    def free(self, name: str, number: int, promised: Collection[Path] = ()) -> Path:
-        """The path under which `write_as` would write now, had the promised files been written."""
+    def free_path(self, name: str, number: int, promised: Collection[Path] = ()) -> Path:
+        """The path that `write_as` would take, if the promised files were written."""
         path = self.folder / with_suffix(name, number)
         while not self.overwrite and (path in promised or os.path.lexists(path)):
             number += 1
@@ -114,86 +114,86 @@ class Output:
         return path
 
     def name(self, request: Request, index: int) -> str:
-        """The file name of picture `index` of a run, counted from 1; what is open stays {open}."""
+        """The file name of picture `index` (from 1); tokens without a value stay {token}."""
 
-        def known(mark: re.Match[str]) -> str:
-            token, digits = mark[1], mark[2]
+        def replacement(match: re.Match[str]) -> str:
+            token, digits = match[1], match[2]
             if token == "index":
                 return f"{index:0{int(digits or 4)}}"
             value = getattr(request, token, None) if token in TOKENS else None
             if value is None:
-                return mark[0]
+                return match[0]
             return slug(f"{value:0{int(digits)}}" if digits else str(value))
 
-        return _TOKEN.sub(known, self.pattern)
+        return _TOKEN.sub(replacement, self.pattern)
 
 
 def parse(text: str | None, several: bool, overwrite: bool = False, format: Format = PNG) -> Output:
-    """What --output means: a folder, a pattern with {tokens}, or a file name. BadRequest.
+    """Parse --output: a folder, a pattern with {tokens}, or a file name. BadRequest.
 
-    A name tells the format; where it does not, that is `form`. One name without a picture's
-    suffix for several pictures is a folder's.
+    The name's suffix decides the format, else `format` does. A name without a known suffix for
+    several pictures is a folder's.
     """
-    default = default_pattern(format)
+    folder = Output(Path(text or ""), default_pattern(format), overwrite=overwrite, format=format)
     if text is None:
-        return Output(Path(), default, overwrite=overwrite, format=format)
+        return folder
     _check_place(text)
     if text.endswith(("/", os.sep)) or os.path.isdir(text):
-        return Output(Path(text), default, overwrite=overwrite, format=format)
-    folder, name = Path(text).parent, Path(text).name
+        return folder
+    parent, name = Path(text).parent, Path(text).name
     if name == "..":
         raise BadRequest(f"--output {shown(text)} is no name for a file")
     if Path(name).suffix.lower() in OTHER_KINDS:
         kinds, better = ", ".join(FORMATS), shown(f"{Path(name).stem}{format.suffix}")
         raise BadRequest(f"pictures are written as {kinds}, not {shown(name)}; name it {better}")
-    told = formats.by_suffix(name)
-    if several and told is None and "{" not in text:
-        return Output(Path(text), default, overwrite=overwrite, format=format)
-    name = f"{name}{format.suffix}" if told is None else name
-    format = told if told is not None and told.name != format.name else format
+    by_suffix = formats.by_suffix(name)
+    if several and by_suffix is None and "{" not in text:
+        return folder
+    if by_suffix is None:
+        name += format.suffix
+    elif by_suffix.name != format.name:  # else `format` has the quality that was asked for
+        format = by_suffix
     _check_tokens(text)
-    if _TOKEN.search(str(folder)):
+    if _TOKEN.search(str(parent)):
         raise BadRequest("--output takes {tokens} in the file's name only, not in its folder's")
-    pattern = bool(_TOKEN.search(name))
-    if several and not pattern:
+    has_tokens = bool(_TOKEN.search(name))
+    if several and not has_tokens:
         stem, suffix = os.path.splitext(name)
-        return Output(folder, f"{stem}-{{index}}{suffix}", overwrite=overwrite, format=format)
-    return Output(folder, name, exact=not pattern, overwrite=overwrite, format=format)
+        name, has_tokens = f"{stem}-{{index}}{suffix}", True
+    return Output(parent, name, exact=not has_tokens, overwrite=overwrite, format=format)
 
 
 def _check_place(text: str) -> None:
-    """Raise BadRequest for what no file can be named, or put in the place of."""
+    """Raise BadRequest for a name that no file can have, and for devices and pipes."""
     check_text("--output", text)
     if text in ("", "-") or any(unicodedata.category(c) == "Cc" for c in text):
         raise BadRequest(f"--output {shown(text)} is no name for a file; name a folder or a .png")
     if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
         raise BadRequest(
-            f"--output {shown(text)} is a device or a pipe, which no picture can be put in the "
-            "place of; -o - writes one to standard output"
+            f"--output {shown(text)} is a device or a pipe, which a picture cannot replace; "
+            "-o - writes one to standard output"
         )
 
 
 def _check_tokens(text: str) -> None:
-    """Raise BadRequest for a {token} that no picture has, or that cannot be said so."""
-    for said in re.findall(r"\{(.*?)\}", text):
-        token, colon, _ = said.partition(":")
+    """Raise BadRequest for an unknown {token}, or one that takes no number of digits."""
+    for braced in re.findall(r"\{.*?\}", text):
+        token, colon, _ = braced[1:-1].partition(":")
         if token not in TOKENS:
             allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
-            raise BadRequest(f"--output has no {{{said}}}; choose from {allowed}")
-        if colon and (token not in NUMBERS or not _TOKEN.fullmatch(f"{{{said}}}")):
+            raise BadRequest(f"--output has no {braced}; choose from {allowed}")
+        if colon and (token not in NUMBERS or not _TOKEN.fullmatch(braced)):
             numbers = ", ".join(f"{{{token}}}" for token in NUMBERS)
-            raise BadRequest(
-                f"--output {{{said}}}: how many digits can be said of {numbers}, as {{seed:06}}"
-            )
+            raise BadRequest(f"--output {braced}: only {numbers} take digits, as {{seed:06}}")
 
 
 def default_pattern(format: Format) -> str:
-    """The pattern of names where none is asked for."""
+    """The pattern of file names if none is given."""
     return f"{{prompt}}-{{seed}}{format.suffix}"
 
 
 def slug(text: str) -> str:
-    """`text` as a part of a file name: words joined by hyphens, nothing that leads elsewhere."""
+    """A text as part of a file name: words joined by hyphens, no separators or dots at the ends."""
     text = unicodedata.normalize("NFC", text).lower()
     if text.isascii():
         words = re.sub(r"[^a-z0-9._+]+", "-", text)
@@ -208,10 +208,10 @@ def _in_a_word(c: str) -> bool:
     return c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+"
 
 
-def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = True) -> None:
-    """Write a file whole or not at all; BadOutput if it exists, or cannot be written."""
+def write_file(data: bytes, path: Path, overwrite: bool = False, fsync: bool = True) -> None:
+    """Write a file, whole or not at all; BadOutput if it exists or cannot be written."""
     try:
-        files.write_atomic(data, path, overwrite, lasting)
+        files.write_atomic(data, path, overwrite, fsync)
     except FileExistsError as error:
         raise already_exists(path) from error
     except OSError as error:
@@ -219,26 +219,26 @@ def publish(data: bytes, path: Path, overwrite: bool = False, lasting: bool = Tr
 
 
 def with_suffix(name: str, number: int) -> str:
-    """The first, second, … form of a name: x.png, x-2.png, …"""
+    """A name with a number before its suffix, from 2 on: x.png, x-2.png, …"""
     if number == 1:
         return name
     stem, suffix = os.path.splitext(name)
     return f"{stem}-{number}{suffix}"
 
 
-def _publish_numbered(data: bytes, path: Path, first: int) -> Path:
-    """Write under the first free of a path's numbers from `first` on: name, name-2, name-3, …"""
+def _write_numbered(data: bytes, path: Path, first: int) -> Path:
+    """Write under the first free name with a number from `first` on. BadOutput."""
     for number in range(first, first + 1_000_000):
-        wanted = path.with_name(with_suffix(path.name, number))
-        if os.path.lexists(wanted):
+        free = path.with_name(with_suffix(path.name, number))
+        if os.path.lexists(free):
             continue
         try:
-            files.write_atomic(data, wanted, overwrite=False)
+            files.write_atomic(data, free, overwrite=False)
         except FileExistsError:
             continue
         except OSError as error:
-            raise _unwritable(wanted, error) from error
-        return wanted
+            raise _unwritable(free, error) from error
+        return free
     raise already_exists(path)
 
 

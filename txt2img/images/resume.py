@@ -1,7 +1,7 @@
-"""What a batch consists of, what of it is done, and who draws what: several processes, one folder.
+"""Resuming a batch, by any number of processes: its items, and which of them are there or claimed.
 
-A picture's own record says what it is, so the folder is all the memory that a batch needs. What a
-process is drawing it claims by a locked file, which nobody holds any more once it is gone.
+A picture's record identifies it, so a batch needs no state but its folder. A process claims what it
+draws with a locked file; the lock ends with the process.
 """
 
 import json
@@ -25,45 +25,45 @@ from txt2img.system import locks
 from txt2img.system.text import shown
 
 POLL_SECONDS = 0.2
-LATENT, PARTIAL = ".txt2img-{}.latent", ".txt2img-{}.partial"  # beside the pictures
-LATE_MAX = 256  # pictures of others that are remembered before it is looked which are done
+LATENT, PARTIAL = ".txt2img-{}.latent", ".txt2img-{}.partial"  # next to the pictures
+WAITING_MAX = 256  # other processes' items that are kept before the finished ones are dropped
 
 
 @dataclass(frozen=True)
 class Item:
     """One picture of a batch."""
 
-    index: int  # in the whole batch, from 1: the same whatever is done, and in every shard
+    index: int  # in the whole batch, from 1, in every shard and resumed run
     request: Request  # filled, for one picture
     name: str  # of its file
-    number: int  # among those of that name
+    number: int  # among items of that name, from 1
     id: str
-    copy: int = 0  # how many before it are the same
-    first_seed: int | None = None  # the seed asked for, if the request's is a retry's
+    copy: int = 0  # how many earlier items are the same
+    first_seed: int | None = None  # the seed asked for, if the request has a retry's
 
 
 def item_id(request: Request, model_hash: str) -> str:
-    """What tells a picture from all others: 32 hex digits of its whole request and its model."""
+    """The id of a picture: a hash (32 hex digits) of its whole request and its model."""
     values = canonical(request).to_json() | {"model": model_hash}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def picture_id(path: Path) -> str:
-    """The id of a picture by its record; empty if it has none of ours."""
+    """The id of a picture file, from its record; empty if it has none of ours."""
     try:
-        found = image_file.read(path)
+        info = image_file.read(path)
     except BadFile:
         return ""
-    if found.request is None or not found.pixels_sha256:
+    if info.request is None or not info.pixels_sha256:
         return ""
-    first = found.request.seed if found.first_seed is None else found.first_seed
-    return item_id(replace(found.request, seed=first), found.origin.hash)
+    seed = info.request.seed if info.first_seed is None else info.first_seed
+    return item_id(replace(info.request, seed=seed), info.origin.hash)
 
 
 def items(requests: Iterable[Request], output: Output, model_hash: str | None) -> Iterator[Item]:
-    """Every picture of a batch with its place in it: no two get one name.
+    """The items of a batch, each with a file name of its own.
 
-    Where the model's hash is not known (None), the items have no ids.
+    If the model's hash is not known (None), they have no ids.
     """
     names: dict[str, int] = {}
     copies: Counter[str] = Counter()
@@ -80,24 +80,24 @@ def items(requests: Iterable[Request], output: Output, model_hash: str | None) -
 
 
 def latent_path(folder: Path, item: Item, whole: bool = True) -> Path:
-    """Where an item's latent is kept, after the last step or before."""
+    """The path of an item's latent, of the last step or (`whole` is False) an earlier one."""
     return folder / (LATENT if whole else PARTIAL).format(f"{item.id}-{item.copy}")
 
 
-def forget(folder: Path, item: Item) -> None:
-    """Remove an item's latents, if there are any: its picture is there, or is not wanted."""
+def remove_latents(folder: Path, item: Item) -> None:
+    """Remove an item's latents, if there are any."""
     for whole in (True, False):
         with suppress(OSError):
             latent_path(folder, item, whole).unlink()
 
 
 class ResumeIndex:
-    """A folder's pictures by their ids, and this process's claims, which end with the context."""
+    """The pictures of a folder by their ids, and this process's claims; a context ends them."""
 
     def __init__(self, output: Output) -> None:
         self.folder = output.folder
-        self.found: dict[str, list[Path]] = {}
-        self.held: dict[str, tuple[int, int]] = {}  # by id: descriptor, how many items
+        self.paths: dict[str, list[Path]] = {}
+        self.locks: dict[str, tuple[int, int]] = {}  # by id: descriptor, number of items
         names = [output.pattern] if output.exact else _names(output.folder, output.format)
         for name in sorted(names, key=lambda name: (len(name), name)):
             self._note(picture_id(self.folder / name), self.folder / name)
@@ -106,37 +106,39 @@ class ResumeIndex:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for key in list(self.held):
+        for key in list(self.locks):
             self._unlock(key)
 
     def done(self, item: Item) -> Path | None:
-        """Where an item's picture is, if it was found."""
-        paths = self.found.get(item.id, [])
+        """The path of an item's picture, if it is known to exist."""
+        paths = self.paths.get(item.id, [])
         return paths[item.copy] if item.copy < len(paths) else None
 
-    def claimable(self, items: Iterable[Item], late: list[Item]) -> Iterator[Item]:
-        """The items that are to be drawn and are now ours; those that others draw go to `late`."""
+    def claimable(self, items: Iterable[Item], taken_by_others: list[Item]) -> Iterator[Item]:
+        """Claim items and yield those to draw; append those that others draw to the list."""
         for item in items:
-            ours = self.claim(item)
-            if ours:
+            claimed = self.claim(item)
+            if claimed:
                 yield item
-            elif ours is None:
-                late.append(item)
-                if len(late) % LATE_MAX == 0:
-                    late[:] = [one for one in late if not self._find_image(one)]
+            elif claimed is None:
+                taken_by_others.append(item)
+                if len(taken_by_others) % WAITING_MAX == 0:
+                    taken_by_others[:] = [
+                        one for one in taken_by_others if not self._find_image(one)
+                    ]
 
     def wait(self, item: Item) -> bool:
-        """Whether an item is ours to draw, once nobody else is drawing it."""
-        while (ours := self.claim(item)) is None:
+        """Claim an item when no other process draws it any more; False if it is there."""
+        while (claimed := self.claim(item)) is None:
             time.sleep(POLL_SECONDS)
-        return ours
+        return claimed
 
     def claim(self, item: Item) -> bool | None:
-        """True: it is to be drawn, by us. False: it is there. None: another process draws it."""
+        """Claim an item to draw; False if its picture exists, None if another process draws it."""
         if self.done(item):
-            forget(self.folder, item)  # of a run that was killed before it did
+            remove_latents(self.folder, item)  # a killed run may have left some
             return False
-        if item.id not in self.held:
+        if item.id not in self.locks:
             try:
                 descriptor = locks.claim(self._lock(item.id))
             except OSError as error:
@@ -145,29 +147,29 @@ class ResumeIndex:
                 raise BadOutput(f"cannot write in {where}: {reason}") from error
             if descriptor is None:
                 return None
-            self.held[item.id] = (descriptor, 0)
-        descriptor, count = self.held[item.id]
+            self.locks[item.id] = (descriptor, 0)
+        descriptor, count = self.locks[item.id]
         if path := self._find_image(item):
             self._note(item.id, path)
-            forget(self.folder, item)
+            remove_latents(self.folder, item)
             if not count:
                 self._unlock(item.id)
             return False
-        self.held[item.id] = (descriptor, count + 1)
+        self.locks[item.id] = (descriptor, count + 1)
         return True
 
     def release(self, items: Iterable[Item]) -> None:
-        """Give up claims: the pictures are written, or will not be."""
+        """End claims: the pictures are written, or will not be."""
         for item in items:
-            descriptor, count = self.held[item.id]
-            self.held[item.id] = (descriptor, count - 1)
+            descriptor, count = self.locks[item.id]
+            self.locks[item.id] = (descriptor, count - 1)
             if count == 1:
                 self._unlock(item.id)
 
     def _find_image(self, item: Item) -> Path | None:
-        """An item's picture under a name that it may have, if another process wrote it."""
+        """The picture of an item that another process wrote meanwhile, under any of its names."""
         number = 1 if item.copy else item.number
-        before = 0  # copies that lie under earlier numbers
+        before = 0  # copies under lower numbers
         while True:
             path = self.folder / with_suffix(item.name, number)
             if not os.path.lexists(path):
@@ -180,18 +182,18 @@ class ResumeIndex:
             number += 1
 
     def _note(self, key: str, path: Path) -> None:
-        if key and path not in self.found.get(key, []):
-            self.found.setdefault(key, []).append(path)
+        if key and path not in self.paths.get(key, []):
+            self.paths.setdefault(key, []).append(path)
 
     def _lock(self, key: str) -> Path:
         return self.folder / locks.LOCK.format(key)
 
     def _unlock(self, key: str) -> None:
-        locks.release(self._lock(key), self.held.pop(key)[0])
+        locks.release(self._lock(key), self.locks.pop(key)[0])
 
 
-def _names(folder: Path, form: Format) -> list[str]:
+def _names(folder: Path, format: Format) -> list[str]:
     """The names of the pictures of that format in a folder."""
     with os.scandir(folder) as entries:
-        found = [(entry.name, formats.by_suffix(entry.name)) for entry in entries]
-    return [name for name, its in found if its is not None and its.name == form.name]
+        names = [(entry.name, formats.by_suffix(entry.name)) for entry in entries]
+    return [name for name, its in names if its is not None and its.name == format.name]

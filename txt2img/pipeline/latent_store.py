@@ -19,7 +19,7 @@ from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.images import formats
 from txt2img.images.output import Output, with_suffix
 from txt2img.images.record import Origin, json_object
-from txt2img.images.resume import Item, forget, latent_path
+from txt2img.images.resume import Item, latent_path, remove_latents
 from txt2img.pipeline.generate import Progress
 from txt2img.request import Request
 from txt2img.system import files
@@ -101,7 +101,7 @@ class LatentStore:
             with suppress(FileNotFoundError):
                 data = latent_path(folder, item).read_bytes()
                 self.output.write_beside(data, f"{picture.stem}{SUFFIX}")
-        forget(folder, item)
+        remove_latents(folder, item)
         for whole in (True, False):
             self.left.pop(latent_path(folder, item, whole), None)
 

@@ -47,7 +47,7 @@ class GeneratedImage(Image.Image):
             super().save(fp, format, **params)
         else:
             data = image_file.encode(self, self.request, self.origin, None, form)
-            output.publish(data, path, overwrite=True)
+            output.write_file(data, path, overwrite=True)
 
 
 def origin(model: Model, used: dict[str, str] | None = None) -> Origin:

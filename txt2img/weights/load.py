@@ -29,7 +29,7 @@ from txt2img.weights.layouts.components import Part, bare, check, check_size
 from txt2img.weights.layouts.taesd import doubts
 from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.model import Model, device_of
-from txt2img.weights.registry.hashes import compiler_cache, hashed_beside
+from txt2img.weights.registry.hashes import hash_in_background, set_compiler_cache
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -59,7 +59,7 @@ def load(
         plan = replace(plan, parts=parts)
     shape = plan.family.vae if other is None else other.config
     placement = choose_placement(plan, device)
-    with hashed_beside(plan.weights) as digest:
+    with hash_in_background(plan.weights) as digest:
         vae = _made(lambda: vae_of(shape), "vae", plan, device)
         _fill(vae, "vae", plan, device, placement)
         model = build_empty(plan, device, vae)
@@ -110,7 +110,7 @@ def load_weights(model: Model, device: Device) -> None:
     for network in (model.network, model.vae):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if placement.mode == "none":
-        cache = compiler_cache() if device.compile else ""
+        cache = set_compiler_cache() if device.compile else ""
         model.graphed = Graphed(
             model.network, lambda line: model.memory.warn(line), recorded_on_card, cache
         )

@@ -18,7 +18,7 @@ from txt2img.weights.checkpoint import open_checkpoint
 from txt2img.weights.families import Family
 from txt2img.weights.load import build_empty, load_weights
 from txt2img.weights.model import Model, SecondStage
-from txt2img.weights.registry.hashes import hashed_beside
+from txt2img.weights.registry.hashes import hash_in_background
 
 
 def add_refiner(model: Model, name: str, device: Device) -> None:
@@ -28,7 +28,7 @@ def add_refiner(model: Model, name: str, device: Device) -> None:
     """
     checkpoint = open_checkpoint(name)
     _check_same_latents(checkpoint.name, checkpoint.family, model.family)
-    with hashed_beside(checkpoint.weights) as digest:
+    with hash_in_background(checkpoint.weights) as digest:
         refiner = build_empty(checkpoint, device, model.vae)
         refiner.memory = model.memory
         load_weights(refiner, device)

@@ -67,7 +67,7 @@ def test_previews_change_nothing_of_the_picture(draw: Command, folder: Path) -> 
             assert image.size == (64, 64)
     with Image.open("seen.webp") as image:
         assert image.size == (64, 64)
-    assert milliseconds(Path("seen.webp")) == 2 * 250 + animation.HELD
+    assert milliseconds(Path("seen.webp")) == 2 * 250 + animation.LAST_SHOWN
     with Image.open("now.png") as last, Image.open("seen.png") as picture:
         assert last.tobytes() == picture.convert("RGB").tobytes()
 
@@ -98,7 +98,8 @@ def test_each_of_several_pictures_has_its_own_animation(draw: Command, folder: P
 
 def test_one_picture_has_the_animation_that_was_named(draw: Command, folder: Path) -> None:
     draw(*LINE, "-o", "x.png", "--animate", "way.webp", "--preview-every", "2")
-    assert milliseconds(Path("way.webp")) == 250 + animation.HELD  # the second step, the picture
+    # The second step, and the picture.
+    assert milliseconds(Path("way.webp")) == 250 + animation.LAST_SHOWN
     assert names(folder) == ["way.webp", "x.png"]
 
 
@@ -178,7 +179,7 @@ def test_a_picture_drawn_again_has_the_steps_of_its_last_try(
     drawn = image_file.read(Path("x.png")).request
     said = json.loads(image_file.read(Path("x-step-001.png")).texts[animation.STEP_KEY])
     assert drawn and said["request"]["seed"] == drawn.seed != 1
-    assert milliseconds(Path("x.webp")) == 2 * 250 + animation.HELD
+    assert milliseconds(Path("x.webp")) == 2 * 250 + animation.LAST_SHOWN
 
 
 def test_info_says_which_step_a_file_is(draw: Command, command: Command, folder: Path) -> None:

@@ -89,7 +89,7 @@ def path_of(name: Name) -> None:
 def hash_models(names: Names, json: Json = False) -> None:
     """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
     from txt2img.weights.checkpoint import find, weight_files
-    from txt2img.weights.registry.hashes import hashing, model_hash, tensors_start
+    from txt2img.weights.registry.hashes import hash_progress, model_hash, tensors_start
 
     for name in names:
         paths = weight_files(find(name))
@@ -98,7 +98,7 @@ def hash_models(names: Names, json: Json = False) -> None:
             for path in paths:
                 # The hash of the tensors alone, as for LoRAs, exists for single files.
                 for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
-                    for read in hashing(path, start):
+                    for read in hash_progress(path, start):
                         bar.advance(path.name, read.done, read.size, "")
                     digests.append(read.digest)
         short = model_hash(paths)

@@ -20,7 +20,7 @@ from txt2img.weights.distilled import by_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import find_vae
-from txt2img.weights.registry.hashes import known_hash
+from txt2img.weights.registry.hashes import cached_hash
 
 TEXTS_MAX = 16  # of a prompt that changes, as many are counted
 
@@ -119,7 +119,7 @@ def forecast_for(
         }
     speeds = history.read()
     return Forecast(
-        plan, find(model), known_hash(plan.weights), where, dtypes, speeds, low, library
+        plan, find(model), cached_hash(plan.weights), where, dtypes, speeds, low, library
     )
 
 

@@ -1,4 +1,4 @@
-"""The models that people mean by short names: where the Hub has them, and under which licence."""
+"""Short names of models: their repositories on the Hub and their licences."""
 
 from dataclasses import dataclass
 

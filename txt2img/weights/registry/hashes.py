@@ -1,7 +1,4 @@
-"""SHA-256 of weight files, kept in the user's cache: gigabytes take seconds to read.
-
-Where in that cache other things lie that are made once.
-"""
+"""SHA-256 hashes of weight files, cached on disk, since gigabytes take seconds to read."""
 
 import hashlib
 import os
@@ -19,8 +16,8 @@ BLOCK = 2**22  # bytes
 
 
 @dataclass(frozen=True)
-class Read:
-    """How far a file is read, in bytes, and in the end its digest (64 hex digits)."""
+class HashProgress:
+    """Bytes of a file hashed so far, and in the end its digest (64 hex digits)."""
 
     done: int
     size: int
@@ -29,60 +26,57 @@ class Read:
 
 def sha256(path: Path, start: int = 0) -> str:
     """The SHA-256 (64 hex digits) of a file from the byte `start` on."""
-    *_, last = hashing(path, start)
+    *_, last = hash_progress(path, start)
     return last.digest
 
 
-def hashing(path: Path, start: int = 0) -> Iterator[Read]:
-    """The same, saying now and then how far it is; the last has the digest.
-
-    It is kept in the user's cache by place, size and time.
-    """
+def hash_progress(path: Path, start: int = 0) -> Iterator[HashProgress]:
+    """Hash a file in steps; the last has the digest, which is cached by path, size and time."""
     with open_regular(path) as file:
         was = os.fstat(file.fileno())
         size = was.st_size - start
-        kept = _kept(path, was, start)
-        if (known := _recall(kept)) is not None:
-            yield Read(size, size, known)
+        cached = _cache_path(path, was, start)
+        if (digest := _load(cached)) is not None:
+            yield HashProgress(size, size, digest)
             return
         file.seek(start)
         running = hashlib.sha256()
         while block := file.read(BLOCK):
             running.update(block)
-            yield Read(file.tell() - start, size)
+            yield HashProgress(file.tell() - start, size)
     digest = running.hexdigest()
-    _remember(kept, digest)
-    yield Read(size, size, digest)
+    _store(cached, digest)
+    yield HashProgress(size, size, digest)
 
 
 def tensors_start(path: Path) -> int:
-    """Where a safetensors file's tensors begin: LoRAs are told apart by the hash from there on."""
+    """The byte where a safetensors file's tensors begin; a LoRA's hash is taken from there."""
     with open_regular(path) as file:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
 def model_hash(paths: Sequence[Path]) -> str:
-    """Ten digits of the file's SHA-256, as other programs write them; of several files', of all."""
+    """A1111's short hash: ten digits of the SHA-256, or of that of several files' digests."""
     return _ten([sha256(path) for path in paths])
 
 
 @contextmanager
-def hashed_beside(paths: Sequence[Path]) -> Iterator[Callable[[], str]]:
-    """`model_hash`, reckoned by another thread while files are read: calling it waits for the end.
+def hash_in_background(paths: Sequence[Path]) -> Iterator[Callable[[], str]]:
+    """Compute `model_hash` in another thread; calling what this gives waits for it.
 
-    A thread that nobody waits for stops soon.
+    The thread stops when the context ends first.
     """
     stop = Event()
 
     def digests() -> str:
-        found = []
+        finished = []
         for path in paths:
-            for read in hashing(path):
+            for progress in hash_progress(path):
                 if stop.is_set():
                     return ""
-                digest = read.digest
-            found.append(digest)
-        return _ten(found)
+                digest = progress.digest
+            finished.append(digest)
+        return _ten(finished)
 
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -91,12 +85,12 @@ def hashed_beside(paths: Sequence[Path]) -> Iterator[Callable[[], str]]:
             stop.set()
 
 
-def known_hash(paths: Sequence[Path]) -> str:
-    """The same if it was reckoned before and the files are as they were, else empty. BadFile."""
+def cached_hash(paths: Sequence[Path]) -> str:
+    """`model_hash` if it is cached and the files are unchanged, else empty. BadFile."""
     digests = []
     for path in paths:
         with open_regular(path) as file:
-            digests.append(_recall(_kept(path, os.fstat(file.fileno()), 0)) or "")
+            digests.append(_load(_cache_path(path, os.fstat(file.fileno()), 0)) or "")
     return _ten(digests) if all(digests) else ""
 
 
@@ -106,35 +100,35 @@ def _ten(digests: list[str]) -> str:
     return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
 
 
-def compiler_cache() -> str:
-    """The folder where torch's compiler keeps what it made, from now on the user's cache."""
-    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache("compiled")))
+def set_compiler_cache() -> str:
+    """Set torch's compiler cache to a folder in the user's cache, and give it."""
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_dir("compiled")))
 
 
-def _kept(path: Path, was: os.stat_result, start: int) -> Path:
-    """Where the digest of a file as it `was` is kept."""
+def _cache_path(path: Path, was: os.stat_result, start: int) -> Path:
+    """The cache's file for the digest of a file in the state `was`."""
     key = "\0".join(map(str, (path.resolve(), *stat_key(was))))
     key += f"\0{start}" if start else ""
-    return _cache() / hashlib.sha256(os.fsencode(key)).hexdigest()
+    return _cache_dir() / hashlib.sha256(os.fsencode(key)).hexdigest()
 
 
-def _cache(kind: str = "sha256") -> Path:
+def _cache_dir(kind: str = "sha256") -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "txt2img" / kind
 
 
-def _recall(kept: Path) -> str | None:
+def _load(path: Path) -> str | None:
     try:
-        text = kept.read_text(encoding="ascii")
+        text = path.read_text(encoding="ascii")
     except (OSError, ValueError):
         return None
     return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
-def _remember(kept: Path, digest: str) -> None:
-    """Keep a digest; a cache that cannot be written only costs time."""
+def _store(path: Path, digest: str) -> None:
+    """Cache a digest, if that is possible."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(digest.encode("ascii"), kept, overwrite=True, fsync=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(digest.encode("ascii"), path, overwrite=True, fsync=False)
     except OSError:
         return

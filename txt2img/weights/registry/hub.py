@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging import ERROR, getLogger
+from logging import ERROR
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
@@ -128,9 +128,10 @@ def download(plan: Download, endpoint: str | None = None) -> Path:
 
 def keep_quiet(quiet: bool) -> None:
     """Whether huggingface_hub draws no progress bars on stderr; it never warns there."""
+    from huggingface_hub.utils.logging import set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
-    getLogger("huggingface_hub").setLevel(ERROR)  # after the import, which sets it
+    set_verbosity(ERROR)
     (disable_progress_bars if quiet else enable_progress_bars)()
 
 
