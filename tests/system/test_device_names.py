@@ -43,8 +43,8 @@ def test_names_are_checked() -> None:
 def test_the_plan_of_a_model_is_made_without_torch() -> None:
     line = (
         "import sys; from txt2img.pipeline.estimates.forecast import forecast_for; "
-        "from txt2img.request.resolve import Library; "
-        "forecast_for('default', Library(), None, None); print('torch' in sys.modules)"
+        "from txt2img.request.resolve import AdapterPaths; "
+        "forecast_for('default', AdapterPaths(), None, None); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

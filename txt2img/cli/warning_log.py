@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111
 from txt2img.images.resume import Item
+from txt2img.request.compat import rules
 from txt2img.request.lint import prompt_warnings
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class WarningLog:
 
     def check(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
         """A picture's warnings, and its prompts' tokens per chunk. BadRequest."""
-        from txt2img.pipeline.estimates.forecast import tokens, truncation_warnings
+        from txt2img.pipeline.estimates.forecast import token_counts, truncation_warnings
 
-        request = item.request
-        token_counts = tokens(self.tokenizers, request)
-        warnings = [*prompt_warnings(request), *truncation_warnings(token_counts, request)]
+        request, program = item.request, rules(item.request)
+        counts = token_counts(self.tokenizers, request, program)
+        warnings = [*prompt_warnings(request), *truncation_warnings(counts, request, program)]
         if ambiguous := a1111.ambiguous(request):
             warnings.append(ambiguous)
         self.pictures += 1
@@ -51,7 +52,7 @@ class WarningLog:
                 self.counts[warning] = [item.index, 1]
             else:
                 self.others += 1
-        return warnings, token_counts
+        return warnings, counts
 
     def report(
         self, more: Sequence[str], write: Callable[[str], None], notes: Sequence[str] = ()

@@ -154,7 +154,10 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
                     if state.step in (1, job.steps):  # each check makes the host wait for a GPU
                         check_finite(state.x)
                     limit_queue(state.x, queued)
-                    yield Progress(state.step, state.x, state.x0, *batch)
+                    progress = Progress(state.step, state.x, state.x0, *batch)
+                    if state.step < job.steps:
+                        yield progress
+            yield progress  # once the network has left its device, for the VAE to come
             return
         except Rejected:
             if len(requests) > 1 or dtype == torch.float32:

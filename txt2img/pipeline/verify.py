@@ -1,4 +1,4 @@
-"""Draw a picture again and compare: the same bits, or how far apart and why that may be."""
+"""Draw a picture again from its record and compare the pixels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ from txt2img.weights.model import Model
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a picture and its like, drawn now, compare."""
+    """The difference between a picture and the one drawn now from its record."""
 
     psnr: float  # decibels; infinite if they are the same
-    reasons: tuple[str, ...] = ()  # what may have made them differ
+    reasons: tuple[str, ...] = ()  # what may explain a difference
 
     @property
     def same(self) -> bool:
@@ -37,21 +37,18 @@ class Verdict:
         return math.isinf(self.psnr)
 
 
-def described(path: Path) -> ImageInfo:
-    """What a picture says of itself, if that suffices to verify it. BadFile, BadRequest."""
-    found = image_file.read(path)
-    if found.request is None or not found.pixels_sha256:
+def read_verifiable(path: Path) -> ImageInfo:
+    """Read a picture's record, if it suffices to verify it. BadFile, BadRequest."""
+    info = image_file.read(path)
+    if info.request is None or not info.pixels_sha256:
         raise BadRequest(f"{shown(str(path))} has no hash of its pixels: txt2img did not write it")
-    if (found.width, found.height) != (found.request.width, found.request.height):
+    if (info.width, info.height) != (info.request.width, info.request.height):
         raise BadFile(f"{shown(str(path))} was changed: it has not the size that its record says")
-    return found
+    return info
 
 
-def pictures(name: str) -> list[str]:
-    """The picture of that name, or all in that folder but for sheets and steps.
-
-    BadFile, BadRequest.
-    """
+def list_pictures(name: str) -> list[str]:
+    """The picture of that name, or all in that folder but sheets and steps. BadFile, BadRequest."""
     if not Path(name).is_dir():
         return [name]
     try:
@@ -59,70 +56,71 @@ def pictures(name: str) -> list[str]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BadFile(f"cannot read {shown(name)}: {reason}") from error
-    found = [str(path) for path in entries if formats.by_suffix(path.name) and not _is_beside(path)]
-    if not found:
+    names = [str(path) for path in entries if formats.by_suffix(path.name) and _is_picture(path)]
+    if not names:
         raise BadRequest(f"{shown(name)} has no pictures")
-    return found
+    return names
 
 
-def verify(path: Path, found: ImageInfo, model: Model, lossy: bool = False) -> Verdict:
-    """Compare a picture with what its record makes now.
+def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Verdict:
+    """Draw a picture again and compare.
 
-    BadFile if its pixels or its texts were changed; BadRequest for one whose format loses some,
-    unless `lossy` ones are to be compared, too; what `ready` raises for files that lack.
+    Raises BadFile if its pixels or its texts were changed, BadRequest for a lossy format unless
+    `lossy`, and as `resolve_adapters` for missing files.
     """
-    assert found.request is not None
+    assert info.request is not None
     with open_regular(path) as file:
         try:
             with Image.open(file, formats=formats.PILLOW_NAMES) as image:
                 kind, then = image.format, image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
-    loses = kind != "PNG" and pixels_sha256(then) != found.pixels_sha256
-    _check(path, found, then, f"{kind}" if loses else "", lossy)
-    wanted = resolve_adapters(model, replace(found.request, model=model.name))
-    request = wanted.filled(model.family.defaults)
-    tiled = found.origin.environment.get("vae", "").startswith("tiled")
+    is_lossy = kind != "PNG" and pixels_sha256(then) != info.pixels_sha256
+    _check(path, info, then, f"{kind}" if is_lossy else "", lossy)
+    request = resolve_adapters(model, replace(info.request, model=model.name))
+    tiled = info.origin.environment.get("vae", "").startswith("tiled")
     model.memory.tiling = "on" if tiled else "auto"
-    [now] = images_of(model, [request])
-    if pixels_sha256(now) != found.pixels_sha256:
-        return Verdict(psnr(then, now), reasons(found.origin, origin(model, model.memory.used)))
-    if loses:
-        return Verdict(psnr(then, now), (f"{kind} loses some; drawn to the bit as it was",))
+    [now] = images_of(model, [request.filled(model.family.defaults)])
+    if pixels_sha256(now) != info.pixels_sha256:
+        return Verdict(psnr(then, now), differences(info.origin, origin(model, model.memory.used)))
+    if is_lossy:
+        return Verdict(
+            psnr(then, now), (f"{kind} is lossy; before encoding, the pixels are identical",)
+        )
     return Verdict(math.inf)
 
 
-def _check(path: Path, found: ImageInfo, then: Image.Image, loses: str, lossy: bool) -> None:
-    """Raise BadFile, BadRequest for what need not be drawn again to be judged."""
+def _check(path: Path, info: ImageInfo, then: Image.Image, lossy_kind: str, lossy: bool) -> None:
+    """Raise BadFile, BadRequest for what can be judged without drawing it again."""
     name = shown(str(path))
-    if loses and not lossy:
-        raise BadRequest(f"{name}: {loses} loses some of the pixels; --psnr 30 asks for nearness")
-    if not loses and pixels_sha256(then) != found.pixels_sha256:
+    if lossy_kind and not lossy:
+        raise BadRequest(f"{name}: {lossy_kind} is lossy, so it cannot be identical; try --psnr 30")
+    if not lossy_kind and pixels_sha256(then) != info.pixels_sha256:
         raise BadFile(f"{name} was changed: its pixels are not those of its record")
-    assert found.request is not None
-    texts = metadata(found.request, found.origin, found.pixels_sha256)
-    same_writer = found.origin.environment.get("txt2img") == __version__
-    if same_writer and found.texts.get("parameters", "").strip() != texts["parameters"].strip():
+    assert info.request is not None
+    texts = metadata(info.request, info.origin, info.pixels_sha256)
+    same_writer = info.origin.environment.get("txt2img") == __version__
+    if same_writer and info.texts.get("parameters", "").strip() != texts["parameters"].strip():
         raise BadFile(f"{name} was changed: its two texts do not say the same")
 
 
-def _is_beside(path: Path) -> bool:
-    """Whether a picture is a sheet, a step or an animation; what cannot be read is none."""
+def _is_picture(path: Path) -> bool:
+    """False for a sheet, a step or an animation; True for what cannot be read, too."""
     try:
-        return not {contact_sheet.SHEET, animation.STEP_KEY}.isdisjoint(image_file.read(path).texts)
+        return {contact_sheet.SHEET, animation.STEP_KEY}.isdisjoint(image_file.read(path).texts)
     except BadFile:
-        return False
+        return True
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """The ratio of 255 to two pictures' mean difference, in decibels."""
+    """The peak signal-to-noise ratio of two pictures, in decibels."""
     one, other = (torch.frombuffer(bytearray(x.tobytes()), dtype=torch.uint8) for x in (a, b))
     error = float((one.double() - other.double()).square().mean())
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def reasons(then: Origin, now: Origin) -> tuple[str, ...]:
-    """What of the model and the environment is not as it was."""
+def differences(then: Origin, now: Origin) -> tuple[str, ...]:
+    """The differences between two origins, in words; if there are none, what else it may be."""
     pairs = [("model", then.hash, now.hash)]
     names = dict.fromkeys([*now.environment, *then.environment])
     pairs += [

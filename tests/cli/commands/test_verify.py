@@ -14,7 +14,7 @@ from tests.conftest import Command, Outcome
 from txt2img.images import image_file
 from txt2img.images.formats import PNG
 from txt2img.images.record import Origin, metadata
-from txt2img.pipeline.verify import psnr, reasons
+from txt2img.pipeline.verify import differences, psnr
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_lossy_formats_are_compared_by_psnr_only(
     verify = ("verify", "x.jpg", "-m", str(sd1_folder))
     outcome = command(*verify)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "loses some of the pixels; --psnr 30 asks for nearness" in outcome.err
+    assert "is lossy, so it cannot be identical; try --psnr 30" in outcome.err
     outcome = command(*verify, "--psnr", "20")
-    assert outcome.code == 0 and "drawn to the bit as it was" in outcome.out
+    assert outcome.code == 0 and "before encoding, the pixels are identical" in outcome.out
     assert command(*verify, "--psnr", "90").code == 1
 
 
@@ -140,7 +140,7 @@ def test_the_measure_is_psnr() -> None:
 
 def test_a_difference_without_a_reason_is_reported_as_such() -> None:
     origin = Origin("m", "0", {"torch": "2"})
-    assert reasons(origin, origin) == (
+    assert differences(origin, origin) == (
         "nothing that the record tells: another processor, or threads",
     )
 

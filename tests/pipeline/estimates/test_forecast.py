@@ -7,7 +7,12 @@ import pytest
 
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.pipeline.estimates import history
-from txt2img.pipeline.estimates.forecast import Forecast, forecast_for, tokens, truncation_warnings
+from txt2img.pipeline.estimates.forecast import (
+    Forecast,
+    forecast_for,
+    token_counts,
+    truncation_warnings,
+)
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
@@ -49,7 +54,7 @@ def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Pat
 def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_model: Model) -> None:
     prompt = "a red apple, " * 40 + "BREAK a cat"
     request = Request(prompt, negative="blurry", steps=4)
-    counted = tokens(forecast.tokenizers, request)
+    counted = token_counts(forecast.tokenizers, request, rules(request))
     tokenizer, reading = sd1_model.text.encoders[0].tokenizer, rules(request).prompt
     seen = [
         chunk.ids.index(tokenizer.eos_id) - 1
@@ -61,7 +66,8 @@ def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_mod
 
 def test_of_a_changing_prompt_the_longest_text_counts(forecast: Forecast) -> None:
     def count(prompt: str) -> list[int]:
-        return tokens(forecast.tokenizers, Request(prompt, steps=10))["prompt"]
+        request = Request(prompt, steps=10)
+        return token_counts(forecast.tokenizers, request, rules(request))["prompt"]
 
     assert count("[a:a a a:0.5]") == count("a a a") == count("a AND a a a :0.5 AND a a")
     assert count("") == [0]
@@ -69,13 +75,14 @@ def test_of_a_changing_prompt_the_longest_text_counts(forecast: Forecast) -> Non
 
 def test_a_prompt_that_is_cut_is_told(forecast: Forecast) -> None:
     request = Request("a " * 90, compat=Compat.DIFFUSERS)
-    counts = tokens(forecast.tokenizers, request)
+    counts = token_counts(forecast.tokenizers, request, rules(request))
     first, total = counts["prompt"][0], sum(counts["prompt"])
-    assert truncation_warnings(counts, request) == [
+    assert truncation_warnings(counts, request, rules(request)) == [
         f"prompt: {total} tokens; all but the first {first} are left out by diffusers's rules"
     ]
     whole = Request("a " * 90)
-    assert truncation_warnings(tokens(forecast.tokenizers, whole), whole) == []
+    counts = token_counts(forecast.tokenizers, whole, rules(whole))
+    assert truncation_warnings(counts, whole, rules(whole)) == []
 
 
 def test_what_the_model_cannot_draw_is_refused(forecast: Forecast) -> None:

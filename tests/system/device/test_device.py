@@ -67,8 +67,7 @@ def test_a_card_learns_in_bf16_where_it_has_it(
 def test_a_cpu_learns_in_bf16_only_where_it_is_in_hardware(
     monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": there})
     assert for_training("cpu").dtype == (torch.bfloat16 if there else torch.float32)
     assert for_training("cpu", "bf16").dtype == torch.bfloat16
 

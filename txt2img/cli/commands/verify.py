@@ -64,12 +64,12 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(launcher.found().shard(p for file in files for p in verifier.pictures(file)))
+    names = list(launcher.found().shard(p for file in files for p in verifier.list_pictures(file)))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                info = verifier.described(Path(name))
+                info = verifier.read_verifiable(Path(name))
                 require_model(Path(name), request_of(Path(name), info), model)
                 loaded = loaded or load_model(
                     model or "default", DeviceOptions(device, dtype), adapters.library()

@@ -1,4 +1,4 @@
-"""What a run would draw and how, told before it: without torch, and without reading a weight."""
+"""What a run would draw with, how long and in how much memory; reads no weights, needs no torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pathlib import Path
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
-from txt2img.request.compat import Rules, rules
+from txt2img.request.compat import Rules
 from txt2img.request.prompt_syntax import schedule, split_and
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -22,35 +22,35 @@ from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import find_vae
 from txt2img.weights.registry.hashes import cached_hash
 
-TEXTS_MAX = 16  # of a prompt that changes, as many are counted
+TEXTS_MAX = 16  # of an edited prompt's texts, the first are counted
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A model as it would be loaded, and how long it took before."""
+    """A model as it would be loaded, and its past speeds."""
 
     plan: Checkpoint
     path: Path
-    hash: str  # empty if its files were not hashed before
+    hash: str  # empty if its files were never hashed
     device: str
     dtypes: dict[str, str]  # by part
-    speeds: Mapping[str, Speed]  # of all that was drawn before
+    speeds: Mapping[str, Speed]  # of all past runs
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
 
     @property
     def dtype(self) -> str:
-        """The precision, as records have it."""
+        """The dtypes, as records have them."""
         return device_names.describe_dtypes(self.dtypes)
 
     @property
     def tokenizers(self) -> list[Tokenizer]:
-        """Each text encoder's."""
+        """The tokenizer of each text encoder."""
         return list(self.plan.tokenizers.values())
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """How many weights each component has."""
+        """The number of parameters of each component."""
         return {
             component: sum(prod(stored.shape) for stored in part.tensors.values())
             for component, part in self.plan.parts.items()
@@ -58,7 +58,7 @@ class Forecast:
 
     @cached_property
     def weights(self) -> int:
-        """The bytes of all weights that are in memory at once."""
+        """The most bytes of weights in memory at once."""
         sizes = [
             sum(self._size(component, stored) for stored in part.tensors.values())
             for component, part in self.plan.parts.items()
@@ -66,20 +66,20 @@ class Forecast:
         return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
 
     def _size(self, component: str, stored: TensorRef) -> int:
-        """The bytes of a weight in memory, where large filters stay as stored on a CPU."""
+        """The bytes of a weight in memory; on a CPU large filters stay as stored."""
         wide = prod(stored.shape) * device_names.BYTES[self.dtypes[component.split("_")[0]]]
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 
     def filled(self, request: Request) -> Request:
-        """The request with nothing left to decide. BadRequest if it cannot be drawn, BadFile."""
+        """Fill a request's blanks. BadRequest if it cannot be drawn, BadFile."""
         family = self.plan.family
         done = by_loras(request, self.library).filled(family.defaults)
         family.cells(done, family.vae.factor)
         return done
 
     def speed(self, request: Request) -> Speed | None:
-        """How quick this model was before: with tokens merged alike, or else with none merged."""
+        """The past speed of this model, at the same token merging or else without."""
         family, count = self.plan.family.name, self.parameters["unet"]
         like, plain = (
             history.key(family, count, self.device, self.dtype, merging)
@@ -88,12 +88,12 @@ class Forecast:
         return self.speeds.get(like) or self.speeds.get(plain)
 
     def seconds(self, request: Request) -> float | None:
-        """How long a filled request's picture should take; None if nothing like it was drawn."""
+        """Estimated seconds for a filled request's image; None if nothing like it was drawn."""
         speed = self.speed(request)
         return None if speed is None else history.seconds(speed, request)
 
     def memory(self, request: Request, batch: int) -> int:
-        """The bytes that drawing `batch` of them at once should take; the weights' at least."""
+        """Estimated bytes for `batch` images at once; at least the weights."""
         speed = self.speed(request)
         if speed is None:
             return self.weights
@@ -104,7 +104,7 @@ class Forecast:
 def forecast_for(
     model: str, library: AdapterPaths, device: str | None, dtype: str | None, low: bool = False
 ) -> Forecast:
-    """The forecast for a model. Raises as loading it does, as far as headers tell."""
+    """The forecast for a model. Raises as loading it does, as far as its headers tell."""
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
     plan = open_checkpoint(model, others=library.overrides)
@@ -115,7 +115,7 @@ def forecast_for(
         open_checkpoint(library.refiner)
     for tokenizer in plan.tokenizers.values():
         tokenizer.embedding_ids |= {
-            word: [0] * rows(path) for word, path in library.embedding_files().items()
+            word: [0] * embedding_tokens(path) for word, path in library.embedding_files().items()
         }
     speeds = history.read()
     return Forecast(
@@ -123,49 +123,51 @@ def forecast_for(
     )
 
 
-def rows(path: Path) -> int:
-    """How many tokens a learnt word's file stands for. Raises BadFile."""
+def embedding_tokens(path: Path) -> int:
+    """The number of tokens of a textual-inversion file. Raises BadFile."""
     tables = [stored.shape for stored in safetensors_file.header(path).tensors.values()]
     return max((shape[0] for shape in tables if len(shape) == 2), default=1)
 
 
-def tokens(tokenizers: Sequence[Tokenizer], request: Request) -> dict[str, list[int]]:
-    """How many tokens each chunk has, of a filled request's two prompts: at their longest."""
-    found, steps = rules(request), request.steps or 1
+def token_counts(
+    tokenizers: Sequence[Tokenizer], request: Request, rules: Rules
+) -> dict[str, list[int]]:
+    """The tokens of each chunk of a filled request's two prompts, where they are longest."""
+    steps = request.steps or 1
     return {
-        "prompt": longest(tokenizers, texts(request.prompt, found, steps, True), found),
-        "negative": longest(tokenizers, texts(request.negative, found, steps, False), found),
+        "prompt": _longest(tokenizers, _texts(request.prompt, rules, steps, True), rules),
+        "negative": _longest(tokenizers, _texts(request.negative, rules, steps, False), rules),
     }
 
 
-def texts(text: str, found: Rules, steps: int, wanted: bool) -> Iterator[str]:
-    """What is read of a prompt: the parts that AND joins, each as it changes."""
-    if not found.prompt_editing:
-        yield text
-        return
-    for _, part in split_and(text, found.trailing_weight) if wanted else [(1.0, text)]:
-        each = dict.fromkeys(words for _, words in schedule(part, steps))
-        yield from islice(each, TEXTS_MAX)
-
-
-def longest(tokenizers: Sequence[Tokenizer], said: Iterable[str], found: Rules) -> list[int]:
-    """The tokens in each chunk of the text that has most, where it has most."""
-    counts = [
-        [len(part) for part in tokenizer.tokens_by_chunk(text, found.prompt)] if text else [0]
-        for text in said
-        for tokenizer in tokenizers
-    ]
-    return max(counts, key=sum)
-
-
-def truncation_warnings(counts: dict[str, list[int]], request: Request) -> list[str]:
-    """A line for each prompt that is cut to one chunk, by its `counts` of tokens."""
-    if not rules(request).prompt.truncate:
+def truncation_warnings(counts: dict[str, list[int]], request: Request, rules: Rules) -> list[str]:
+    """A warning for each prompt that is truncated to one chunk, by its token counts."""
+    if not rules.prompt.truncate:
         return []
     names = {"prompt": "prompt", "negative": "negative prompt"}
     return [
-        f"{names[name]}: {sum(each)} tokens; all but the first {each[0]} are left out "
+        f"{names[name]}: {sum(chunks)} tokens; all but the first {chunks[0]} are left out "
         f"by {request.compat}'s rules"
-        for name, each in counts.items()
-        if len(each) > 1
+        for name, chunks in counts.items()
+        if len(chunks) > 1
     ]
+
+
+def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator[str]:
+    """The texts that are encoded for a prompt: the parts that AND joins, each as it is edited."""
+    if not rules.prompt_editing:
+        yield prompt
+        return
+    for _, part in split_and(prompt, rules.trailing_weight) if is_positive else [(1.0, prompt)]:
+        edits = dict.fromkeys(text for _, text in schedule(part, steps))
+        yield from islice(edits, TEXTS_MAX)
+
+
+def _longest(tokenizers: Sequence[Tokenizer], texts: Iterable[str], rules: Rules) -> list[int]:
+    """The tokens of each chunk of the text with the most tokens."""
+    counts = [
+        [len(part) for part in tokenizer.tokens_by_chunk(text, rules.prompt)] if text else [0]
+        for text in texts
+        for tokenizer in tokenizers
+    ]
+    return max(counts, key=sum)
