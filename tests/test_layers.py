@@ -250,6 +250,8 @@ def test_commands_get_their_model_in_one_way() -> None:
 def test_only_what_runs_a_whole_command_line_imports_all_commands() -> None:
     users = {f for f in TREES if "cli/app.py" in map(own_file, imports(TREES[f]))}
     assert users == {"__main__.py", "cli/daemon.py"}
+    commands = {f for f in TREES if within(f, ("cli/commands/",))}
+    assert not [f for f, others in graph().items() if others & commands - {f}]  # by name only
 
 
 def test_a_function_fits_a_screen() -> None:

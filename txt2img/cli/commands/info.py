@@ -1,22 +1,18 @@
 """txt2img info: print what pictures and weight files contain."""
 
-import json as jsonlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from txt2img.cli.file_info import picture, picture_kind, print_record, weights
 from txt2img.cli.names import Command
 from txt2img.cli.provenance import request_of
 from txt2img.cli.shell_line import command_line
 from txt2img.cli.terminal.console import log, print_json, print_line
-from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.images import formats, image_file
-from txt2img.images.animation import STEP_KEY
-from txt2img.images.metadata import a1111 as infotext
-from txt2img.system.files import open_regular, parse_json
-from txt2img.system.text import format_size, shown
+from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.images import image_file
+from txt2img.images.metadata.a1111 import describe
 from txt2img.system.version import __version__
 
 EPILOG = """
@@ -31,7 +27,7 @@ Files = Annotated[
     list[str],
     typer.Argument(metavar="FILE", help="Pictures, .safetensors files, model folders."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON record a file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per file.")]
 A1111 = Annotated[bool, typer.Option("--a1111", help="Print the record in the format of A1111.")]
 CommandLine = Annotated[
     bool, typer.Option("--command", help="Print the command line that draws the picture.")
@@ -48,7 +44,7 @@ def info(
     for name in files:
         try:
             if a1111 or command:
-                print_line(as_command(Path(name)) if command else as_infotext(Path(name)))
+                print_line(as_command(Path(name)) if command else as_a1111(Path(name)))
                 continue
             kind = picture_kind(name)
             record = picture(Path(name), kind) if kind else weights(name)
@@ -67,98 +63,18 @@ def info(
         raise typer.Exit(code)
 
 
-def as_infotext(path: Path) -> str:
+def as_a1111(path: Path) -> str:
     """A picture's record in A1111's format. BadFile, BadRequest."""
     info = image_file.read(path)
     if not info.texts.get("parameters", "{").startswith("{"):  # Fooocus writes JSON there
         return info.texts["parameters"]
     request, origin = request_of(path, info), info.origin
-    return str(infotext.describe(request, origin.model, origin.hash, __version__))
+    return str(describe(request, origin.model, origin.hash, __version__))
 
 
 def as_command(path: Path) -> str:
     """The command line that draws a picture. BadFile, BadRequest."""
     return command_line(request_of(path, image_file.read(path)))
-
-
-def picture_kind(name: str) -> str:
-    """The format that a file's first bytes tell; empty if it is no picture. BadFile."""
-    if name == "default" or Path(name).is_dir():
-        return ""
-    with open_regular(Path(name)) as file:
-        format = formats.by_content(file.read(formats.HEAD))
-    if format is None and formats.by_suffix(name):
-        raise BadFile(f"{shown(name)} is not a picture, despite its name")
-    return format.name if format else ""
-
-
-def picture(path: Path, kind: str) -> dict[str, object]:
-    """A picture's metadata, for people and for --json."""
-    info = image_file.read(path)
-    texts = dict(info.texts)
-    parameters = texts.pop("parameters", "")
-    try:
-        ours: object = parse_json(texts.pop("txt2img", '""'))
-    except ValueError:
-        ours = ""  # in this case info.notes has a line about it
-    try:
-        step: object = parse_json(texts.pop(STEP_KEY, '""'))
-    except ValueError:
-        step = ""
-    return {
-        "kind": f"a {kind} picture, {info.width}x{info.height}",
-        "parameters": parameters,
-        "txt2img": ours,
-        STEP_KEY: step,
-        "request": info.request.to_json() if info.request and not ours else "",
-        "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
-        "notes": list(info.notes),
-    }
-
-
-def weights(name: str) -> dict[str, object]:
-    """What a weight file or folder contains."""
-    from txt2img.weights.checkpoint import summary
-
-    model = summary(name)
-    family, usual = model.family, model.family.defaults
-    needs = f"{family.needs} in addition to the prompt, not supported yet" if family.needs else ""
-    needs = needs or ("" if model.vae else "a VAE, given with --vae")
-    return {
-        "kind": f"weights of {family.name}",
-        "name": model.name,
-        "hash": model.hash,
-        "layout": model.layout,
-        "prediction": family.prediction,
-        "needs": needs,
-        "weights": f"{model.parameters:,} in {model.tensors:,} tensors",
-        "dtype": ", ".join(model.dtypes),
-        "size": format_size(model.size),
-        "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
-        f"{usual.sampler}, {usual.schedule}",
-    }
-
-
-def print_record(name: str, record: Mapping[str, object]) -> None:
-    """Print what is known of a file, its kind first."""
-    print_line(f"{name}: {record['kind']}")
-    for key, value in record.items():
-        if key != "kind" and value:
-            _print_field(key, value)
-
-
-def _print_field(key: str, value: object) -> None:
-    """Print a field on one line, or on several if its value has several."""
-    if isinstance(value, Mapping):
-        value = jsonlib.dumps(value, indent=2, ensure_ascii=False)
-    elif isinstance(value, list):
-        value = "\n".join(str(item) for item in value)
-    if "\n" not in str(value) and key not in ("parameters", "txt2img"):
-        print_line(f"  {key:12}{value}")
-        return
-    print_line(f"  {key}:")
-    for line in str(value).split("\n"):
-        print_line(f"    {line}")
 
 
 COMMAND: Command = info, EPILOG

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txt2img.cli.commands.info import Json, print_record, weights
+from txt2img.cli.file_info import print_record, weights
 from txt2img.cli.names import Command
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.terminal.console import log, print_json, print_path, print_row, progress
@@ -40,6 +40,7 @@ Endpoint = Annotated[
     typer.Option("--endpoint", metavar="URL", help="Use another Hub, as HF_ENDPOINT."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per model.")]
 
 
 def list_models(json: Json = False) -> None:

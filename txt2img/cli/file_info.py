@@ -1,0 +1,92 @@
+"""What pictures and weight files contain, as records for people and for --json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from txt2img.cli.terminal.console import print_line
+from txt2img.errors import BadFile
+from txt2img.images import formats, image_file
+from txt2img.images.animation import STEP_KEY
+from txt2img.system.files import open_regular, parse_json
+from txt2img.system.text import format_size, shown
+
+
+def picture_kind(name: str) -> str:
+    """The format that a file's first bytes tell; empty if it is no picture. BadFile."""
+    if name == "default" or Path(name).is_dir():
+        return ""
+    with open_regular(Path(name)) as file:
+        format = formats.by_content(file.read(formats.HEAD))
+    if format is None and formats.by_suffix(name):
+        raise BadFile(f"{shown(name)} is not a picture, despite its name")
+    return format.name if format else ""
+
+
+def picture(path: Path, kind: str) -> dict[str, object]:
+    """A picture's metadata, for people and for --json."""
+    info = image_file.read(path)
+    texts = dict(info.texts)
+    parameters = texts.pop("parameters", "")
+    try:
+        ours: object = parse_json(texts.pop("txt2img", '""'))
+    except ValueError:
+        ours = ""  # in this case info.notes has a line about it
+    try:
+        step: object = parse_json(texts.pop(STEP_KEY, '""'))
+    except ValueError:
+        step = ""
+    return {
+        "kind": f"a {kind} picture, {info.width}x{info.height}",
+        "parameters": parameters,
+        "txt2img": ours,
+        STEP_KEY: step,
+        "request": info.request.to_json() if info.request and not ours else "",
+        "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
+        "notes": list(info.notes),
+    }
+
+
+def weights(name: str) -> dict[str, object]:
+    """What a weight file or folder contains."""
+    from txt2img.weights.checkpoint import summary
+
+    model = summary(name)
+    family, usual = model.family, model.family.defaults
+    needs = f"{family.needs} in addition to the prompt, not supported yet" if family.needs else ""
+    needs = needs or ("" if model.vae else "a VAE, given with --vae")
+    return {
+        "kind": f"weights of {family.name}",
+        "name": model.name,
+        "hash": model.hash,
+        "layout": model.layout,
+        "prediction": family.prediction,
+        "needs": needs,
+        "weights": f"{model.parameters:,} in {model.tensors:,} tensors",
+        "dtype": ", ".join(model.dtypes),
+        "size": format_size(model.size),
+        "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
+        f"{usual.sampler}, {usual.schedule}",
+    }
+
+
+def print_record(name: str, record: Mapping[str, object]) -> None:
+    """Print what is known of a file, its kind first."""
+    print_line(f"{name}: {record['kind']}")
+    for key, value in record.items():
+        if key != "kind" and value:
+            _print_field(key, value)
+
+
+def _print_field(key: str, value: object) -> None:
+    """Print a field on one line, or on several if its value has several."""
+    if isinstance(value, Mapping):
+        value = json.dumps(value, indent=2, ensure_ascii=False)
+    elif isinstance(value, list):
+        value = "\n".join(str(item) for item in value)
+    if "\n" not in str(value) and key not in ("parameters", "txt2img"):
+        print_line(f"  {key:12}{value}")
+        return
+    print_line(f"  {key}:")
+    for line in str(value).split("\n"):
+        print_line(f"    {line}")
