@@ -8,7 +8,7 @@ from functools import cached_property
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from txt2img.cli.options.aliases import OTHER_NAMES
 from txt2img.errors import BadFile
@@ -73,8 +73,10 @@ class SectionedCommand(TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if row := param.get_help_record(ctx):
-                section = param.rich_help_panel if isinstance(param, TyperOption) else "Arguments"
-                sections.setdefault(section or "Options", []).append(row)
+                if isinstance(param, TyperArgument):  # without the type, which is Python's
+                    sections.setdefault("Arguments", []).append((param.display_name_raw, row[1]))
+                elif isinstance(param, TyperOption):
+                    sections.setdefault(param.rich_help_panel or "Options", []).append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)

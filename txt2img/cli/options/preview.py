@@ -24,7 +24,7 @@ Preview = Annotated[
     typer.Option(
         "--preview",
         metavar="PROTOCOL",
-        autocompletion=completion.offering(lambda: list(PROTOCOLS)),
+        autocompletion=completion.completion(lambda: list(PROTOCOLS)),
         help="Show each step and the picture in the terminal: auto (detected), kitty, iterm, sixel,"
         " blocks, or off.",
     ),

@@ -35,7 +35,7 @@ class WorkerOptions:
     no_keep_alive: NoKeepAlive = False
 
     def check(self) -> None:
-        """Raise BadRequest for a time that is none."""
+        """Raise BadRequest for an invalid time."""
         times = {name: os.environ.get(name) or None for name in VARIABLES}
         for name, text in {"--keep-alive": self.keep_alive, **times}.items():
             if text is not None and seconds_in(text) is None:

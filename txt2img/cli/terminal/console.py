@@ -21,15 +21,12 @@ class BrokenStdout(Exception):
 
 def print_line(line: str) -> None:
     """Print a line on stdout, escaped. BrokenStdout, BadOutput."""
-    encoding = sys.stdout.encoding or "utf-8"
-    _write((escape(line, keep="\n") + "\n").encode(encoding, "backslashreplace"))
+    _write_line(escape(line, keep="\n"))
 
 
 def print_row(*cells: object) -> None:
     """Print cells on stdout, separated by tabs and escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    row = "\t".join(escape(str(cell)) for cell in cells)
-    _write((row + "\n").encode(encoding, "backslashreplace"))
+    _write_line("\t".join(escape(str(cell)) for cell in cells))
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
@@ -169,6 +166,10 @@ def _to_terminal(text: str) -> None:
     with suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def _write_line(line: str) -> None:
+    _write(f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def _write(data: bytes) -> None:
