@@ -51,14 +51,13 @@ Psnr = Annotated[
 @grouped
 def verify(
     files: Files,
+    adapters: AdapterOptions,
     model: ModelName = None,
     device: DeviceName = None,
     dtype: Dtype = None,
     psnr: Psnr = None,
     json: Json = False,
     quiet: Quiet = False,
-    *,
-    adapters: AdapterOptions,
 ) -> None:
     """Draw pictures again and compare them pixel by pixel."""
     from txt2img.pipeline import verify as verifier
