@@ -62,7 +62,7 @@ def save(
 
 
 def read(path: Path) -> ImageInfo:
-    """What a picture says of itself. BadFile if it is none, or broken."""
+    """A picture's size, texts and request. BadFile if it is no picture, or broken."""
     with open_regular(path) as file:
         format = formats.by_content(file.read(formats.HEAD))
         if format is None:
@@ -78,13 +78,13 @@ def read(path: Path) -> ImageInfo:
 
 
 def _read(file: BinaryIO, read: Callable[[BinaryIO], Content]) -> Content:
-    """What a reader gives, all that Pillow raises as ValueError."""
+    """Call a reader; everything that Pillow raises becomes a ValueError."""
     from PIL import Image, UnidentifiedImageError
 
     if os.fstat(file.fileno()).st_size > FILE_MAX:
         raise ValueError(f"it is larger than {FILE_MAX >> 20} MiB")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd and of large pictures: what matters is raised
+        warnings.simplefilter("ignore")  # about odd and large pictures; real faults raise
         try:
             return read(file)
         except UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""What a picture says of itself, as two texts: its request, its model and the environment.
+"""The record in a picture, as two texts: its request, its model and the environment.
 
 `parameters` is A1111's text, for other programs. `txt2img` is a JSON object with the whole request,
 the model's name and hash and the environment. Neither holds a path, a user, a host or a time, so

@@ -1,4 +1,4 @@
-"""Which program wrote a `parameters` text, and what that decides that the text leaves out.
+"""The program that wrote a `parameters` text, and the settings that this decides.
 
 Sources: A1111's modules/infotext_versions.py, its defaults on reading, and what it resolves
 "Automatic" to; Forge's backend/modules/k_prediction.py; stable-diffusion.cpp's main.cpp.
@@ -105,7 +105,7 @@ def _add_schedule(generator: Generator, entries: Entries) -> None:
 
 
 def _differences(version: tuple[int, ...], prompt: str) -> list[str]:
-    """What an older A1111 did differently; (0,) is one that wrote no version."""
+    """Notes on what an older A1111 did differently; (0,) is one that wrote no version."""
     notes = []
     if version < NO_DOWNCAST:
         notes.append(

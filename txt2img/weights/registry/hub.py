@@ -1,7 +1,7 @@
-"""Models from the Hub, downloaded into the Hugging Face cache: the files that are needed, checked.
+"""Downloads of models from the Hub into the Hugging Face cache, which other programs share.
 
-huggingface_hub fetches and shares them with other programs. Beyond what it does itself, nothing may
-be written outside the cache, no more than was announced, and every new file must have its hash.
+huggingface_hub fetches the files. What a server says is checked here where that library does not:
+nothing is written outside the cache, no more than was announced, and hashes must be right.
 """
 
 import glob
@@ -44,7 +44,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Download:
-    """What pulling would fetch: shown before anything is."""
+    """The files that pulling a model fetches, known before it begins."""
 
     ref: HubRef
     revision: str  # the commit, pinned
@@ -102,9 +102,9 @@ def needed(names: Sequence[str], repository: str, variant: str | None = None) ->
 
 
 def download(plan: Download, endpoint: str | None = None) -> Path:
-    """Fetch the files that are not in the cache, and give the model's place there.
+    """Fetch the files that are not in the cache, and give the path of the file or folder there.
 
-    ModelNotFound, BadFile, BadOutput. What an interruption leaves of a file is fetched again.
+    ModelNotFound, BadFile, BadOutput.
     """
     ref, folder = plan.ref, hub_cache.snapshot_dir(HubRef(plan.ref.id, plan.revision))
     old = pulled_before(HubRef(ref.id, plan.revision, ref.file))
@@ -127,7 +127,7 @@ def download(plan: Download, endpoint: str | None = None) -> Path:
 
 
 def keep_quiet(quiet: bool) -> None:
-    """Whether huggingface_hub draws no progress bars on stderr; it never warns there."""
+    """Switch huggingface_hub's progress bars off or on, and its warnings off."""
     from huggingface_hub.utils.logging import set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
@@ -150,7 +150,7 @@ def _fetch(plan: Download, missing: Sequence[RemoteFile], endpoint: str | None) 
             allow_patterns=[glob.escape(file.name) for file in missing],
             endpoint=_endpoint(endpoint),
             tqdm_class=bar,
-            max_workers=1,  # each file waits for its last block when it is stopped
+            max_workers=1,  # when stopped, each file waits for its next 10 MB
         )
         try:
             job.result()
@@ -177,9 +177,9 @@ def _bounded_bar(limit: int, stop: Event) -> "type[tqdm]":
 
 @contextmanager
 def _checked_responses() -> Iterator[None]:
-    """Refuse answers that huggingface_hub would make paths of which lead out of the cache.
+    """Check every answer for paths that lead out of the cache.
 
-    It checks the names of files itself, but neither ETags nor the hashes in a listing.
+    huggingface_hub checks the names of files, but it also names blobs by ETags and listed hashes.
     """
     from huggingface_hub import get_session
 
@@ -193,7 +193,7 @@ def _checked_responses() -> Iterator[None]:
 
 
 class _Response(Protocol):
-    """What is used of an HTTP response."""
+    """The part of an HTTP response that is checked."""
 
     headers: Mapping[str, str]
     url: object
