@@ -243,7 +243,7 @@ def test_a_random_seed_elsewhere_is_the_command_lines_here() -> None:
     ("line", "message"),
     [
         ("x --prompt y", "give one of them"),
-        ("--prompt y --tiling true", 'no option "--tiling"'),
+        ("--prompt y --restore_faces true", 'no option "--restore_faces"'),
         ("--prompt y --batch_size 0", "--batch-size must be"),
         ("--prompt y --batch_size 2 --n_iter x", 'count must be a whole number, got "x"'),
     ],

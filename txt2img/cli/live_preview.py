@@ -79,7 +79,7 @@ class Viewer:
         is_used = is_shown or self.options.file or self.options.keeps_steps
         if step.x0 is None or step.step % every or not is_used:
             return
-        previews = self.previewer.images(step.x0)
+        previews = self.previewer.images(step.x0, step.items[0].request.tile)
         if self.options.keeps_steps:
             for item, preview in zip(step.items, previews, strict=True):
                 self.frames.setdefault(item.index, []).append((step.step, preview))

@@ -24,6 +24,7 @@ from txt2img.models.layers import (
     time_features,
 )
 from txt2img.models.optimize.token_merging import merge
+from txt2img.request.fields import Tile
 
 
 class TransformerBlock(nn.Module):
@@ -188,6 +189,7 @@ class UNet(nn.Module):
 
     broadcasts_latents = True
     merging = 0.0
+    tile: Tile | None = None  # the axes of circular padding (seamless.py)
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

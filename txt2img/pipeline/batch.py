@@ -198,7 +198,7 @@ def _draw_group(
             x = yield from _sample_group(items, model, latents)
             # 2. Images: on a CPU decoded one by one, so that each is saved when it is done.
             for part in one_by_one(x) if x.device.type == "cpu" else [x]:
-                images = decode(model, part)
+                images = decode(model, part, items[0].request.tile)
                 yield from map(Notice, model.memory.pop_warnings())
                 environment = {**latents.origin.environment, **model.memory.used}
                 made_by = replace(latents.origin, environment=environment)

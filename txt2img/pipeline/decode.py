@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from txt2img.errors import OutOfMemory, Rejected
-from txt2img.models.tiled_decode import decode_tiled
+from txt2img.models.seamless import decode_tiled_seamless, seamless
+from txt2img.models.tiled_decode import TILE
 from txt2img.pipeline import cpu_speed
+from txt2img.request.fields import Tile
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.model import Model
 
@@ -22,12 +24,15 @@ ON_CPU = "Out of memory while decoding, even in tiles: decoded on the CPU instea
 FLOAT32 = "The decoder overflowed in half precision: decoded in float32 instead"
 
 
-def pixels_of(model: Model, x: Tensor) -> Tensor:
-    """Decode finite latents (B, C, h, w) to pixels (B, 3, H, W). Rejected, OutOfMemory."""
+def pixels_of(model: Model, x: Tensor, tile: Tile | None = None) -> Tensor:
+    """Decode finite latents (B, C, h, w) to pixels (B, 3, H, W), seamless along `tile`'s axes.
+
+    Rejected, OutOfMemory.
+    """
     last_error: OutOfMemory | None = None
     with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
         cpu_speed.prepare_vae(model, x)
-        for attempt in attempts(model, x):
+        for attempt in attempts(model, x, tile):
             try:
                 with oom_as_error("decoding the picture"):
                     return torch.cat(attempt())
@@ -40,24 +45,27 @@ def pixels_of(model: Model, x: Tensor) -> Tensor:
     raise last_error
 
 
-def attempts(model: Model, x: Tensor) -> Iterator[Callable[[], list[Tensor]]]:
+def attempts(
+    model: Model, x: Tensor, tile: Tile | None = None
+) -> Iterator[Callable[[], list[Tensor]]]:
     """The ways to decode, each for when those before it ran out of memory; the later ones warn."""
     memory, single = model.memory, one_by_one(x)
-    device, tiles = next(model.vae.parameters()).device, use_tiling(model, x)
+    device, tiled = next(model.vae.parameters()).device, use_tiling(model, x)
     memory.used.pop("vae", None)
-    if tiles:
+    if tiled:
         memory.used["vae"] = "tiled"
     if device.type != "cpu" and len(x) > 1:
-        yield lambda: [_finite(model, some, tiles) for some in x.split(batch_limit(model, x))]
-    yield lambda: [_finite(model, one, tiles) for one in single]
-    if memory.tiling == "auto" and not tiles:
+        parts = x.split(batch_limit(model, x))
+        yield lambda: [_finite(model, some, tiled, tile) for some in parts]
+    yield lambda: [_finite(model, one, tiled, tile) for one in single]
+    if memory.tiling == "auto" and not tiled:
         memory.warn(TILED)
         memory.used["vae"] = "tiled"
-        yield lambda: [_finite(model, one, True) for one in single]
+        yield lambda: [_finite(model, one, True, tile) for one in single]
     if device.type != "cpu":
         memory.warn(ON_CPU)
         memory.used["vae"] = "tiled, cpu" if memory.tiling != "off" else "cpu"
-        yield lambda: _on_cpu(model, single)
+        yield lambda: _on_cpu(model, single, tile)
 
 
 def batch_limit(model: Model, x: Tensor) -> int:
@@ -82,30 +90,32 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def _on_cpu(model: Model, single: list[Tensor]) -> list[Tensor]:
+def _on_cpu(model: Model, single: list[Tensor], tile: Tile | None) -> list[Tensor]:
     """Decode latents of one image each by the VAE in main memory and float32."""
     with moved_to(model.vae, CPU, torch.float32):
-        tiles = model.memory.tiling != "off"
-        return [_finite(model, one.to(CPU), tiles) for one in single]
+        tiled = model.memory.tiling != "off"
+        return [_finite(model, one.to(CPU), tiled, tile) for one in single]
 
 
-def _finite(model: Model, x: Tensor, tiles: bool) -> Tensor:
+def _finite(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
     """Decode latents, in float32 if half precision overflows. Rejected if that does, too."""
-    pixels = _decode(model, x, tiles)
+    pixels = _decode(model, x, tiled, tile)
     if bool(torch.isfinite(pixels).all()):
         return pixels
     weight = next(model.vae.parameters())
     if weight.dtype != torch.float32:
         model.memory.warn(FLOAT32)
         with moved_to(model.vae, weight.device, torch.float32):
-            pixels = _decode(model, x, tiles)
+            pixels = _decode(model, x, tiled, tile)
     if not bool(torch.isfinite(pixels).all()):
         raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
     return pixels
 
 
-def _decode(model: Model, x: Tensor, tiles: bool) -> Tensor:
+def _decode(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
     """Pixels as the VAE gives them; tiles are put together in main memory."""
-    if not tiles:
-        return model.vae.decode(x)
-    return decode_tiled(lambda part: model.vae.decode(part).to(CPU), x, model.vae.config.factor)
+    if not tiled or max(x.shape[-2:]) <= TILE:
+        with seamless(model.vae, tile):
+            return model.vae.decode(x)
+    factor = model.vae.config.factor
+    return decode_tiled_seamless(lambda part: model.vae.decode(part).to(CPU), x, factor, tile)

@@ -15,6 +15,7 @@ from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.optimize import cpu
+from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
 from txt2img.pipeline.denoiser import denoiser
@@ -24,6 +25,7 @@ from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage, origin
 from txt2img.request import Request, Sampler, compat
 from txt2img.request.compat import Rules
+from txt2img.request.fields import Tile
 from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
@@ -77,12 +79,12 @@ class Progress(State):
 
     def preview(self) -> Image.Image:
         """The first image as it may become: coarse, one pixel a latent cell, and fast."""
-        return self.previewer.images(self.x0[:1])[0]
+        return self.previewer.images(self.x0[:1], self.requests[0].tile)[0]
 
     def images(self) -> list[GeneratedImage]:
         """Decode the latents: after the last step, the finished images. Rejected, OutOfMemory."""
         model = self.previewer.model
-        images = decode(model, self.x)
+        images = decode(model, self.x, self.requests[0].tile)
         made_by = origin(model, model.memory.used)
         return [
             GeneratedImage(image, latent, request, made_by)
@@ -224,6 +226,7 @@ def ready_to_draw(
             stack.enter_context(placement.materialised(network))
             stack.enter_context(moved_to(network, device, dtype))
         cpu_speed.prepare_unet(model, job.requests[0], job.latent)
+        stack.enter_context(seamless(network, job.requests[0].tile))
         if ratio := job.requests[0].token_merging:
             stack.callback(network.merge_tokens, 0.0)
             network.merge_tokens(ratio)
@@ -283,14 +286,14 @@ def initial_noise_scale(
 
 
 @torch.inference_mode()
-def decode(model: Model, x: Tensor) -> list[Image.Image]:
+def decode(model: Model, x: Tensor, tile: Tile | None = None) -> list[Image.Image]:
     """Decode latents (B, C, h, w) to images. Rejected if they are not finite, OutOfMemory."""
     check_finite(x)
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
-    return [to_image(pixels) for pixels in pixels_of(model, here)]
+    return [to_image(pixels) for pixels in pixels_of(model, here, tile)]
 
 
 def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
     """Draw filled requests of one batch key. Raises as `sample` and `decode` do."""
     [last] = deque(sample(model, requests), maxlen=1)
-    return decode(model, last.x)
+    return decode(model, last.x, requests[0].tile)

@@ -5,8 +5,10 @@ from PIL import Image
 from torch import Tensor
 
 from txt2img.models.latent_preview import Colours, colours
+from txt2img.models.seamless import seamless
 from txt2img.models.taesd import AnyVAE, TinyVAE
 from txt2img.pipeline.decode import to_image
+from txt2img.request.fields import Tile
 from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.model import Model
 
@@ -22,17 +24,17 @@ class Previewer:
         self.vae = tiny if vae is None else vae
         self._colours: Colours | None = None
 
-    def images(self, x0: Tensor) -> list[Image.Image]:
+    def images(self, x0: Tensor, tile: Tile | None = None) -> list[Image.Image]:
         """Images of latents (B, C, h, w): full size by a VAE, else one pixel a latent cell."""
-        return [to_image(torch.nan_to_num(pixels)) for pixels in self.pixels(x0)]
+        return [to_image(torch.nan_to_num(pixels)) for pixels in self.pixels(x0, tile)]
 
     @torch.inference_mode()
-    def pixels(self, x0: Tensor) -> Tensor:
+    def pixels(self, x0: Tensor, tile: Tile | None = None) -> Tensor:
         """Pixels, (B, 3, H, W) or (B, 3, h, w); the coarse ones where memory is short."""
         placement = self.model.memory.placement
         if self.vae is not None:
             try:
-                with placement.using("vae", self.vae):
+                with placement.using("vae", self.vae), seamless(self.vae, tile):
                     device = next(self.vae.parameters()).device
                     return torch.cat([self.vae.decode(one[None].to(device)) for one in x0])
             except (RuntimeError, MemoryError) as error:

@@ -20,7 +20,7 @@ from txt2img.request.adapters import (
     objects_from_json,
 )
 from txt2img.request.interval import Interval, interval_from_json
-from txt2img.request.sampler_names import Compat, Sampler, Schedule
+from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -34,6 +34,15 @@ COMPONENTS = ("unet", "text_encoder")
 # Records hold all fields up to this one, later ones only if they differ from their defaults: so
 # records that were written before these existed stay equal.
 LAST_IN_EVERY_RECORD = "negative_template"
+
+
+class Tile(Name):
+    """The axes along which a picture is seamless: a tile of a larger one."""
+
+    NONE = NameRow("none", aliases=("false",), is_default=True)
+    X = NameRow("x")
+    Y = NameRow("y")
+    XY = NameRow("xy", "True", ("true",))  # the only one that A1111 has
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,8 @@ class RequestFields:
             ("--token-merging",), ("--token-merging-ratio",), a1111="Token merging", maximum=0.75
         ),
     ] = 0.0
+    # Seamless tiling, by circular padding of convolutions.
+    tile: Annotated[Tile | None, Field(("--tile",), ("--tiling",), a1111="Tiling")] = None
 
 
 def _rows() -> Iterator[Field]:

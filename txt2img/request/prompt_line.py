@@ -22,7 +22,7 @@ THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.alias
 OPTIONS = OURS | THEIRS | {"--batch-size": "times"}
 LONG = [option for option in OURS if option.startswith("--")]
 # What A1111 writes for features that are off.
-OFF = {"--restore-faces": "false", "--tiling": "false"}
+OFF = {"--restore-faces": "false"}
 TEXTS = ("prompt", "negative")
 Values = dict[str, object]
 

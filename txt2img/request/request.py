@@ -10,7 +10,7 @@ from txt2img.errors import BadRequest
 from txt2img.request.adapters import Refiner, VAERef
 from txt2img.request.fields import FIELDS, FLOAT_MAX, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.interval import Interval
-from txt2img.request.sampler_names import Compat, Name, Sampler, Schedule
+from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.system.text import nearest_or_all, shown
 
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
@@ -175,7 +175,7 @@ def _value(name: str, value: object) -> object:
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)
-        return None if member is Compat.TXT2IMG else member
+        return None if member.is_default else member
     if field.kind is float and type(value) is int and value.bit_length() < 64:
         return float(value)
     return value

@@ -17,6 +17,7 @@ class NameRow:
     name: str
     label: str = ""
     aliases: tuple[str, ...] = ()
+    is_default: bool = False  # requests without a name mean this one, and hold None for it
 
 
 class Name(StrEnum):
@@ -25,12 +26,14 @@ class Name(StrEnum):
     _value_: str
     label: str
     aliases: tuple[str, ...]
+    is_default: bool
 
     def __new__(cls, row: NameRow) -> Self:
         """A member from its row."""
         member = str.__new__(cls, row.name)
         member._value_ = row.name
         member.label, member.aliases = row.label or row.name, row.aliases
+        member.is_default = row.is_default
         return member
 
     @classmethod
@@ -126,7 +129,7 @@ class Sampler(Name):
 class Compat(Name):
     """Programs whose rules a picture may follow: their noise, prompt weights, times (compat.py)."""
 
-    TXT2IMG = NameRow("txt2img")
+    TXT2IMG = NameRow("txt2img", is_default=True)
     A1111 = NameRow("a1111", aliases=("automatic1111", "a1111_cpu"))  # RNG CPU
     A1111_GPU = NameRow("a1111-gpu", aliases=("a1111_nv",))  # RNG GPU or NV
     FORGE = NameRow("forge", aliases=("sd-webui-forge",))

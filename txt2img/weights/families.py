@@ -8,6 +8,7 @@ from txt2img.errors import BadRequest, UnknownLayout
 from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.models.tokenizer import EOS
 from txt2img.request import Defaults, Request, Sampler, Schedule
+from txt2img.request.fields import Tile
 from txt2img.request.request import size_problem
 
 
@@ -66,9 +67,12 @@ class Family:
                 "supported yet; choose another with --model"
             )
         height, width = request.height or 0, request.width or 0
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels % factor:
-                raise BadRequest(size_problem(name, pixels, factor))
+        for name, pixels, tile in (("height", height, Tile.Y), ("width", width, Tile.X)):
+            # Seamless along an axis, all maps down to the smallest must halve evenly.
+            seamless = request.tile in (tile, Tile.XY)
+            multiple = factor << (len(self.network.channels) - 1) if seamless else factor
+            if pixels % multiple:
+                raise BadRequest(size_problem(name, pixels, multiple))
         return height // factor, width // factor
 
     def sizes(self, height: int, width: int, wanted: bool) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ import pytest
 from txt2img.images.metadata.a1111 import Infotext, ambiguous, describe, parse, to_request
 from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora, Refiner
+from txt2img.request.fields import Tile
 
 GOLDEN = (
     "a cat, (cute:1.2) <lora:foo:0.8>\n"
@@ -125,12 +126,12 @@ def test_sd_cpp_is_understood() -> None:
 def test_what_no_request_says_is_told() -> None:
     line = (
         "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Denoising strength: 0.7, ENSD: 31337, "
-        "Clip skip: 1, RNG: TPU, Version: v1.10.1, Tiling: True, Hires upscale: 2, "
+        "Clip skip: 1, RNG: TPU, Version: v1.10.1, FP8 weight: Enable, Hires upscale: 2, "
         "Hires upscaler: Latent"
     )
     _, notes = to_request(parse(f"x\n{line}"))
     told = "\n".join(notes)
-    for what in ("Denoising strength", "RNG", "Tiling", "(hires)"):
+    for what in ("Denoising strength", "RNG", "FP8 weight", "(hires)"):
         assert told.count(what) == 1
     assert len(notes) == 4
 
@@ -175,3 +176,13 @@ def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
     bare, notes = to_request(parse(f"{text}, Refiner switch by sampling steps: True"))
     assert bare == request and "switch by sampling steps" in notes[0]
     assert to_request(parse("a\nSteps: 2, Seed: 1, Size: 64x64"))[0].refiner is None
+
+
+@pytest.mark.parametrize(("text", "tile"), [("True", Tile.XY), ("False", None), ("y", Tile.Y)])
+def test_tiling_is_carried_over(text: str, tile: Tile | None) -> None:
+    line = f"Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Tiling: {text}, Version: v1.10.1"
+    request, notes = to_request(parse(f"x\n{line}"))
+    assert (request.tile, notes) == (tile, [])
+    described = describe(request, "m", "", "1")
+    assert described.entries.get("Tiling") == (None if tile is None else text)
+    assert to_request(described)[0].tile is tile

@@ -107,7 +107,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG
     formats.check_writable(form)
-    [picture] = generate.decode(model, latent.x[None].to(device_of(model)))
+    [picture] = generate.decode(model, latent.x[None].to(device_of(model)), request.tile)
     if latent.finished:
         by = latent.origin if latent.origin.hash == model.hash else origin(model)
         data = image_file.encode(picture, request, by, latent.first_seed, form)

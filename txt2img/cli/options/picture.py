@@ -109,6 +109,15 @@ Eta = Annotated[
         help="Fresh noise in each step, 0 to 1, for samplers that take it (DDIM, ancestral, SDE).",
     ),
 ]
+TileAxes = Annotated[
+    str | None,
+    field_option(
+        "tile",
+        metavar="x|y|xy",
+        help="Seamless tiling: opposite edges continue each other, along these axes. none turns "
+        "it off.",
+    ),
+]
 Seed = Annotated[
     int | None,
     field_option(
@@ -153,6 +162,7 @@ class PictureOptions:
     sampler: SamplerName = None
     schedule: ScheduleName = None
     eta: Eta = None
+    tile: TileAxes = None
     seed: Seed = None
     count: Count = None
 

@@ -28,7 +28,6 @@ _UNSUPPORTED = {
     "Seed resize from": "",
     "Denoising strength": "",
     "Face restoration": "",
-    "Tiling": "False",
     "Refiner switch by sampling steps": "False",
     "Init image hash": "",
     "Mask mode": "",
@@ -56,7 +55,7 @@ _UNSUPPORTED = {
 ORDER = (
     *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model"),
     *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Clip skip", "ENSD"),
-    *("RNG", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
+    *("RNG", "Tiling", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
 )
 _ENTRIES_MIN = 3  # a last line with fewer is prompt text
 

@@ -113,6 +113,7 @@ class Graphed:
         key: Signature = (
             wanted,
             getattr(self.network, "merging", 0.0),
+            getattr(self.network, "tile", None),
             *(None if one is None else (one.shape, one.dtype, one.device) for one in values),
         )
         if self.compiled_in and key not in self._met:
