@@ -10,13 +10,13 @@ from txt2img.images.resume import Item, items
 from txt2img.request.request import Request
 from txt2img.system import launcher
 from txt2img.system.device.device import choose
-from txt2img.system.launcher import PLACE, VARIABLES, ProcessGroup
+from txt2img.system.launcher import ADDRESS, VARIABLES, ProcessGroup
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher, whatever started the tests."""
-    for name in {name for names in VARIABLES for name in names} | set(PLACE):
+    for name in {name for names in VARIABLES for name in names} | set(ADDRESS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -30,11 +30,13 @@ def say(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], *values: str) -
 def test_three_variables_make_a_launch(
     monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    assert launcher.found() == ProcessGroup(0, 1, 0)
+    assert launcher.current() == ProcessGroup(0, 1, 0)
     say(monkeypatch, names, "3", "4", "1")
-    assert launcher.found() == ProcessGroup(3, 4, 1)
+    assert launcher.current() == ProcessGroup(3, 4, 1)
     monkeypatch.delenv(names[2])
-    assert launcher.found() == ProcessGroup(0, 1, 0)  # a cluster's own variables, and no launcher's
+    assert launcher.current() == ProcessGroup(
+        0, 1, 0
+    )  # a cluster's own variables, and no launcher's
 
 
 @pytest.mark.parametrize("values", [("2", "2", "0"), ("a", "2", "0"), ("-1", "2", "0")])
@@ -43,12 +45,12 @@ def test_variables_that_make_no_sense_are_refused(
 ) -> None:
     say(monkeypatch, VARIABLES[0], *values)
     with pytest.raises(BadRequest, match="RANK must be"):
-        launcher.found()
+        launcher.current()
 
 
 def test_processes_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ProcessGroup(0, 2, 0).can_rendezvous
-    say(monkeypatch, PLACE, "localhost", "29500")
+    say(monkeypatch, ADDRESS, "localhost", "29500")
     assert ProcessGroup(0, 2, 0).can_rendezvous and not ProcessGroup(0, 1, 0).can_rendezvous
 
 

@@ -101,7 +101,7 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
         name = shown(str(picture))
         which = f" of {name}" if len(pictures) > 1 else ""
         if base.seed is None:
-            if launcher.found().world > 1:
+            if launcher.current().world > 1:
                 raise BadRequest(f"{name} records no seed: give --seed to a launch")
             batch.notes.append(f"seed {request.seed}{which}")
         batch.warnings += [f"{name}: {line}" if which else line for line in lines]
@@ -139,7 +139,7 @@ def _complete(batch: Batch, options: BatchOptions, random_seed: int | None = Non
         is_random = is_random or (random_seed is not None and request.seed == random_seed)
     batch.several = count > 1
     if is_random:
-        launch = launcher.found()
+        launch = launcher.current()
         alone = launch.world > 1 and not launch.can_rendezvous
         for needs_seed, what in (
             (options.resume, "--resume"),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     """Draw a batch, or describe it with --dry-run. Returns the exit code."""
-    is_main = launcher.found().is_main  # of several processes one reports for all
+    is_main = launcher.current().is_main  # of several processes one reports for all
     preview = options.preview.with_vae_path()
     settings = RunSettings(
         output_target(options, batch.several, context),
@@ -51,7 +51,7 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     if options.batch.dry_run:
         return dry_run(batch, settings) if is_main else 0
     if not batch.several and not is_main:
-        return distributed.together(0, None)[0]
+        return distributed.gather_results(0, None)[0]
     with_bar = not (settings.quiet or options.preview.no_progress)
     with settings.target, progress(with_bar, "loading") as bar:
         return draw(batch, settings, bar)
@@ -101,7 +101,7 @@ def draw_all(
     with ExitStack() as stack:
         index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
         meter = check_all(model, shard(), index, batch, settings, bar)
-        plan = launcher.found().shard(shard())
+        plan = launcher.current().shard(shard())
         store = LatentStore(target, origin(model), settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
         batch_settings = BatchSettings(target, size, policy, index, store, lambda: STOP.asked)
@@ -109,7 +109,9 @@ def draw_all(
         timer = Timer(model, load_seconds)
         with timer, closing(draw_batch(plan, model, batch_settings)) as events:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
-        code, drawn = distributed.together(SOME_FAILED if failed or batch.failures() else 0, drawn)
+        code, drawn = distributed.gather_results(
+            SOME_FAILED if failed or batch.failures() else 0, drawn
+        )
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
     return code
@@ -131,7 +133,7 @@ def check_all(
 
     def pending() -> Iterator[Item]:
         nonlocal total
-        for item in launcher.found().shard(warning_log.checked(pictures, batch.skip_errors)):
+        for item in launcher.current().shard(warning_log.checked(pictures, batch.skip_errors)):
             total += 1
             if index is None or not index.done(item):
                 yield item
@@ -148,7 +150,7 @@ def check_all(
     with bar.paused():
         warnings, notes = [*batch.warnings, *adapters.warnings], [*batch.notes, *adapters.notes]
         warning_log.report(warnings, settings.note, notes)
-        for error in batch.failures() if launcher.found().is_main else ():
+        for error in batch.failures() if launcher.current().is_main else ():
             print_error(error, settings.json)
     return ProgressMeter(bar, total, total - left, steps)
 

@@ -51,7 +51,7 @@ def decode(
     models: dict[str, Model] = {}
     library = AdapterOptions(vae=vae).library()
     with progress(not quiet, "loading") as bar:
-        for i, name in launcher.found().shard(enumerate(files)):
+        for i, name in launcher.current().shard(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
             try:
                 latent = read_latent(Path(name), model, vae)
@@ -71,7 +71,7 @@ def decode(
                     print_json({"file": name, "path": str(path), "step": latent.step})
                 else:
                     print_path(path)
-    if code := distributed.together(code, None)[0]:
+    if code := distributed.gather_results(code, None)[0]:
         raise typer.Exit(code)
 
 

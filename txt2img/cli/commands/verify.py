@@ -64,7 +64,9 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(launcher.found().shard(p for file in files for p in verifier.list_pictures(file)))
+    names = list(
+        launcher.current().shard(p for file in files for p in verifier.list_pictures(file))
+    )
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
@@ -87,7 +89,7 @@ def verify(
             code, counts[result] = code or failed, counts[result] + 1
     if len(names) > 1 and not quiet:
         log(", ".join(f"{count} {result}" for result, count in counts.items()))
-    if code := distributed.together(code, None)[0]:
+    if code := distributed.gather_results(code, None)[0]:
         raise typer.Exit(code)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from txt2img.errors import BadRequest
 from txt2img.system import device_names, resources
-from txt2img.system.launcher import found
+from txt2img.system.launcher import current
 from txt2img.system.text import shown
 
 FAST_HALF = (7, 0)  # the first CUDA capability with fast half precision
@@ -42,7 +42,7 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     if device.type == "cpu":
         _use_cores()
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
-    if cards > 1 and (here := found()).world > 1:
+    if cards > 1 and (here := current()).world > 1:
         device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
     if device.type == "cuda":
         _use_card(device)
