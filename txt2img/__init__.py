@@ -4,7 +4,6 @@ The library's three words: `Request`, `load` (a model by name or path) and `gene
 into pictures). They are imported when first used, so that `txt2img --help` needs no torch.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 from txt2img.system.version import __version__
@@ -13,14 +12,6 @@ if TYPE_CHECKING:
     from txt2img.pipeline.generate import generate
     from txt2img.request.request import Request
     from txt2img.weights.load import load
-
-# Linux then gives torch's large buffers in huge pages, each first touched several times as fast.
-# torch looks at this once, when it makes its first tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# A thread that waits for others then leaves its core soon to another program: two of these on the
-# same cores would spin against each other, and each take ten times as long as both together need.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __all__ = ["Request", "__version__", "generate", "load"]
 

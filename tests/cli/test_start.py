@@ -60,7 +60,7 @@ def test_waiting_threads_leave_their_cores_unless_the_user_says_otherwise(
 ) -> None:
     quiet = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
-        [sys.executable, "-c", "import txt2img, torch; from txt2img import load"],
+        [sys.executable, "-c", "from txt2img.cli import app; app.run(['--version']); import torch"],
         capture_output=True,
         text=True,
         env={**quiet, **given, "OMP_DISPLAY_ENV": "VERBOSE"},

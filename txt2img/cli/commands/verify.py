@@ -1,6 +1,7 @@
 """txt2img verify: draw pictures again from their records, and compare."""
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,9 +65,8 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    names = list(
-        launcher.current().shard(p for file in files for p in verifier.list_pictures(file))
-    )
+    pictures = chain.from_iterable(map(verifier.list_pictures, files))
+    names = list(launcher.current().shard(pictures))
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
