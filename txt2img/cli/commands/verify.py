@@ -65,8 +65,7 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
-    pictures = chain.from_iterable(map(verifier.list_pictures, files))
-    names = list(launcher.current().shard(pictures))
+    names = [*launcher.current().shard(chain(*map(verifier.list_pictures, files)))]
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
