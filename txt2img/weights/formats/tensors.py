@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -40,14 +40,24 @@ def read(
 
     rows = sorted(refs.items(), key=lambda item: (item[1].path, item[1].start, item[1].rows or ()))
     names = [name for name, _ in rows]
+    try:
+        return dict(zip(names, _map(one, rows), strict=True))
+    finally:
+        _open.cache_clear()  # closes the files
+
+
+def _map(
+    read_one: Callable[[tuple[str, TensorRef]], Tensor], rows: Sequence[tuple[str, TensorRef]]
+) -> list[Tensor]:
+    """Read each tensor, in several threads if there is enough to read."""
     threads = torch.get_num_threads()
     readers = min(READERS, threads, len(rows))
     if readers < 2 or sum(ref.nbytes for _, ref in rows) < THREADS_PAY:
-        return dict(zip(names, map(one, rows), strict=True))
+        return [read_one(row) for row in rows]
     try:
         # One thread for each reader's casts: more would compete with the other readers for cores.
         with ThreadPoolExecutor(readers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return dict(zip(names, pool.map(one, rows), strict=True))
+            return list(pool.map(read_one, rows))
     finally:
         torch.set_num_threads(threads)  # the count that threads started later inherit
 
