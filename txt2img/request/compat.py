@@ -62,7 +62,7 @@ A1111 = Rules(
     edits_one_step_late=True,
     trailing_weight=True,
     old_ddim=True,
-    no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is said
+    no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
