@@ -86,7 +86,7 @@ def test_a_rejected_picture_is_drawn_again_with_another_seed(
 def test_flat_pictures_are_rejected_if_asked(
     draw: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "decode", lambda model, x: [Image.new("RGB", (64, 64), "red")])
+    monkeypatch.setattr(batch, "decode", lambda *_: [Image.new("RGB", (64, 64), "red")])
     refused(draw("x", *SMALL, "--seed", "1", "--reject", "black,flat"), 4, "one colour")
     assert draw("x", *SMALL, "--seed", "1", "--reject", "black").code == 0
 
