@@ -123,7 +123,7 @@ def write_folder(folder: Path) -> None:
     """The configs and the tokenizer that diffusers wants beside a single file."""
     from tests.support import tiny
     from txt2img.models.tokenizer import EOS
-    from txt2img.weights.tokenizer_files import shipped
+    from txt2img.weights.tokenizer_files import clip_tokenizer
 
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
     index: dict[str, object] = {"_class_name": "StableDiffusionPipeline"}
@@ -140,7 +140,7 @@ def write_folder(folder: Path) -> None:
         (folder / component / f"{name}.json").write_text(json.dumps(config | own))
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    tiny.write_tokenizer(folder / "tokenizer", shipped(77, EOS))
+    tiny.write_tokenizer(folder / "tokenizer", clip_tokenizer(77, EOS))
 
 
 def status(pid: int) -> Mapping[str, int]:

@@ -18,7 +18,7 @@ from txt2img.images import image_file
 from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.taesd import TinyVAE
 from txt2img.system.device.device import Device
-from txt2img.weights.layouts.taesd import doubts
+from txt2img.weights.layouts.taesd import vae_warnings
 from txt2img.weights.load import load, load_vae
 from txt2img.weights.model import Model
 
@@ -140,7 +140,7 @@ def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Pat
 def test_a_name_that_speaks_of_other_latents_is_doubted(
     name: str, scaling: float, doubted: bool
 ) -> None:
-    lines = doubts(name, VAEConfig(scaling=scaling))
+    lines = vae_warnings(name, VAEConfig(scaling=scaling))
     assert len(lines) == doubted and all("seems made for" in line for line in lines)
 
 

@@ -8,7 +8,7 @@ import pytest
 from txt2img.models import tokenizer
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.request.compat import PromptRules
-from txt2img.weights.tokenizer_files import shipped
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 PROMPTS = [
     "",
@@ -26,7 +26,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def clip() -> Tokenizer:
-    return shipped(77, tokenizer.EOS)
+    return clip_tokenizer(77, tokenizer.EOS)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -45,7 +45,7 @@ def test_any_printable_text_has_the_same_tokens(clip: Tokenizer) -> None:
 
 def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "WORD_CACHE", 3)
-    own = shipped(77, tokenizer.EOS)
+    own = clip_tokenizer(77, tokenizer.EOS)
     for prompt in ("a b c", "d e", "f", "a b c"):
         assert own.tokens(prompt) == own._encode(prompt)
         assert own._encode_word.cache_info().currsize <= 3

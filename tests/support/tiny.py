@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from txt2img.models.tokenizer import BOS, EOS, Tokenizer
-from txt2img.weights.tokenizer_files import shipped
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 _ROOT = tempfile.TemporaryDirectory(prefix="txt2img-tests-")
 atexit.register(_ROOT.cleanup)
@@ -111,7 +111,7 @@ def model(sizes: Sizes, root: Path, name: str, dtype: torch.dtype = torch.float3
         network.eval().requires_grad_(False)
         if dtype != torch.float32:
             network.to(dtype)
-    tokenizer = shipped(77, "!" if sizes.sd2 else EOS)
+    tokenizer = clip_tokenizer(77, "!" if sizes.sd2 else EOS)
     scheduler = SCHEDULER | {"prediction_type": "v_prediction" if sizes.sd2 else "epsilon"}
     folder, file = root / name, root / f"{name}.safetensors"
     write_folder(folder, unet, vae, text, tokenizer, scheduler)

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tests.support import tiny
 from txt2img.models.tokenizer import EOS, Tokenizer
-from txt2img.weights.tokenizer_files import shipped
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 SCALING = 0.13025
 Text = CLIPTextModel | CLIPTextModelWithProjection
@@ -211,7 +211,7 @@ def write_folder(
 
 def tokenizer(end: str) -> Tokenizer:
     """CLIP's, short prompts filled as the first or the second encoder wants it."""
-    return shipped(77, "!" if end else EOS)
+    return clip_tokenizer(77, "!" if end else EOS)
 
 
 def published(text: nn.Module) -> tiny.State:

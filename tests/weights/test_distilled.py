@@ -12,7 +12,7 @@ from txt2img.errors import BadFile
 from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.adapters import Lora
 from txt2img.request.resolve import AdapterPaths
-from txt2img.weights.distilled import by_loras, by_name, by_scheduler
+from txt2img.weights.distilled import from_loras, from_name, from_scheduler
 
 FULL = Defaults(1024, 1024, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)
 TRAILING = Schedule.TRAILING
@@ -37,14 +37,14 @@ NAMES = [
 def test_names_tell_what_a_model_draws_best_with(
     name: str, side: int, steps: int, cfg: float, sampler: Sampler, schedule: Schedule
 ) -> None:
-    assert by_name(FULL, name) == Defaults(side, side, steps, cfg, sampler, schedule)
+    assert from_name(FULL, name) == Defaults(side, side, steps, cfg, sampler, schedule)
 
 
 @pytest.mark.parametrize(
     "name", ["sd_xl_base_1.0", "hyperrealism_v3", "v1-5-pruned-emaonly", "trained_500steps", ""]
 )
 def test_other_names_change_nothing(name: str) -> None:
-    assert by_name(FULL, name) == FULL
+    assert from_name(FULL, name) == FULL
 
 
 SCHEDULERS: list[tuple[dict[str, object], Sampler]] = [
@@ -61,7 +61,7 @@ SCHEDULERS: list[tuple[dict[str, object], Sampler]] = [
 def test_schedulers_tell_what_a_model_draws_best_with(
     config: dict[str, object], sampler: Sampler
 ) -> None:
-    drawn = by_scheduler(FULL, config, "my-model")
+    drawn = from_scheduler(FULL, config, "my-model")
     assert (drawn.sampler, drawn.schedule, drawn.cfg) == (sampler, TRAILING, 1.0)
     assert (drawn.width, drawn.steps < 10) == (1024, True)
 
@@ -80,8 +80,8 @@ def test_schedulers_tell_what_a_model_draws_best_with(
     ],
 )
 def test_other_schedulers_leave_it_to_the_name(config: dict[str, object]) -> None:
-    assert by_scheduler(FULL, config, "my-model") == FULL
-    assert by_scheduler(FULL, config, "my-turbo").steps == 8
+    assert from_scheduler(FULL, config, "my-model") == FULL
+    assert from_scheduler(FULL, config, "my-turbo").steps == 8
 
 
 LORAS = [
@@ -106,7 +106,7 @@ def test_a_lora_of_few_steps_fills_what_is_not_said(
     name: str, steps: int, cfg: float | None, sampler: Sampler, tmp_path: Path
 ) -> None:
     library, asked = lora(tmp_path, name), Request("a", loras=(Lora(name),))
-    filled = by_loras(asked, library)
+    filled = from_loras(asked, library)
     assert (filled.steps, filled.cfg, filled.sampler, filled.schedule) == (
         steps,
         cfg,
@@ -115,23 +115,23 @@ def test_a_lora_of_few_steps_fills_what_is_not_said(
     )
     assert (filled.width, filled.height) == (None, None)
     mine = replace(asked, steps=6, sampler=Sampler.HEUN)
-    assert by_loras(mine, library) == replace(mine, cfg=cfg, schedule=TRAILING)
+    assert from_loras(mine, library) == replace(mine, cfg=cfg, schedule=TRAILING)
 
 
 @pytest.mark.parametrize("name", ["turbo_cars", "ink_8000steps", "lightning_magic", "pixel-art"])
 def test_other_loras_and_those_not_used_change_nothing(name: str, tmp_path: Path) -> None:
     asked = Request("a", loras=(Lora(name),))
-    assert by_loras(asked, lora(tmp_path, name)) == asked
+    assert from_loras(asked, lora(tmp_path, name)) == asked
     off = Request("a", loras=(Lora("lcm", unet=0.0),))
-    assert by_loras(off, lora(tmp_path, "lcm")) == off
+    assert from_loras(off, lora(tmp_path, "lcm")) == off
 
 
 def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> None:
     said = '{"steps": 3, "cfg": 1.5, "sampler": "heun", "schedule": "linear"}'
-    filled = by_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said))
+    filled = from_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said))
     assert (filled.steps, filled.cfg) == (3, 1.5)
     assert (filled.sampler, filled.schedule) == (Sampler.HEUN, Schedule.LINEAR)
-    half = by_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", '{"cfg": 1}'))
+    half = from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", '{"cfg": 1}'))
     assert half == Request("a", loras=(Lora("x"),), cfg=1.0)  # the rest is the model's
 
 
@@ -141,12 +141,12 @@ def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> Non
 )
 def test_what_a_file_says_wrongly_is_named(said: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=told):
-        by_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", said))
+        from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", said))
 
 
 def test_what_a_file_says_is_read_again_when_it_changed(tmp_path: Path) -> None:
     asked = Request("a", loras=(Lora("x"),))
-    assert by_loras(asked, lora(tmp_path, "x", '{"steps": 3}')).steps == 3
+    assert from_loras(asked, lora(tmp_path, "x", '{"steps": 3}')).steps == 3
     library = lora(tmp_path, "x", '{"steps": 5}')
     os.utime(library.loras["x"], ns=(1, 1))
-    assert by_loras(asked, library).steps == 5
+    assert from_loras(asked, library).steps == 5

@@ -50,11 +50,11 @@ def as_vae(path: Path) -> None:
 
 
 def as_unet(path: Path) -> None:
-    load(str(tiny.own()), CPU, others=ComponentOverrides(unet=str(path)))
+    load(str(tiny.own()), CPU, overrides=ComponentOverrides(unet=str(path)))
 
 
 def as_text(path: Path) -> None:
-    load(str(tiny.own()), CPU, others=ComponentOverrides(texts=(str(path),)))
+    load(str(tiny.own()), CPU, overrides=ComponentOverrides(texts=(str(path),)))
 
 
 def as_lora(path: Path) -> None:

@@ -47,7 +47,10 @@ def write(path: Path, **values: object) -> None:
 def test_layouts_hold_the_same_weights(build: Callable[[], tiny_xl.TinyXL]) -> None:
     a, b = (load(str(path), CPU) for path in (build().folder, build().file))
     assert (a.family.network, a.family.texts) == (b.family.network, b.family.texts)
-    assert (a.family.pads, a.family.silent) == (b.family.pads, b.family.silent)
+    assert (a.family.pad_tokens, a.family.zero_empty_negative) == (
+        b.family.pad_tokens,
+        b.family.zero_empty_negative,
+    )
     for mine, other in ((a.network, b.network), (a.vae, b.vae), (a.text, b.text)):
         state = other.state_dict()
         assert all(torch.equal(v, state[n]) for n, v in mine.state_dict().items())
@@ -59,14 +62,14 @@ def test_encoders_are_those_of_the_kind() -> None:
     pads = [encoder.tokenizer.chunks("a cat")[0][-1] for encoder in base.text.encoders]
     assert pads == [49407, 0]
     assert [encoder.tokenizer.pad_id for encoder in refiner.text.encoders] == [0]
-    assert (base.family.silent, refiner.family.silent) == (True, False)
+    assert (base.family.zero_empty_negative, refiner.family.zero_empty_negative) == (True, False)
 
 
 def test_a_folder_says_whether_an_empty_negative_prompt_is_zeros(xl: Path) -> None:
     write(xl / "model_index.json", force_zeros_for_empty_prompt=False)
-    assert not load(str(xl), CPU).family.silent
+    assert not load(str(xl), CPU).family.zero_empty_negative
     (xl / "model_index.json").unlink()
-    assert load(str(xl), CPU).family.silent
+    assert load(str(xl), CPU).family.zero_empty_negative
 
 
 def test_half_precision_names_load(xl: Path) -> None:

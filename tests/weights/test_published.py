@@ -22,10 +22,10 @@ from txt2img.system.text import format_size
 from txt2img.weights.checkpoint import Checkpoint, open_checkpoint
 from txt2img.weights.families import Family
 from txt2img.weights.layouts import key_maps
-from txt2img.weights.layouts.components import bare, check
+from txt2img.weights.layouts.components import check_tensors, published_name
 from txt2img.weights.layouts.diffusers_config import from_configs
 from txt2img.weights.registry.aliases import ALIASES
-from txt2img.weights.tokenizer_files import shipped
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 MODELS = list(published.MODELS)
 NAMES = {
@@ -69,7 +69,7 @@ def hollow_folder(folder: Path, model: str) -> Path:
     for component, text in published.MODELS[model].texts.items():
         pad = "<|endoftext|>" if text == "clip-l" else "!"
         tiny.write_tokenizer(
-            folder / component.replace("text_encoder", "tokenizer"), shipped(77, pad)
+            folder / component.replace("text_encoder", "tokenizer"), clip_tokenizer(77, pad)
         )
     return folder
 
@@ -77,10 +77,12 @@ def hollow_folder(folder: Path, model: str) -> Path:
 @cache
 def module_shapes(kind: type[nn.Module], config: UNetConfig | VAEConfig | TextConfig) -> Shapes:
     build = (
-        partial(kind, config, shipped(77, "!")) if kind is TextEncoder else partial(kind, config)
+        partial(kind, config, clip_tokenizer(77, "!"))
+        if kind is TextEncoder
+        else partial(kind, config)
     )
     with torch.device("meta"):
-        return {bare(name): tuple(v.shape) for name, v in build().state_dict().items()}
+        return {published_name(name): tuple(v.shape) for name, v in build().state_dict().items()}
 
 
 def wanted(family: Family) -> list[Shapes]:
@@ -91,8 +93,8 @@ def wanted(family: Family) -> list[Shapes]:
 
 def matched(plan: Checkpoint) -> None:
     """Every tensor of the plan has its module's name and shape, and none is left over."""
-    for (component, part), shapes in zip(plan.parts.items(), wanted(plan.family), strict=True):
-        check(component, part, shapes)
+    for (component, part), shapes in zip(plan.components.items(), wanted(plan.family), strict=True):
+        check_tensors(component, part, shapes)
         assert {name: stored.shape for name, stored in part.tensors.items()} == shapes
 
 

@@ -53,8 +53,9 @@ def weights(name: str) -> dict[str, object]:
 
     model = summary(name)
     family, usual = model.family, model.family.defaults
-    needs = f"{family.needs} in addition to the prompt, not supported yet" if family.needs else ""
-    needs = needs or ("" if model.vae else "a VAE, given with --vae")
+    needs = "" if model.vae else "a VAE, given with --vae"
+    if family.extra_inputs:
+        needs = f"{family.extra_inputs} in addition to the prompt, not supported yet"
     return {
         "kind": f"weights of {family.name}",
         "name": model.name,

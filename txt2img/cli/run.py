@@ -59,9 +59,9 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
 
 def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     """Load the model, draw all pictures and print each when it is written."""
-    from txt2img.weights.checkpoint import find
+    from txt2img.weights.checkpoint import find_model
 
-    find(batch.model)  # fails on an unknown name before torch is imported, which takes long
+    find_model(batch.model)  # fails on an unknown name before torch is imported, which takes long
     from txt2img.pipeline.result import origin, precision
 
     began = time.perf_counter()

@@ -80,7 +80,7 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
     def negative(part: str, chunks: int) -> Cond:
         own = reading if rules.skip_negative else replace(reading, clip_skip=1)
         cond = text.encode([part], chunks, own)
-        if model.family.silent and rules.zero_empty_negative and not request.negative:
+        if model.family.zero_empty_negative and rules.zero_empty_negative and not request.negative:
             cond = cond.zeroed()
         return with_sizes(cond, model, request, False)
 
@@ -103,5 +103,5 @@ def with_sizes(cond: Cond, model: Model, request: Request, is_positive: bool) ->
     family, device = model.family, cond.tokens.device
     if family.network.scale_width:
         cond = replace(cond, guidance=torch.tensor([(request.cfg or 0.0) - 1], device=device))
-    sizes = family.sizes(request.height or 0, request.width or 0, is_positive)
+    sizes = family.size_ids(request.height or 0, request.width or 0, is_positive)
     return replace(cond, size_ids=torch.tensor([sizes], device=device)) if sizes else cond

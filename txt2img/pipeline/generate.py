@@ -263,7 +263,7 @@ def batch_key(request: Request) -> Request:
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
     """C, h, w of a filled request's latents. BadRequest if the model cannot draw that size."""
     vae = model.vae.config
-    return vae.latent_channels, *model.family.cells(request, vae.factor)
+    return vae.latent_channels, *model.family.latent_size(request, vae.factor)
 
 
 def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:

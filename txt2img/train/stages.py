@@ -290,7 +290,7 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     """
     folder = config.out / "tokenizer"
     if config.resume and (folder / "vocab.json").exists():
-        return tokenizer_files.tokenizer(folder, config.text.length, config.vocab)
+        return tokenizer_files.read_tokenizer(folder, config.text.length, config.vocab)
     if pictures.has(WORDS_FILE):  # each word that is taught becomes one token
         table = json.loads(pictures.text(WORDS_FILE))
         texts = [*table["words"], *table["ignored"]]

@@ -18,7 +18,7 @@ from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import Piece, merged, open_adapter, short_hash
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.adapters.textual_inversion import open_embedding
-from txt2img.weights.distilled import by_loras
+from txt2img.weights.distilled import from_loras
 from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
@@ -30,7 +30,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     Raises ModelNotFound, BadRequest, BadFile, MissingWeights.
     """
     state = model.adapters
-    resolved = by_loras(state.library.resolve(request), state.library)
+    resolved = from_loras(state.library.resolve(request), state.library)
     refiner = None if model.refiner is None else model.refiner.record
     for kind, recorded, loaded in (
         ("VAE", resolved.vae, state.vae),

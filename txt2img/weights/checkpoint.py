@@ -1,6 +1,6 @@
-"""A name or a path → a Plan: what is to be loaded from where, told by headers and configs.
+"""Open a checkpoint, a file or a folder: its family, tensors and tokenizers, without torch.
 
-Nothing here knows torch: what a model is can be said in a moment.
+Only headers and configs are read, so `txt2img info` and --dry-run take a moment.
 """
 
 import math
@@ -13,15 +13,15 @@ from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
-from txt2img.weights.distilled import by_name
+from txt2img.weights.distilled import from_name
 from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.layouts import detect
-from txt2img.weights.layouts.components import Part, folder_parts, original_parts
-from txt2img.weights.layouts.diffusers_config import TEXTS, from_configs
-from txt2img.weights.layouts.overrides import open_texts, open_unet
-from txt2img.weights.registry import find as places
+from txt2img.weights.layouts.components import Component, folder_components, original_components
+from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS, from_configs
+from txt2img.weights.layouts.overrides import open_text_encoders, open_unet
+from txt2img.weights.registry import find
 from txt2img.weights.registry.hashes import model_hash
 
 DEFAULT = Path(__file__).with_name("default")
@@ -40,19 +40,19 @@ TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is to be loaded from where; made from headers and configs, no tensor read."""
+    """The contents of a model's files, of which no tensor is read yet."""
 
     name: str
     layout: str  # "diffusers" or "original"
     family: Family
-    parts: dict[str, Part]  # by component
+    components: dict[str, Component]  # by diffusers' names: unet, vae, text_encoder, …
     tokenizers: dict[str, Tokenizer]  # by text encoder's component
     weights: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `txt2img info` says of a weight file or folder."""
+    """The facts of a model that `txt2img info` shows."""
 
     name: str
     hash: str
@@ -66,121 +66,138 @@ class Summary:
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
-    """What a model is, read from its headers, and its hash if wanted; raises as `load` does."""
-    plan = open_checkpoint(name_or_path, prediction)
-    stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
+    """Summarise a model from its headers, with its hash if `hashed`; raises as `load` does."""
+    checkpoint = open_checkpoint(name_or_path, prediction)
+    refs = [ref for part in checkpoint.components.values() for ref in part.tensors.values()]
     return Summary(
-        name=plan.name,
-        hash=model_hash(plan.weights) if hashed else "",
-        layout=plan.layout,
-        family=plan.family,
-        dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
-        tensors=len(stored),
-        parameters=sum(math.prod(tensor.shape) for tensor in stored),
-        size=sum(tensor.nbytes for tensor in stored),
-        vae="vae" in plan.parts,
+        name=checkpoint.name,
+        hash=model_hash(checkpoint.weights) if hashed else "",
+        layout=checkpoint.layout,
+        family=checkpoint.family,
+        dtypes=tuple(sorted({ref.dtype for ref in refs})),
+        tensors=len(refs),
+        parameters=sum(math.prod(ref.shape) for ref in refs),
+        size=sum(ref.nbytes for ref in refs),
+        vae="vae" in checkpoint.components,
     )
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold a model's weights; any single file is its own. Raises as `load` does."""
+    """The files that hold a model's weights; a single file is its own. Raises as `load` does."""
     single = path.is_file() and not path.name.endswith(".index.json")
     return (path,) if single else open_checkpoint(str(path)).weights
 
 
 def open_checkpoint(
-    name_or_path: str, prediction: str | None = None, others: ComponentOverrides = NO_OVERRIDES
+    name_or_path: str,
+    prediction: str | None = None,
+    overrides: ComponentOverrides = NO_OVERRIDES,
 ) -> Checkpoint:
-    """What is to be loaded, read from headers and configs alone. Raises as `load` does."""
+    """Open a model by name or path, reading headers and configs only. Raises as `load` does."""
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
-    path = find(name_or_path)
-    plan = _plan_folder(path) if path.is_dir() else _plan_file(path, prediction)
-    if prediction is not None and plan.family.process.kind == "diffusion":
-        plan = replace(plan, family=replace(plan.family, prediction=prediction))
-    return plan if others == NO_OVERRIDES else _with_others(plan, others, prediction)
+    path = find_model(name_or_path)
+    checkpoint = _open_folder(path) if path.is_dir() else _open_file(path, prediction)
+    family = checkpoint.family
+    if prediction is not None and family.process.kind == "diffusion":
+        checkpoint = replace(checkpoint, family=replace(family, prediction=prediction))
+    if overrides == NO_OVERRIDES:
+        return checkpoint
+    return _with_overrides(checkpoint, overrides, prediction)
 
 
-def check_vae(plan: Checkpoint, other: str | None) -> None:
-    """Raise MissingWeights if nothing decodes what the model draws: neither it nor the `other`."""
-    if other is None and "vae" not in plan.parts:
+def check_vae(checkpoint: Checkpoint, vae_path: str | None) -> None:
+    """Raise MissingWeights if there is no VAE, neither in the checkpoint nor at `vae_path`."""
+    if vae_path is None and "vae" not in checkpoint.components:
         raise MissingWeights(
-            f"{shown(plan.name)} holds no VAE, which turns latents into pictures; "
-            f"give one for {plan.family.name} with --vae"
+            f"{shown(checkpoint.name)} holds no VAE, which turns latents into pictures; "
+            f"give one for {checkpoint.family.name} with --vae"
         )
 
 
-def _with_others(
-    plan: Checkpoint, others: ComponentOverrides, prediction: str | None
+def _with_overrides(
+    checkpoint: Checkpoint, overrides: ComponentOverrides, prediction: str | None
 ) -> Checkpoint:
-    """The plan with other networks in it."""
-    if others.unet is not None:
-        found = open_unet(others.unet, plan.family, prediction)
-        parts = plan.parts | found.parts
-        plan = replace(plan, name=found.name, family=found.family, parts=parts)
-    parts = plan.parts | open_texts(others.texts, plan.family)
-    paths = [stored.path for part in parts.values() for stored in part.tensors.values()]
-    return replace(plan, parts=parts, weights=tuple(dict.fromkeys(paths)))
+    """The checkpoint with another U-Net or other text encoders."""
+    name, family, components = checkpoint.name, checkpoint.family, dict(checkpoint.components)
+    if overrides.unet is not None:
+        unet = open_unet(overrides.unet, family, prediction)
+        name, family, components["unet"] = unet.name, unet.family, unet.component
+    components |= open_text_encoders(overrides.texts, family)
+    paths = [ref.path for part in components.values() for ref in part.tensors.values()]
+    return replace(
+        checkpoint,
+        name=name,
+        family=family,
+        components=components,
+        weights=tuple(dict.fromkeys(paths)),
+    )
 
 
-def find(name_or_path: str) -> Path:
-    """Where a model is on this machine. Raises ModelNotFound, BadRequest."""
+def find_model(name_or_path: str) -> Path:
+    """The file or folder of a model. Raises ModelNotFound, BadRequest."""
     if name_or_path == "default":
         if not (DEFAULT / "unet").is_dir():
             raise ModelNotFound("the default model is not in this installation; install it again")
         return DEFAULT
-    return places.find(name_or_path)
+    return find.find(name_or_path)
 
 
-def _plan_file(path: Path, prediction: str | None) -> Checkpoint:
-    """A single file in the original layout, or the index of one that is sharded."""
+def _open_file(path: Path, prediction: str | None) -> Checkpoint:
+    """A single file in the original layout, or the index of a sharded one."""
     index = path.name.endswith(".index.json")
     header = safetensors_file.sharded(path) if index else safetensors_file.header(path)
     family = detect.detect(header, prediction)
     name = path.name.split(".safetensors")[0]
     title = header.metadata.get("modelspec.title", "")
-    # A network that is told the guidance scale is known as an LCM whatever its name.
-    told = "" if family.network.scale_width else f"{name} {title}"
+    # A U-Net with an embedding of the guidance scale is an LCM whatever its name.
+    hints = "" if family.network.scale_width else f"{name} {title}"
+    encoders = zip(TEXT_ENCODERS, family.texts, family.pad_tokens, strict=False)
     return Checkpoint(
         name=name,
         layout="original",
-        family=replace(family, defaults=by_name(family.defaults, told)),
-        parts=original_parts(header.tensors, family),
+        family=replace(family, defaults=from_name(family.defaults, hints)),
+        components=original_components(header.tensors, family),
         tokenizers={
-            component: tokenizer_files.shipped(text.length, pad)
-            for component, text, pad in zip(TEXTS, family.texts, family.pads, strict=False)
+            component: tokenizer_files.clip_tokenizer(text.length, pad)
+            for component, text, pad in encoders
         },
         weights=header.paths,
     )
 
 
-def _plan_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path) -> Checkpoint:
     """A diffusers folder: configs decide the shapes, and the tensors must agree."""
     _check_pipeline(folder)
-    texts = [name for name in TEXTS if (folder / name).is_dir()] or [TEXTS[0]]
-    components = [*NETWORKS, *texts]
-    configs: dict[str, Config] = {c: _config(folder / c / "config.json") for c in components}
+    texts = [name for name in TEXT_ENCODERS if (folder / name).is_dir()] or [TEXT_ENCODERS[0]]
+    names = [*NETWORKS, *texts]
+    configs: dict[str, Config] = {name: _config(folder / name / "config.json") for name in names}
     configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
-    for more in ("txt2img", "model_index"):
-        if (folder / f"{more}.json").is_file():
-            configs[more] = files.read_json(folder / f"{more}.json")
-    name = "default" if folder == DEFAULT else places.model_name(folder)
-    family = from_configs(configs, name)
+    for optional in ("txt2img", "model_index"):
+        if (folder / f"{optional}.json").is_file():
+            configs[optional] = files.read_json(folder / f"{optional}.json")
+    title = "default" if folder == DEFAULT else folder.resolve().name
+    family = from_configs(configs, title)
     headers = {
-        c: safetensors_file.component(folder / c, NETWORKS.get(c, "model")) for c in components
+        name: safetensors_file.component(folder / name, NETWORKS.get(name, "model"))
+        for name in names
     }
     tokenizers = {
-        c: tokenizer_files.tokenizer(folder / TOKENIZERS[c], text.length, text.vocab)
-        for c, text in zip(texts, family.texts, strict=True)
+        name: tokenizer_files.read_tokenizer(folder / TOKENIZERS[name], text.length, text.vocab)
+        for name, text in zip(texts, family.texts, strict=True)
     }
-    pads = tuple(tokenizer.pad for tokenizer in tokenizers.values())
-    weights = tuple(path for header in headers.values() for path in header.paths)
-    parts = folder_parts({c: header.tensors for c, header in headers.items()}, family)
-    return Checkpoint(name, "diffusers", replace(family, pads=pads), parts, tokenizers, weights)
+    return Checkpoint(
+        name=title,
+        layout="diffusers",
+        family=replace(family, pad_tokens=tuple(one.pad for one in tokenizers.values())),
+        components=folder_components({n: one.tensors for n, one in headers.items()}, family),
+        tokenizers=tokenizers,
+        weights=tuple(path for header in headers.values() for path in header.paths),
+    )
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Refuse folders of other kinds by name; one without model_index.json is given a chance."""
+    """Raise UnknownLayout for pipelines of other kinds; model_index.json may be missing."""
     if not (folder / "unet").is_dir():
         raise UnknownLayout(
             f"{shown(folder.name or str(folder))} is no diffusers folder of a Stable Diffusion "
@@ -193,7 +210,7 @@ def _check_pipeline(folder: Path) -> None:
     kind = rows.get("_class_name")
     if kind not in PIPELINES:
         raise UnknownLayout(f"{shown(kind)} is not supported; supported: {', '.join(PIPELINES)}")
-    for name in TEXTS:
+    for name in TEXT_ENCODERS:
         text = rows.get(name, [None])
         if not isinstance(text, list) or text[-1:] not in [[known] for known in TEXT_CLASSES]:
             raise UnknownLayout(f"{name} {shown(text)} is not supported; only {TEXT_CLASSES[0]}")

@@ -1,4 +1,4 @@
-"""Each family of models as data."""
+"""The families of models as data: Stable Diffusion 1, 2, XL, its refiner, and distilled ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from txt2img.request.request import size_problem
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """How pictures turn into noise: a table of betas, or the straight line of a flow."""
+    """The noising process: diffusion with a table of betas, or a rectified flow."""
 
     kind: str = "diffusion"  # or "flow"
     betas: str = "scaled_linear"
@@ -24,7 +24,7 @@ class ProcessConfig:
     zero_snr: bool = False
 
     def build(self) -> Process:
-        """The process itself."""
+        """Build the process."""
         if self.kind == "flow":
             return Flow(float(self.n), self.n)
         table = betas(self.betas, self.n, self.start, self.end)
@@ -33,7 +33,7 @@ class ProcessConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """All of a model but its weights."""
+    """Everything of a model but its weights."""
 
     name: str
     network: UNetConfig
@@ -42,29 +42,29 @@ class Family:
     process: ProcessConfig
     prediction: str  # a key of PREDICTIONS
     defaults: Defaults
-    pads: tuple[str, ...] = (EOS,)  # the token that fills short prompts, for each encoder
+    pad_tokens: tuple[str, ...] = (EOS,)  # the padding token of each text encoder
     text_2: TextConfig | None = None  # SDXL's second encoder
-    silent: bool = False  # whether an empty negative prompt is zeros, not its words
+    zero_empty_negative: bool = False  # an empty negative prompt is zeros
 
     @property
     def texts(self) -> tuple[TextConfig, ...]:
-        """The text encoders."""
+        """The text encoders' configs."""
         return (self.text,) if self.text_2 is None else (self.text, self.text_2)
 
     @property
-    def needs(self) -> str:
-        """What must be drawn from beside words; nothing for most."""
-        return NEEDS.get(self.network.extra_channels, "")
+    def extra_inputs(self) -> str:
+        """The inputs that it needs besides the prompt, as a text; empty for most."""
+        return EXTRA_INPUTS.get(self.network.extra_channels, "")
 
-    def cells(self, request: Request, factor: int) -> tuple[int, int]:
+    def latent_size(self, request: Request, factor: int) -> tuple[int, int]:
         """Height and width of a filled request's latents, in cells of `factor` pixels.
 
-        BadRequest names the nearest sizes, or what the model needs beside words.
+        Raises BadRequest, which names the nearest sizes or the extra inputs.
         """
-        if self.needs:
+        if self.extra_inputs:
             raise BadRequest(
-                f"this model ({self.name}) needs {self.needs} beside the prompt, which is not "
-                "supported yet; choose another with --model"
+                f"this model ({self.name}) needs {self.extra_inputs} beside the prompt, which is "
+                "not supported yet; choose another with --model"
             )
         height, width = request.height or 0, request.width or 0
         for name, pixels, tile in (("height", height, Tile.Y), ("width", width, Tile.X)):
@@ -75,21 +75,21 @@ class Family:
                 raise BadRequest(size_problem(name, pixels, multiple))
         return height // factor, width // factor
 
-    def sizes(self, height: int, width: int, wanted: bool) -> tuple[float, ...]:
-        """What an XL network is told in numbers, as diffusers tells it (Podell et al. 2023, §2.2).
+    def size_ids(self, height: int, width: int, positive: bool) -> tuple[float, ...]:
+        """SDXL's size conditioning, as in diffusers (Podell et al. 2023, §2.2).
 
-        The size and the corner of the picture that was cut, then the size of the cut; to the
-        refiner, in its place, how beautiful it is: 6 what is `wanted`, 2.5 what is not.
+        Original size, crop corner and target size; the refiner has an aesthetic score instead of
+        the last: 6 for the prompt, 2.5 for the negative prompt.
         """
-        cut = (height, width, 0, 0)
-        return {0: (), 5: (*cut, 6.0 if wanted else 2.5), 6: (*cut, height, width)}[
+        crop = (height, width, 0, 0)
+        return {0: (), 5: (*crop, 6.0 if positive else 2.5), 6: (*crop, height, width)}[
             self.network.sizes
         ]
 
 
-# By the channels that a network sees beside the latent: what for, and what goes there.
-MADE_FOR = {5: "inpainting", 4: "pix2pix"}
-NEEDS = {5: "a picture and a mask", 4: "a picture"}
+# By the input channels besides the latent: the model's purpose, and what goes there.
+EXTRA_PURPOSE = {5: "inpainting", 4: "pix2pix"}
+EXTRA_INPUTS = {5: "a picture and a mask", 4: "a picture"}
 
 _DRAWN = Defaults(512, 512, 30, 7.5, Sampler.DPMPP_2M, Schedule.KARRAS)
 SD15 = Family(
@@ -105,9 +105,9 @@ SD21_BASE = replace(
     SD15,
     name="Stable Diffusion 2",
     network=UNetConfig(heads=(5, 10, 20, 20), cross_dim=1024, linear_projection=True),
-    # OpenCLIP's ViT-H has 24 layers; the condition is what comes out of the last but one.
+    # OpenCLIP's ViT-H has 24 layers; the condition is the penultimate one's output.
     text=TextConfig(width=1024, layers=23, heads=16, mlp=4096, act="gelu"),
-    pads=("!",),
+    pad_tokens=("!",),
 )
 SD21 = replace(SD21_BASE, prediction="v", defaults=replace(_DRAWN, width=768, height=768))
 XL_BIG_G = TextConfig(
@@ -129,9 +129,9 @@ SDXL = replace(
     vae=VAEConfig(scaling=0.13025),
     text=TextConfig(penultimate=True),
     text_2=XL_BIG_G,
-    pads=(EOS, "!"),
+    pad_tokens=(EOS, "!"),
     defaults=replace(_DRAWN, width=1024, height=1024, cfg=5.0),
-    silent=True,
+    zero_empty_negative=True,
 )
 SDXL_REFINER = replace(
     SDXL,
@@ -148,8 +148,8 @@ SDXL_REFINER = replace(
     ),
     text=XL_BIG_G,
     text_2=None,
-    pads=("!",),
-    silent=False,
+    pad_tokens=("!",),
+    zero_empty_negative=False,
 )
 # The distilled U-Nets of Segmind (SSD-1B, Vega) and of Nota AI (BK-SDM; Segmind's small and tiny
 # have its shapes).
@@ -173,32 +173,32 @@ NETWORKS = {
 }
 
 
-def named(network: UNetConfig) -> str:
-    """What a network is known as, and what it is made for. Raises UnknownLayout."""
-    if network.extra_channels and network.extra_channels not in NEEDS:
-        raise UnknownLayout(special(network.in_channels, network.out_channels))
+def family_name(network: UNetConfig) -> str:
+    """The name of the family that has a network, with its purpose. Raises UnknownLayout."""
+    if network.extra_channels and network.extra_channels not in EXTRA_INPUTS:
+        raise UnknownLayout(unsupported_unet(network.in_channels, network.out_channels))
     plain = replace(network, in_channels=network.out_channels, scale_width=0)
     known = [name for name, other in NETWORKS.items() if other == plain]
     return " ".join(
-        [*(known or ["latent diffusion"]), *MADE_FOR.get(network.extra_channels, "").split()]
+        [*(known or ["latent diffusion"]), *EXTRA_PURPOSE.get(network.extra_channels, "").split()]
     )
 
 
-def told_apart(depths: Sequence[Depth], attention: Sequence[bool]) -> tuple[Depth, ...]:
-    """Transformer depths by level, as a config says them whatever a file says where there are none.
+def normalise_depths(depths: Sequence[Depth], attention: Sequence[bool]) -> tuple[Depth, ...]:
+    """Transformer depths by level, with 1 for levels without attention, so that configs compare.
 
-    The last level's counts even so: the middle has it. Raises UnknownLayout for a missing one.
+    The last level keeps its depth, which the middle block has. Raises UnknownLayout for a depth 0.
     """
     last = len(depths) - 1
     pairs = enumerate(zip(depths, attention, strict=True))
-    made = tuple(depth if has or level == last else 1 for level, (depth, has) in pairs)
-    if any(0 in (depth if isinstance(depth, tuple) else (depth,)) for depth in made):
-        raise UnknownLayout(f"unet: transformer depths {list(made)}; each must be at least 1")
-    return made
+    result = tuple(depth if has or level == last else 1 for level, (depth, has) in pairs)
+    if any(0 in (depth if isinstance(depth, tuple) else (depth,)) for depth in result):
+        raise UnknownLayout(f"unet: transformer depths {list(result)}; each must be at least 1")
+    return result
 
 
-def checked(family: Family) -> Family:
-    """The same, if its parts fit each other and can be built. Raises UnknownLayout."""
+def check_family(family: Family) -> Family:
+    """The same family, if its networks fit each other and can be built. Raises UnknownLayout."""
     network, vae, texts = family.network, family.vae, family.texts
     if network.cross_dim != (width := sum(text.width for text in texts)):
         raise UnknownLayout(
@@ -225,15 +225,15 @@ def checked(family: Family) -> Family:
     return family
 
 
-def schedule_for(process: ProcessConfig) -> Schedule:
-    """The spread of steps that suits a process: one at zero SNR must begin at its very end."""
+def default_schedule(process: ProcessConfig) -> Schedule:
+    """A process's default schedule: zero terminal SNR needs one that starts at the last step."""
     if process.kind == "flow":
         return Schedule.FLOW
     return Schedule.TRAILING if process.zero_snr else Schedule.KARRAS
 
 
-def special(inputs: int, outputs: int) -> str:
-    """What a U-Net that sees more than the latent is made for, as an error's text."""
+def unsupported_unet(inputs: int, outputs: int) -> str:
+    """The message for a U-Net with input channels of an unsupported purpose."""
     kinds = {5: "a depth model", 7: "an upscaler"}
     what = kinds.get(inputs, "a model of an unknown kind")
     return f"this is {what} ({inputs} channels in, {outputs} out), which is not supported yet"

@@ -6,7 +6,7 @@ from txt2img.errors import BadFile
 from txt2img.weights.adapters import key_names, textual_inversion
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import text_widths
-from txt2img.weights.layouts.taesd import is_tiny
+from txt2img.weights.layouts.taesd import is_taesd
 
 # Beginnings of tensors' names, after the prefixes of whole checkpoints.
 STARTS = {
@@ -29,7 +29,7 @@ def kind_of(path: Path) -> str:
         return "embedding"
     if len(shapes) == 1 and len(shapes[0]) == 2:
         return "embedding"
-    if is_tiny(tensors):
+    if is_taesd(tensors):
         return "VAE"
     bare = {name.removeprefix(next(filter(name.startswith, PREFIXES), "")) for name in tensors}
     for kind, starts in STARTS.items():

@@ -1,6 +1,6 @@
-"""A name or a path → a Model: planned from headers, then read strictly, onto the device."""
+"""Load a model: open its checkpoint, build its networks, read their weights onto the device."""
 
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile
+from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.optimize.cuda_graph import Graphed, recorded_on_card
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import lean_weights, slim
@@ -19,14 +20,14 @@ from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import CPU, MemoryState
-from txt2img.system.device.offload import Placement, Read
+from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.checkpoint import Checkpoint, check_vae, open_checkpoint
 from txt2img.weights.formats import tensors
-from txt2img.weights.layouts.components import Part, bare, check, check_size
-from txt2img.weights.layouts.taesd import doubts
+from txt2img.weights.layouts.components import Component, check_depth, check_tensors, published_name
+from txt2img.weights.layouts.taesd import vae_warnings
 from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.model import Model, device_of
 from txt2img.weights.registry.hashes import hash_in_background, set_compiler_cache
@@ -43,72 +44,79 @@ def load(
     device: Device,
     prediction: str | None = None,
     vae_path: str | None = None,
-    others: ComponentOverrides = NO_OVERRIDES,
+    overrides: ComponentOverrides = NO_OVERRIDES,
 ) -> Model:
-    """The model, its weights checked and on the device, with the VAE at `vae_path` if given.
+    """Load a model onto the device, with the VAE at `vae_path` if given.
 
-    `others` in place of its own networks make another model of it, with a hash of all files.
-    `prediction`, "eps" or "v", overrules what the files say. Raises ModelNotFound, UnknownLayout,
-    MissingWeights, BadFile, each naming what is wrong.
+    `prediction`, "eps" or "v", overrides the files; a model with `overrides` has a hash of all its
+    files. Raises ModelNotFound, UnknownLayout, MissingWeights, BadFile, each naming what is wrong.
     """
-    plan = open_checkpoint(name_or_path, prediction, others)
-    check_vae(plan, vae_path)
-    other = None if vae_path is None else open_vae(vae_path, plan.family.vae)
-    if other is not None:
-        parts = plan.parts | {"vae": Part(other.tensors, other.theirs)}
-        plan = replace(plan, parts=parts)
-    shape = plan.family.vae if other is None else other.config
-    placement = choose_placement(plan, device)
-    with hash_in_background(plan.weights) as digest:
-        vae = _made(lambda: vae_of(shape), "vae", plan, device)
-        _fill(vae, "vae", plan, device, placement)
-        model = build_empty(plan, device, vae)
+    checkpoint = open_checkpoint(name_or_path, prediction, overrides)
+    check_vae(checkpoint, vae_path)
+    adapters = AdapterState()
+    vae_config: VAEConfig | TinyConfig = checkpoint.family.vae
+    if vae_path is not None:
+        other = open_vae(vae_path, checkpoint.family.vae)
+        vae_config = other.config
+        components = checkpoint.components | {"vae": other.component}
+        checkpoint = replace(checkpoint, components=components)
+        adapters.vae = other.record
+        adapters.warnings += vae_warnings(other.record.name, checkpoint.family.vae)
+    placement = choose_placement(checkpoint, device)
+    with hash_in_background(checkpoint.weights) as digest:
+        vae = _build(lambda: vae_of(vae_config), "vae", checkpoint.components["vae"], device)
+        _load_component(vae, "vae", checkpoint.components["vae"], device, placement)
+        model = build_empty(checkpoint, device, vae)
+        model.adapters = adapters
         model.memory = MemoryState(
             low_memory=device.low, quantized=device.quantize, placement=placement
         )
-        if other is not None:
-            model.adapters.vae = other.record
-            model.adapters.warnings += doubts(other.record.name, plan.family.vae)
         load_weights(model, device)
         model.hash = digest()
     return model
 
 
-def build_empty(plan: Checkpoint, device: Device, vae: AnyVAE) -> Model:
-    """A model whose networks, but for the VAE, take no memory yet, and which has no hash.
+def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
+    """A model without hash, whose networks other than the VAE are on the meta device.
 
     Raises as `load` does.
     """
-    family = plan.family
-    check_size(family.network, plan.parts["unet"])
-    network = _made(lambda: UNet(family.network), "unet", plan, device)
+    family, components = checkpoint.family, checkpoint.components
+    check_depth(family.network, components["unet"])
+    network = _build(lambda: UNet(family.network), "unet", components["unet"], device)
+    texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
-        _made(partial(TextEncoder, config, plan.tokenizers[component]), component, plan, device)
-        for config, component in zip(family.texts, plan.tokenizers, strict=True)
+        _build(partial(TextEncoder, config, tokenizer), name, components[name], device)
+        for config, (name, tokenizer) in texts
     ]
-    for (component, tokenizer), config in zip(plan.tokenizers.items(), family.texts, strict=True):
-        tokenizer_files.check_rows(component, tokenizer, config.vocab)
+    for name, encoder in zip(checkpoint.tokenizers, encoders, strict=True):
+        tokenizer_files.check_vocab(name, encoder.tokenizer, encoder.config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
     memory = MemoryState(low_memory=device.low)
-    return Model(plan.name, "", family, network, vae, text, AdapterState(), memory, checkpoint=plan)
+    return Model(
+        checkpoint.name, "", family, network, vae, text, memory=memory, checkpoint=checkpoint
+    )
 
 
 def load_weights(model: Model, device: Device) -> None:
-    """Read a model's weights by its plan, but for the VAE's. Raises MissingWeights, BadFile.
+    """Read the weights of a model's networks, but for the VAE's. Raises MissingWeights, BadFile.
 
-    On a card they are laid out, and the U-Net recorded or compiled, as that draws soonest.
+    On a CUDA card, set the fastest memory format and record or compile the U-Net.
     """
-    plan, placement = model.checkpoint, model.memory.placement
-    assert plan is not None
-    _fill(model.network, "unet", plan, device, placement)
-    for component, encoder in zip(plan.tokenizers, model.text.encoders, strict=True):
-        _fill(encoder, component, plan, device, placement)
+    checkpoint, placement = model.checkpoint, model.memory.placement
+    assert checkpoint is not None
+    networks = {
+        "unet": model.network,
+        **dict(zip(checkpoint.tokenizers, model.text.encoders, strict=True)),
+    }
+    for name, network in networks.items():
+        _load_component(network, name, checkpoint.components[name], device, placement)
     if device.quantize:
         quantize(model.network, device.quantize)
     if device.torch_device.type != "cuda":
         return
-    for network in (model.network, model.vae):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for conv_network in (model.network, model.vae):
+        conv_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if placement.mode == "none":
         cache = set_compiler_cache() if device.compile else ""
         model.graphed = Graphed(
@@ -116,12 +124,12 @@ def load_weights(model: Model, device: Device) -> None:
         )
 
 
-def choose_placement(plan: Checkpoint, device: Device) -> Placement:
-    """How a model's parts get to the device, with lines that say so. BadRequest."""
+def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
+    """How the networks get to the device, with notes for the user. Raises BadRequest."""
     sizes = {
-        component: device.dtype_of(component).itemsize
-        * sum(torch.Size(stored.shape).numel() for stored in part.tensors.values())
-        for component, part in plan.parts.items()
+        name: device.dtype_of(name).itemsize
+        * sum(torch.Size(ref.shape).numel() for ref in component.tensors.values())
+        for name, component in checkpoint.components.items()
     }
     where = device.torch_device
     free = offload.free_memory(where) if device.offload == "auto" else None
@@ -133,73 +141,62 @@ def choose_placement(plan: Checkpoint, device: Device) -> Placement:
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
-    """Another VAE beside a model's own, where that computes and as precise; doubts are noted.
+    """Load another VAE on the device and in the dtype of a model's own.
 
-    Raises as `open_vae` and `load` do.
+    Raises as `open_vae` and `load` do; warnings go to the model.
     """
     device = Device(device_of(model), next(model.vae.parameters()).dtype)
     other = open_vae(name, model.family.vae)
-    model.adapters.warnings += doubts(other.record.name, model.family.vae)
-    parts = {"vae": Part(other.tensors, other.theirs)}
-    plan = Checkpoint(other.record.name, "", model.family, parts, {}, ())
-    vae = _made(lambda: vae_of(other.config), "vae", plan, device)
-    _fill(vae, "vae", plan, device, Placement())
+    model.adapters.warnings += vae_warnings(other.record.name, model.family.vae)
+    vae = _build(lambda: vae_of(other.config), "vae", other.component, device)
+    _load_component(vae, "vae", other.component, device, Placement())
     return vae
 
 
-def _made(
-    build: Callable[[], Network], component: str, plan: Checkpoint, device: Device
+def _build(
+    build: Callable[[], Network], name: str, component: Component, device: Device
 ) -> Network:
-    """A network that takes no memory yet, compared with the headers."""
+    """A network on the meta device, after comparing its tensors with the file's."""
     with torch.device("meta"):
         network = build()
-    shapes = {bare(name): tuple(value.shape) for name, value in network.state_dict().items()}
-    check(component, plan.parts[component], shapes)
-    if device.low or keeps_filters_narrow(component, device):
+    shapes = {published_name(n): tuple(value.shape) for n, value in network.state_dict().items()}
+    check_tensors(name, component, shapes)
+    if device.low or keeps_filters_narrow(name, device):
         slim(network, filters_only=not device.low)
     return network.eval().requires_grad_(False)
 
 
 def keeps_filters_narrow(component: str, device: Device) -> bool:
-    """Whether a part's larger filters stay as they are stored: where they are laid out anew for
-    speed, in float32, they would be in memory twice.
+    """Whether large filters stay in their stored dtype: true in float32 on a CPU.
+
+    There they are copied into a faster layout, and would be in memory twice.
     """
     return device.torch_device.type == "cpu" and device.dtype_of(component) == torch.float32
 
 
 @torch.inference_mode(False)
-def _fill(
-    network: nn.Module, component: str, plan: Checkpoint, device: Device, placement: Placement
+def _load_component(
+    network: nn.Module, name: str, component: Component, device: Device, placement: Placement
 ) -> None:
-    """Read a network's weights; where main memory is short and computes, for each use only."""
-    dtype = device.dtype_of(component)
+    """Read a network's weights, or with --low-memory on a CPU let each use read them."""
+    dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
-    read = _reader(plan.parts[component], home, dtype, lean_weights(network))
+    stored = {component.file_name(published_name(n)) for n in lean_weights(network)}
+    paths = {ref.path for ref in component.tensors.values()}
+    keys = {path: tensors.file_key(path) for path in paths}
+
+    def read(names: Collection[str]) -> dict[str, Tensor]:
+        for path, key in keys.items():
+            if tensors.file_key(path) != key:
+                raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
+        file_names = {n: component.file_name(published_name(n)) for n in names}
+        refs = {file_names[n]: component.tensors[published_name(n)] for n in names}
+        values = tensors.read(refs, home, dtype, keep_dtype=stored)
+        return {n: values[file_names[n]] for n in names}
+
     if device.low and device.torch_device.type == "cpu" and placement.device is not None:
         network.to(dtype)
         placement.lazy_readers[network] = read
     else:
         network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
     network.requires_grad_(False)
-
-
-def _reader(part: Part, home: torch.device, dtype: torch.dtype, slimmed: Set[str]) -> Read:
-    """What reads a network's weights by their names; those `slimmed` stay as they are stored.
-
-    It raises as reading.read does, and BadFile if a file is no longer the one that was checked.
-    """
-    kept = {part.theirs(bare(name)) for name in slimmed}
-    were = {
-        path: tensors.file_key(path) for path in {stored.path for stored in part.tensors.values()}
-    }
-
-    def read(names: Collection[str]) -> dict[str, Tensor]:
-        for path, was in were.items():
-            if tensors.file_key(path) != was:
-                raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
-        theirs = {name: part.theirs(bare(name)) for name in names}
-        stored = {theirs[name]: part.tensors[bare(name)] for name in names}
-        found = tensors.read(stored, home, dtype, kept)
-        return {name: found[theirs[name]] for name in names}
-
-    return read

@@ -42,26 +42,26 @@ class ModelCache:
         name: str,
         device: "Device",
         vae_path: str | None = None,
-        others: ComponentOverrides = NO_OVERRIDES,
+        overrides: ComponentOverrides = NO_OVERRIDES,
     ) -> "Model":
         """Load as `weights.load.load`, or return the cached model without adapters and refiner."""
         from txt2img.system.device import memory
         from txt2img.weights.apply_adapters import remove_adapters
-        from txt2img.weights.checkpoint import find
+        from txt2img.weights.checkpoint import find_model
         from txt2img.weights.load import load
 
         self.hit = False
         if not self.enabled:
-            return load(name, device, vae_path=vae_path, others=others)
-        paths = [Path(p).expanduser() for p in (vae_path, others.unet, *others.texts) if p]
-        key = (device, vae_path, others, files_key(find(name)), *map(files_key, paths))
+            return load(name, device, vae_path=vae_path, overrides=overrides)
+        paths = [Path(p).expanduser() for p in (vae_path, overrides.unet, *overrides.texts) if p]
+        key = (device, vae_path, overrides, files_key(find_model(name)), *map(files_key, paths))
         last, self.cached = self.cached, None  # an interrupt in here leaves the cache empty
         if last is None or (last.key, last.weights) != (key, weights_key(last.model)):
             if last is not None:
                 last = None  # free it first: two models may not fit
                 gc.collect()  # a recorded network and its model refer to each other
                 memory.free()
-            model = load(name, device, vae_path=vae_path, others=others)
+            model = load(name, device, vae_path=vae_path, overrides=overrides)
             last = CachedModel(key, model, weights_key(model))
         else:
             self.hit = True

@@ -58,8 +58,10 @@ def refiner_of(model: Model) -> Model:
 
 def _check_same_latents(name: str, family: Family, first: Family) -> None:
     """Raise BadRequest unless a model can continue with another's latents."""
-    if family.needs:
-        raise BadRequest(f"{shown(name)} needs {family.needs} beside the prompt: it is no refiner")
+    if family.extra_inputs:
+        raise BadRequest(
+            f"{shown(name)} needs {family.extra_inputs} beside the prompt: it is no refiner"
+        )
     one, other = first.vae, family.vae
     sizes = (one.latent_channels, one.factor), (other.latent_channels, other.factor)
     scales = isclose(one.scaling, other.scaling, rel_tol=1e-3) and isclose(one.shift, other.shift)

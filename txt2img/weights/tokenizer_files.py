@@ -1,4 +1,4 @@
-"""A CLIP tokenizer's words and merges: from a model's folder, or the ones that ship here."""
+"""A CLIP tokenizer's vocabulary and merges: from a model's folder, or CLIP's own."""
 
 import gzip
 from functools import cache
@@ -12,13 +12,13 @@ from txt2img.system.text import shown
 
 Vocab = dict[str, int]
 Merges = list[tuple[str, str]]
-WORD_MAX = 256  # characters in one token
+TOKEN_MAX = 256  # characters
 
 
-def shipped(length: int, pad: str) -> Tokenizer:
-    """CLIP's own tokenizer of 49,408 tokens, short prompts filled by `pad`.
+def clip_tokenizer(length: int, pad: str) -> Tokenizer:
+    """CLIP's own tokenizer of 49,408 tokens, with `pad` as padding token.
 
-    Raises BadFile for a text encoder that has no place for a word.
+    Raises BadFile for a text encoder whose context is too short for any token.
     """
     vocab, merges = _clip()
     if length < 3:
@@ -26,19 +26,19 @@ def shipped(length: int, pad: str) -> Tokenizer:
     return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
 
 
-def check_rows(component: str, tokenizer: Tokenizer, rows: int) -> None:
-    """Raise BadFile unless a text encoder has a row for each of its tokenizer's words."""
+def check_vocab(component: str, tokenizer: Tokenizer, rows: int) -> None:
+    """Raise BadFile unless a text encoder has a row for each token."""
     if (most := max(tokenizer.vocab.values())) >= rows:
         raise BadFile(
             f"{component} has vectors for {rows:,} tokens; its tokenizer has {most + 1:,} words"
         )
 
 
-def tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:
-    """The tokenizer in a diffusers folder's subfolder, for an encoder of `rows` tokens.
+def read_tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:
+    """Read a diffusers folder's tokenizer, for a text encoder of `rows` tokens.
 
-    Read are vocab.json and merges.txt, or tokenizer.json; no pattern or class named in them is
-    ever used. Raises BadFile.
+    From vocab.json and merges.txt, or tokenizer.json, whose patterns and classes are ignored.
+    Raises BadFile.
     """
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab: object = read_json(folder / "vocab.json")
@@ -57,7 +57,7 @@ def tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:
 
 @cache
 def _clip() -> tuple[Vocab, Merges]:
-    """CLIP's vocabulary, which follows from its merges: bytes, bytes that end words, merges."""
+    """CLIP's vocabulary, built from its merges: bytes, bytes at a word's end, merges."""
     packed = (package_files("txt2img.weights") / "tokenizer" / "merges.txt.gz").read_bytes()
     merges = [_pair(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()[1:]]
     letters = _byte_letters()
@@ -66,7 +66,7 @@ def _clip() -> tuple[Vocab, Merges]:
 
 
 def _byte_letters() -> list[str]:
-    """A printable character for each byte, in GPT-2's order: printable bytes first."""
+    """GPT-2's printable character for each byte, printable bytes first."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
 
@@ -77,7 +77,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The merges in a text file, one a line, after a first line that may name the version."""
+    """The merges in a text file, one a line, after an optional line with the version."""
     with open_regular(path) as file:
         content = file.read(JSON_MAX + 1)
     try:
@@ -90,7 +90,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _from_tokenizer_json(path: Path) -> tuple[object, object]:
-    """Vocabulary and merges of a `tokenizers` file, whose special tokens may stand apart."""
+    """Vocabulary and merges of a `tokenizers` file, with its added tokens."""
     content = read_json(path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -103,14 +103,14 @@ def _from_tokenizer_json(path: Path) -> tuple[object, object]:
 
 
 def _checked_vocab(vocab: object, rows: int) -> Vocab:
-    """Words with ids of their own, all below `rows`."""
+    """The vocabulary, if its ids are unique and below `rows`. Raises BadFile."""
     if not isinstance(vocab, dict) or not {BOS, EOS} <= vocab.keys():
         raise BadFile(f"the tokenizer's vocabulary lacks {BOS} or {EOS}")
     if len(set(map(repr, vocab.values()))) != len(vocab):
         raise BadFile("the tokenizer's vocabulary has two words with the same id")
     words: Vocab = {}
     for word, index in vocab.items():
-        if type(index) is not int or not 0 <= index < rows or len(word) > WORD_MAX:
+        if type(index) is not int or not 0 <= index < rows or len(word) > TOKEN_MAX:
             raise BadFile(
                 f"the tokenizer's word {shown(word)} has the id {shown(index)}; "
                 f"the text encoder has {rows} rows"
@@ -120,7 +120,7 @@ def _checked_vocab(vocab: object, rows: int) -> Vocab:
 
 
 def _checked_merges(merges: object, words: Vocab) -> Merges:
-    """Pairs of words whose union is a word."""
+    """The merges, if they and their results are in the vocabulary. Raises BadFile."""
     if not isinstance(merges, list):
         raise BadFile("the tokenizer has no list of merges")
     pairs: Merges = []
@@ -138,7 +138,7 @@ def _checked_merges(merges: object, words: Vocab) -> Merges:
 
 
 def _pad(folder: Path, words: Vocab) -> int:
-    """The id of the token that fills short prompts: the folder says which, else the last token."""
+    """The id of the padding token that the folder names, else of the end token."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             continue

@@ -42,11 +42,11 @@ def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Pa
 
 def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
     def sizes(component: str) -> int:
-        part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).plan.parts[component]
+        part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).plan.components[component]
         return sum(stored.size for stored in part.tensors.values())
 
     low = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None, low=True)
-    assert low.weights == max(map(sizes, low.plan.parts))
+    assert low.weights == max(map(sizes, low.plan.components))
     narrow = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", "fp16", low=True)
     assert narrow.weights == low.weights / 2
 

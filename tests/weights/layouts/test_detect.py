@@ -229,7 +229,7 @@ def test_models_that_draw_from_a_picture_are_known(channels: int, what: str) -> 
         found = detect(head(wider(tensors, channels)), prediction)
         assert found.name == f"{family.name} {what}"
         assert found.network == replace(family.network, in_channels=channels)
-        assert found.needs.startswith("a picture")
+        assert found.extra_inputs.startswith("a picture")
 
 
 def test_tell_tale_tensor_that_lacks_is_named() -> None:

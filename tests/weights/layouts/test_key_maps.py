@@ -23,8 +23,8 @@ from txt2img.models.vae import VAE
 from txt2img.weights.families import SD15, SD21, SDXL, SDXL_REFINER
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps
-from txt2img.weights.layouts.components import bare, original_parts
-from txt2img.weights.tokenizer_files import shipped
+from txt2img.weights.layouts.components import original_components, published_name
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 FAMILIES = {
     "sd15": (SD15, tiny.FULL_SD1),
@@ -56,7 +56,7 @@ def shapes(tensors: Mapping[str, Tensor] | Mapping[str, TensorRef]) -> Shapes:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_unet_maps_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    found = key_maps.below(stored(single_file(name)), key_maps.UNET)
+    found = key_maps.strip_prefix(stored(single_file(name)), key_maps.UNET)
     with torch.device("meta"):
         wanted = shapes(UNet(family.network).state_dict())
     assert shapes(key_maps.renamed(found, key_maps.unet_from_ldm(family.network))) == wanted
@@ -65,35 +65,35 @@ def test_unet_maps_one_to_one(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vae_maps_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    found = key_maps.below(stored(single_file(name)), key_maps.VAE)
+    found = key_maps.strip_prefix(stored(single_file(name)), key_maps.VAE)
     with torch.device("meta"):
         wanted = shapes(VAE(family.vae).state_dict())
     ours = key_maps.renamed(found, key_maps.vae_from_ldm(family.vae))
-    assert shapes(key_maps.flattened(ours)) == wanted
+    assert shapes(key_maps.conv_to_linear(ours)) == wanted
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_text_encoders_map_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    parts = original_parts(stored(single_file(name)), family)
+    parts = original_components(stored(single_file(name)), family)
     found = [part for component, part in parts.items() if component.startswith("text")]
     assert len(found) == len(family.texts)
-    for part, config, pad in zip(found, family.texts, family.pads, strict=True):
+    for part, config, pad in zip(found, family.texts, family.pad_tokens, strict=True):
         with torch.device("meta"):
-            state = TextEncoder(config, shipped(77, pad)).state_dict()
-        assert shapes(part.tensors) == {bare(n): tuple(v.shape) for n, v in state.items()}
+            state = TextEncoder(config, clip_tokenizer(77, pad)).state_dict()
+        assert shapes(part.tensors) == {published_name(n): tuple(v.shape) for n, v in state.items()}
 
 
 @pytest.mark.parametrize("name", ["sdxl", "refiner"])
 def test_no_tensor_of_a_file_is_left_over(name: str) -> None:
     family, _ = FAMILIES[name]
     whole = stored(single_file(name))
-    parts = original_parts(whole, family)
+    parts = original_components(whole, family)
     dropped = {n for n in whole if n.endswith(("position_ids", "logit_scale"))}
     fused = sum(3 if ".in_proj_" in n else 1 for n in whole if n not in dropped)
     assert sum(len(part.tensors) for part in parts.values()) == fused
     with pytest.raises(MissingWeights, match=r"something\.else"):
-        original_parts(whole | stored({"something.else": torch.zeros(1)}), family)
+        original_components(whole | stored({"something.else": torch.zeros(1)}), family)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -133,7 +133,7 @@ def test_open_clip_map_equals_diffusers_converter() -> None:
     theirs = convert_open_clip_checkpoint(model.text, single)
     table = key_maps.clip_from_open_clip(3)
     ours = key_maps.renamed(
-        key_maps.below(key_maps.unfused(stored(single)), key_maps.OPEN_CLIP), table
+        key_maps.strip_prefix(key_maps.split_qkv(stored(single)), key_maps.OPEN_CLIP), table
     )
     wanted = {n.removeprefix("text_model."): tuple(v.shape) for n, v in theirs.items()}
     wanted.pop("text_projection.weight", None)
@@ -147,7 +147,9 @@ def test_projected_open_clip_map_equals_diffusers_converter() -> None:
     prefix = f"{key_maps.REFINER_CLIP}."
     theirs = convert_open_clip_checkpoint(model.texts[0], single, prefix)
     theirs_by_name = {n.removeprefix("text_model."): value for n, value in theirs.items()}
-    ours = original_parts(stored(single), replace(SDXL_REFINER, text=small_text()))["text_encoder"]
+    ours = original_components(stored(single), replace(SDXL_REFINER, text=small_text()))[
+        "text_encoder"
+    ]
     for name in ("logit_scale", "attn_mask"):
         theirs_by_name.pop(name, None)
     assert {n: tuple(v.shape) for n, v in theirs_by_name.items()} == shapes(ours.tensors)

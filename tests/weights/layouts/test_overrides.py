@@ -48,7 +48,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def with_unet(path: Path, model: Path | None = None) -> Model:
-    return load(str(model or tiny.sd1().file), CPU, others=ComponentOverrides(unet=str(path)))
+    return load(str(model or tiny.sd1().file), CPU, overrides=ComponentOverrides(unet=str(path)))
 
 
 def off(got: Tensor, wanted: Tensor) -> float:
@@ -177,7 +177,7 @@ TEXTS: dict[str, Callable[[], State]] = {
 def test_a_text_encoder_of_every_layout_equals_transformers(layout: str, tmp_path: Path) -> None:
     path = write(TEXTS[layout](), tmp_path / "clip.safetensors")
     own = load(str(tiny.sd1().folder), CPU)
-    model = load(str(tiny.sd1().folder), CPU, others=ComponentOverrides(texts=(str(path),)))
+    model = load(str(tiny.sd1().folder), CPU, overrides=ComponentOverrides(texts=(str(path),)))
     ids = torch.tensor(model.text.encoders[0].tokenizer.chunks("a red apple"))
     with torch.no_grad():
         wanted = text()(ids).last_hidden_state
@@ -189,7 +189,7 @@ def test_an_open_clip_layer_that_sd2_does_not_use_is_left_out(tmp_path: Path) ->
     state = tiny.open_clip(tiny.bare(tiny.sd2().text))
     bare = {n.removeprefix("cond_stage_model.model."): v for n, v in state.items()}
     path = write(bare, tmp_path / "h.safetensors")
-    model = load(str(tiny.sd2().folder), CPU, others=ComponentOverrides(texts=(str(path),)))
+    model = load(str(tiny.sd2().folder), CPU, overrides=ComponentOverrides(texts=(str(path),)))
     own = load(str(tiny.sd2().folder), CPU).text.state_dict()
     assert all(torch.equal(v, own[n]) for n, v in model.text.state_dict().items())
 
@@ -204,7 +204,7 @@ def test_sdxls_two_encoders_are_told_apart(together: bool, tmp_path: Path) -> No
     }
     files = [big | small] if together else [big, small]
     paths = [str(write(state, tmp_path / f"{i}.safetensors")) for i, state in enumerate(files)]
-    model = load(str(base.file), CPU, others=ComponentOverrides(texts=tuple(paths)))
+    model = load(str(base.file), CPU, overrides=ComponentOverrides(texts=tuple(paths)))
     own = load(str(base.file), CPU).text.state_dict()
     assert all(torch.equal(v, own[n]) for n, v in model.text.state_dict().items())
     assert model.checkpoint is not None and set(map(Path, paths)) <= set(model.checkpoint.weights)
@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     ]
     for others, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
-            load(str(tiny.sd1().file), CPU, others=others)
+            load(str(tiny.sd1().file), CPU, overrides=others)
         assert "\n" not in str(caught.value)
 
 

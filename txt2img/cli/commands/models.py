@@ -65,10 +65,10 @@ def list_models(json: Json = False) -> None:
 
 def show_model(name: Name, json: Json = False) -> None:
     """Show what a model is, and where it comes from."""
-    from txt2img.weights.checkpoint import find
+    from txt2img.weights.checkpoint import find_model
     from txt2img.weights.registry.find import source
 
-    path = find(name)
+    path = find_model(name)
     record: dict[str, object] = {
         **weights(str(path) if name != "default" else name),
         "path": str(path),
@@ -82,18 +82,18 @@ def show_model(name: Name, json: Json = False) -> None:
 
 def path_of(name: Name) -> None:
     """Print a model's path."""
-    from txt2img.weights.checkpoint import find
+    from txt2img.weights.checkpoint import find_model
 
-    print_path(find(name))
+    print_path(find_model(name))
 
 
 def hash_models(names: Names, json: Json = False) -> None:
     """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
-    from txt2img.weights.checkpoint import find, weight_files
+    from txt2img.weights.checkpoint import find_model, weight_files
     from txt2img.weights.registry.hashes import hash_progress, model_hash, tensors_start
 
     for name in names:
-        paths = weight_files(find(name))
+        paths = weight_files(find_model(name))
         digests: list[str] = []
         with progress(True, name) as bar:
             for path in paths:

@@ -15,8 +15,8 @@ from txt2img.request.prompt_syntax import schedule, split_and
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
-from txt2img.weights.checkpoint import Checkpoint, check_vae, find, open_checkpoint
-from txt2img.weights.distilled import by_loras
+from txt2img.weights.checkpoint import Checkpoint, check_vae, find_model, open_checkpoint
+from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import find_vae
@@ -53,7 +53,7 @@ class Forecast:
         """The number of parameters of each component."""
         return {
             component: sum(prod(stored.shape) for stored in part.tensors.values())
-            for component, part in self.plan.parts.items()
+            for component, part in self.plan.components.items()
         }
 
     @cached_property
@@ -61,7 +61,7 @@ class Forecast:
         """The most bytes of weights in memory at once."""
         sizes = [
             sum(self._size(component, stored) for stored in part.tensors.values())
-            for component, part in self.plan.parts.items()
+            for component, part in self.plan.components.items()
         ]
         return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
 
@@ -74,8 +74,8 @@ class Forecast:
     def filled(self, request: Request) -> Request:
         """Fill a request's blanks. BadRequest if it cannot be drawn, BadFile."""
         family = self.plan.family
-        done = by_loras(request, self.library).filled(family.defaults)
-        family.cells(done, family.vae.factor)
+        done = from_loras(request, self.library).filled(family.defaults)
+        family.latent_size(done, family.vae.factor)
         return done
 
     def speed(self, request: Request) -> Speed | None:
@@ -107,7 +107,7 @@ def forecast_for(
     """The forecast for a model. Raises as loading it does, as far as its headers tell."""
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
-    plan = open_checkpoint(model, others=library.overrides)
+    plan = open_checkpoint(model, overrides=library.overrides)
     check_vae(plan, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
@@ -119,7 +119,7 @@ def forecast_for(
         }
     speeds = history.read()
     return Forecast(
-        plan, find(model), cached_hash(plan.weights), where, dtypes, speeds, low, library
+        plan, find_model(model), cached_hash(plan.weights), where, dtypes, speeds, low, library
     )
 
 

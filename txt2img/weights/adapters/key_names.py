@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.weights.layouts import key_maps
-from txt2img.weights.layouts.components import bare
+from txt2img.weights.layouts.components import published_name
 
 # Endings of tensors' names → roles, as in lycoris.py and oft.py.
 ENDINGS = {
@@ -88,7 +88,9 @@ def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Modul
     """The layers that adapters can change, by "unet.…", "text.…" and "text_2.…"."""
     modules = {f"unet.{name}": layer for name, layer in network.named_modules()}
     for part, encoder in zip(("text", "text_2"), encoders, strict=False):
-        modules |= {f"{part}.{bare(name)}": layer for name, layer in encoder.named_modules()}
+        modules |= {
+            f"{part}.{published_name(name)}": layer for name, layer in encoder.named_modules()
+        }
     return {
         name: layer
         for name, layer in modules.items()
@@ -99,7 +101,7 @@ def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Modul
 
 def key_aliases(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, str]:
     """All names that files may have for a layer → ours."""
-    back = key_maps.backwards(key_maps.unet_from_ldm(network.config))
+    back = key_maps.inverted(key_maps.unet_from_ldm(network.config))
     # The refiner's only text encoder is SDXL's second, and files may call it either.
     refiner = len(encoders) == 1 and encoders[0].config.projection
     aliases: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Values in a model's JSON configs: read as what they must be, or named as wrong."""
+"""Typed and bounded values of a model's JSON configs."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def check_class(config: Config, where: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_fixed(config: Config, where: str, fixed: Config) -> None:
-    """Raise UnknownLayout where the config differs from what alone can be done."""
+    """Raise UnknownLayout where a config differs from the only supported values."""
     for key, allowed in fixed.items():
         got = config.get(key, allowed)
         if got != allowed:
@@ -29,8 +29,8 @@ def check_fixed(config: Config, where: str, fixed: Config) -> None:
             )
 
 
-def whole(config: Config, key: str, default: int, low: int, high: int) -> int:
-    """A whole number within low … high. BadFile."""
+def integer(config: Config, key: str, default: int, low: int, high: int) -> int:
+    """An integer within low … high. Raises BadFile."""
     value = config.get(key, default)
     if type(value) is not int or not low <= value <= high:
         raise BadFile(f"{key} is {shown(value)}; it must be a whole number in {low} … {high}")
@@ -38,7 +38,7 @@ def whole(config: Config, key: str, default: int, low: int, high: int) -> int:
 
 
 def number(config: Config, key: str, default: float) -> float:
-    """A finite number. BadFile."""
+    """A finite number. Raises BadFile."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
         raise BadFile(f"{key} is {shown(value)}; it must be a number")
@@ -46,51 +46,51 @@ def number(config: Config, key: str, default: float) -> float:
 
 
 def flag(config: Config, key: str, default: bool) -> bool:
-    """True or false. BadFile."""
+    """True or false. Raises BadFile."""
     value = config.get(key, default)
     if not isinstance(value, bool):
         raise BadFile(f"{key} is {shown(value)}; it must be true or false")
     return value
 
 
-def one_of(config: Config, key: str, default: str, names: Mapping[str, str]) -> str:
-    """What `names` calls a text. UnknownLayout."""
+def choice(config: Config, key: str, default: str, names: Mapping[str, str]) -> str:
+    """The meaning of a value that is a key of `names`. Raises UnknownLayout."""
     value = config.get(key, default)
     if not isinstance(value, str) or value not in names:
         raise UnknownLayout(f"{key} is {shown(value)}; supported: {', '.join(names)}")
     return names[value]
 
 
-def wholes(config: Config, key: str, default: Sequence[int]) -> tuple[int, ...]:
-    """Channels of up to eight levels."""
+def int_list(config: Config, key: str, default: Sequence[int]) -> tuple[int, ...]:
+    """One to eight integers: the channels of a network's levels."""
     value = config.get(key, default)
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= 8:
         raise BadFile(f"{key} is {shown(value)}; it must be a list of one to eight whole numbers")
-    return tuple(whole({key: item}, key, 0, 1, 16384) for item in value)
+    return tuple(integer({key: item}, key, 0, 1, 16384) for item in value)
 
 
-def one_each(config: Config, key: str, default: int, levels: int, high: int) -> tuple[int, ...]:
-    """One number a level, from one for all or a list."""
+def per_level(config: Config, key: str, default: int, levels: int, high: int) -> tuple[int, ...]:
+    """One integer a level, from a list or one for all."""
     value = config.get(key, default)
     values = list(value) if isinstance(value, list | tuple) else [value] * levels
     if len(values) != levels:
         raise UnknownLayout(f"{key} has {len(values)} entries for {levels} levels")
-    return tuple(whole({key: item}, key, 0, 1, high) for item in values)
+    return tuple(integer({key: item}, key, 0, 1, high) for item in values)
 
 
-def one_for_all(config: Config, key: str, default: int, high: int) -> int:
-    """One number, or a list that repeats it."""
+def same_for_all(config: Config, key: str, default: int, high: int) -> int:
+    """One integer, or a list that repeats it."""
     value = config.get(key, default)
     values = value if isinstance(value, list | tuple) else [value]
     if not values or any(item != values[0] for item in values):
         raise UnknownLayout(f"{key} is {shown(value)}; only the same for all levels is supported")
-    return whole({key: values[0]}, key, default, 1, high)
+    return integer({key: values[0]}, key, default, 1, high)
 
 
-def blocks(
+def block_kinds(
     config: Config, key: str, kinds: tuple[str, str], default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
-    """Which blocks are of the first of two kinds."""
+    """Whether each block is of the first of two kinds."""
     value = config.get(key)
     if value is None:
         return default

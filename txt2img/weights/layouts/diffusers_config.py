@@ -1,4 +1,4 @@
-"""A diffusers folder's configs → its family; what they ask for and we cannot do is an error."""
+"""Read a diffusers folder's configs into a family; what is not supported is an error."""
 
 from collections.abc import Mapping
 
@@ -6,38 +6,38 @@ from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.request import Defaults, Sampler
 from txt2img.system.text import shown
-from txt2img.weights.distilled import by_scheduler, said, told
+from txt2img.weights.distilled import for_lcm, from_file, from_scheduler
 from txt2img.weights.families import (
     SD15,
     SDXL,
     Family,
     ProcessConfig,
-    checked,
-    named,
-    schedule_for,
-    told_apart,
+    check_family,
+    default_schedule,
+    family_name,
+    normalise_depths,
 )
 from txt2img.weights.formats.json_values import (
     Config,
-    blocks,
+    block_kinds,
     check_class,
     check_fixed,
+    choice,
     flag,
+    int_list,
+    integer,
     number,
-    one_each,
-    one_for_all,
-    one_of,
-    whole,
-    wholes,
+    per_level,
+    same_for_all,
 )
 
-TEXTS = ("text_encoder", "text_encoder_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 PREDICTION_NAMES = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "flow"}
 BETA_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
-# Choices of diffusers and transformers that leave no trace in the weights; what is not in the
-# second column draws another picture, or none.
+# Settings of diffusers and transformers that leave no trace in the weights, and the only supported
+# value of each.
 UNET_FIXED: Config = {
     "act_fn": "silu",
     "attention_type": "default",
@@ -71,31 +71,31 @@ FLOW_FIXED: Config = {"shift": 1.0, "use_dynamic_shifting": False, "invert_sigma
 
 
 def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
-    """The family of a diffusers folder, from its configs by component. Raises UnknownLayout.
+    """The family of a diffusers folder, from its configs by component.
 
-    `txt2img`, an optional one, says what the model draws best with, else the scheduler's and the
-    folder's `name` may. Raises BadFile for nonsense.
+    Defaults come from the optional config `txt2img`, else from the scheduler's, else from the
+    folder's `name`. Raises UnknownLayout, BadFile.
     """
-    big = configs["unet"].get("addition_embed_type") is not None  # an XL model
-    found = [name for name in TEXTS if name in configs]
-    texts = [_text(configs[name], big, big and name == found[-1]) for name in found]
+    xl = configs["unet"].get("addition_embed_type") is not None
+    encoders = [name for name in TEXT_ENCODERS if name in configs]
+    texts = [_text(configs[name], xl, xl and name == encoders[-1]) for name in encoders]
     network = unet_config(configs["unet"], texts[-1].projection)
     vae = vae_config(configs["vae"])
     process, prediction = _noise(configs["scheduler"])
-    side = whole(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
-    usual = by_scheduler(_usual(process, side, big), configs["scheduler"], name)
-    usual = told(usual) if network.scale_width else usual
-    return checked(
+    side = integer(configs["unet"], "sample_size", 64, 1, 1024) * vae.factor
+    defaults = from_scheduler(_defaults(process, side, xl), configs["scheduler"], name)
+    defaults = for_lcm(defaults) if network.scale_width else defaults
+    return check_family(
         Family(
-            name=named(network),
+            name=family_name(network),
             network=network,
             vae=vae,
             text=texts[0],
             process=process,
             prediction=prediction,
-            defaults=said(configs.get("txt2img", {}), usual, "txt2img.json"),
+            defaults=from_file(configs.get("txt2img", {}), defaults, "txt2img.json"),
             text_2=texts[1] if texts[1:] else None,
-            silent=big
+            zero_empty_negative=xl
             and flag(
                 configs.get("model_index", {}), "force_zeros_for_empty_prompt", bool(texts[1:])
             ),
@@ -104,26 +104,26 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
 
 
 def unet_config(config: Config, pooled: int) -> UNetConfig:
-    """A U-Net's shape from its config. UnknownLayout, BadFile."""
-    # 1. what nobody's weights could show
+    """A U-Net's config from diffusers'. Raises UnknownLayout, BadFile."""
+    # 1. Settings without trace in the weights.
     check_class(config, "unet", ("UNet2DConditionModel",))
-    inputs = whole(config, "in_channels", 4, 1, 64)
-    outputs = whole(config, "out_channels", 4, 1, 64)
+    inputs = integer(config, "in_channels", 4, 1, 64)
+    outputs = integer(config, "out_channels", 4, 1, 64)
     check_fixed(config, "unet", UNET_FIXED)
-    # 2. the levels
-    channels = wholes(config, "block_out_channels", (320, 640, 1280, 1280))
+    # 2. Levels.
+    channels = int_list(config, "block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
     down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
-    attention = blocks(config, "down_block_types", down, (True, True, True, False))
-    if attention != blocks(config, "up_block_types", up, (False, True, True, True))[::-1]:
+    attention = block_kinds(config, "down_block_types", down, (True, True, True, False))
+    if attention != block_kinds(config, "up_block_types", up, (False, True, True, True))[::-1]:
         raise UnknownLayout("unet: up_block_types do not mirror down_block_types")
-    # 3. attention: what diffusers calls attention_head_dim is the number of heads, by an old slip
+    # 3. Attention. diffusers' attention_head_dim is the number of heads, by an old mistake.
     heads = (
         "attention_head_dim" if config.get("num_attention_heads") is None else "num_attention_heads"
     )
     if len(attention) != levels:
         raise UnknownLayout(f"unet: {len(attention)} blocks for {levels} block_out_channels")
-    layers = one_for_all(config, "layers_per_block", 2, 16)
+    layers = same_for_all(config, "layers_per_block", 2, 16)
     size_width, sizes = _sizes(config, pooled)
     return UNetConfig(
         in_channels=inputs,
@@ -134,41 +134,41 @@ def unet_config(config: Config, pooled: int) -> UNetConfig:
         depth=_depths(config, "transformer_layers_per_block", attention, layers),
         up_depth=_up_depths(config, attention, layers + 1),
         middle=_middle(config),
-        heads=one_each(config, heads, 8, levels, 256),
-        cross_dim=one_for_all(config, "cross_attention_dim", 1280, 16384),
+        heads=per_level(config, heads, 8, levels, 256),
+        cross_dim=same_for_all(config, "cross_attention_dim", 1280, 16384),
         linear_projection=flag(config, "use_linear_projection", False),
-        groups=whole(config, "norm_num_groups", 32, 1, 1024),
+        groups=integer(config, "norm_num_groups", 32, 1, 1024),
         pooled=pooled,
         sizes=sizes,
         size_width=size_width,
-        scale_width=_told_scale(config),
+        scale_width=_scale_width(config),
     )
 
 
 def _sizes(config: Config, pooled: int) -> tuple[int, int]:
-    """How wide each number is that an XL network is told with the time, and how many there are."""
+    """The width of each size embedding of SDXL, and how many there are."""
     if config.get("addition_embed_type") is None:
         return 256, 0
-    one_of(config, "addition_embed_type", "", {"text_time": ""})
-    width = whole(config, "addition_time_embed_dim", 256, 2, 4096)
-    told = whole(config, "projection_class_embeddings_input_dim", 2816, 1, 65536)
-    return width, (told - pooled) // width
+    choice(config, "addition_embed_type", "", {"text_time": ""})
+    width = integer(config, "addition_time_embed_dim", 256, 2, 4096)
+    added = integer(config, "projection_class_embeddings_input_dim", 2816, 1, 65536)
+    return width, (added - pooled) // width
 
 
-def _told_scale(config: Config) -> int:
-    """In how many features an LCM is told how strongly it is guided; 0 for other networks."""
-    told = config.get("time_cond_proj_dim") is not None
-    return whole(config, "time_cond_proj_dim", 256, 4, 4096) if told else 0
+def _scale_width(config: Config) -> int:
+    """The width of an LCM's embedding of the guidance scale; 0 for other networks."""
+    lcm = config.get("time_cond_proj_dim") is not None
+    return integer(config, "time_cond_proj_dim", 256, 4, 4096) if lcm else 0
 
 
 def _middle(config: Config) -> str:
-    """What the U-Net's smallest map goes through."""
+    """The kind of middle block."""
     kind = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
-    return one_of({"mid_block_type": str(kind)}, "mid_block_type", "", MIDDLES)
+    return choice({"mid_block_type": str(kind)}, "mid_block_type", "", MIDDLES)
 
 
 def _depths(config: Config, key: str, attention: tuple[bool, ...], count: int) -> tuple[Depth, ...]:
-    """Transformer blocks by level, widest first: one number, or one for each of `count`."""
+    """Transformer depths by level: one number, or one for each of `count` transformers."""
     value = config.get(key, 1)
     values = list(value) if isinstance(value, list | tuple) else [value] * len(attention)
     if len(values) != len(attention):
@@ -178,13 +178,13 @@ def _depths(config: Config, key: str, attention: tuple[bool, ...], count: int) -
         each = item if isinstance(item, list | tuple) else [item] * count
         if len(each) != count:
             raise UnknownLayout(f"{key} has {shown(item)} for {count} transformers of a level")
-        several = tuple(whole({key: n}, key, 0, 0, 32) for n in each)
-        depths.append(several[0] if len(set(several)) == 1 else several)
-    return told_apart(depths, attention)
+        level = tuple(integer({key: n}, key, 0, 0, 32) for n in each)
+        depths.append(level[0] if len(set(level)) == 1 else level)
+    return normalise_depths(depths, attention)
 
 
 def _up_depths(config: Config, attention: tuple[bool, ...], count: int) -> tuple[Depth, ...] | None:
-    """The same on the way up, which diffusers tells from the smallest map on; None if alike."""
+    """Depths of the up blocks, which diffusers lists from the last level on; None if equal."""
     key = "reverse_transformer_layers_per_block"
     value = config.get(key)
     if value is None:
@@ -195,24 +195,25 @@ def _up_depths(config: Config, attention: tuple[bool, ...], count: int) -> tuple
 
 
 def vae_config(config: Config) -> VAEConfig:
+    """A VAE's config from diffusers'. Raises UnknownLayout, BadFile."""
     check_class(config, "vae", ("AutoencoderKL",))
     check_fixed(config, "vae", VAE_FIXED)
-    channels = wholes(config, "block_out_channels", (64,))
+    channels = int_list(config, "block_out_channels", (64,))
     for key, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
-        if len(blocks(config, f"{key}_block_types", (kind, kind), (True,))) != len(channels):
+        if len(block_kinds(config, f"{key}_block_types", (kind, kind), (True,))) != len(channels):
             raise UnknownLayout(f"vae: not one {key}_block_type for each of block_out_channels")
     quant = flag(config, "use_quant_conv", True)
     if quant != flag(config, "use_post_quant_conv", True):
         raise UnknownLayout("vae: use_quant_conv and use_post_quant_conv differ")
-    pixels = whole(config, "in_channels", 3, 1, 16)
-    if pixels != 3 or whole(config, "out_channels", 3, 1, 16) != 3:
+    pixels = integer(config, "in_channels", 3, 1, 16)
+    if pixels != 3 or integer(config, "out_channels", 3, 1, 16) != 3:
         raise UnknownLayout("vae: pictures have 3 channels; in_channels or out_channels differ")
     return VAEConfig(
         in_channels=pixels,
-        latent_channels=whole(config, "latent_channels", 4, 1, 64),
+        latent_channels=integer(config, "latent_channels", 4, 1, 64),
         channels=channels,
-        layers=whole(config, "layers_per_block", 1, 1, 16),
-        groups=whole(config, "norm_num_groups", 32, 1, 1024),
+        layers=integer(config, "layers_per_block", 1, 1, 16),
+        groups=integer(config, "norm_num_groups", 32, 1, 1024),
         mid_attention=flag(config, "mid_block_add_attention", True),
         quant_conv=quant,
         scaling=number(config, "scaling_factor", 0.18215),
@@ -227,32 +228,32 @@ def _text(config: Config, penultimate: bool, projected: bool) -> TextConfig:
     act = config.get("hidden_act", "quick_gelu")
     if act not in ("quick_gelu", "gelu"):
         raise UnknownLayout(f"text_encoder: hidden_act is {shown(act)}; allowed: quick_gelu, gelu")
-    width = whole(config, "hidden_size", 512, 1, 16384)
-    heads = whole(config, "num_attention_heads", 8, 1, 256)
+    width = integer(config, "hidden_size", 512, 1, 16384)
+    heads = integer(config, "num_attention_heads", 8, 1, 256)
     if width % heads:
         raise UnknownLayout(f"text_encoder: hidden_size {width} is no multiple of {heads} heads")
     return TextConfig(
-        vocab=whole(config, "vocab_size", 49408, 3, 2**20),
+        vocab=integer(config, "vocab_size", 49408, 3, 2**20),
         width=width,
-        layers=whole(config, "num_hidden_layers", 12, 1, 128),
+        layers=integer(config, "num_hidden_layers", 12, 1, 128),
         heads=heads,
-        mlp=whole(config, "intermediate_size", 2048, 1, 65536),
-        length=whole(config, "max_position_embeddings", 77, 3, 4096),
+        mlp=integer(config, "intermediate_size", 2048, 1, 65536),
+        length=integer(config, "max_position_embeddings", 77, 3, 4096),
         act=str(act),
         penultimate=penultimate,
-        projection=whole(config, "projection_dim", 512, 1, 16384) if projected else 0,
+        projection=integer(config, "projection_dim", 512, 1, 16384) if projected else 0,
     )
 
 
 def _noise(config: Config) -> tuple[ProcessConfig, str]:
-    """The process and the prediction type of a scheduler's config."""
-    n = whole(config, "num_train_timesteps", 1000, 2, 100_000)
+    """The noising process and prediction type of a scheduler's config."""
+    n = integer(config, "num_train_timesteps", 1000, 2, 100_000)
     if "FlowMatch" in str(config.get("_class_name")):
         check_fixed(config, "scheduler", FLOW_FIXED)
         return ProcessConfig("flow", n=n), "flow"
     check_fixed(config, "scheduler", NOISE_FIXED)
-    table = one_of(config, "beta_schedule", "linear", BETA_NAMES)
-    kind = one_of(config, "prediction_type", "epsilon", PREDICTION_NAMES)
+    table = choice(config, "beta_schedule", "linear", BETA_NAMES)
+    kind = choice(config, "prediction_type", "epsilon", PREDICTION_NAMES)
     start, end = number(config, "beta_start", 0.0001), number(config, "beta_end", 0.02)
     if not 0.0 < start <= end < 1.0:
         raise BadFile(f"scheduler: betas from {start} to {end}; they must rise within 0 … 1")
@@ -260,8 +261,8 @@ def _noise(config: Config) -> tuple[ProcessConfig, str]:
     return ProcessConfig("diffusion", table, n, start, end, zero_snr), kind
 
 
-def _usual(process: ProcessConfig, side: int, big: bool) -> Defaults:
-    """What suits a process, a side in pixels and a size of model."""
+def _defaults(process: ProcessConfig, side: int, xl: bool) -> Defaults:
+    """The defaults of a process, a side in pixels and a size of model."""
     sampler = Sampler.EULER if process.kind == "flow" else Sampler.DPMPP_2M
-    cfg = (SDXL if big else SD15).defaults.cfg
-    return Defaults(side, side, 30, cfg, sampler, schedule_for(process))
+    cfg = (SDXL if xl else SD15).defaults.cfg
+    return Defaults(side, side, 30, cfg, sampler, default_schedule(process))

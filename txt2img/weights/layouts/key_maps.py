@@ -1,7 +1,7 @@
-"""Other layouts' names, as tables made from a config.
+"""Key maps from other layouts' tensor names to ours, as tables made from a config.
 
-A table maps a name's beginning (whole parts between dots) to ours; None drops it; the longest
-beginning wins, and a name that no row knows stays as it is. Identity rows are not written.
+A table maps the beginning of a name, up to a dot, to ours; None drops the tensor. The longest
+beginning wins, and names without a row stay, so identity rows are not written.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ Table = dict[str, str | None]
 
 UNET, VAE = "model.diffusion_model", "first_stage_model"
 CLIP, OPEN_CLIP = "cond_stage_model.transformer", "cond_stage_model.model"
-# SDXL's first and second; the refiner has the second kind alone, in the first place.
+# SDXL's first and second text encoder; the refiner has only the second kind, in first place.
 XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer", "conditioner.embedders.1.model"
 REFINER_CLIP = "conditioner.embedders.0.model"
 
-# Leftovers of training and of older programs that no picture needs.
+# Leftovers of training and of older programs, which sampling does not need.
 LEFTOVERS: Table = dict.fromkeys(
     (
         "model_ema",
@@ -82,7 +82,7 @@ FUSED = {"attn.in_proj_weight": "weight", "attn.in_proj_bias": "bias"}
 
 
 def rename(name: str, table: Mapping[str, str | None]) -> str | None:
-    """The name in our layout, or None for one that is dropped."""
+    """Our name for another layout's, or None for a tensor that is dropped."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         beginning = ".".join(parts[:length])
@@ -93,25 +93,32 @@ def rename(name: str, table: Mapping[str, str | None]) -> str | None:
 
 
 def renamed(tensors: Mapping[str, TensorRef], table: Table) -> dict[str, TensorRef]:
-    """The tensors under our names. Raises MissingWeights when two come to have the same."""
-    made: dict[str, TensorRef] = {}
-    for name, stored in tensors.items():
+    """Rename and drop tensors by a table. Raises MissingWeights if two get the same name."""
+    result: dict[str, TensorRef] = {}
+    for name, ref in tensors.items():
         ours = rename(name, table)
         if ours is None:
             continue
-        if ours in made:
+        if ours in result:
             raise MissingWeights(f"two tensors, one of them {shown(name)}, mean the same: {ours}")
-        made[ours] = stored
-    return made
+        result[ours] = ref
+    return result
 
 
-def backwards(table: Table) -> dict[str, str]:
-    """Our names to the other layout's: for errors that name both."""
+def without_leftovers(
+    tensors: Mapping[str, TensorRef], leftovers: Table = LEFTOVERS
+) -> dict[str, TensorRef]:
+    """Drop the leftovers of training and of older programs."""
+    return {name: ref for name, ref in tensors.items() if rename(name, leftovers) is not None}
+
+
+def inverted(table: Table) -> dict[str, str]:
+    """The table from our names to the other layout's, for messages."""
     return {ours: theirs for theirs, ours in table.items() if ours is not None}
 
 
-def below(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
-    """The tensors below a prefix, without it."""
+def strip_prefix(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
+    """The tensors whose names begin with a prefix and a dot, without those."""
     return {
         n.removeprefix(f"{prefix}."): s for n, s in tensors.items() if n.startswith(f"{prefix}.")
     }
@@ -181,7 +188,7 @@ def vae_from_ldm(config: VAEConfig) -> Table:
 
 
 def vae_from_old_diffusers() -> Table:
-    """The names that early diffusers folders give a VAE's attention → ours."""
+    """Early diffusers' names of a VAE's attention → ours."""
     return {
         f"{side}.mid_block.attentions.0.{a}": f"{side}.mid_block.attentions.0.{b}"
         for side in ("encoder", "decoder")
@@ -190,18 +197,18 @@ def vae_from_old_diffusers() -> Table:
 
 
 def clip_from_published(projected: bool = False) -> Table:
-    """The names of published CLIP text models, which may begin with `text_model` → without it.
+    """transformers' names of a CLIP text model, with or without `text_model` → without it.
 
-    The projection drops unless the model is `projected`.
+    The text projection is dropped unless the model is `projected`.
     """
-    parts = ("embeddings", "encoder", "final_layer_norm")
-    table: Table = {f"text_model.{part}": part for part in parts}
+    modules = ("embeddings", "encoder", "final_layer_norm")
+    table: Table = {f"text_model.{module}": module for module in modules}
     table |= CLIP_LEFTOVERS | {f"text_model.{name}": None for name in CLIP_LEFTOVERS}
     return table | (PROJECTION if projected else {})
 
 
 def clip_from_open_clip(layers: int, projected: bool = False) -> Table:
-    """OpenCLIP's names (fused projections already cut) → ours; the layer after `layers` drops."""
+    """OpenCLIP's names (q, k and v already split) → ours; the layer after `layers` is dropped."""
     table: Table = {
         "token_embedding": "embeddings.token_embedding",
         "positional_embedding": "embeddings.position_embedding.weight",
@@ -220,30 +227,30 @@ def clip_from_open_clip(layers: int, projected: bool = False) -> Table:
     return table | ({"text_projection": PROJECTION["text_projection.weight"]} if projected else {})
 
 
-def unfused(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
-    """OpenCLIP's attention with its one projection cut into those of q, k and v.
+def split_qkv(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+    """Split OpenCLIP's fused attention projections into those of q, k and v.
 
-    The projection of the text as a whole is turned: OpenCLIP keeps it as (from, to).
+    Its text projection is transposed, since OpenCLIP stores it as (in, out).
     """
-    made: dict[str, TensorRef] = {}
-    for name, stored in tensors.items():
-        if name.rpartition(".")[2] == "text_projection" and len(stored.shape) == 2:
-            stored = stored.transpose()
-        fused = next((f for f in FUSED if name.endswith(f)), None)
+    result: dict[str, TensorRef] = {}
+    for name, ref in tensors.items():
+        if name.rpartition(".")[2] == "text_projection" and len(ref.shape) == 2:
+            ref = ref.transpose()
+        fused = next((ending for ending in FUSED if name.endswith(ending)), None)
         if fused is None:
-            made[name] = stored
+            result[name] = ref
             continue
         for index, letter in enumerate("qkv"):
             part = f"{name.removesuffix(fused)}attn.{letter}_proj.{FUSED[fused]}"
-            made[part] = stored.chunk(index, 3)
-    return made
+            result[part] = ref.chunk(index, 3)
+    return result
 
 
-def flattened(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
-    """VAE attention's 1×1 convolutions (C, C, 1, 1) as the linear layers (C, C) they equal."""
+def conv_to_linear(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+    """Reshape the 1×1 convolutions (C, C, 1, 1) of a VAE's attention to linear layers (C, C)."""
     return {
-        name: replace(stored, shape=stored.shape[:2])
-        if ".attentions.0." in name and stored.shape[2:] == (1, 1)
-        else stored
-        for name, stored in tensors.items()
+        name: replace(ref, shape=ref.shape[:2])
+        if ".attentions.0." in name and ref.shape[2:] == (1, 1)
+        else ref
+        for name, ref in tensors.items()
     }

@@ -1,6 +1,6 @@
-"""A U-Net or text encoders in place of a model's own, from files that hold little else.
+"""Open a U-Net or text encoders that replace a model's own.
 
-Read are the original layout and ComfyUI's, diffusers' and transformers', and OpenCLIP's.
+Supported are the original layout, ComfyUI's, diffusers' and transformers', and OpenCLIP's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,71 +11,82 @@ from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLay
 from txt2img.models.configs import UNetConfig
 from txt2img.system import files
 from txt2img.system.text import shown
-from txt2img.weights.distilled import by_name, told
-from txt2img.weights.families import Family, checked, named
+from txt2img.weights.distilled import for_lcm, from_name
+from txt2img.weights.families import Family, check_family, family_name
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header, TensorRef
 from txt2img.weights.layouts import detect, diffusers_config, key_maps
-from txt2img.weights.layouts.components import Part, text_part, text_widths
-from txt2img.weights.layouts.diffusers_config import TEXTS
+from txt2img.weights.layouts.components import (
+    Component,
+    component,
+    first_names,
+    text_component,
+    text_widths,
+)
+from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS
 
 STEM = "diffusion_pytorch_model"
-# What may stand before a U-Net's names: a whole checkpoint's, ComfyUI's, diffusers', nothing.
+# Prefixes of a U-Net's names: of a whole checkpoint, ComfyUI, diffusers, and none.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 
 
 @dataclass(frozen=True)
-class Found:
-    """Parts of a model and the family that it is of with them in place."""
+class UNetOverride:
+    """A U-Net's name and tensors, and the family of the model with it."""
 
     name: str
     family: Family
-    parts: dict[str, Part]  # by component
+    component: Component
 
 
-def open_unet(name: str, own: Family, prediction: str | None) -> Found:
-    """The U-Net at a path, for a model of the family `own`; no weights are read.
+def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
+    """Open the U-Net at a path for a model of the family `own`, without reading weights.
 
-    Raises ModelNotFound, BadFile, UnknownLayout if the model's other parts do not fit it.
+    Raises ModelNotFound, BadFile, UnknownLayout if the model's other components do not fit it.
     """
     path = _existing("U-Net", name)
     if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
         path = path.parent
-    config: UNetConfig | None = None
     home = path.parent if path.name == "unet" else path
     title = home.resolve().name.removesuffix(".safetensors")
+    pooled = own.texts[-1].projection
+    config: UNetConfig | None = None
     if path.is_dir():
         inner = path / "unet" if (path / "unet").is_dir() else path
         if not (inner / "config.json").is_file():
             raise UnknownLayout(
                 f"{shown(path.name)} is no folder of a U-Net: it has no config.json"
             )
-        config = diffusers_config.unet_config(files.read_json(inner / "config.json"), _pooled(own))
+        config = diffusers_config.unet_config(files.read_json(inner / "config.json"), pooled)
         header = safetensors_file.component(inner, STEM)
     else:
         header = safetensors_file.header(path)
-    prefix = next((p for p in PREFIXES if _any(header.tensors, p)), None)
+    prefix = next((prefix for prefix in PREFIXES if _has_unet(header.tensors, prefix)), None)
     if prefix is None:
-        raise UnknownLayout(f"{shown(title)} is no U-Net: it holds {_some(header.tensors)}")
-    inside = _below(header.tensors, prefix)
-    original = any(key.startswith("input_blocks.") for key in inside)
-    if original:
-        config = detect.unet_config(inside, own, _pooled(own))
+        some = first_names(list(header.tensors))
+        raise UnknownLayout(f"{shown(title)} is no U-Net: it holds {some}")
+    tensors = {
+        name.removeprefix(prefix): ref
+        for name, ref in key_maps.without_leftovers(header.tensors).items()
+        if name.startswith(prefix)
+    }
+    if any(name.startswith("input_blocks.") for name in tensors):
+        config = detect.unet_config(tensors, own, pooled)
         table = key_maps.unet_from_ldm(config)
     else:
-        config, table = config or _like(inside, own.network), {}
-    family = _with_network(own, config, title, _prediction(header, inside, own, prediction))
-    return Found(title, family, {"unet": _part(inside, table, prefix)})
+        config, table = config or _config_like(tensors, own.network), {}
+    family = _with_network(own, config, title, _prediction(header, tensors, own, prediction))
+    return UNetOverride(title, family, component(tensors, table, prefix))
 
 
-def open_texts(names: Sequence[str], own: Family) -> dict[str, Part]:
-    """The text encoders in files, by the component that each is as wide as; no weights are read.
+def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component]:
+    """Open the text encoders at paths, each for the component of its width.
 
-    Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if the model reads other widths,
-    BadRequest if one is there twice.
+    Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if the model has other widths,
+    BadRequest if a component is there twice.
     """
-    components = dict(zip(TEXTS, own.texts, strict=False))
-    made: dict[str, Part] = {}
+    texts = dict(zip(TEXT_ENCODERS, own.texts, strict=False))
+    components: dict[str, Component] = {}
     for name in names:
         path = _existing("text encoder", name)
         tensors = (
@@ -85,95 +96,69 @@ def open_texts(names: Sequence[str], own: Family) -> dict[str, Part]:
         )
         widths = text_widths(tensors)
         if not widths:
-            raise UnknownLayout(f"{shown(path.name)} is no CLIP text model: {_some(tensors)}")
+            some = first_names(list(tensors))
+            raise UnknownLayout(f"{shown(path.name)} is no CLIP text model: {some}")
         fitting = [
-            (component, prefix, text)
+            (role, prefix, text)
             for prefix, width in widths.items()
-            for component, text in components.items()
+            for role, text in texts.items()
             if text.width == width
         ]
         if not fitting:
             got = " and ".join(map(str, widths.values()))
-            wanted = " and ".join(str(text.width) for text in own.texts)
-            raise MissingWeights(f"{path.name} is {got} wide; this model's text is {wanted} wide")
-        for component, prefix, text in fitting:
-            if component in made:
-                raise BadRequest(f"--text-encoder: two files for {component}; give one of them")
-            made[component] = text_part(tensors, prefix, text)
-    return made
+            needed = " and ".join(str(text.width) for text in own.texts)
+            raise MissingWeights(f"{path.name} is {got} wide; this model's text is {needed} wide")
+        for role, prefix, text in fitting:
+            if role in components:
+                raise BadRequest(f"--text-encoder: two files for {role}; give one of them")
+            components[role] = text_component(tensors, prefix, text)
+    return components
 
 
-def _existing(what: str, name: str) -> Path:
+def _existing(kind: str, name: str) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
         raise ModelNotFound(
-            f"no {what} {shown(name)}: give a .safetensors file or a diffusers folder"
+            f"no {kind} {shown(name)}: give a .safetensors file or a diffusers folder"
         )
     return path
 
 
-def _pooled(own: Family) -> int:
-    """How wide the text as a whole is that the model's U-Net is told."""
-    return own.texts[-1].projection
+def _has_unet(tensors: Mapping[str, TensorRef], prefix: str) -> bool:
+    blocks = (f"{prefix}input_blocks.", f"{prefix}down_blocks.")
+    return any(name.startswith(blocks) for name in tensors)
 
 
-def _any(tensors: Mapping[str, TensorRef], prefix: str) -> bool:
-    kinds = (f"{prefix}input_blocks.", f"{prefix}down_blocks.")
-    return any(name.startswith(kinds) for name in tensors)
-
-
-def _below(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
-    """The U-Net's tensors, without what training and older programs leave beside them."""
-    return {
-        name.removeprefix(prefix): stored
-        for name, stored in tensors.items()
-        if name.startswith(prefix) and key_maps.rename(name, key_maps.LEFTOVERS) is not None
-    }
-
-
-def _like(inside: Mapping[str, TensorRef], own: UNetConfig) -> UNetConfig:
-    """The model's own shape, but for what it sees beside the latent: a file has no config."""
-    shape = inside["conv_in.weight"].shape if "conv_in.weight" in inside else ()
+def _config_like(tensors: Mapping[str, TensorRef], own: UNetConfig) -> UNetConfig:
+    """The model's own config, with the file's input channels and guidance embedding."""
+    shape = tensors["conv_in.weight"].shape if "conv_in.weight" in tensors else ()
     if len(shape) != 4 or not shape[1]:
         raise UnknownLayout("a U-Net without a usable conv_in.weight: the file is incomplete")
-    told = inside.get("time_embedding.cond_proj.weight")
-    width = told.shape[1] if told is not None and len(told.shape) == 2 else 0
+    scale = tensors.get("time_embedding.cond_proj.weight")
+    width = scale.shape[1] if scale is not None and len(scale.shape) == 2 else 0
     return replace(own, in_channels=shape[1], scale_width=width)
 
 
 def _prediction(
-    header: Header, inside: Mapping[str, TensorRef], own: Family, asked: str | None
+    header: Header, unet: Mapping[str, TensorRef], own: Family, prediction: str | None
 ) -> str:
-    """What the U-Net predicts: as asked, as the file says or shows, else as the model's own."""
-    if asked is not None:
-        return asked
-    marks = {name for name in ("v_pred", "ztsnr") if name in header.tensors}
-    named = {f"{key_maps.UNET}.{name}": stored for name, stored in inside.items()}
-    whole = replace(header, tensors=named | {name: header.tensors[name] for name in marks})
-    return detect.prediction_of(whole, own)
+    """The U-Net's prediction type: as given, else as detected in the file, else the model's."""
+    if prediction is not None:
+        return prediction
+    markers = {name: header.tensors[name] for name in detect.MARKERS if name in header.tensors}
+    tensors = {f"{key_maps.UNET}.{name}": ref for name, ref in unet.items()}
+    return detect.prediction_of(replace(header, tensors=tensors | markers), own)
 
 
 def _with_network(own: Family, network: UNetConfig, title: str, prediction: str) -> Family:
-    """The family with another U-Net. Raises UnknownLayout if the other parts do not fit it."""
-    defaults = told(own.defaults) if network.scale_width else by_name(own.defaults, title)
-    return checked(
+    """The family with another U-Net. Raises UnknownLayout if the two do not fit."""
+    defaults = for_lcm(own.defaults) if network.scale_width else from_name(own.defaults, title)
+    return check_family(
         replace(
             own,
-            name=named(network),
+            name=family_name(network),
             network=network,
             prediction=prediction,
             defaults=defaults,
         )
-    )
-
-
-def _part(inside: Mapping[str, TensorRef], table: key_maps.Table, prefix: str) -> Part:
-    back = key_maps.backwards(table)
-    made = key_maps.renamed(inside, table)
-    return Part(made, lambda name: f"{prefix}{key_maps.rename(name, back)}")
-
-
-def _some(tensors: Mapping[str, TensorRef]) -> str:
-    return (
-        ", ".join(shown(name, safetensors_file.NAME_MAX) for name in list(tensors)[:3]) or "nothing"
     )

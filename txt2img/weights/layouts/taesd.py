@@ -1,7 +1,7 @@
-"""TAESD's weights: which layout they are in, and the network's shape by their names.
+"""TAESD's tensors: their layout, and the network's config from their names.
 
-Published are taesd_decoder.safetensors (taesdxl_… for SDXL), whose layers have bare numbers, and
-diffusers' AutoencoderTiny, in whose decoder the same layers count one less.
+There are taesd_decoder.safetensors (taesdxl_… for SDXL), whose layers are bare numbers, and
+diffusers' AutoencoderTiny, whose decoder counts the same layers from one less.
 """
 
 import re
@@ -31,7 +31,7 @@ _NUMBERED = re.compile(r"\d{1,3}\.(?:conv\.\d\.)?(?:weight|bias)")
 _BLOCK = r"{}\.layers\.(\d{{1,3}})\.conv\.0\.weight"
 
 
-def is_tiny(tensors: Iterable[str]) -> bool:
+def is_taesd(tensors: Iterable[str]) -> bool:
     """Whether tensors of these names are a TAESD's, in either layout."""
     names = list(tensors)
     bare = bool(names) and all(_NUMBERED.fullmatch(name) for name in names)
@@ -39,26 +39,26 @@ def is_tiny(tensors: Iterable[str]) -> bool:
 
 
 def check(config: Config) -> None:
-    """Raise UnknownLayout for a config that asks for what no published TAESD has."""
+    """Raise UnknownLayout for settings that no published TAESD has."""
     check_fixed(config, "vae", FIXED)
 
 
-def doubts(name: str, own: VAEConfig) -> list[str]:
-    """What to say of a TAESD whose name speaks of other latents than those of the model's VAE.
+def vae_warnings(name: str, own: VAEConfig) -> list[str]:
+    """Warn of a TAESD whose name is of another family than the model.
 
-    SD's and SDXL's have the same shapes, and nothing within tells them apart.
+    SD's and SDXL's have the same shapes, so that nothing but the name tells them apart.
     """
-    found = re.search(r"taesd(xl)?", name, re.IGNORECASE)
+    match = re.search(r"taesd(xl)?", name, re.IGNORECASE)
     families = {SDXL.vae.scaling: "SDXL", SD15.vae.scaling: "SD 1 and SD 2"}
-    made_for = SDXL if found and found[1] else SD15
-    if not found or own.scaling not in families or own.scaling == made_for.vae.scaling:
+    trained_for = SDXL if match and match[1] else SD15
+    if not match or own.scaling not in families or own.scaling == trained_for.vae.scaling:
         return []
-    what, wanted = families[made_for.vae.scaling], families[own.scaling]
-    return [f"{shown(name)} seems made for {what}; this model's latents are {wanted}'s"]
+    theirs, ours = families[trained_for.vae.scaling], families[own.scaling]
+    return [f"{shown(name)} seems made for {theirs}; this model's latents are {ours}'s"]
 
 
-def table(tensors: Mapping[str, TensorRef], name: str) -> Table:
-    """The names in a file called `name` → ours. UnknownLayout for an encoder alone."""
+def key_map(tensors: Mapping[str, TensorRef], name: str) -> Table:
+    """The key map of a file. Raises UnknownLayout for an encoder alone."""
     if any(name.startswith("decoder.layers.") for name in tensors):
         return {f"{side}.layers.0": f"{side}.conv_in" for side in ("encoder", "decoder")}
     if "0.weight" in tensors:  # the decoder's first layer has no weights
@@ -67,8 +67,8 @@ def table(tensors: Mapping[str, TensorRef], name: str) -> Table:
     return {"1": "decoder.conv_in", **layers}
 
 
-def config_of(ours: Mapping[str, TensorRef], name: str) -> TinyConfig:
-    """The shape that tensors under our names tell. UnknownLayout if their first one does not."""
+def config_from_tensors(ours: Mapping[str, TensorRef], name: str) -> TinyConfig:
+    """The config of tensors under our names. Raises UnknownLayout for other networks."""
     first = ours.get("decoder.conv_in.weight")
     if first is None or len(first.shape) != 4:
         raise UnknownLayout(f"{shown(name)} is no TAESD: its decoder has no first convolution")
@@ -80,9 +80,9 @@ def config_of(ours: Mapping[str, TensorRef], name: str) -> TinyConfig:
 
 
 def _levels(names: Iterable[str], side: str) -> tuple[int, ...]:
-    """Blocks a level, by the numbers of the layers that are blocks: a gap begins a new level."""
-    found = (re.fullmatch(_BLOCK.format(side), name) for name in names)
-    numbers = sorted(int(match[1]) for match in found if match)
+    """Residual blocks by level: a gap in the numbers of the layers begins a new level."""
+    matches = (re.fullmatch(_BLOCK.format(side), name) for name in names)
+    numbers = sorted(int(match[1]) for match in matches if match)
     if not numbers:
         return ()
     level = [0, *accumulate(int(b - a > 1) for a, b in pairwise(numbers))]

@@ -1,9 +1,9 @@
-"""A VAE in place of a model's own: from a file in the original layout, or a diffusers folder.
+"""Open a VAE that replaces a model's own: a file in any layout, or a diffusers folder.
 
-Tiny ones (TAESD) are told by their tensors, or by their folder's config.
+TAESD is recognised by its tensors, or by the class in its folder's config.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,85 +14,70 @@ from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
-from txt2img.weights.layouts import (
-    detect,
-    diffusers_config,
-    key_maps,
-    taesd,
-)
+from txt2img.weights.layouts import detect, diffusers_config, key_maps, taesd
+from txt2img.weights.layouts.components import Component, component, first_names, linear_attention
 from txt2img.weights.registry.hashes import model_hash
 
 STEM = "diffusion_pytorch_model"
-# What training leaves in such files.
+# What training leaves in a VAE's file.
 LEFTOVERS: key_maps.Table = dict.fromkeys(("loss", "model_ema"))
 
 
 @dataclass(frozen=True)
-class Found:
-    """A VAE's tensors under our names, and how to say one in the file's layout."""
+class VAEFiles:
+    """A VAE's config and tensors, and its record for pictures."""
 
     record: VAERef
     config: VAEConfig | TinyConfig
-    tensors: dict[str, TensorRef]
-    theirs: Callable[[str], str]
+    component: Component
 
 
-def open_vae(name: str, own: VAEConfig) -> Found:
-    """The VAE at a path, for a model whose own is `own`; no weights are read.
+def open_vae(name: str, own: VAEConfig) -> VAEFiles:
+    """Open the VAE at a path for a model whose own is `own`, without reading weights.
 
-    Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it makes other latents.
+    Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it has other latents.
     """
     path = find_vae(name)
     if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
         path = path.parent
-    found = _folder(path) if path.is_dir() else _file(path, own)
-    got, wanted = found.config, own
-    if (got.latent_channels, got.factor) != (wanted.latent_channels, wanted.factor):
+    vae = _open_folder(path) if path.is_dir() else _open_file(path, own)
+    if (vae.config.latent_channels, vae.config.factor) != (own.latent_channels, own.factor):
         raise MissingWeights(
-            f"{shown(found.record.name)} makes latents of {got.latent_channels} channels, "
-            f"{got.factor} pixels a cell; this model needs {wanted.latent_channels} channels, "
-            f"{wanted.factor} pixels"
+            f"{shown(vae.record.name)} makes latents of {vae.config.latent_channels} channels, "
+            f"{vae.config.factor} pixels a cell; this model needs {own.latent_channels} channels, "
+            f"{own.factor} pixels"
         )
-    return found
+    return vae
 
 
 def find_vae(name: str) -> Path:
-    """Where the VAE is that a name or path means. ModelNotFound."""
+    """The path of a VAE. Raises ModelNotFound."""
     path = Path(name).expanduser()
     if not path.exists():
         raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
     return path
 
 
-def _file(path: Path, own: VAEConfig) -> Found:
-    """A single file in either layout, alone or within a whole model.
-
-    It says no scale, so the model's is kept.
-    """
+def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
+    """A single file, of a VAE or of a whole model; the scaling factor, which it lacks, is `own`."""
     tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
     prefix = f"{key_maps.VAE}." if any(n.startswith(f"{key_maps.VAE}.") for n in tensors) else ""
     if prefix:
-        tensors = key_maps.below(tensors, key_maps.VAE)
-    if taesd.is_tiny(tensors):
-        return _tiny(VAERef(path.name, model_hash((path,))), tensors)
-    kept = {n: s for n, s in tensors.items() if key_maps.rename(n, LEFTOVERS) is not None}
-    if "decoder.conv_in.weight" not in kept:
-        some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
-        raise UnknownLayout(f"{path.name} is no VAE: it holds {some}")
-    theirs = any(name.startswith("decoder.up_blocks.") for name in kept)
-    config = (detect.vae_of_diffusers if theirs else detect.vae_config)(kept, own.scaling)
+        tensors = key_maps.strip_prefix(tensors, key_maps.VAE)
+    record = VAERef(path.name, model_hash((path,)))
+    if taesd.is_taesd(tensors):
+        return _open_taesd(record, tensors)
+    tensors = key_maps.without_leftovers(tensors, LEFTOVERS)
+    if "decoder.conv_in.weight" not in tensors:
+        raise UnknownLayout(f"{path.name} is no VAE: it holds {first_names(list(tensors))}")
+    diffusers = any(name.startswith("decoder.up_blocks.") for name in tensors)
+    config = (detect.vae_of_diffusers if diffusers else detect.vae_config)(tensors, own.scaling)
     config = replace(config, shift=own.shift, groups=own.groups)
-    table = key_maps.vae_from_old_diffusers() if theirs else key_maps.vae_from_ldm(config)
-    back = key_maps.backwards(table)
-    return Found(
-        VAERef(path.name, model_hash((path,))),
-        config,
-        key_maps.flattened(key_maps.renamed(kept, table)),
-        lambda name: f"{prefix}{key_maps.rename(name, back)}",
-    )
+    table = key_maps.vae_from_old_diffusers() if diffusers else key_maps.vae_from_ldm(config)
+    return VAEFiles(record, config, linear_attention(component(tensors, table, prefix)))
 
 
-def _folder(folder: Path) -> Found:
+def _open_folder(folder: Path) -> VAEFiles:
     """A VAE's own folder, or that of a whole model."""
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
@@ -102,24 +87,13 @@ def _folder(folder: Path) -> Found:
     record = VAERef(folder.resolve().name, model_hash(header.paths))
     if config.get("_class_name") == taesd.CLASS:
         taesd.check(config)
-        return _tiny(record, header.tensors)
-    table = key_maps.vae_from_old_diffusers()
-    return Found(
-        record,
-        diffusers_config.vae_config(config),
-        key_maps.flattened(key_maps.renamed(header.tensors, table)),
-        lambda name: name,
-    )
+        return _open_taesd(record, header.tensors)
+    tensors = key_maps.renamed(header.tensors, key_maps.vae_from_old_diffusers())
+    vae = Component(tensors, lambda name: name)
+    return VAEFiles(record, diffusers_config.vae_config(config), linear_attention(vae))
 
 
-def _tiny(record: VAERef, tensors: Mapping[str, TensorRef]) -> Found:
-    """A TAESD, whichever layout it is in. UnknownLayout, MissingWeights."""
-    table = taesd.table(tensors, record.name)
-    back = key_maps.backwards(table)
-    ours = key_maps.renamed(tensors, table)
-    return Found(
-        record,
-        taesd.config_of(ours, record.name),
-        ours,
-        lambda name: str(key_maps.rename(name, back)),
-    )
+def _open_taesd(record: VAERef, tensors: Mapping[str, TensorRef]) -> VAEFiles:
+    """A TAESD in either layout. Raises UnknownLayout, MissingWeights."""
+    vae = component(tensors, taesd.key_map(tensors, record.name), "")
+    return VAEFiles(record, taesd.config_from_tensors(vae.tensors, record.name), vae)
