@@ -1,4 +1,4 @@
-"""--dry-run and --strict: what is said before anything is drawn."""
+"""--dry-run and --strict: what is reported before anything is drawn."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command draws what was asked for, under the name that was asked for, and says only that."""
+"""generate draws the requested picture under the requested name, and prints its path alone."""
 
 import io
 import json

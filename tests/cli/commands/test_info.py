@@ -1,4 +1,4 @@
-"""info says what is in a file, in both forms, and nothing that a terminal obeys."""
+"""info prints what a file contains, for people and as JSON, without control characters."""
 
 import json
 from pathlib import Path

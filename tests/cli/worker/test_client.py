@@ -1,4 +1,4 @@
-"""How a call finds a warm worker and talks to it; no model is loaded, most workers are threads."""
+"""The client finds a worker and talks to it; no model is loaded, most workers are threads."""
 
 import os
 import select
@@ -53,7 +53,7 @@ def worker(private: Path) -> Iterator[Path]:
 
 
 def process(path: Path, idle: int) -> "subprocess.Popen[bytes]":
-    """A worker's process, as a call starts it; it imports no torch before its first job."""
+    """A worker process as the client starts it; it imports no torch before its first job."""
     line = [sys.executable, "-P", "-m", "txt2img.cli.daemon", str(path), str(idle)]
     return subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
@@ -220,7 +220,7 @@ def test_changed_source_files_need_another_worker(monkeypatch: pytest.MonkeyPatc
 
 
 def dying(path: Path, *last: dict[str, object]) -> threading.Thread:
-    """A worker that takes a job, says something and dies."""
+    """A worker that takes a job, sends messages and dies."""
     server = protocol.listen(path)
 
     def take() -> None:
@@ -238,7 +238,7 @@ def dying(path: Path, *last: dict[str, object]) -> threading.Thread:
 
 
 @pytest.mark.parametrize(
-    ("last", "code", "told"),
+    ("last", "code", "message"),
     [
         ([], None, client.DIED),
         ([{"touched": True}], 1, client.LOST),
@@ -248,7 +248,7 @@ def dying(path: Path, *last: dict[str, object]) -> threading.Thread:
 def test_a_worker_that_dies_is_replaced_if_it_used_no_stream(
     last: list[dict[str, object]],
     code: int | None,
-    told: str,
+    message: str,
     private: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -256,7 +256,7 @@ def test_a_worker_that_dies_is_replaced_if_it_used_no_stream(
     thread = dying(private / "w.sock", *last)
     assert client.Call(["a cat"], "default", 60).run(private / "w.sock") == code
     thread.join()
-    assert capfd.readouterr().err.strip() == told
+    assert capfd.readouterr().err.strip() == message
     assert signal.getsignal(signal.SIGINT) == handler
 
 
