@@ -96,6 +96,11 @@ def _open(path: Path, key: tuple[int, int, int]) -> safe_open:
     return safe_open(path, "pt", backend="pread")
 
 
+def close_files() -> None:
+    """Close the files that are open for more of their tensors."""
+    _open.cache_clear()
+
+
 def _finite_floats(
     name: str, ref: TensorRef, device: torch.device, dtype: torch.dtype, keep_dtype: bool
 ) -> Tensor:
