@@ -164,7 +164,7 @@ def test_a_newer_commit_takes_the_name(hub: Hub, command: Command) -> None:
 def test_a_transfer_that_breaks_is_gone_on_with(
     hub: Hub, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.cut = UNET
     outcome = command("models", "pull", "a/m", "-q")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
@@ -194,13 +194,14 @@ def test_no_room_is_said_before_anything_is_fetched(
     assert hub.fetched == ["info"]
 
 
-def test_a_disk_that_is_full_is_one_line(
-    hub: Hub, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_written_is_one_line(
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", full)
+    (tmp_path / "hf").write_text("a file")
+    refused(command, "a/m", "cannot write to")
+    (tmp_path / "hf").unlink()
+    (hub_cache.cache_dir() / "models--a--m").mkdir(parents=True)
+    (hub_cache.cache_dir() / "models--a--m/blobs").write_text("a file")
     refused(command, "a/m", "cannot write to")
 
 
