@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support import picture_files
 from txt2img.images import image_file
 from txt2img.images.record import Origin
 from txt2img.request.request import Request
@@ -25,7 +26,7 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.fixture
 def picture(folder: Path) -> str:
     """A picture with a prompt that not all encodings have."""
-    image_file.save(
+    picture_files.save(
         Image.new("RGB", (8, 8)),
         Path("x.png"),
         Request("ä 苹", seed=1),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
+from tests.support import picture_files
 from txt2img.cli.shell_line import command_line, shell_quote
 from txt2img.images import image_file
 from txt2img.images.record import Origin
@@ -81,7 +82,7 @@ def test_every_field_that_decides_a_picture_is_written(command: Command) -> None
 
 def save(request: Request = REQUEST) -> None:
     """A picture of a request."""
-    image_file.save(
+    picture_files.save(
         Image.new("RGB", (64, 80)),
         Path("x.png"),
         request,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageSequence
 
+from tests.support import picture_files
 from txt2img.errors import BadOutput
 from txt2img.images import animation, image_file
 from txt2img.images.output import Output
@@ -107,7 +108,7 @@ def test_only_files_of_this_kind_are_replaced(tmp_path: Path) -> None:
     newer = animation.still(plain(2), SAID)
     assert animation.write(newer, path) == path
     assert path.read_bytes() == newer
-    image_file.save(plain(3), tmp_path / "other.png", REQUEST, ORIGIN)
+    picture_files.save(plain(3), tmp_path / "other.png", REQUEST, ORIGIN)
     before = (tmp_path / "other.png").read_bytes()
     assert animation.write(newer, tmp_path / "other.png").name == "other-2.png"
     assert (tmp_path / "other.png").read_bytes() == before

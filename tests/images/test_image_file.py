@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support import picture_files
 from txt2img.errors import BadFile, BadOutput
 from txt2img.images import image_file
 from txt2img.images.record import ImageInfo, Origin
@@ -99,10 +100,10 @@ def test_no_path_user_host_or_time_is_in_it() -> None:
 
 def test_save_never_replaces_by_accident(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    image_file.save(IMAGE, path, REQUEST, ORIGIN)
+    picture_files.save(IMAGE, path, REQUEST, ORIGIN)
     with pytest.raises(BadOutput, match="exists"):
-        image_file.save(IMAGE, path, REQUEST, ORIGIN)
-    image_file.save(IMAGE, path, REQUEST, ORIGIN, overwrite=True)
+        picture_files.save(IMAGE, path, REQUEST, ORIGIN)
+    picture_files.save(IMAGE, path, REQUEST, ORIGIN, overwrite=True)
 
 
 WHOLE = image_file.encode(IMAGE, REQUEST, ORIGIN)

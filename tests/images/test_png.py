@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.images.test_image_file import IMAGE, ORIGIN, SIGNATURE, WHOLE, chunk, file, read
+from tests.support import picture_files
 from txt2img.errors import BadFile
 from txt2img.images import image_file
 from txt2img.request.request import Request
@@ -16,7 +17,7 @@ from txt2img.request.request import Request
 
 def test_other_programs_find_the_texts_where_they_look(tmp_path: Path) -> None:
     for prompt in ("a cat", "ä 苹"):
-        image_file.save(IMAGE, tmp_path / f"{prompt}.png", Request(prompt, seed=1), ORIGIN)
+        picture_files.save(IMAGE, tmp_path / f"{prompt}.png", Request(prompt, seed=1), ORIGIN)
         with Image.open(tmp_path / f"{prompt}.png") as image:
             assert image.info["parameters"].startswith(prompt)
             assert image.tobytes() == IMAGE.tobytes()

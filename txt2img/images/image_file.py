@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.errors import BadFile
-from txt2img.images import exif, formats, output, png
+from txt2img.images import exif, formats, png
 from txt2img.images.formats import PNG, Format
 from txt2img.images.record import ImageInfo, Origin, metadata, parse_texts, pixels_sha256
 from txt2img.request import Request
@@ -52,13 +52,6 @@ def check_room(request: Request, origin: Origin, format: Format) -> None:
     if format.exif_max is not None:
         texts = metadata(request, origin, "0" * 64, SEEDS)
         exif.check_room(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, format)
-
-
-def save(
-    image: "Image.Image", path: Path, request: Request, origin: Origin, overwrite: bool = False
-) -> None:
-    """Write a picture, whole or not at all; BadOutput if that is not possible."""
-    output.write_file(encode(image, request, origin), path, overwrite)
 
 
 def read(path: Path) -> ImageInfo:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command, Outcome
+from tests.support import picture_files
 from txt2img.images import image_file
 from txt2img.images.record import Origin
 from txt2img.request.interval import Interval
@@ -49,7 +50,7 @@ def test_a_seed_of_minus_one_is_a_random_one(command: Command, folder: Path) -> 
     seeds = {json.loads(command(*line).out)["seed"] for _ in range(2)}
     assert len(seeds) == 2
     request, origin = Request("a", seed=4), Origin("m", "0123456789")
-    image_file.save(Image.new("RGB", (64, 64)), folder / "x.png", request, origin)
+    picture_files.save(Image.new("RGB", (64, 64)), folder / "x.png", request, origin)
     for again in (("--params-from", "x.png"), ("replay", "x.png")):
         outcome = command(*again, "--seed", "-1", "--dry-run", "--json", "-m", "default")
         drawn = json.loads(outcome.out)["seed"]
@@ -144,7 +145,7 @@ def test_another_hash_is_reported(draw: Command) -> None:
     changed = Origin("tiny-sd1", "0123456789")
     request = image_file.read(Path(first)).request
     assert request is not None
-    image_file.save(Image.new("RGB", (64, 64)), Path("x.png"), request, changed)
+    picture_files.save(Image.new("RGB", (64, 64)), Path("x.png"), request, changed)
     outcome = draw("--params-from", "x.png")
     assert outcome.err.startswith("Note: the picture's model has the hash 0123456789, this one ")
 

@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import Command
-from txt2img.images import image_file
+from tests.support import picture_files
 from txt2img.images.record import Origin
 from txt2img.request import Request, Sampler, Schedule
 
@@ -29,7 +29,7 @@ REQUEST = Request(
 
 def save(name: str) -> None:
     """A picture of that request."""
-    image_file.save(Image.new("RGB", (64, 64)), Path(name), REQUEST, Origin("m", "0123456789"))
+    picture_files.save(Image.new("RGB", (64, 64)), Path(name), REQUEST, Origin("m", "0123456789"))
 
 
 def test_a_picture_is_described_in_both_forms(command: Command) -> None:

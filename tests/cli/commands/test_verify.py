@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import Command, Outcome
+from tests.support import picture_files
 from txt2img.images import image_file
 from txt2img.images.formats import PNG
 from txt2img.images.record import Origin, metadata
@@ -36,7 +37,7 @@ def test_a_difference_is_measured_and_explained(check: Callable[..., Outcome]) -
         pixels = image.convert("RGB")
     near = pixels.point(lambda level: min(level + 1, 255))
     then = replace(found.origin, hash="0123456789", environment={"torch": "1.0"})
-    image_file.save(near, Path("y.png"), found.request, then)
+    picture_files.save(near, Path("y.png"), found.request, then)
     outcome = check("y.png", "x.png", "--json")
     assert outcome.code == 1
     verdict, same = map(json.loads, outcome.out.splitlines())
