@@ -20,6 +20,7 @@ from txt2img.models.latent_preview import colours
 from txt2img.pipeline import batch, preview
 from txt2img.pipeline.decode import to_image
 from txt2img.pipeline.preview import Previewer
+from txt2img.request.fields import Tile
 from txt2img.system.device.memory import MemoryState
 
 if TYPE_CHECKING:
@@ -196,9 +197,9 @@ def test_the_steps_seen_are_those_of_the_sampler(
     looked: list[torch.Tensor] = []
     real = Previewer.images
 
-    def images(self: Previewer, x0: torch.Tensor) -> list[Image.Image]:
+    def images(self: Previewer, x0: torch.Tensor, *rest: Tile | None) -> list[Image.Image]:
         looked.append(x0)
-        return real(self, x0)
+        return real(self, x0, *rest)
 
     monkeypatch.setattr(Previewer, "images", images)
     assert draw(*LINE, "-o", "x.png", "--save-steps").code == 0
