@@ -1,12 +1,12 @@
-"""python -m txt2img: the same as the command txt2img."""
+"""python -m txt2img, and the command txt2img."""
 
 import sys
 
 
 def main() -> None:
-    """The command txt2img: by a warm worker if one is wanted, else in this process.
+    """Run the command line in a worker with --keep-alive, else in this process.
 
-    A worker is asked before typer is imported, which would take longer than all the rest.
+    A worker is tried before typer is imported, which takes longer than reaching it.
     """
     from txt2img.cli.worker.client import run_in_worker
 

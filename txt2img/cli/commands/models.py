@@ -9,7 +9,7 @@ import typer
 from txt2img.cli.file_info import print_record, weights
 from txt2img.cli.names import Command
 from txt2img.cli.options.completion import known_models, pullable
-from txt2img.cli.terminal.console import log, print_json, print_path, print_row, progress
+from txt2img.cli.terminal.console import Bar, log, print_json, print_path, print_row, progress
 from txt2img.errors import BadFile, Txt2imgError
 from txt2img.system.text import format_size
 
@@ -23,7 +23,7 @@ Names = Annotated[
     list[str],
     typer.Argument(metavar="NAME...", help="Names or paths.", autocompletion=known_models),
 ]
-Wanted = Annotated[
+HubId = Annotated[
     str,
     typer.Argument(
         metavar="ID",
@@ -90,35 +90,35 @@ def path_of(name: Name) -> None:
 def hash_models(names: Names, json: Json = False) -> None:
     """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
     from txt2img.weights.checkpoint import find_model, weight_files
-    from txt2img.weights.registry.hashes import hash_progress, model_hash, tensors_start
+    from txt2img.weights.registry.hashes import model_hash, tensors_start
 
     for name in names:
         paths = weight_files(find_model(name))
-        digests: list[str] = []
         with progress(True, name) as bar:
-            for path in paths:
-                # The hash of the tensors alone, as for LoRAs, exists for single files.
-                for start in (0, tensors_start(path)) if len(paths) == 1 else (0,):
-                    for read in hash_progress(path, start):
-                        bar.advance(path.name, read.done, read.size, "")
-                    digests.append(read.digest)
+            digests = {str(path): _digest(path, 0, bar) for path in paths}
+            lora = sha256 = ""
+            if len(paths) == 1:
+                [path], [sha256] = paths, digests.values()
+                lora = _digest(path, tensors_start(path), bar)[:12]  # of the tensors alone
         short = model_hash(paths)
-        single = len(paths) == 1
-        record = {
-            "name": name,
-            "hash": short,
-            "lora": digests[1][:12] if single else "",
-            "sha256": digests[0] if single else "",
-        }
         if json:
-            files = dict(zip(map(str, paths), digests, strict=not single))
-            print_json({**record, "files": files})
+            record = {"name": name, "hash": short, "lora": lora, "sha256": sha256}
+            print_json({**record, "files": digests})
         else:
-            print_row(*(record[key] or "-" for key in ("hash", "lora", "sha256", "name")))
+            print_row(short, lora or "-", sha256 or "-", name)
+
+
+def _digest(path: Path, start: int, bar: Bar) -> str:
+    """The SHA-256 of a file from an offset on."""
+    from txt2img.weights.registry.hashes import hash_progress
+
+    for read in hash_progress(path, start):
+        bar.advance(path.name, read.done, read.size, "")
+    return read.digest
 
 
 def pull_model(
-    name: Wanted, variant: Variant = None, endpoint: Endpoint = None, quiet: Quiet = False
+    name: HubId, variant: Variant = None, endpoint: Endpoint = None, quiet: Quiet = False
 ) -> None:
     """Download a model from the Hub, for use offline too. Prints its path."""
     from txt2img.errors import BadRequest

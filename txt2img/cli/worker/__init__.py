@@ -1,1 +1,1 @@
-"""The warm worker: client and protocol."""
+"""Worker of --keep-alive: client and protocol."""
