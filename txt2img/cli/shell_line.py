@@ -1,4 +1,4 @@
-"""Command line that draws a request, shell_quote for a shell."""
+"""Command line that draws a request, quoted for a shell."""
 
 import shlex
 
