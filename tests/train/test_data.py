@@ -12,15 +12,12 @@ from PIL import Image
 from tests.support.pictures_data import archive
 from txt2img.errors import BadFile
 from txt2img.train.data import (
-    Kept,
-    Layer,
+    ImageCache,
     Pictures,
-    Row,
-    centred,
-    cut_out,
     drop_captions,
-    indices,
-    singles_of,
+    random_crop,
+    shuffled_indices,
+    to_unit_range,
 )
 
 
@@ -61,18 +58,11 @@ def test_painted_pictures_are_kept_as_far_as_there_is_room(
     monkeypatch.setattr(
         pictures, "scene", lambda row, size: painted.append(size) or paint(row, size)
     )
-    kept = Kept(pictures, 32, room=2 * 3 * 32 * 32)
+    kept = ImageCache(pictures, 32, room=2 * 3 * 32 * 32)
     for _ in range(2):
-        got = [centred(pixels) for pixels in kept([5, 6, 5, 7])]
+        got = [to_unit_range(pixels) for pixels in kept([5, 6, 5, 7])]
     assert all(map(torch.equal, got, [pictures.pixels(row, 32) for row in (5, 6, 5, 7)]))
     assert len(painted) - 4 == 3 + 1  # three at first, and then the one there was no room for
-
-
-def test_what_one_thing_alone_shows_is_told_from_scenes() -> None:
-    alone, small = Layer("a.png"), Layer("a.png", side=0.5)
-    layers = [(alone,), (small,), (alone, small), (Layer("a.png", hue=0.2),), (Layer("b.png"),)]
-    layers += [(Layer("a.png", 0.1, 0.1, 0.8, mirrored=True),)]  # a view of one thing
-    assert singles_of([Row(each, ("a",), (1.0,)) for each in layers]) == [0, 4, 5]
 
 
 def test_a_fingerprint_differs_where_pictures_do(tmp_path: Path) -> None:
@@ -190,23 +180,23 @@ def test_data_without_rows_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_every_round_sees_every_row_once_in_another_order() -> None:
-    first, second = indices(10, 0, 10, seed=1), indices(10, 10, 10, seed=1)
+    first, second = shuffled_indices(10, 0, 10, seed=1), shuffled_indices(10, 10, 10, seed=1)
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
 
 def test_indices_do_not_depend_on_how_they_are_asked_for() -> None:
-    whole = indices(7, 0, 30, seed=2)
-    assert [i for start in range(0, 30, 5) for i in indices(7, start, 5, seed=2)] == whole
+    whole = shuffled_indices(7, 0, 30, seed=2)
+    assert [i for start in range(0, 30, 5) for i in shuffled_indices(7, start, 5, seed=2)] == whole
 
 
 def test_a_cut_out_is_a_part_of_the_picture() -> None:
     pixels = torch.arange(36.0).view(1, 6, 6)
-    part = cut_out(pixels, 2, random.Random(0))
+    part = random_crop(pixels, 2, random.Random(0))
     assert part.shape == (1, 2, 2)
     assert part[0, 0, 1] - part[0, 0, 0] == 1
     assert part[0, 1, 0] - part[0, 0, 0] == 6
-    assert torch.equal(cut_out(pixels, 6, random.Random(0)), pixels)
+    assert torch.equal(random_crop(pixels, 6, random.Random(0)), pixels)
 
 
 def test_captions_are_dropped_at_the_given_rate() -> None:

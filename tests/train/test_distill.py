@@ -25,8 +25,14 @@ from txt2img.request.adapters import Lora
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.config import Run, TrainConfig
-from txt2img.train.distill import TEACHING, FewStepsLearner, FewStepsStage, adaptable, aimed
-from txt2img.train.stages import seeded
+from txt2img.train.distill import (
+    TEACHING,
+    DistillationObjective,
+    DistillStage,
+    lora_layers,
+    x0_target,
+)
+from txt2img.train.stages import step_rng
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.load import load
 
@@ -39,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A model of a few steps' training, to be copied: its LoRA is what comes next."""
     config = tiny(tmp_path_factory.mktemp("trained"), sample_prompts=("a", "b"))
     run(config)
-    return replace(config, what="distil", distil_run=FEW, distil_steps=2, distil_rank=4)
+    return replace(config, stage="distill", distill_run=FEW, distill_steps=2, distill_rank=4)
 
 
 def copied(trained: TrainConfig, folder: Path) -> TrainConfig:
@@ -53,7 +59,7 @@ def test_a_step_to_what_is_aimed_at_comes_there(process: Process) -> None:
     levels = trailing(process, 4)
     x, there = torch.randn(2, 1, 3, 5, 5, dtype=torch.float64).unbind()
     for a, b in pairwise(levels):
-        aim = aimed(x, there, a, b)
+        aim = x0_target(x, there, a, b)
         [state] = SAMPLERS["euler"](lambda _, level, aim=aim: aim, x, [a, b], lambda *_: x)
         assert torch.allclose(state.x, there, atol=1e-9)
 
@@ -61,7 +67,7 @@ def test_a_step_to_what_is_aimed_at_comes_there(process: Process) -> None:
 def test_it_begins_as_the_network_and_only_the_lora_learns(trained: TrainConfig) -> None:
     torch.manual_seed(0)
     unet = UNet(trained.unet)
-    learner = FewStepsLearner(unet, 4, "v")
+    learner = DistillationObjective(unet, 4, "v")
     x, tokens, time = torch.randn(3, 4, 8, 8), torch.randn(3, 16, 32), torch.tensor([9.0, 5.0, 1.0])
     adapted = learner.adapted()
     with torch.no_grad():
@@ -75,8 +81,8 @@ def test_it_begins_as_the_network_and_only_the_lora_learns(trained: TrainConfig)
 
 
 def test_the_batch_is_spread_over_the_steps_of_the_student(trained: TrainConfig) -> None:
-    few = replace(trained, distil_steps=3, distil_run=replace(FEW, batch_size=8))
-    stage = FewStepsStage(few, Accelerator(cpu=True))
+    few = replace(trained, distill_steps=3, distill_run=replace(FEW, batch_size=8))
+    stage = DistillStage(few, Accelerator(cpu=True))
     x, aim, time, tokens, alpha, sigma = stage.batch(0)
     expected = [stage.process.time(level) for level in stage.levels[:-1:TEACHING]]
     assert time.tolist() == [expected[0]] * 2 + [expected[1]] * 3 + [expected[2]] * 3
@@ -92,11 +98,11 @@ def test_the_batch_is_spread_over_the_steps_of_the_student(trained: TrainConfig)
 
 def test_the_student_learns_where_its_own_steps_lead(trained: TrainConfig) -> None:
     accelerator = Accelerator(cpu=True)
-    stage = FewStepsStage(trained, accelerator)
+    stage = DistillStage(trained, accelerator)
     for up in stage.student.up.values():
         nn.init.normal_(up, std=0.02)
     x, _, _, tokens, *_ = stage.batch(0)
-    _, generator = seeded(trained, 0, accelerator)
+    _, generator = step_rng(trained, 0, accelerator)
     noise = torch.randn(x.shape, generator=generator)
     assert torch.equal(x[:4], noise[:4])
     sees = stage.sees(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
@@ -108,7 +114,7 @@ def test_the_student_learns_where_its_own_steps_lead(trained: TrainConfig) -> No
 
 def test_where_the_teacher_ends_is_where_the_last_step_aims(trained: TrainConfig) -> None:
     """A teacher that always sees the same picture is obeyed from everywhere."""
-    stage = FewStepsStage(trained, Accelerator(cpu=True))
+    stage = DistillStage(trained, Accelerator(cpu=True))
     seen = torch.randn(1, 4, 8, 8)
     stage.sees = lambda *_: lambda x, _level: seen.expand_as(x)  # type: ignore[method-assign]
     _, aim, *_ = stage.batch(3)
@@ -118,9 +124,9 @@ def test_where_the_teacher_ends_is_where_the_last_step_aims(trained: TrainConfig
 def test_it_comes_nearer_to_its_teacher(trained: TrainConfig, tmp_path: Path) -> None:
     config = copied(trained, tmp_path)
     before = weights(config.out)
-    reports = run(replace(config, distil_run=replace(FEW, steps=40)))
+    reports = run(replace(config, distill_run=replace(FEW, steps=40)))
     losses = [report.loss for report in reports]
-    assert {report.stage for report in reports} == {"distil"}
+    assert {report.stage for report in reports} == {"distill"}
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     now = weights(config.out)
     assert all(torch.equal(now[name], value) for name, value in before.items())
@@ -139,10 +145,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained: TrainConfig, tmp_p
 
 
 def test_a_lora_of_another_form_begins_anew(trained: TrainConfig, tmp_path: Path) -> None:
-    config = replace(copied(trained, tmp_path), distil_run=replace(FEW, steps=2))
+    config = replace(copied(trained, tmp_path), distill_run=replace(FEW, steps=2))
     run(config)
     assert run(config) == []
-    for other in replace(config, distil_rank=2), replace(config, distil_steps=3):
+    for other in replace(config, distill_rank=2), replace(config, distill_steps=3):
         assert [report.step for report in run(other)] == [1, 2]
 
 
@@ -150,7 +156,7 @@ def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
     trained: TrainConfig, tmp_path: Path
 ) -> None:
     config = copied(trained, tmp_path)
-    stage = FewStepsStage(config, Accelerator(cpu=True))
+    stage = DistillStage(config, Accelerator(cpu=True))
     for up in stage.student.up.values():
         nn.init.normal_(up, std=0.02)
     stage.export()
@@ -161,7 +167,7 @@ def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
         model.family.defaults
     )
     assert (request.steps, request.cfg, request.sampler) == (2, 1.0, Sampler.EULER)
-    layers = len(adaptable(stage.unet))
+    layers = len(lora_layers(stage.unet))
     assert model.adapters.notes == [f"LoRA few-steps: applied {layers} of {layers}"]
     apply_adapters(model, request)
     worn = dict(model.network.named_parameters())
@@ -183,10 +189,12 @@ def test_the_program_draws_with_it(trained: TrainConfig, tmp_path: Path, command
 
 def test_without_a_unet_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="--stage unet"):
-        run(tiny(tmp_path, what="distil", distil_run=FEW))
+        run(tiny(tmp_path, stage="distill", distill_run=FEW))
 
 
-@pytest.mark.parametrize("options", [{"distil_steps": 0}, {"distil_steps": 99}, {"distil_rank": 0}])
+@pytest.mark.parametrize(
+    "options", [{"distill_steps": 0}, {"distill_steps": 99}, {"distill_rank": 0}]
+)
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match=next(iter(options))):
         replace(TrainConfig(), **options)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from txt2img.train.ema import RunningMean
+from txt2img.train.ema import EMA
 
 
 def one(value: float) -> nn.Linear:
@@ -14,7 +14,7 @@ def one(value: float) -> nn.Linear:
 
 def test_it_follows_the_ramped_mean_in_closed_form() -> None:
     module, decay = one(0.0), 0.9
-    mean = RunningMean(module, decay)
+    mean = EMA(module, decay)
     expected = 0.0
     for step in range(200):
         nn.init.constant_(module.weight, float(step))
@@ -26,7 +26,7 @@ def test_it_follows_the_ramped_mean_in_closed_form() -> None:
 
 def test_two_swaps_put_everything_back() -> None:
     module = one(1.0)
-    mean = RunningMean(module, 0.5)
+    mean = EMA(module, 0.5)
     nn.init.constant_(module.weight, 3.0)
     mean.swap(module)
     assert module.weight.item() == 1.0

@@ -1,4 +1,4 @@
-"""Which pictures drafts are made of, and what a draft is."""
+"""Which pictures are resampled for the decoder, and how."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -11,15 +11,15 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.train import finetune_decoder
 from txt2img.train.data import Layer, Pictures, Row
-from txt2img.train.finetune_decoder import redrawn, rows_to_draft
+from txt2img.train.finetune_decoder import rows_to_noise, sample_from
 
 
-def test_half_of_the_drafts_are_single_pictures_as_far_as_there_are() -> None:
+def test_half_of_the_resampled_are_single_pictures_as_far_as_there_are() -> None:
     plain, scene = Layer("a.png"), Layer("a.png", side=0.5)
     made = [Row((scene if n % 4 else plain,), ("a",), (1.0,)) for n in range(20)]
     pictures = cast(Pictures, SimpleNamespace(rows=made))
     for count, alone in ((4, 2), (9, 5), (20, 5), (99, 5)):
-        picked = rows_to_draft(pictures, count, seed=0)
+        picked = rows_to_noise(pictures, count, seed=0)
         assert len(picked) == len(set(picked)) == min(count, 20)
         assert sum(n % 4 == 0 for n in picked) == alone
 
@@ -34,5 +34,5 @@ def test_a_perfect_unet_draws_the_true_latent_again(monkeypatch: pytest.MonkeyPa
     text = SimpleNamespace(encode=lambda captions: captions)
     generator = torch.Generator().manual_seed(1)
     unet = cast(UNet, SimpleNamespace())
-    drawn = redrawn(x0, ["a", "b"], 5, cast(TextEncoder, text), unet, TINY, generator)
+    drawn = sample_from(x0, ["a", "b"], 5, cast(TextEncoder, text), unet, TINY, generator)
     assert torch.allclose(drawn, x0, atol=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from txt2img.models.configs import VAEConfig
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
-from txt2img.train.latent_cache import digest, kept, normalise
+from txt2img.train.latent_cache import cached, digest, normalise_latents
 
 
 @pytest.mark.parametrize(("scaling", "shift"), [(1.0, 0.0), (0.6, 0.0), (0.6, 0.2)])
@@ -25,7 +25,7 @@ def test_normalised_latents_have_the_spread_asked_for_and_decode_alike(
     noise = torch.randn(16, 4, 8, 8)
     with torch.no_grad():
         before, drawn = vae.decode(vae.encode(pixels)), vae.decode(vae.encode(pixels, noise))
-        normalise(vae, vae.encode(pixels))
+        normalise_latents(vae, vae.encode(pixels))
         latents = vae.encode(pixels)
         middle = torch.full((4,), -shift * scaling)
         assert torch.allclose(latents.mean(dim=(0, 2, 3)), middle, atol=1e-4)
@@ -42,13 +42,13 @@ def test_what_was_made_is_read_until_its_key_differs(tmp_path: Path) -> None:
         made.append(1)
         return torch.full((2, 3), 1.0 / 3.0)
 
-    first = kept("latents", "a", make, config, accelerator)
-    again = kept("latents", "a", make, config, accelerator)
+    first = cached("latents", "a", make, config, accelerator)
+    again = cached("latents", "a", make, config, accelerator)
     assert torch.equal(first, again)  # half precision each time, or a run would change with stops
     assert (first - 1.0 / 3.0).abs().max() < 1e-3
     assert len(made) == 1
-    kept("latents", "b", make, config, accelerator)
-    kept("latents", "b", make, TrainConfig(out=tmp_path, resume=False), accelerator)
+    cached("latents", "b", make, config, accelerator)
+    cached("latents", "b", make, TrainConfig(out=tmp_path, resume=False), accelerator)
     assert len(made) == 3
 
 

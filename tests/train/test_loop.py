@@ -17,11 +17,11 @@ from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
-from txt2img.train.checkpoint import progress
+from txt2img.train.checkpoint import read_progress
 from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.data import Pictures
 from txt2img.train.loop import Report, fit, is_whole
-from txt2img.train.stages import PictureStage
+from txt2img.train.stages import VAEStage
 from txt2img.weights.load import load
 
 TINY = TrainConfig(
@@ -114,7 +114,7 @@ def test_a_flow_trains_too(tmp_path: Path) -> None:
 
 
 def test_the_vae_lowers_its_loss(tmp_path: Path) -> None:
-    config = tiny(tmp_path, what="vae", vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5))
+    config = tiny(tmp_path, stage="vae", vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5))
     losses = [report.loss for report in run(config)]
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
 
@@ -123,11 +123,11 @@ def test_the_text_encoder_learns_to_tell_captions_apart(tmp_path: Path) -> None:
     """Sixteen captions in a batch: by chance the loss is ln 16 = 2.8; half of it goes at least."""
     plan = Run(steps=80, batch_size=16, lr=4e-3, warmup=5, ema=0.9)
     config = tiny(tmp_path, text_run=plan)
-    run(replace(config, what="vae"))
-    losses = [report.loss for report in run(replace(config, what="text"))]
+    run(replace(config, stage="vae"))
+    losses = [report.loss for report in run(replace(config, stage="text"))]
     assert losses[0] > 2.0
     assert losses[-1] < 1.4
-    run(replace(config, what="unet"))  # which learns on, and must not take it back
+    run(replace(config, stage="unet"))  # which learns on, and must not take it back
     assert spread(config) > 0.4
 
 
@@ -183,19 +183,19 @@ def test_what_is_done_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.Mon
     config = tiny(tmp_path)
     run(config)
 
-    monkeypatch.setattr(PictureStage, "batch", lambda *_: pytest.fail("the VAE is done"))
+    monkeypatch.setattr(VAEStage, "batch", lambda *_: pytest.fail("the VAE is done"))
     assert run(config) == []
     assert {report.stage for report in run(replace(config, unet_run=Run(steps=99)))} == {"unet"}
 
 
 def test_a_unet_without_a_vae_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="--stage"):
-        run(tiny(tmp_path, what="unet"))
+        run(tiny(tmp_path, stage="unet"))
 
 
 def test_a_copy_of_a_model_can_be_taught_on(tmp_path: Path) -> None:
     """With its folder but no state, training begins from its weights, not from nothing."""
-    first = tiny(tmp_path, vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5), what="vae")
+    first = tiny(tmp_path, vae_run=Run(steps=60, batch_size=8, lr=4e-3, warmup=5), stage="vae")
     losses = [report.loss for report in run(first)]
     shutil.rmtree(first.out / "state")
     again = [r.loss for r in run(replace(first, vae_run=Run(steps=4, batch_size=8, lr=1e-5)))]
@@ -203,7 +203,7 @@ def test_a_copy_of_a_model_can_be_taught_on(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    config = tiny(tmp_path, what="vae")
+    config = tiny(tmp_path, stage="vae")
     run(config)
     wider = replace(config, vae=replace(config.vae, channels=(16, 32, 32, 64)))
     with pytest.raises(MissingWeights, match="another shape"):
@@ -212,7 +212,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 def test_calls_that_stop_by_the_clock_add_up_to_the_same_run(tmp_path: Path) -> None:
     few = {f"{stage}_run": Run(steps=2, batch_size=4, warmup=1) for stage in STAGES}
-    small: dict[str, object] = {"drafts": 4, "sample_prompts": ("red disc",), **few}
+    small: dict[str, object] = {"noised_samples": 4, "sample_prompts": ("red disc",), **few}
     run(tiny(tmp_path, out=tmp_path / "whole", **small))
     config = tiny(tmp_path, out=tmp_path / "parts", stop_after=1e-6, **small)
     calls = 0
@@ -231,16 +231,16 @@ def test_a_sheet_that_cannot_be_drawn_costs_no_learning(
     def broken(*_: object) -> None:
         raise RuntimeError("another device")
 
-    monkeypatch.setattr(PictureStage, "draw", broken)
-    config = tiny(tmp_path, what="vae", sample_every=4)
+    monkeypatch.setattr(VAEStage, "draw", broken)
+    config = tiny(tmp_path, stage="vae", sample_every=4)
     with pytest.raises(RuntimeError, match="another device"):
         run(config)
-    assert progress(tmp_path / "model" / "state" / "vae.safetensors")[0] == 4
+    assert read_progress(tmp_path / "model" / "state" / "vae.safetensors")[0] == 4
 
 
 def test_a_piece_ends_the_call_and_the_next_one_goes_on(tmp_path: Path) -> None:
     plan = Run(steps=10**6, piece_minutes=0.01, batch_size=2, lr=1e-3, final_lr=1e-5, warmup=1)
-    config = tiny(tmp_path, what="vae", vae_run=plan)
+    config = tiny(tmp_path, stage="vae", vae_run=plan)
     first, second = run(config), run(config)
     assert first[-1].sheet is not None
     assert first[-1].lr < 0.5 * max(report.lr for report in first)
@@ -261,7 +261,7 @@ def test_muon_resumes_exactly(tmp_path: Path) -> None:
 
 def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> None:
     plan = Run(steps=10**6, minutes=0.01, batch_size=2, lr=1e-3, final_lr=1e-5, warmup=1)
-    config = tiny(tmp_path, what="vae", vae_run=plan)
+    config = tiny(tmp_path, stage="vae", vae_run=plan)
     reports = run(config)
     assert 1 < len(reports) < 10**6
     assert reports[-1].sheet is not None
@@ -269,8 +269,10 @@ def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> Non
     assert run(config) == []
 
 
-def test_the_decoder_learns_alone_from_drafts(tmp_path: Path) -> None:
-    config = tiny(tmp_path, drafts=8, decoder_run=Run(steps=12, batch_size=4, lr=1e-3, warmup=1))
+def test_the_decoder_learns_alone_from_resampled_latents(tmp_path: Path) -> None:
+    config = tiny(
+        tmp_path, noised_samples=8, decoder_run=Run(steps=12, batch_size=4, lr=1e-3, warmup=1)
+    )
     run(replace(config, decoder_run=Run(steps=0)))
     before = weights(config.out)
     reports = run(config)
@@ -285,7 +287,7 @@ def test_the_decoder_learns_alone_from_drafts(tmp_path: Path) -> None:
 
 def test_a_decoder_is_shipped_between_before_and_after_its_lesson(tmp_path: Path) -> None:
     plan = Run(steps=3, batch_size=4, lr=1e-2, warmup=1)
-    config = tiny(tmp_path, drafts=4, decoder_run=plan, channels_last=True)
+    config = tiny(tmp_path, noised_samples=4, decoder_run=plan, channels_last=True)
     run(replace(config, decoder_run=Run(steps=0)))
     before = weights(config.out)
     for steps in (3, 5):  # it goes on, and what was before stays the same
@@ -298,14 +300,14 @@ def test_a_decoder_is_shipped_between_before_and_after_its_lesson(tmp_path: Path
             assert (now - was).abs().max() > 5e-3
             assert torch.allclose(found[place].float(), was + 0.3 * (now - was), atol=1e-3)
     row = load_file(config.out / "state" / "untaught.safetensors")["untaught"]
-    run(replace(config, what="decoder", resume=False))  # from before all lessons
+    run(replace(config, stage="decoder", resume=False))  # from before all lessons
     assert torch.equal(load_file(config.out / "state" / "untaught.safetensors")["untaught"], row)
 
 
 def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path: Path) -> None:
     few = Run(steps=2, batch_size=4, warmup=1)
-    runs = {"vae_run": few, "text_run": few, "decoder_run": few, "distil_run": few}
-    config = tiny(tmp_path, drafts=4, unet_run=few, **runs)
+    runs = {"vae_run": few, "text_run": few, "decoder_run": few, "distill_run": few}
+    config = tiny(tmp_path, noised_samples=4, unet_run=few, **runs)
     run(config)
     assert run(config) == []
     further = replace(config, unet_run=replace(few, steps=3))
@@ -314,16 +316,16 @@ def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path:
         ("unet", 3),
         ("decoder", 1),
         ("decoder", 2),
-        ("distil", 1),
-        ("distil", 2),
+        ("distill", 1),
+        ("distill", 2),
     ]
     assert is_whole(further)
 
 
 def test_a_decoder_without_a_unet_is_told_what_to_do(tmp_path: Path) -> None:
-    run(tiny(tmp_path, what="vae"))
+    run(tiny(tmp_path, stage="vae"))
     with pytest.raises(BadFile, match="--stage unet"):
-        run(tiny(tmp_path, what="decoder", decoder_run=Run(steps=2)))
+        run(tiny(tmp_path, stage="decoder", decoder_run=Run(steps=2)))
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.train.losses import (
     LevelBatch,
     add_noise,
-    noise_loss,
-    pair_loss,
+    contrastive_loss,
+    denoising_loss,
     psnr,
     snr_weights,
     vae_loss,
@@ -47,8 +47,8 @@ def test_the_loss_is_zero_at_the_target_and_the_mean_square_beside_it(kind: str)
     x0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     prediction = PREDICTIONS[kind]
     target = prediction.target(x0, noise, levels)
-    assert torch.equal(noise_loss(target, x0, noise, levels, prediction), torch.zeros(2))
-    off = noise_loss(target + 0.5, x0, noise, levels, prediction)
+    assert torch.equal(denoising_loss(target, x0, noise, levels, prediction), torch.zeros(2))
+    off = denoising_loss(target + 0.5, x0, noise, levels, prediction)
     assert torch.allclose(off, torch.full((2,), 0.25), atol=1e-6)
 
 
@@ -111,14 +111,14 @@ def test_psnr_of_a_tenth_of_the_range_is_20_dB() -> None:
 
 def test_pairs_cost_nothing_when_found_and_chance_when_all_are_alike() -> None:
     apart, scale = torch.eye(4), torch.tensor(100.0).log()
-    assert pair_loss(apart, apart, scale).item() == pytest.approx(0.0, abs=1e-6)
-    assert pair_loss(apart, apart.roll(1, 0), scale).item() == pytest.approx(100.0)
+    assert contrastive_loss(apart, apart, scale).item() == pytest.approx(0.0, abs=1e-6)
+    assert contrastive_loss(apart, apart.roll(1, 0), scale).item() == pytest.approx(100.0)
     alike = torch.ones(4, 4) / 2.0
-    assert pair_loss(alike, alike, scale).item() == pytest.approx(math.log(4))
+    assert contrastive_loss(alike, alike, scale).item() == pytest.approx(math.log(4))
 
 
 def test_likeness_is_multiplied_by_a_hundred_at_most() -> None:
     texts = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
     sights = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
-    largest = pair_loss(texts, sights, torch.tensor(100.0).log())
-    assert torch.equal(pair_loss(texts, sights, torch.tensor(9.0)), largest)
+    largest = contrastive_loss(texts, sights, torch.tensor(100.0).log())
+    assert torch.equal(contrastive_loss(texts, sights, torch.tensor(9.0)), largest)

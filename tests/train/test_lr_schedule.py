@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from txt2img.train import lr_schedule
 from txt2img.train.config import Run
-from txt2img.train.lr_schedule import Pace, finished, learning_rate
+from txt2img.train.lr_schedule import StageClock, finished, learning_rate
 
 
 def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
@@ -37,7 +37,7 @@ def test_a_piece_is_flat_then_falls_and_the_next_one_rises_again() -> None:
 def test_a_call_ends_with_its_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(lr_schedule.time, "monotonic", lambda: now[0])
-    clock, late = Pace(590.0, 1e9, Accelerator(cpu=True), piece_minutes=10.0), []
+    clock, late = StageClock(590.0, 1e9, Accelerator(cpu=True), piece_minutes=10.0), []
     for _ in range(4):
         clock.tick()
         late.append(clock.late)
@@ -58,7 +58,7 @@ def test_seconds_add_up_over_calls_without_each_ones_first_step(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(lr_schedule.time, "monotonic", lambda: now[0])
-    clock = Pace(30.0, 104.0, Accelerator(cpu=True))
+    clock = StageClock(30.0, 104.0, Accelerator(cpu=True))
     seen = []
     for _ in range(4):
         clock.tick()
@@ -70,12 +70,12 @@ def test_seconds_add_up_over_calls_without_each_ones_first_step(
 def test_saving_is_no_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(lr_schedule.time, "monotonic", lambda: now[0])
-    clock = Pace(0.0, 200.0, Accelerator(cpu=True))
+    clock = StageClock(0.0, 200.0, Accelerator(cpu=True))
     clock.tick()
     now[0] += 2.0
     clock.tick()
     now[0] += 50.0  # a state is written
-    clock.go_on()
+    clock.restart()
     now[0] += 3.0
     clock.tick()
     assert clock.spent == 5.0

@@ -8,7 +8,7 @@ from torch import nn
 
 from txt2img.train.checkpoint import load_state, save_state
 from txt2img.train.config import Run
-from txt2img.train.ema import RunningMean
+from txt2img.train.ema import EMA
 from txt2img.train.optimizers import KernelMuon, as_matrix, optimizers_of, set_rate
 
 MUON = Run(lr=1.0, weight_decay=0.0, optimizer="muon")
@@ -97,7 +97,7 @@ def test_gradients_are_forgotten() -> None:
 def test_a_state_comes_back_in_the_order_of_the_weights(name: str, tmp_path: Path) -> None:
     """A fused optimiser on a card takes moments only as its parameters lie in memory."""
     learner, run = unet(channels_last=True), Run(steps=1, batch_size=1, optimizer=name)
-    mean, optimizers = RunningMean(learner, 0.9), optimizers_of(learner, run, {})
+    mean, optimizers = EMA(learner, 0.9), optimizers_of(learner, run, {})
     fill_gradients(learner)
     for optimizer in optimizers:
         optimizer.step()

@@ -15,12 +15,12 @@ from txt2img.diffusion.guidance import Network
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.train.data import Pictures
 from txt2img.train.samples import (
-    denoiser,
-    drawn,
-    levels_of,
+    guided_denoiser,
     process_of,
-    prompts_of_sheet,
+    sample_latents,
+    sampling_levels,
     save_sheet,
+    sheet_prompts,
 )
 
 WORD, NONE = (Cond(torch.full((2, 1, 1), value)) for value in (1.0, 0.0))
@@ -34,7 +34,7 @@ def test_a_network_that_knows_the_picture_draws_it_with_guidance(
     """It sees the words' number everywhere; at cfg 3 that of no words is left behind threefold."""
     config = replace(TINY, prediction=prediction, zero_snr=prediction == "v")
     kind = PREDICTIONS[prediction]
-    levels = {process_of(config).time(level): level for level in levels_of(config, 4)[:-1]}
+    levels = {process_of(config).time(level): level for level in sampling_levels(config, 4)[:-1]}
 
     def network(x: Tensor, time: Tensor, cond: Cond, *_: object) -> Tensor:
         level = levels[float(time[0])]
@@ -42,28 +42,28 @@ def test_a_network_that_knows_the_picture_draws_it_with_guidance(
         return kind.target(seen, (x - level.alpha * seen) / level.sigma, level)
 
     network.parameters = lambda: iter([torch.zeros(1)])  # type: ignore[attr-defined]
-    denoise = denoiser(cast(Network, network), config, WORD, NONE, 3.0)
+    denoise = guided_denoiser(cast(Network, network), config, WORD, NONE, 3.0)
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = drawn(denoise, x, levels_of(config, 4), sampler)
+    found = sample_latents(denoise, x, sampling_levels(config, 4), sampler)
     assert torch.allclose(found, torch.full_like(x, 3.25), atol=1e-3)
 
 
 def test_the_steps_noise_is_what_is_given() -> None:
-    path, x = levels_of(TINY, 3)[:-1], torch.zeros(1, 1, 2, 2)
+    path, x = sampling_levels(TINY, 3)[:-1], torch.zeros(1, 1, 2, 2)
 
     def nothing(x: Tensor, _: object) -> Tensor:
         return torch.zeros_like(x)
 
-    ones = drawn(nothing, x, path, "euler_a", lambda: torch.ones_like(x))
+    ones = sample_latents(nothing, x, path, "euler_a", lambda: torch.ones_like(x))
     assert ones.gt(0.1).all() and torch.equal(ones, ones[:, :, :1, :1].expand_as(ones))
-    assert drawn(nothing, x, path, "euler_a").eq(0).all()
+    assert sample_latents(nothing, x, path, "euler_a").eq(0).all()
 
 
 def test_a_sheet_shows_the_wished_prompts_or_the_first_captions(tmp_path: Path) -> None:
     rows = [type("Row", (), {"captions": (f"{n}", "else")}) for n in range(20)]
     pictures = cast(Pictures, type("Pictures", (), {"rows": rows}))
-    assert prompts_of_sheet(TINY, pictures) == [f"{n}" for n in range(16)]
-    assert prompts_of_sheet(replace(TINY, sample_prompts=("a", "b")), pictures) == ["a", "b"]
+    assert sheet_prompts(TINY, pictures) == [f"{n}" for n in range(16)]
+    assert sheet_prompts(replace(TINY, sample_prompts=("a", "b")), pictures) == ["a", "b"]
     pixels = torch.linspace(-1, 1, 10)[:, None, None, None].expand(10, 3, 4, 6)
     save_sheet(tmp_path / "new" / "sheet.png", pixels)
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a diffusers folder, and the state from which it goes on."""
+"""Checkpoints: the model as a diffusers folder, and the state that a run resumes from."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from txt2img.models.tokenizer import BOS, EOS, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig
-from txt2img.train.ema import RunningMean
+from txt2img.train.ema import EMA
 from txt2img.train.optimizers import moments_of, restore_moments
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
@@ -25,7 +25,7 @@ BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
 TEXT_FILE = "model.safetensors"
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "few-steps.safetensors"
-SHIPPED = torch.float16  # every dtype that anyone computes in loads from it
+SAVED_DTYPE = torch.float16  # loads into any other dtype
 
 
 def save_state(
@@ -33,13 +33,13 @@ def save_state(
     step: int,
     spent: float,
     module: nn.Module,
-    mean: RunningMean,
+    mean: EMA,
     optimizers: Sequence[torch.optim.Optimizer],
     source: str = "",
 ) -> None:
-    """One file with all that a stage needs to go on after `step` steps in `spent` seconds.
+    """Save everything that a stage resumes from after `step` steps in `spent` seconds.
 
-    `source` tells what it learns from that another stage made.
+    `source` identifies the networks of earlier stages that it is trained from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {
@@ -53,30 +53,27 @@ def save_state(
     write(tensors, path, {"step": str(step), "seconds": str(spent), "source": source})
 
 
-def progress(path: Path, source: str = "") -> tuple[int, float]:
-    """How many steps a saved state had done, in how many seconds; 0 and 0 without a file.
-
-    And so for one that learnt from another source: it would go on towards what is no more.
-    """
+def read_progress(path: Path, source: str = "") -> tuple[int, float]:
+    """Steps and seconds of a saved state; 0 and 0 without a file, or for another source."""
     if not path.exists():
         return 0, 0.0
     with safe_open(path, framework="pt") as file:
-        said = file.metadata()
-    if said.get("source", "") != source:
+        metadata = file.metadata()
+    if metadata.get("source", "") != source:
         return 0, 0.0
-    return int(said["step"]), float(said.get("seconds", 0.0))
+    return int(metadata["step"]), float(metadata.get("seconds", 0.0))
 
 
 @torch.no_grad()
 def load_state(
     path: Path,
     module: nn.Module,
-    mean: RunningMean,
+    mean: EMA,
     optimizers: Sequence[torch.optim.Optimizer],
     source: str = "",
 ) -> tuple[int, float]:
-    """Put a saved state back into place; its steps and seconds, 0 and 0 if `progress` has none."""
-    step, spent = progress(path, source)
+    """Restore a saved state; returns its steps and seconds, 0 and 0 if there is none to resume."""
+    step, spent = read_progress(path, source)
     if not step:
         return step, spent
     moments: dict[str, dict[str, Tensor]] = {}
@@ -92,20 +89,20 @@ def load_state(
     return step, spent
 
 
-def begin_from(module: nn.Module, path: Path) -> None:
-    """Give a module the weights of a file that is there; one that is not leaves it as it is.
+def load_weights_from(module: nn.Module, path: Path) -> None:
+    """Load a module's weights from a file; without the file, leave it as it is.
 
-    Raises MissingWeights where file and module differ.
+    Raises MissingWeights if names or shapes differ.
     """
     if not path.exists():
         return
-    wanted = module.state_dict()
+    expected = module.state_dict()
     tensors = safetensors_file.header(path).tensors
     state = {
         name.removeprefix("text_model."): reading.read_stored(name, stored).float()
         for name, stored in tensors.items()
     }
-    shapes = {name: value.shape for name, value in wanted.items()}
+    shapes = {name: value.shape for name, value in expected.items()}
     if {name: value.shape for name, value in state.items()} != shapes:
         raise MissingWeights(
             f"{path.parent.name}/{path.name} is of another shape than the configuration says; "
@@ -115,22 +112,24 @@ def begin_from(module: nn.Module, path: Path) -> None:
 
 
 def save_weights(
-    state: dict[str, Tensor], path: Path, said: dict[str, object] | None = None
+    state: dict[str, Tensor], path: Path, metadata: dict[str, object] | None = None
 ) -> None:
-    """Weights in one safetensors file, in float16, and in its header what is `said` of them."""
+    """Save weights as float16 safetensors, with `metadata` in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = {name: value.detach().to("cpu", SHIPPED).contiguous() for name, value in state.items()}
-    write(small, path, {"format": "pt"} | ({"txt2img": json.dumps(said)} if said else {}))
+    small = {
+        name: value.detach().to("cpu", SAVED_DTYPE).contiguous() for name, value in state.items()
+    }
+    write(small, path, {"format": "pt"} | ({"txt2img": json.dumps(metadata)} if metadata else {}))
 
 
 def save_json(path: Path, content: dict[str, object]) -> None:
-    """Plain data as a readable JSON file; missing folders are made."""
+    """Write indented JSON; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_vae(folder: Path, vae: VAE, size: int) -> None:
-    """`folder`/vae as diffusers' AutoencoderKL writes it."""
+    """Write `folder`/vae in diffusers' AutoencoderKL layout."""
     config, levels = vae.config, len(vae.config.channels)
     content: dict[str, object] = {
         "_class_name": "AutoencoderKL",
@@ -155,7 +154,7 @@ def save_vae(folder: Path, vae: VAE, size: int) -> None:
 
 
 def save_unet(folder: Path, unet: UNet, cells: int) -> None:
-    """`folder`/unet as diffusers' UNet2DConditionModel writes it; `cells` is the latent's side."""
+    """Write `folder`/unet in diffusers' UNet2DConditionModel layout for latents `cells` wide."""
     config = unet.config
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention]
     content: dict[str, object] = {
@@ -187,7 +186,7 @@ def save_unet(folder: Path, unet: UNet, cells: int) -> None:
 
 
 def save_text(folder: Path, text: TextEncoder) -> None:
-    """`folder`/text_encoder and `folder`/tokenizer in transformers' published layout."""
+    """Write `folder`/text_encoder and `folder`/tokenizer in transformers' layout."""
     config, tokenizer = text.config, text.tokenizer
     content: dict[str, object] = {
         "architectures": ["CLIPTextModel"],
@@ -213,7 +212,7 @@ def save_text(folder: Path, text: TextEncoder) -> None:
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The tokenizer's four files as transformers' CLIPTokenizer reads them."""
+    """Write the four files that transformers' CLIPTokenizer reads."""
     save_json(folder / "vocab.json", dict(tokenizer.vocab))
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in tokenizer.merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -236,15 +235,15 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     )
 
 
-def schedule_of(config: TrainConfig) -> str:
-    """The schedule that suits what was learnt; trailing is the one that begins at pure noise."""
+def schedule_name(config: TrainConfig) -> str:
+    """The schedule that suits the training: trailing begins at pure noise."""
     if config.prediction == "flow":
         return "flow"
     return "trailing" if config.zero_snr else "leading"
 
 
-def scheduler(config: TrainConfig) -> dict[str, object]:
-    """The forward process as a scheduler's configuration of diffusers."""
+def scheduler_config(config: TrainConfig) -> dict[str, object]:
+    """The forward process as a diffusers scheduler configuration."""
     if config.prediction == "flow":
         return {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -261,14 +260,14 @@ def scheduler(config: TrainConfig) -> dict[str, object]:
         "set_alpha_to_one": True,
         "prediction_type": "epsilon" if config.prediction == "eps" else "v_prediction",
         "rescale_betas_zero_snr": config.zero_snr,
-        "timestep_spacing": schedule_of(config),
+        "timestep_spacing": schedule_name(config),
         "steps_offset": 1,
     }
 
 
 def save_index(folder: Path, config: TrainConfig) -> None:
-    """The scheduler's configuration, the index of parts, and this program's defaults."""
-    process = scheduler(config)
+    """Write the scheduler configuration, model_index.json and this program's defaults."""
+    process = scheduler_config(config)
     save_json(folder / "scheduler" / "scheduler_config.json", process)
     parts: dict[str, object] = {
         "_class_name": "StableDiffusionPipeline",
@@ -289,6 +288,6 @@ def save_index(folder: Path, config: TrainConfig) -> None:
         "steps": config.steps,
         "cfg": config.cfg,
         "sampler": config.sampler,
-        "schedule": schedule_of(config),
+        "schedule": schedule_name(config),
     }
     save_json(folder / "txt2img.json", defaults)

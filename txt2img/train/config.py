@@ -1,4 +1,4 @@
-"""A training run as data: read from one TOML file, overridden by options."""
+"""Training configuration: read from one TOML file, overridden by options."""
 
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -9,38 +9,42 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
-WHAT = ("all", "vae", "text", "unet", "decoder", "distil")  # a stage each, in this order
-STAGES = WHAT[1:]
+STAGE_CHOICES = ("all", "vae", "text", "unet", "decoder", "distill")  # a stage each, in this order
+STAGES = STAGE_CHOICES[1:]
 OPTIMIZERS = ("adamw", "muon")
-KINDS = ("eps", "v", "flow")
-MAYBE = (
-    "minutes",
-    "piece_minutes",
-    "stop_after",
-    "singles",
-    "min_snr",
-)  # numbers, where they are not None
+PREDICTION_TYPES = ("eps", "v", "flow")
+OPTIONAL_FLOATS = "minutes", "piece_minutes", "stop_after", "single_object_share", "min_snr"
+OLD_NAMES = {  # of keys and stages, which older configurations still use
+    "what": "stage",
+    "noisy": "time_bias",
+    "singles": "single_object_share",
+    "drafts": "noised_samples",
+    "distil": "distill",
+    "distil_steps": "distill_steps",
+    "distil_rank": "distill_rank",
+    "distil_run": "distill_run",
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """How one stage is optimised: the learning rate's way, a running mean of weights."""
+    """Hyperparameters of one stage."""
 
     steps: int = 10_000
-    minutes: float | None = None  # of learning; the run ends sooner when they are over
-    batch_size: int = 32  # pictures a step and process
+    minutes: float | None = None  # of training, after which the stage ends early
+    batch_size: int = 32  # pictures per step and process
     lr: float = 1e-3
     final_lr: float = 0.0
     warmup: int = 100  # steps
     weight_decay: float = 0.01
-    ema: float = 0.999
+    ema: float = 0.999  # decay of the weights' mean, which is what is exported
     clip: float = 1.0  # largest norm of the gradient
     optimizer: str = "adamw"  # or "muon", for the U-Net's matrices and kernels
-    flat: float = 0.0  # the part of the way before the rate falls
-    piece_minutes: float | None = None  # each call learns as long, and ends at the lowest rate
+    flat: float = 0.0  # share of the run before the learning rate falls
+    piece_minutes: float | None = None  # each call trains so long, and ends at the lowest rate
 
 
-# What trains from nothing on one small machine; a configuration file says anything else.
+# Sizes that train from scratch on one small machine; a configuration file sets any others.
 SMALL_VAE = VAEConfig(
     latent_channels=8,
     channels=(32, 64, 128, 128),
@@ -65,23 +69,23 @@ VAE_RUN = Run(steps=5000, ema=0.998)
 TEXT_RUN = Run(steps=1000, batch_size=128, weight_decay=0.1)
 UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
 DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
-DISTIL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
+DISTILL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides a training run."""
+    """Everything that determines a training run."""
 
     data: Path = Path("data.zip")
     out: Path = Path("model")
-    what: str = "all"
+    stage: str = "all"
     size: int = 128  # pixels
-    crop: int = 64  # pixels: the side of the cut-outs that the VAE learns from
+    crop: int = 64  # pixels: the side of the crops that the VAE learns from
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
     resume: bool = True
-    stop_after: float | None = None  # minutes of one call; another goes on where it stopped
+    stop_after: float | None = None  # minutes of one call; the next one resumes
     save_every: int = 500  # steps
     sample_every: int = 500  # steps
     sample_prompts: tuple[str, ...] = ()
@@ -89,18 +93,18 @@ class TrainConfig:
     compile: bool = False
     prediction: str = "v"
     zero_snr: bool = True
-    min_snr: float | None = None  # gamma; None weighs every level alike
-    noisy: float = 0.0  # how much more often noisy levels are learnt; 0 is all alike
-    low_noise: float = 0.0  # part of the batches at the levels where outlines are made
+    min_snr: float | None = None  # gamma; None weighs all levels equally
+    time_bias: float = 0.0  # how strongly noisy times are preferred; 0 is uniform
+    low_noise_share: float = 0.0  # share of times drawn where fine detail is decided
     caption_dropout: float = 0.1
-    text_rate: float = 0.1  # the text encoder's learning rate beside the U-Net, as part of its own
-    singles: float | None = None  # part of the U-Net's batches with one thing; None: as it comes
-    keep_gib: float = 2.0  # of memory for painted pictures; others are painted again and again
+    text_rate: float = 0.1  # the text encoder's learning rate, as a share of the U-Net's
+    single_object_share: float | None = None  # of each batch: one whole object on white
+    keep_gib: float = 2.0  # of memory for rendered pictures; the rest are rendered again
     kl: float = 1e-6
-    edges: float = 1.0  # weight of the differences between neighbours in the VAE's loss
-    drafts: int = 1024  # pictures that the decoder learns to clean
-    distil_steps: int = 4  # in which the LoRA draws
-    distil_rank: int = 16
+    edges: float = 1.0  # weight of the gradient difference in the VAE's loss
+    noised_samples: int = 1024  # redrawn pictures that the decoder is fine-tuned on
+    distill_steps: int = 4  # in which the LoRA draws
+    distill_rank: int = 16
     vocab: int = 4096
     steps: int = 30  # default of the model that comes out, as are cfg and sampler
     cfg: float = 7.5
@@ -109,13 +113,13 @@ class TrainConfig:
     text: TextConfig = SMALL_TEXT
     unet: UNetConfig = SMALL_UNET
     vae_run: Run = VAE_RUN
-    text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net learn together from nothing
+    text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net train together from scratch
     unet_run: Run = UNET_RUN
-    decoder_run: Run = DECODER_RUN  # 0 steps: the decoder stays as the VAE's stage left it
-    distil_run: Run = DISTIL_RUN  # 0 steps: there is no LoRA of few steps
+    decoder_run: Run = DECODER_RUN  # 0 steps: no fine-tuning of the decoder
+    distill_run: Run = DISTILL_RUN  # 0 steps: no few-step LoRA
 
     def __post_init__(self) -> None:
-        for name, allowed in (("what", WHAT), ("prediction", KINDS)):
+        for name, allowed in (("stage", STAGE_CHOICES), ("prediction", PREDICTION_TYPES)):
             got = getattr(self, name)
             if got not in allowed:
                 raise BadRequest(f"{name} is '{got}'; allowed: {', '.join(allowed)}")
@@ -126,17 +130,19 @@ class TrainConfig:
             optimizer = getattr(self, f"{stage}_run").optimizer
             if optimizer not in OPTIMIZERS:
                 raise BadRequest(f"[{stage}_run] optimizer is '{optimizer}'; use adamw or muon")
-        if self.singles is not None and not 0 <= self.singles <= 1:
-            raise BadRequest(f"singles is {self.singles}; allowed: 0 to 1, or none")
+        if self.single_object_share is not None and not 0 <= self.single_object_share <= 1:
+            raise BadRequest(
+                f"single_object_share is {self.single_object_share}; allowed: 0 to 1, or none"
+            )
         if self.stop_after is not None and not self.stop_after > 0:
             raise BadRequest(f"stop_after is {self.stop_after} minutes; it must be above 0")
-        if not 1 <= self.distil_steps <= self.distil_run.batch_size:
+        if not 1 <= self.distill_steps <= self.distill_run.batch_size:
             raise BadRequest(
-                f"distil_steps is {self.distil_steps}; allowed: 1 to [distil_run] batch_size, "
-                f"{self.distil_run.batch_size}"
+                f"distill_steps is {self.distill_steps}; allowed: 1 to [distill_run] batch_size, "
+                f"{self.distill_run.batch_size}"
             )
-        if self.distil_rank < 1:
-            raise BadRequest(f"distil_rank is {self.distil_rank}; it must be above 0")
+        if self.distill_rank < 1:
+            raise BadRequest(f"distill_rank is {self.distill_rank}; it must be above 0")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
         if self.size % self.vae.factor or self.size not in range(64, 8193):
@@ -145,39 +151,45 @@ class TrainConfig:
             )
 
 
-def override(config: TrainConfig, options: dict[str, object]) -> TrainConfig:
-    """The configuration with every option that is not None in place of its own value.
+def with_options(config: TrainConfig, options: dict[str, object]) -> TrainConfig:
+    """The configuration, overridden by every option that is not None.
 
-    `steps`, `batch_size` and `lr` reach the stages' runs: that is what users mean by them.
+    `steps`, `batch_size` and `lr` apply to the stages' runs, as users expect.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = renamed({name: value for name, value in options.items() if value is not None})
     run: dict[str, object] = {
         name: given.pop(name) for name in ("steps", "batch_size", "lr") if name in given
     }
+    only = str(given.get("stage", config.stage))
+    given["stage"] = only = OLD_NAMES.get(only, only)
     for stage in STAGES:
-        given[f"{stage}_run"] = _reach(config, stage, str(given.get("what", config.what)), run)
+        old: Run = getattr(config, f"{stage}_run")
+        # a stage of 0 steps stays off, unless it alone is asked for
+        given[f"{stage}_run"] = _merge(old, run, stage) if old.steps or stage == only else old
     return _merge(config, given, "training")
 
 
-def _reach(config: TrainConfig, stage: str, what: str, run: dict[str, object]) -> Run:
-    """A stage's run with these values; one of 0 steps stays so, unless it alone is asked for."""
-    old: Run = getattr(config, f"{stage}_run")
-    return _merge(old, run, stage) if old.steps or stage == what else old
+def renamed(table: dict[str, object]) -> dict[str, object]:
+    """The table with today's names in place of older ones."""
+    return {OLD_NAMES.get(key, key): value for key, value in table.items()}
 
 
-def read(path: Path | None) -> TrainConfig:
-    """The configuration in a TOML file, or the default one. Raises BadFile."""
+def read_config(path: Path | None) -> TrainConfig:
+    """Read a TOML file, or give the default configuration. Raises BadFile."""
     if path is None:
         return TrainConfig()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"training configuration {path.name}: {error}") from error
+    table = renamed(table)
+    if isinstance(table.get("stage"), str):
+        table["stage"] = OLD_NAMES.get(str(table["stage"]), table["stage"])
     return _merge(TrainConfig(), table, path.name)
 
 
 def _merge(base: T, table: dict[str, object], name: str) -> T:
-    """`base`, a dataclass, with the table's values; sub-tables reach into sub-dataclasses."""
+    """Merge a table into `base`, a dataclass, and sub-tables into its sub-dataclasses."""
     known = {f.name for f in fields(base)}  # type: ignore[arg-type]
     new: dict[str, object] = {}
     for key, value in table.items():
@@ -190,7 +202,7 @@ def _merge(base: T, table: dict[str, object], name: str) -> T:
             value = tuple(value)
         elif isinstance(old, Path):
             value = Path(str(value))
-        elif isinstance(value, int) and (isinstance(old, float) or key in MAYBE):
+        elif isinstance(value, int) and (isinstance(old, float) or key in OPTIONAL_FLOATS):
             value = float(value)
         new[key] = value
     return replace(base, **new)  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""Pictures and captions: a folder or a zip archive → tensors.
+"""Training data: a folder or zip archive of captioned pictures → tensors.
 
 The Hub's imagefolder convention: `metadata.jsonl` has a row a picture with `file_name` and `text`.
 `text` may be a list of captions of the same picture, `weights` says how often each is drawn, and
@@ -24,15 +24,14 @@ from torch import Tensor
 from txt2img.errors import BadFile
 
 METADATA = "metadata.jsonl"
-HELD_OUT_FILE = "heldout.jsonl"  # scenes that are not taught, to ask for after training
-WORDS_FILE = "words.json"  # what the captions' words stand for, where a data set says so
+HELD_OUT_FILE = "heldout.jsonl"  # scenes kept from training, to test composition with
+WORDS_FILE = "words.json"  # word → things that it names, if the data set has such a table
 WHITE = "#ffffff"
-LARGE = 0.75  # of a picture's side: a thing as large as this is what the picture is of
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture's place in a scene, as parts of the scene's side, its hues' turn, its direction."""
+    """A picture placed in a scene: lengths in parts of the scene's side, hue of a full turn."""
 
     file: str
     left: float = 0.0
@@ -44,29 +43,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class Row:
-    """One training picture: what it is made of, what it may be called, what is behind it."""
+    """One training sample: layers, captions with their weights, background."""
 
     layers: tuple[Layer, ...]
     captions: tuple[str, ...]
     weights: tuple[float, ...]
     background: tuple[str, ...] = (WHITE,)  # one colour, or more from top to bottom
-    kind: str = ""  # of scene, where it is one that is asked for after training
+    kind: str = ""  # of scene, for held-out scenes
 
     @property
     def plain(self) -> bool:
-        """Whether it is one whole picture as it is, on white."""
+        """Whether it is one unmodified picture on white."""
         return len(self.layers) == 1 and self == Row(
             (Layer(self.layers[0].file),), self.captions, self.weights
         )
-
-
-def singles_of(rows: Sequence[Row]) -> list[int]:
-    """The places of rows that show one thing, large and in its own colours."""
-    return [
-        n
-        for n, row in enumerate(rows)
-        if len(row.layers) == 1 and row.layers[0].side >= LARGE and not row.layers[0].hue
-    ]
 
 
 class Pictures:
@@ -91,45 +81,47 @@ class Pictures:
             ) from error
 
     def read(self, name: str) -> bytes:
-        """The content of a file beside the metadata."""
+        """The content of one of the data set's files."""
         if self._archive is not None:
             return self._archive.read(name)
         return (self.source / name).read_bytes()
 
     def text(self, name: str) -> str:
-        """The text of a file beside the pictures."""
+        """The text of one of the data set's files."""
         return self.read(name).decode("utf-8")
 
     def caption(self, row: int, rng: random.Random) -> str:
-        """One of a row's captions, drawn by their weights."""
+        """Sample one of a row's captions by their weights."""
         picked = self.rows[row]
         return rng.choices(picked.captions, picked.weights)[0]
 
     def pixels(self, row: int, size: int) -> Tensor:
-        """A row's picture (3, size, size) in −1…1."""
+        """Render a row by index: (3, size, size) in −1…1."""
         return self.paint(self.rows[row], size)
 
     def paint(self, entry: Row, size: int) -> Tensor:
-        """Any row's picture (3, size, size) in −1…1."""
+        """Render any row: (3, size, size) in −1…1."""
         return to_pixels(self.scene(entry, size))
 
     def scene(self, entry: Row, size: int) -> Image.Image:
-        """Any row's picture: its layers, as squares, on its background."""
-        scene = ground(entry.background, size)
+        """Compose any row: its layers, as squares, on its background."""
+        scene = background_image(entry.background, size)
         for layer in entry.layers:
-            image = turned(square(self._image(layer.file), round(layer.side * size)), layer.hue)
+            image = rotate_hue(
+                center_crop(self._image(layer.file), round(layer.side * size)), layer.hue
+            )
             if layer.mirrored:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             scene.alpha_composite(image, (round(layer.left * size), round(layer.top * size)))
         return scene
 
     def paint_all(self, entries: Sequence[Row], size: int) -> Tensor:
-        """Rows' pictures (N, 3, size, size), painted side by side on the processor's cores."""
+        """Render rows in parallel: (N, 3, size, size)."""
         with ThreadPoolExecutor() as painters:
             return torch.stack(list(painters.map(lambda entry: self.paint(entry, size), entries)))
 
     def fingerprint(self) -> str:
-        """A text that differs where rows or pictures do, as far as can be told unread."""
+        """A text that changes with rows or pictures, as far as sizes and times show."""
         if self._archive is not None:
             return str([(entry.filename, entry.CRC) for entry in self._archive.infolist()])
         files = sorted({layer.file for row in self.rows for layer in row.layers})
@@ -138,7 +130,7 @@ class Pictures:
         return str([self._metadata(), *zip(files, sizes, strict=False)])
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name beside the pictures."""
+        """Whether the data set has a file of this name."""
         if self._archive is not None:
             return name in self._archive.namelist()
         return (self.source / name).exists()
@@ -150,10 +142,10 @@ class Pictures:
             raise BadFile(f"training data: cannot read the picture {name}") from error
 
 
-class Kept:
-    """The rows' pixels, (3, size, size) bytes each, painted when first asked for.
+class ImageCache:
+    """Cache of rendered rows, (3, size, size) bytes each, rendered on first use.
 
-    They are kept as far as `room` bytes reach; others are painted again each time.
+    It holds at most `room` bytes; further rows are rendered again each time.
     """
 
     def __init__(self, pictures: Pictures, size: int, room: float) -> None:
@@ -162,14 +154,14 @@ class Kept:
         self.known: dict[int, Tensor] = {}
 
     def __call__(self, rows: Sequence[int]) -> list[Tensor]:
-        """The rows' pixels, 0 to 255."""
+        """The rows' pixels, 0 to 255, rendering what is missing."""
         missing = [row for row in dict.fromkeys(rows) if row not in self.known]
         with ThreadPoolExecutor() as painters:
-            painted = dict(zip(missing, painters.map(self._paint, missing), strict=True))
-        found = [self.known[row] if row in self.known else painted[row] for row in rows]
+            new = dict(zip(missing, painters.map(self._paint, missing), strict=True))
+        pixels = [self.known[row] if row in self.known else new[row] for row in rows]
         for row in missing[: max(self.most - len(self.known), 0)]:
-            self.known[row] = painted[row]
-        return found
+            self.known[row] = new[row]
+        return pixels
 
     def _paint(self, row: int) -> Tensor:
         return to_bytes(self.pictures.scene(self.pictures.rows[row], self.size))
@@ -181,38 +173,38 @@ def to_bytes(image: Image.Image) -> Tensor:
     return values.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
-def centred(values: Tensor) -> Tensor:
-    """Bytes as numbers in −1…1."""
+def to_unit_range(values: Tensor) -> Tensor:
+    """Map bytes to −1…1."""
     return values.float() / 127.5 - 1.0
 
 
 def to_pixels(image: Image.Image) -> Tensor:
     """A picture as (3, H, W) in −1…1."""
-    return centred(to_bytes(image))
+    return to_unit_range(to_bytes(image))
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of a picture, cut to a square and scaled."""
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Crop the central square of a picture and scale it."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def ground(colours: tuple[str, ...], size: int) -> Image.Image:
-    """A plain square, or one that goes from colour to colour, top to bottom."""
+def background_image(colours: tuple[str, ...], size: int) -> Image.Image:
+    """A square of one colour, or a vertical gradient of several."""
     column = Image.new("RGBA", (1, len(colours)))
     for place, colour in enumerate(colours):
         column.putpixel((0, place), ImageColor.getcolor(colour, "RGBA"))
     if len(colours) == 1:
         return column.resize((size, size))
-    # the colours are the middles of the stretched pixels: leave out what lies beyond them
+    # colours lie at the centres of the stretched pixels: leave out what is beyond them
     box = (0, 0.5, 1, len(colours) - 0.5)
     return column.resize((size, size), Image.Resampling.BILINEAR, box)
 
 
-def turned(image: Image.Image, hue: float) -> Image.Image:
-    """A picture with every hue moved on by a part of the whole turn: red by 1/3 is green."""
+def rotate_hue(image: Image.Image, hue: float) -> Image.Image:
+    """Rotate all hues by a fraction of a full turn: red by 1/3 is green."""
     if not hue:
         return image
     hues, saturation, value = image.convert("RGB").convert("HSV").split()
@@ -232,7 +224,7 @@ def _archive(source: Path) -> zipfile.ZipFile:
 
 
 def _row(line: str, number: int) -> Row:
-    """One line of the metadata. Raises BadFile with the line's number."""
+    """Parse one line of the metadata. Raises BadFile with the line's number."""
     where = f"training data: {METADATA} line {number}"
     try:
         entry = json.loads(line)
@@ -244,15 +236,15 @@ def _row(line: str, number: int) -> Row:
     if not captions or len(weights) != len(captions):
         raise BadFile(f"{where}: {len(captions)} captions but {len(weights)} weights")
     layers = tuple(_layer(layer, where) for layer in entry.get("layers", [{"file_name": file}]))
-    behind = entry.get("background", WHITE)
-    colours = (behind.lower(),) if isinstance(behind, str) else tuple(behind)
+    background = entry.get("background", WHITE)
+    colours = (background.lower(),) if isinstance(background, str) else tuple(background)
     if not colours or not all(map(_is_colour, colours)):
-        raise BadFile(f"{where}: background {behind!r} is no colour such as '{WHITE}'")
+        raise BadFile(f"{where}: background {background!r} is no colour such as '{WHITE}'")
     return Row(layers, captions, weights, colours, str(entry.get("kind", "")))
 
 
 def _layer(entry: object, where: str) -> Layer:
-    """A layer of a row, within its scene. Raises BadFile."""
+    """Parse one layer of a row. Raises BadFile unless it lies within its scene."""
     try:
         fields = dict(entry)  # type: ignore[call-overload]
         file, mirrored = str(fields.pop("file_name")), bool(fields.pop("mirrored", False))
@@ -278,22 +270,22 @@ def _is_colour(value: object) -> bool:
         return False
 
 
-def indices(count: int, start: int, length: int, seed: int) -> list[int]:
-    """Places start … start+length of an endless list: the rows in a new order each round.
+def shuffled_indices(count: int, start: int, length: int, seed: int) -> list[int]:
+    """Entries start … start + length of an endless list that shuffles all rows anew each epoch.
 
-    It depends on nothing but its arguments, so a resumed run sees what an uninterrupted one sees.
+    It depends on its arguments alone, so a resumed run sees what an uninterrupted one would.
     """
     picked: list[int] = []
     while len(picked) < length:
-        turn, place = divmod(start + len(picked), count)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+        epoch, place = divmod(start + len(picked), count)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(count, generator=generator)
         picked += order[place : place + length - len(picked)].tolist()
     return picked
 
 
-def cut_out(pixels: Tensor, side: int, rng: random.Random) -> Tensor:
-    """A random square (3, side, side) of pixels (3, H, W); the whole where it is no larger."""
+def random_crop(pixels: Tensor, side: int, rng: random.Random) -> Tensor:
+    """A random crop (3, side, side) of pixels (3, H, W); all of them if they are no larger."""
     height, width = pixels.shape[-2:]
     top = rng.randint(0, max(height - side, 0))
     left = rng.randint(0, max(width - side, 0))
@@ -301,8 +293,8 @@ def cut_out(pixels: Tensor, side: int, rng: random.Random) -> Tensor:
 
 
 def drop_captions(captions: list[str], rate: float, rng: random.Random) -> list[str]:
-    """The captions, each with a chance of `rate` replaced by the empty one.
+    """Caption dropout: each caption becomes empty with probability `rate`.
 
-    So one network learns both what guidance needs (Ho & Salimans 2022, Algorithm 1).
+    So one network learns both predictions of guidance (Ho & Salimans 2022, Algorithm 1).
     """
     return ["" if rng.random() < rate else caption for caption in captions]

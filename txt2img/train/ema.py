@@ -1,13 +1,13 @@
-"""The running mean of weights: what is kept of a training run."""
+"""Exponential moving average of weights, which is what a run exports."""
 
 import torch
 from torch import Tensor, nn
 
 
-class RunningMean:
-    """An exponential mean of a module's parameters, quick at first, then slow.
+class EMA:
+    """EMA of a module's parameters, with a warm-up.
 
-    Its decay rises as (1 + step) / (10 + step) up to `decay`, so early noise is soon forgotten.
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so early weights are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -16,7 +16,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move the mean towards the module's parameters after `step` (from 0)."""
+        """Update the mean by the module's parameters after `step` (from 0)."""
         share = 1.0 - min(self.decay, (1 + step) / (10 + step))
         names = list(self.mean)
         parameters = dict(module.named_parameters())
@@ -28,7 +28,7 @@ class RunningMean:
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
-        """Exchange the mean and the module's parameters; a second call puts them back."""
+        """Swap the mean with the module's parameters; a second call swaps them back."""
         for name, parameter in module.named_parameters():
             held: Tensor = self.mean[name].clone()
             self.mean[name].copy_(parameter)

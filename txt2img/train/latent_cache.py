@@ -1,4 +1,4 @@
-"""Latents of the training pictures: made once, kept beside a run's states, made plain."""
+"""Latent cache: training pictures are encoded once and stored with a run's states."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures
 from txt2img.weights.formats.safetensors_file import write
 
-AT_ONCE = 32  # pictures encoded together
+BATCH = 32  # pictures encoded together
 
 
-def load_vae(config: TrainConfig) -> VAE:
-    """The VAE that the first stage left in the model's folder, in float32. Raises BadFile."""
+def load_trained_vae(config: TrainConfig) -> VAE:
+    """The trained VAE of the model's folder, in float32. Raises BadFile without one."""
     path = config.out / "vae" / checkpoint.NETWORK_FILE
     if not path.exists():
         raise BadFile(f"{config.out} has no VAE yet; train it first, with --stage vae or all")
@@ -31,20 +31,20 @@ def load_vae(config: TrainConfig) -> VAE:
     return vae.eval().requires_grad_(False)
 
 
-def load_unet(config: TrainConfig) -> UNet:
-    """The U-Net that its stage left in the model's folder, in float32. Raises BadFile."""
+def load_trained_unet(config: TrainConfig) -> UNet:
+    """The trained U-Net of the model's folder, in float32. Raises BadFile without one."""
     path = config.out / "unet" / checkpoint.NETWORK_FILE
     if not path.exists():
         raise BadFile(f"{config.out} has no U-Net yet; train it first, with --stage unet or all")
     unet = UNet(config.unet)
-    checkpoint.begin_from(unet, path)
+    checkpoint.load_weights_from(unet, path)
     return unet.eval()
 
 
 def all_latents(
     vae: VAE, pictures: Pictures, config: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
-    """Every training picture's latent (N, C, h, w), in the order of the rows.
+    """The latents (N, C, h, w) of all training pictures, in the order of the rows.
 
     They are read from the run's folder where they were made of the same pictures by the same
     encoder: a run that goes on begins at once, and so does the next stage.
@@ -57,33 +57,35 @@ def all_latents(
             network = vae.to(accelerator.device)
             return encode_rows(network, pictures, rows, config.size, accelerator.device)
 
-    return kept("latents", key, make, config, accelerator)
+    return cached("latents", key, make, config, accelerator)
 
 
-def kept(
+def cached(
     name: str,
     key: str,
     make: Callable[[], Tensor],
     config: TrainConfig,
     accelerator: Accelerator,
 ) -> Tensor:
-    """What `make` gives, in half precision; from the run's folder where it lies with this key.
+    """The tensor that `make` returns, in half precision, cached in the run's folder under a key.
 
-    The first process makes it, the others wait and read.
+    The first process makes it, the others wait and read it.
     """
     path = config.out / "state" / f"{name}.safetensors"
     with accelerator.main_process_first():
-        found = read(path, key) if config.resume or not accelerator.is_main_process else None
-        if found is None:
-            found = make().half()
+        tensor = (
+            read_cached(path, key) if config.resume or not accelerator.is_main_process else None
+        )
+        if tensor is None:
+            tensor = make().half()
             if accelerator.is_main_process:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write({name: found}, path, {"key": key})
-    return found.to(accelerator.device).float()
+                write({name: tensor}, path, {"key": key})
+    return tensor.to(accelerator.device).float()
 
 
-def read(path: Path, key: str) -> Tensor | None:
-    """The one tensor of a file that was written with this key; None where there is none."""
+def read_cached(path: Path, key: str) -> Tensor | None:
+    """Read the tensor of a cache file; None unless it was written with this key."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
@@ -94,7 +96,7 @@ def read(path: Path, key: str) -> Tensor | None:
 
 
 def digest(*parts: str | nn.Module) -> str:
-    """A fingerprint of texts and networks, the same in every process."""
+    """SHA-256 of texts and networks' weights."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -110,20 +112,20 @@ def digest(*parts: str | nn.Module) -> str:
 def encode_rows(
     vae: VAE, pictures: Pictures, rows: list[int], size: int, device: torch.device
 ) -> Tensor:
-    """The latents (N, C, h, w) of rows, float32."""
+    """Encode rows to latents (N, C, h, w), float32."""
     latents = []
-    for start in range(0, len(rows), AT_ONCE):
-        entries = [pictures.rows[n] for n in rows[start : start + AT_ONCE]]
+    for start in range(0, len(rows), BATCH):
+        entries = [pictures.rows[n] for n in rows[start : start + BATCH]]
         pixels = pictures.paint_all(entries, size)
         latents.append(vae.encode(pixels.to(device)).float())
     return torch.cat(latents)
 
 
 @torch.no_grad()
-def normalise(vae: VAE, latents: Tensor) -> None:
-    """Fold the latents' mean and spread, channel by channel, into the 1×1 convolutions beside them.
+def normalise_latents(vae: VAE, latents: Tensor) -> None:
+    """Fold the latents' mean and deviation per channel into the adjacent 1×1 convolutions.
 
-    So latents have mean 0, but for a shift, and the spread `scaling`, in any program that loads
+    So latents have mean 0, but for a shift, and deviation `scaling` in any program that loads
     the folder.
     """
     before, after = vae.quant_conv, vae.post_quant_conv

@@ -1,4 +1,4 @@
-"""Noise a picture, weigh the miss; and how far a VAE's copy is from its original."""
+"""Losses: denoising at many levels, contrastive, and reconstruction by a VAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from txt2img.diffusion.predictions import Prediction
 
 @dataclass(frozen=True)
 class LevelBatch:
-    """The levels of a batch as one: alpha and sigma (B, 1, 1, 1), so that formulas hold alike."""
+    """The levels of a batch as tensors: alpha and sigma (B, 1, 1, 1)."""
 
     alpha: Tensor
     sigma: Tensor
 
     @classmethod
     def of(cls, levels: Sequence[Level]) -> "LevelBatch":
-        """One level a picture, on the CPU."""
+        """Stack one level per picture, on the CPU."""
         alpha = torch.tensor([level.alpha for level in levels])
         sigma = torch.tensor([level.sigma for level in levels])
         return cls(alpha[:, None, None, None], sigma[:, None, None, None])
 
     @property
     def snr(self) -> Tensor:
-        """Signal to noise (B,): alpha² / sigma²."""
+        """Signal-to-noise ratios (B,): alpha² / sigma²."""
         return (self.alpha / self.sigma).square().flatten()
 
 
@@ -37,9 +37,9 @@ def add_noise(x0: Tensor, noise: Tensor, levels: LevelBatch) -> Tensor:
 
 
 def snr_weights(kind: str, snr: Tensor, gamma: float | None) -> Tensor:
-    """Min-SNR weights (B,) of a miss in the network's output (Hang et al. 2023, §3.4).
+    """Min-SNR weights (B,) of the squared error of the output (Hang et al. 2023, §3.4).
 
-    In terms of x0 the weight is min(snr, gamma); eps and v divide it by what their output is worth.
+    The weight of an error in x0 is min(snr, gamma); for eps and v it is divided by their own scale.
     """
     if gamma is None or kind == "flow":
         return torch.ones_like(snr)
@@ -47,41 +47,43 @@ def snr_weights(kind: str, snr: Tensor, gamma: float | None) -> Tensor:
     return clipped / snr if kind == "eps" else clipped / (snr + 1.0)
 
 
-def noise_loss(
+def denoising_loss(
     output: Tensor, x0: Tensor, noise: Tensor, levels: LevelBatch, prediction: Prediction
 ) -> Tensor:
-    """Each picture's mean squared miss (B,) of the network's output (B, C, H, W)."""
+    """Mean squared error (B,) of the network's output (B, C, H, W)."""
     target = prediction.target(x0, noise, levels)
     return (output.float() - target).square().mean(dim=(1, 2, 3))
 
 
-def pair_loss(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
-    """How ill texts (B, D) and sights (B, D), of length 1, find each other: a scalar.
+def contrastive_loss(texts: Tensor, images: Tensor, scale: Tensor) -> Tensor:
+    """Contrastive loss, a scalar, of normalised texts (B, D) and images (B, D).
 
     The symmetric cross-entropy over all pairs of the batch (Radford et al. 2021, figure 3);
-    `scale` is the logarithm of what likeness is multiplied by, 100 at most as there.
+    `scale` is the logarithm of what similarity is multiplied by, 100 at most as there.
     """
-    alike = texts @ sights.T * scale.exp().clamp(max=100.0)
-    pairs = torch.arange(len(alike), device=alike.device)
-    return 0.5 * (functional.cross_entropy(alike, pairs) + functional.cross_entropy(alike.T, pairs))
+    logits = texts @ images.T * scale.exp().clamp(max=100.0)
+    pairs = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (
+        functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)
+    )
 
 
-def copy_loss(copy: Tensor, pixels: Tensor, edges: float) -> Tensor:
-    """Mean absolute miss of a copy (B, 3, H, W) and of its edges, a scalar.
+def reconstruction_loss(copy: Tensor, pixels: Tensor, edges: float) -> Tensor:
+    """Mean absolute error of a copy (B, 3, H, W) and of its gradients, a scalar.
 
-    The differences between neighbours count for themselves (Mathieu et al. 2016, §3.2), or sharp
+    Differences between neighbours have a term of their own (Mathieu et al. 2016, §3.2), or sharp
     edges come back soft.
     """
-    miss = copy.float() - pixels
-    slopes = miss.diff(dim=-1).abs().mean() + miss.diff(dim=-2).abs().mean()
-    return miss.abs().mean() + edges * slopes
+    error = copy.float() - pixels
+    slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + edges * slopes
 
 
 def vae_loss(
     copy: Tensor, pixels: Tensor, mean: Tensor, log_variance: Tensor, kl: float, edges: float
 ) -> Tensor:
-    """`copy_loss`, plus a little KL (scalar), which only keeps latents near the unit ball."""
-    loss = copy_loss(copy, pixels, edges)
+    """`reconstruction_loss` plus a small KL term that keeps latents near a unit Gaussian."""
+    loss = reconstruction_loss(copy, pixels, edges)
     mean, log_variance = mean.float(), log_variance.float()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
     return loss + kl * divergence.sum(dim=(1, 2, 3)).mean()
@@ -89,5 +91,5 @@ def vae_loss(
 
 def psnr(copy: Tensor, pixels: Tensor) -> float:
     """Peak signal-to-noise ratio, dB, of a copy against pixels in −1…1."""
-    miss = functional.mse_loss(copy.float().clamp(-1, 1), pixels)
-    return float(10.0 * torch.log10(4.0 / miss))
+    error = functional.mse_loss(copy.float().clamp(-1, 1), pixels)
+    return float(10.0 * torch.log10(4.0 / error))

@@ -1,4 +1,4 @@
-"""How long a stage may learn, by the clock, and how fast it learns meanwhile."""
+"""Learning-rate schedule, by steps or by the clock, and the clock of a stage."""
 
 import math
 import time
@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from txt2img.train.config import Run
 
 MINUTE = 60.0  # seconds
-RISE = 0.02  # of a piece: the way back up to the full rate
+WARMUP_SHARE = 0.02  # of a piece, in which the rate rises again
 
 
 def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
-    """A short rise, then half a cosine from lr to final_lr (Loshchilov and Hutter 2017).
+    """Warm-up, then constant for the share `flat`, then half a cosine down to final_lr.
 
-    It ends with the last step, or with the run's minutes where the `spent` seconds say that they
-    will be over sooner: so a machine of any speed ends with the lowest rate. The first `flat` part
-    of the way stays at lr. A run in pieces goes this way in each of them.
+    (Loshchilov and Hutter 2017.) It ends with the last step, or with the run's minutes if the
+    `spent` seconds show that these end sooner: a machine of any speed ends at the lowest rate. A
+    run in pieces repeats this in each of them.
     """
     if step < run.warmup:
         return run.lr * (step + 1) / run.warmup
@@ -26,17 +26,17 @@ def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
         done = min(max(done, spent / (MINUTE * run.minutes)), 1.0)
     if run.piece_minutes is not None:
         done = spent / (MINUTE * run.piece_minutes) % 1.0
-        if spent > MINUTE * run.piece_minutes and done < RISE:
-            return run.final_lr + (run.lr - run.final_lr) * done / RISE
+        if spent > MINUTE * run.piece_minutes and done < WARMUP_SHARE:
+            return run.final_lr + (run.lr - run.final_lr) * done / WARMUP_SHARE
     falling = max(done - run.flat, 0.0) / (1.0 - run.flat)
     return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * falling))
 
 
-class Pace:
-    """The seconds that a stage has learnt, in this call and in earlier ones.
+class StageClock:
+    """Seconds of training of a stage, over all calls.
 
-    What comes before the end of a call's first step is not counted: it compiles. `deadline` is when
-    this call has to stop, by time.monotonic(); it also stops at the end of a piece of `minutes`.
+    A call's first step is not counted, since it compiles. The call has to stop at `deadline`, by
+    time.monotonic(), or when a piece of `piece_minutes` ends.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Pace:
         self.late = False  # the call has to stop
 
     def tick(self) -> None:
-        """A step is done. All processes get the same times, or some would wait for ever."""
+        """Count a step. All processes get the same times, or some would wait for ever."""
         now, before = time.monotonic(), self.spent
         self.spent += 0.0 if self.last is None else now - self.last
         self.last, left = now, self.deadline - now
@@ -62,11 +62,11 @@ class Pace:
             self.spent, left = self.accelerator.reduce(both, "mean").tolist()
         self.late = left <= 0.0 or self.spent // self.piece > before // self.piece
 
-    def go_on(self) -> None:
-        """Count from here: what was saved and drawn since the last step is no learning."""
+    def restart(self) -> None:
+        """Leave out the time since the last step, in which states and sheets were written."""
         self.last = time.monotonic()
 
 
 def finished(run: Run, step: int, spent: float) -> bool:
-    """Whether a stage that has done so many steps, in so many seconds, is done."""
+    """Whether a stage is finished after so many steps and seconds."""
     return step >= run.steps or (run.minutes is not None and spent >= MINUTE * run.minutes)

@@ -1,4 +1,4 @@
-"""What one batch teaches, as modules whose forward gives the loss."""
+"""Training objectives: modules whose forward returns the loss of a batch."""
 
 import math
 
@@ -15,16 +15,16 @@ from txt2img.train.config import TrainConfig
 from txt2img.train.losses import (
     LevelBatch,
     add_noise,
-    copy_loss,
-    noise_loss,
-    pair_loss,
+    contrastive_loss,
+    denoising_loss,
+    reconstruction_loss,
     snr_weights,
     vae_loss,
 )
 
 
-class PictureLearner(nn.Module):
-    """The VAE's loss on a batch of cut-outs."""
+class VAEObjective(nn.Module):
+    """The VAE's loss on a batch of crops."""
 
     def __init__(self, vae: VAE, config: TrainConfig) -> None:
         super().__init__()
@@ -38,46 +38,46 @@ class PictureLearner(nn.Module):
         return vae_loss(copied, pixels, mean, log_variance, self.kl, self.edges)
 
 
-class DecoderLearner(nn.Module):
-    """The loss of a VAE's decoder alone on a batch of latents, drawn ones among them."""
+class DecoderObjective(nn.Module):
+    """The loss of a VAE's decoder alone, on encoded and on sampled latents."""
 
     def __init__(self, vae: VAE, config: TrainConfig) -> None:
         super().__init__()
-        # as a tuple, hidden from `parameters`: what is not listed below must not learn
-        self.whole, self.edges = (vae,), config.edges
+        # in a tuple, hidden from `parameters`: only the modules below are trained
+        self.hidden, self.edges = (vae,), config.edges
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
         self.requires_grad_(True)
 
     def forward(self, latents: Tensor, pixels: Tensor) -> Tensor:
         """latents (B, C, h, w), pixels (B, 3, f·h, f·w) in −1…1 → the loss, a scalar."""
-        return copy_loss(self.whole[0].decode(latents), pixels, self.edges)
+        return reconstruction_loss(self.hidden[0].decode(latents), pixels, self.edges)
 
 
-class PairLearner(nn.Module):
-    """The loss of text encoder and eye on a batch of pictures and captions."""
+class ContrastiveObjective(nn.Module):
+    """The contrastive loss of text encoder and image encoder."""
 
     def __init__(self, text: TextEncoder, config: TrainConfig) -> None:
         super().__init__()
         width = config.text.width
-        self.text, self.eye = text, eye(config.vae.latent_channels, width)
-        self.project = nn.Linear(width, width, bias=False)
+        self.text, self.image = text, image_encoder(config.vae.latent_channels, width)
+        self.projection = nn.Linear(width, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
 
-    def unit(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Texts and sights (B, D) of length 1, of latents (B, C, h, w) and ids (B, L)."""
+    def embed(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised text and image embeddings (B, D) of ids (B, L) and latents (B, C, h, w)."""
         rows = torch.arange(len(ids), device=ids.device)
         states = self.text(ids)[rows, self.text.end_positions(ids)]
-        texts = functional.normalize(self.project(states).float(), dim=-1)
-        return texts, functional.normalize(self.eye(latents).float(), dim=-1)
+        texts = functional.normalize(self.projection(states).float(), dim=-1)
+        return texts, functional.normalize(self.image(latents).float(), dim=-1)
 
     def forward(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """The loss, a scalar, of a batch where the n-th caption belongs to the n-th latent."""
-        texts, sights = self.unit(latents, ids)
-        return pair_loss(texts, sights, self.scale)
+        """The loss, a scalar, of a batch whose n-th caption belongs to its n-th latent."""
+        texts, images = self.embed(latents, ids)
+        return contrastive_loss(texts, images, self.scale)
 
 
-def eye(channels: int, width: int) -> nn.Sequential:
-    """A small network from latents (B, channels, h, w) to vectors (B, width)."""
+def image_encoder(channels: int, width: int) -> nn.Sequential:
+    """A small CNN from latents (B, channels, h, w) to embeddings (B, width)."""
     layers: list[nn.Module] = []
     for size, stride in ((64, 1), (128, 2), (256, 2), (256, 1)):
         layers += [nn.Conv2d(channels, size, 3, stride, 1), nn.GroupNorm(16, size), nn.SiLU()]
@@ -85,13 +85,13 @@ def eye(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * 256, width))
 
 
-class NoiseLearner(nn.Module):
-    """The loss of text encoder and U-Net together on a batch of noisy latents."""
+class DenoisingObjective(nn.Module):
+    """The denoising loss of U-Net and text encoder."""
 
     def __init__(self, text: TextEncoder, unet: UNet, config: TrainConfig) -> None:
         super().__init__()
         self.text, self.unet = text, unet
-        self.kind, self.gamma = config.prediction, config.min_snr
+        self.prediction, self.gamma = config.prediction, config.min_snr
 
     def forward(
         self, x0: Tensor, noise: Tensor, ids: Tensor, time: Tensor, alpha: Tensor, sigma: Tensor
@@ -99,5 +99,5 @@ class NoiseLearner(nn.Module):
         """x0, noise (B, C, h, w), ids (B, L), time (B,), alpha, sigma (B, 1, 1, 1) → a scalar."""
         levels = LevelBatch(alpha, sigma)
         output = self.unet(add_noise(x0, noise, levels), time, Cond(self.text(ids)))
-        losses = noise_loss(output, x0, noise, levels, PREDICTIONS[self.kind])
-        return (snr_weights(self.kind, levels.snr, self.gamma) * losses).mean()
+        losses = denoising_loss(output, x0, noise, levels, PREDICTIONS[self.prediction])
+        return (snr_weights(self.prediction, levels.snr, self.gamma) * losses).mean()

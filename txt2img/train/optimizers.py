@@ -1,4 +1,4 @@
-"""Optimisers of a stage: AdamW for all of it, or Muon for its matrices and kernels."""
+"""Optimizers of a stage: AdamW, or Muon for matrices and kernels with AdamW for the rest."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from txt2img.train.config import Run
 
-MUON_PART = "unet"  # what Muon is for: embeddings and text encoders do better with AdamW
+MUON_PART = "unet"  # the submodule that Muon may train; embeddings are left to AdamW
 
 
 class KernelMuon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024) for kernels too, each seen as a matrix (out, in · h · w).
+    """torch's Muon (Jordan et al. 2024), extended to kernels as matrices (out, in · h · w).
 
-    The matrices share the parameters' memory, so a step on one is a step on the other.
+    The matrices share the parameters' memory, so stepping one steps the other.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -26,25 +26,25 @@ class KernelMuon(torch.optim.Muon):
             weight_decay=weight_decay,
             momentum=0.95,
             ns_steps=5,
-            adjust_lr_fn="match_rms_adamw",  # update · 0.2 · √max(m, n): AdamW's rates fit
+            adjust_lr_fn="match_rms_adamw",  # update · 0.2 · √max(m, n), so AdamW's rates fit
         )
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step down the gradients of the parameters."""
+        """Step by the gradients of the parameters."""
         for parameter, matrix in self.matrices.items():
             grad = parameter.grad
             matrix.grad = None if grad is None else as_matrix(grad, parameter)
         return cast("float | None", super().step(closure))  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, the parameters' own among them."""
+        """Clear the gradients, the parameters' own included."""
         super().zero_grad(set_to_none)
         for parameter in self.matrices:
             parameter.grad = None
 
 
 def as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
-    """A kernel (out, in, h, w) as rows, in the order of `like`'s memory; a matrix as it is."""
+    """Flatten a kernel (out, in, h, w) to rows in the memory order of `like`; keep a matrix."""
     if like.ndim > 2 and not like.is_contiguous():
         kernel = kernel.movedim(1, -1)  # channels last
     return kernel.reshape(len(kernel), -1)
@@ -53,10 +53,10 @@ def as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
 def optimizers_of(
     module: nn.Module, run: Run, rates: dict[str, float]
 ) -> list[torch.optim.Optimizer]:
-    """What moves a module's parameters: AdamW, and Muon before it where the run says so.
+    """The optimizers of a module: AdamW, preceded by Muon if the run asks for it.
 
-    AdamW (Loshchilov and Hutter 2019) lets only matrices and kernels decay. A group's `rate` is
-    the part of the learning rate that it learns at.
+    AdamW (Loshchilov and Hutter 2019) decays only matrices and kernels. A group's `rate` is its
+    share of the learning rate.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     matrices: list[nn.Parameter] = []
@@ -76,7 +76,7 @@ def optimizers_of(
 
 
 def set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> float:
-    """Let each group learn at its part of a rate; gives that rate."""
+    """Set each group's share of a learning rate; returns that rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
@@ -86,7 +86,7 @@ def set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> float:
 def moments_of(
     module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, dict[str, Tensor]]:
-    """Parameter name → what its optimiser remembers of it."""
+    """Parameter name → the tensors of its optimizer state."""
     moments: dict[str, dict[str, Tensor]] = {}
     for name, optimizer, target in targets(module, optimizers):
         state = optimizer.state.get(target, {})
@@ -100,7 +100,7 @@ def restore_moments(
     step: int,
     moments: dict[str, dict[str, Tensor]],
 ) -> None:
-    """Give the optimisers back what `moments_of` gave, after `step` steps."""
+    """Restore what `moments_of` returned after `step` steps."""
     for name, optimizer, target in targets(module, optimizers):
         if name not in moments:  # it never had a gradient
             continue
@@ -114,7 +114,7 @@ def restore_moments(
 def targets(
     module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
-    """Each parameter's name, its optimiser, and the tensor that this one knows it by."""
+    """Each parameter's name, its optimizer, and the tensor that stands for it there."""
     for name, parameter in module.named_parameters():
         for optimizer in optimizers:
             if isinstance(optimizer, KernelMuon):

@@ -1,6 +1,6 @@
-"""Drawing while training, for sheets, drafts and lessons: one prompt a picture, of the plain kind.
+"""Sampling during training, for sample sheets, decoder fine-tuning and distillation.
 
-The tool's own pictures come of `pipeline`; here networks are still learning, and latents suffice.
+Users' pictures come from `pipeline`; here networks are still in training, and latents suffice.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,49 +27,49 @@ SHEET_PICTURES = 16
 
 @cache
 def process_of(config: TrainConfig) -> Process:
-    """The forward process that the configuration names."""
+    """The configured forward process."""
     if config.prediction == "flow":
         return Flow()
     table = betas("scaled_linear", checkpoint.TIMES, *checkpoint.BETA_RANGE)
     return Diffusion(zero_terminal_snr(table) if config.zero_snr else table)
 
 
-def levels_of(config: TrainConfig, steps: int) -> list[Level]:
-    """`steps` + 1 levels from pure noise to none, by the schedule that suits what is learnt."""
-    return SCHEDULES[checkpoint.schedule_of(config)](process_of(config), steps)
+def sampling_levels(config: TrainConfig, steps: int) -> list[Level]:
+    """`steps` + 1 levels from pure noise to none, by the schedule that suits the training."""
+    return SCHEDULES[checkpoint.schedule_name(config)](process_of(config), steps)
 
 
-def denoiser(
+def guided_denoiser(
     network: Network, config: TrainConfig, positive: Cond, negative: Cond, cfg: float
 ) -> Denoise:
-    """What a network that learns as `config` says sees in noisy pictures of a prompt."""
+    """A guided denoiser of a network that is trained as configured."""
     predict = Predictor(network, process_of(config), PREDICTIONS[config.prediction])
     return guided(predict, lambda _: positive, lambda _: negative, cfg)
 
 
-def drawn(
+def sample_latents(
     denoise: Denoise,
     x: Tensor,
     levels: Sequence[Level],
     sampler: str,
     noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """x (B, C, h, w) taken from the first level to the last, with the steps' `noise`, or none."""
+    """Sample x (B, C, h, w) from the first level to the last, adding `noise` at each step."""
     none = torch.zeros_like(x)
     for state in SAMPLERS[sampler](denoise, x, levels, lambda a, b: noise() if noise else none):
         x = state.x
     return x
 
 
-def prompts_of_sheet(config: TrainConfig, pictures: Pictures) -> list[str]:
-    """What a sheet of samples shows: the configuration's prompts, or the first captions."""
+def sheet_prompts(config: TrainConfig, pictures: Pictures) -> list[str]:
+    """The prompts of a sample sheet: the configured ones, or the first captions."""
     return list(config.sample_prompts) or [
         row.captions[0] for row in pictures.rows[:SHEET_PICTURES]
     ]
 
 
 def save_sheet(path: Path, pixels: Tensor, columns: int = 8) -> None:
-    """Pictures (N, 3, H, W) in −1…1 side by side in one PNG."""
+    """Save pictures (N, 3, H, W) in −1…1 as one grid."""
     count, _, height, width = pixels.shape
     columns = min(columns, count)
     sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")

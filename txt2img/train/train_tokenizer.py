@@ -1,4 +1,4 @@
-"""A vocabulary of its own for a small text encoder: byte pairs learnt from the captions."""
+"""Train a byte-pair tokenizer in CLIP's form on captions."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from txt2img.models.tokenizer import BOS, EOS, normalizer, pre_tokenizer
 
 
 def learn(captions: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's form, `size` entries at most, from captions.
+    """Vocabulary and merges, `size` entries at most, trained on captions.
 
     Every byte is in it, inside and at the end of a word, so no text is unknown (Sennrich et al.
     2016; the alphabet is GPT-2's). The last two entries begin and end a text.
@@ -34,6 +34,6 @@ def learn(captions: Iterable[str], size: int) -> tuple[dict[str, int], list[tupl
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """A merge as a pair: tokenizers has written it as text and as a list."""
+    """A merge as a pair; tokenizers has used both text and lists."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right

@@ -34,7 +34,7 @@ def test_options_reach_the_loop(command: Command, folder: Path, seen: list[Train
     assert outcome.code == 0, outcome.err
     assert outcome.out == "m\n"
     [config] = seen
-    assert (config.data, config.out, config.what) == (Path("pictures"), Path("m"), "unet")
+    assert (config.data, config.out, config.stage) == (Path("pictures"), Path("m"), "unet")
     assert (config.size, config.seed, config.resume) == (64, 3, False)
     assert (config.sample_every, config.save_every, config.stop_after) == (7, 8, 9.5)
     assert "run it again to continue" in outcome.err.splitlines()[-1]  # nothing was saved as done
@@ -89,7 +89,7 @@ def test_a_config_file_fills_what_options_leave_open(
         (
             "pictures --out m --stage tea",
             2,
-            'no stage "tea"; choose from vae, text, unet, decoder, distil, all',
+            'no stage "tea"; choose from vae, text, unet, decoder, distill, all',
         ),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),

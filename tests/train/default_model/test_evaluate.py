@@ -164,7 +164,7 @@ def test_a_lora_is_drawn_with_as_it_says(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     run(config)
     distil = Run(steps=1, batch_size=2)
-    run(replace(config, what="distil", distil_run=distil, distil_steps=2, distil_rank=1))
+    run(replace(config, stage="distill", distill_run=distil, distill_steps=2, distill_rank=1))
     lora, out = config.out / "lora" / "few-steps.safetensors", tmp_path / "report.json"
     words = ["--model", str(config.out), "--data", str(config.data), "--device", "cpu"]
     few = ["--captions", "1", "--classifier-steps", "0", "--lora", str(lora), "--out", str(out)]

@@ -27,7 +27,7 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped
 continues from its last checkpoint.
 """
-STAGES = ("vae", "text", "unet", "decoder", "distil", "all")
+STAGES = ("vae", "text", "unet", "decoder", "distill", "all")
 LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
 Data = Annotated[
@@ -42,7 +42,7 @@ Config = Annotated[
 ]
 Stage = Annotated[
     str | None,
-    typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distil or all."),
+    typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distill or all."),
 ]
 Steps = Annotated[
     int | None,
@@ -109,7 +109,7 @@ class TrainOptions:
 
     data: Data = None
     out: Out = None
-    what: Stage = None
+    stage: Stage = None
     steps: Steps = None
     batch_size: BatchSize = None
     lr: Rate = None
@@ -126,11 +126,11 @@ class TrainOptions:
 @grouped
 def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) -> None:
     """Train a model on pictures with captions. Prints the model's folder when done."""
-    data, stage = options.data, options.what
+    data, stage = options.data, options.stage
     if config is None and (data is None or options.out is None):
         raise BadRequest("what to train on, and where to? txt2img train DATA --out FOLDER")
-    if stage is not None and stage not in STAGES:
-        raise BadRequest(f"no stage {shown(stage)}; choose from {', '.join(STAGES)}")
+    if stage not in (None, "distil", *STAGES):  # its older spelling
+        raise BadRequest(f"no stage {shown(str(stage))}; choose from {', '.join(STAGES)}")
     if data is not None and not data.exists():
         raise BadRequest(f"no data at {shown(str(data))}; name a folder or a .zip of pictures")
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes one reports for all
@@ -142,11 +142,11 @@ def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) ->
 def fit(config: Path | None, options: dict[str, object], quiet: bool) -> Path:
     """Run the training, with progress on the terminal. Returns the model's folder."""
     with progress(not quiet, "loading") as bar:
-        from txt2img.train.config import override, read
+        from txt2img.train.config import read_config, with_options
         from txt2img.train.loop import fit as training
         from txt2img.train.loop import is_whole
 
-        settings = override(read(config), options)
+        settings = with_options(read_config(config), options)
         stage, logged = "", 0.0
         for report in training(settings):
             at = f"{report.step}/{report.steps}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.train.data import WHITE, Layer, Pictures, Row, indices
+from txt2img.train.data import WHITE, Layer, Pictures, Row, shuffled_indices
 from txt2img.train.default_model.captions import BACKGROUNDS, hexadecimal
 
 SIDE = 64  # pixels
@@ -95,7 +95,7 @@ def train_classifier(
     device = next(classifier.parameters()).device
     for step in range(steps):
         rng = random.Random(f"{seed} {step}")
-        picked = indices(len(rows), step * BATCH, BATCH, seed)
+        picked = shuffled_indices(len(rows), step * BATCH, BATCH, seed)
         pixels = data.paint_all([variation(rows[n], rng) for n in picked], SIDE)
         pixels = augment(pixels, torch.Generator().manual_seed(rng.getrandbits(32))).to(device)
         concept, style = classifier(pixels)

@@ -8,7 +8,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.train.data import WHITE, Layer, Row, to_pixels, turned
+from txt2img.train.data import WHITE, Layer, Row, rotate_hue, to_pixels
 from txt2img.train.default_model.captions import BACKGROUNDS, hexadecimal
 from txt2img.train.default_model.classifier import SIDE, Classifier
 
@@ -56,7 +56,7 @@ def layer_pixels(image: Image.Image, layer: Layer) -> Tensor:
     left, top = layer.left * image.width, layer.top * image.height
     box = (left, top, left + layer.side * image.width, top + layer.side * image.height)
     part = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS, box)
-    return to_pixels(turned(part.convert("RGBA"), -layer.hue % 1.0))
+    return to_pixels(rotate_hue(part.convert("RGBA"), -layer.hue % 1.0))
 
 
 def nearest(colour: str | tuple[int, int, int]) -> str:

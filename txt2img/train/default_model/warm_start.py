@@ -20,7 +20,7 @@ from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.vae import VAE
 from txt2img.system.device.device import choose
 from txt2img.train import checkpoint
-from txt2img.train.config import TrainConfig, override, read
+from txt2img.train.config import TrainConfig, read_config, with_options
 from txt2img.train.data import Pictures
 from txt2img.train.stages import tokenizer_of
 from txt2img.weights.load import load
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default", help="what to go on from (default)")
     options = parser.parse_args(arguments)
     try:
-        config = override(read(options.config), {"data": options.data, "out": options.out})
+        config = with_options(
+            read_config(options.config), {"data": options.data, "out": options.out}
+        )
         same = begin(load(options.model, choose("cpu")), config)
     except Txt2imgError as error:
         print(f"Error: {error}", file=sys.stderr)
