@@ -26,7 +26,7 @@ from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.distill import (
-    TEACHING,
+    TEACHER_STEPS,
     DistillationObjective,
     DistillStage,
     lora_layers,
@@ -84,7 +84,7 @@ def test_the_batch_is_spread_over_the_steps_of_the_student(trained: TrainConfig)
     few = replace(trained, distill_steps=3, distill_run=replace(FEW, batch_size=8))
     stage = DistillStage(few, Accelerator(cpu=True))
     x, aim, time, tokens, alpha, sigma = stage.batch(0)
-    expected = [stage.process.time(level) for level in stage.levels[:-1:TEACHING]]
+    expected = [stage.process.time(level) for level in stage.levels[:-1:TEACHER_STEPS]]
     assert time.tolist() == [expected[0]] * 2 + [expected[1]] * 3 + [expected[2]] * 3
     assert x.shape == aim.shape == (8, 4, 8, 8) and tokens.shape[0] == 8
     assert alpha[:2].eq(0).all() and sigma[:2].eq(1).all()  # the first step begins at pure noise
@@ -105,8 +105,8 @@ def test_the_student_learns_where_its_own_steps_lead(trained: TrainConfig) -> No
     _, generator = step_rng(trained, 0, accelerator)
     noise = torch.randn(x.shape, generator=generator)
     assert torch.equal(x[:4], noise[:4])
-    sees = stage.sees(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
-    ends = stage.levels[::TEACHING][:2]
+    sees = stage.denoiser(stage.student.adapted(), tokens[4:], tokens[:1], 1.0)
+    ends = stage.levels[::TEACHER_STEPS][:2]
     with torch.no_grad():
         [state] = SAMPLERS["euler"](sees, noise[4:], ends, lambda *_: noise)
     assert torch.allclose(x[4:], state.x, atol=1e-5)
@@ -116,7 +116,7 @@ def test_where_the_teacher_ends_is_where_the_last_step_aims(trained: TrainConfig
     """A teacher that always sees the same picture is obeyed from everywhere."""
     stage = DistillStage(trained, Accelerator(cpu=True))
     seen = torch.randn(1, 4, 8, 8)
-    stage.sees = lambda *_: lambda x, _level: seen.expand_as(x)  # type: ignore[method-assign]
+    stage.denoiser = lambda *_: lambda x, _level: seen.expand_as(x)  # type: ignore[method-assign]
     _, aim, *_ = stage.batch(3)
     assert torch.allclose(aim, seen.expand_as(aim), atol=1e-4)
 

@@ -30,7 +30,7 @@ def test_a_perfect_unet_draws_the_true_latent_again(monkeypatch: pytest.MonkeyPa
     def knows(*_: object) -> object:
         return lambda *_: x0
 
-    monkeypatch.setattr(finetune_decoder, "denoiser", knows)
+    monkeypatch.setattr(finetune_decoder, "guided_denoiser", knows)
     text = SimpleNamespace(encode=lambda captions: captions)
     generator = torch.Generator().manual_seed(1)
     unet = cast(UNet, SimpleNamespace())

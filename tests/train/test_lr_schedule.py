@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from txt2img.train import lr_schedule
 from txt2img.train.config import Run
-from txt2img.train.lr_schedule import StageClock, finished, learning_rate
+from txt2img.train.lr_schedule import StageClock, ends_piece, finished, learning_rate
 
 
 def test_the_learning_rate_rises_then_falls_along_half_a_cosine() -> None:
@@ -25,24 +25,18 @@ def test_the_rate_falls_with_the_clock_where_that_is_sooner_over() -> None:
 
 
 def test_a_piece_is_flat_then_falls_and_the_next_one_rises_again() -> None:
-    plan = Run(steps=10**6, warmup=0, lr=1.0, final_lr=0.05, flat=0.6, piece_minutes=10.0)
-    rates = {minute: learning_rate(plan, 5, 60.0 * minute) for minute in (0, 5.9, 8, 9.999)}
-    assert rates[0] == rates[5.9] == 1.0
-    assert rates[8] == pytest.approx(0.525)
-    assert rates[9.999] == pytest.approx(0.05, abs=1e-3)
-    assert learning_rate(plan, 5, 601.0) < 0.2
-    assert learning_rate(plan, 5, 613.0) == 1.0
+    plan = Run(steps=10**6, warmup=10, lr=1.0, final_lr=0.05, flat=0.6, piece_steps=1010)
+    assert learning_rate(plan, 10) == learning_rate(plan, 600) == 1.0
+    assert learning_rate(plan, 810) == pytest.approx(0.525)
+    assert learning_rate(plan, 1009) == pytest.approx(0.05, abs=1e-3)
+    assert learning_rate(plan, 1010) == learning_rate(plan, 0) == pytest.approx(0.1)
+    assert [learning_rate(plan, step) for step in (1020, 1820)] == [1.0, learning_rate(plan, 810)]
 
 
-def test_a_call_ends_with_its_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(lr_schedule.time, "monotonic", lambda: now[0])
-    clock, late = StageClock(590.0, 1e9, Accelerator(cpu=True), piece_minutes=10.0), []
-    for _ in range(4):
-        clock.tick()
-        late.append(clock.late)
-        now[0] += 6.0
-    assert late == [False, False, True, False]  # at 590, 596, 602, 608 seconds
+def test_a_piece_ends_after_its_steps() -> None:
+    plan = Run(piece_steps=10)
+    assert [step for step in range(1, 31) if ends_piece(plan, step)] == [10, 20, 30]
+    assert not ends_piece(Run(), 10)
 
 
 def test_a_stage_is_done_by_steps_or_minutes() -> None:

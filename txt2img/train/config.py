@@ -13,7 +13,7 @@ STAGE_CHOICES = ("all", "vae", "text", "unet", "decoder", "distill")  # a stage 
 STAGES = STAGE_CHOICES[1:]
 OPTIMIZERS = ("adamw", "muon")
 PREDICTION_TYPES = ("eps", "v", "flow")
-OPTIONAL_FLOATS = "minutes", "piece_minutes", "stop_after", "single_object_share", "min_snr"
+OPTIONAL_FLOATS = "minutes", "stop_after", "single_object_share", "min_snr"
 OLD_NAMES = {  # of keys and stages, which older configurations still use
     "what": "stage",
     "noisy": "time_bias",
@@ -41,7 +41,7 @@ class Run:
     clip: float = 1.0  # largest norm of the gradient
     optimizer: str = "adamw"  # or "muon", for the U-Net's matrices and kernels
     flat: float = 0.0  # share of the run before the learning rate falls
-    piece_minutes: float | None = None  # each call trains so long, and ends at the lowest rate
+    piece_steps: int | None = None  # in each call, which ends at the lowest rate
 
 
 # Sizes that train from scratch on one small machine; a configuration file sets any others.

@@ -54,9 +54,9 @@ class Adapted:
     unet: UNet
     weights: dict[str, Tensor]
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond, *kept: FeatureCache) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond, *cache: FeatureCache) -> Tensor:
         """The network's output (B, C, h, w) for x (B, C, h, w) at times (B,)."""
-        output: Tensor = functional_call(self.unet, self.weights, (x, time, cond, *kept))
+        output: Tensor = functional_call(self.unet, self.weights, (x, time, cond, *cache))
         return output
 
     def parameters(self) -> Iterator[Tensor]:
@@ -99,11 +99,11 @@ class DistillationObjective(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The LoRA with diffusers' names: down is A, up is B, alpha is the rank."""
-        made = {}
+        tensors = {}
         for name in lora_layers(self.whole[0]):
-            made[f"unet.{name}.lora_A.weight"] = self.down[parameter_key(name)]
-            made[f"unet.{name}.lora_B.weight"] = self.up[parameter_key(name)]
-        return made
+            tensors[f"unet.{name}.lora_A.weight"] = self.down[parameter_key(name)]
+            tensors[f"unet.{name}.lora_B.weight"] = self.up[parameter_key(name)]
+        return tensors
 
 
 def lora_layers(unet: UNet) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -220,9 +220,9 @@ class DistillStage:
         """Write the LoRA, with its sampling defaults in the header."""
         few = self.config.distill_steps
         drawn = {"steps": few, "cfg": 1.0, "sampler": SAMPLER}
-        said = {**drawn, "schedule": checkpoint.schedule_name(self.config)}
+        metadata = {**drawn, "schedule": checkpoint.schedule_name(self.config)}
         path = self.config.out / "lora" / checkpoint.LORA_FILE
-        checkpoint.save_weights(self.student.tensors(), path, said)
+        checkpoint.save_weights(self.student.tensors(), path, metadata)
 
 
 def x0_target(x: Tensor, there: Tensor, a: Level, b: Level) -> Tensor:

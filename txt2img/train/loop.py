@@ -22,7 +22,7 @@ from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.distill import DistillStage
 from txt2img.train.ema import EMA
 from txt2img.train.finetune_decoder import DecoderStage
-from txt2img.train.lr_schedule import MINUTE, StageClock, finished, learning_rate
+from txt2img.train.lr_schedule import MINUTE, StageClock, ends_piece, finished, learning_rate
 from txt2img.train.optimizers import optimizers_of, set_rate
 from txt2img.train.stages import TextStage, UNetStage, VAEStage
 from txt2img.weights.registry.hashes import sha256
@@ -124,23 +124,18 @@ def train_stage(
     stage: Stage, config: TrainConfig, accelerator: Accelerator, deadline: float
 ) -> Generator[Report, None, bool]:
     """Train one stage; its learner ends as the EMA. Returns whether the next stage may start."""
-    run, state, source = (
-        stage.run,
-        state_path(config, stage.name),
-        source_digests(config, stage.name),
-    )
-    learner = stage.learner.to(accelerator.device)
+    run, learner = stage.run, stage.learner.to(accelerator.device)
+    state, source = state_path(config, stage.name), source_digests(config, stage.name)
     optimizers, mean = optimizers_of(learner, run, stage.rates), EMA(learner, run.ema)
     first, spent = load_state(state, learner, mean, optimizers, source) if config.resume else (0, 0)
     if finished(run, first, spent):
         return True
     batch = stage.batch(first)
-    wanted = config.compile and stage.name == UNetStage.name  # others are too short to pay
-    compiled, plain = compile_checked(learner, batch, wanted, accelerator)
+    compiled, plain = compile_checked(stage, config, batch, accelerator)
     prepared, *steppers = accelerator.prepare(compiled, *optimizers)
-    pace, clock = StageClock(spent, deadline, accelerator, run.piece_minutes), time.perf_counter()
+    timer, clock = StageClock(spent, deadline, accelerator), time.perf_counter()
     for step in range(first, run.steps):
-        rate = set_rate(optimizers, learning_rate(run, step, pace.spent))
+        rate = set_rate(optimizers, learning_rate(run, step, timer.spent))
         loss = loss_of(prepared, batch, accelerator.device)
         optimizer_step(loss, prepared, steppers, run.clip, accelerator)
         mean.update(learner, step)
@@ -148,13 +143,13 @@ def train_stage(
         if done < run.steps:
             batch = stage.batch(done)  # prepared while a GPU still computes this one
         value = loss.item()
-        pace.tick()
-        ends = finished(run, done, pace.spent) or pace.late
+        timer.tick()
+        ends = finished(run, done, timer.spent) or timer.late or ends_piece(run, done)
         if accelerator.is_main_process and (ends or done % config.save_every == 0):
-            save_state(state, done, pace.spent, learner, mean, optimizers, source)
+            save_state(state, done, timer.spent, learner, mean, optimizers, source)
         if accelerator.is_main_process and (ends or done % config.sample_every == 0):
             sheet = sample_and_export(stage, config.out, mean, done)
-        pace.restart()
+        timer.restart()
         pictures = (done - first) * run.batch_size * accelerator.num_processes
         speed = pictures / (time.perf_counter() - clock)
         yield Report(stage.name, done, run.steps, value, rate, speed, sheet, plain)
@@ -163,7 +158,7 @@ def train_stage(
     mean.swap(learner)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    return not pace.late
+    return finished(run, done, timer.spent) and not timer.late
 
 
 def loss_of(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:
@@ -194,29 +189,28 @@ def optimizer_step(
 
 
 def compile_checked(
-    learner: nn.Module, batch: tuple[Tensor, ...], wanted: bool, accelerator: Accelerator
+    stage: Stage, config: TrainConfig, batch: tuple[Tensor, ...], accelerator: Accelerator
 ) -> tuple[nn.Module, str]:
-    """Compile the learner if wanted and if its gradient stays right; else also return why not.
+    """Compile a U-Net's learner if configured and its gradient stays right; else return why not.
 
     Raises OutOfMemoryError. A compiler can be wrong without failing: torch 2.13 on CPUs zeroes most
     of a U-Net's gradient in bf16, which the loss does not show for an hour.
     """
-    if not wanted:
+    learner = stage.learner
+    if not config.compile or stage.name != UNetStage.name:  # the others are too short to pay
         return learner, ""
-    # what cannot be compiled here runs eagerly
-    torch._dynamo.config.suppress_errors = True
-    quick = cast(nn.Module, torch.compile(learner))
+    compiled = cast(nn.Module, torch.compile(learner))
     with accelerator.autocast():
         true = flat_gradient(learner, batch, accelerator.device)
         try:
-            other = flat_gradient(quick, batch, accelerator.device)
-        except Exception as error:  # errors of the backward pass are not suppressed
+            other = flat_gradient(compiled, batch, accelerator.device)
+        except Exception as error:  # of whatever kind the compiler raises
             if is_oom(error):
                 raise
             learner.zero_grad()
             return learner, first_line(error)
     right = bool((other - true).norm() <= GRADIENT_TOLERANCE * true.norm())
-    return (quick, "") if right else (learner, "its gradient is not the true one")
+    return (compiled, "") if right else (learner, "its gradient is not the true one")
 
 
 def flat_gradient(learner: nn.Module, batch: tuple[Tensor, ...], device: torch.device) -> Tensor:

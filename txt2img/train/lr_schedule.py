@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from txt2img.train.config import Run
 
 MINUTE = 60.0  # seconds
-WARMUP_SHARE = 0.02  # of a piece, in which the rate rises again
 
 
 def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
@@ -19,15 +18,13 @@ def learning_rate(run: Run, step: int, spent: float = 0.0) -> float:
     `spent` seconds show that these end sooner: a machine of any speed ends at the lowest rate. A
     run in pieces repeats this in each of them.
     """
+    steps = run.steps if run.piece_steps is None else run.piece_steps
+    step %= steps
     if step < run.warmup:
         return run.lr * (step + 1) / run.warmup
-    done = (step - run.warmup) / max(run.steps - run.warmup, 1)
+    done = (step - run.warmup) / max(steps - run.warmup, 1)
     if run.minutes is not None:
         done = min(max(done, spent / (MINUTE * run.minutes)), 1.0)
-    if run.piece_minutes is not None:
-        done = spent / (MINUTE * run.piece_minutes) % 1.0
-        if spent > MINUTE * run.piece_minutes and done < WARMUP_SHARE:
-            return run.final_lr + (run.lr - run.final_lr) * done / WARMUP_SHARE
     falling = max(done - run.flat, 0.0) / (1.0 - run.flat)
     return run.final_lr + (run.lr - run.final_lr) * 0.5 * (1.0 + math.cos(math.pi * falling))
 
@@ -36,31 +33,24 @@ class StageClock:
     """Seconds of training of a stage, over all calls.
 
     A call's first step is not counted, since it compiles. The call has to stop at `deadline`, by
-    time.monotonic(), or when a piece of `piece_minutes` ends.
+    time.monotonic().
     """
 
-    def __init__(
-        self,
-        spent: float,
-        deadline: float,
-        accelerator: Accelerator,
-        piece_minutes: float | None = None,
-    ) -> None:
+    def __init__(self, spent: float, deadline: float, accelerator: Accelerator) -> None:
         self.spent, self.deadline = spent, deadline
-        self.piece = math.inf if piece_minutes is None else MINUTE * piece_minutes  # seconds
         self.accelerator = accelerator
         self.last: float | None = None
         self.late = False  # the call has to stop
 
     def tick(self) -> None:
         """Count a step. All processes get the same times, or some would wait for ever."""
-        now, before = time.monotonic(), self.spent
+        now = time.monotonic()
         self.spent += 0.0 if self.last is None else now - self.last
         self.last, left = now, self.deadline - now
         if self.accelerator.num_processes > 1:
             both = torch.tensor([self.spent, min(left, 1e9)], device=self.accelerator.device)
             self.spent, left = self.accelerator.reduce(both, "mean").tolist()
-        self.late = left <= 0.0 or self.spent // self.piece > before // self.piece
+        self.late = left <= 0.0
 
     def restart(self) -> None:
         """Leave out the time since the last step, in which states and sheets were written."""
@@ -70,3 +60,8 @@ class StageClock:
 def finished(run: Run, step: int, spent: float) -> bool:
     """Whether a stage is finished after so many steps and seconds."""
     return step >= run.steps or (run.minutes is not None and spent >= MINUTE * run.minutes)
+
+
+def ends_piece(run: Run, step: int) -> bool:
+    """Whether a piece of the run, and with it the call, ends after so many steps."""
+    return run.piece_steps is not None and step % run.piece_steps == 0

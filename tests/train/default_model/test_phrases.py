@@ -35,20 +35,20 @@ def test_there_are_232_nouns() -> None:
 def test_the_aligned_prompts_are_of_all_styles_alike_and_of_shipped_icons() -> None:
     stems = read_names(FOLDER.parent / "concepts.txt")
     for style in STYLES.values():
-        mine = [p for p in read_prompts_file("aligned") if p.wanted.startswith(f"{style.folder}/")]
+        mine = [p for p in read_prompts_file("aligned") if p.target.startswith(f"{style.folder}/")]
         assert len(mine) == 60
         for prompt in mine:
-            stem = prompt.wanted.rpartition("/")[2].removesuffix(".webp")
+            stem = prompt.target.rpartition("/")[2].removesuffix(".webp")
             assert prompt.text == f"{stems[stem].name}, {style.words}"
 
 
 def test_every_phrase_can_be_painted() -> None:
     kinds = set()
     for prompt in read_prompts_file("phrases"):
-        row = arranged(prompt.wanted, THINGS)
+        row = arranged(prompt.target, THINGS)
         assert row is not None, prompt
         assert all(layer.side in (1.0, LARGE, SMALL) for layer in row.layers)
-        kinds.add(prompt.wanted.rpartition(": ")[0].partition(" ")[0])
+        kinds.add(prompt.target.rpartition(": ")[0].partition(" ")[0])
     assert kinds >= ARRANGEMENTS.keys() - {"above"}
 
 

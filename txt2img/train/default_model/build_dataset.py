@@ -164,11 +164,11 @@ def draw(
         svgs = [sets[key].svgs[concept.icons[key]] for concept in shared]
         for concept, picture in zip(shared, rendered(svgs, options), strict=True):
             if picture is None:
-                tell(f"{key}: {concept.stem} cannot be drawn and is left out")
+                log(f"{key}: {concept.stem} cannot be drawn and is left out")
             else:
                 pictures[concept.stem] = picture
         drawn[key] = pictures
-        tell(f"{key}: {len(pictures)} pictures in {time.monotonic() - start:.0f} s")
+        log(f"{key}: {len(pictures)} pictures in {time.monotonic() - start:.0f} s")
     everywhere = set.intersection(*(set(pictures) for pictures in drawn.values()))
     return {
         key: {stem: picture for stem, picture in pictures.items() if stem in everywhere}
@@ -196,7 +196,7 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
 def chosen(shared: list[Concept], names: Mapping[str, Names] | None) -> list[Concept]:
     """The concepts with these stems, all without any; BadRequest for one that no set has."""
     renamed = sum(len(set(concept.icons.values())) > 1 for concept in shared)
-    tell(f"{len(shared)} concepts are in every set, {renamed} of them under differing names")
+    log(f"{len(shared)} concepts are in every set, {renamed} of them under differing names")
     known = {concept.stem for concept in shared}
     for stem in names or ():
         if stem not in known:
@@ -209,7 +209,7 @@ def chosen(shared: list[Concept], names: Mapping[str, Names] | None) -> list[Con
 def build(out: Path, options: Options) -> dict[str, int]:
     """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
-    tell("reading the icon sets; npm fetches those that are not here yet")
+    log("reading the icon sets; npm fetches those that are not here yet")
     sets = {key: read_set(key, options.cache) for key in STYLES}
     package = tarball(KEYWORDS_PACKAGE, KEYWORDS_VERSION, options.cache)
     drawn_by_all = chosen(concepts(sets), options.names)
@@ -318,7 +318,7 @@ def json_lines(rows: Sequence[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """Progress, to stderr: stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
@@ -368,14 +368,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start, out = time.monotonic(), options.out
         counts = build(out, Options(**{f.name: getattr(options, f.name) for f in fields(Options)}))
     except Txt2imgError as error:
-        tell(f"Error: {error}")
+        log(f"Error: {error}")
         return error.exit_code
     except OSError as error:
-        tell(f"Error: cannot write {error.filename}: {error.strerror}")
+        log(f"Error: cannot write {error.filename}: {error.strerror}")
         return 1
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     megabytes, seconds = out.stat().st_size / 1e6, time.monotonic() - start
-    tell(f"{summary}, {megabytes:.1f} MB, {seconds:.0f} s")
+    log(f"{summary}, {megabytes:.1f} MB, {seconds:.0f} s")
     print(out)
     return 0
 

@@ -266,10 +266,10 @@ def rows(
     allowed = [name for name in sorted(BACKGROUNDS) if not held_out("ground", names.name, name)]
     phrase = thing_phrases(names, keywords, colour)
     text, weights = captions_of(names.name, phrase, count, style, (), rng)
-    said = set(text)
+    texts = set(text)
     # every name is said at least once on white, however the chances fall
     sure = [f"{name}, {style.words}" for name in names.all]
-    more = [caption for caption in sure if caption not in said]
+    more = [caption for caption in sure if caption not in texts]
     share = 1.0 - CANONICAL / 2
     text, weights = weighed(
         [*zip(text, [weight * share for weight in weights], strict=True)]

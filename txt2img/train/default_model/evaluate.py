@@ -29,7 +29,7 @@ from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import HELD_OUT_FILE, WHITE, WORDS_FILE, Pictures, Row, to_pixels
-from txt2img.train.default_model.build_dataset import tell
+from txt2img.train.default_model.build_dataset import log
 from txt2img.train.default_model.classifier import (
     SIDE,
     Caption,
@@ -171,7 +171,7 @@ def draw_prompts(
     for image in draw(model, requests, options.batch_size):
         images.append(image)
         if len(images) % options.batch_size == 0 or len(images) == len(prompts):
-            tell(f"{len(images)}/{len(prompts)} pictures")
+            log(f"{len(images)}/{len(prompts)} pictures")
     return images
 
 
@@ -183,12 +183,12 @@ def likeness_of(
 ) -> tuple[Likeness, list[str], list[Image.Image]] | None:
     """The fixed prompts' drawings against the art, and these drawings; None where none is known."""
     files = {row.layers[0].file: row for row in plain_rows(data)}
-    prompts = [p for p in read_prompts_file("aligned") if p.wanted in files][: options.aligned]
+    prompts = [p for p in read_prompts_file("aligned") if p.target in files][: options.aligned]
     if not prompts:
         return None
     texts = [prompt.text for prompt in prompts]
     images = draw_prompts(model, [(text, options.seeds[0]) for text in texts], options)
-    art = [data.paint(files[prompt.wanted], images[0].width) for prompt in prompts]
+    art = [data.paint(files[prompt.target], images[0].width) for prompt in prompts]
     return likeness([to_pixels(image) for image in images], art), texts, images
 
 
@@ -198,18 +198,18 @@ def phrases_of(
     """Everyday phrases whose things are in the data, and their drawings; None without any."""
     styles = list(things_in(data).values())
     known = [
-        (prompt.text, wanted)
+        (prompt.text, targets)
         for prompt in read_prompts_file("phrases")[: options.phrases]
-        if (wanted := [row for some in styles if (row := arranged(prompt.wanted, some))])
+        if (targets := [row for some in styles if (row := arranged(prompt.target, some))])
     ]
     if not known:
         return None
     images = draw_prompts(model, [(text, options.seeds[0]) for text, _ in known], options)
     answered, grounds = [], []
-    for (_, wanted), image in zip(known, images, strict=True):
-        pixels, art = to_pixels(image), [data.paint(row, image.width) for row in wanted]
+    for (_, targets), image in zip(known, images, strict=True):
+        pixels, art = to_pixels(image), [data.paint(row, image.width) for row in targets]
         answered.append(max(aligned_psnr(pixels, one) for one in art) >= ANSWERED)
-        if wanted[0].background != (WHITE,):
+        if targets[0].background != (WHITE,):
             grounds.append(min(ground_error(pixels, one) for one in art))
     answers = Answers(len(known), share(answered), round(mean(grounds), 2))
     return answers, [text for text, _ in known], images
@@ -247,7 +247,7 @@ def trained_classifier(data: Pictures, options: argparse.Namespace) -> Classifie
     steps = options.classifier_steps
     for step, loss in enumerate(train_classifier(classifier, data, steps, seed=0), 1):
         if step % 100 == 0 or step == steps:
-            tell(f"classifier {step}/{steps} loss {loss:.3f}")
+            log(f"classifier {step}/{steps} loss {loss:.3f}")
     return classifier.cpu()
 
 
@@ -314,8 +314,8 @@ def copies(model: Model, data: Pictures) -> Copies:
     side, rows = model.family.defaults.width, plain_rows(data)
     device = next(model.vae.parameters()).device
     pixels = torch.stack([data.paint(row, side) for row in rows[:: max(len(rows) // COPIES, 1)]])
-    made = [model.vae.decode(model.vae.encode(p[None].to(device))).cpu() for p in pixels]
-    return copy_quality(torch.cat(made), pixels)
+    decoded = [model.vae.decode(model.vae.encode(p[None].to(device))).cpu() for p in pixels]
+    return copy_quality(torch.cat(decoded), pixels)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def evaluate(
 
     # 2. Against the training pictures.
     classifier = trained_classifier(data, options) if options.classifier_steps else None
-    found = retrieval_of(model, data, classifier, options) if options.captions else None
+    retrieved = retrieval_of(model, data, classifier, options) if options.captions else None
     scored, true, new = (
         scenes_of(model, data, classifier, options) if classifier else ([], [], None)
     )
@@ -348,7 +348,7 @@ def evaluate(
         losses=losses,
         answers=answers[0] if answers else None,
         nouns_covered=nouns_covered(read_nouns(), words) if words else None,
-        retrieval=found[0] if found else None,
+        retrieval=retrieved[0] if retrieved else None,
         classifier_accuracy=accuracy_of(classifier, data) if classifier else None,
         scenes=shares(scored),
         true_scenes=shares(true),
@@ -357,7 +357,7 @@ def evaluate(
         cost=cost(options.model, command_options(options)) if options.cost else None,
         scored=tuple(scored),
     )
-    pairs = [zip(*drawn[1:], strict=True) for drawn in (near, answers, found) if drawn]
+    pairs = [zip(*drawn[1:], strict=True) for drawn in (near, answers, retrieved) if drawn]
     return report, list(chain(*pairs))
 
 

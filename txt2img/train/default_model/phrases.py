@@ -40,14 +40,14 @@ class Prompt:
     """A prompt and what it asks for; an empty text where only an eye can tell."""
 
     text: str
-    wanted: str = ""
+    target: str = ""
 
 
 def read_prompts_file(name: str) -> list[Prompt]:
     """The prompts of a file of the folder."""
     lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.partition("\t") for line in lines if line and not line.startswith("#")]
-    return [Prompt(text, wanted) for text, _, wanted in pairs]
+    return [Prompt(text, target) for text, _, target in pairs]
 
 
 def read_nouns() -> list[str]:
@@ -74,16 +74,16 @@ def things_in(data: Pictures) -> dict[str, dict[str, Thing]]:
     return things
 
 
-def arranged(wanted: str, things: Mapping[str, Thing]) -> Row | None:
+def arranged(target: str, things: Mapping[str, Thing]) -> Row | None:
     """The picture that is asked for, of one style's things; None where one is missing."""
-    how, _, names = wanted.rpartition(": ")
+    how, _, names = target.rpartition(": ")
     kind, _, detail = how.partition(" ")
-    wanted_things = names.split(", ") + ([detail] if kind in ("at", "below") else [])
-    if not all(name in things for name in wanted_things):
+    target_names = names.split(", ") + ([detail] if kind in ("at", "below") else [])
+    if not all(name in things for name in target_names):
         return None
-    layers = ARRANGEMENTS[kind]([things[name] for name in wanted_things], detail)
+    layers = ARRANGEMENTS[kind]([things[name] for name in target_names], detail)
     ground = hexadecimal(detail) if kind == "ground" else WHITE
-    return Row(tuple(map(as_layer, layers)), (wanted,), (1.0,), (ground,))
+    return Row(tuple(map(as_layer, layers)), (target,), (1.0,), (ground,))
 
 
 def as_layer(placed: Placed) -> Layer:

@@ -471,7 +471,7 @@ def scenes(things: Sequence[Thing], count: int, seed: int) -> Iterator[Scene]:
     """
     rng, done = random.Random(f"{seed}/{things[0].style.words}" if things else ""), 0
     while len(things) > 1 and done < count:
-        made = scene(things, rng)
-        if made is not None:
+        new = scene(things, rng)
+        if new is not None:
             done += 1
-            yield made
+            yield new
