@@ -1,19 +1,19 @@
-"""What can go wrong, as one small tree.
+"""Errors, as one tree, with the exit codes of the command.
 
-Txt2imgError               1   anything below; one line: what was got, what is allowed, what to do
+Txt2imgError               1   the base; its text is one line: what is wrong, what to do
 ├── BadRequest             2   an option, prompt or size that cannot be used
-├── BadFile                1   a file that is not what it should be: cut short, of a wrong kind
-│   ├── UnknownLayout      1   weights of a family or layout that is not known
+├── BadFile                1   a file that is cut short, broken or of a wrong kind
+│   ├── UnknownLayout      1   weights of an unknown family or layout
 │   └── MissingWeights     1   tensors missing, left over, of another shape, or not finite
 ├── ModelNotFound          1   no model of that name or path
 ├── BadOutput              1   a picture that cannot be written
-│   └── Rejected           4   a picture that should not be: not finite, or black or flat if asked
-└── OutOfMemory            5   neither the device nor the fallback has room
+│   └── Rejected           4   a picture that is not finite; or black or flat, with --reject
+└── OutOfMemory            5   memory ran out on the device and in all fallbacks
 """
 
 
 class Txt2imgError(Exception):
-    """Base of all errors a user can cause; its text is one line, `exit_code` the process's."""
+    """Base of all errors that a user can cause, with the command's `exit_code`."""
 
     exit_code = 1
 
@@ -25,11 +25,11 @@ class BadRequest(Txt2imgError):
 
 
 class BadFile(Txt2imgError):
-    """A file that is not what it should be."""
+    """A file that is cut short, broken or of a wrong kind."""
 
 
 class UnknownLayout(BadFile):
-    """Weights whose family or layout is not known."""
+    """Weights of an unknown family or layout."""
 
 
 class MissingWeights(BadFile):
@@ -41,16 +41,16 @@ class ModelNotFound(Txt2imgError):
 
 
 class BadOutput(Txt2imgError):
-    """A picture that cannot be written, or that should not be."""
+    """A picture that cannot be written, or is rejected."""
 
 
 class Rejected(BadOutput):
-    """A picture that is none: not finite; or black or flat, where that is asked for."""
+    """A picture that is not finite; or black or flat, with --reject."""
 
     exit_code = 4
 
 
 class OutOfMemory(Txt2imgError):
-    """Neither the device nor the fallback has room."""
+    """Memory ran out on the device and in all fallbacks."""
 
     exit_code = 5

@@ -23,7 +23,7 @@ def test_without_a_file_there_are_no_settings(
 ) -> None:
     monkeypatch.delenv("TXT2IMG_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert user_config.read() == user_config.Settings(tmp_path / "txt2img" / "config.toml")
+    assert user_config.read_config() == user_config.UserConfig(tmp_path / "txt2img" / "config.toml")
 
 
 def test_the_command_line_comes_before_the_profile_before_the_defaults(
@@ -73,16 +73,16 @@ def test_an_unknown_profile_names_the_nearest(config: Path, command: Command) ->
 
 def test_models_are_paths_or_ids(config: Path) -> None:
     config.write_text('[models]\na = "./a"\nb = "o/m@v1"\nc = {id = "o/n", revision = "r"}')
-    assert user_config.read().models == {
-        "a": user_config.Source(str(config.parent / "a")),
-        "b": user_config.Source("o/m", "v1"),
-        "c": user_config.Source("o/n", "r"),
+    assert user_config.read_config().models == {
+        "a": user_config.ModelSource(str(config.parent / "a")),
+        "b": user_config.ModelSource("o/m", "v1"),
+        "c": user_config.ModelSource("o/n", "r"),
     }
 
 
 def test_a_file_that_is_named_must_be_there(config: Path) -> None:
     with pytest.raises(BadFile, match="cannot read"):
-        user_config.read()
+        user_config.read_config()
 
 
 def test_what_a_picture_says_of_itself_comes_before_the_defaults(

@@ -1,4 +1,4 @@
-"""Plain files: opened and parsed warily, written whole or not at all."""
+"""Files: opened safely, parsed strictly, written atomically."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A file open for reading; BadFile for what is missing, unreadable or not a regular file."""
+    """Open a file for reading. BadFile if it is missing, unreadable or not a regular file."""
     try:
         descriptor = os.open(path, FLAGS)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -33,16 +33,16 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def parse_json(text: str) -> object:
-    """What a JSON text says; ValueError for what is malformed, too deep, doubled or not finite."""
+    """Parse JSON. ValueError if it is malformed, too deep, not finite, or has a key twice."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise _Odd("a key is there twice")
-        return found
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise _InvalidJSON("a key is there twice")
+        return table
 
     def constant(name: str) -> float:
-        raise _Odd(f"{name} is not a number")
+        raise _InvalidJSON(f"{name} is not a number")
 
     try:
         parsed: object = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
@@ -50,19 +50,19 @@ def parse_json(text: str) -> object:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON: {error}") from error
-    except _Odd:
+    except _InvalidJSON:
         raise
     except ValueError:
         raise ValueError("broken JSON: a number of too many digits") from None
     return parsed
 
 
-class _Odd(ValueError):
-    """JSON that is well-formed and yet not to be believed; its text says why."""
+class _InvalidJSON(ValueError):
+    """Well-formed JSON that is refused; its text says why."""
 
 
 def parse_object(content: bytes, name: str) -> dict[str, object]:
-    """The JSON object in the bytes of a file called `name`. Raises BadFile."""
+    """Parse the JSON object in the bytes of a file called `name`. Raises BadFile."""
     try:
         value = parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -74,13 +74,13 @@ def parse_object(content: bytes, name: str) -> dict[str, object]:
     return value
 
 
-def stat_key(found: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from another that took its place: its size, time and number on the disk."""
-    return found.st_size, found.st_mtime_ns, found.st_ino
+def stat_key(status: os.stat_result) -> tuple[int, int, int]:
+    """Size, time and inode, by which a file that was replaced is noticed."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file of at most 16 MiB. Raises BadFile."""
+    """Read a JSON object from a file of at most 16 MiB. Raises BadFile."""
     with open_regular(path) as file:
         content = file.read(JSON_MAX + 1)
     if len(content) > JSON_MAX:
@@ -89,10 +89,9 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def write_atomic(data: bytes, path: Path, overwrite: bool, fsync: bool = True) -> None:
-    """Write a file whole or not at all; FileExistsError if it exists, OSError.
+    """Write a file whole or not at all. FileExistsError, OSError.
 
-    `lasting` waits until a power cut cannot undo it. A crash leaves no half file, and two
-    programs never both get one name.
+    With `fsync` it survives a power cut. Two programs never both get one name.
     """
     if overwrite and os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise FileExistsError
@@ -106,9 +105,9 @@ def write_atomic(data: bytes, path: Path, overwrite: bool, fsync: bool = True) -
 
 
 def _write_and_name(data: bytes, temporary: Path, path: Path, overwrite: bool, fsync: bool) -> bool:
-    """Write by way of a temporary file; False if another process swept that at its birth. OSError.
+    """Write a temporary file and rename it; False if another process removed it first. OSError.
 
-    It is held until it has its name: what is not held was left by a run that was killed.
+    It is locked until it has its name: unlocked ones were left by killed runs, and are removed.
     """
     holder = None
     try:
@@ -132,18 +131,18 @@ def _write_and_name(data: bytes, temporary: Path, path: Path, overwrite: bool, f
 
 
 def create(path: Path) -> int:
-    """A descriptor of a new file, with the permissions that the umask leaves. OSError."""
+    """Create a file, with the permissions of the umask. Returns its descriptor. OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
 
 
 def lock_file(folder: Path) -> tuple[Path, int] | None:
-    """A new empty file that is held; it went again if files cannot be held here. OSError."""
+    """Create an empty locked file; None, and no file, if files cannot be locked here. OSError."""
     while True:
         path = folder / TEMPORARY.format(secrets.token_hex(8))
         descriptor = create(path)
         holds = locks.hold(descriptor)
-        if holds and locks.same_file(descriptor, path):  # or another process swept it at its birth
+        if holds and locks.same_file(descriptor, path):  # or another process removed it first
             return path, descriptor
         os.close(descriptor)
         if holds is None:
@@ -152,12 +151,12 @@ def lock_file(folder: Path) -> tuple[Path, int] | None:
 
 
 def link(temporary: Path, path: Path) -> None:
-    """Give a file its name unless that is taken (FileExistsError)."""
+    """Rename a file unless the name is taken (FileExistsError)."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # file systems without links: reserve the name, then replace what reserves it
+    except OSError:  # a file system without links: reserve the name, then replace
         os.close(create(path))
         try:
             temporary.replace(path)
@@ -167,7 +166,7 @@ def link(temporary: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename last: without it, a power cut can undo it. OSError."""
+    """Flush a folder, so that a power cut cannot undo a rename. OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

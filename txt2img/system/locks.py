@@ -1,4 +1,4 @@
-"""Files that a living process holds: a lock ends with its process, however that ends."""
+"""File locks, which end with their process, however that ends."""
 
 import os
 import sys
@@ -6,18 +6,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-if sys.platform != "win32":  # which has no such locks: age must do there
+if sys.platform != "win32":  # there, files count as abandoned by their age
     import fcntl
 
 LOCK = ".txt2img-{}.lock"
-ABANDONED_SECONDS = 3600  # where files cannot be locked
+ABANDONED_SECONDS = 3600  # where there are no locks
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
 def hold(descriptor: int) -> bool | None:
-    """Hold an open file until all its descriptors are closed; False if another holds it.
+    """Lock an open file until all its descriptors are closed.
 
-    None means that files cannot be locked here.
+    False if another process has locked it, None if files cannot be locked here.
     """
     if sys.platform == "win32":
         return None
@@ -31,16 +31,15 @@ def hold(descriptor: int) -> bool | None:
 
 
 def same_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has that name."""
+    """Whether an open file still has that path."""
     try:
-        found = path.lstat()
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except OSError:
         return False
-    return os.path.samestat(found, os.fstat(descriptor))
 
 
 def claim(path: Path) -> int | None:
-    """A descriptor that holds the file `path`, made if need be; None if another has it. OSError."""
+    """Create and lock a file; None if another process has locked it. OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINKS, 0o666)
         if hold(descriptor) is False:
@@ -48,18 +47,18 @@ def claim(path: Path) -> int | None:
             return None
         if same_file(descriptor, path):
             return descriptor
-        os.close(descriptor)  # whoever held it removed it in between
+        os.close(descriptor)  # its owner removed it in between
 
 
 def release(path: Path, descriptor: int) -> None:
-    """Give a claim back; its file goes."""
+    """Unlock and remove a claimed file."""
     with suppress(OSError):
         path.unlink()
     os.close(descriptor)
 
 
 def remove_stale(folder: Path, *patterns: str) -> None:
-    """Remove the files of such names that no living process holds."""
+    """Remove the files matching patterns that no process has locked."""
     for pattern in patterns:
         for path in folder.glob(pattern.format("*")):
             with suppress(OSError):
@@ -69,9 +68,9 @@ def remove_stale(folder: Path, *patterns: str) -> None:
 def _remove_abandoned(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | _NO_LINKS | getattr(os, "O_NONBLOCK", 0))
     try:
-        held = hold(descriptor)
-        old = time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
-        if (held or (held is None and old)) and same_file(descriptor, path):
+        locked = hold(descriptor)
+        is_old = time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
+        if (locked or (locked is None and is_old)) and same_file(descriptor, path):
             path.unlink()
     finally:
         os.close(descriptor)

@@ -12,14 +12,14 @@ _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def escape(text: str, keep: str = "") -> str:
-    r"""`text` with control, bidi and unpaired characters as \x.. or \u....: safe on a terminal."""
+    r"""Escape control, bidi and unpaired characters as \x.. or \u...., safe on a terminal."""
     if text.isprintable():  # most are, and none of what is escaped is
         return text
     return "".join(c if c in keep or not _hostile(c) else _escaped(c) for c in text)
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value from outside, quoted for a message: escaped and cut to `limit` characters."""
+    """Quote a value from outside for a message, escaped and cut to `limit` characters."""
     text = value if isinstance(value, str) else f"{value!r}"
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return f'"{escape(cut)}"' if isinstance(value, str) else escape(cut)
@@ -39,7 +39,7 @@ def _escaped(c: str) -> str:
 
 
 def format_size(count: float) -> str:
-    """So many bytes in the unit that says them best, in powers of ten as disks are sold."""
+    """A number of bytes with a unit, in powers of ten."""
     for unit, one in UNITS:
         if count >= one:
             return f"{count / one:.1f} {unit}" if count < 100 * one else f"{count / one:.0f} {unit}"
@@ -47,12 +47,12 @@ def format_size(count: float) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like this one; empty if none is."""
+    """A hint with the most similar known name; empty if none is similar."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def nearest_or_all(name: str, known: Iterable[str]) -> str:
-    """The same; all that are known if none is like it."""
+    """A hint with the most similar known name, or with all of them."""
     names = list(known)
     return nearest(name, names) or f"; known: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""The user's config.toml: defaults and profiles of options, names of models, folders of models."""
+"""The user's config.toml: default options, profiles, model names and model folders."""
 
 import os
 import tomllib
@@ -10,32 +10,32 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.system.files import open_regular
 from txt2img.system.text import nearest, nearest_or_all, shown
 
-CONFIG = "TXT2IMG_CONFIG"  # the environment's name for the file, in place of the usual one
+CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
 SIZE_MAX = 2**20  # bytes
 TABLES = ("defaults", "profiles", "models", "paths")
 Values = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a name in [models] stands for: a path, or a Hub id with its revision."""
+class ModelSource:
+    """The value of a name in [models]: a path, or a Hub id with its revision."""
 
     target: str
     revision: str = ""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the config file says; empty if there is none."""
+class UserConfig:
+    """The content of the config file; empty if there is none."""
 
     path: Path
     defaults: Values = field(default_factory=dict)
     profiles: Mapping[str, Values] = field(default_factory=dict)
-    models: Mapping[str, Source] = field(default_factory=dict)
-    folders: tuple[Path, ...] = ()  # where models are
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()  # with models
 
     def options(self, profile: str | None) -> dict[str, object]:
-        """The options of a profile on top of the defaults. BadRequest if there is no such one."""
+        """The default options with a profile's on top. BadRequest if there is none of that name."""
         if profile is None:
             return dict(self.defaults)
         if profile not in self.profiles:
@@ -46,18 +46,18 @@ class Settings:
 
 
 def config_path() -> Path:
-    """Where the config file is, or would be."""
+    """The config file's path."""
     if given := os.environ.get(CONFIG):
         return Path(given).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(base) / "txt2img" / "config.toml"
 
 
-def read() -> Settings:
-    """The user's settings. BadFile names what is wrong in the file, or that the given is not."""
+def read_config() -> UserConfig:
+    """Read the config file. BadFile names what is wrong in it."""
     path = config_path()
     if not os.path.lexists(path) and not os.environ.get(CONFIG):
-        return Settings(path)
+        return UserConfig(path)
     with open_regular(path) as file:
         content = file.read(SIZE_MAX + 1)
     if len(content) > SIZE_MAX:
@@ -68,7 +68,7 @@ def read() -> Settings:
         raise BadFile(f"{shown(str(path))}: not TOML: {error}") from error
     check_keys(str(path), tables, TABLES)
     profiles = _table(path, "profiles", tables.get("profiles", {}))
-    return Settings(
+    return UserConfig(
         path,
         _table(path, "defaults", tables.get("defaults", {})),
         {name: _table(path, f"profiles.{name}", rows) for name, rows in profiles.items()},
@@ -80,10 +80,10 @@ def read() -> Settings:
     )
 
 
-def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Every key must be known. BadFile names the nearest."""
+def check_keys(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raise BadFile for an unknown key; it names the nearest known one."""
     allowed = list(known)
-    for key in found:
+    for key in keys:
         if key not in allowed:
             hint = nearest_or_all(key, allowed)
             raise BadFile(f"{shown(where, 200)}: unknown key {shown(key)}{hint}")
@@ -95,7 +95,7 @@ def _table(path: Path, name: str, value: object) -> Values:
     return value
 
 
-def _source(path: Path, name: str, value: object) -> Source:
+def _source(path: Path, name: str, value: object) -> ModelSource:
     """A model's path, relative to the file's folder, or its Hub id, "ID@REVISION" included."""
     rows = {"path": value} if isinstance(value, str) else value
     where = f"{path}: models.{name}"
@@ -107,9 +107,9 @@ def _source(path: Path, name: str, value: object) -> Source:
     text = rows.get("id") or rows.get("path", "")
     local = path.parent / Path(text).expanduser()
     if "path" in rows and (isinstance(value, dict) or _is_path(text) or local.exists()):
-        return Source(str(local))
+        return ModelSource(str(local))
     target, _, revision = text.partition("@")
-    return Source(target, rows.get("revision", revision))
+    return ModelSource(target, rows.get("revision", revision))
 
 
 def _is_path(text: str) -> bool:

@@ -90,7 +90,7 @@ class ConfiguredCommand(SectionedCommand):
         line, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         if ctx.resilient_parsing or line.get("help") or line.get("version"):
             return {}
-        config = user_config.read()
+        config = user_config.read_config()
         tables = {"defaults": config.defaults}
         tables |= {f"profiles.{name}": rows for name, rows in config.profiles.items()}
         for name, rows in tables.items():

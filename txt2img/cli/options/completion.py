@@ -35,18 +35,20 @@ def known_models() -> Iterable[str]:
 @completion
 def pullable() -> Iterable[str]:
     """Short names of models on the Hub, and those of config.toml."""
-    from txt2img.system.user_config import read
+    from txt2img.system.user_config import read_config
     from txt2img.weights.registry.aliases import ALIASES
 
-    return sorted({*ALIASES, *(name for name, at in read().models.items() if "/" in at.target)})
+    return sorted(
+        {*ALIASES, *(name for name, at in read_config().models.items() if "/" in at.target)}
+    )
 
 
 @completion
 def profiles() -> Iterable[str]:
     """Profiles of config.toml."""
-    from txt2img.system.user_config import read
+    from txt2img.system.user_config import read_config
 
-    return sorted(read().profiles)
+    return sorted(read_config().profiles)
 
 
 formats = completion(lambda: list(FORMATS))

@@ -72,7 +72,7 @@ def configured_time(arguments: Sequence[str]) -> str:
     if arguments[0] == "replay":
         return ""
     try:
-        options = user_config.read().options(option_value(arguments, ("--profile",)))
+        options = user_config.read_config().options(option_value(arguments, ("--profile",)))
     except Txt2imgError:
         return ""
     return next((str(value) for key, value in options.items() if f"--{key}" in KEEP_ALIVE), "")

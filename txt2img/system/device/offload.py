@@ -1,7 +1,7 @@
-"""Where a model's parts are while they are not in use: on the device, in main memory, on the disk.
+"""Offloading: a model's parts wait in main memory or on the disk while they are not in use.
 
-A part that waits elsewhere comes for as long as it is in use, or layer by layer, with the same
-bits; so models larger than a card draw on it, only later.
+They move to the device for their use, or layer by layer, with the same bits: models larger than a
+GPU's memory draw on it, only slower.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
@@ -16,7 +16,7 @@ from txt2img.errors import BadRequest
 from txt2img.system.text import format_size, shown
 
 MODES = ("none", "model", "sequential", "auto")
-ROOM = 2 * 2**30  # bytes on a card for all that is not weights
+ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
 MODE_TEXT = {
     "model": "each part of the model comes to {} for its use",
     "sequential": "the U-Net comes to {} layer by layer",
@@ -28,18 +28,18 @@ Read = Callable[[Collection[str]], Mapping[str, Tensor]]  # a network's tensors 
 
 @dataclass
 class Placement:
-    """How the parts of a model get to its device; without one all of them are there."""
+    """How a model's parts get to its device; by default they stay there."""
 
     device: torch.device | None = None
     mode: str = "none"
-    notes: tuple[str, ...] = ()  # what the user should know of that
+    notes: tuple[str, ...] = ()  # for the user
     lazy_readers: dict[nn.Module, Read] = field(
         default_factory=dict
     )  # what reads weights for each use
 
     @contextmanager
     def using(self, part: str, network: nn.Module) -> Iterator[None]:
-        """A part, "unet", "vae" or "text", on the device for as long as it is in use."""
+        """Keep a part, "unet", "vae" or "text", on the device while it is in use."""
         with self.materialised(network):
             if self.device is None or self.mode == "none":
                 yield
@@ -52,10 +52,7 @@ class Placement:
 
     @contextmanager
     def materialised(self, network: nn.Module) -> Iterator[None]:
-        """A part whose weights are in memory, to be changed: those that lie on the disk are read.
-
-        Afterwards they lie there again. Raises as `read` does.
-        """
+        """Keep a part's weights in memory, reading those on the disk. Raises as `Read` does."""
         taken: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
         try:
             for module in network.modules() if self.lazy_readers else ():
@@ -70,35 +67,35 @@ class Placement:
 def choose_mode(
     mode: str, device: torch.device, sizes: Mapping[str, int], free: int | None
 ) -> tuple[str, str]:
-    """The mode to use for parts of so many bytes on a device of which so many are free.
+    """The mode for parts of these sizes in bytes, and a line about it, empty if it is "none".
 
-    And a line for the user, empty if all is as ever. BadRequest.
+    BadRequest.
     """
     if mode not in MODES:
         raise BadRequest(f"--offload {shown(mode)}; choose from {', '.join(MODES)}")
     if device.type == "cpu":
         return "none", NO_CARD if mode in MODE_TEXT else ""
-    asked = mode
-    if mode == "auto":
+    is_auto = mode == "auto"
+    if is_auto:
         mode = fitting(sizes, free)
     if mode == "none":
         return mode, ""
     line = f"Offload: {MODE_TEXT[mode].format(device.type)}"
-    if asked == "auto" and free is not None:
+    if is_auto and free is not None:
         weights = sum(sizes.values())
         line += f" ({format_size(weights)} of weights, {format_size(free)} free)"
     return mode, line
 
 
 def fitting(sizes: Mapping[str, int], free: int | None) -> str:
-    """The quickest mode that leaves a card room for what is computed."""
+    """The fastest mode that leaves ROOM on a GPU."""
     if free is None or sum(sizes.values()) + ROOM <= free:
         return "none"
     return "model" if max(sizes.values()) + ROOM <= free else "sequential"
 
 
 def free_memory(device: torch.device) -> int | None:
-    """The bytes that are free on a card, those too that torch holds unused; None if unknown."""
+    """The free bytes of a GPU, including torch's cache; None if unknown."""
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -107,10 +104,7 @@ def free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def moved(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network's weights on a device; those they are copies of wait where they are.
-
-    A weight that is replaced meanwhile stays replaced.
-    """
+    """Use copies of a network's weights on a device. A weight replaced meanwhile stays replaced."""
     copies: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode(False), torch.no_grad():
         for table, name, value in tensors(network):
@@ -127,7 +121,7 @@ def moved(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def by_layers(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Each layer's weights on a device while it computes, as accelerate does it."""
+    """Move each layer's weights to a device while it computes, by accelerate."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_submodules
 
@@ -141,13 +135,13 @@ def by_layers(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def at(value: Tensor, device: torch.device) -> Tensor:
-    """A weight or buffer on a device, as what it is."""
+    """Copy a weight or buffer to a device, a Parameter as a Parameter."""
     there = value.detach().to(device)
     return nn.Parameter(there, requires_grad=False) if isinstance(value, nn.Parameter) else there
 
 
 def tensors(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Tensor], str, Tensor]]:
-    """Every weight and buffer with the table and the name that it has there."""
+    """Yield every weight and buffer, with its module's table and its name there."""
     for module in network.modules():
         for own in (module._parameters, module._buffers):
             table = cast(dict[str, Tensor], own)
@@ -157,20 +151,17 @@ def tensors(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Tensor], s
 
 
 def materialise(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
-    """Give a network those weights that it lacks; gives these by their names."""
-    lacking = [name for name, value in network.named_parameters() if value.is_meta]
-    if lacking:
+    """Read the weights that a network lacks. Returns them by name."""
+    missing = [name for name, value in network.named_parameters() if value.is_meta]
+    if missing:
         with torch.inference_mode(False):
-            network.load_state_dict(dict(read(lacking)), strict=False, assign=True)
+            network.load_state_dict(dict(read(missing)), strict=False, assign=True)
             network.requires_grad_(False)
-    return {name: network.get_parameter(name) for name in lacking}
+    return {name: network.get_parameter(name) for name in missing}
 
 
 def dematerialise(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
-    """Take weights from a network again, but those that were replaced meanwhile.
-
-    What remains of them are their shapes and types.
-    """
+    """Replace weights by empty ones on the meta device, unless they were replaced meanwhile."""
     for name, weight in weights.items():
         owner, _, attribute = name.rpartition(".")
         table = network.get_submodule(owner)._parameters

@@ -31,7 +31,7 @@ def folders() -> tuple[Path, ...]:
     """The folders that are searched: the environment's, the config's, our own, the package's."""
     variable = [text for text in os.environ.get(MODELS, "").split(os.pathsep) if text]
     named = [Path(text).expanduser() for text in variable]
-    return tuple(dict.fromkeys([*named, *user_config.read().folders, models_dir(), SHIPPED]))
+    return tuple(dict.fromkeys([*named, *user_config.read_config().folders, models_dir(), SHIPPED]))
 
 
 def list_models() -> Iterator[tuple[str, Path]]:
@@ -47,7 +47,7 @@ def find(name: str) -> Path:
     """The place of a model, by name or path. ModelNotFound; BadRequest if the name is ambiguous."""
     if (path := _search(name)) is not None:
         return path
-    raise ModelNotFound(_advice(name, user_config.read().models.get(name), hub_ref(name)))
+    raise ModelNotFound(_advice(name, user_config.read_config().models.get(name), hub_ref(name)))
 
 
 def find_file(option: str, name: str) -> Path:
@@ -66,7 +66,7 @@ def _search(name: str) -> Path | None:
     path = Path(name).expanduser()
     if name and os.path.lexists(path):
         return path
-    configured = user_config.read().models.get(name)
+    configured = user_config.read_config().models.get(name)
     if configured is not None and Path(configured.target).exists():
         return Path(configured.target)
     if (ref := hub_ref(name)) is not None and (pulled := find_pulled(ref)) is not None:
@@ -83,13 +83,13 @@ def _search(name: str) -> Path | None:
 def names() -> list[str]:
     """All names that find a model on this machine, besides paths."""
     pulled = [name for name in ALIASES if (ref := hub_ref(name)) and find_pulled(ref)]
-    configured = user_config.read().models
+    configured = user_config.read_config().models
     return sorted({"default", *configured, *pulled, *(name for name, _ in list_models())})
 
 
 def hub_ref(name: str) -> HubRef | None:
     """What of the Hub a name, an alias or ID[@REVISION][:FILE] means; None if nothing."""
-    if name in (configured := user_config.read().models):
+    if name in (configured := user_config.read_config().models):
         source = configured[name]
         name = "@".join(text for text in (source.target, source.revision) if text)
     elif name in ALIASES:
@@ -169,7 +169,7 @@ def _matches(name: str) -> list[Path]:
     return list({path.resolve(): path for path in whole or last}.values())
 
 
-def _advice(name: str, configured: user_config.Source | None, ref: HubRef | None) -> str:
+def _advice(name: str, configured: user_config.ModelSource | None, ref: HubRef | None) -> str:
     if ref is not None:
         return (
             f"no model {shown(name)} on this machine, and nothing is fetched unasked: "
