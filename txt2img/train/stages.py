@@ -296,7 +296,7 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
         texts = [*table["words"], *table["ignored"]]
     else:
         texts = [caption for row in pictures.rows for caption in row.captions]
-    words, merges = train_tokenizer.learn(texts, config.vocab)
+    words, merges = train_tokenizer.train_bpe(texts, config.vocab)
     tokenizer = Tokenizer(words, merges, config.text.length)
     checkpoint.save_tokenizer(folder, tokenizer)
     return tokenizer

@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from txt2img.models.tokenizer import BOS, EOS, normalizer, pre_tokenizer
 
 
-def learn(captions: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def train_bpe(captions: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges, `size` entries at most, trained on captions.
 
     Every byte is in it, inside and at the end of a word, so no text is unknown (Sennrich et al.
