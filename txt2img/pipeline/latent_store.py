@@ -149,7 +149,6 @@ def read(path: Path) -> Latent:
     except ValueError as error:
         raise BadFile(f"{shown(str(path))} has a broken record: {error}") from error
     x = tensors.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
-    tensors.close_files()  # it may be removed now, which frees no space while it is open
     safe = name if NAME.fullmatch(name) and formats.by_suffix(name) else "picture.png"
     return Latent(x, request, origin, first_seed, safe, *steps)
 

@@ -97,9 +97,9 @@ def load_weights_from(module: nn.Module, path: Path) -> None:
     if not path.exists():
         return
     expected = module.state_dict()
-    tensors = safetensors_file.header(path).tensors
+    tensors, files = safetensors_file.header(path).tensors, reading.Files()
     state = {
-        name.removeprefix("text_model."): reading.read_stored(name, stored).float()
+        name.removeprefix("text_model."): reading.read_stored(name, stored, files).float()
         for name, stored in tensors.items()
     }
     shapes = {name: value.shape for name, value in expected.items()}

@@ -19,6 +19,7 @@ from txt2img.weights.adapters.lora import Piece, merged, open_adapter, short_has
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
+from txt2img.weights.formats.tensors import Files
 from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256
 
@@ -117,6 +118,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
     """Merge adapters into the weights that they change, layer by layer."""
     state, layers = model.adapters, key_names.layers(model.network, model.text.encoders)
     by_layer: dict[str, list[tuple[Piece, float]]] = {}
+    files = Files()
     for lora in loras:
         for piece in state.lora_files[lora.name].pieces:
             strength = lora.unet if piece.layer.startswith("unet.") else lora.text
@@ -124,7 +126,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
         widen(layers[layer])  # or the merged filter would be rounded
-        for name, value in merged(layers[layer], pieces).items():
+        for name, value in merged(layers[layer], pieces, files).items():
             weight = layers[layer].get_parameter(name)
             state.originals[layer, name] = weight.detach().to("cpu", copy=True)
             weight.copy_(value)

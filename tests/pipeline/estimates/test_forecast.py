@@ -43,7 +43,7 @@ def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Pa
 def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
     def sizes(component: str) -> int:
         part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).plan.components[component]
-        return sum(stored.size for stored in part.tensors.values())
+        return sum(stored.nbytes for stored in part.tensors.values())
 
     low = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None, low=True)
     assert low.weights == max(map(sizes, low.plan.components))

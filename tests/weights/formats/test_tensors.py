@@ -131,9 +131,11 @@ def test_tensors_for_a_device_are_not_all_on_the_cpu_at_once(
     monkeypatch.setattr(tensors, "_is_finite", lambda value: value.is_meta)
     own, here = tensors.read_stored, list[weakref.ref[Tensor]]()
 
-    def watched(name: str, ref: safetensors_file.TensorRef) -> Tensor:
+    def watched(
+        name: str, ref: safetensors_file.TensorRef, files: tensors.Files | None = None
+    ) -> Tensor:
         assert sum(one() is not None for one in here) < tensors.READERS
-        value = own(name, ref)
+        value = own(name, ref, files)
         here.append(weakref.ref(value))
         return value
 

@@ -42,10 +42,10 @@ class Piece:
     parts: dict[str, TensorRef]  # by role
     alpha: float | None  # peft's OFT has its number of terms here
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self, files: tensors.Files) -> dict[str, Tensor]:
         """Read the tensors, by role, in float32, onto the CPU. Raises MissingWeights, BadFile."""
         named = {f"{self.key} {role}": stored for role, stored in self.parts.items()}
-        values = tensors.read(named, torch.device("cpu"), torch.float32)
+        values = tensors.read(named, torch.device("cpu"), torch.float32, files=files)
         return {role: values[f"{self.key} {role}"] for role in self.parts}
 
 
@@ -83,10 +83,10 @@ def open_adapter(
         by_key.setdefault(key, {})[role or tensor] = stored
         names.setdefault(key, []).append(tensor)
     _check_methods(path.name, by_key)
-    pieces, unknown = [], []
+    pieces, unknown, files = [], [], tensors.Files()
     for key, parts in by_key.items():
         if key in aliases and _complete(parts):
-            pieces.append(_piece(key, aliases[key], parts, settings))
+            pieces.append(_piece(key, aliases[key], parts, settings, files))
         else:
             unknown.append(key)
     trained_on = base_model(header.tensors)
@@ -110,14 +110,16 @@ def short_hash(path: Path) -> str:
     return sha256(path, tensors_start(path))[:12]
 
 
-def merged(layer: nn.Module, pieces: list[tuple[Piece, float]]) -> dict[str, Tensor]:
+def merged(
+    layer: nn.Module, pieces: list[tuple[Piece, float]], files: tensors.Files
+) -> dict[str, Tensor]:
     """A layer's changed weight and bias, with pieces merged at their strengths, in its dtype.
 
     Raises MissingWeights for values that are not finite.
     """
     new: dict[str, Tensor] = {}
     for piece, strength in pieces:
-        parts = {role: value.to(_weight(layer).device) for role, value in piece.read().items()}
+        parts = {role: value.to(_weight(layer).device) for role, value in piece.read(files).items()}
         if lycoris.touches_weight(parts):
             weight = new.get("weight", _weight(layer).float())
             new["weight"] = lycoris.changed(weight, parts, piece.alpha, strength)
@@ -152,12 +154,14 @@ def _complete(parts: Mapping[str, TensorRef]) -> bool:
     return not unknown and bool(roles - {"alpha", "side"}) and ("ia3" in roles) == ("side" in roles)
 
 
-def _piece(key: str, layer: str, parts: dict[str, TensorRef], settings: "Settings") -> Piece:
+def _piece(
+    key: str, layer: str, parts: dict[str, TensorRef], settings: "Settings", files: tensors.Files
+) -> Piece:
     """One layer's tensors, with its scalars read. Raises BadFile."""
     weights = {role: stored for role, stored in parts.items() if role not in SCALARS}
-    alpha = _scalar(f"{key}.alpha", parts["alpha"]) if "alpha" in parts else None
+    alpha = _scalar(f"{key}.alpha", parts["alpha"], files) if "alpha" in parts else None
     if "side" in parts:
-        side = "on_input" if _scalar(f"{key}.on_input", parts["side"]) else "on_output"
+        side = "on_input" if _scalar(f"{key}.on_input", parts["side"], files) else "on_output"
         weights = {side: weights["ia3"]}
     if alpha is None and "down" in weights and weights["down"].shape:
         alpha = settings.alpha(key, weights["down"].shape[0])
@@ -166,9 +170,9 @@ def _piece(key: str, layer: str, parts: dict[str, TensorRef], settings: "Setting
     return Piece(key, layer, weights, alpha)
 
 
-def _scalar(name: str, stored: TensorRef) -> float:
+def _scalar(name: str, stored: TensorRef, files: tensors.Files) -> float:
     """The value of a tensor of one number. Raises MissingWeights."""
-    value = tensors.read_stored(name, stored)
+    value = tensors.read_stored(name, stored, files)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
         raise MissingWeights(
             f"{stored.path.name}: {shown(name, safetensors_file.NAME_MAX)} is not one number"

@@ -2,9 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,51 +20,60 @@ READERS = 4  # threads at most
 THREADS_PAY = 2**22  # bytes in all, from which on it is worth starting threads
 
 
+class Files(dict[Path, safe_open]):
+    """Open weight files by path, each parsed at its first use; closed with the last reference.
+
+    By `pread`: mapped pages count as memory, and kill the process if the file is cut short.
+    """
+
+    def __missing__(self, path: Path) -> safe_open:
+        open_regular(path).close()  # or a FIFO would block
+        self[path] = safe_open(path, "pt", backend="pread")
+        return self[path]
+
+
 def read(
     refs: Mapping[str, TensorRef],
     device: torch.device,
     dtype: torch.dtype,
     keep_dtype: Set[str] = frozenset(),
+    files: Files | None = None,
 ) -> dict[str, Tensor]:
     """Read tensors as finite floats of `dtype` onto `device`, in the order of their files.
 
-    Those named in `keep_dtype` stay in their stored dtype where it is the narrower one.
-
-    Raises MissingWeights for integers and values that are not finite, BadFile for a changed file.
+    Those named in `keep_dtype` stay in their stored dtype where it is the narrower one; `files`
+    are those that are open already. Raises MissingWeights for integers and values that are not
+    finite, BadFile.
     """
+    opened = Files() if files is None else files
 
     def one(item: tuple[str, TensorRef]) -> Tensor:
         name, ref = item
-        return _finite_floats(name, ref, device, dtype, name in keep_dtype)
+        value = read_stored(name, ref, opened)
+        if ref.scale is not None:
+            scale = read_stored(f"{name} scale", ref.scale, opened)
+            value = value.float() * scale.float().reshape(())
+        keeps = name in keep_dtype and ref.scale is None and value.dtype.itemsize < dtype.itemsize
+        return _finite(name, ref, value, device, value.dtype if keeps else dtype)
 
     rows = sorted(refs.items(), key=lambda item: (item[1].path, item[1].start, item[1].rows or ()))
     names = [name for name, _ in rows]
-    try:
-        return dict(zip(names, _map(one, rows), strict=True))
-    finally:
-        _open.cache_clear()  # closes the files
-
-
-def _map(
-    read_one: Callable[[tuple[str, TensorRef]], Tensor], rows: Sequence[tuple[str, TensorRef]]
-) -> list[Tensor]:
-    """Read each tensor, in several threads if there is enough to read."""
     threads = torch.get_num_threads()
     readers = min(READERS, threads, len(rows))
     if readers < 2 or sum(ref.nbytes for _, ref in rows) < THREADS_PAY:
-        return [read_one(row) for row in rows]
+        return dict(zip(names, map(one, rows), strict=True))
     try:
         # One thread for each reader's casts: more would compete with the other readers for cores.
         with ThreadPoolExecutor(readers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(read_one, rows))
+            return dict(zip(names, pool.map(one, rows), strict=True))
     finally:
         torch.set_num_threads(threads)  # the count that threads started later inherit
 
 
-def read_stored(name: str, ref: TensorRef) -> Tensor:
+def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor:
     """Read one tensor in its stored dtype onto the CPU. Raises BadFile."""
     try:
-        file = _open(ref.path, file_key(ref.path))
+        file = (Files() if files is None else files)[ref.path]
         value: Tensor = (
             file.get_tensor(ref.key)  # type: ignore[no-untyped-call]
             if ref.rows is None
@@ -87,34 +95,15 @@ def file_key(path: Path) -> tuple[int, int, int]:
         return stat_key(os.fstat(file.fileno()))
 
 
-@lru_cache(maxsize=8)
-def _open(path: Path, key: tuple[int, int, int]) -> safe_open:
-    """Open a file and parse its header, once for all its tensors.
-
-    By `pread`: mapped pages count as memory, and kill the process if the file is cut short.
-    """
-    return safe_open(path, "pt", backend="pread")
-
-
-def close_files() -> None:
-    """Close the files that are open for more of their tensors."""
-    _open.cache_clear()
-
-
-def _finite_floats(
-    name: str, ref: TensorRef, device: torch.device, dtype: torch.dtype, keep_dtype: bool
+def _finite(
+    name: str, ref: TensorRef, value: Tensor, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Read one tensor as finite floats. Raises MissingWeights, BadFile."""
+    """The value in a dtype and on a device. Raises MissingWeights unless it is finite floats."""
     where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
     if ref.dtype not in FLOATS:
         raise MissingWeights(f"{where} holds {ref.dtype}; weights are floats")
-    value = read_stored(name, ref)
     if value.dtype != torch.float64:  # which MPS has not
         value = value.to(device)
-    if keep_dtype and ref.scale is None and value.dtype.itemsize < dtype.itemsize:
-        dtype = value.dtype
-    if ref.scale is not None:
-        value = value.float() * read_stored(f"{name} scale", ref.scale).float().item()
     cast = value.to(dtype).to(device)
     if _is_finite(value if value.dtype.itemsize < dtype.itemsize else cast):
         return cast
