@@ -52,10 +52,9 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         for line in summary(forecast, last, warning_log.pictures, seconds, memory):
             settings.note(line)
     warning_log.report(batch.warnings, settings.note, batch.notes)
-    errors = batch.failures()
-    for error in errors:
+    for error in batch.errors.values():
         print_error(error, settings.json)
-    return SOME_FAILED if errors else 0
+    return SOME_FAILED if batch.errors else 0
 
 
 def checked(
@@ -85,16 +84,8 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
             batch.notes.append("this model was never loaded here, so finished pictures are unknown")
         yield from shard
         return
-    total = done = 0
     with ResumeIndex(settings.target) as index:
-        for item in shard:
-            total += 1
-            if index.done(item):
-                done += 1
-            else:
-                yield item
-    if done:
-        batch.notes.append(f"{done} of {total} pictures are there already")
+        yield from batch.pending(shard, index)
 
 
 def filled_requests(batch: Batch, forecast: "Forecast") -> Iterator[Request]:

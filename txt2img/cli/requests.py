@@ -15,6 +15,7 @@ from txt2img.cli.provenance import request_with_model
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.record import Origin
+from txt2img.images.resume import Item, ResumeIndex
 from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -28,10 +29,10 @@ from txt2img.system.text import shown
 class Batch:
     """The requests of a command line, the files they name, and what to tell the user of them."""
 
-    requests: Iterable[Request]  # with seeds; can be iterated repeatedly
-    model: str
     library: AdapterPaths
     skip_errors: bool  # keep what cannot be drawn in `errors` instead of raising it
+    requests: Iterable[Request] = ()  # with seeds; can be iterated repeatedly
+    model: str = ""
     origins: list[Origin] = field(default_factory=list)  # of the pictures to draw again
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Batch:
     sweep: Sweep | None = None
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
     several: bool = False
+    done: int = 0  # pictures that --resume found finished
 
     def pictures(self) -> Iterator[Request]:
         """One request per picture, with wildcards and file names resolved. BadRequest, BadFile."""
@@ -53,9 +55,17 @@ class Batch:
                         raise
                     self.errors["choices", number, i] = error
 
-    def failures(self) -> list[Txt2imgError]:
-        """The errors skipped so far, of a prompt file's lines and of requests."""
-        return list(self.errors.values())
+    def pending(self, items: Iterable[Item], index: ResumeIndex | None) -> Iterator[Item]:
+        """The items that are not finished yet."""
+        total = 0
+        for item in items:
+            total += 1
+            if index is not None and index.done(item):
+                self.done += 1
+            else:
+                yield item
+        if self.done:
+            self.notes.append(f"{self.done} of {total} pictures are there already")
 
 
 def from_arguments(
@@ -68,31 +78,26 @@ def from_arguments(
         raise BadRequest("a prompt and --prompts; give one of them")
     if not prompts and prompts_file is None and picture is None:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
-    fields, batching, base = options.request_fields(), options.batch, Request("")
-    warnings: list[str] = []
-    origins: list[Origin] = []
+    fields, base = options.request_fields(), Request("")
+    batch = Batch(options.adapters.library(), options.batch.policy.skip)
     if picture:
-        base, warnings, origin = from_picture(picture, fields)
-        origins = [origin]
+        base, batch.warnings, origin = from_picture(picture, fields)
+        batch.origins.append(origin)
     prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
     base = Request.from_json({**base.to_json(), **fields, **prompt})
     seeded = distributed.seeded(base)
-    requests: Iterable[Request] = [seeded]
-    errors: dict[Hashable, Txt2imgError] = {}
-    skip_errors = batching.policy.skip
+    batch.requests, batch.model = [seeded], base.model
     if prompts_file is not None:
         seeded = replace(seeded, template="")
-        file = read_prompts(prompts_file, sys.stdin.buffer, seeded, skip_errors)
-        requests, errors = file.requests, file.errors
-    library = options.adapters.library()
-    batch = Batch(requests, base.model, library, skip_errors, origins, warnings, errors=errors)
-    return _complete(batch, batching, seeded.seed if base.seed is None else None)
+        file = read_prompts(prompts_file, sys.stdin.buffer, seeded, batch.skip_errors)
+        batch.requests, batch.errors = file.requests, file.errors
+    return _complete(batch, options.batch, seeded.seed if base.seed is None else None)
 
 
 def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
     """The requests in pictures, with the options in place of their values. BadRequest, BadFile."""
-    fields, library = options.request_fields(), options.adapters.library()
-    batch = Batch([], "", library, options.batch.policy.skip)
+    fields = options.request_fields()
+    batch = Batch(options.adapters.library(), options.batch.policy.skip)
     requests: list[Request] = []
     for picture in pictures:
         recorded, lines, origin = from_picture(picture, fields)

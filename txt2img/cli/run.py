@@ -109,9 +109,8 @@ def draw_all(
         timer = Timer(model, load_seconds)
         with timer, closing(draw_batch(plan, model, batch_settings)) as events:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
-        code, drawn = distributed.gather_results(
-            SOME_FAILED if failed or batch.failures() else 0, drawn
-        )
+        code = SOME_FAILED if failed or batch.errors else 0
+        code, drawn = distributed.gather_results(code, drawn)
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
     return code
@@ -129,20 +128,11 @@ def check_all(
     from txt2img.pipeline.batch import batches
 
     warning_log = WarningLog(settings.batch.strict, [e.tokenizer for e in model.text.encoders])
-    total = left = steps = 0
-
-    def pending() -> Iterator[Item]:
-        nonlocal total
-        for item in launcher.current().shard(warning_log.checked(pictures, batch.skip_errors)):
-            total += 1
-            if index is None or not index.done(item):
-                yield item
-
-    for group in batches(pending(), settings.batch_size):
+    mine = launcher.current().shard(warning_log.checked(pictures, batch.skip_errors))
+    left = steps = 0
+    for group in batches(batch.pending(mine, index), settings.batch_size):
         left += len(group)
         steps += group[0].request.steps or 0
-    if left < total:
-        batch.notes.append(f"{total - left} of {total} pictures are there already")
     target, adapters = settings.target, model.adapters
     path = target.folder / target.pattern
     if target.exact and target.resume and left and os.path.lexists(path):
@@ -150,9 +140,9 @@ def check_all(
     with bar.paused():
         warnings, notes = [*batch.warnings, *adapters.warnings], [*batch.notes, *adapters.notes]
         warning_log.report(warnings, settings.note, notes)
-        for error in batch.failures() if launcher.current().is_main else ():
+        for error in batch.errors.values() if launcher.current().is_main else ():
             print_error(error, settings.json)
-    return ProgressMeter(bar, total, total - left, steps)
+    return ProgressMeter(bar, left + batch.done, batch.done, steps)
 
 
 def report_kept_latents(store: "LatentStore", bar: Bar) -> None:

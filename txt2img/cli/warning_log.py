@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from txt2img.models.tokenizer import Tokenizer
 
 LINES_MAX = 10  # warnings that are printed
-DISTINCT_MAX = 1000  # warnings that are counted separately
 
 
 @dataclass
@@ -25,7 +24,6 @@ class WarningLog:
     strict: bool
     tokenizers: "Sequence[Tokenizer]"
     counts: dict[str, list[int]] = field(default_factory=dict)  # warning → [first picture, count]
-    others: int = 0  # beyond DISTINCT_MAX
     pictures: int = 0
 
     def checked(self, items: Iterable[Item], skip_errors: bool) -> Iterator[Item]:
@@ -46,12 +44,7 @@ class WarningLog:
             warnings.append(ambiguous)
         self.pictures += 1
         for warning in warnings:
-            if warning in self.counts:
-                self.counts[warning][1] += 1
-            elif len(self.counts) < DISTINCT_MAX:
-                self.counts[warning] = [item.index, 1]
-            else:
-                self.others += 1
+            self.counts.setdefault(warning, [item.index, 0])[1] += 1
         return warnings, counts
 
     def report(
@@ -61,7 +54,7 @@ class WarningLog:
         for note in notes:
             write(note)
         warnings = [*more, *self.lines()]
-        count = len(warnings) + self.others
+        count = len(warnings)
         if not count:
             return
         if not self.strict or count > 1:

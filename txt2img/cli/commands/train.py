@@ -30,76 +30,8 @@ continues from its last checkpoint.
 STAGES = ("vae", "text", "unet", "decoder", "distill", "all")
 LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
-Data = Annotated[
-    Path | None,
-    typer.Argument(metavar="DATA", help="Folder or .zip of pictures.", show_default=False),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; required.")
-]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="All settings, as a TOML file.")
-]
-Stage = Annotated[
-    str | None,
-    typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distill or all."),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", metavar="N", parser=positive, help="Steps of each stage."),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", metavar="N", parser=positive, help="Pictures per step."),
-]
-Rate = Annotated[
-    float | None,
-    typer.Option("--lr", metavar="X", parser=number, help="Highest learning rate."),
-]
-Size = Annotated[
-    int | None,
-    typer.Option("--size", metavar="PIXELS", parser=positive, help="Side of the pictures."),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", parser=integer, help="Random seed."),
-]
-Resume = Annotated[
-    bool | None,
-    typer.Option("--resume/--no-resume", help="Continue from a checkpoint, or start anew."),
-]
-SampleEvery = Annotated[
-    int | None,
-    typer.Option(
-        "--sample-every",
-        metavar="N",
-        parser=positive,
-        help="Steps between sheets of samples.",
-    ),
-]
-SaveEvery = Annotated[
-    int | None,
-    typer.Option(
-        "--save-every",
-        metavar="N",
-        parser=positive,
-        help="Steps between checkpoints.",
-    ),
-]
-StopAfter = Annotated[
-    float | None,
-    typer.Option(
-        "--stop-after",
-        metavar="MINUTES",
-        parser=number,
-        help="Save and stop after this time; run again to continue.",
-    ),
-]
-DeviceName = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cuda, mps or cpu.")
-]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16.")
 ]
 
 
@@ -107,20 +39,68 @@ Dtype = Annotated[
 class TrainOptions:
     """Settings of a training, with the names of TrainConfig's fields; None if not given."""
 
-    data: Data = None
-    out: Out = None
-    stage: Stage = None
-    steps: Steps = None
-    batch_size: BatchSize = None
-    lr: Rate = None
-    size: Size = None
-    seed: Seed = None
-    resume: Resume = None
-    sample_every: SampleEvery = None
-    save_every: SaveEvery = None
-    stop_after: StopAfter = None
-    device: DeviceName = None
-    dtype: Dtype = None
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="Folder or .zip of pictures.", show_default=False),
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; required.")
+    ] = None
+    stage: Annotated[
+        str | None,
+        typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distill or all."),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", parser=positive, help="Steps of each stage."),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", parser=positive, help="Pictures per step."),
+    ] = None
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="X", parser=number, help="Highest learning rate."),
+    ] = None
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="PIXELS", parser=positive, help="Side of the pictures."),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", parser=integer, help="Random seed.")
+    ] = None
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Continue from a checkpoint, or start anew."),
+    ] = None
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            "--sample-every", metavar="N", parser=positive, help="Steps between sheets of samples."
+        ),
+    ] = None
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            "--save-every", metavar="N", parser=positive, help="Steps between checkpoints."
+        ),
+    ] = None
+    stop_after: Annotated[
+        float | None,
+        typer.Option(
+            "--stop-after",
+            metavar="MINUTES",
+            parser=number,
+            help="Save and stop after this time; run again to continue.",
+        ),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="cuda, mps or cpu.")
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="NAME", help="Precision: float32, bf16 or fp16."),
+    ] = None
 
 
 @grouped

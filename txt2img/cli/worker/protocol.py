@@ -92,11 +92,11 @@ def socket_name(model: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16] + ".sock"
 
 
-def connect(path: Path, seconds: float = ANSWER_SECONDS) -> socket.socket:
+def connect(path: Path) -> socket.socket:
     """Connect to the worker at `path`. OSError if there is none, WrongOwner."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(seconds)
+        connection.settimeout(ANSWER_SECONDS)
         connection.connect(str(path))
         check_peer(connection)
     except BaseException:
