@@ -15,7 +15,7 @@ from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SWITCH
 from txt2img.weights.adapters import key_names
-from txt2img.weights.adapters.lora import Piece, merged, open_adapter, short_hash
+from txt2img.weights.adapters.lora import Piece, merge, open_adapter, short_hash
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
@@ -126,7 +126,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
         widen(layers[layer])  # or the merged filter would be rounded
-        for name, value in merged(layers[layer], pieces, files).items():
+        for name, value in merge(layers[layer], pieces, files).items():
             weight = layers[layer].get_parameter(name)
             state.originals[layer, name] = weight.detach().to("cpu", copy=True)
             weight.copy_(value)

@@ -13,7 +13,7 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
-from txt2img.weights.adapters.lycoris import changed, changed_bias, fits
+from txt2img.weights.adapters.lycoris import merged_bias, merged_weight, surely_fits
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 
@@ -33,8 +33,8 @@ def close(got: Tensor, wanted: Tensor) -> None:
 def test_lora_is_a_sum_of_outer_products() -> None:
     up, down = random(4, 2), random(2, 6)
     outer = sum(up[:, r, None] * down[None, r] for r in range(2))
-    close(changed(W, {"up": up, "down": down}, None, 1.0), W + outer)
-    close(changed(W, {"up": up, "down": down}, 3.0, 0.5), W + 0.5 * 3 / 2 * outer)
+    close(merged_weight(W, {"up": up, "down": down}, None, 1.0), W + outer)
+    close(merged_weight(W, {"up": up, "down": down}, 3.0, 0.5), W + 0.5 * 3 / 2 * outer)
 
 
 def test_loha_multiplies_two_of_them_entry_by_entry() -> None:
@@ -52,7 +52,7 @@ def test_loha_multiplies_two_of_them_entry_by_entry() -> None:
             one = sum(parts["hada_w1_a"][i, r] * parts["hada_w1_b"][r, j] for r in range(2))
             two = sum(parts["hada_w2_a"][i, r] * parts["hada_w2_b"][r, j] for r in range(2))
             wanted[i, j] += 0.5 * (4.0 / 2) * one * two
-    close(changed(W, parts, 4.0, 0.5), wanted)
+    close(merged_weight(W, parts, 4.0, 0.5), wanted)
 
 
 def test_lohas_convolutions_have_a_core() -> None:
@@ -69,7 +69,7 @@ def test_lohas_convolutions_have_a_core() -> None:
                     torch.zeros(3, 3),
                 )
             wanted[o, i] += product
-    close(changed(KERNEL, parts, None, 1.0), wanted)
+    close(merged_weight(KERNEL, parts, None, 1.0), wanted)
 
 
 def kron(small: Tensor, large: Tensor) -> Tensor:
@@ -79,21 +79,23 @@ def kron(small: Tensor, large: Tensor) -> Tensor:
 
 def test_lokr_is_a_kronecker_product() -> None:
     one, two = random(2, 3), random(2, 2)
-    close(changed(W, {"lokr_w1": one, "lokr_w2": two}, 9.0, 2.0), W + 2 * kron(one, two))
+    close(merged_weight(W, {"lokr_w1": one, "lokr_w2": two}, 9.0, 2.0), W + 2 * kron(one, two))
     low = {"lokr_w1": one, "lokr_w2_a": random(2, 1), "lokr_w2_b": random(1, 2)}
     product = kron(one, low["lokr_w2_a"] * low["lokr_w2_b"])
-    close(changed(W, low, 3.0, 1.0), W + 3.0 / 1 * product)
+    close(merged_weight(W, low, 3.0, 1.0), W + 3.0 / 1 * product)
     both = {"lokr_w1_a": random(2, 2), "lokr_w1_b": random(2, 3), "lokr_w2": two}
     wanted = W + 3.0 / 2 * kron(both["lokr_w1_a"] @ both["lokr_w1_b"], two)
-    close(changed(W, both, 3.0, 1.0), wanted)
+    close(merged_weight(W, both, 3.0, 1.0), wanted)
 
 
 def test_lokrs_convolutions_are_whole_or_have_a_core() -> None:
     one, two = random(2, 3), random(2, 2, 3, 3)
-    close(changed(KERNEL, {"lokr_w1": one, "lokr_w2": two}, None, 1.0), KERNEL + kron(one, two))
+    close(
+        merged_weight(KERNEL, {"lokr_w1": one, "lokr_w2": two}, None, 1.0), KERNEL + kron(one, two)
+    )
     flat = {"lokr_w1": one, "lokr_w2_a": random(2, 2), "lokr_w2_b": random(2, 18)}
     large = (flat["lokr_w2_a"] @ flat["lokr_w2_b"]).reshape(2, 2, 3, 3)
-    close(changed(KERNEL, flat, None, 1.0), KERNEL + kron(one, large))
+    close(merged_weight(KERNEL, flat, None, 1.0), KERNEL + kron(one, large))
     core, a, b = random(2, 2, 3, 3), random(2, 2), 0.5 - random(2, 2)
     large = torch.zeros(2, 2, 3, 3)
     for o in range(2):
@@ -102,23 +104,23 @@ def test_lokrs_convolutions_are_whole_or_have_a_core() -> None:
                 for q in range(2):
                     large[o, i] += core[p, q] * a[p, o] * b[q, i]
     parts = {"lokr_w1": one, "lokr_t2": core, "lokr_w2_a": a, "lokr_w2_b": b}
-    close(changed(KERNEL, parts, None, 1.0), KERNEL + kron(one, large))
+    close(merged_weight(KERNEL, parts, None, 1.0), KERNEL + kron(one, large))
 
 
 def test_ia3_scales_rows_or_columns() -> None:
     rows, columns = random(4), random(6)
     for i in range(4):
-        close(changed(W, {"on_output": rows}, None, 0.5)[i], W[i] * (1 + 0.5 * rows[i]))
+        close(merged_weight(W, {"on_output": rows}, None, 0.5)[i], W[i] * (1 + 0.5 * rows[i]))
     for j in range(6):
-        got = changed(KERNEL, {"on_input": columns[None]}, None, 1.0)
+        got = merged_weight(KERNEL, {"on_input": columns[None]}, None, 1.0)
         close(got[:, j], KERNEL[:, j] * (1 + columns[j]))
 
 
 def test_whole_differences_and_norms_are_added() -> None:
-    close(changed(W, {"diff": 2 * W}, 5.0, 0.5), 2 * W)
-    close(changed(W[0], {"w_norm": W[1], "b_norm": W[2]}, None, 2.0), W[0] + 2 * W[1])
-    close(changed_bias(W[0], {"w_norm": W[1], "b_norm": W[2]}, 2.0), W[0] + 2 * W[2])
-    close(changed_bias(W[0], {"diff_b": W[1]}, -1.0), W[0] - W[1])
+    close(merged_weight(W, {"diff": 2 * W}, 5.0, 0.5), 2 * W)
+    close(merged_weight(W[0], {"w_norm": W[1], "b_norm": W[2]}, None, 2.0), W[0] + 2 * W[1])
+    close(merged_bias(W[0], {"w_norm": W[1], "b_norm": W[2]}, 2.0), W[0] + 2 * W[2])
+    close(merged_bias(W[0], {"diff_b": W[1]}, -1.0), W[0] - W[1])
 
 
 @pytest.mark.parametrize("weight", [W, KERNEL])
@@ -131,13 +133,13 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
         (random(4).abs().reshape(4, 1, *ones), whole),
         (random(4).abs(), whole),
     ):
-        got = changed(weight, {"up": up, "down": down, "dora": length}, None, 1.0)
+        got = merged_weight(weight, {"up": up, "down": down, "dora": length}, None, 1.0)
         got = got if rows is whole else got.transpose(0, 1)
         for mine, row, wanted in zip(got, rows, length.flatten(), strict=True):
             close(mine.norm(), wanted)
             close(mine / mine.norm(), row / row.norm())
-    half = changed(weight, {"up": up, "down": down, "dora": length}, None, 0.5)
-    full = changed(weight, {"up": up, "down": down, "dora": length}, None, 1.0)
+    half = merged_weight(weight, {"up": up, "down": down, "dora": length}, None, 0.5)
+    full = merged_weight(weight, {"up": up, "down": down, "dora": length}, None, 1.0)
     close(half, (weight + full) / 2)
 
 
@@ -237,13 +239,13 @@ def test_what_surely_fits_can_be_merged() -> None:
     ]
     sure = 0
     for weight, down, up in product(shapes[1:4], shapes, shapes):
-        said = fits(weight, {"down": down, "up": up})
+        said = surely_fits(weight, {"down": down, "up": up})
         try:
             parts = {"down": torch.ones(down), "up": torch.ones(up)}
-            changed(torch.zeros(weight), parts, None, 1.0)
+            merged_weight(torch.zeros(weight), parts, None, 1.0)
         except (RuntimeError, ValueError, IndexError):
             assert not said, (weight, down, up)
         else:
             sure += said
     assert sure == 8
-    assert not fits((4, 6), {"down": (2, 6), "up": (4, 2), "mid": (2, 2, 1, 1)})
+    assert not surely_fits((4, 6), {"down": (2, 6), "up": (4, 2), "mid": (2, 2, 1, 1)})

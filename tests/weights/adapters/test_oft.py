@@ -13,7 +13,7 @@ from tests.support.adapters import write
 from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
-from txt2img.weights.adapters.lycoris import changed
+from txt2img.weights.adapters.lycoris import merged_weight
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 
@@ -56,10 +56,10 @@ def test_diagonal_blocks_turn_the_rows(weight: Tensor) -> None:
     whole = torch.block_diag(*(rotation(block) for block in blocks))
     close(whole @ whole.T, torch.eye(8))
     wanted = torch.einsum("pq,p...->q...", whole, weight)
-    close(changed(weight, {"oft_blocks": blocks}, None, 1.0), wanted)
-    close(changed(weight, {"oft_blocks": blocks}, 0.0, 0.5), (weight + wanted) / 2)
+    close(merged_weight(weight, {"oft_blocks": blocks}, None, 1.0), wanted)
+    close(merged_weight(weight, {"oft_blocks": blocks}, 0.0, 0.5), (weight + wanted) / 2)
     scale = random(8, *[1] * (weight.ndim - 1))
-    rescaled = changed(weight, {"oft_blocks": blocks, "rescale": scale}, None, 1.0)
+    rescaled = merged_weight(weight, {"oft_blocks": blocks, "rescale": scale}, None, 1.0)
     close(rescaled, scale * wanted)
 
 
@@ -67,8 +67,14 @@ def test_alpha_bounds_how_far_they_turn() -> None:
     blocks = random(2, 4, 4)
     q = blocks - blocks.mT
     short = blocks * (0.05 * 8 / q.norm())
-    close(changed(W, {"oft_blocks": blocks}, 0.05, 1.0), changed(W, {"oft_blocks": short}, 0, 1.0))
-    close(changed(W, {"oft_blocks": short}, 9.0, 1.0), changed(W, {"oft_blocks": short}, 0, 1.0))
+    close(
+        merged_weight(W, {"oft_blocks": blocks}, 0.05, 1.0),
+        merged_weight(W, {"oft_blocks": short}, 0, 1.0),
+    )
+    close(
+        merged_weight(W, {"oft_blocks": short}, 9.0, 1.0),
+        merged_weight(W, {"oft_blocks": short}, 0, 1.0),
+    )
 
 
 @pytest.mark.parametrize("weight", [W, KERNEL])
@@ -86,8 +92,8 @@ def test_a_butterfly_turns_rows_ever_further_apart(weight: Tensor, strength: flo
                 wanted[row] = turn[0, 0] * a + turn[0, 1] * b
                 wanted[row + apart] = turn[1, 0] * a + turn[1, 1] * b
                 pair += 1
-    close(changed(weight, {"oft_blocks": blocks}, None, strength), wanted)
-    assert torch.equal(changed(weight, {"oft_blocks": blocks}, None, 0.0), weight)
+    close(merged_weight(weight, {"oft_blocks": blocks}, None, strength), wanted)
+    assert torch.equal(merged_weight(weight, {"oft_blocks": blocks}, None, 0.0), weight)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_glora_multiplies_the_weight_and_adds(early: bool) -> None:
     names = ("a2", "a1", "b2", "b1") if early else ("a1", "a2", "b1", "b2")
     parts = dict(zip(names, (a1, a2, b1, b2), strict=True))
     wanted = W + 0.5 * (3 / 2) * (W @ a1 @ a2 + b1 @ b2)
-    close(changed(W, parts, 3.0, 0.5), wanted)
+    close(merged_weight(W, parts, 3.0, 0.5), wanted)
 
 
 def test_gloras_convolutions_may_have_a_core() -> None:
@@ -200,13 +206,13 @@ def test_gloras_convolutions_may_have_a_core() -> None:
     turned = nn.functional.conv2d(KERNEL, square[..., None, None])
     parts = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
     plain = (b1.flatten(1) @ b2.flatten(1)).reshape(KERNEL.shape)
-    close(changed(KERNEL, parts, None, 1.0), KERNEL + turned + plain)
+    close(merged_weight(KERNEL, parts, None, 1.0), KERNEL + turned + plain)
     between = torch.zeros_like(KERNEL)
     for a in range(2):
         for b in range(2):
             between += b1[:, a, None] * core[a, b] * small[b][None]
     parts |= {"b2": small, "bm": core}
-    close(changed(KERNEL, parts, None, 1.0), KERNEL + turned + between)
+    close(merged_weight(KERNEL, parts, None, 1.0), KERNEL + turned + between)
 
 
 def put_on(model: Model, file: Path) -> None:

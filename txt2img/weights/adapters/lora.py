@@ -21,7 +21,8 @@ from txt2img.system.text import shown
 from txt2img.weights.adapters import key_names, lycoris
 from txt2img.weights.adapters.base_model import base_model
 from txt2img.weights.formats import safetensors_file, tensors
-from txt2img.weights.formats.safetensors_file import Header, TensorRef
+from txt2img.weights.formats.safetensors_file import NAME_MAX, Header, TensorRef
+from txt2img.weights.layouts.components import first_names
 from txt2img.weights.registry.hashes import sha256, tensors_start
 
 # Alpha may be an integer, and IA3's side a boolean: both are read in their own type.
@@ -61,7 +62,7 @@ class Adapter:
     def report(self) -> str:
         """A line for the user: how many layers apply, and which tensors do not."""
         total = len(self.pieces) + self.unknown_layers
-        rest = f"; this model has no place for {_some(self.unknown)}" if self.unknown else ""
+        rest = f"; this model has no place for {first_names(self.unknown)}" if self.unknown else ""
         return f"LoRA {self.name}: applied {len(self.pieces)} of {total}{rest}"
 
 
@@ -94,7 +95,7 @@ def open_adapter(
         what = f"it is made for {trained_on}, not for" if trained_on else NO_MATCH
         raise UnknownLayout(
             f"{path.name}: applied 0 of {len(by_key)}; {what} {family}: "
-            f"it holds {_some(list(header.tensors))}"
+            f"it holds {first_names(list(header.tensors))}"
         )
     _check_once(path.name, pieces)
     for piece in pieces:
@@ -110,27 +111,26 @@ def short_hash(path: Path) -> str:
     return sha256(path, tensors_start(path))[:12]
 
 
-def merged(
+def merge(
     layer: nn.Module, pieces: list[tuple[Piece, float]], files: tensors.Files
 ) -> dict[str, Tensor]:
-    """A layer's changed weight and bias, with pieces merged at their strengths, in its dtype.
+    """Merge pieces at their strengths: a layer's changed weight and bias, in its dtype.
 
     Raises MissingWeights for values that are not finite.
     """
     new: dict[str, Tensor] = {}
     for piece, strength in pieces:
         parts = {role: value.to(_weight(layer).device) for role, value in piece.read(files).items()}
-        if lycoris.touches_weight(parts):
+        if lycoris.changes_weight(parts):
             weight = new.get("weight", _weight(layer).float())
-            new["weight"] = lycoris.changed(weight, parts, piece.alpha, strength)
-        if lycoris.touches_bias(parts):
+            new["weight"] = lycoris.merged_weight(weight, parts, piece.alpha, strength)
+        if lycoris.changes_bias(parts):
             bias = new.get("bias", _bias(layer).float())
-            new["bias"] = lycoris.changed_bias(bias, parts, strength)
+            new["bias"] = lycoris.merged_bias(bias, parts, strength)
     cast = {name: value.to(_weight(layer).dtype) for name, value in new.items()}
     if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
         raise MissingWeights(
-            f"{shown(pieces[-1][0].key, safetensors_file.NAME_MAX)}: "
-            f"the LoRA makes weights too large for "
+            f"{shown(pieces[-1][0].key, NAME_MAX)}: the LoRA makes weights too large for "
             f"{_weight(layer).dtype}; use less of it, or --dtype float32"
         )
     return cast
@@ -174,9 +174,7 @@ def _scalar(name: str, stored: TensorRef, files: tensors.Files) -> float:
     """The value of a tensor of one number. Raises MissingWeights."""
     value = tensors.read_stored(name, stored, files)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
-        raise MissingWeights(
-            f"{stored.path.name}: {shown(name, safetensors_file.NAME_MAX)} is not one number"
-        )
+        raise MissingWeights(f"{stored.path.name}: {shown(name, NAME_MAX)} is not one number")
     return number
 
 
@@ -208,29 +206,21 @@ def _check_methods(file: str, by_key: Mapping[str, Mapping[str, TensorRef]]) -> 
 
 def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) -> None:
     """Try the merge on the meta device, unless shapes alone prove it. Raises MissingWeights."""
-    if lycoris.fits(_weight(layer).shape, {r: stored.shape for r, stored in piece.parts.items()}):
+    shapes = {role: stored.shape for role, stored in piece.parts.items()}
+    if lycoris.surely_fits(_weight(layer).shape, shapes):
         return
-    parts = {role: torch.empty(stored.shape, device="meta") for role, stored in piece.parts.items()}
+    parts = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
     try:
-        if lycoris.touches_weight(parts):
-            lycoris.changed(_weight(layer).to("meta", torch.float32), parts, piece.alpha, 1.0)
-        if lycoris.touches_bias(parts):
-            lycoris.changed_bias(_bias(layer).to("meta", torch.float32), parts, 1.0)
+        if lycoris.changes_weight(parts):
+            lycoris.merged_weight(_weight(layer).to("meta", torch.float32), parts, piece.alpha, 1.0)
+        if lycoris.changes_bias(parts):
+            lycoris.merged_bias(_bias(layer).to("meta", torch.float32), parts, 1.0)
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
-        shapes = ", ".join(f"{role} {stored.shape}" for role, stored in piece.parts.items())
+        listed = ", ".join(f"{role} {shape}" for role, shape in shapes.items())
         raise MissingWeights(
-            f"{file}: {shown(piece.key, safetensors_file.NAME_MAX)} ({shapes}) does "
-            f"not fit a layer of "
+            f"{file}: {shown(piece.key, NAME_MAX)} ({listed}) does not fit a layer of "
             f"shape {tuple(_weight(layer).shape)}; it was made for {trained_on}, or is not whole"
         ) from error
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (
-        ", ".join(shown(name, safetensors_file.NAME_MAX) for name in names[:3]) or "nothing"
-    ) + more
 
 
 @dataclass(frozen=True)
