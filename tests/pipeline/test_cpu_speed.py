@@ -108,7 +108,7 @@ def latents(model: Model, *wishes: Request) -> Tensor:
 
 def test_a_picture_is_the_same_whatever_is_drawn_before_and_beside_it(drawing: Model) -> None:
     class Words:
-        def chunks(self, prompt: str, reading: object) -> int:
+        def chunk_count(self, prompt: str, rules: object) -> int:
             return 1
 
         def encode(self, prompts: list[str], chunks: int, reading: object) -> Cond:

@@ -196,7 +196,7 @@ def test_what_the_cpu_drew_is_decoded_where_the_model_is(
 ) -> None:
     places = []
 
-    def noted(model: Model, x: Tensor) -> Tensor:
+    def noted(model: Model, x: Tensor, tile: Tile | None) -> Tensor:
         places.append(x.device.type)
         return torch.zeros(1, 3, 8, 8)
 

@@ -69,7 +69,7 @@ class Words:
 
     encoders = (nn.Linear(1, 1),)
 
-    def chunks(self, prompt: str, reading: PromptRules) -> int:
+    def chunk_count(self, prompt: str, rules: PromptRules) -> int:
         return max(len(prompt.split()), 1)
 
     def encode(self, prompts: list[str], chunks: int, reading: PromptRules) -> Cond:
