@@ -28,14 +28,7 @@ def picture(path: Path, kind: str) -> dict[str, object]:
     info = image_file.read(path)
     texts = dict(info.texts)
     parameters = texts.pop("parameters", "")
-    try:
-        ours: object = parse_json(texts.pop("txt2img", '""'))
-    except ValueError:
-        ours = ""  # in this case info.notes has a line about it
-    try:
-        step: object = parse_json(texts.pop(STEP_KEY, '""'))
-    except ValueError:
-        step = ""
+    ours, step = (_json(texts.pop(key, '""')) for key in ("txt2img", STEP_KEY))
     return {
         "kind": f"a {kind} picture, {info.width}x{info.height}",
         "parameters": parameters,
@@ -45,6 +38,14 @@ def picture(path: Path, kind: str) -> dict[str, object]:
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(info.notes),
     }
+
+
+def _json(text: str) -> object:
+    """The value of a JSON text; "" if it is broken, about which info.notes has a line."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return ""
 
 
 def weights(name: str) -> dict[str, object]:
