@@ -33,12 +33,11 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory
 from txt2img.images.image_file import encode
 from txt2img.pipeline.generate import images_of, prepare, ready_to_draw
-from txt2img.pipeline.result import origin
 from txt2img.request.request import Request
 from txt2img.system.device.device import choose
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
-from txt2img.weights.model import Model
+from txt2img.weights.model import Model, origin
 
 SIDES = {"sd15": 512, "sdxl": 1024}
 PROMPT = "a photograph of an astronaut riding a horse"

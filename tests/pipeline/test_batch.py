@@ -1,6 +1,7 @@
 """Many pictures: in order, each written when it is done, none changed by the batch size."""
 
-from collections.abc import Generator
+import inspect
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from txt2img.diffusion.samplers import State
 from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.checks import FailurePolicy
 from txt2img.images.output import parse
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
-from txt2img.pipeline import batch, writer
+from txt2img.pipeline import batch, generate, writer
 from txt2img.pipeline.batch import BatchSettings, Started, Step, batches, filled_requests, run
 from txt2img.pipeline.writer import Failed, Finished
 from txt2img.request import Request, Sampler, Schedule
@@ -263,3 +265,21 @@ def test_what_ends_at_once_leaves_the_latents_of_what_is_not_written(
     [first, second] = drawn(sd1_model, [replace(SMALL, count=2)])  # the first is only decoded
     assert [first.path.name, second.path.name] == ["0001.png", "0002.png"]
     assert not list(folder.glob(".txt2img-*.latent"))
+
+
+def test_three_generators_stand_between_a_batch_and_its_sampler(
+    sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, seen = generate.next_state, []
+
+    def watched(states: Iterator[State], request: Request) -> State | None:
+        frame = inspect.currentframe()
+        while frame and frame.f_code is not run.__code__:
+            if frame.f_code.co_flags & inspect.CO_GENERATOR:
+                seen.append(frame.f_code.co_name)
+            frame = frame.f_back
+        return own(states, request)
+
+    monkeypatch.setattr(generate, "next_state", watched)
+    assert drawn(sd1_model, [replace(SMALL, steps=1)])
+    assert seen == ["sample", "_sample_group", "_draw_group"] * 2  # for a step, and for the end

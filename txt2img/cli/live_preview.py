@@ -30,8 +30,8 @@ def viewer_of(
 ) -> "Viewer":
     """The viewer of a run, with the VAE of --preview-vae. Txt2imgError."""
     from txt2img.pipeline.preview import Previewer
-    from txt2img.pipeline.result import origin
     from txt2img.weights.load import load_vae
+    from txt2img.weights.model import origin
 
     vae = None if options.preview_vae is None else model.vae
     if options.preview_vae not in (None, OWN):

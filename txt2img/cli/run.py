@@ -62,7 +62,7 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     from txt2img.weights.checkpoint import find_model
 
     find_model(batch.model)  # fails on an unknown name before torch is imported, which takes long
-    from txt2img.pipeline.result import origin, precision
+    from txt2img.weights.model import origin, precision
 
     began = time.perf_counter()
     model = load_model(batch.model, settings.device, batch.library)
@@ -80,16 +80,15 @@ def draw_all(
     model: "Model", batch: Batch, settings: RunSettings, bar: Bar, load_seconds: float
 ) -> int:
     """Draw the pictures that are not there yet. Returns the exit code."""
-    from txt2img.cli.live_preview import viewer_of
-    from txt2img.pipeline.batch import BatchSettings, filled_requests
+    from txt2img.pipeline.batch import BatchSettings, filled_requests, on_gpu
     from txt2img.pipeline.batch import run as draw_batch
     from txt2img.pipeline.batch_size import auto_batch_size
     from txt2img.pipeline.estimates.timer import Timer
     from txt2img.pipeline.latent_store import LatentStore
-    from txt2img.pipeline.result import origin
+    from txt2img.weights.model import origin
 
     target, policy = settings.target, settings.batch.policy
-    size = settings.batch_size or auto_batch_size(model, batch.pictures())
+    size = settings.batch_size or (auto_batch_size(model, batch.pictures()) if on_gpu(model) else 1)
     settings = replace(settings, batch_size=size)
 
     def shard() -> Iterator[Item]:
@@ -97,7 +96,7 @@ def draw_all(
         requests = filled_requests(batch.pictures(), model, errors, target.format)
         return settings.batch.shard_items(items(requests, target, model.hash))
 
-    viewer = viewer_of(model, settings.preview, target, bar, settings.quiet, batch.several)
+    viewer = open_viewer(model, settings, bar, batch.several)
     with ExitStack() as stack:
         index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
         meter = check_all(model, shard(), index, batch, settings, bar)
@@ -114,6 +113,15 @@ def draw_all(
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
     return code
+
+
+def open_viewer(model: "Model", settings: RunSettings, bar: Bar, several: bool) -> "Viewer | None":
+    """The viewer of a run; None if no preview is shown or saved. Txt2imgError."""
+    if not settings.preview.is_on(settings.quiet):
+        return None
+    from txt2img.cli.live_preview import viewer_of
+
+    return viewer_of(model, settings.preview, settings.target, bar, settings.quiet, several)
 
 
 def check_all(
@@ -155,22 +163,20 @@ def report_kept_latents(store: "LatentStore", bar: Bar) -> None:
 def report_events(
     events: "Iterable[Event]",
     timer: "Timer",
-    viewer: "Viewer",
+    viewer: "Viewer | None",
     meter: ProgressMeter,
     json: bool,
     drawn: distributed.Drawn | None,
 ) -> int:
-    """Print what a run yields, and add its pictures to `drawn`. Returns the failures.
-
-    Raises Stopped, BadOutput.
-    """
+    """Print what a run yields, and add its pictures to `drawn`. Returns the number of failures."""
     from txt2img.pipeline.batch import Started, Step
     from txt2img.pipeline.writer import Failed, Finished
 
     failed = pending = 0
     stop_reported = False
     for event in events:
-        viewer.on_event(event)
+        if viewer:
+            viewer.on_event(event)
         timer.on_event(event)
         if isinstance(event, Started):
             pending += len(event.items)
@@ -189,7 +195,7 @@ def report_events(
             meter.ready += 1
         if not pending:
             STOP.finished()
-        if isinstance(event, Finished):
+        if viewer and isinstance(event, Finished):
             viewer.raise_failure()
     return failed
 

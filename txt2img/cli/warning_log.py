@@ -9,7 +9,7 @@ from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111
 from txt2img.images.resume import Item
 from txt2img.request.compat import rules
-from txt2img.request.lint import prompt_warnings
+from txt2img.request.lint import prompt_warnings, truncation_warnings
 
 if TYPE_CHECKING:
     from txt2img.models.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class WarningLog:
 
     def check(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
         """A picture's warnings, and its prompts' tokens per chunk. BadRequest."""
-        from txt2img.pipeline.estimates.forecast import token_counts, truncation_warnings
+        from txt2img.models.tokenizer import token_counts
 
         request, program = item.request, rules(item.request)
         counts = token_counts(self.tokenizers, request, program)

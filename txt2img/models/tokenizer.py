@@ -4,15 +4,18 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 """
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from txt2img.request.adapters import find_words
-from txt2img.request.compat import PromptRules
-from txt2img.request.prompt_syntax import spans
+from txt2img.request.compat import PromptRules, Rules
+from txt2img.request.prompt_syntax import schedule, spans, split_and
+from txt2img.request.request import Request
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 Token = tuple[int, float]  # id, weight
@@ -20,6 +23,7 @@ PLAIN = PromptRules("text")
 # CLIP's pattern for lower-case printable ASCII, in Python's own, faster expressions.
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 WORD_CACHE = 2**16  # words whose tokens are cached
+TEXTS_MAX = 16  # of an edited prompt's texts, the first are counted
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -148,3 +152,34 @@ def tokens_before_comma(tokens: list[Token], comma: int | None, backtrack: int) 
     """Number of tokens up to a full chunk's last comma, if fewer than `backtrack` follow it."""
     after = next((i for i, (index, _) in enumerate(reversed(tokens)) if index == comma), backtrack)
     return len(tokens) - after if after < backtrack else len(tokens)
+
+
+def token_counts(
+    tokenizers: Sequence[Tokenizer], request: Request, rules: Rules
+) -> dict[str, list[int]]:
+    """The tokens of each chunk of a filled request's two prompts, where they are longest."""
+    steps = request.steps or 1
+    return {
+        "prompt": _longest(tokenizers, _texts(request.prompt, rules, steps, True), rules),
+        "negative": _longest(tokenizers, _texts(request.negative, rules, steps, False), rules),
+    }
+
+
+def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator[str]:
+    """The texts that are encoded for a prompt: the parts that AND joins, each as it is edited."""
+    if not rules.prompt_editing:
+        yield prompt
+        return
+    for _, part in split_and(prompt, rules.trailing_weight) if is_positive else [(1.0, prompt)]:
+        edits = dict.fromkeys(text for _, text in schedule(part, steps))
+        yield from islice(edits, TEXTS_MAX)
+
+
+def _longest(tokenizers: Sequence[Tokenizer], texts: Iterable[str], rules: Rules) -> list[int]:
+    """The tokens of each chunk of the text with the most tokens."""
+    counts = [
+        [len(part) for part in tokenizer.tokens_by_chunk(text, rules.prompt)] if text else [0]
+        for text in texts
+        for tokenizer in tokenizers
+    ]
+    return max(counts, key=sum)

@@ -22,12 +22,11 @@ from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
 from txt2img.pipeline.generate import batch_key, decode, latent_shape, noise_levels, sample
 from txt2img.pipeline.latent_store import LatentStore
-from txt2img.pipeline.result import origin
 from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, ImageWriter
 from txt2img.request import Request
 from txt2img.request.compat import rules
 from txt2img.weights.apply_adapters import resolve_adapters
-from txt2img.weights.model import Model, device_of
+from txt2img.weights.model import Model, device_of, origin
 
 NOTE_SINGLE = "Out of memory for a batch: drawn one by one instead"
 

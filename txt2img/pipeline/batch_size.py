@@ -19,7 +19,7 @@ VAE_MAPS = 4  # of an image's size and the decoder's second width
 
 
 def auto_batch_size(model: Model, pictures: Iterable[Request]) -> int:
-    """How many images like the first to draw at once; 1 on a CPU, or where memory is unknown."""
+    """How many images like the first to draw at once on a GPU; 1 if its memory is unknown."""
     free = free_memory(device_of(model))
     first = None if free is None else next(filled_requests(pictures, model, {}), None)
     return 1 if free is None or first is None else images_that_fit(model, first, free)

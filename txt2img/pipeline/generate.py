@@ -1,9 +1,10 @@
 """A Request and a Model → images: prompts, levels, denoiser, sampling, decoding."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import torch
 from PIL import Image
@@ -22,15 +23,14 @@ from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.pipeline.preview import Previewer
-from txt2img.pipeline.result import GeneratedImage, origin
+from txt2img.pipeline.result import GeneratedImage
 from txt2img.request import Request, Sampler, compat
 from txt2img.request.compat import Rules
 from txt2img.request.fields import Tile
-from txt2img.system.device.device import choose
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
-from txt2img.weights.model import Model, device_of
+from txt2img.weights.model import Model, device_of, origin
 from txt2img.weights.refiner import is_refiner_step, refiner_of, without_adapters
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
@@ -75,17 +75,17 @@ class Progress(State):
 
     steps: int
     requests: tuple[Request, ...] = field(repr=False)  # filled, one an image
-    previewer: Previewer = field(repr=False)
+    model: Model = field(repr=False)
+    previewer: Callable[[], Previewer] = field(repr=False)  # made at the first preview
 
     def preview(self) -> Image.Image:
         """The first image as it may become: coarse, one pixel a latent cell, and fast."""
-        return self.previewer.images(self.x0[:1], self.requests[0].tile)[0]
+        return self.previewer().images(self.x0[:1], self.requests[0].tile)[0]
 
     def images(self) -> list[GeneratedImage]:
         """Decode the latents: after the last step, the finished images. Rejected, OutOfMemory."""
-        model = self.previewer.model
-        images = decode(model, self.x, self.requests[0].tile)
-        made_by = origin(model, model.memory.used)
+        images = decode(self.model, self.x, self.requests[0].tile)
+        made_by = origin(self.model, self.model.memory.used)
         return [
             GeneratedImage(image, latent, request, made_by)
             for image, latent, request in zip(images, self.x, self.requests, strict=True)
@@ -103,7 +103,7 @@ def stream(request: Request, model: Model | None = None) -> Iterator[Progress]:
 
     Where memory or half precision does not suffice, the steps of an image begin again.
     """
-    model = load(request.model, choose()) if model is None else model
+    model = load(request.model) if model is None else model
     filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
     for i in range(filled.count):
         yield from sample(model, [filled.nth(i)])
@@ -151,7 +151,7 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
                 job = with_refiner(model, requests, device, dtype, stack)
                 stack.enter_context(ready_to_draw(model, job, device, dtype))
                 states, queued = job.states(), deque[torch.cuda.Event]()
-                batch = job.steps, job.requests, Previewer(model)
+                batch = job.steps, job.requests, model, cache(partial(Previewer, model))
                 while state := next_state(states, job.requests[0]):
                     if state.step in (1, job.steps):  # each check makes the host wait for a GPU
                         check_finite(state.x)

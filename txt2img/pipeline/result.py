@@ -1,21 +1,15 @@
 """A generated image with its latents, its request and its origin: what a file's record says."""
 
 import os
-import platform
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from txt2img.images import formats, image_file, output
 from txt2img.images.record import Origin
 from txt2img.request import Request
-from txt2img.system.device.device import describe
-from txt2img.system.device_names import describe_dtypes
-from txt2img.system.version import __version__
-from txt2img.weights.model import Model, device_of
 
 
 class GeneratedImage(Image.Image):
@@ -48,24 +42,3 @@ class GeneratedImage(Image.Image):
         else:
             data = image_file.encode(self, self.request, self.origin, None, form)
             output.write_file(data, path, overwrite=True)
-
-
-def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
-    """The model and the environment, with the fallbacks `used`, for the record of an image."""
-    environment = {
-        "txt2img": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": describe(device_of(model)),
-        "dtype": precision(model),
-    }
-    return Origin(model.name, model.hash, environment | (used or {}))
-
-
-def precision(model: Model) -> str:
-    """The dtype of the networks, or of each where they differ, for records."""
-    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
-    names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
-    if model.memory.quantized:
-        names["unet"] += f"/{model.memory.quantized}"
-    return describe_dtypes(names)

@@ -16,12 +16,11 @@ from txt2img.images import (
 )
 from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
 from txt2img.pipeline.generate import images_of
-from txt2img.pipeline.result import origin
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
 from txt2img.weights.apply_adapters import resolve_adapters
-from txt2img.weights.model import Model
+from txt2img.weights.model import Model, origin
 
 
 @dataclass(frozen=True)

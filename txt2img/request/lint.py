@@ -51,6 +51,19 @@ def prompt_warnings(request: Request) -> list[str]:
     return lines
 
 
+def truncation_warnings(counts: dict[str, list[int]], request: Request, rules: Rules) -> list[str]:
+    """A warning for each prompt that is truncated to one chunk, by its token counts."""
+    if not rules.prompt.truncate:
+        return []
+    names = {"prompt": "prompt", "negative": "negative prompt"}
+    return [
+        f"{names[name]}: {sum(chunks)} tokens; all but the first {chunks[0]} are left out "
+        f"by {request.compat}'s rules"
+        for name, chunks in counts.items()
+        if len(chunks) > 1
+    ]
+
+
 def _syntax(text: str, request: Request, is_positive: bool) -> Iterator[str]:
     """The warnings about one prompt's syntax."""
     program = rules(request)

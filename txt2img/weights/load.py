@@ -18,7 +18,7 @@ from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system.device import offload
-from txt2img.system.device.device import Device
+from txt2img.system.device.device import Device, choose
 from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
@@ -40,17 +40,20 @@ NOT_COMPILED = (
 
 
 def load(
-    name_or_path: str,
-    device: Device,
+    name_or_path: str = "default",
+    device: Device | str | None = None,
     prediction: str | None = None,
     vae_path: str | None = None,
     overrides: ComponentOverrides = NO_OVERRIDES,
+    dtype: str | None = None,
 ) -> Model:
-    """Load a model onto the device, with the VAE at `vae_path` if given.
+    """Load a model onto a device, by default the best there is, with the VAE at `vae_path`.
 
-    `prediction`, "eps" or "v", overrides the files; a model with `overrides` has a hash of all its
-    files. Raises ModelNotFound, UnknownLayout, MissingWeights, BadFile, each naming what is wrong.
+    `device` and `dtype` are named as on the command line, such as "cuda" and "fp16". `prediction`,
+    "eps" or "v", overrides the files; a model with `overrides` has a hash of all its files. Raises
+    BadRequest, ModelNotFound, UnknownLayout, MissingWeights, BadFile, naming what is wrong.
     """
+    device = device if isinstance(device, Device) else choose(device, dtype)
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
     check_vae(checkpoint, vae_path)
     adapters = AdapterState()

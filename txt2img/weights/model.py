@@ -1,17 +1,21 @@
 """A loaded model: its family, networks, adapters and refiner."""
 
+import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
 
 from txt2img.diffusion.conditioning import ScheduledCond
+from txt2img.images.record import Origin
 from txt2img.models.optimize.cuda_graph import Graphed
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
 from txt2img.request.adapters import Refiner
+from txt2img.system.device.device import describe
 from txt2img.system.device.memory import MemoryState
+from txt2img.system.version import __version__
 from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.checkpoint import Checkpoint
 from txt2img.weights.families import Family
@@ -46,3 +50,26 @@ class SecondStage:
 def device_of(model: Model) -> torch.device:
     """The device that computes; with offloading the weights may wait elsewhere."""
     return model.memory.placement.device or next(model.network.parameters()).device
+
+
+def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
+    """The model and the environment, with the fallbacks `used`, for the record of an image."""
+    environment = {
+        "txt2img": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": describe(device_of(model)),
+        "dtype": precision(model),
+    }
+    return Origin(model.name, model.hash, environment | (used or {}))
+
+
+def precision(model: Model) -> str:
+    """The dtype of the networks, or of each where they differ, for records."""
+    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
+    names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
+    if model.memory.quantized:
+        names["unet"] += f"/{model.memory.quantized}"
+    if len(set(names.values())) == 1:
+        return names["unet"]
+    return ",".join(f"{part}={name}" for part, name in names.items())

@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 
 from txt2img.errors import BadRequest, ModelNotFound
+from txt2img.models.tokenizer import token_counts
 from txt2img.pipeline.estimates import history
-from txt2img.pipeline.estimates.forecast import (
-    Forecast,
-    forecast_for,
-    token_counts,
-    truncation_warnings,
-)
+from txt2img.pipeline.estimates.forecast import Forecast, forecast_for
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
+from txt2img.request.lint import truncation_warnings
 from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.model import Model
 

@@ -98,8 +98,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     """Decode a latent, the `index`-th, and write its picture. Returns its path. Txt2imgError."""
     from txt2img.images import image_file
     from txt2img.pipeline import generate
-    from txt2img.pipeline.result import origin
-    from txt2img.weights.model import device_of
+    from txt2img.weights.model import device_of, origin
 
     request = latent.request
     if tuple(latent.x.shape) != generate.latent_shape(model, request):

@@ -122,6 +122,11 @@ class PreviewOptions:
             return self
         return replace(self, preview_vae=find_or_fail("--preview-vae", str(self.preview_vae)))
 
+    def is_on(self, quiet: bool) -> bool:
+        """Whether any preview is shown or saved."""
+        is_shown = self.protocol != "off" and not quiet
+        return is_shown or self.file is not None or self.keeps_steps
+
     @property
     def protocol(self) -> str:
         """How pictures are shown in the terminal: one of PROTOCOLS."""

@@ -1,17 +1,14 @@
 """What a run would draw with, how long and in how much memory; reads no weights, needs no torch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from math import prod
 from pathlib import Path
 
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
-from txt2img.request.compat import Rules
-from txt2img.request.prompt_syntax import schedule, split_and
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
@@ -21,8 +18,6 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import find_vae
 from txt2img.weights.registry.hashes import cached_hash
-
-TEXTS_MAX = 16  # of an edited prompt's texts, the first are counted
 
 
 @dataclass(frozen=True)
@@ -127,47 +122,3 @@ def embedding_tokens(path: Path) -> int:
     """The number of tokens of a textual-inversion file. Raises BadFile."""
     tables = [stored.shape for stored in safetensors_file.header(path).tensors.values()]
     return max((shape[0] for shape in tables if len(shape) == 2), default=1)
-
-
-def token_counts(
-    tokenizers: Sequence[Tokenizer], request: Request, rules: Rules
-) -> dict[str, list[int]]:
-    """The tokens of each chunk of a filled request's two prompts, where they are longest."""
-    steps = request.steps or 1
-    return {
-        "prompt": _longest(tokenizers, _texts(request.prompt, rules, steps, True), rules),
-        "negative": _longest(tokenizers, _texts(request.negative, rules, steps, False), rules),
-    }
-
-
-def truncation_warnings(counts: dict[str, list[int]], request: Request, rules: Rules) -> list[str]:
-    """A warning for each prompt that is truncated to one chunk, by its token counts."""
-    if not rules.prompt.truncate:
-        return []
-    names = {"prompt": "prompt", "negative": "negative prompt"}
-    return [
-        f"{names[name]}: {sum(chunks)} tokens; all but the first {chunks[0]} are left out "
-        f"by {request.compat}'s rules"
-        for name, chunks in counts.items()
-        if len(chunks) > 1
-    ]
-
-
-def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator[str]:
-    """The texts that are encoded for a prompt: the parts that AND joins, each as it is edited."""
-    if not rules.prompt_editing:
-        yield prompt
-        return
-    for _, part in split_and(prompt, rules.trailing_weight) if is_positive else [(1.0, prompt)]:
-        edits = dict.fromkeys(text for _, text in schedule(part, steps))
-        yield from islice(edits, TEXTS_MAX)
-
-
-def _longest(tokenizers: Sequence[Tokenizer], texts: Iterable[str], rules: Rules) -> list[int]:
-    """The tokens of each chunk of the text with the most tokens."""
-    counts = [
-        [len(part) for part in tokenizer.tokens_by_chunk(text, rules.prompt)] if text else [0]
-        for text in texts
-        for tokenizer in tokenizers
-    ]
-    return max(counts, key=sum)

@@ -14,9 +14,8 @@ from txt2img.images.resume import Item
 from txt2img.pipeline.batch import Event, Started, Step
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
-from txt2img.pipeline.result import precision
 from txt2img.pipeline.writer import Finished
-from txt2img.weights.model import Model, device_of
+from txt2img.weights.model import Model, device_of, precision
 
 
 @dataclass
