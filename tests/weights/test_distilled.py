@@ -1,4 +1,4 @@
-"""Models and LoRAs of few steps, told by their names and schedulers as they are published."""
+"""Few-step models and LoRAs are recognised by their published names and schedulers."""
 
 import os
 from dataclasses import replace
@@ -34,7 +34,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "side", "steps", "cfg", "sampler", "schedule"), NAMES)
-def test_names_tell_what_a_model_draws_best_with(
+def test_a_name_decides_the_defaults(
     name: str, side: int, steps: int, cfg: float, sampler: Sampler, schedule: Schedule
 ) -> None:
     assert from_name(FULL, name) == Defaults(side, side, steps, cfg, sampler, schedule)
@@ -58,9 +58,7 @@ SCHEDULERS: list[tuple[dict[str, object], Sampler]] = [
 
 
 @pytest.mark.parametrize(("config", "sampler"), SCHEDULERS)
-def test_schedulers_tell_what_a_model_draws_best_with(
-    config: dict[str, object], sampler: Sampler
-) -> None:
+def test_a_scheduler_decides_the_defaults(config: dict[str, object], sampler: Sampler) -> None:
     drawn = from_scheduler(FULL, config, "my-model")
     assert (drawn.sampler, drawn.schedule, drawn.cfg) == (sampler, TRAILING, 1.0)
     assert (drawn.width, drawn.steps < 10) == (1024, True)
@@ -95,14 +93,14 @@ LORAS = [
 
 
 def lora(folder: Path, name: str, said: str | None = None) -> AdapterPaths:
-    """A library of one LoRA, which says of itself what is `said`."""
+    """The paths of one LoRA, with the defaults `said` in its metadata."""
     metadata = None if said is None else {"txt2img": said}
     path = adapters.write(folder / f"{name}.safetensors", {"a": torch.zeros(1)}, metadata)
     return AdapterPaths({name: path})
 
 
 @pytest.mark.parametrize(("name", "steps", "cfg", "sampler"), LORAS)
-def test_a_lora_of_few_steps_fills_what_is_not_said(
+def test_a_few_step_lora_fills_the_requests_blanks(
     name: str, steps: int, cfg: float | None, sampler: Sampler, tmp_path: Path
 ) -> None:
     library, asked = lora(tmp_path, name), Request("a", loras=(Lora(name),))
@@ -126,7 +124,7 @@ def test_other_loras_and_those_not_used_change_nothing(name: str, tmp_path: Path
     assert from_loras(off, lora(tmp_path, "lcm")) == off
 
 
-def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> None:
+def test_a_files_metadata_comes_before_its_name(tmp_path: Path) -> None:
     said = '{"steps": 3, "cfg": 1.5, "sampler": "heun", "schedule": "linear"}'
     filled = from_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said))
     assert (filled.steps, filled.cfg) == (3, 1.5)
@@ -139,12 +137,12 @@ def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> Non
     ("said", "told"),
     [('{"steps": "3"}', "steps"), ('{"sampler": "x"}', "x.safetensors"), ("[", "x.safetensors")],
 )
-def test_what_a_file_says_wrongly_is_named(said: str, told: str, tmp_path: Path) -> None:
+def test_bad_values_in_metadata_are_named(said: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=told):
         from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", said))
 
 
-def test_what_a_file_says_is_read_again_when_it_changed(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     asked = Request("a", loras=(Lora("x"),))
     assert from_loras(asked, lora(tmp_path, "x", '{"steps": 3}')).steps == 3
     library = lora(tmp_path, "x", '{"steps": 5}')

@@ -134,13 +134,13 @@ FILES: list[tuple[str, Use]] = [
 
 
 def peak() -> int:
-    """The most memory that this process ever had, in megabytes."""
+    """The peak memory of this process in megabytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def survive(use: Use, path: Path, what: str) -> bool:
-    """Whether a damaged file is refused; how, must be as promised."""
+    """Whether a damaged file is refused; checks the message, time and memory."""
     before, start = peak(), time.process_time()
     refused = False
     try:

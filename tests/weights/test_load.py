@@ -1,4 +1,4 @@
-"""Models from folders and files: what loads, and how everything else is refused."""
+"""Models load from folders and files, or are refused in one line."""
 
 import json
 import os
@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the model with a vocabulary of its own, free to be broken."""
+    """A copy of the model with its own vocabulary, which tests may break."""
     copy = tmp_path / "model"
     shutil.copytree(tiny.own(), copy)
     yield copy
@@ -127,7 +127,7 @@ def test_weights_are_cast(dtype: torch.dtype) -> None:
     assert model.network(x, time, Cond(model.text.encode(["red"]).tokens)).dtype == dtype
 
 
-def test_prediction_can_be_overruled() -> None:
+def test_prediction_can_be_overridden() -> None:
     assert load(str(tiny.sd1().file), CPU, prediction="v").family.prediction == "v"
     assert load(str(tiny.own()), CPU, prediction="eps").family.prediction == "eps"
     with pytest.raises(BadRequest, match="eps, v"):
@@ -190,7 +190,7 @@ def test_hash_of_a_single_file_is_its_sha256() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "stabilityai/none", "none.safetensors", "a\0b", "x" * 5000])
-def test_what_is_not_there_is_not_fetched(name: str) -> None:
+def test_a_missing_model_is_not_downloaded(name: str) -> None:
     with pytest.raises(ModelNotFound, match=r"nothing is fetched unasked|models pull ID fetches"):
         load(name, CPU)
 
@@ -208,7 +208,7 @@ BROKEN: list[tuple[str, Callable[[State], object], str]] = [
     (UNET, lambda s: s.update(extra=torch.zeros(1)), 'unet: "extra" unknown'),
     (TEXT, lambda s: s.update(extra=torch.zeros(1)), 'text_encoder: "extra" unknown'),
     (UNET, lambda s: s.update({"conv_in.bias": torch.zeros(31)}), r"\(31,\); \(32,\) is needed"),
-    (UNET, scale("conv_in.weight", float("nan")), '"conv_in.weight" holds values that are not'),
+    (UNET, scale("conv_in.weight", float("nan")), '"conv_in.weight" contains values that are not'),
     (VAE, scale("encoder.conv_in.bias", float("inf")), "not finite"),
     (UNET, lambda s: s.update({"conv_in.bias": torch.zeros(32).long()}), "I64"),
 ]

@@ -1,4 +1,4 @@
-"""SDXL and models that see a picture: what loads from where, and how the rest is refused."""
+"""SDXL, inpainting and pix2pix models load in every layout, or are refused in one line."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def xl(tmp_path: Path) -> Path:
 
 
 def write(path: Path, **values: object) -> None:
-    """A JSON file with other values, as a file of its own."""
+    """Write a JSON file with other values in place of a link."""
     content = json.loads(path.read_text()) | values
     path.unlink()
     path.write_text(json.dumps(content))
@@ -56,7 +56,7 @@ def test_layouts_hold_the_same_weights(build: Callable[[], tiny_xl.TinyXL]) -> N
         assert all(torch.equal(v, state[n]) for n, v in mine.state_dict().items())
 
 
-def test_encoders_are_those_of_the_kind() -> None:
+def test_text_encoders_are_those_of_the_family() -> None:
     base, refiner = load(str(tiny_xl.base().file), CPU), load(str(tiny_xl.refiner().file), CPU)
     assert isinstance(base.text, TextEncoders) and isinstance(refiner.text, TextEncoder)
     pads = [encoder.tokenizer.chunks("a cat")[0][-1] for encoder in base.text.encoders]
@@ -124,7 +124,7 @@ def test_broken_files_name_their_tensors(
     assert "\n" not in str(caught.value)
 
 
-def test_a_turned_matrix_is_read_turned(tmp_path: Path) -> None:
+def test_a_transposed_matrix_is_read_transposed(tmp_path: Path) -> None:
     matrix = torch.arange(6.0).view(2, 3)
     save_file({"a": matrix}, tmp_path / "a.safetensors")
     stored: TensorRef = header(tmp_path / "a.safetensors").tensors["a"]
@@ -133,7 +133,7 @@ def test_a_turned_matrix_is_read_turned(tmp_path: Path) -> None:
     assert torch.equal(read_stored("a", stored.transpose().transpose()), matrix)
 
 
-def test_defaults_are_those_of_the_kind(xl: Path, tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_family(xl: Path, tmp_path: Path) -> None:
     link = tmp_path / "my_lightning_8step.safetensors"
     os.link(tiny_xl.base().file, link)
     found = summary(str(link)).family.defaults
@@ -148,19 +148,21 @@ def test_defaults_are_those_of_the_kind(xl: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["folder", "file"])
-def test_a_model_that_sees_a_picture_loads_but_does_not_draw_from_words(layout: str) -> None:
+def test_an_inpainting_model_loads_but_does_not_draw(layout: str) -> None:
     model = load(str(getattr(tiny_xl.inpaint(), layout)), CPU)
     assert model.family.name == "latent diffusion inpainting"
     x, time = torch.randn(1, 9, 8, 8), torch.tensor([9.0])
     cond = model.text.encode(["a cat"])
     told = type(cond)(cond.tokens, cond.pooled, torch.zeros(1, 6))
     assert model.network(x, time, told).shape == (1, 4, 8, 8)
-    with pytest.raises(BadRequest, match="needs a picture and a mask beside the prompt") as caught:
+    with pytest.raises(
+        BadRequest, match="needs a picture and a mask in addition to the prompt"
+    ) as caught:
         generate(Request("a cat", width=64, height=64, steps=1), model)
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_refuses_a_model_that_sees_a_picture_in_one_line(command: Command) -> None:
+def test_the_command_refuses_an_inpainting_model_in_one_line(command: Command) -> None:
     small = ("-W", "64", "-H", "64", "--steps", "1")
     outcome = command("-m", str(tiny_xl.inpaint().file), *small, "a cat")
     assert (outcome.code, outcome.out) == (2, "")

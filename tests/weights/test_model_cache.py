@@ -1,4 +1,4 @@
-"""A model stays in memory as long as it is what loading would give."""
+"""The cached model is returned as long as loading would give the same."""
 
 import shutil
 from collections.abc import Iterator
@@ -30,19 +30,19 @@ def cache() -> Iterator[ModelCache]:
 
 @pytest.fixture
 def copy(sd1_folder: Path, folder: Path) -> Path:
-    """A model's folder of this test's own, as "m" in the current one."""
+    """A copy of a model's folder, as "m" in the current one."""
     shutil.copytree(sd1_folder, folder / "m")
     return folder / "m"
 
 
-def test_nothing_is_kept_unasked(sd1_folder: Path) -> None:
+def test_nothing_is_cached_unless_enabled(sd1_folder: Path) -> None:
     cache = ModelCache()
     first = cache.load(str(sd1_folder), CPU)
     assert cache.load(str(sd1_folder), CPU) is not first
     assert not cache.hit
 
 
-def test_a_model_is_kept_by_its_files_not_its_name(cache: ModelCache, copy: Path) -> None:
+def test_a_model_is_cached_by_its_files_not_its_name(cache: ModelCache, copy: Path) -> None:
     first = cache.load("m", CPU)
     assert not cache.hit
     assert cache.load(str(copy), CPU) is cache.load("m", CPU) is first
@@ -98,7 +98,7 @@ def test_adapters_of_one_call_are_removed_for_the_next(
     assert model.adapters == AdapterState()
 
 
-def test_a_model_left_between_two_precisions_is_loaded_anew(
+def test_a_model_left_between_two_dtypes_is_loaded_again(
     cache: ModelCache, sd1_folder: Path
 ) -> None:
     first = cache.load(str(sd1_folder), CPU)

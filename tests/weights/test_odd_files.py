@@ -1,4 +1,4 @@
-"""Files as people have them: merged, pruned, saved by other programs; they work or say why not."""
+"""Merged and pruned files, and those of other programs, work or are refused with a reason."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def with_ids(dtype: torch.dtype, key: str) -> Callable[[State], object]:
 
 
 def with_means(state: State) -> None:
-    """EMA copies, as training leaves them: their names have lost their dots."""
+    """EMA copies, as training leaves them: without dots in their names."""
     unet = "model.diffusion_model."
     for name in [n for n in state if n.startswith(unet)][:20]:
         flat = "model_ema.diffusion_model" + name.removeprefix(unet).replace(".", "")
@@ -60,7 +60,7 @@ def with_means(state: State) -> None:
 
 
 def comfy_sd1(state: State) -> None:
-    """What ComfyUI's text encoder has more than the published one."""
+    """The tensors that ComfyUI's text encoder has besides the published ones."""
     width = tiny.SD1.width
     state["cond_stage_model.transformer.text_projection.weight"] = torch.eye(width)
     state["cond_stage_model.logit_scale"] = torch.tensor(4.6)
@@ -92,9 +92,7 @@ ODD: dict[str, tuple[Callable[[], tiny.Tiny | tiny_xl.TinyXL], Callable[[State],
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_merges_and_programs_leave_beside_a_model_changes_nothing(
-    name: str, tmp_path: Path
-) -> None:
+def test_leftovers_of_merges_and_programs_change_nothing(name: str, tmp_path: Path) -> None:
     build, change = ODD[name]
     state = copied(load_file(build().file))
     change(state)
@@ -104,7 +102,7 @@ def test_what_merges_and_programs_leave_beside_a_model_changes_nothing(
     assert same(load(str(odd), CPU), load(str(build().file), CPU))
 
 
-def test_parts_of_a_merge_may_be_of_different_types(tmp_path: Path) -> None:
+def test_components_of_a_merge_may_have_different_dtypes(tmp_path: Path) -> None:
     """An XL merge with a VAE baked in: bf16 U-Net, fp16 VAE, one encoder in float32."""
     state = load_file(tiny_xl.base().file)
     kinds = {"model.diffusion_model.": torch.bfloat16, "first_stage_model.": torch.float16}
@@ -148,7 +146,7 @@ def test_a_model_without_a_vae_says_so_and_takes_one(
         outcome = command("-m", file, *small, *more, "a cat")
         assert outcome.code != 0 and not outcome.out
         assert outcome.err.count("Error: ") == 1
-        assert "holds no VAE" in outcome.err and "with --vae" in outcome.err
+        assert "contains no VAE" in outcome.err and "with --vae" in outcome.err
     assert "a VAE, given with --vae" in command("info", file).out
     outcome = command("-m", file, "--vae", vae, *small, "a cat")
     assert outcome.code == 0 and Path(outcome.out.strip()).exists()
@@ -170,7 +168,7 @@ def test_latents_of_a_model_without_a_vae_are_those_of_the_whole_one(
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (tiny.sd1, "a Stable Diffusion model without its text encoder, whose U-Net --unet takes"),
+        (tiny.sd1, "a Stable Diffusion model without its text encoder: use its U-Net with --unet"),
         (tiny_xl.base, "a Stable Diffusion XL model without its text encoders"),
     ],
 )
@@ -231,7 +229,7 @@ def comfy(unet: Pairs, text: Pairs) -> State:
     ],
     ids=["text encoder only", "no alpha", "lycoris_", "ComfyUI", "diffusion_model."],
 )
-def test_a_lora_of_another_spelling_is_the_same_lora(
+def test_a_lora_with_other_names_is_the_same_lora(
     make: Callable[[], State], wanted: Callable[[], State], model: Model, tmp_path: Path
 ) -> None:
     notes = put_on(model, write(tmp_path / "plain.safetensors", wanted()))
@@ -303,7 +301,7 @@ def test_an_adapter_that_does_not_apply_says_what_it_is_for(
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
-def test_learnt_words_of_other_programs_are_read(model: Model, tmp_path: Path) -> None:
+def test_embeddings_of_other_programs_are_read(model: Model, tmp_path: Path) -> None:
     vectors = torch.randn(3, 32)
     for name in ("emb_params", "*", "string_to_param.*", "clip_l", "<cat>"):
         path = write(tmp_path / "cat.safetensors", {name: vectors})
@@ -315,7 +313,7 @@ def test_learnt_words_of_other_programs_are_read(model: Model, tmp_path: Path) -
 @pytest.mark.parametrize(
     "names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")], ids=str
 )
-def test_xls_learnt_words_have_two_parts_of_either_naming(
+def test_xls_embeddings_have_two_tensors_of_either_naming(
     names: tuple[str, str], tmp_path: Path
 ) -> None:
     model = load(str(tiny_xl.base().folder), CPU)

@@ -45,7 +45,7 @@ NAMES = {
 
 
 def hollow(path: Path, shapes: Shapes) -> Path:
-    """A safetensors file with a header as of half-precision weights, and a hole for them."""
+    """A sparse safetensors file with the header of half-precision weights."""
     rows, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * prod(shape)
@@ -86,20 +86,20 @@ def module_shapes(kind: type[nn.Module], config: UNetConfig | VAEConfig | TextCo
 
 
 def wanted(family: Family) -> list[Shapes]:
-    """What our own modules hold, in the order of a plan's parts."""
+    """The shapes of our own modules, in the order of a checkpoint's components."""
     texts = [module_shapes(TextEncoder, text) for text in family.texts]
     return [module_shapes(UNet, family.network), module_shapes(VAE, family.vae), *texts]
 
 
 def matched(plan: Checkpoint) -> None:
-    """Every tensor of the plan has its module's name and shape, and none is left over."""
+    """Every tensor of the checkpoint has its module's name and shape, and none is left over."""
     for (component, part), shapes in zip(plan.components.items(), wanted(plan.family), strict=True):
         check_tensors(component, part, shapes)
         assert {name: stored.shape for name, stored in part.tensors.items()} == shapes
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_single_file_is_planned_from_its_header(model: str, tmp_path: Path) -> None:
+def test_a_single_file_is_opened_from_its_header(model: str, tmp_path: Path) -> None:
     path = hollow(tmp_path / f"{model}.safetensors", published.file_keys(model))
     plan = open_checkpoint(str(path), None)
     assert plan.family.name == NAMES[model]
@@ -107,7 +107,7 @@ def test_a_single_file_is_planned_from_its_header(model: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_folder_is_planned_from_its_headers(model: str, tmp_path: Path) -> None:
+def test_a_folder_is_opened_from_its_headers(model: str, tmp_path: Path) -> None:
     plan = open_checkpoint(str(hollow_folder(tmp_path, model)), None)
     assert plan.family.name == NAMES[model]
     matched(plan)
@@ -151,9 +151,7 @@ def test_the_table_of_models_names_them_all() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_table_says_the_sizes_and_the_memory_that_are_foreseen(
-    name: str, tmp_path: Path
-) -> None:
+def test_the_table_has_the_sizes_and_the_forecast_memory(name: str, tmp_path: Path) -> None:
     model = LISTS.get(name, name)
     keys = published.folder_keys(model).values()
     assert TABLE[name][2] == format_size(2 * sum(prod(s) for part in keys for s in part.values()))

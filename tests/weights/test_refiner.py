@@ -1,4 +1,4 @@
-"""A refiner takes over: as diffusers' two pipelines, in a file's record, with little memory."""
+"""A refiner takes over as in diffusers, is recorded in the picture, and needs little memory."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def last(model: Model, request: Request) -> Tensor:
     return state.x
 
 
-def test_it_takes_over_after_a_part_of_the_times() -> None:
+def test_it_takes_over_after_a_fraction_of_the_timesteps() -> None:
     levels = [PROCESS.entry(time) for time in (999, 201, 200, 199, 0)]
     assert [is_refiner_step(PROCESS, level, 0.8) for level in levels] == [
         False,
@@ -105,7 +105,7 @@ def test_final_latents_equal_diffusers_two_pipelines(
     assert test_parity_xl.off(last(model, request), wanted) < 1e-4
 
 
-def test_each_model_draws_all_where_the_switch_is_at_an_end(model: Model) -> None:
+def test_one_model_draws_all_steps_if_the_switch_is_0_or_1(model: Model) -> None:
     whole = last(model, filled(model, refiner_switch=1.0))
     alone = replace(filled(model), refiner=None)
     assert torch.equal(whole, last(model, alone))
@@ -114,7 +114,7 @@ def test_each_model_draws_all_where_the_switch_is_at_an_end(model: Model) -> Non
     assert torch.equal(none, last(refiner, replace(alone, model="r")))
 
 
-def test_samplers_that_look_twice_or_back_go_on(model: Model) -> None:
+def test_second_order_and_multistep_samplers_continue(model: Model) -> None:
     for sampler in (Sampler.HEUN, Sampler.DPMPP_2M, Sampler.DPMPP_SDE):
         request = filled(model, sampler=sampler, schedule=Schedule.KARRAS)
         x = last(model, request)
@@ -150,7 +150,7 @@ def test_with_little_memory_only_one_of_the_two_has_its_weights(tmp_path: Path) 
     assert test_parity_xl.off(once, last(normal, request)) < 1e-4
 
 
-def test_a_picture_says_both_models_and_is_drawn_again(command: Command) -> None:
+def test_a_picture_records_both_models_and_is_drawn_again(command: Command) -> None:
     small = ("-W", "64", "-H", "64", "--steps", "3", "--seed", "4")
     wish = ("a red apple", "-m", BASE, *small, "--refiner", f"{REFINER}:0.5")
     made = command(*wish, "-o", "a.png", "--json")
@@ -192,7 +192,7 @@ def test_what_cannot_refine_is_refused_in_one_line(command: Command) -> None:
     assert not Path("x.png").exists()
 
 
-def test_a_library_user_is_told_what_lacks() -> None:
+def test_a_missing_refiner_is_named() -> None:
     base = load(BASE, CPU)
     request = replace(REQUEST, refiner=Refiner("r"))
     with pytest.raises(ModelNotFound, match="refiner"):
@@ -201,7 +201,7 @@ def test_a_library_user_is_told_what_lacks() -> None:
         list(sample(base, [request.filled(base.family.defaults)]))
 
 
-def test_what_is_kept_of_a_look_is_each_networks_own(
+def test_deepcache_features_are_each_networks_own(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, own = list[UNet](), UNet.deep_features

@@ -110,7 +110,7 @@ def check_vae(checkpoint: Checkpoint, vae_path: str | None) -> None:
     """Raise MissingWeights if there is no VAE, neither in the checkpoint nor at `vae_path`."""
     if vae_path is None and "vae" not in checkpoint.components:
         raise MissingWeights(
-            f"{shown(checkpoint.name)} holds no VAE, which turns latents into pictures; "
+            f"{shown(checkpoint.name)} contains no VAE, which turns latents into pictures; "
             f"give one for {checkpoint.family.name} with --vae"
         )
 

@@ -63,8 +63,8 @@ class Family:
         """
         if self.extra_inputs:
             raise BadRequest(
-                f"this model ({self.name}) needs {self.extra_inputs} beside the prompt, which is "
-                "not supported yet; choose another with --model"
+                f"this model ({self.name}) needs {self.extra_inputs} in addition to the prompt, "
+                "which is not supported yet; choose another with --model"
             )
         height, width = request.height or 0, request.width or 0
         for name, pixels, tile in (("height", height, Tile.Y), ("width", width, Tile.X)):
@@ -206,8 +206,8 @@ def check_family(family: Family) -> Family:
         )
     if network.pooled != texts[-1].projection or network.sizes not in (0, 5, 6):
         raise UnknownLayout(
-            f"the U-Net is told {network.sizes} sizes and a text as a whole of {network.pooled} "
-            f"numbers, the encoder gives {texts[-1].projection}"
+            f"the U-Net takes {network.sizes} sizes and pooled text of width {network.pooled}, the "
+            f"encoder gives width {texts[-1].projection}"
         )
     if vae.latent_channels != network.out_channels:
         raise UnknownLayout(

@@ -60,7 +60,7 @@ def _check_same_latents(name: str, family: Family, first: Family) -> None:
     """Raise BadRequest unless a model can continue with another's latents."""
     if family.extra_inputs:
         raise BadRequest(
-            f"{shown(name)} needs {family.extra_inputs} beside the prompt: it is no refiner"
+            f"{shown(name)} needs {family.extra_inputs} in addition to the prompt: it is no refiner"
         )
     one, other = first.vae, family.vae
     sizes = (one.latent_channels, one.factor), (other.latent_channels, other.factor)

@@ -1,4 +1,4 @@
-"""LoRA files of all spellings change the weights as diffusers does, and go without a trace."""
+"""LoRA files of all namings change weights as in diffusers, and are removed without a trace."""
 
 import json
 import re
@@ -32,7 +32,7 @@ IDS = torch.tensor([[49406, 320, 1125, 539, 49407]])
 
 
 def put_on(model: Model, *files: Path, **weights: float) -> list[str]:
-    """Wear files, all at the same weights; gives the notes."""
+    """Apply files, all at the same strengths; returns the notes."""
     model.adapters.library = AdapterPaths({path.stem: path for path in files})
     loras = tuple(Lora(path.stem, **weights) for path in files)
     apply_adapters(model, resolve_adapters(model, Request("", loras=loras)))
@@ -117,7 +117,7 @@ def test_the_networks_equal_diffusers_fused_ones(
         assert off(before, wanted) > 1e-2
 
 
-def test_all_spellings_of_a_file_mean_the_same(model: Model, tmp_path: Path) -> None:
+def test_all_namings_of_a_file_mean_the_same(model: Model, tmp_path: Path) -> None:
     found = unet_pairs()
     old = {
         re.sub(
@@ -174,7 +174,7 @@ def test_an_lcm_lora_applies_wholly(model: Model, tmp_path: Path) -> None:
         assert off(model.network.get_parameter(f"{name}.weight"), wanted) < 1e-6
 
 
-def test_a_convolutions_kernel_may_stand_between(model: Model, tmp_path: Path) -> None:
+def test_a_convolution_may_have_its_kernel_in_the_middle(model: Model, tmp_path: Path) -> None:
     name, weight = "mid_block.resnets.0.conv1", model.network.mid_block.resnets[0].conv1.weight
     down, mid, up = torch.randn(4, 64, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(64, 4, 1, 1)
     flat = f"lora_unet_{name.replace('.', '_')}"
@@ -239,7 +239,7 @@ def test_merging_is_done_in_float32_and_rounded_once(model: Model, tmp_path: Pat
     assert torch.equal(weight, wanted)
 
 
-def test_pefts_settings_in_the_file_give_alpha(model: Model, tmp_path: Path) -> None:
+def test_pefts_settings_in_the_metadata_give_alpha(model: Model, tmp_path: Path) -> None:
     found = dict(list(unet_pairs().items())[:2])
     first, second = found
     settings = {
@@ -266,7 +266,7 @@ def test_alpha_may_be_a_whole_number(model: Model, tmp_path: Path) -> None:
     assert off(model.network.get_parameter(f"{name}.weight"), was + 0.5 * up @ down) < 1e-6
 
 
-def test_what_matches_nothing_is_told_by_name(model: Model, tmp_path: Path) -> None:
+def test_tensors_that_match_no_layer_are_named(model: Model, tmp_path: Path) -> None:
     found = dict(list(unet_pairs().items())[:3])
     strange = kohya({f"down_blocks.7.x{n}": (torch.ones(1, 2), torch.ones(2, 1)) for n in range(2)})
     [note] = put_on(model, write(tmp_path / "a.safetensors", kohya(found) | strange))
@@ -362,7 +362,7 @@ def test_a_hostile_file_is_refused_in_one_line_and_leaves_no_trace(
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
-def test_other_files_are_refused_by_what_they_are(model: Model, tmp_path: Path) -> None:
+def test_other_files_are_refused_by_their_kind(model: Model, tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.safetensors", as_kohya()).read_bytes()
     cases: list[tuple[str, bytes, type[Txt2imgError], str]] = [
         ("cut.safetensors", whole[:-9], BadFile, "truncated"),
@@ -400,7 +400,7 @@ def test_a_loras_hash_is_a1111s(tmp_path: Path) -> None:
     assert short_hash(odd) == short_hash(plain)
 
 
-def test_a_request_is_told_by_the_files_hash(model: Model, tmp_path: Path) -> None:
+def test_a_request_gets_the_files_hash(model: Model, tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", kohya(unet_pairs()))
     model.adapters.library = AdapterPaths({"a": file})
     request = resolve_adapters(model, Request("x <lora:a:0.5>"))

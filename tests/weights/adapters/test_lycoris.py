@@ -1,4 +1,4 @@
-"""What each kind of adapter does to a weight, against formulas written out entry by entry."""
+"""Each method merges into a weight as a formula written out entry by entry."""
 
 from itertools import product
 from pathlib import Path
@@ -149,7 +149,7 @@ def put_on(model: Model, file: Path) -> list[str]:
     return model.adapters.notes
 
 
-def test_files_of_every_kind_reach_their_layers(model: Model, tmp_path: Path) -> None:
+def test_files_of_every_method_reach_their_layers(model: Model, tmp_path: Path) -> None:
     state = {name: value.clone() for name, value in model.network.state_dict().items()}
     to_q, norm = (
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",

@@ -1,4 +1,4 @@
-"""Orthogonal finetuning: what turns a weight, against formulas written out, and against peft."""
+"""Orthogonal finetuning, against formulas written out, and against peft."""
 
 import json
 from pathlib import Path
@@ -45,13 +45,13 @@ def saved(made: PeftModel, kinds: dict[str, str], folder: Path, count: int) -> P
 
 
 def rotation(block: Tensor) -> Tensor:
-    """Cayley's, by solving R (I − Q) = I + Q."""
+    """The Cayley transform, by solving R (I − Q) = I + Q."""
     q, one = block - block.T, torch.eye(len(block))
     return torch.linalg.solve((one - q).T, (one + q).T).T
 
 
 @pytest.mark.parametrize("weight", [W, KERNEL])
-def test_diagonal_blocks_turn_the_rows(weight: Tensor) -> None:
+def test_diagonal_blocks_rotate_the_rows(weight: Tensor) -> None:
     blocks = random(2, 4, 4)
     whole = torch.block_diag(*(rotation(block) for block in blocks))
     close(whole @ whole.T, torch.eye(8))
@@ -63,7 +63,7 @@ def test_diagonal_blocks_turn_the_rows(weight: Tensor) -> None:
     close(rescaled, scale * wanted)
 
 
-def test_alpha_bounds_how_far_they_turn() -> None:
+def test_alpha_bounds_the_rotation() -> None:
     blocks = random(2, 4, 4)
     q = blocks - blocks.mT
     short = blocks * (0.05 * 8 / q.norm())
@@ -79,7 +79,7 @@ def test_alpha_bounds_how_far_they_turn() -> None:
 
 @pytest.mark.parametrize("weight", [W, KERNEL])
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_a_butterfly_turns_rows_ever_further_apart(weight: Tensor, strength: float) -> None:
+def test_butterfly_stages_rotate_rows_ever_further_apart(weight: Tensor, strength: float) -> None:
     blocks = random(3, 4, 2, 2)
     wanted = weight.clone()
     for stage in range(3):
@@ -181,7 +181,7 @@ def test_pefts_own_config_gives_alpha(model: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["oft_unet_", "lora_unet_", "lycoris_"])
-def test_spellings_of_other_trainers_are_known(prefix: str, model: Model, tmp_path: Path) -> None:
+def test_names_of_other_trainers_are_known(prefix: str, model: Model, tmp_path: Path) -> None:
     blocks = random(2, 2, 2)
     before = model.network.conv_out.weight.clone()
     put_on(model, write(tmp_path / "turn.safetensors", {f"{prefix}conv_out.oft_blocks": blocks}))

@@ -1,4 +1,4 @@
-"""Learnt words draw as diffusers' do, stay whole, and go without a trace."""
+"""Embeddings draw as in diffusers, are never split, and are removed without a trace."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ ONE, THREE = torch.randn(32), torch.randn(3, 32)
 
 
 def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:
-    """Know the words and wear a request's."""
+    """Apply a prompt's embeddings."""
     model.adapters.library = AdapterPaths(
         embeddings={f"<{word}>": path for word, path in files.items()}
     )
@@ -37,7 +37,7 @@ def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Reque
 
 
 def of_diffusers(prompt: str, files: list[tuple[str, Path]]) -> Tensor:
-    """Its condition of a prompt with words learnt from files."""
+    """diffusers' condition of a prompt with embeddings from files."""
     whole = tiny.sd1()
     pipe = StableDiffusionPipeline(
         vae=whole.vae,
@@ -69,7 +69,7 @@ def test_conditions_equal_diffusers(model: Model, tmp_path: Path) -> None:
         assert float((model.text.encode([prompt]).tokens - wanted).abs().max()) > 1e-2
 
 
-def test_a_request_names_the_words_that_its_prompts_hold(model: Model, tmp_path: Path) -> None:
+def test_a_request_names_the_embeddings_in_its_prompts(model: Model, tmp_path: Path) -> None:
     file = write(tmp_path / "x.safetensors", {"emb_params": THREE})
     used = (Embedding("<x>", sha256(file)[:12]),)
     assert learn(model, "a <X>", x=file).embeddings == used
@@ -77,7 +77,7 @@ def test_a_request_names_the_words_that_its_prompts_hold(model: Model, tmp_path:
     assert learn(model, "a", x=file).embeddings == ()
 
 
-def test_a_learnt_word_is_never_cut_in_two(model: Model, tmp_path: Path) -> None:
+def test_an_embedding_is_never_cut_in_two(model: Model, tmp_path: Path) -> None:
     learn(model, "<x>", x=write(tmp_path / "x.safetensors", {"emb_params": THREE}))
     tokenizer = model.text.tokenizer
     first, second = tokenizer.chunks("cat " * 73 + "<x> dog")
@@ -88,7 +88,7 @@ def test_a_learnt_word_is_never_cut_in_two(model: Model, tmp_path: Path) -> None
     assert tokenizer.chunks("a<x> <x>")[0][1:8] == [*tokenizer.tokens("a"), *learnt, *learnt]
 
 
-def test_words_are_found_as_words() -> None:
+def test_tokens_are_found_as_words() -> None:
     tokenizer = tiny.sd1().tokenizer
     tokenizer.embedding_ids |= {"red": [5], "red-ish": [6]}
     try:
@@ -99,7 +99,7 @@ def test_words_are_found_as_words() -> None:
         tokenizer.embedding_ids.clear()
 
 
-def test_forgetting_leaves_no_trace(model: Model, tmp_path: Path) -> None:
+def test_removing_leaves_no_trace(model: Model, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.text.state_dict().items()}
     chunks = model.text.tokenizer.chunks("a <x>")
     learn(model, "a <x>", x=write(tmp_path / "x.safetensors", {"emb_params": THREE}))
@@ -111,7 +111,7 @@ def test_forgetting_leaves_no_trace(model: Model, tmp_path: Path) -> None:
     assert before.keys() == after.keys()
 
 
-def test_sdxls_files_have_a_part_for_each_encoder(tmp_path: Path) -> None:
+def test_sdxls_files_have_a_tensor_for_each_encoder(tmp_path: Path) -> None:
     encoders = tuple(SimpleNamespace(config=SimpleNamespace(width=w, length=77)) for w in (32, 64))
     model = cast(Model, SimpleNamespace(text=SimpleNamespace(encoders=encoders)))
     parts = {"clip_g": torch.randn(2, 64), "clip_l": torch.randn(2, 32)}
@@ -122,7 +122,7 @@ def test_sdxls_files_have_a_part_for_each_encoder(tmp_path: Path) -> None:
         open_embedding(write(tmp_path / "y.safetensors", {"emb_params": ONE}), model.text.encoders)
 
 
-def test_a_file_says_its_word_or_is_named_after_it(tmp_path: Path) -> None:
+def test_a_files_token_is_its_tensors_name_or_its_own(tmp_path: Path) -> None:
     assert word_of(write(tmp_path / "a.safetensors", {"<cat>": ONE})) == "<cat>"
     assert word_of(write(tmp_path / "b.safetensors", {"emb_params": ONE})) == "b"
     assert word_of(write(tmp_path / "c.safetensors", {"clip_l": ONE, "clip_g": THREE})) == "c"
@@ -137,7 +137,7 @@ def test_a_file_says_its_word_or_is_named_after_it(tmp_path: Path) -> None:
         ({"emb_params": torch.ones(2, 2, 32)}, MissingWeights, "has the shape"),
         ({"emb_params": torch.full((2, 32), float("nan"))}, MissingWeights, "not finite"),
         ({"a": ONE, "b": ONE}, UnknownLayout, "no embedding for this model"),
-        ({}, UnknownLayout, "it holds nothing"),
+        ({}, UnknownLayout, "it contains nothing"),
     ],
 )
 def test_other_files_are_refused_in_one_line(

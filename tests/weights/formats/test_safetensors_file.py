@@ -1,4 +1,4 @@
-"""Weight files: what is believed, what is refused and how it is said."""
+"""Weight files are read, or refused in one line; files that look like weights are named."""
 
 import json
 import os
@@ -44,9 +44,7 @@ def test_header_and_tensors_equal_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_eight_bits_are_multiplied_by_the_scale_beside_them(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_8_bit_weights_are_multiplied_by_their_scale(tmp_path: Path, dtype: torch.dtype) -> None:
     weight, scale = torch.randn(6, 4), torch.tensor(0.25)
     save_file(
         {
@@ -67,14 +65,14 @@ def test_eight_bits_are_multiplied_by_the_scale_beside_them(
     assert torch.equal(part["q"], read["unet.a.weight"][2:4])
 
 
-def test_a_scale_of_another_kind_is_left_to_be_refused_by_name(tmp_path: Path) -> None:
+def test_a_scale_of_another_kind_stays_a_tensor_of_its_own(tmp_path: Path) -> None:
     rows = {"a.weight": torch.ones(3, 2), "a.scale_weight": torch.tensor(2.0)}
     eight = {"b.weight": torch.ones(3, 2).to(torch.float8_e5m2), "b.scale_weight": torch.ones(3)}
     save_file(rows | eight, tmp_path / "a.safetensors")
     assert set(safetensors_file.header(tmp_path / "a.safetensors").tensors) == set(rows | eight)
 
 
-def test_part_is_a_chunk_of_the_first_axis(tmp_path: Path) -> None:
+def test_a_chunk_is_of_the_first_axis(tmp_path: Path) -> None:
     whole = torch.randn(6, 4)
     save_file({"a": whole}, tmp_path / "a.safetensors")
     stored = safetensors_file.header(tmp_path / "a.safetensors").tensors["a"]
@@ -234,7 +232,9 @@ def test_sharded_is_read_as_one(tmp_path: Path) -> None:
         ({"b": "m-2.safetensors", "a": "m-2.safetensors"}, '"a" is not in'),
     ],
 )
-def test_index_may_not_lead_astray(tmp_path: Path, table: dict[str, object], words: str) -> None:
+def test_an_index_may_not_name_files_elsewhere(
+    tmp_path: Path, table: dict[str, object], words: str
+) -> None:
     with pytest.raises(BadFile, match=words):
         safetensors_file.sharded(shards(tmp_path, table))
 
@@ -284,7 +284,7 @@ def test_write_that_fails_leaves_the_old_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_sha256_is_remembered_until_the_file_changes(
+def test_sha256_is_cached_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Tensors out of weight files: the same values, whatever reads them, and all of them finite."""
+"""Tensors are read with the same values in any way, and all of them finite."""
 
 import os
 import weakref
@@ -28,7 +28,7 @@ def test_every_float_is_read_with_a_cast(tmp_path: Path, dtype: torch.dtype) -> 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     for value in (float("nan"), float("inf")):
         save_file({"a": torch.tensor([1.0, value])}, tmp_path / "a.safetensors")
-        with pytest.raises(MissingWeights, match='"a" holds values that are not finite'):
+        with pytest.raises(MissingWeights, match='"a" contains values that are not finite'):
             tensors.read(
                 safetensors_file.header(tmp_path / "a.safetensors").tensors, CPU, torch.float32
             )
@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_found_in_any_type_and_place(
         if value == "-nan":
             bad[place] = torch.copysign(torch.tensor(float("nan")), torch.tensor(-1.0)).to(dtype)
         save_file({"a": bad}, path)
-        with pytest.raises(MissingWeights, match='"a" holds values that are not finite'):
+        with pytest.raises(MissingWeights, match='"a" contains values that are not finite'):
             tensors.read(safetensors_file.header(path).tensors, CPU, dtype)
 
 
@@ -147,7 +147,7 @@ def test_tensors_for_a_device_are_not_all_on_the_cpu_at_once(
 
 @pytest.fixture
 def four_threads() -> Iterator[None]:
-    """As on a machine with four cores."""
+    """Four threads, as on a machine with four cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -166,11 +166,11 @@ def test_the_first_bad_tensor_of_a_file_is_the_one_named(
     stored = safetensors_file.header(tmp_path / "a.safetensors").tensors
     first = next(name for name in stored if name in ("t7", "t15"))
     for _ in range(3):
-        with pytest.raises(MissingWeights, match=f'"{first}" holds'):
+        with pytest.raises(MissingWeights, match=f'"{first}" contains'):
             tensors.read(stored, CPU, torch.float32)
 
 
-def test_a_narrow_weight_is_kept_as_it_is_stored_unless_a_scale_stands_beside_it(
+def test_a_narrow_weight_keeps_its_dtype_unless_it_has_a_scale(
     tmp_path: Path,
 ) -> None:
     scale = torch.tensor(0.0123)

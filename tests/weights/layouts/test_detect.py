@@ -1,4 +1,4 @@
-"""Families and prediction types, told by keys, shapes, metadata and markers."""
+"""Families and prediction types are detected by keys, shapes, metadata and markers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,11 +35,11 @@ def head(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) 
     return Header(metadata or {}, stored)
 
 
-def test_sd15_is_read_off_its_shapes() -> None:
+def test_sd15_is_detected_by_its_shapes() -> None:
     assert detect(head(full(tiny.FULL_SD1))) == SD15
 
 
-def test_sd21_is_read_off_its_shapes() -> None:
+def test_sd21_is_detected_by_its_shapes() -> None:
     tensors = full(tiny.FULL_SD2)
     assert detect(head(tensors), "v") == SD21
     assert detect(head(tensors), "eps") == SD21_BASE
@@ -51,7 +51,7 @@ def full_xl(sizes_name: str) -> dict[str, Tensor]:
         return tiny_xl.original(*tiny_xl.networks(getattr(tiny_xl, sizes_name)))
 
 
-def test_sdxl_and_its_refiner_are_read_off_their_shapes() -> None:
+def test_sdxl_and_its_refiner_are_detected_by_their_shapes() -> None:
     assert detect(head(full_xl("FULL"))) == SDXL
     assert detect(head(full_xl("FULL_REFINER"))) == SDXL_REFINER
 
@@ -106,7 +106,7 @@ DISTILLED: list[tuple[str, dict[str, object], bool]] = [
 
 
 @pytest.mark.parametrize(("name", "config", "xl"), DISTILLED)
-def test_distilled_models_are_read_off_their_shapes_and_configs(
+def test_distilled_models_are_detected_by_their_shapes_and_configs(
     name: str, config: dict[str, object], xl: bool
 ) -> None:
     with torch.device("meta"):
@@ -138,7 +138,7 @@ def test_sd2_without_its_unused_layer_keeps_all_layers() -> None:
 def small(
     path: Path, metadata: dict[str, str], more: dict[str, Tensor], sd2: bool = True
 ) -> Header:
-    """A tiny file's header, with other metadata and tensors, and few words."""
+    """A tiny file's header with other metadata and tensors, and a small vocabulary."""
     model = tiny.sd2() if sd2 else tiny.sd1()
     state = tiny.original(model.unet, model.vae, model.text, sd2)
     words = next(name for name in state if "token_embedding" in name)
@@ -181,13 +181,13 @@ OTHERS = [
     (f"{UNET}.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
     ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
     ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight", "LoRA"),
-    ("down_blocks.0.resnets.0.conv1.weight", "U-Net alone, which --unet takes"),
-    ("encoder.down_blocks.0.resnets.0.conv1.weight", "VAE alone, which --vae takes"),
-    ("decoder.up.0.block.0.conv1.weight", "VAE alone, which --vae takes.*a whole SD 1"),
-    ("input_blocks.0.0.weight", "a U-Net alone, which --unet takes beside a model; a whole SD 1"),
-    ("decoder.layers.0.weight", "TAESD.*which --vae takes"),
+    ("down_blocks.0.resnets.0.conv1.weight", "U-Net alone: use it with --unet"),
+    ("encoder.down_blocks.0.resnets.0.conv1.weight", "VAE alone: use it with --vae"),
+    ("decoder.up.0.block.0.conv1.weight", "VAE alone: use it with --vae.*a whole SD 1"),
+    ("input_blocks.0.0.weight", "a U-Net alone: use it with --unet; a whole SD 1"),
+    ("decoder.layers.0.weight", "TAESD.*use it with --vae"),
     ("transformer.resblocks.0.ln_1.weight", "text encoder alone"),
-    ("text_model.final_layer_norm.weight", "text encoder alone, which --text-encoder takes"),
+    ("text_model.final_layer_norm.weight", "text encoder alone: use it with --text-encoder"),
     ("text_encoders.clip_l.logit_scale", "text encoder alone"),
     (f"{UNET}.input_blocks.0.0.weight", "without its text encoder"),
     ("control_model.time_embed.0.weight", "ControlNet"),
@@ -208,19 +208,19 @@ def test_empty_file_is_no_model() -> None:
 
 
 @pytest.mark.parametrize(("channels", "what"), [(5, "depth"), (7, "upscaler"), (6, "unknown")])
-def test_networks_that_see_more_are_refused_by_name(channels: int, what: str) -> None:
+def test_networks_of_other_input_channels_are_refused_by_name(channels: int, what: str) -> None:
     with pytest.raises(UnknownLayout, match=what):
         detect(head(wider(full(tiny.FULL_SD1), channels)))
 
 
 def wider(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """The same model with more channels in."""
+    """The same model with more input channels."""
     weight = torch.empty(320, channels, 3, 3, device="meta")
     return tensors | {f"{UNET}.input_blocks.0.0.weight": weight}
 
 
 @pytest.mark.parametrize(("channels", "what"), [(9, "inpainting"), (8, "pix2pix")])
-def test_models_that_draw_from_a_picture_are_known(channels: int, what: str) -> None:
+def test_inpainting_and_pix2pix_models_are_known(channels: int, what: str) -> None:
     for tensors, family, prediction in (
         (full(tiny.FULL_SD1), SD15, "eps"),
         (full(tiny.FULL_SD2), SD21, "v"),
@@ -232,7 +232,7 @@ def test_models_that_draw_from_a_picture_are_known(channels: int, what: str) -> 
         assert found.extra_inputs.startswith("a picture")
 
 
-def test_tell_tale_tensor_that_lacks_is_named() -> None:
+def test_a_missing_tensor_that_decides_the_config_is_named() -> None:
     tensors = full(tiny.FULL_SD1)
     del tensors[f"{UNET}.out.2.weight"]
     with pytest.raises(UnknownLayout, match=r"out\.2\.weight.*incomplete"):

@@ -115,7 +115,7 @@ def test_a_unet_of_every_layout_equals_diffusers(
         assert all(torch.equal(v, state[n]) for n, v in mine.state_dict().items())
 
 
-def test_a_unets_name_tells_how_it_is_drawn_with(tmp_path: Path) -> None:
+def test_a_unets_name_decides_its_defaults(tmp_path: Path) -> None:
     path = diffusers(tmp_path)
     usual = with_unet(path).family.defaults
     named = with_unet(path.rename(tmp_path / "sdxl_lightning_4step_unet.safetensors"))
@@ -123,7 +123,7 @@ def test_a_unets_name_tells_how_it_is_drawn_with(tmp_path: Path) -> None:
     assert (named.family.defaults.steps, named.family.defaults.sampler) == (4, Sampler.EULER)
 
 
-def test_xl_unets_alone_load(tmp_path: Path) -> None:
+def test_a_unet_without_a_model_loads_for_xl(tmp_path: Path) -> None:
     base = tiny_xl.base()
     for name, state in (
         ("a", tiny.ldm_unet(base.unet.state_dict(), 3, 2)),
@@ -146,7 +146,7 @@ def published(prefix: str) -> State:
 
 
 def open_clip(prefix: str) -> State:
-    """As OpenCLIP writes it: all layers, and the half that sees pictures beside it."""
+    """As OpenCLIP writes it: all layers, and the image encoder too."""
     state = {f"text_model.{n}": v for n, v in tiny.bare(text()).items()}
     state["text_projection.weight"] = torch.randn(16, 32)
     named = tiny_xl.open_clip(state, "x")
@@ -195,7 +195,7 @@ def test_an_open_clip_layer_that_sd2_does_not_use_is_left_out(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_sdxls_two_encoders_are_told_apart(together: bool, tmp_path: Path) -> None:
+def test_sdxls_two_encoders_are_distinguished(together: bool, tmp_path: Path) -> None:
     base = tiny_xl.base()
     big = tiny_xl.open_clip(tiny_xl.published(base.texts[1]), "text_encoders.clip_g")
     small = {
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_the_command_draws_with_other_parts(command: Command, tmp_path: Path) -> None:
+def test_the_command_draws_with_overrides(command: Command, tmp_path: Path) -> None:
     made, clip = original(tmp_path), write(published("text_model."), tmp_path / "clip.safetensors")
     small = ("-m", str(tiny.sd1().file), "-W", "64", "-H", "64", "--steps", "1", "--seed", "3")
     drawn = command(

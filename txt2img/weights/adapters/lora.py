@@ -95,7 +95,7 @@ def open_adapter(
         what = f"it is made for {trained_on}, not for" if trained_on else NO_MATCH
         raise UnknownLayout(
             f"{path.name}: applied 0 of {len(by_key)}; {what} {family}: "
-            f"it holds {first_names(list(header.tensors))}"
+            f"it contains {first_names(list(header.tensors))}"
         )
     _check_once(path.name, pieces)
     for piece in pieces:

@@ -77,5 +77,5 @@ def _parts(
     some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
     kind = "clip_l and clip_g" if encoders > 1 else "one tensor of vectors"
     raise UnknownLayout(
-        f"{path.name} is no embedding for this model: it holds {some}; {kind} is needed"
+        f"{path.name} is no embedding for this model: it contains {some}; {kind} is needed"
     )

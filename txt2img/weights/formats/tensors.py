@@ -101,7 +101,7 @@ def _finite(
     """The value in a dtype and on a device. Raises MissingWeights unless it is finite floats."""
     where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
     if ref.dtype not in FLOATS:
-        raise MissingWeights(f"{where} holds {ref.dtype}; weights are floats")
+        raise MissingWeights(f"{where} contains {ref.dtype}; weights are floats")
     if value.dtype != torch.float64:  # which MPS has not
         value = value.to(device)
     cast = value.to(dtype).to(device)
@@ -109,7 +109,7 @@ def _finite(
         return cast
     if _is_finite(value):
         raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
-    raise MissingWeights(f"{where} holds values that are not finite (NaN or infinity)")
+    raise MissingWeights(f"{where} contains values that are not finite (NaN or infinity)")
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -60,7 +60,7 @@ KINDS = (
     Kind("Stable Diffusion XL", (f"{XL_OPEN_CLIP}.transformer.resblocks.",), SDXL),
     Kind("Stable Diffusion XL refiner", (f"{REFINER_CLIP}.transformer.resblocks.",), SDXL_REFINER),
     Kind(
-        "a Stable Diffusion XL model without its text encoders, whose U-Net --unet takes",
+        "a Stable Diffusion XL model without its text encoders: use its U-Net with --unet",
         (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders."),
     ),
     Kind("a Stable Diffusion 3 model", (f"{UNET}.joint_blocks.", "joint_blocks.")),
@@ -72,23 +72,23 @@ KINDS = (
         SD15,
     ),
     Kind(
-        "a Stable Diffusion model without its text encoder, whose U-Net --unet takes",
+        "a Stable Diffusion model without its text encoder: use its U-Net with --unet",
         (f"{UNET}.input_blocks.",),
     ),
     Kind(
         "a LoRA, which changes a model and is not one", ("lora_unet_", "lora_te_", "unet.down_blo")
     ),
     Kind(
-        "a U-Net alone, which --unet takes beside a model",
+        "a U-Net alone: use it with --unet",
         ("input_blocks.", "time_embed.", "down_blocks."),
     ),
     Kind(
-        "a VAE alone, which --vae takes beside a model",
+        "a VAE alone: use it with --vae",
         (f"{VAE}.", "encoder.down", "decoder.up"),
     ),
-    Kind("a tiny VAE (TAESD), which --vae takes beside a model", ("decoder.layers.", "3.conv.0.")),
+    Kind("a tiny VAE (TAESD): use it with --vae", ("decoder.layers.", "3.conv.0.")),
     Kind(
-        "a text encoder alone, which --text-encoder takes beside a model",
+        "a text encoder alone: use it with --text-encoder",
         (
             *("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
             *("text_encoders.", "token_embedding."),
@@ -135,7 +135,7 @@ def _match(tensors: Tensors) -> Kind:
         if any(name.startswith(kind.keys) for name in tensors):
             return kind
     some = ", ".join(shown(name) for name in list(tensors)[:2]) or "no tensors"
-    raise UnknownLayout(f"no known layout: it holds {some}; SD 1, SD 2 and SDXL are supported")
+    raise UnknownLayout(f"no known layout: it contains {some}; SD 1, SD 2 and SDXL are supported")
 
 
 def prediction_of(header: Header, family: Family) -> str:

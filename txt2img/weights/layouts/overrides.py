@@ -64,7 +64,7 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
     prefix = next((prefix for prefix in PREFIXES if _has_unet(header.tensors, prefix)), None)
     if prefix is None:
         some = first_names(list(header.tensors))
-        raise UnknownLayout(f"{shown(title)} is no U-Net: it holds {some}")
+        raise UnknownLayout(f"{shown(title)} is no U-Net: it contains {some}")
     tensors = {
         name.removeprefix(prefix): ref
         for name, ref in key_maps.without_leftovers(header.tensors).items()

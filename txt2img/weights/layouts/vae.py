@@ -69,7 +69,7 @@ def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
         return _open_taesd(record, tensors)
     tensors = key_maps.without_leftovers(tensors, LEFTOVERS)
     if "decoder.conv_in.weight" not in tensors:
-        raise UnknownLayout(f"{path.name} is no VAE: it holds {first_names(list(tensors))}")
+        raise UnknownLayout(f"{path.name} is no VAE: it contains {first_names(list(tensors))}")
     diffusers = any(name.startswith("decoder.up_blocks.") for name in tensors)
     config = (detect.vae_of_diffusers if diffusers else detect.vae_config)(tensors, own.scaling)
     config = replace(config, shift=own.shift, groups=own.groups)
