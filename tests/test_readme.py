@@ -10,8 +10,7 @@ import shlex
 import typer
 
 from tests.test_layers import PACKAGE, ROWS
-from txt2img.cli.names import NAMES
-from txt2img.cli.registry import command
+from txt2img.cli.registry import NAMES, command
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"

@@ -2,8 +2,7 @@
 
 import pytest
 
-from txt2img.cli.names import MODEL_VERBS, NAMES
-from txt2img.cli.registry import command, model_commands
+from txt2img.cli.registry import MODEL_VERBS, NAMES, command, model_commands
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "models"])

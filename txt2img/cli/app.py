@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import typer
 
 from txt2img.cli import registry
-from txt2img.cli.names import MODEL_VERBS, NAMES
 from txt2img.cli.options.command import ConfiguredCommand, SectionedCommand
+from txt2img.cli.registry import MODEL_VERBS, NAMES
 from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing

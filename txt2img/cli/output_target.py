@@ -57,7 +57,7 @@ class StdoutOutput(Output):
     def _prepare(self) -> None:
         """Do nothing: there is no folder."""
 
-    def check_free(self) -> None:
+    def check_name_free(self) -> None:
         """Do nothing: there is no file that could exist."""
 
     def write_as(self, data: bytes, name: str, number: int = 1) -> Path:

@@ -16,13 +16,6 @@ def request_of(path: Path, content: ImageInfo) -> Request:
     return content.request
 
 
-def request_with_model(path: Path, content: ImageInfo, model: str | None) -> Request:
-    """The request that a picture records, if its model is known. BadRequest."""
-    request = request_of(path, content)
-    require_model(path, request, model)
-    return request
-
-
 def require_model(path: Path, request: Request, model: str | None) -> None:
     """Raise BadRequest unless `model` is given, or the picture's is the default one.
 

@@ -1,9 +1,13 @@
 """Commands by name. A command's module is imported only when it is asked for."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-from txt2img.cli.names import Command
+NAMES = ("generate", "info", "models", "replay", "verify", "decode", "train", "worker")
+MODEL_VERBS = ("list", "show", "path", "hash", "pull")
+
+Command = tuple[Callable[..., None], str]  # the function, and the epilog of its --help
 
 
 def command(name: str) -> Command:

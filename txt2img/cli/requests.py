@@ -8,10 +8,10 @@ from itertools import chain
 from pathlib import Path
 
 from txt2img.cli import distributed
-from txt2img.cli.names import MODEL_VERBS, NAMES
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.provenance import request_with_model
+from txt2img.cli.provenance import request_of, require_model
+from txt2img.cli.registry import MODEL_VERBS, NAMES
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.record import Origin
@@ -120,7 +120,8 @@ def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, 
     """A picture's request, what is wrong with its record, and its origin. BadFile, BadRequest."""
     content = image_file.read(picture)
     model = fields.get("model")
-    request = request_with_model(picture, content, None if model is None else str(model))
+    request = request_of(picture, content)
+    require_model(picture, request, None if model is None else str(model))
     return replace(request, count=1), list(content.notes), content.origin
 
 

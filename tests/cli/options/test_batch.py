@@ -108,6 +108,11 @@ def test_without_wildcards_braces_are_literal(draw: Command) -> None:
     assert request and (request.prompt, request.template) == ("{a|b} __c__", "")
 
 
+def test_a_file_with_the_name_of_standard_output_is_not_in_the_way(folder: Path) -> None:
+    (folder / "-").touch()
+    StdoutOutput().check_name_free()
+
+
 def test_a_picture_can_go_to_standard_output(
     folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

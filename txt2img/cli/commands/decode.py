@@ -7,12 +7,12 @@ import typer
 
 from txt2img.cli import distributed
 from txt2img.cli.load_model import load_model
-from txt2img.cli.names import Command
 from txt2img.cli.options.adapters import VAE, AdapterOptions
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
 from txt2img.cli.options.output import Json, OutputName, Overwrite, Quiet
 from txt2img.cli.options.picture import ModelName
 from txt2img.cli.provenance import require_model
+from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.names import Command
 from txt2img.cli.options import completion
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.picture import PromptOptions
+from txt2img.cli.registry import Command
 from txt2img.cli.requests import from_arguments
 from txt2img.cli.run import run
 from txt2img.cli.terminal.console import print_line

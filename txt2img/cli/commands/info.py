@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.file_info import picture, picture_kind, print_record, weights
-from txt2img.cli.names import Command
 from txt2img.cli.provenance import request_of
+from txt2img.cli.registry import Command
 from txt2img.cli.shell_line import command_line
 from txt2img.cli.terminal.console import log, print_json, print_line
 from txt2img.errors import BadRequest, Txt2imgError

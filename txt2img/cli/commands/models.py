@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli.file_info import print_record, weights
-from txt2img.cli.names import Command
 from txt2img.cli.options.completion import known_models, pullable
+from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, print_row, progress
 from txt2img.errors import BadFile, Txt2imgError
 from txt2img.system.text import format_size

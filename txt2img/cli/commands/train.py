@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.names import Command
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.types import integer, number, positive
+from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_path, progress
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown

@@ -9,7 +9,6 @@ import typer
 
 from txt2img.cli import distributed
 from txt2img.cli.load_model import load_model
-from txt2img.cli.names import Command
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
@@ -17,6 +16,7 @@ from txt2img.cli.options.output import Json, Quiet
 from txt2img.cli.options.picture import ModelName
 from txt2img.cli.options.types import number
 from txt2img.cli.provenance import request_of, require_model
+from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_line, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import Txt2imgError

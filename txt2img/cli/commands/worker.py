@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.names import Command
 from txt2img.cli.options.output import Json
+from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_row
 from txt2img.cli.worker import protocol
 from txt2img.errors import BadRequest

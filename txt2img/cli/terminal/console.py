@@ -31,17 +31,12 @@ def print_row(*cells: object) -> None:
 
 def print_path(path: str | os.PathLike[str]) -> None:
     """Print a path on stdout, in the file system's encoding."""
-    _write(os.fsencode(path) + b"\n")
-
-
-def print_bytes(data: bytes) -> None:
-    """Write a file's bytes to stdout."""
-    _write(data)
+    print_bytes(os.fsencode(path) + b"\n")
 
 
 def print_json(record: Mapping[str, object]) -> None:
     """Print a JSON object on one line of stdout, in ASCII."""
-    _write(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
+    print_bytes(json.dumps(record).replace("\x7f", "\\u007f").encode("ascii") + b"\n")
 
 
 def log(line: str) -> None:
@@ -111,7 +106,7 @@ class TerminalBar(Bar):
         self.bar.update(self.task, description=text, completed=done, total=total, remark=remark)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Remove the bar and the drawing above it while other lines are written."""
         self.bar.stop()
         try:
@@ -169,10 +164,11 @@ def _to_terminal(text: str) -> None:
 
 
 def _write_line(line: str) -> None:
-    _write(f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    print_bytes(f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
-def _write(data: bytes) -> None:
+def print_bytes(data: bytes) -> None:
+    """Write bytes to stdout. BrokenStdout, BadOutput."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
