@@ -21,42 +21,6 @@ _WEIGHT = r"(?::([-+.\deE]+))?"
 _REFINER = re.compile(r"(.+):(\d*\.?\d+|\d+\.)", re.DOTALL | re.ASCII)
 _LORA = re.compile(f"(.+?){_WEIGHT}{_WEIGHT}", re.DOTALL)
 
-Loras = Annotated[
-    list[str] | None,
-    field_option(
-        "loras",
-        metavar="FILE[:W[:TE]]",
-        autocompletion=completion.known_models,
-        help="Apply a LoRA, by file or name, with weight W (1), for the text encoder TE (W). "
-        "Repeatable; <lora:name:W> in a prompt does the same.",
-    ),
-]
-LoraFolders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora-dir",
-        metavar="DIR",
-        help="Where to find the files of <lora:name>, besides TXT2IMG_LORAS. Repeatable.",
-    ),
-]
-Embeddings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--embedding",
-        metavar="FILE[:WORD]",
-        autocompletion=completion.known_models,
-        help="Load a textual-inversion embedding, used as WORD in prompts (default: the file's "
-        "name). Repeatable.",
-    ),
-]
-EmbeddingFolders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--embedding-dir",
-        metavar="DIR",
-        help="Load a folder's embeddings, each used as its file's name. Repeatable.",
-    ),
-]
 VAE = Annotated[
     str | None,
     field_option(
@@ -64,35 +28,6 @@ VAE = Annotated[
         metavar="NAME|PATH",
         autocompletion=completion.known_models,
         help="Use another VAE; none restores the model's own.",
-    ),
-]
-RefinerName = Annotated[
-    str | None,
-    field_option(
-        "refiner",
-        metavar="MODEL[:SWITCH]",
-        autocompletion=completion.known_models,
-        help="Draw the last steps with another model, such as SDXL's refiner, from fraction SWITCH "
-        "(0.8) of the way on; none disables it.",
-    ),
-]
-UNetFile = Annotated[
-    str | None,
-    typer.Option(
-        "--unet",
-        metavar="NAME|PATH",
-        autocompletion=completion.known_models,
-        help="Use another U-Net, from a checkpoint, a diffusers folder or a file of its own.",
-    ),
-]
-TextEncoders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--text-encoder",
-        metavar="NAME|PATH",
-        autocompletion=completion.known_models,
-        help="Use another text encoder, likewise; which of SDXL's two it is, is detected. "
-        "Repeatable.",
     ),
 ]
 
@@ -103,14 +38,72 @@ class AdapterOptions:
 
     section: ClassVar = "LoRAs, embeddings and other weights"
 
-    lora: Loras = None
-    lora_dir: LoraFolders = None
-    embedding: Embeddings = None
-    embedding_dir: EmbeddingFolders = None
+    lora: Annotated[
+        list[str] | None,
+        field_option(
+            "loras",
+            metavar="FILE[:W[:TE]]",
+            autocompletion=completion.known_models,
+            help="Apply a LoRA, by file or name, with weight W (1), for the text encoder TE (W). "
+            "Repeatable; <lora:name:W> in a prompt does the same.",
+        ),
+    ] = None
+    lora_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora-dir",
+            metavar="DIR",
+            help="Where to find the files of <lora:name>, besides TXT2IMG_LORAS. Repeatable.",
+        ),
+    ] = None
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding",
+            metavar="FILE[:WORD]",
+            autocompletion=completion.known_models,
+            help="Load a textual-inversion embedding, used as WORD in prompts (default: the file's "
+            "name). Repeatable.",
+        ),
+    ] = None
+    embedding_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding-dir",
+            metavar="DIR",
+            help="Load a folder's embeddings, each used as its file's name. Repeatable.",
+        ),
+    ] = None
     vae: VAE = None
-    refiner: RefinerName = None
-    unet: UNetFile = None
-    text_encoder: TextEncoders = None
+    refiner: Annotated[
+        str | None,
+        field_option(
+            "refiner",
+            metavar="MODEL[:SWITCH]",
+            autocompletion=completion.known_models,
+            help="Draw the last steps with another model, such as SDXL's refiner, from fraction "
+            "SWITCH (0.8) of the way on; none disables it.",
+        ),
+    ] = None
+    unet: Annotated[
+        str | None,
+        typer.Option(
+            "--unet",
+            metavar="NAME|PATH",
+            autocompletion=completion.known_models,
+            help="Use another U-Net, from a checkpoint, a diffusers folder or a file of its own.",
+        ),
+    ] = None
+    text_encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text-encoder",
+            metavar="NAME|PATH",
+            autocompletion=completion.known_models,
+            help="Use another text encoder, likewise; which of SDXL's two it is, is detected. "
+            "Repeatable.",
+        ),
+    ] = None
 
     def library(self) -> AdapterPaths:
         """Find the files and folders. ModelNotFound, BadRequest."""

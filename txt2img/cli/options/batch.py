@@ -17,82 +17,6 @@ from txt2img.images.checks import RETRIES_MAX, FailurePolicy
 from txt2img.images.resume import Item
 from txt2img.system.text import shown
 
-SweepAxes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sweep",
-        metavar="OPTION=VALUES",
-        help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. Two "
-        "sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV table.",
-    ),
-]
-SweepZip = Annotated[
-    bool,
-    typer.Option("--sweep-zip", help="Pair the values of several sweeps, not all combinations."),
-]
-WildcardsFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--wildcards",
-        metavar="FOLDER",
-        help="Replace {red|blue}, and __name__ by a line of FOLDER/name.txt, as the seed decides.",
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Skip pictures that are in the output folder already, recognised by their metadata. "
-        "Several processes may share a folder.",
-    ),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option("--shard", metavar="I/N", help="Draw only part I of N parts, such as 2/8."),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        metavar="N",
-        parser=positive,
-        help="Pictures drawn at once (default: 1; on a CUDA GPU as many as fit).",
-    ),
-]
-OnError = Annotated[
-    str,
-    typer.Option(
-        "--on-error", metavar="stop|skip", help="After a picture that fails, stop or go on."
-    ),
-]
-Reject = Annotated[
-    str | None,
-    typer.Option(
-        "--reject",
-        metavar="NAMES",
-        help="Save no pictures that are black or flat (one colour): black,flat. NaN never is.",
-    ),
-]
-Retries = Annotated[
-    int | None,
-    typer.Option(
-        "--retries",
-        metavar="N",
-        parser=integer,
-        help="Draw a rejected picture again, with up to N other seeds.",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Print names, seeds, prompts, warnings and the estimated time; draw nothing.",
-    ),
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Treat warnings as errors, before anything is drawn.")
-]
-
 
 @dataclass(frozen=True)
 class BatchOptions:
@@ -100,17 +24,84 @@ class BatchOptions:
 
     section: ClassVar = "Batches"
 
-    sweep: SweepAxes = None
-    sweep_zip: SweepZip = False
-    wildcards: WildcardsFolder = None
-    resume: Resume = False
-    shard: Shard = None
-    batch_size: BatchSize = None
-    on_error: OnError = "stop"
-    reject: Reject = None
-    retries: Retries = None
-    dry_run: DryRun = False
-    strict: Strict = False
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="OPTION=VALUES",
+            help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. "
+            "Two sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV table.",
+        ),
+    ] = None
+    sweep_zip: Annotated[
+        bool,
+        typer.Option(
+            "--sweep-zip", help="Pair the values of several sweeps, not all combinations."
+        ),
+    ] = False
+    wildcards: Annotated[
+        Path | None,
+        typer.Option(
+            "--wildcards",
+            metavar="FOLDER",
+            help="Replace {red|blue}, and __name__ by a line of FOLDER/name.txt, as the seed "
+            "decides.",
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Skip pictures that are in the output folder already, recognised by their "
+            "metadata. Several processes may share a folder.",
+        ),
+    ] = False
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Draw only part I of N parts, such as 2/8."),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            parser=positive,
+            help="Pictures drawn at once (default: 1; on a CUDA GPU as many as fit).",
+        ),
+    ] = None
+    on_error: Annotated[
+        str,
+        typer.Option(
+            "--on-error", metavar="stop|skip", help="After a picture that fails, stop or go on."
+        ),
+    ] = "stop"
+    reject: Annotated[
+        str | None,
+        typer.Option(
+            "--reject",
+            metavar="NAMES",
+            help="Save no pictures that are black or flat (one colour): black,flat. NaN never is.",
+        ),
+    ] = None
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            "--retries",
+            metavar="N",
+            parser=integer,
+            help="Draw a rejected picture again, with up to N other seeds.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print names, seeds, prompts, warnings and the estimated time; draw nothing.",
+        ),
+    ] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Treat warnings as errors, before anything is drawn.")
+    ] = False
 
     def check(self, output: OutputOptions) -> None:
         """Raise BadRequest for values that cannot be, or options that exclude each other."""

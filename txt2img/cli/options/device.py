@@ -36,49 +36,6 @@ Dtype = Annotated[
         help="Precision: float32, bf16 or fp16, or one per part: unet=bf16,vae=fp32,text=fp32.",
     ),
 ]
-LowMemory = Annotated[
-    bool,
-    typer.Option(
-        "--low-memory",
-        help="Keep weights as they are stored (fp16, fp8) and upcast each when it is used; on a "
-        "CPU, load each part only while it is in use.",
-    ),
-]
-Offload = Annotated[
-    str,
-    typer.Option(
-        "--offload",
-        metavar="auto|none|model|sequential",
-        help="Keep parts of the model, or single layers (sequential), in main memory until the GPU "
-        "needs them; auto: if GPU memory is short.",
-    ),
-]
-Quantize = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize",
-        metavar="int8|fp8",
-        help="Quantize the U-Net's linear layers to 8 bits: less memory, with small changes to the "
-        "picture. Needs torchao.",
-    ),
-]
-VaeTiling = Annotated[
-    str,
-    typer.Option(
-        "--vae-tiling",
-        metavar="auto|on|off",
-        help="Decode in overlapping tiles to save memory; auto: if the picture is large or memory "
-        "runs out.",
-    ),
-]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile",
-        help="Compile the U-Net for the GPU: about a minute per picture size, cached for later "
-        "runs; then each step is faster.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -89,11 +46,49 @@ class DeviceOptions:
 
     device: DeviceName = None
     dtype: Dtype = None
-    low_memory: LowMemory = False
-    offload: Offload = "auto"
-    quantize: Quantize = None
-    vae_tiling: VaeTiling = "auto"
-    compile: Compile = False
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Keep weights as they are stored (fp16, fp8) and upcast each when it is used; on "
+            "a CPU, load each part only while it is in use.",
+        ),
+    ] = False
+    offload: Annotated[
+        str,
+        typer.Option(
+            "--offload",
+            metavar="auto|none|model|sequential",
+            help="Keep parts of the model, or single layers (sequential), in main memory until "
+            "the GPU needs them; auto: if GPU memory is short.",
+        ),
+    ] = "auto"
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="int8|fp8",
+            help="Quantize the U-Net's linear layers to 8 bits: less memory, with small changes "
+            "to the picture. Needs torchao.",
+        ),
+    ] = None
+    vae_tiling: Annotated[
+        str,
+        typer.Option(
+            "--vae-tiling",
+            metavar="auto|on|off",
+            help="Decode in overlapping tiles to save memory; auto: if the picture is large or "
+            "memory runs out.",
+        ),
+    ] = "auto"
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the U-Net for the GPU: about a minute per picture size, cached for later "
+            "runs; then each step is faster.",
+        ),
+    ] = False
 
     def check(self) -> None:
         """Raise BadRequest for values that cannot be, before anything is loaded."""

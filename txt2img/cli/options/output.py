@@ -24,34 +24,7 @@ OutputName = Annotated[
         "output. For several pictures, a name without an extension is a folder.",
     ),
 ]
-OutputFolder = Annotated[
-    str | None, typer.Option("--outdir", "--output-dir", "--out-dir", hidden=True)
-]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-FormatName = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="NAME",
-        autocompletion=completion.formats,
-        help=f"{', '.join(FORMATS)} (default: that of the name in -o, or png, which is lossless).",
-    ),
-]
-Quality = Annotated[
-    int | None,
-    typer.Option(
-        "--quality",
-        metavar="N",
-        parser=integer,
-        help=f"Quality of {LOSSY}, 1 to 100; webp is lossless at 100.",
-    ),
-]
-SaveLatents = Annotated[
-    bool,
-    typer.Option(
-        "--save-latents", help="Save each picture's latent beside it, for txt2img decode."
-    ),
-]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON record per picture instead of its path.")
 ]
@@ -65,11 +38,35 @@ class OutputOptions:
     section: ClassVar = "Output"
 
     output: OutputName = None
-    folder: OutputFolder = None  # as in other programs
+    folder: Annotated[
+        str | None, typer.Option("--outdir", "--output-dir", "--out-dir", hidden=True)
+    ] = None  # as in other programs
     overwrite: Overwrite = False
-    format: FormatName = None
-    quality: Quality = None
-    save_latents: SaveLatents = False
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            autocompletion=completion.formats,
+            help=f"{', '.join(FORMATS)} (default: that of the name in -o, or png, which is "
+            "lossless).",
+        ),
+    ] = None
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            "--quality",
+            metavar="N",
+            parser=integer,
+            help=f"Quality of {LOSSY}, 1 to 100; webp is lossless at 100.",
+        ),
+    ] = None
+    save_latents: Annotated[
+        bool,
+        typer.Option(
+            "--save-latents", help="Save each picture's latent beside it, for txt2img decode."
+        ),
+    ] = False
     json: Json = False
     quiet: Quiet = False
 

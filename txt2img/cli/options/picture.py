@@ -13,34 +13,6 @@ from txt2img.request.sampler_names import split_sampler
 
 RANDOM_SEED = -1  # as in A1111
 
-Prompt = Annotated[
-    str | None,
-    typer.Argument(metavar="PROMPT", help="What to draw, in quotes.", show_default=False),
-]
-PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", hidden=True)]
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE|-",
-        help="Draw every line of a file (- is standard input): text, JSON lines or CSV. A line may "
-        "end in options: a red apple --seed 7 --cfg 5",
-    ),
-]
-ParamsFrom = Annotated[
-    Path | None,
-    typer.Option(
-        "--params-from",
-        metavar="PICTURE",
-        help="Take prompt and parameters from a picture; options given here override them.",
-    ),
-]
-Negative = Annotated[
-    str | None,
-    field_option(
-        "negative", metavar="TEXT", help="Negative prompt: what to keep out of the picture."
-    ),
-]
 ModelName = Annotated[
     str | None,
     field_option(
@@ -48,88 +20,6 @@ ModelName = Annotated[
         metavar="NAME|PATH",
         autocompletion=completion.known_models,
         help="A .safetensors checkpoint, a diffusers folder, or a name from txt2img models list.",
-    ),
-]
-Width = Annotated[
-    int | None,
-    field_option(
-        "width", metavar="PIXELS", help="Width, a multiple of 8 (default: the model's own)."
-    ),
-]
-Height = Annotated[
-    int | None,
-    field_option(
-        "height", metavar="PIXELS", help="Height, a multiple of 8 (default: the model's own)."
-    ),
-]
-Steps = Annotated[
-    int | None,
-    field_option("steps", metavar="N", help="Sampling steps: more are finer and slower."),
-]
-Cfg = Annotated[
-    float | None,
-    field_option(
-        "cfg",
-        metavar="X",
-        help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
-    ),
-]
-CfgRescale = Annotated[
-    float | None,
-    field_option(
-        "cfg_rescale",
-        metavar="X",
-        help="Rescale guidance to avoid over-exposure at a high --cfg (0 to 1).",
-    ),
-]
-SamplerName = Annotated[
-    str | None,
-    field_option(
-        "sampler",
-        metavar="NAME",
-        autocompletion=completion.samplers,
-        help=f"Sampling method: {', '.join(Sampler)} (default: the model's own). Names of A1111 "
-        'work too: "DPM++ 2M Karras".',
-    ),
-]
-ScheduleName = Annotated[
-    str | None,
-    field_option(
-        "schedule",
-        metavar="NAME",
-        autocompletion=completion.schedules,
-        help=f"Noise schedule: {', '.join(Schedule)} (default: the model's own).",
-    ),
-]
-Eta = Annotated[
-    float | None,
-    field_option(
-        "eta",
-        metavar="X",
-        help="Fresh noise in each step, 0 to 1, for samplers that take it (DDIM, ancestral, SDE).",
-    ),
-]
-TileAxes = Annotated[
-    str | None,
-    field_option(
-        "tile",
-        metavar="x|y|xy",
-        help="Seamless tiling: opposite edges continue each other, along these axes. none turns "
-        "it off.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    field_option(
-        "seed",
-        metavar="N",
-        help="The same seed draws the same picture; random if omitted or -1, and printed.",
-    ),
-]
-Count = Annotated[
-    int | None,
-    field_option(
-        "count", metavar="N", help="Number of pictures, with the seeds SEED, SEED+1 and so on."
     ),
 ]
 
@@ -140,10 +30,29 @@ class PromptOptions:
 
     section: ClassVar = "Prompt"
 
-    prompt: Prompt = None
-    prompt_option: PromptOption = None  # as in other programs
-    prompts: Prompts = None
-    params_from: ParamsFrom = None
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to draw, in quotes.", show_default=False),
+    ] = None
+    # As in other programs.
+    prompt_option: Annotated[str | None, typer.Option("--prompt", "-p", hidden=True)] = None
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE|-",
+            help="Draw every line of a file (- is standard input): text, JSON lines or CSV. A "
+            "line may end in options: a red apple --seed 7 --cfg 5",
+        ),
+    ] = None
+    params_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--params-from",
+            metavar="PICTURE",
+            help="Take prompt and parameters from a picture; options given here override them.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -152,19 +61,96 @@ class PictureOptions:
 
     section: ClassVar = "Picture"
 
-    negative: Negative = None
+    negative: Annotated[
+        str | None,
+        field_option(
+            "negative", metavar="TEXT", help="Negative prompt: what to keep out of the picture."
+        ),
+    ] = None
     model: ModelName = None
-    width: Width = None
-    height: Height = None
-    steps: Steps = None
-    cfg: Cfg = None
-    cfg_rescale: CfgRescale = None
-    sampler: SamplerName = None
-    schedule: ScheduleName = None
-    eta: Eta = None
-    tile: TileAxes = None
-    seed: Seed = None
-    count: Count = None
+    width: Annotated[
+        int | None,
+        field_option(
+            "width", metavar="PIXELS", help="Width, a multiple of 8 (default: the model's own)."
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        field_option(
+            "height", metavar="PIXELS", help="Height, a multiple of 8 (default: the model's own)."
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        field_option("steps", metavar="N", help="Sampling steps: more are finer and slower."),
+    ] = None
+    cfg: Annotated[
+        float | None,
+        field_option(
+            "cfg",
+            metavar="X",
+            help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
+        ),
+    ] = None
+    cfg_rescale: Annotated[
+        float | None,
+        field_option(
+            "cfg_rescale",
+            metavar="X",
+            help="Rescale guidance to avoid over-exposure at a high --cfg (0 to 1).",
+        ),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        field_option(
+            "sampler",
+            metavar="NAME",
+            autocompletion=completion.samplers,
+            help=f"Sampling method: {', '.join(Sampler)} (default: the model's own). Names of "
+            'A1111 work too: "DPM++ 2M Karras".',
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        field_option(
+            "schedule",
+            metavar="NAME",
+            autocompletion=completion.schedules,
+            help=f"Noise schedule: {', '.join(Schedule)} (default: the model's own).",
+        ),
+    ] = None
+    eta: Annotated[
+        float | None,
+        field_option(
+            "eta",
+            metavar="X",
+            help="Fresh noise in each step, 0 to 1, for samplers that take it (DDIM, ancestral, "
+            "SDE).",
+        ),
+    ] = None
+    tile: Annotated[
+        str | None,
+        field_option(
+            "tile",
+            metavar="x|y|xy",
+            help="Seamless tiling: opposite edges continue each other, along these axes. none "
+            "turns it off.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        field_option(
+            "seed",
+            metavar="N",
+            help="The same seed draws the same picture; random if omitted or -1, and printed.",
+        ),
+    ] = None
+    count: Annotated[
+        int | None,
+        field_option(
+            "count", metavar="N", help="Number of pictures, with the seeds SEED, SEED+1 and so on."
+        ),
+    ] = None
 
     def request_fields(self) -> dict[str, object]:
         """The given options as fields of a request."""

@@ -19,60 +19,6 @@ from txt2img.system.text import shown
 
 OWN = "own"  # --preview-vae own: the model's VAE
 
-Preview = Annotated[
-    str | None,
-    typer.Option(
-        "--preview",
-        metavar="PROTOCOL",
-        autocompletion=completion.completion(lambda: list(PROTOCOLS)),
-        help="Show each step and the picture in the terminal: auto (detected), kitty, iterm, sixel,"
-        " blocks, or off.",
-    ),
-]
-Show = Annotated[str | None, typer.Option("--show", hidden=True)]
-PreviewFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--preview-file",
-        metavar="FILE.png",
-        help="Write the current step's preview to a file, and at the end the picture.",
-    ),
-]
-PreviewEvery = Annotated[
-    int | None,
-    typer.Option(
-        "--preview-every",
-        metavar="N",
-        parser=positive,
-        help="Preview every N-th step only, in the terminal, in files and animations.",
-    ),
-]
-PreviewVAE = Annotated[
-    str | None,
-    typer.Option(
-        "--preview-vae",
-        metavar="PATH|own",
-        help="Decode previews with a TAESD file (sharp and fast), or with the model's own VAE "
-        "(slow); by default they are coarse and cost nothing.",
-    ),
-]
-SaveSteps = Annotated[
-    bool, typer.Option("--save-steps", help="Save each step beside the picture: x-step-003.png.")
-]
-Animate = Annotated[
-    str | None,
-    typer.Option(
-        "--animate",
-        metavar="FILE|webp|gif|png",
-        help="Save the steps as an animation. A format alone, or several pictures, name each "
-        "animation after its picture.",
-    ),
-]
-NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Print the device, its threads and the precision in use.")
-]
-
 
 @dataclass(frozen=True)
 class PreviewOptions:
@@ -80,15 +26,63 @@ class PreviewOptions:
 
     section: ClassVar = "Progress and previews"
 
-    preview: Preview = None
-    show: Show = None
-    preview_file: PreviewFile = None
-    preview_every: PreviewEvery = None
-    preview_vae: PreviewVAE = None
-    save_steps: SaveSteps = False
-    animate: Animate = None
-    no_progress: NoProgress = False
-    verbose: Verbose = False
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            "--preview",
+            metavar="PROTOCOL",
+            autocompletion=completion.completion(lambda: list(PROTOCOLS)),
+            help="Show each step and the picture in the terminal: auto (detected), kitty, iterm, "
+            "sixel, blocks, or off.",
+        ),
+    ] = None
+    show: Annotated[str | None, typer.Option("--show", hidden=True)] = None
+    preview_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview-file",
+            metavar="FILE.png",
+            help="Write the current step's preview to a file, and at the end the picture.",
+        ),
+    ] = None
+    preview_every: Annotated[
+        int | None,
+        typer.Option(
+            "--preview-every",
+            metavar="N",
+            parser=positive,
+            help="Preview every N-th step only, in the terminal, in files and animations.",
+        ),
+    ] = None
+    preview_vae: Annotated[
+        str | None,
+        typer.Option(
+            "--preview-vae",
+            metavar="PATH|own",
+            help="Decode previews with a TAESD file (sharp and fast), or with the model's own VAE "
+            "(slow); by default they are coarse and cost nothing.",
+        ),
+    ] = None
+    save_steps: Annotated[
+        bool,
+        typer.Option("--save-steps", help="Save each step beside the picture: x-step-003.png."),
+    ] = False
+    animate: Annotated[
+        str | None,
+        typer.Option(
+            "--animate",
+            metavar="FILE|webp|gif|png",
+            help="Save the steps as an animation. A format alone, or several pictures, name each "
+            "animation after its picture.",
+        ),
+    ] = None
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")] = (
+        False
+    )
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Print the device, its threads and the precision in use."),
+    ] = False
 
     def check(self, output: OutputOptions) -> None:
         """Raise BadRequest for values that cannot be, BadOutput for existing files in the way."""

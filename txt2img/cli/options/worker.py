@@ -10,20 +10,6 @@ from txt2img.cli.worker.client import VARIABLES, seconds_in
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
 
-KeepAlive = Annotated[
-    str | None,
-    typer.Option(
-        "--keep-alive",
-        metavar="TIME",
-        help="Keep the model loaded in a worker process for later calls with --keep-alive, until "
-        f"TIME after the last: 90s, 10m, 1h. {VARIABLES[0]}=TIME sets it for all calls.",
-    ),
-]
-NoKeepAlive = Annotated[
-    bool,
-    typer.Option("--no-keep-alive", help=f"Draw in this process, whatever {VARIABLES[0]} says."),
-]
-
 
 @dataclass(frozen=True)
 class WorkerOptions:
@@ -31,8 +17,21 @@ class WorkerOptions:
 
     section: ClassVar = "Keeping the model loaded"
 
-    keep_alive: KeepAlive = None
-    no_keep_alive: NoKeepAlive = False
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            metavar="TIME",
+            help="Keep the model loaded in a worker process for later calls with --keep-alive, "
+            f"until TIME after the last: 90s, 10m, 1h. {VARIABLES[0]}=TIME sets it for all calls.",
+        ),
+    ] = None
+    no_keep_alive: Annotated[
+        bool,
+        typer.Option(
+            "--no-keep-alive", help=f"Draw in this process, whatever {VARIABLES[0]} says."
+        ),
+    ] = False
 
     def check(self) -> None:
         """Raise BadRequest for an invalid time."""
