@@ -162,7 +162,7 @@ def test_the_file_is_a_lora_that_says_how_it_is_drawn_with(
     stage.export()
     path = config.out / "lora" / "few-steps.safetensors"
     model = load(str(config.out), choose("cpu", "float32"))
-    model.adapters.library = AdapterPaths({"few-steps": path})
+    model.adapters.paths = AdapterPaths({"few-steps": path})
     request = resolve_adapters(model, Request("a", loras=(Lora("few-steps"),))).filled(
         model.family.defaults
     )

@@ -60,7 +60,7 @@ def as_text(path: Path) -> None:
 def as_lora(path: Path) -> None:
     model = base()
     model.adapters.lora_files.clear()
-    model.adapters.library = AdapterPaths({"x": path})
+    model.adapters.paths = AdapterPaths({"x": path})
     try:
         apply_adapters(model, resolve_adapters(model, Request("a", loras=(Lora("x"),))))
     finally:
@@ -70,7 +70,7 @@ def as_lora(path: Path) -> None:
 def as_embedding(path: Path) -> None:
     model = base()
     model.adapters.embedding_files.clear()
-    model.adapters.library = AdapterPaths(embeddings={"red": path})
+    model.adapters.paths = AdapterPaths(embeddings={"red": path})
     try:
         apply_adapters(model, resolve_adapters(model, Request("a red")))
         model.text.encode(["a red"])

@@ -88,7 +88,7 @@ def test_adapters_of_one_call_are_removed_for_the_next(
     before = {name: w.clone() for name, w in model.network.state_dict().items()}
     lora = kohya(pairs(model.network, ATTENTION))
     path = write(folder / "style.safetensors", lora)
-    model.adapters.library = AdapterPaths({"style": path})
+    model.adapters.paths = AdapterPaths({"style": path})
     apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora("style", 1.0, 1.0),))))
     changed = model.network.state_dict()
     assert any(not torch.equal(changed[name], weight) for name, weight in before.items())

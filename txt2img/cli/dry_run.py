@@ -31,7 +31,9 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         batch.model, batch.library, device.device, device.dtype, device.low_memory
     )
     if forecast.hash:
-        batch.warnings += differences(batch.origins, Origin(forecast.plan.name, forecast.hash))
+        batch.warnings += differences(
+            batch.origins, Origin(forecast.checkpoint.name, forecast.hash)
+        )
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers)
     seconds: float | None = 0.0
     memory, last = 0, None
@@ -106,11 +108,11 @@ def describe(item: Item, forecast: "Forecast", settings: RunSettings) -> dict[st
         "index": item.index,
         **({"id": item.id} if item.id else {}),
         **request_summary(request),
-        "model": forecast.plan.name,
+        "model": forecast.checkpoint.name,
         "model_file": str(forecast.path),
         "hash": forecast.hash or None,
-        "family": forecast.plan.family.name,
-        "prediction": forecast.plan.family.prediction,
+        "family": forecast.checkpoint.family.name,
+        "prediction": forecast.checkpoint.family.prediction,
         "device": forecast.device,
         "dtype": forecast.dtype,
         "compat": request.compat,
@@ -126,13 +128,13 @@ def summary(
     forecast: "Forecast", request: Request, count: int, seconds: float | None, memory: int
 ) -> Iterator[str]:
     """Lines for a person: the model, the kind of picture, time and memory."""
-    plan = forecast.plan
+    checkpoint = forecast.checkpoint
     known = f", hash {forecast.hash}" if forecast.hash else ""
     is_here = forecast.device in ("cpu", guess_device(None))
     where = (
         forecast.device if is_here else f"{forecast.device}, which was not found on this machine"
     )
-    yield f"{plan.name}: {plan.family.name}{known}; {forecast.dtype} on {where}"
+    yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"

@@ -18,7 +18,7 @@ def load_model(name: str, options: DeviceOptions, library: AdapterPaths) -> "Mod
     device = options.choose_device()
     with oom_as_error("the model"):
         model = MODEL_CACHE.load(name, device, library.vae, library.overrides)
-    model.memory, model.adapters.library = options.memory(model.memory), library
+    model.memory, model.adapters.paths = options.memory(model.memory), library
     if library.refiner is not None:
         with oom_as_error("the refiner"):
             add_refiner(model, library.refiner, device)

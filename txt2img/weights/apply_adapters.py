@@ -31,7 +31,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     Raises ModelNotFound, BadRequest, BadFile, MissingWeights.
     """
     state = model.adapters
-    resolved = from_loras(state.library.resolve(request), state.library)
+    resolved = from_loras(state.paths.resolve(request), state.paths)
     refiner = None if model.refiner is None else model.refiner.record
     for kind, recorded, loaded in (
         ("VAE", resolved.vae, state.vae),
@@ -84,7 +84,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
         )
     state = model.adapters
     if lora.name not in state.lora_files:
-        path = state.library.lora_file(lora.name)
+        path = state.paths.lora_file(lora.name)
         adapter = open_adapter(
             lora.name, path, model.network, model.text.encoders, model.family.name
         )
@@ -96,7 +96,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
 
 def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     state = model.adapters
-    path = state.library.embedding_file(word.token)
+    path = state.paths.embedding_file(word.token)
     if word.token not in state.embedding_files:
         state.embedding_files[word.token] = open_embedding(path, model.text.encoders)
         state.hashes["embedding", word.token] = sha256(path)[:12]

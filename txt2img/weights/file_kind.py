@@ -24,7 +24,7 @@ def kind_of(path: Path) -> str:
         return ""
     if {key_names.split(name)[1] for name in tensors} - {"", "ia3"}:
         return "LoRA"
-    shapes = [stored.shape for stored in tensors.values()]
+    shapes = [ref.shape for ref in tensors.values()]
     if textual_inversion.A1111 in tensors or set(tensors) in map(set, textual_inversion.XL):
         return "embedding"
     if len(shapes) == 1 and len(shapes[0]) == 2:

@@ -170,7 +170,7 @@ def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finish
 def test_requests_with_different_loras_do_not_disturb_each_other(
     sd1_model: Model, files: Path
 ) -> None:
-    sd1_model.adapters.library = AdapterPaths(lora_folders=(files,))
+    sd1_model.adapters.paths = AdapterPaths(lora_folders=(files,))
     prompts = ["a", "a <lora:style:1>", "b <lora:style:1>", "a <lora:other:1>", "a", "b"]
     prompts += ["a <lora:style:0.5> <lora:other:1>"]
     try:
@@ -189,4 +189,4 @@ def test_requests_with_different_loras_do_not_disturb_each_other(
         )
     finally:
         apply_adapters(sd1_model, Request(""))
-        sd1_model.adapters.library = AdapterPaths()
+        sd1_model.adapters.paths = AdapterPaths()

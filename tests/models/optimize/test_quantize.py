@@ -34,7 +34,7 @@ def test_the_error_is_that_of_eight_bits(sd1_folder: Path, kind: str, most: floa
     wanted, found = exact(x, time, cond), model.network(x, time, cond)
     error = (found - wanted).norm() / wanted.norm()
     assert 0 < error < most
-    model.adapters.library = replace(model.adapters.library, loras={"x": Path("x.safetensors")})
+    model.adapters.paths = replace(model.adapters.paths, loras={"x": Path("x.safetensors")})
     with pytest.raises(BadRequest, match="--quantize makes weights too narrow for a LoRA"):
         resolve_adapters(model, replace(SMALL, loras=(Lora("x"),)))
 

@@ -51,7 +51,7 @@ def test_bits_are_those_of_the_ordinary_load(stored: Path) -> None:
     for part in ("network", "vae"):
         weights = list(getattr(low, part).parameters())
         assert sum(p.nbytes for p in weights) < 0.6 * 4 * sum(p.numel() for p in weights)
-    low.adapters.library = replace(low.adapters.library, loras={"x": stored / "x.safetensors"})
+    low.adapters.paths = replace(low.adapters.paths, loras={"x": stored / "x.safetensors"})
     with pytest.raises(BadRequest, match="low-memory"):
         resolve_adapters(low, replace(SMALL, loras=(Lora("x"),)))
 
@@ -128,7 +128,7 @@ def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Pat
         f"lora_unet_{home.replace('.', '_')}.lora_up.weight": torch.randn(out, 2, 1, 1),
     }
     save_file(tensors, stored / "x.safetensors")
-    model.adapters.library = replace(model.adapters.library, loras={"x": stored / "x.safetensors"})
+    model.adapters.paths = replace(model.adapters.paths, loras={"x": stored / "x.safetensors"})
     down, up = tensors.values()
     with torch.inference_mode():
         apply_adapters(model, resolve_adapters(model, replace(SMALL, loras=(Lora("x", 0.1, 0.1),))))

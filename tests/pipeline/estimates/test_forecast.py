@@ -25,7 +25,7 @@ def forecast(sd1_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_it_is_what_is_loaded(forecast: Forecast, sd1_model: Model) -> None:
-    assert forecast.plan.family == sd1_model.family
+    assert forecast.checkpoint.family == sd1_model.family
     assert forecast.hash == sd1_model.hash  # for it was reckoned when that was loaded
     networks = (sd1_model.network, sd1_model.vae, sd1_model.text)
     assert forecast.weights == sum(p.nbytes for n in networks for p in n.parameters())
@@ -39,11 +39,13 @@ def test_half_precision_takes_half_the_memory(forecast: Forecast, sd1_folder: Pa
 
 def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Path) -> None:
     def sizes(component: str) -> int:
-        part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).plan.components[component]
+        part = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None).checkpoint.components[
+            component
+        ]
         return sum(stored.nbytes for stored in part.tensors.values())
 
     low = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None, low=True)
-    assert low.weights == max(map(sizes, low.plan.components))
+    assert low.weights == max(map(sizes, low.checkpoint.components))
     narrow = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", "fp16", low=True)
     assert narrow.weights == low.weights / 2
 
@@ -85,9 +87,9 @@ def test_a_prompt_that_is_cut_is_told(forecast: Forecast) -> None:
 def test_what_the_model_cannot_draw_is_refused(forecast: Forecast) -> None:
     filled = forecast.filled(Request(""))
     assert None not in (filled.width, filled.steps, filled.cfg, filled.sampler)
-    wide = replace(forecast.plan.family.vae, channels=(32,) * 5)  # 16 pixels a cell
-    family = replace(forecast.plan.family, vae=wide)
-    other = replace(forecast, plan=replace(forecast.plan, family=family))
+    wide = replace(forecast.checkpoint.family.vae, channels=(32,) * 5)  # 16 pixels a cell
+    family = replace(forecast.checkpoint.family, vae=wide)
+    other = replace(forecast, checkpoint=replace(forecast.checkpoint, family=family))
     with pytest.raises(BadRequest, match="multiple of 16, got 72"):
         other.filled(Request("", width=72))
 
@@ -96,7 +98,7 @@ def test_time_and_memory_are_those_of_runs_before(forecast: Forecast, sd1_folder
     request = forecast.filled(Request("", width=64, height=64, steps=2))
     assert forecast.seconds(request) is None
     assert forecast.memory(request, 1) == forecast.weights
-    name, count = forecast.plan.family.name, forecast.parameters["unet"]
+    name, count = forecast.checkpoint.family.name, forecast.parameters["unet"]
     key = history.key(name, count, "cpu", "float32")
     history.record(key, Speed(per_evaluation=10.0, other=1.0, base=1000.0, memory=1e6))
     again = forecast_for(str(sd1_folder), AdapterPaths(), "cpu", None)

@@ -33,7 +33,7 @@ IDS = torch.tensor([[49406, 320, 1125, 539, 49407]])
 
 def put_on(model: Model, *files: Path, **weights: float) -> list[str]:
     """Apply files, all at the same strengths; returns the notes."""
-    model.adapters.library = AdapterPaths({path.stem: path for path in files})
+    model.adapters.paths = AdapterPaths({path.stem: path for path in files})
     loras = tuple(Lora(path.stem, **weights) for path in files)
     apply_adapters(model, resolve_adapters(model, Request("", loras=loras)))
     return model.adapters.notes
@@ -197,7 +197,7 @@ def test_several_add_up_each_at_its_weights(model: Model, tmp_path: Path) -> Non
         "a": write(tmp_path / "a.safetensors", peft(a)),
         "b": write(tmp_path / "b.safetensors", peft(b) | peft(text, "text_encoder.")),
     }
-    model.adapters.library = AdapterPaths(files)
+    model.adapters.paths = AdapterPaths(files)
     before = states(model)
     loras = (Lora("a", 0.5), Lora("b", -0.25, 2.0))
     apply_adapters(model, resolve_adapters(model, Request("", loras=loras)))
@@ -402,7 +402,7 @@ def test_a_loras_hash_is_a1111s(tmp_path: Path) -> None:
 
 def test_a_request_gets_the_files_hash(model: Model, tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", kohya(unet_pairs()))
-    model.adapters.library = AdapterPaths({"a": file})
+    model.adapters.paths = AdapterPaths({"a": file})
     request = resolve_adapters(model, Request("x <lora:a:0.5>"))
     assert (request.prompt, request.loras) == ("x", (Lora("a", 0.5, 0.5, short_hash(file)),))
     recorded = replace(request, loras=(replace(request.loras[0], hash="0" * 12),))

@@ -144,7 +144,7 @@ def test_dora_sets_the_length_of_rows_or_columns(weight: Tensor) -> None:
 
 
 def put_on(model: Model, file: Path) -> list[str]:
-    model.adapters.library = AdapterPaths({file.stem: file})
+    model.adapters.paths = AdapterPaths({file.stem: file})
     apply_adapters(model, resolve_adapters(model, Request("", loras=(Lora(file.stem),))))
     return model.adapters.notes
 

@@ -217,6 +217,6 @@ def test_gloras_convolutions_may_have_a_core() -> None:
 
 def put_on(model: Model, file: Path) -> None:
     name = file.name.removesuffix(".safetensors")
-    model.adapters.library = AdapterPaths({name: file})
+    model.adapters.paths = AdapterPaths({name: file})
     request = resolve_adapters(model, Request("x", loras=(Lora(name),)))
     apply_adapters(model, request)

@@ -28,7 +28,7 @@ ONE, THREE = torch.randn(32), torch.randn(3, 32)
 
 def learn(model: Model, prompt: str, negative: str = "", **files: Path) -> Request:
     """Apply a prompt's embeddings."""
-    model.adapters.library = AdapterPaths(
+    model.adapters.paths = AdapterPaths(
         embeddings={f"<{word}>": path for word, path in files.items()}
     )
     request = resolve_adapters(model, Request(prompt, negative))

@@ -24,7 +24,7 @@ from txt2img.weights.registry.hashes import cached_hash
 class Forecast:
     """A model as it would be loaded, and its past speeds."""
 
-    plan: Checkpoint
+    checkpoint: Checkpoint
     path: Path
     hash: str  # empty if its files were never hashed
     device: str
@@ -41,14 +41,14 @@ class Forecast:
     @property
     def tokenizers(self) -> list[Tokenizer]:
         """The tokenizer of each text encoder."""
-        return list(self.plan.tokenizers.values())
+        return list(self.checkpoint.tokenizers.values())
 
     @cached_property
     def parameters(self) -> dict[str, int]:
         """The number of parameters of each component."""
         return {
             component: sum(prod(stored.shape) for stored in part.tensors.values())
-            for component, part in self.plan.components.items()
+            for component, part in self.checkpoint.components.items()
         }
 
     @cached_property
@@ -56,7 +56,7 @@ class Forecast:
         """The most bytes of weights in memory at once."""
         sizes = [
             sum(self._size(component, stored) for stored in part.tensors.values())
-            for component, part in self.plan.components.items()
+            for component, part in self.checkpoint.components.items()
         ]
         return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
 
@@ -68,14 +68,14 @@ class Forecast:
 
     def filled(self, request: Request) -> Request:
         """Fill a request's blanks. BadRequest if it cannot be drawn, BadFile."""
-        family = self.plan.family
+        family = self.checkpoint.family
         done = from_loras(request, self.library).filled(family.defaults)
         family.latent_size(done, family.vae.factor)
         return done
 
     def speed(self, request: Request) -> Speed | None:
         """The past speed of this model, at the same token merging or else without."""
-        family, count = self.plan.family.name, self.parameters["unet"]
+        family, count = self.checkpoint.family.name, self.parameters["unet"]
         like, plain = (
             history.key(family, count, self.device, self.dtype, merging)
             for merging in (request.token_merging, 0.0)
@@ -102,19 +102,26 @@ def forecast_for(
     """The forecast for a model. Raises as loading it does, as far as its headers tell."""
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
-    plan = open_checkpoint(model, overrides=library.overrides)
-    check_vae(plan, library.vae)
+    checkpoint = open_checkpoint(model, overrides=library.overrides)
+    check_vae(checkpoint, library.vae)
     if library.vae is not None:
         find_vae(library.vae)
     if library.refiner is not None:
         open_checkpoint(library.refiner)
-    for tokenizer in plan.tokenizers.values():
+    for tokenizer in checkpoint.tokenizers.values():
         tokenizer.embedding_ids |= {
             word: [0] * embedding_tokens(path) for word, path in library.embedding_files().items()
         }
     speeds = history.read()
     return Forecast(
-        plan, find_model(model), cached_hash(plan.weights), where, dtypes, speeds, low, library
+        checkpoint,
+        find_model(model),
+        cached_hash(checkpoint.weights),
+        where,
+        dtypes,
+        speeds,
+        low,
+        library,
     )
 
 

@@ -433,7 +433,7 @@ def run(options: argparse.Namespace) -> None:
     model = load(options.model, choose(options.device))
     if options.lora:
         options.lora = find_file("--lora", options.lora)
-        model.adapters.library = AdapterPaths({options.lora.stem: options.lora})
+        model.adapters.paths = AdapterPaths({options.lora.stem: options.lora})
     if options.prompts:
         draw_sheet(options, model)
         return

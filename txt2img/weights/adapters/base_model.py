@@ -32,8 +32,8 @@ def base_model(tensors: Mapping[str, TensorRef]) -> str:
 
 def _widths(tensors: Mapping[str, TensorRef]) -> Iterator[int]:
     """The text width of each cross-attention layer that the adapter changes."""
-    for name, stored in tensors.items():
+    for name, ref in tensors.items():
         layer, role = key_names.split(name)
         reads_text = layer.replace(".", "_").endswith(("attn2_to_k", "attn2_to_v"))
-        if reads_text and role == "down" and len(stored.shape) >= 2:
-            yield stored.shape[1]
+        if reads_text and role == "down" and len(ref.shape) >= 2:
+            yield ref.shape[1]

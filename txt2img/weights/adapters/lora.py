@@ -45,7 +45,7 @@ class Piece:
 
     def read(self, files: tensors.Files) -> dict[str, Tensor]:
         """Read the tensors, by role, in float32, onto the CPU. Raises MissingWeights, BadFile."""
-        named = {f"{self.key} {role}": stored for role, stored in self.parts.items()}
+        named = {f"{self.key} {role}": ref for role, ref in self.parts.items()}
         values = tensors.read(named, torch.device("cpu"), torch.float32, files=files)
         return {role: values[f"{self.key} {role}"] for role in self.parts}
 
@@ -79,9 +79,9 @@ def open_adapter(
     layers = key_names.layers(network, encoders)
     by_key: dict[str, dict[str, TensorRef]] = {}
     names: dict[str, list[str]] = {}
-    for tensor, stored in header.tensors.items():
+    for tensor, ref in header.tensors.items():
         key, role = key_names.split(tensor)
-        by_key.setdefault(key, {})[role or tensor] = stored
+        by_key.setdefault(key, {})[role or tensor] = ref
         names.setdefault(key, []).append(tensor)
     _check_methods(path.name, by_key)
     pieces, unknown, files = [], [], tensors.Files()
@@ -158,7 +158,7 @@ def _piece(
     key: str, layer: str, parts: dict[str, TensorRef], settings: "Settings", files: tensors.Files
 ) -> Piece:
     """One layer's tensors, with its scalars read. Raises BadFile."""
-    weights = {role: stored for role, stored in parts.items() if role not in SCALARS}
+    weights = {role: ref for role, ref in parts.items() if role not in SCALARS}
     alpha = _scalar(f"{key}.alpha", parts["alpha"], files) if "alpha" in parts else None
     if "side" in parts:
         side = "on_input" if _scalar(f"{key}.on_input", parts["side"], files) else "on_output"
@@ -170,11 +170,11 @@ def _piece(
     return Piece(key, layer, weights, alpha)
 
 
-def _scalar(name: str, stored: TensorRef, files: tensors.Files) -> float:
+def _scalar(name: str, ref: TensorRef, files: tensors.Files) -> float:
     """The value of a tensor of one number. Raises MissingWeights."""
-    value = tensors.read_stored(name, stored, files)
+    value = tensors.read_stored(name, ref, files)
     if value.numel() != 1 or not math.isfinite(number := float(value.double().item())):
-        raise MissingWeights(f"{stored.path.name}: {shown(name, NAME_MAX)} is not one number")
+        raise MissingWeights(f"{ref.path.name}: {shown(name, NAME_MAX)} is not one number")
     return number
 
 
@@ -206,7 +206,7 @@ def _check_methods(file: str, by_key: Mapping[str, Mapping[str, TensorRef]]) -> 
 
 def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) -> None:
     """Try the merge on the meta device, unless shapes alone prove it. Raises MissingWeights."""
-    shapes = {role: stored.shape for role, stored in piece.parts.items()}
+    shapes = {role: ref.shape for role, ref in piece.parts.items()}
     if lycoris.surely_fits(_weight(layer).shape, shapes):
         return
     parts = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}

@@ -17,7 +17,7 @@ SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
 class AdapterState:
     """Adapters opened for a model, those applied to it, and the values they replaced."""
 
-    library: AdapterPaths = SHIPPED_ONLY
+    paths: AdapterPaths = SHIPPED_ONLY
     notes: list[str] = field(default_factory=list)  # for the user, once a file
     warnings: list[str] = field(default_factory=list)
     lora_files: dict[str, Adapter] = field(default_factory=dict)

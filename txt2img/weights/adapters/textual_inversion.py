@@ -32,7 +32,7 @@ class EmbeddingFile:
     def read(self) -> list[Tensor]:
         """Read the vectors (N, D) of each encoder. Raises MissingWeights, BadFile."""
         values = reading.read(dict(self.parts), torch.device("cpu"), torch.float32)
-        return [values[name].reshape(-1, stored.shape[-1]) for name, stored in self.parts]
+        return [values[name].reshape(-1, ref.shape[-1]) for name, ref in self.parts]
 
 
 def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> EmbeddingFile:
@@ -42,14 +42,14 @@ def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> EmbeddingFile
     """
     widths = [encoder.config.width for encoder in encoders]
     parts = _parts(path, safetensors_file.header(path).tensors, len(encoders))
-    for (name, stored), encoder in zip(parts, encoders, strict=True):
+    for (name, ref), encoder in zip(parts, encoders, strict=True):
         width, most = encoder.config.width, encoder.config.length - 2
-        count = stored.shape[0] if len(stored.shape) == 2 else 1
+        count = ref.shape[0] if len(ref.shape) == 2 else 1
         where = f"{path.name}: {shown(name, NAME_MAX)}"
-        if len(stored.shape) not in (1, 2) or stored.shape[-1] != width:
+        if len(ref.shape) not in (1, 2) or ref.shape[-1] != width:
             needed = " and ".join(map(str, widths))
             raise MissingWeights(
-                f"{where} has the shape {stored.shape}; this model takes vectors of width {needed}"
+                f"{where} has the shape {ref.shape}; this model takes vectors of width {needed}"
             )
         if not 1 <= count <= most:
             raise MissingWeights(
