@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 TORCH ?= torch==2.13.0
 
 PROMPT ?= red apple, 3d emoji
-SEED ?= 42
+SEED ?= 6
 DATA ?= data/artwork.zip
 SIZE ?= 256
 STYLES ?= fluent,flat,noto,twemoji
