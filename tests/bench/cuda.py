@@ -118,7 +118,7 @@ def steps_of(
     """The seconds that all steps but the first take, and those of the kernels that were seen."""
     device, dtype = torch.device("cuda"), next(model.network.parameters()).dtype
     job = prepare(model, [asked])
-    with ready_to_draw(model, job, device, dtype):
+    with ready_to_draw(model, job, device, dtype), torch.inference_mode():
         states = job.states()
         next(states)
         torch.cuda.synchronize()

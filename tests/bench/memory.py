@@ -53,7 +53,6 @@ OURS = f"""
 import sys, time
 from dataclasses import replace
 from txt2img.system.device.device import choose
-from txt2img.system.device.memory import Memory
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Request
 from txt2img.weights.load import load

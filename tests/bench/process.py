@@ -213,7 +213,8 @@ def loop_microseconds() -> dict[str, float]:
         asked = resolve_adapters(model, asked).filled(model.family.defaults)
         job, null.spent = prepare(model, [asked]), 0.0
         start = time.thread_time()
-        for _ in job.states():
-            pass
+        with torch.inference_mode():
+            for _ in job.states():
+                pass
         best[name] = min(best[name], time.thread_time() - start - null.spent)
     return {name: seconds / LOOP_STEPS * 1e6 for name, seconds in best.items()}

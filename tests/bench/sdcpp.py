@@ -33,14 +33,14 @@ def mark():
 """
 OURS = """
 from txt2img.system.device.device import choose
-from txt2img.pipeline.generate import sampled
+from txt2img.pipeline.generate import sample
 from txt2img.request import Request, Sampler
 from txt2img.weights.load import load
 from txt2img.weights.apply_adapters import resolve_adapters
 model = load(path, choose("cpu"))
 asked = Request("a red apple", width=side, height=side, steps=steps, cfg=7.5, seed=1,
     sampler=Sampler.EULER)
-states = sampled(model, [resolve_adapters(model, asked).filled(model.family.defaults)])
+states = sample(model, [resolve_adapters(model, asked).filled(model.family.defaults)])
 mark()
 for _ in states:
     mark()

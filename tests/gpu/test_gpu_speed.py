@@ -76,7 +76,8 @@ def test_the_host_is_not_waited_for_between_steps() -> None:
     request = replace(APPLE, sampler=Sampler.DPMPP_2M)
     request = resolve_adapters(model, request).seeded().filled(model.family.defaults)
     job = prepare(model, [request])
-    with ready_to_draw(model, job, torch.device("cuda"), torch.float16):
+    ready = ready_to_draw(model, job, torch.device("cuda"), torch.float16)
+    with ready, torch.inference_mode():
         states = job.states()
         for _ in range(3):  # the first step records the network
             next(states)

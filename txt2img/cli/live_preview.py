@@ -93,15 +93,15 @@ class Viewer:
     def on_decoded(self, event: "Decoded") -> None:
         """Show a finished picture, write its step files and its animation."""
         if self.screen.on:
-            self.screen.show(event.picture)
+            self.screen.show(event.image)
             self.screen.leave()
         request = event.item.request
         steps = request.steps or 0
         record = animation.record(request, self.origin, steps, steps)
-        self.write_preview(event.picture, record)
+        self.write_preview(event.image, record)
         frames = self.frames.pop(event.item.index, [])
         try:
-            for path, data in self.files(event.item, event.picture, frames):
+            for path, data in self.files(event.item, event.image, frames):
                 animation.write(data, path, self.output.overwrite)
         except BadOutput as error:
             self.failure = error

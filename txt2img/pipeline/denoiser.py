@@ -47,9 +47,9 @@ def denoiser(
 
     def cond_at(part: slice, which: int) -> CondAt:
         """The condition of each level: one of the prompts of some images, as a batch."""
-        courses = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
+        prompts = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
         late = rules.edits_one_step_late
-        return batched_conds(*(over_time(course, levels, late) for course in courses))
+        return batched_conds(*(over_time(prompt, levels, late) for prompt in prompts))
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
         cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
@@ -95,9 +95,9 @@ def equal_length_runs(
     return [slice(start, end) for start, end in pairwise(ends)]
 
 
-def lengths(courses: Sequence[ScheduledCond]) -> list[int]:
+def lengths(prompts: Sequence[ScheduledCond]) -> list[int]:
     """The tokens of each prompt of an image, equally many at all steps."""
-    return [course[0][1].tokens.shape[1] for course in courses]
+    return [prompt[0][1].tokens.shape[1] for prompt in prompts]
 
 
 def split_batch(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:

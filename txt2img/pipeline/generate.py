@@ -1,4 +1,8 @@
-"""A Request and a Model → images: prompts, levels, denoiser, sampling, decoding."""
+"""A Request and a Model → images, in five stations.
+
+`prepare`: 1. prompts → conditions, 2. steps → levels, 3. network → denoiser. `sample`: 4. noise →
+latents. `decode`: 5. latents → images.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

@@ -30,7 +30,7 @@ class Decoded:
     """An image is decoded, and not written yet."""
 
     item: Item
-    picture: Image.Image
+    image: Image.Image
     origin: Origin
     seconds: float  # its share of the time that its batch took
 
@@ -74,11 +74,11 @@ class ImageWriter:
         self.error: Txt2imgError | None = None  # of the first image that failed, without `skip`
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1)  # its threads start when needed
 
-    def add(self, image: Decoded) -> None:
+    def add(self, decoded: Decoded) -> None:
         """Begin to encode an image."""
-        item, form = image.item, self.output.format
-        given = image.picture, item.request, image.origin, item.first_seed, form
-        self.waiting.append((image, self.pool.submit(encode, *given)))
+        item, form = decoded.item, self.output.format
+        picture = decoded.image, item.request, decoded.origin, item.first_seed, form
+        self.waiting.append((decoded, self.pool.submit(encode, *picture)))
 
     def write_ready(self) -> Iterator[Finished | Failed]:
         """Write the encoded images up to the first that is not; `write_all` raises failures."""
@@ -94,8 +94,8 @@ class ImageWriter:
 
     def _write_first(self) -> Iterator[Finished | Failed]:
         """Write the first image, or note why it failed. BadOutput."""
-        image, file = self.waiting.popleft()
-        item = image.item
+        decoded, file = self.waiting.popleft()
+        item = decoded.item
         try:
             data = file.result()
         except FAILURES as error:
@@ -106,7 +106,8 @@ class ImageWriter:
             return
         path = self.output.write_as(data, item.name, item.number)
         self.latents.delete(item, path)
-        yield Finished(path, item, image.origin, image.seconds, pixels_sha256(image.picture))
+        sha256 = pixels_sha256(decoded.image)
+        yield Finished(path, item, decoded.origin, decoded.seconds, sha256)
 
     def close(self) -> None:
         """Give up what is not written."""
