@@ -37,7 +37,7 @@ SCALES = {SECONDS: 1.0, MEBIBYTES: 2.0**-20, MICROSECONDS: 1.0}
 SD15 = (320, 640, 1280, 1280)
 SD15_VAE = (128, 256, 512, 512)
 CFG = 7.5
-LOOKS = 30  # steps that a prepared network is made for
+EVALUATIONS = 30  # steps that a prepared network is made for
 COLUMNS = "{:46} {:>9} {:>10} {:>6} {:>11}"
 MARKDOWN = "| {} | {} | {} | {} | {} |"
 HEADS = ("medians", "txt2img", "diffusers", "ratio", "difference")
@@ -84,11 +84,11 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
 
 def same_weights(mine: torch.nn.Module, other: torch.nn.Module, dtype: torch.dtype) -> None:
     """Give ours diffusers' random weights, both in `dtype`, and prepare it as for drawing."""
-    from txt2img.models.optimize import cpu
+    from txt2img.models.optimize import CpuPlan, optimize
 
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval().to(dtype)
-    cpu.prepare(mine, cpu.Plan(looks=LOOKS))
+    optimize(mine, CpuPlan(evaluations=EVALUATIONS))
     other.eval().to(dtype)
 
 

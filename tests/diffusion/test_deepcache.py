@@ -19,8 +19,7 @@ from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, parse, to_request
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import swish, time_features
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan
+from txt2img.models.optimize import CpuPlan, optimize
 from txt2img.models.unet import UNet
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.generate import prepare, sample
@@ -84,13 +83,13 @@ def test_conditions_keep_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("plan", [None, Plan(looks=30)])
+@pytest.mark.parametrize("plan", [None, CpuPlan(evaluations=30)])
 @torch.inference_mode()
 def test_a_shallow_look_is_the_first_convolution_and_the_last_layer(
-    name: str, plan: Plan | None
+    name: str, plan: CpuPlan | None
 ) -> None:
     network = unet(*CONFIGS[name])
-    cpu.prepare(network, plan)
+    optimize(network, plan)
     before, x = torch.randn(2, 1, 4, 8, 8)
     tokens = torch.randn(2, 5, 8)  # a pair's, of one picture
     early, time, cond, kept = (

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.gpu.test_gpu import APPLE, psnr
 from txt2img.models.layers import attention
-from txt2img.models.optimize.cuda_graph import Graphed
+from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.pipeline.batch_size import MAX_BATCH, auto_batch_size
 from txt2img.pipeline.generate import decode, generate, prepare, ready_to_draw, sample
 from txt2img.request import Request, Sampler
@@ -42,7 +42,7 @@ def plain() -> Model:
     return model
 
 
-def graphed(model: Model) -> Graphed:
+def graphed(model: Model) -> CudaGraphed:
     assert model.graphed is not None
     return model.graphed
 

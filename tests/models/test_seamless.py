@@ -9,17 +9,17 @@ from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import TinyConfig, UNetConfig, VAEConfig
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan
-from txt2img.models.optimize.cuda_graph import Graphed
-from txt2img.models.optimize.upcast import slim
+from txt2img.models.layers import Conv2d
+from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cuda_graph import CudaGraphed
+from txt2img.models.optimize.upcast import keep_stored_dtype
 from txt2img.models.seamless import decode_tiled_seamless, seamless
 from txt2img.models.taesd import TinyVAE
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.request.fields import Tile
 
-PLANS = [None, Plan(looks=30), Plan(looks=30, pack=False), Plan(looks=1)]
+PLANS = [None, CpuPlan(evaluations=30), CpuPlan(evaluations=30, pack=False), CpuPlan(evaluations=1)]
 UNET = UNetConfig(
     channels=(64, 64), layers=1, attention=(True, False), depth=(1, 1), heads=(2, 2), cross_dim=16
 )
@@ -50,12 +50,12 @@ def unet() -> UNet:
 )
 @torch.no_grad()
 def test_a_convolution_in_any_layout_sees_the_opposite_edge(
-    plan: Plan | None, stride: int, size: tuple[int, int], tile: str, wide: tuple[int, ...]
+    plan: CpuPlan | None, stride: int, size: tuple[int, int], tile: str, wide: tuple[int, ...]
 ) -> None:
     torch.manual_seed(1)
-    layers = nn.Sequential(nn.Conv2d(64, 64, 3, stride, padding=1))
+    layers = nn.Sequential(Conv2d(64, 64, 3, stride, padding=1))
     conv, x = layers[0], draw(2, 64, *size)
-    cpu.prepare(layers, plan)
+    optimize(layers, plan)
     with seamless(layers, Tile(tile)):
         out = layers(x)
     zeros = tuple(1 - pixels for pixels in wide)
@@ -69,9 +69,9 @@ def test_a_convolution_in_any_layout_sees_the_opposite_edge(
 @torch.no_grad()
 def test_filters_that_are_upcast_at_use_see_the_opposite_edge() -> None:
     torch.manual_seed(1)
-    layers, x = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).bfloat16(), draw(1, 8, 6, 6)
+    layers, x = nn.Sequential(Conv2d(8, 8, 3, padding=1)).bfloat16(), draw(1, 8, 6, 6)
     weight, bias = layers[0].weight.float(), layers[0].bias
-    slim(layers)
+    keep_stored_dtype(layers)
     layers[0].bias = nn.Parameter(bias.float())
     with seamless(layers, Tile.XY):
         out = layers(x)
@@ -82,7 +82,7 @@ def test_filters_that_are_upcast_at_use_see_the_opposite_edge() -> None:
 @torch.no_grad()
 def test_a_wave_stays_a_wave_under_a_filter() -> None:
     """Of a wave that fits the width, a filter changes strength and place alone, at edges too."""
-    conv = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False)).double()
+    conv = nn.Sequential(Conv2d(1, 1, 3, padding=1, bias=False)).double()
     left, middle, right = 0.5, -1.0, 0.25
     weight = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
     weight[0, 0, 1] = torch.tensor([left, middle, right])
@@ -101,11 +101,11 @@ def test_a_wave_stays_a_wave_under_a_filter() -> None:
 @pytest.mark.parametrize("plan", PLANS[:2])
 @torch.no_grad()
 def test_a_network_without_edges_moves_with_its_input(
-    unet: UNet, tile: Tile, plan: Plan | None
+    unet: UNet, tile: Tile, plan: CpuPlan | None
 ) -> None:
     x, cond = draw(1, 4, 16, 24), Cond(draw(1, 7, 16, seed=1))
     time = torch.tensor([500.0])
-    cpu.prepare(unet, plan)
+    optimize(unet, plan)
     moved = roll(x, SHIFTS[tile])
     plain, plain_moved = unet(x, time, cond), unet(moved, time, cond)
     with seamless(unet, tile):
@@ -164,7 +164,7 @@ def test_a_recording_is_of_one_padding(unet: UNet) -> None:
         outputs = work()
         return lambda: None, outputs
 
-    graphed, cond = Graphed(unet, lambda line: None, record), Cond(draw(1, 7, 16, seed=1))
+    graphed, cond = CudaGraphed(unet, lambda line: None, record), Cond(draw(1, 7, 16, seed=1))
     x, time = draw(1, 4, 8, 8), torch.tensor([500.0])
     with torch.no_grad():
         plain = graphed(x, time, cond)

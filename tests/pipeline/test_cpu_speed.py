@@ -11,8 +11,9 @@ from torch import Tensor
 from tests.pipeline.test_generate import SMALL, mock
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan, PreparedConv
+from txt2img.models.layers import Conv2d
+from txt2img.models.optimize import CpuPlan
+from txt2img.models.optimize.cpu import FastConv, bytes_needed
 from txt2img.models.unet import UNet
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.generate import decode, sample
@@ -35,9 +36,13 @@ def drawing(mock: Model) -> Model:
     return mock
 
 
-def plans(model: Model) -> set[Plan]:
+def plans(model: Model) -> set[CpuPlan]:
     """What the network's convolutions go by."""
-    return {m.plan for m in model.network.modules() if isinstance(m, PreparedConv)}
+    return {
+        layer.optimized.plan
+        for layer in model.network.modules()
+        if isinstance(layer, Conv2d) and isinstance(layer.optimized, FastConv)
+    }
 
 
 def request(**changes: object) -> Request:
@@ -46,27 +51,27 @@ def request(**changes: object) -> Request:
     return changed
 
 
-def test_a_network_looks_twice_a_step_with_some_samplers(drawing: Model) -> None:
+def test_some_samplers_evaluate_the_network_twice_a_step(drawing: Model) -> None:
     cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
-    assert plans(drawing) == {Plan(looks=7)}
+    assert plans(drawing) == {CpuPlan(evaluations=7)}
     cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
-    assert plans(drawing) == {Plan(looks=14)}
+    assert plans(drawing) == {CpuPlan(evaluations=14)}
     assert not drawing.memory.pop_warnings()
 
 
 def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) -> None:
-    best = Plan(looks=7)
+    best = CpuPlan(evaluations=7)
     needs = [
-        cpu.need(drawing.network, 32, 32, plan)
-        for plan in (best, Plan(7, pack=False), Plan(7, smallest=32, pack=False))
+        bytes_needed(drawing.network, 32, 32, plan)
+        for plan in (best, CpuPlan(7, pack=False), CpuPlan(7, winograd_side=32, pack=False))
     ]
     assert needs[0] > needs[1] > needs[2] > 0
     drawing.memory.cpu_budget = int(needs[1] / cpu_speed.NETWORK) + 2
     cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
-    assert plans(drawing) == {Plan(7, pack=False)}
+    assert plans(drawing) == {CpuPlan(7, pack=False)}
     drawing.memory.cpu_budget = int(needs[2] / cpu_speed.NETWORK) + 2
     cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
-    assert plans(drawing) == {Plan(7, smallest=32, pack=False)}
+    assert plans(drawing) == {CpuPlan(7, winograd_side=32, pack=False)}
     drawing.memory.cpu_budget = 0
     cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert not plans(drawing)
@@ -90,7 +95,7 @@ def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.Monk
     cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
     monkeypatch.setattr(resources, "available", lambda: 0)
     cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
-    assert plans(drawing) == {Plan(looks=7)}
+    assert plans(drawing) == {CpuPlan(evaluations=7)}
 
 
 def test_low_memory_keeps_no_second_weights(drawing: Model) -> None:
@@ -111,7 +116,7 @@ def test_a_picture_is_the_same_whatever_is_drawn_before_and_beside_it(drawing: M
         def chunk_count(self, prompt: str, rules: object) -> int:
             return 1
 
-        def encode(self, prompts: list[str], chunks: int, reading: object) -> Cond:
+        def encode(self, prompts: list[str], chunks: int, rules: object) -> Cond:
             made = torch.Generator().manual_seed(len(prompts[0]))
             return Cond(torch.randn(1, 5, 8, generator=made))
 
@@ -135,10 +140,10 @@ def test_a_decoder_is_made_quick_for_the_pictures_size(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def need(network: object, height: int, width: int, plan: Plan) -> int:
+    def need(network: object, height: int, width: int, plan: CpuPlan) -> int:
         asked.append((height, width))
         return 0
 
-    monkeypatch.setattr(cpu, "need", need)
+    monkeypatch.setattr(cpu_speed, "bytes_needed", need)
     decode(mock, torch.zeros(1, 4, 8, 16))
     assert asked[0] == (64, 128)

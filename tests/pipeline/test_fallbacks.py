@@ -16,7 +16,7 @@ from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images.image_file import read
 from txt2img.images.output import parse
 from txt2img.images.resume import items
-from txt2img.models.optimize.cuda_graph import Graphed, Recording
+from txt2img.models.optimize.cuda_graph import CudaGraphed, Recording
 from txt2img.pipeline import (
     batch,
     denoiser,
@@ -175,7 +175,7 @@ def test_a_card_decodes_no_more_at_once_than_its_kernels_can_count(
 
 def test_recordings_give_way_to_decoding(mock: Model) -> None:
     mock.vae = Narrow()
-    made = Graphed(mock.network, pytest.fail)
+    made = CudaGraphed(mock.network, pytest.fail)
     mock.graphed, made._recordings[("a shape",)] = made, cast(Recording, None)
     decode(mock, WIDE)
     assert not made._recordings

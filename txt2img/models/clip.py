@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.models.configs import TextConfig
+from txt2img.models.layers import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -46,10 +47,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -67,8 +68,8 @@ class MLP(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.act = ACTS[config.act]
-        self.fc1 = nn.Linear(config.width, config.mlp)
-        self.fc2 = nn.Linear(config.mlp, config.width)
+        self.fc1 = Linear(config.width, config.mlp)
+        self.fc2 = Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(self.act(self.fc1(x)))

@@ -1,10 +1,39 @@
 """Layers that the networks share: residual blocks, attention, time features, resampling."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Optimized = Callable[..., Tensor]  # layer and its inputs → its output
+
+
+class Linear(nn.Linear):
+    """nn.Linear, unless an optimisation computes it in its own way (see optimize/)."""
+
+    optimized: Optimized | None = None
+    version = 0  # of the weights: see weights_changed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.optimized or nn.Linear.forward)(self, x)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, unless an optimisation computes it in its own way (see optimize/)."""
+
+    optimized: Optimized | None = None
+    version = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.optimized or nn.Conv2d.forward)(self, x)
+
+
+def weights_changed(layer: nn.Module) -> None:
+    """Tell optimisations that a layer's weights were changed in place, so that caches are stale."""
+    if isinstance(layer, Linear | Conv2d):
+        layer.version += 1
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, counts: Tensor | None = None) -> Tensor:
@@ -70,9 +99,9 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, out: int, cond_width: int = 0) -> None:
         super().__init__()
-        self.cond_proj = nn.Linear(cond_width, width, bias=False) if cond_width else None
-        self.linear_1 = nn.Linear(width, out)
-        self.linear_2 = nn.Linear(out, out)
+        self.cond_proj = Linear(cond_width, width, bias=False) if cond_width else None
+        self.linear_1 = Linear(width, out)
+        self.linear_2 = Linear(out, out)
 
     def forward(self, features: Tensor, cond: Tensor | None = None) -> Tensor:
         if self.cond_proj is not None and cond is not None:
@@ -89,11 +118,11 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, out) if time_width is not None else None
+        self.conv1 = Conv2d(channels, out, 3, padding=1)
+        self.time_emb_proj = Linear(time_width, out) if time_width is not None else None
         self.norm2 = nn.GroupNorm(groups, out, eps=eps)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
+        self.conv2 = Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(swish(self.norm1(x)))
@@ -110,17 +139,23 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention of x (B, L, D), or cross-attention on a context (B, M, C): (B, L, D)."""
 
+    optimized: Optimized | None = None
+
     def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=bias)
-        self.to_k = nn.Linear(context, width, bias=bias)
-        self.to_v = nn.Linear(context, width, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias=bias)
+        self.to_k = Linear(context, width, bias=bias)
+        self.to_v = Linear(context, width, bias=bias)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
     ) -> Tensor:
+        return (self.optimized or Attention.plain)(self, x, context, counts)
+
+    def plain(self, x: Tensor, context: Tensor | None, counts: Tensor | None) -> Tensor:
+        """Attention without optimisations."""
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         mixed = attention(q, k, v, self.heads, counts)
@@ -133,7 +168,7 @@ class GatedLinear(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * out)
+        self.proj = Linear(width, 2 * out)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -144,14 +179,20 @@ class GatedLinear(nn.Module):
 class FeedForward(nn.Module):
     """Feed-forward half of a transformer block: (B, L, D) → (B, L, D)."""
 
+    optimized: Optimized | None = None
+
     def __init__(self, width: int) -> None:
         super().__init__()
         # Index 1 is dropout in the published layout; it has no weights.
         self.net = nn.ModuleList(
-            [GatedLinear(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
+            [GatedLinear(width, 4 * width), nn.Identity(), Linear(4 * width, width)]
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return (self.optimized or FeedForward.plain)(self, x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The feed-forward without optimisations."""
         for layer in self.net:
             x = layer(x)
         return x
@@ -166,7 +207,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, asymmetric_pad: bool = False) -> None:
         super().__init__()
         self.asymmetric_pad = asymmetric_pad
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric_pad else 1)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric_pad else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.asymmetric_pad:
@@ -180,7 +221,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = x.shape[-2:]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.models.configs import TinyConfig, VAEConfig
+from txt2img.models.layers import Conv2d
 from txt2img.models.vae import VAE
 
 
@@ -18,11 +19,11 @@ class TinyBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv2d(width, width, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class Layers(nn.Module):
 
     def __init__(self, inputs: int, width: int, layers: dict[int, nn.Module]) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv_in = Conv2d(inputs, width, 3, padding=1)
         self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ def down(config: TinyConfig) -> dict[int, nn.Module]:
     layers: list[nn.Module] = []
     for level, blocks in enumerate(config.encoder):
         if level:
-            layers.append(nn.Conv2d(config.width, config.width, 3, 2, 1, bias=False))
+            layers.append(Conv2d(config.width, config.width, 3, 2, 1, bias=False))
         layers += [TinyBlock(config.width) for _ in range(blocks)]
-    layers.append(nn.Conv2d(config.width, config.latent_channels, 3, padding=1))
+    layers.append(Conv2d(config.width, config.latent_channels, 3, padding=1))
     return dict(enumerate(layers, start=1))
 
 
@@ -64,9 +65,9 @@ def up(config: TinyConfig) -> dict[int, nn.Module]:
         if level < last:
             layers += [
                 nn.Upsample(scale_factor=2),
-                nn.Conv2d(config.width, config.width, 3, padding=1, bias=False),
+                Conv2d(config.width, config.width, 3, padding=1, bias=False),
             ]
-    layers.append(nn.Conv2d(config.width, 3, 3, padding=1))
+    layers.append(Conv2d(config.width, 3, 3, padding=1))
     return dict(enumerate(layers, start=1))
 
 

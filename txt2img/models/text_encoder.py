@@ -9,6 +9,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadRequest
 from txt2img.models.clip import CLIPText
 from txt2img.models.configs import TextConfig
+from txt2img.models.layers import Linear
 from txt2img.models.tokenizer import PLAIN, Tokenizer
 from txt2img.request.compat import PromptRules
 
@@ -21,7 +22,7 @@ class TextEncoder(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.model = CLIPText(config)
         self.text_projection = (
-            nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+            Linear(config.width, config.projection, bias=False) if config.projection else None
         )
 
     @property

@@ -13,8 +13,10 @@ from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import (
     Attention,
+    Conv2d,
     Downsample,
     FeedForward,
+    Linear,
     ResnetBlock,
     TimeEmbedding,
     Upsample,
@@ -73,7 +75,7 @@ class SpatialTransformer(nn.Module):
 
     def _projection(self, width: int) -> nn.Module:
         """SD 1 projects by 1×1 convolutions, SD 2 by linear layers of the same effect."""
-        return nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        return Linear(width, width) if self.linear else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -195,7 +197,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         levels = range(len(config.channels))
-        self.conv_in = nn.Conv2d(config.in_channels, config.channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, config.channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(
             config.channels[0], config.time_width, config.scale_width
         )
@@ -205,7 +207,7 @@ class UNet(nn.Module):
         self.mid_block = MidBlock(config) if config.middle != "none" else None
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
-        self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def added_cond(self, cond: Cond) -> Tensor:
         """Features of SDXL's pooled text and size ids: (B, pooled + sizes · size_width)."""

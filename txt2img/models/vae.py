@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.models.configs import VAEConfig
-from txt2img.models.layers import Attention, Downsample, ResnetBlock, Upsample, swish
+from txt2img.models.layers import Attention, Conv2d, Downsample, ResnetBlock, Upsample, swish
 
 
 class PixelAttention(Attention):
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, last = config.channels, len(config.channels) - 1
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             VAEBlock(
                 widths[max(level - 1, 0)],
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         )
         self.mid_block = VAEMidBlock(config)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.conv_in(pixels)
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, last = config.channels[::-1], len(config.channels) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = VAEMidBlock(config)
         self.up_blocks = nn.ModuleList(
             VAEBlock(
@@ -124,7 +124,7 @@ class Decoder(nn.Module):
             for level, width in enumerate(widths)
         )
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latent))
@@ -144,11 +144,9 @@ class VAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = (
-            nn.Conv2d(2 * channels, 2 * channels, 1) if config.quant_conv else nn.Identity()
+            Conv2d(2 * channels, 2 * channels, 1) if config.quant_conv else nn.Identity()
         )
-        self.post_quant_conv = (
-            nn.Conv2d(channels, channels, 1) if config.quant_conv else nn.Identity()
-        )
+        self.post_quant_conv = Conv2d(channels, channels, 1) if config.quant_conv else nn.Identity()
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the unscaled latent of pixels (B, 3, H, W) in −1…1."""

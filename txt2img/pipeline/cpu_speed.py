@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan
+from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cpu import bytes_needed
 from txt2img.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
@@ -26,39 +26,40 @@ SLOWER = "Little memory is free: the {network} runs in a slower way that takes {
 def prepare_unet(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
     """Optimise the U-Net for a filled request's steps, on latents of this shape."""
     evaluations = (request.steps or 1) * (request.sampler.evaluations if request.sampler else 1)
-    _prepare(model, "unet", model.network, latent[1:], evaluations)
+    plan = _choose_plan(model, "unet", model.network, latent[1:], evaluations)
+    optimize(model.network, plan, request.token_merging or 0.0)
 
 
 def prepare_vae(model: Model, x: Tensor) -> None:
     """Optimise the decoder for latents (B, C, h, w)."""
     factor = model.vae.config.factor
     size = factor * x.shape[-2], factor * x.shape[-1]
-    _prepare(model, "vae", model.vae, size, 1)
+    optimize(model.vae, _choose_plan(model, "vae", model.vae, size, 1))
 
 
-def _prepare(
+def _choose_plan(
     model: Model, name: str, network: nn.Module, size: tuple[int, int], evaluations: int
-) -> None:
-    """Optimise a network by the best plan that memory allows, with a warning if not the best."""
+) -> CpuPlan | None:
+    """The best plan that memory allows, with a warning if not the best; None for plain torch."""
     memory, first = model.memory, next(network.parameters())
     slow_dtype = first.dtype == torch.bfloat16 and not has_bf16(first.device)
-    if memory.low_memory or slow_dtype or first.device.type != "cpu":
-        return cpu.restore(network)
+    if not memory.optimize or memory.low_memory or slow_dtype or first.device.type != "cpu":
+        return None
     if memory.cpu_budget is None:
         resources.trim_heap()  # of an earlier model
         memory.cpu_budget = int(PART * resources.available())
     budget = memory.cpu_budget * (NETWORK if name == "unet" else 1 - NETWORK)
-    best = Plan(evaluations)
-    needs = {p: cpu.need(network, *size, p) for p in (best, *cheaper_plans(best))}
+    best = CpuPlan(evaluations)
+    needs = {p: bytes_needed(network, *size, p) for p in (best, *cheaper_plans(best))}
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= budget), None)
     if plan is best:
         resources.keep_heap()
     else:
         less = needs[best] - (0 if plan is None else needs[plan])
         memory.warn(SLOWER.format(network=name, size=format_size(less)))
-    cpu.prepare(network, plan)
+    return plan
 
 
-def cheaper_plans(best: Plan) -> tuple[Plan, ...]:
+def cheaper_plans(best: CpuPlan) -> tuple[CpuPlan, ...]:
     """Plans that take less memory than the best, in turn; none packs small filters."""
-    return replace(best, pack=False), replace(best, smallest=LARGE, pack=False)
+    return replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)

@@ -19,7 +19,6 @@ from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import OutOfMemory, Rejected
-from txt2img.models.optimize import cpu
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
@@ -221,8 +220,6 @@ def ready_to_draw(
     """Place the network on a device, in a dtype, and optimise it for a job."""
     placement, network = model.memory.placement, model.network
     own = device_of(model), next(network.parameters()).dtype
-    if placement.mode != "none":
-        cpu.restore(network)  # layers that come one by one keep the forwards that they have
     with ExitStack() as stack:
         if (device, dtype) == own:
             stack.enter_context(placement.using("unet", network))
@@ -231,11 +228,8 @@ def ready_to_draw(
             stack.enter_context(moved_to(network, device, dtype))
         cpu_speed.prepare_unet(model, job.requests[0], job.latent)
         stack.enter_context(seamless(network, job.requests[0].tile))
-        if ratio := job.requests[0].token_merging:
-            stack.callback(network.merge_tokens, 0.0)
-            network.merge_tokens(ratio)
         if model.graphed:
-            model.graphed.check()
+            model.graphed.drop_stale()
         yield
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from txt2img.errors import BadRequest, MissingWeights
-from txt2img.models.optimize.upcast import widen
+from txt2img.models.layers import weights_changed
+from txt2img.models.optimize.upcast import to_float32
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
@@ -125,11 +126,12 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
             if strength:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
-        widen(layers[layer])  # or the merged filter would be rounded
+        to_float32(layers[layer])  # or the merged filter would be rounded
         for name, value in merge(layers[layer], pieces, files).items():
             weight = layers[layer].get_parameter(name)
             state.originals[layer, name] = weight.detach().to("cpu", copy=True)
             weight.copy_(value)
+        weights_changed(layers[layer])
     state.loras = loras
 
 
@@ -140,6 +142,7 @@ def _unmerge_loras(model: Model) -> None:
     layers = key_names.layers(model.network, model.text.encoders) if state.originals else {}
     for (layer, name), value in state.originals.items():
         layers[layer].get_parameter(name).copy_(value)
+        weights_changed(layers[layer])
     state.originals.clear()
     state.loras = ()
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadFile
 from txt2img.models.configs import TinyConfig, VAEConfig
-from txt2img.models.optimize.cuda_graph import Graphed, recorded_on_card
+from txt2img.models.optimize.cuda_graph import CudaGraphed, record_on_card
 from txt2img.models.optimize.quantize import quantize
-from txt2img.models.optimize.upcast import lean_weights, slim
+from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
 from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
@@ -72,7 +72,10 @@ def load(
         model = build_empty(checkpoint, device, vae)
         model.adapters = adapters
         model.memory = MemoryState(
-            low_memory=device.low, quantized=device.quantize, placement=placement
+            low_memory=device.low,
+            optimize=device.optimize,
+            quantized=device.quantize,
+            placement=placement,
         )
         load_weights(model, device)
         model.hash = digest()
@@ -95,7 +98,7 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     for name, encoder in zip(checkpoint.tokenizers, encoders, strict=True):
         tokenizer_files.check_vocab(name, encoder.tokenizer, encoder.config.vocab)
     text = TextEncoders(encoders) if encoders[1:] else encoders[0]
-    memory = MemoryState(low_memory=device.low)
+    memory = MemoryState(low_memory=device.low, optimize=device.optimize)
     return Model(
         checkpoint.name, "", family, network, vae, text, memory=memory, checkpoint=checkpoint
     )
@@ -116,14 +119,14 @@ def load_weights(model: Model, device: Device) -> None:
         _load_component(network, name, checkpoint.components[name], device, placement)
     if device.quantize:
         quantize(model.network, device.quantize)
-    if device.torch_device.type != "cuda":
+    if device.torch_device.type != "cuda" or not device.optimize:
         return
     for conv_network in (model.network, model.vae):
         conv_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if placement.mode == "none":
         cache = set_compiler_cache() if device.compile else ""
-        model.graphed = Graphed(
-            model.network, lambda line: model.memory.warn(line), recorded_on_card, cache
+        model.graphed = CudaGraphed(
+            model.network, lambda line: model.memory.warn(line), record_on_card, cache
         )
 
 
@@ -148,7 +151,8 @@ def load_vae(name: str, model: Model) -> AnyVAE:
 
     Raises as `open_vae` and `load` do; warnings go to the model.
     """
-    device = Device(device_of(model), next(model.vae.parameters()).dtype)
+    dtype = next(model.vae.parameters()).dtype
+    device = Device(device_of(model), dtype, optimize=model.memory.optimize)
     other = open_vae(name, model.family.vae)
     model.adapters.warnings += vae_warnings(other.record.name, model.family.vae)
     vae = _build(lambda: vae_of(other.config), "vae", other.component, device)
@@ -165,7 +169,7 @@ def _build(
     shapes = {published_name(n): tuple(value.shape) for n, value in network.state_dict().items()}
     check_tensors(name, component, shapes)
     if device.low or keeps_filters_narrow(name, device):
-        slim(network, filters_only=not device.low)
+        keep_stored_dtype(network, filters_only=not device.low)
     return network.eval().requires_grad_(False)
 
 
@@ -174,7 +178,8 @@ def keeps_filters_narrow(component: str, device: Device) -> bool:
 
     There they are copied into a faster layout, and would be in memory twice.
     """
-    return device.torch_device.type == "cpu" and device.dtype_of(component) == torch.float32
+    on_cpu = device.torch_device.type == "cpu" and device.optimize
+    return on_cpu and device.dtype_of(component) == torch.float32
 
 
 @torch.inference_mode(False)
@@ -184,7 +189,7 @@ def _load_component(
     """Read a network's weights, or with --low-memory on a CPU let each use read them."""
     dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
-    stored = {component.file_name(published_name(n)) for n in lean_weights(network)}
+    stored = {component.file_name(published_name(n)) for n in stored_dtype_weights(network)}
     paths = {ref.path for ref in component.tensors.values()}
     keys = {path: tensors.file_key(path) for path in paths}
 

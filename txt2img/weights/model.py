@@ -8,7 +8,7 @@ import torch
 
 from txt2img.diffusion.conditioning import ScheduledCond
 from txt2img.images.record import Origin
-from txt2img.models.optimize.cuda_graph import Graphed
+from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.unet import UNet
@@ -33,7 +33,7 @@ class Model:
     text: TextEncoder | TextEncoders
     adapters: AdapterState = field(default_factory=AdapterState)
     memory: MemoryState = field(default_factory=MemoryState)
-    graphed: Graphed | None = None  # the network recorded as CUDA graphs, or compiled
+    graphed: CudaGraphed | None = None  # the network recorded as CUDA graphs, or compiled
     refiner: "SecondStage | None" = None
     checkpoint: Checkpoint | None = None  # the files that its weights come from
     prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)

@@ -79,11 +79,11 @@ def weights_key(model: "Model") -> Key:
 
     Filters that stay in their stored dtype have none here, since a LoRA may have widened them.
     """
-    from txt2img.models.optimize.upcast import lean_weights
+    from txt2img.models.optimize.upcast import stored_dtype_weights
 
     key: list[object] = []
     for network in (model.network, model.vae, *model.text.encoders):
-        free = () if model.memory.low_memory else lean_weights(network)
+        free = () if model.memory.low_memory else stored_dtype_weights(network)
         key += [
             (weight.device, None if name in free else weight.dtype)
             for name, weight in network.named_parameters()

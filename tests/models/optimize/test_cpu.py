@@ -1,4 +1,4 @@
-"""Prepared networks: the same outputs, the same weights, and what is worn is seen."""
+"""Networks optimised for a CPU: the same outputs, the same weights, and changes are seen."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig, VAEConfig
-from txt2img.models.layers import Attention, FeedForward
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan, PreparedConv, way_of
+from txt2img.models.layers import Attention, Conv2d, FeedForward, weights_changed
+from txt2img.models.optimize import CpuPlan, cpu, onednn, optimize
+from txt2img.models.optimize.cpu import Fast, FastConv, algorithm, bytes_needed
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 
 SMALL = UNetConfig(
     channels=(64, 64), layers=1, attention=(True, False), depth=(1, 1), heads=(2, 2), cross_dim=16
 )
-QUICK = Plan(looks=30)
+QUICK = CpuPlan(evaluations=30)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -24,14 +24,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def conv(kernel: int = 3, stride: int = 1, plan: Plan = QUICK) -> PreparedConv:
-    """A prepared convolution of 64 channels."""
+def conv(kernel: int = 3, stride: int = 1, plan: CpuPlan = QUICK) -> Conv2d:
+    """An optimised convolution of 64 channels."""
     torch.manual_seed(1)
-    layers = nn.Sequential(nn.Conv2d(64, 64, kernel, stride, padding=kernel // 2))
-    cpu.prepare(layers, plan)
-    made = layers[0]
-    assert isinstance(made, PreparedConv)
-    return made
+    layers = nn.Sequential(Conv2d(64, 64, kernel, stride, padding=kernel // 2))
+    optimize(layers, plan)
+    layer = layers[0]
+    assert isinstance(layer, Conv2d) and isinstance(layer.optimized, FastConv)
+    return layer
 
 
 @pytest.fixture
@@ -42,10 +42,12 @@ def unet() -> UNet:
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
 @pytest.mark.parametrize("size", [(16, 16), (17, 22), (4, 4), (33, 40), (1, 5)])
-@pytest.mark.parametrize("plan", [QUICK, Plan(looks=30, pack=False), Plan(looks=1)])
+@pytest.mark.parametrize(
+    "plan", [QUICK, CpuPlan(evaluations=30, pack=False), CpuPlan(evaluations=1)]
+)
 @torch.no_grad()
-def test_a_prepared_convolution_gives_the_same(
-    kernel: int, stride: int, size: tuple[int, int], plan: Plan
+def test_an_optimised_convolution_gives_the_same(
+    kernel: int, stride: int, size: tuple[int, int], plan: CpuPlan
 ) -> None:
     layer, x = conv(kernel, stride, plan), draw(2, 64, *size)
     own = functional.conv2d(x, layer.weight, layer.bias, stride, padding=kernel // 2)
@@ -54,22 +56,30 @@ def test_a_prepared_convolution_gives_the_same(
 
 
 def test_large_maps_are_transformed_and_small_ones_packed() -> None:
-    def ways(height: int, width: int, plan: Plan) -> str:
-        return way_of(conv(), height, width, plan)
+    def chosen(height: int, width: int, plan: CpuPlan) -> str:
+        return algorithm(conv(), height, width, plan)
 
-    assert ways(16, 16, QUICK) == ways(64, 16, QUICK) == "winograd"
-    assert ways(8, 64, QUICK) == ways(15, 15, QUICK) == "packed"
-    assert ways(8, 64, Plan(looks=30, pack=False)) == ways(8, 64, Plan(looks=1)) == "small"
-    assert ways(16, 16, Plan(looks=3)) == "packed"  # too few for the transform to pay
-    assert ways(32, 32, Plan(looks=1)) == "winograd"
-    assert ways(16, 16, Plan(looks=30, smallest=32)) == "packed"
-    assert ways(8, 8, QUICK) == ways(4, 16, QUICK) == ways(1, 1, QUICK) == "columns"
-    assert way_of(conv(stride=2), 16, 16, QUICK) == "columns"
-    assert way_of(conv(kernel=5), 8, 8, QUICK) == "packed"
-    assert ways(8, 8, Plan(looks=30, pack=False)) == ways(8, 8, Plan(looks=1)) == "small"
-    assert way_of(conv(stride=2), 64, 64, QUICK) == "packed"
-    assert way_of(conv(stride=2), 66, 64, QUICK) == "plain"
-    assert way_of(nn.Conv2d(4, 64, 3, padding=1), 64, 64, QUICK) == "plain"
+    assert chosen(16, 16, QUICK) == chosen(64, 16, QUICK) == "winograd"
+    assert chosen(8, 64, QUICK) == chosen(15, 15, QUICK) == "packed"
+    assert (
+        chosen(8, 64, CpuPlan(evaluations=30, pack=False))
+        == chosen(8, 64, CpuPlan(evaluations=1))
+        == "small"
+    )
+    assert chosen(16, 16, CpuPlan(evaluations=3)) == "packed"  # too few for the transform to pay
+    assert chosen(32, 32, CpuPlan(evaluations=1)) == "winograd"
+    assert chosen(16, 16, CpuPlan(evaluations=30, winograd_side=32)) == "packed"
+    assert chosen(8, 8, QUICK) == chosen(4, 16, QUICK) == chosen(1, 1, QUICK) == "im2col"
+    assert algorithm(conv(stride=2), 16, 16, QUICK) == "im2col"
+    assert algorithm(conv(kernel=5), 8, 8, QUICK) == "packed"
+    assert (
+        chosen(8, 8, CpuPlan(evaluations=30, pack=False))
+        == chosen(8, 8, CpuPlan(evaluations=1))
+        == "small"
+    )
+    assert algorithm(conv(stride=2), 64, 64, QUICK) == "packed"
+    assert algorithm(conv(stride=2), 66, 64, QUICK) == "plain"
+    assert algorithm(Conv2d(4, 64, 3, padding=1), 64, 64, QUICK) == "plain"
 
 
 @pytest.mark.parametrize("size", [(16, 16), (4, 4), (9, 9)])
@@ -78,13 +88,15 @@ def test_a_changed_filter_is_laid_out_anew_and_back_to_the_same_bits(size: tuple
     with torch.inference_mode():
         before, own = layer(x), layer.weight.clone()
         layer.weight.copy_(2 * own)
+        weights_changed(layer)
         changed = functional.conv2d(x, layer.weight, layer.bias, padding=1)
         torch.testing.assert_close(layer(x), changed, atol=1e-5, rtol=0)
         layer.weight.copy_(own)
+        weights_changed(layer)
         assert torch.equal(layer(x), before)
 
 
-def test_a_prepared_convolution_still_learns() -> None:
+def test_an_optimised_convolution_still_learns() -> None:
     layer = conv()
     layer(draw(1, 64, 16, 16)).sum().backward()
     assert layer.weight.grad is not None
@@ -94,7 +106,7 @@ def test_a_prepared_convolution_still_learns() -> None:
 def test_keys_and_values_are_computed_once_a_prompt() -> None:
     torch.manual_seed(3)
     layers = nn.Sequential(Attention(8, 6, 2))
-    cpu.prepare(layers, QUICK)
+    optimize(layers, QUICK)
     calls: list[Tensor] = []
 
     def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
@@ -109,7 +121,7 @@ def test_keys_and_values_are_computed_once_a_prompt() -> None:
     assert torch.equal(layers[0](x, context), first)
     assert len(calls) == 2
     del other
-    assert len(layers[0]._kept) == 1  # what nobody can ask for is forgotten
+    assert len(layers[0].optimized.contexts) == 1  # what nobody can ask for is forgotten
 
 
 @torch.no_grad()
@@ -117,7 +129,7 @@ def test_a_feed_forward_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
     torch.manual_seed(5)
     layers, x = nn.Sequential(FeedForward(8)), draw(2, 7, 8)
     own = layers(x)
-    cpu.prepare(layers, QUICK)
+    optimize(layers, QUICK)
     monkeypatch.setattr(cpu, "TOKENS", 4)
     torch.testing.assert_close(layers(x), own, atol=1e-6, rtol=0)
 
@@ -127,21 +139,22 @@ def test_keys_follow_a_lora() -> None:
     layers = nn.Sequential(Attention(8, 6, 2))
     x, context = draw(1, 5, 8), draw(1, 7, 6, seed=1)
     with torch.inference_mode():
-        cpu.prepare(layers, QUICK)
+        optimize(layers, QUICK)
         layers[0](x, context)
         layers[0].to_v.weight.copy_(-layers[0].to_v.weight)
+        weights_changed(layers[0].to_v)
         changed = layers[0](x, context)
-        cpu.restore(layers)
+        optimize(layers)
         torch.testing.assert_close(changed, layers[0](x, context), atol=0, rtol=0)
 
 
 @torch.inference_mode()
-def test_a_prepared_unet_tells_the_same(unet: UNet) -> None:
+def test_an_optimised_unet_tells_the_same(unet: UNet) -> None:
     x, time, cond = draw(2, 4, 16, 16), torch.full((2,), 400.0), Cond(draw(2, 7, 16, seed=1))
     own = unet(x, time, cond)
-    cpu.prepare(unet, QUICK)
+    optimize(unet, QUICK)
     torch.testing.assert_close(unet(x, time, cond), own, atol=1e-4, rtol=0)
-    cpu.restore(unet)
+    optimize(unet)
     assert torch.equal(unet(x, time, cond), own)
 
 
@@ -153,40 +166,58 @@ def test_latents_are_shared_by_the_texts_of_a_pair(unet: UNet) -> None:
 
 
 @torch.no_grad()
-def test_a_prepared_vae_decodes_the_same() -> None:
+def test_an_optimised_vae_decodes_the_same() -> None:
     torch.manual_seed(4)
     vae, latent = VAE(VAEConfig(channels=(64, 64), layers=1)).eval(), draw(1, 4, 16, 16)
     own = vae.decode(latent)
-    cpu.prepare(vae, QUICK)
-    assert isinstance(vae.decoder.conv_in, PreparedConv)
+    optimize(vae, QUICK)
+    assert isinstance(vae.decoder.conv_in.optimized, FastConv)
     torch.testing.assert_close(vae.decode(latent), own, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("missing", ["mkldnn_reorder_conv2d_weight", None])
+@torch.no_grad()
+def test_without_onednns_operators_convolutions_give_the_same(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing is None:  # they are there and give other numbers
+        monkeypatch.setattr(onednn, "convolve", lambda layer, x, packed: 2 * x)
+    else:
+        monkeypatch.delattr(f"torch._C._nn.{missing}")
+    onednn.available.cache_clear()
+    layer, x = conv(5), draw(1, 64, 8, 8)
+    assert algorithm(layer, 8, 8, QUICK) == "small"
+    own = functional.conv2d(x, layer.weight, layer.bias, padding=2)
+    torch.testing.assert_close(layer(x), own, atol=1e-5, rtol=0)
+    onednn.available.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_precisions_are_left_alone(dtype: torch.dtype) -> None:
-    layers = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(dtype)
-    cpu.prepare(layers, QUICK)
-    assert type(layers[0]) is nn.Conv2d
+    layers = nn.Sequential(Conv2d(64, 64, 3, padding=1)).to(dtype)
+    optimize(layers, QUICK)
+    assert layers[0].optimized is None
 
 
 def test_parameters_keep_their_names(unet: UNet) -> None:
     names = list(unet.state_dict())
-    cpu.prepare(unet, QUICK)
+    optimize(unet, QUICK)
     assert list(unet.state_dict()) == names
 
 
 def test_what_a_plan_keeps_is_known_before(unet: UNet) -> None:
-    expected = cpu.need(unet, 32, 32, QUICK)
-    cpu.prepare(unet, QUICK)
+    expected = bytes_needed(unet, 32, 32, QUICK)
+    optimize(unet, QUICK)
     with torch.inference_mode():
         unet(draw(1, 4, 32, 32), torch.full((1,), 400.0), Cond(draw(1, 7, 16)))
-    made = [m._made for m in unet.modules() if isinstance(m, PreparedConv) and m._made]
-    assert made and sum(4 * kept.numel() for _, kept in made) == expected
-    cpu.prepare(unet, None)
-    assert not any(isinstance(m, PreparedConv) or "_made" in m.__dict__ for m in unet.modules())
+    fast = [layer.optimized for layer in unet.modules() if isinstance(layer, Conv2d)]
+    layouts = [one.layout[1] for one in fast if isinstance(one, FastConv) and one.layout]
+    assert layouts and sum(4 * layout.numel() for layout in layouts) == expected
+    optimize(unet, None)
+    assert not any(isinstance(getattr(part, "optimized", None), Fast) for part in unet.modules())
 
 
 def test_a_decoder_needs_less_without_its_encoder() -> None:
     vae = VAE(VAEConfig(channels=(64, 64), layers=1))
     both = sum(m.weight.numel() for m in vae.modules() if isinstance(m, nn.Conv2d))
-    assert 0 < cpu.need(vae, 64, 64, Plan()) < 4 * 4 * both / 1.5
+    assert 0 < bytes_needed(vae, 64, 64, CpuPlan()) < 4 * 4 * both / 1.5

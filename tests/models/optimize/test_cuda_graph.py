@@ -11,7 +11,7 @@ from tests.pipeline.test_generate import SMALL
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.optimize import cuda_graph
-from txt2img.models.optimize.cuda_graph import Graphed, Outputs, Work
+from txt2img.models.optimize.cuda_graph import CudaGraphed, Outputs, Work
 from txt2img.pipeline.generate import generate
 from txt2img.weights.model import Model
 
@@ -58,8 +58,8 @@ def inputs(batch: int, seed: int = 0, pooled: bool = False) -> tuple[Tensor, Ten
 
 def test_replays_give_what_the_network_gives_and_keep_it() -> None:
     network, made = Net(), list[Work]()
-    quick = Graphed(network, pytest.fail, recorder(made))
-    quick.check()
+    quick = CudaGraphed(network, pytest.fail, recorder(made))
+    quick.drop_stale()
     results = []
     for seed in range(3):
         for batch in (1, 2):
@@ -80,7 +80,7 @@ def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
             return super().forward(x, time, cond) + kept.features
 
     network, made = Deep(), list[Work]()
-    quick = Graphed(network, pytest.fail, recorder(made))
+    quick = CudaGraphed(network, pytest.fail, recorder(made))
     for seed in (1, 2):
         ours, own = FeatureCache(), FeatureCache()
         first, second = inputs(1, seed), inputs(1, seed + 5)
@@ -93,27 +93,27 @@ def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
 
 def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew() -> None:
     network, made = Net(), list[Work]()
-    quick = Graphed(network, pytest.fail, recorder(made))
-    quick.check()
+    quick = CudaGraphed(network, pytest.fail, recorder(made))
+    quick.drop_stale()
     given = inputs(1, 3)
     quick(*given)
     with torch.no_grad():
         network.weight.mul_(2)
-    quick.check()
+    quick.drop_stale()
     assert torch.equal(quick(*given), network(*given))
     assert len(made) == 1
     network.weight = nn.Parameter(torch.full((), 5.0))
-    quick.check()
+    quick.drop_stale()
     assert torch.equal(quick(*given), network(*given))
     assert len(made) == 2
 
 
 def test_only_some_shapes_are_kept() -> None:
     made = list[Work]()
-    quick = Graphed(Net(), pytest.fail, recorder(made))
-    for batch in [*range(1, cuda_graph.SHAPES + 2), cuda_graph.SHAPES + 1, 1]:
+    quick = CudaGraphed(Net(), pytest.fail, recorder(made))
+    for batch in [*range(1, cuda_graph.MAX_RECORDINGS + 2), cuda_graph.MAX_RECORDINGS + 1, 1]:
         quick(*inputs(batch))
-    assert len(made) == cuda_graph.SHAPES + 2
+    assert len(made) == cuda_graph.MAX_RECORDINGS + 2
 
 
 def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> None:
@@ -123,10 +123,10 @@ def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> 
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     network = Net()
-    quick = Graphed(network, told.append, broken)
+    quick = CudaGraphed(network, told.append, broken)
     for _ in range(2):
         assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
-    assert told == [cuda_graph.NO_GRAPH.format("operation not permitted")]
+    assert told == [cuda_graph.NOT_RECORDED.format("operation not permitted")]
 
 
 def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None:
@@ -140,7 +140,7 @@ def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None
         return inner(work)
 
     network = Net()
-    quick = Graphed(network, pytest.fail, narrow)
+    quick = CudaGraphed(network, pytest.fail, narrow)
     for _ in range(2):
         assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
     assert len(made) == 2
@@ -153,7 +153,7 @@ def test_compiling_is_told_once_a_shape_and_its_failure_once(
     told: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
     network = Net()
-    quick = Graphed(network, told.append, compiled_in="a folder")
+    quick = CudaGraphed(network, told.append, compile_cache="a folder")
     for batch in (1, 2, 1):
         assert torch.equal(quick(*inputs(batch, 1)), network(*inputs(batch, 1)))
     assert len(told) == 2 and "a folder" in told[0] and " s for this size" in told[0]
@@ -165,7 +165,7 @@ def test_compiling_is_told_once_a_shape_and_its_failure_once(
         return run
 
     monkeypatch.setattr(torch, "compile", failing)
-    other = Graphed(network, told.append, compiled_in="a folder")
+    other = CudaGraphed(network, told.append, compile_cache="a folder")
     for batch in (1, 2):
         assert torch.equal(other(*inputs(batch, 1)), network(*inputs(batch, 1)))
     assert told[2:] == [cuda_graph.NOT_COMPILED.format("no compiler")]
@@ -174,7 +174,7 @@ def test_compiling_is_told_once_a_shape_and_its_failure_once(
 def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
     made = list[Work]()
     [plain] = generate(SMALL, model)
-    model.graphed = Graphed(model.network, pytest.fail, recorder(made))
+    model.graphed = CudaGraphed(model.network, pytest.fail, recorder(made))
     try:
         [quick] = generate(SMALL, model)
         [other] = generate(replace(SMALL, seed=5), model)

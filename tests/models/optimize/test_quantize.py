@@ -60,7 +60,7 @@ def test_without_torchao_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
     [
         (("--quantize", "int4"), '--quantize "int4"; choose int8 or fp8'),
         (("--quantize", "int8", "--low-memory"), "give one"),
-        (("--quantize", "fp8", "--offload", "sequential"), "say --offload model"),
+        (("--quantize", "fp8", "--offload", "sequential"), "use model"),
     ],
 )
 def test_what_cannot_be_is_refused(draw: Command, options: tuple[str, ...], message: str) -> None:

@@ -11,8 +11,7 @@ from tests.pipeline.test_generate import SMALL
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import Attention, attention
-from txt2img.models.optimize import cpu
-from txt2img.models.optimize.cpu import Plan
+from txt2img.models.optimize import CpuPlan, optimize
 from txt2img.models.optimize.token_merging import merge
 from txt2img.models.unet import UNet
 from txt2img.pipeline.generate import sample
@@ -110,10 +109,9 @@ def test_the_largest_maps_that_attend_are_merged_until_it_is_taken_back(unet: UN
     merged = unet(x, time, cond)
     assert sizes == [32, 16, 16, 16, 16, 32, 32]
     assert not torch.allclose(merged, plain, atol=1e-4)
-    cpu.prepare(unet, Plan(looks=30))
+    optimize(unet, CpuPlan(evaluations=30), token_merging=0.5)
     torch.testing.assert_close(unet(x, time, cond), merged, atol=1e-4, rtol=0)
-    cpu.restore(unet)
-    unet.merge_tokens(0.0)
+    optimize(unet)
     assert torch.equal(unet(x, time, cond), plain)
 
 

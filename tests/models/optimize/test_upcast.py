@@ -11,10 +11,14 @@ from torch.nn import functional
 
 from tests.pipeline.test_generate import SMALL
 from txt2img.errors import BadRequest
-from txt2img.models.layers import FeedForward
-from txt2img.models.optimize import cpu, upcast
-from txt2img.models.optimize.cpu import Plan, PreparedConv
-from txt2img.models.optimize.upcast import LeanConv2d, lean_weights
+from txt2img.models.layers import Conv2d, FeedForward, Linear
+from txt2img.models.optimize import CpuPlan, optimize, upcast
+from txt2img.models.optimize.cpu import FastConv
+from txt2img.models.optimize.upcast import (
+    keep_stored_dtype,
+    stored_dtype_weights,
+    upcast_conv2d,
+)
 from txt2img.pipeline.generate import generate
 from txt2img.request.adapters import Lora
 from txt2img.system.device.device import choose
@@ -56,7 +60,7 @@ def test_bits_are_those_of_the_ordinary_load(stored: Path) -> None:
         resolve_adapters(low, replace(SMALL, loras=(Lora("x"),)))
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(6, 10), nn.Linear(6, 10, bias=False)])
+@pytest.mark.parametrize("layer", [Linear(6, 10), Linear(6, 10, bias=False)])
 @torch.no_grad()
 def test_a_linear_layer_in_parts_is_the_same(
     layer: nn.Linear, monkeypatch: pytest.MonkeyPatch
@@ -65,7 +69,7 @@ def test_a_linear_layer_in_parts_is_the_same(
     bias = None if layer.bias is None else layer.bias.float()
     layer.bias = None if bias is None else nn.Parameter(bias)
     network = nn.Sequential(layer)
-    upcast.slim(network)
+    keep_stored_dtype(network)
     monkeypatch.setattr(upcast, "PIECE", 4 * 6 * 3)  # three of its rows
     whole = functional.linear(x, layer.weight.float(), bias)
     torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
@@ -76,11 +80,11 @@ def test_a_linear_layer_in_parts_is_the_same(
 def test_a_convolution_in_parts_is_the_same(
     groups: int, kernel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = nn.Conv2d(4, 10, kernel, stride=2, padding=1, groups=groups)
+    layer = Conv2d(4, 10, kernel, stride=2, padding=1, groups=groups)
     x, weight = torch.randn(2, 4, 9, 7), layer.weight.bfloat16()
     layer.weight = nn.Parameter(weight)
     network = nn.Sequential(layer)
-    upcast.slim(network)
+    keep_stored_dtype(network)
     monkeypatch.setattr(upcast, "PIECE", 4 * weight[0].numel() * 3)
     whole = functional.conv2d(x, weight.float(), layer.bias, 2, 1, 1, groups)
     torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
@@ -90,7 +94,7 @@ def test_a_convolution_in_parts_is_the_same(
 def test_a_feed_forward_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = nn.Sequential(FeedForward(8)), torch.randn(2, 7, 8)
     whole = network(x)
-    upcast.slim(network)
+    keep_stored_dtype(network)
     monkeypatch.setattr(upcast, "TOKENS", 4)
     torch.testing.assert_close(network(x), whole, atol=1e-6, rtol=0)
 
@@ -98,25 +102,25 @@ def test_a_feed_forward_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @torch.no_grad()
 def test_a_prepared_filter_that_stays_as_stored_is_the_same(dtype: torch.dtype) -> None:
-    layer = nn.Conv2d(64, 64, 3, padding=1)
+    layer = Conv2d(64, 64, 3, padding=1)
     layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
-    first = nn.Conv2d(64, 64, 1)  # in float32: a network is asked for its precision there
+    first = Conv2d(64, 64, 1)  # in float32: a network is asked for its precision there
     network = nn.Sequential(first, layer)
-    upcast.slim(network, filters_only=True)
-    assert type(first) is nn.Conv2d and type(layer) is LeanConv2d
-    for side, looks in ((32, 30), (4, 30), (4, 1), (80, 1)):  # each way to do it
+    keep_stored_dtype(network, filters_only=True)
+    assert first.optimized is None and layer.optimized is upcast_conv2d
+    for side, evaluations in ((32, 30), (4, 30), (4, 1), (80, 1)):  # each way to do it
         x = torch.randn(1, 64, side, side)
         own = network(x)
-        cpu.prepare(network, Plan(looks))
-        assert isinstance(layer, PreparedConv)
+        optimize(network, CpuPlan(evaluations))
+        assert isinstance(layer.optimized, FastConv)
         torch.testing.assert_close(network(x), own, atol=2e-5, rtol=0)
-        cpu.restore(network)
-        assert type(layer) is LeanConv2d and layer.weight.dtype == dtype
+        optimize(network)
+        assert layer.optimized is upcast_conv2d and layer.weight.dtype == dtype
 
 
 def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Path) -> None:
     model = load(str(stored), choose("cpu"))
-    narrow = lean_weights(model.network)
+    narrow = stored_dtype_weights(model.network)
     assert narrow
     for name, weight in model.network.named_parameters():
         assert (weight.dtype == torch.float32) != (name in narrow)
@@ -130,8 +134,14 @@ def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Pat
     save_file(tensors, stored / "x.safetensors")
     model.adapters.paths = replace(model.adapters.paths, loras={"x": stored / "x.safetensors"})
     down, up = tensors.values()
+    x, time, cond = torch.randn(1, 4, 16, 16), torch.full((1,), 400.0), model.text.encode(["a"])
     with torch.inference_mode():
+        optimize(model.network, CpuPlan(30))
+        model.network(x, time, cond)
         apply_adapters(model, resolve_adapters(model, replace(SMALL, loras=(Lora("x", 0.1, 0.1),))))
+        fast = model.network(x, time, cond)
+        optimize(model.network)
+        torch.testing.assert_close(fast, model.network(x, time, cond), atol=1e-4, rtol=0)
     merged = model.network.get_parameter(f"{home}.weight")
     added = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
     before = own[f"{home}.weight"].float()

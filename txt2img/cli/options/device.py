@@ -89,6 +89,14 @@ class DeviceOptions:
             "runs; then each step is faster.",
         ),
     ] = False
+    no_optimize: Annotated[
+        bool,
+        typer.Option(
+            "--no-optimize",
+            help="Compute in plain PyTorch, without faster CPU algorithms and CUDA graphs: the "
+            "same picture up to rounding.",
+        ),
+    ] = False
 
     def check(self) -> None:
         """Raise BadRequest for values that cannot be, before anything is loaded."""
@@ -99,6 +107,8 @@ class DeviceOptions:
                 raise BadRequest(f"{option} {shown(value)}; choose {', '.join(some)} or {last}")
         if self.quantize and self.low_memory:
             raise BadRequest("--quantize and --low-memory exclude each other; give one")
+        if self.compile and self.no_optimize:
+            raise BadRequest("--compile and --no-optimize exclude each other; give one")
         if self.quantize and self.offload == "sequential":
             raise BadRequest("--quantize does not work with --offload sequential; use model")
 
@@ -109,6 +119,7 @@ class DeviceOptions:
         return replace(
             choose(self.device, self.dtype),
             low=self.low_memory,
+            optimize=not self.no_optimize,
             offload=self.offload,
             quantize=self.quantize,
             compile=self.compile,
@@ -121,6 +132,7 @@ class DeviceOptions:
         memory = MemoryState(
             tiling=self.vae_tiling,
             low_memory=loaded.low_memory,
+            optimize=loaded.optimize,
             quantized=loaded.quantized,
             placement=loaded.placement,
         )

@@ -1,8 +1,7 @@
-"""Networks made ready to draw on a CPU: the same modules, with weights laid out once for it.
+"""CPU optimisations: layers compute from weights laid out once, and reuse what is constant.
 
-`prepare` gives modules quicker forwards, which compute the same but for rounding, and which see by
-the weights' versions that a LoRA was merged or taken off. State dicts and parameters stay what
-they were. Where gradients are wanted the modules' own forwards run. Maps have their channels last.
+Outputs are the same up to rounding. Parameters and state dicts stay as they are, and layers compute
+plainly while gradients are enabled. Convolutions' outputs are channels last.
 """
 
 import re
@@ -14,237 +13,291 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from txt2img.models.layers import Attention, FeedForward, attend, split_heads
-from txt2img.models.optimize import winograd
-from txt2img.models.optimize.onednn import (
-    LaidConv,
-    PackedConv,
-    PackedLinear,
-    is_mix,
-    is_packed,
-    is_plain,
-    is_small,
-    version,
+from txt2img.models.layers import (
+    Attention,
+    Conv2d,
+    FeedForward,
+    Linear,
+    Optimized,
+    attend,
+    split_heads,
 )
-from txt2img.models.optimize.upcast import LeanConv2d
+from txt2img.models.optimize import onednn, winograd
+from txt2img.models.optimize.quantize import is_quantized
 
-WINOGRAD_SIDE = 16  # pixels: below it, multiplying costs less than reading 4 times the weights
-WINOGRAD_CHANNELS = 64  # below it, the transforms cost more than the products that they save
-WINOGRAD_PIXELS = 1024  # seen in all by a filter before its transform has paid for itself
-PACKED_LOOKS = 2
-COLUMN_PIXELS = 64  # of an output: up to it, one product over all that a filter sees is quicker
-TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays near the processor
+WINOGRAD_SIDE = (
+    16  # pixels: on smaller maps, multiplying costs less than reading 4 times the weights
+)
+WINOGRAD_CHANNELS = 64  # with fewer, the transforms cost more than the products that they save
+WINOGRAD_PIXELS = 1024  # over all evaluations, before a filter's transform pays
+PACKED_PIXELS = 1024  # of an output: for more, packing costs little compared with multiplying
+PACKED_EVALUATIONS = 2
+COLUMN_PIXELS = 64  # of an output: up to it, im2col and one matrix product are faster
+TOKENS = 512  # of a feed-forward's at a time, so that its wide middle stays in the cache
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What networks may be made quick with: what memory allows, and what pays by then."""
+class CpuPlan:
+    """How far to optimise: what memory allows, and what pays for so many evaluations."""
 
-    looks: int = 1  # how often a network is asked for a picture
-    smallest: int = WINOGRAD_SIDE  # pixels of a map's shorter side for Winograd's transforms
-    pack: bool = True  # keep small maps' filters in the processor's own layout too
+    evaluations: int = 1  # of the network for a picture
+    winograd_side: int = WINOGRAD_SIDE  # pixels of a map's shorter side, at least
+    pack: bool = True  # small maps' filters too
 
 
-class PreparedConv(LaidConv):
-    """A convolution by transforms, by columns, by a packed filter or plainly, as pays best."""
+class Fast:
+    """An optimised layer's computation, with what it caches."""
 
-    plan = Plan()
+    __call__: Callable[..., Tensor]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, layer: nn.Module, plan: CpuPlan) -> None:
+        own = getattr(layer, "optimized", None)
+        self.plan = plan
+        self.plain: Optimized = own.plain if isinstance(own, Fast) else own or PLAIN[type(layer)]
+        self.layout: tuple[object, Tensor] | None = None  # of the weight, and what it is of
+
+    def laid_out(self, layer: Linear | Conv2d, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """The weight laid out by `make`; again for another key, or if the weight was changed."""
+        key = key, layer.version
+        if self.layout is None or self.layout[0] != key:
+            self.layout = None  # so that there are never two
+            self.layout = key, make()
+        return self.layout[1]
+
+
+class FastConv(Fast):
+    """A float32 convolution by transforms, im2col, a packed filter or plainly, as pays best."""
+
+    def __call__(self, layer: Conv2d, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.dtype != torch.float32:
-            return super().forward(x)
-        if is_mix(self):
-            return self._mix(x)
-        way = way_of(self, x.shape[-2], x.shape[-1], self.plan)
-        if way == "winograd":
-            return winograd.convolve(x, self._widened("winograd", winograd.transformed), self.bias)
-        if way == "columns":
-            return self._by_columns(x)
-        if way == "packed" and torch.backends.mkldnn.is_available():
-            return self.packed(x.contiguous(memory_format=torch.channels_last))
-        if way == "plain":
-            return super().forward(x.contiguous(memory_format=torch.channels_last))
-        out = super().forward(x.contiguous())  # small and not packed: the other layout is quicker
-        return out.contiguous(memory_format=torch.channels_last)
+            return self.plain(layer, x)
+        if is_pointwise(layer):
+            rows = x.permute(0, 2, 3, 1)
+            return functional.linear(rows, layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+        name = algorithm(layer, x.shape[-2], x.shape[-1], self.plan)
+        if name == "winograd":
+            matrices = self.laid_out(
+                layer, name, lambda: winograd.transformed(layer.weight.float())
+            )
+            return winograd.convolve(x, matrices, layer.bias)
+        if name == "im2col":
+            return self._im2col(layer, x)
+        if name == "small":
+            out = self.plain(layer, x.contiguous())  # small maps are faster with channels first
+            return out.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return packed_convolution(self, layer, x) if name == "packed" else self.plain(layer, x)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        """A 1×1 convolution as a matrix product over channels."""
-        last = x.permute(0, 2, 3, 1)
-        return functional.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+    def _im2col(self, layer: Conv2d, x: Tensor) -> Tensor:
+        """A 3×3 convolution as one matrix product."""
 
-    def _widened(self, way: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `make` gives of the filter in float32."""
-        return self.laid_out(way, lambda weight: make(weight.float()))
+        def columns() -> Tensor:
+            return layer.weight.float().permute(2, 3, 1, 0).reshape(-1, layer.out_channels)
 
-    def _by_columns(self, x: Tensor) -> Tensor:
-        """As one matrix product over what a 3×3 filter sees at each place (im2col)."""
-        matrix = self._widened(
-            "columns", lambda weight: weight.permute(2, 3, 1, 0).reshape(-1, self.out_channels)
-        )
+        matrix = self.laid_out(layer, "im2col", columns)
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        seen = padded.unfold(1, 3, self.stride[0]).unfold(2, 3, self.stride[1])
-        columns = seen.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
-        return functional.linear(columns, matrix.t(), self.bias).permute(0, 3, 1, 2)
+        patches = padded.unfold(1, 3, layer.stride[0]).unfold(2, 3, layer.stride[1])
+        rows = patches.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
+        return functional.linear(rows, matrix.t(), layer.bias).permute(0, 3, 1, 2)
 
 
-class PreparedLean(PreparedConv, LeanConv2d):
-    """The same of a filter that stays in memory as it is stored."""
+class PackedConv(Fast):
+    """A bf16 convolution by a packed filter, or plainly where maps are large."""
+
+    def __call__(self, layer: Conv2d, x: Tensor) -> Tensor:
+        if not worth_packing(layer, x):
+            return self.plain(layer, x)
+        if is_pointwise(layer):
+            return packed_product(self, layer, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        packs = is_small(layer, *x.shape[-2:])
+        return packed_convolution(self, layer, x) if packs else self.plain(layer, x)
 
 
-class PreparedAttention(Attention):
-    """Attention that keeps the keys and values of contexts for as long as these are kept.
+class PackedLinear(Fast):
+    """A bf16 matrix product by a packed matrix."""
 
-    Each head's lie together in memory: it reads all of them again for every few queries.
+    def __call__(self, layer: Linear, x: Tensor) -> Tensor:
+        return packed_product(self, layer, x) if worth_packing(layer, x) else self.plain(layer, x)
+
+
+class FastAttention(Fast):
+    """Attention that caches the keys and values of a context as long as the context lives.
+
+    Each head's are contiguous in memory, since all of them are read again for every few queries.
     """
 
-    _kept: WeakIdKeyDictionary | None = None
+    def __init__(self, layer: nn.Module, plan: CpuPlan) -> None:
+        super().__init__(layer, plan)
+        self.contexts = WeakIdKeyDictionary()  # → versions of the weights, keys, values
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
+    def __call__(
+        self, layer: Attention, x: Tensor, context: Tensor | None, counts: Tensor | None
     ) -> Tensor:
         if torch.is_grad_enabled():
-            return super().forward(x, context, counts)
-        q = self._together(self.to_q(x))
-        keys, values = self._pair(x) if context is None else self._keys_and_values(context)
-        out: Tensor = self.to_out[0](attend(q, keys, values, counts))
+            return self.plain(layer, x, context, counts)
+        q = split_heads(layer.to_q(x), layer.heads).contiguous()
+        k, v = keys_values(layer, x) if context is None else self._cached(layer, context)
+        out: Tensor = layer.to_out[0](attend(q, k, v, counts))
         return out
 
-    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a context (B, M, C), made anew when it or the weights have changed."""
-        made_by = version(context), version(self.to_k.weight), version(self.to_v.weight)
-        if self._kept is None:
-            self._kept = WeakIdKeyDictionary()
-        found = self._kept.get(context)
-        if found is None or found[0] != made_by:
-            found = self._kept[context] = made_by, *self._pair(context)
-        return found[1], found[2]
-
-    def _pair(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, M, d) of a context (B, M, C)."""
-        return self._together(self.to_k(context)), self._together(self.to_v(context))
-
-    def _together(self, x: Tensor) -> Tensor:
-        return split_heads(x, self.heads).contiguous()
+    def _cached(self, layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+        versions = layer.to_k.version, layer.to_v.version
+        entry = self.contexts.get(context)
+        if entry is None or entry[0] != versions:
+            entry = self.contexts[context] = versions, *keys_values(layer, context)
+        return entry[1], entry[2]
 
 
-class PreparedFeedForward(FeedForward):
+def keys_values(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, heads, M, d) of a context (B, M, C)."""
+    k, v = (
+        split_heads(part(context), layer.heads).contiguous() for part in (layer.to_k, layer.to_v)
+    )
+    return k, v
+
+
+class FastFeedForward(Fast):
     """A feed-forward over some tokens at a time."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, layer: FeedForward, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return super().forward(x)
+            return self.plain(layer, x)
         flat = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(flat)
-        wide, narrow = self.net[0].get_submodule("proj"), self.net[2]
+        widen, narrow = layer.net[0].get_submodule("proj"), layer.net[2]
         for some, done in zip(flat.split(TOKENS), out.split(TOKENS), strict=True):
-            value, gate = wide(some).chunk(2, dim=-1)
+            value, gate = widen(some).chunk(2, dim=-1)
             value *= functional.gelu(gate)
             done.copy_(narrow(value))
         return out.view(x.shape)
 
 
-Kinds = dict[type[nn.Module], type[nn.Module]]
-
-PREPARED: dict[torch.dtype, Kinds] = {
-    torch.float32: {
-        nn.Conv2d: PreparedConv,
-        LeanConv2d: PreparedLean,
-        Attention: PreparedAttention,
-        FeedForward: PreparedFeedForward,
-    },
+PLAIN: dict[type[nn.Module], Optimized] = {
+    Linear: nn.Linear.forward,
+    Conv2d: nn.Conv2d.forward,
+    Attention: Attention.plain,
+    FeedForward: FeedForward.plain,
+}
+FAST: dict[torch.dtype, dict[type[nn.Module], type[Fast]]] = {
+    torch.float32: {Conv2d: FastConv, Attention: FastAttention, FeedForward: FastFeedForward},
     torch.bfloat16: {
-        nn.Conv2d: PackedConv,
-        nn.Linear: PackedLinear,
-        Attention: PreparedAttention,
-        FeedForward: PreparedFeedForward,
+        Conv2d: PackedConv,
+        Linear: PackedLinear,
+        Attention: FastAttention,
+        FeedForward: FastFeedForward,
     },
 }
-OWN = {kind: plain for kinds in PREPARED.values() for plain, kind in kinds.items()}
 
 
-def way_of(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> str:
-    """How a convolution of a map goes: "winograd", "columns", "packed", "plain", "small".
-
-    Sizes and the plan decide alone, so that a picture's bits depend on nothing else.
-    """
-    narrow = min(conv.in_channels, conv.out_channels) < WINOGRAD_CHANNELS
-    pays = min(height, width) >= plan.smallest and plan.looks * height * width >= WINOGRAD_PIXELS
-    if pays and not narrow and _plain_3x3(conv, (1, 1)):
-        return "winograd"
-    if not is_small(conv, height, width):
-        return "plain"
-    if not plan.pack or plan.looks < PACKED_LOOKS:
-        return "small"
-    few = height * width <= COLUMN_PIXELS * conv.stride[0] * conv.stride[1]
-    return "columns" if few and not narrow and _plain_3x3(conv, conv.stride) else "packed"
-
-
-def prepare(network: nn.Module, plan: Plan | None) -> None:
-    """Make a network on a CPU in float32 or bf16 quick to draw with by a plan; others, or without
-    a plan, are left or made as they were.
-
-    So are weights made in inference mode, whose changes torch does not count.
-    """
+def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
+    """Optimise a network on a CPU by a plan; other networks, or without a plan, become plain."""
     first = next(network.parameters())
-    kinds = kinds_for(first.dtype, plan)
-    if plan is None or not kinds or first.is_inference() or first.device.type != "cpu":
-        return restore(network)
-    if any(type(module) in OWN.keys() - kinds.values() for module in network.modules()):
-        restore(network)  # it computed in another precision
-    for module in network.modules():
-        kind = kinds.get(type(module))
-        if kind is not None:
-            module.__class__ = kind
-        if isinstance(module, PreparedConv):
-            module.plan = plan
+    kinds = fast_kinds(first.dtype, plan) if plan and first.device.type == "cpu" else {}
+    for layer in network.modules():
+        if not isinstance(layer, Linear | Conv2d | Attention | FeedForward):
+            continue
+        own, kind = layer.optimized, kinds.get(type(layer))
+        if plan is not None and isinstance(own, Fast) and type(own) is kind:
+            own.plan = plan  # it keeps what it caches
+        elif plan is not None and kind is not None:
+            layer.optimized = kind(layer, plan)
+        elif isinstance(own, Fast):
+            layer.optimized = None if own.plain is PLAIN[type(layer)] else own.plain
 
 
-def kinds_for(dtype: torch.dtype, plan: Plan | None) -> Kinds:
-    """What modules become to compute in `dtype`; in bf16 nothing else pays than packing."""
-    packs = torch.backends.mkldnn.is_available() and (plan is None or plan.pack)
-    if dtype == torch.bfloat16 and not packs:
-        return {}
-    return PREPARED.get(dtype, {})
+def fast_kinds(dtype: torch.dtype, plan: CpuPlan | None) -> dict[type[nn.Module], type[Fast]]:
+    """How layers compute in a dtype; in bf16 only packing pays."""
+    packs = (plan is None or plan.pack) and onednn.available(dtype)
+    return {} if dtype == torch.bfloat16 and not packs else FAST.get(dtype, {})
 
 
-def restore(network: nn.Module) -> None:
-    """Undo `prepare` and give its memory back."""
-    for module in network.modules():
-        if type(module) in OWN:
-            for name in ("plan", "_made", "_kept"):
-                module.__dict__.pop(name, None)
-            module.__class__ = OWN[type(module)]
+def algorithm(layer: nn.Conv2d, height: int, width: int, plan: CpuPlan) -> str:
+    """How to convolve a map in float32: "winograd", "im2col", "packed", "plain", "small".
+
+    Depends on sizes and the plan only, so that a picture's bits depend on nothing else.
+    """
+    narrow = min(layer.in_channels, layer.out_channels) < WINOGRAD_CHANNELS
+    worth = plan.evaluations * height * width >= WINOGRAD_PIXELS
+    if worth and min(height, width) >= plan.winograd_side and not narrow and is_3x3(layer, (1, 1)):
+        return "winograd"
+    if not is_small(layer, height, width):
+        return "plain"
+    if not plan.pack or plan.evaluations < PACKED_EVALUATIONS:
+        return "small"
+    few = height * width <= COLUMN_PIXELS * layer.stride[0] * layer.stride[1]
+    if few and not narrow and is_3x3(layer, layer.stride):
+        return "im2col"
+    return "packed" if onednn.available(torch.float32) else "small"
 
 
-def need(network: nn.Module, height: int, width: int, plan: Plan) -> int:
-    """Bytes that a plan keeps for a network whose first map has this height and width."""
-    convs = [(conv, height >> n, width >> n) for conv, n in _convolutions(network)]
+def is_3x3(layer: nn.Conv2d, stride: tuple[int, ...]) -> bool:
+    """Whether a convolution is 3×3, of this stride, in one group, padded by a pixel of zeros."""
+    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+    return shape == ((3, 3), stride, (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
+
+
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a matrix product over channels, pixel by pixel."""
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1
+
+
+def is_small(layer: nn.Conv2d, height: int, width: int) -> bool:
+    """Whether a map is so small that packing its filter takes long compared with multiplying."""
+    return height * width <= PACKED_PIXELS * layer.stride[0] * layer.stride[1]
+
+
+def worth_packing(layer: Linear | Conv2d, x: Tensor) -> bool:
+    """Whether to pack a weight for this input: in bf16, unless quantised or to be trained."""
+    half = x.dtype == layer.weight.dtype == torch.bfloat16
+    return half and not is_quantized(layer.weight) and not torch.is_grad_enabled()
+
+
+def packed_convolution(fast: Fast, layer: Conv2d, x: Tensor) -> Tensor:
+    """Convolve x by a layer's packed filter."""
+    key = tuple(x.shape), x.dtype
+    return onednn.convolve(
+        layer, x, fast.laid_out(layer, key, lambda: onednn.pack_filter(layer, x))
+    )
+
+
+def packed_product(fast: Fast, layer: Linear | Conv2d, x: Tensor) -> Tensor:
+    """x (…, I) times a layer's packed matrix, plus its bias: (…, O)."""
+
+    def pack() -> Tensor:
+        return onednn.pack_matrix(layer.weight.detach().flatten(1))
+
+    return onednn.multiply(x, fast.laid_out(layer, "matrix", pack), layer.bias)
+
+
+def bytes_needed(network: nn.Module, height: int, width: int, plan: CpuPlan) -> int:
+    """Bytes that a plan caches for a network whose first map has this height and width."""
     dtype = next(network.parameters()).dtype
-    kinds = kinds_for(dtype, plan)
-    if not kinds:
+    convs = [(conv, height >> n, width >> n) for conv, n in _convolutions(network)]
+    if not fast_kinds(dtype, plan):
         return 0
-    if PackedConv not in kinds.values():
-        return sum(_kept_bytes(*where, plan) for where in convs)
-    packed: list[nn.Module] = [conv for conv, high, wide in convs if is_packed(conv, high, wide)]
+    if dtype == torch.float32:
+        return sum(_float32_bytes(*conv, plan) for conv in convs)
+    layers: list[nn.Module] = [c for c, *size in convs if is_pointwise(c) or is_small(c, *size)]
     linears = (part for part in network.modules() if isinstance(part, nn.Linear))
-    packed += [part for part in linears if is_plain(part.weight)]
-    return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in packed)
+    layers += [part for part in linears if not is_quantized(part.weight)]
+    return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in layers)
 
 
-def _kept_bytes(conv: nn.Conv2d, height: int, width: int, plan: Plan) -> int:
-    squares = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "columns": 1.0}
-    if conv.kernel_size == (1, 1):
+def _float32_bytes(conv: nn.Conv2d, height: int, width: int, plan: CpuPlan) -> int:
+    if is_pointwise(conv):
         return 0
-    return int(4 * conv.weight.numel() * squares.get(way_of(conv, height, width, plan), 0.0))
+    sizes = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "im2col": 1.0}
+    return int(4 * conv.weight.numel() * sizes.get(algorithm(conv, height, width, plan), 0.0))
 
 
 def _convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
-    """The convolutions of a U-Net or a VAE's decoder, and how often their maps are halved."""
+    """Convolutions of a U-Net or a VAE's decoder, and how often their maps are halved."""
     named = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
     convs = [(name, conv) for name, conv in named if not name.startswith("encoder.")]
-    found = [re.search(r"(down|up)_blocks\.(\d+)|mid_block", name) for name, _ in convs]
-    last = max((int(match[2]) for match in found if match and match[2]), default=0)
-    for (name, conv), match in zip(convs, found, strict=True):
+    matches = [re.search(r"(down|up)_blocks\.(\d+)|mid_block", name) for name, _ in convs]
+    last = max((int(match[2]) for match in matches if match and match[2]), default=0)
+    for (name, conv), match in zip(convs, matches, strict=True):
         if match is None:
             yield conv, 0
         elif match[1] == "down":
@@ -252,9 +305,3 @@ def _convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
         else:
             above = 0 if match[2] is None else int(match[2]) + ("upsamplers" in name)
             yield conv, last - above
-
-
-def _plain_3x3(module: nn.Conv2d, stride: tuple[int, ...]) -> bool:
-    """Whether a convolution is 3×3, of this stride, in one group, padded by a pixel of zeros."""
-    shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups
-    return shape == ((3, 3), stride, (1, 1), (1, 1), 1) and module.padding_mode == "zeros"

@@ -1,8 +1,8 @@
-"""A network as one recording for each shape of its inputs: a card replays it without the host.
+"""CUDA graphs of a network, one for each shape of its inputs, and torch.compile.
 
 Launching a U-Net's thousand kernels one by one takes longer than a small picture's arithmetic. A
-recording (a CUDA graph) reads and writes memory of its own, so inputs are copied into it and the
-output out of it; weights that change in place are the changed ones in the next replay.
+graph reads and writes fixed memory: inputs are copied into it and outputs out of it, and weights
+that change in place are seen by the next replay.
 """
 
 import time
@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.deepcache import FeatureCache
-from txt2img.models.optimize.onednn import address
+from txt2img.models.optimize.quantize import is_quantized
 from txt2img.system.device.memory import free, is_oom
 
-SHAPES = 4  # recordings that are kept: each holds the memory that its intermediate results take
-WARM_UPS = 2  # runs before a recording: libraries choose their kernels and make their workspaces
-NO_GRAPH = "The U-Net could not be recorded as a CUDA graph and is run step by step: {}"
+MAX_RECORDINGS = 4  # each holds the memory of its intermediate results
+WARM_UP_RUNS = 2  # before recording: libraries choose kernels and allocate workspaces
+NOT_RECORDED = "The U-Net could not be recorded as a CUDA graph and is run step by step: {}"
 NOT_COMPILED = "--compile: torch.compile failed, and the U-Net is run as it is: {}"
 COMPILED = "--compile: the U-Net was compiled in {:.0f} s for this size; {} keeps it for later runs"
 
-Outputs = tuple[Tensor, ...]  # the network's own, and what it made of its deep layers if wanted
-Flat = Callable[..., Outputs]  # if that is wanted; then x, time, the deep and a Cond's fields
+Outputs = tuple[Tensor, ...]  # the network's, and DeepCache features if it is to compute them
+# (whether to compute DeepCache features, x, time, features, a Cond's fields) → outputs
+FlatNetwork = Callable[..., Outputs]
 Work = Callable[[], Outputs]
 Record = Callable[[Work], tuple[Callable[[], None], Outputs]]  # work → its replay, its outputs
 Signature = tuple[object, ...]
@@ -34,178 +35,183 @@ Signature = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Recording:
-    """A network's work on inputs of one shape."""
+    """A recorded network for inputs of one shape."""
 
     inputs: list[Tensor | None]
     replay: Callable[[], None]
     outputs: Outputs
 
     def run(self, values: list[Tensor | None]) -> Outputs:
-        """The outputs for other inputs of that shape."""
-        for place, value in zip(self.inputs, values, strict=True):
-            if place is not None and value is not None:
-                place.copy_(value, non_blocking=True)
+        """Outputs for other inputs of that shape."""
+        for target, value in zip(self.inputs, values, strict=True):
+            if target is not None and value is not None:
+                target.copy_(value, non_blocking=True)
         self.replay()
         return tuple(output.clone() for output in self.outputs)
 
 
-class Graphed:
-    """A network that is recorded, and compiled if wished, when it meets a shape first.
+class CudaGraphed:
+    """A network that is recorded, and compiled if asked, at the first inputs of each shape.
 
-    `(x, time, cond, kept) → output` and `parameters` are the network's. What fails is told, and
-    from then on the network runs as it is.
+    Calls and `parameters` are the network's. Failures are warned of, and from then on the network
+    runs as it is.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
         record: Record | None = None,
-        compiled_in: str = "",
+        compile_cache: str = "",
     ) -> None:
-        self.network, self.tell, self.record = network, tell, record
-        self.compiled_in = compiled_in  # the folder of torch's compiler; empty: do not compile
+        self.network, self.warn, self.record = network, warn, record
+        self.compile_cache = compile_cache  # folder of torch's compiler; empty: do not compile
         self.broadcasts_latents = bool(getattr(network, "broadcasts_latents", False))
-        self._flat: Flat = self._plain
+        self._flat: FlatNetwork = self._plain
         self._compiled = False
         self._recordings: OrderedDict[Signature, Recording] = OrderedDict()
-        self._met: set[Signature] = set()
-        self._where: tuple[int, ...] = ()
+        self._compiled_shapes: set[Signature] = set()
+        self._addresses: tuple[int, ...] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The network's weights."""
         return self.network.parameters()
 
-    def check(self) -> None:
-        """Forget what was recorded with weights that lie elsewhere now."""
-        where = tuple(address(weight) for weight in self.network.parameters())
-        if where != self._where:
-            self._where = where
+    def drop_stale(self) -> None:
+        """Drop recordings if weights have moved in memory."""
+        addresses = tuple(_address(weight) for weight in self.network.parameters())
+        if addresses != self._addresses:
+            self._addresses = addresses
             self.forget()
 
     def forget(self) -> None:
-        """Drop all recordings, and the memory that they hold."""
+        """Drop all recordings and free their memory."""
         self._recordings.clear()
         free()
 
     def __call__(
-        self, x: Tensor, time: Tensor, cond: Cond, kept: FeatureCache | None = None
+        self, x: Tensor, time: Tensor, cond: Cond, cache: FeatureCache | None = None
     ) -> Tensor:
-        """The network's output for x (B, C, H, W), time (B,), conditions and what is kept."""
-        deep, wanted = (None, False) if kept is None else (kept.features, kept.features is None)
-        values = [
-            x,
-            time,
-            deep,
-            cond.tokens,
-            cond.pooled,
-            cond.size_ids,
-            cond.extra_channels,
-            cond.guidance,
-        ]
-        out, *made = self._outputs(wanted, values)
-        if kept is not None and made:
-            [kept.features] = made
+        """The network's output for x (B, C, H, W), time (B,) and a condition."""
+        features = None if cache is None else cache.features
+        fills_cache = cache is not None and features is None
+        parts = (cond.tokens, cond.pooled, cond.size_ids, cond.extra_channels, cond.guidance)
+        out, *computed = self._outputs(fills_cache, [x, time, features, *parts])
+        if cache is not None and computed:
+            [cache.features] = computed
         return out
 
-    def _outputs(self, wanted: bool, values: list[Tensor | None]) -> Outputs:
-        """The output for all inputs, and the deep features if they are wanted."""
+    def _outputs(self, fills_cache: bool, values: list[Tensor | None]) -> Outputs:
+        """Replay the recording for inputs of this shape, or make it."""
         key: Signature = (
-            wanted,
+            fills_cache,
             getattr(self.network, "merging", 0.0),
             getattr(self.network, "tile", None),
-            *(None if one is None else (one.shape, one.dtype, one.device) for one in values),
+            *(
+                None if value is None else (value.shape, value.dtype, value.device)
+                for value in values
+            ),
         )
-        if self.compiled_in and key not in self._met:
-            self._compile(wanted, values)
-            self._met.add(key)
+        if self.compile_cache and key not in self._compiled_shapes:
+            self._compile(fills_cache, values)
+            self._compiled_shapes.add(key)
         if self.record is None:
-            return self._flat(wanted, *values)
+            return self._flat(fills_cache, *values)
         if key not in self._recordings:
-            made = self._recorded(wanted, values)
-            if made is None:
-                return self._flat(wanted, *values)
-            self._recordings[key] = made
-            if len(self._recordings) > SHAPES:
+            recording = self._recorded(fills_cache, values)
+            if recording is None:
+                return self._flat(fills_cache, *values)
+            self._recordings[key] = recording
+            if len(self._recordings) > MAX_RECORDINGS:
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(key)
         return self._recordings[key].run(values)
 
     def _plain(
-        self, wanted: bool, x: Tensor, time: Tensor, deep: Tensor | None, *cond: Tensor | None
+        self,
+        fills_cache: bool,
+        x: Tensor,
+        time: Tensor,
+        features: Tensor | None,
+        tokens: Tensor,
+        *others: Tensor | None,
     ) -> Outputs:
-        """The network with the fields of its conditions one by one."""
-        tokens, *others = cond
-        assert tokens is not None
-        if deep is None and not wanted:
-            return (self.network(x, time, Cond(tokens, *others)),)
-        kept = FeatureCache(deep)
-        out: Tensor = self.network(x, time, Cond(tokens, *others), kept)
-        assert kept.features is not None
-        return (out, kept.features) if wanted else (out,)
+        """The network as a function of tensors only."""
+        cond = Cond(tokens, *others)
+        if features is None and not fills_cache:
+            return (self.network(x, time, cond),)
+        cache = FeatureCache(features)
+        out: Tensor = self.network(x, time, cond, cache)
+        assert cache.features is not None
+        return (out, cache.features) if fills_cache else (out,)
 
-    def _compile(self, wanted: bool, values: list[Tensor | None]) -> None:
-        """Compile for a shape, and say how long that took."""
+    def _compile(self, fills_cache: bool, values: list[Tensor | None]) -> None:
+        """Compile for a shape; tell how long that took."""
         if not self._compiled:
             self._flat, self._compiled = torch.compile(self._plain, dynamic=False), True
         start = time.perf_counter()
         try:
-            self._flat(wanted, *values)
+            self._flat(fills_cache, *values)
             _wait(values)
         except Exception as error:  # compilers fail with errors of many kinds
             if is_oom(error):
                 raise
-            self.compiled_in, self._flat = "", self._plain
-            self.tell(NOT_COMPILED.format(first_line(error)))
+            self.compile_cache, self._flat = "", self._plain
+            self.warn(NOT_COMPILED.format(first_line(error)))
         else:
-            self.tell(COMPILED.format(time.perf_counter() - start, self.compiled_in))
+            self.warn(COMPILED.format(time.perf_counter() - start, self.compile_cache))
 
-    def _recorded(self, wanted: bool, values: list[Tensor | None]) -> Recording | None:
-        """A recording for a shape; None if there can be none, or no room for it."""
+    def _recorded(self, fills_cache: bool, values: list[Tensor | None]) -> Recording | None:
+        """Record for a shape; None if that fails, or memory is short."""
         assert self.record is not None
         inputs = [None if value is None else value.clone() for value in values]
         try:
-            return Recording(inputs, *self.record(lambda: self._flat(wanted, *inputs)))
+            return Recording(inputs, *self.record(lambda: self._flat(fills_cache, *inputs)))
         except RuntimeError as error:
             self.forget()
             if not is_oom(error):
                 self.record = None
-                self.tell(NO_GRAPH.format(first_line(error)))
+                self.warn(NOT_RECORDED.format(first_line(error)))
             return None
 
 
-def recorded_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
-    """Work as a CUDA graph: what replays it, and where its outputs then lie. RuntimeError."""
-    here = torch.cuda.current_stream()
-    aside = stream_of(here.device)
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UPS):
+def record_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:
+    """Record work as a CUDA graph: its replay, and the outputs that it overwrites. RuntimeError."""
+    current = torch.cuda.current_stream()
+    side = recording_stream(current.device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_RUNS):
             work()
-    here.wait_stream(aside)
+    current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = work()
     except RuntimeError:
-        torch.cuda.set_stream(here)  # torch does not, where ending the recording fails as well
+        torch.cuda.set_stream(current)  # torch does not, if ending the recording fails, too
         raise
     return graph.replay, outputs
 
 
 @cache
-def stream_of(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a card's recordings: libraries keep a workspace for each that they meet."""
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """A card's stream for recordings; one for all, since libraries keep a workspace a stream."""
     return torch.cuda.Stream(device)
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, which may be pages long."""
+    """First line of an error's text, which may be pages long."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
+def _address(weight: Tensor) -> int:
+    """Address of a weight; of a quantised one, made of several tensors, the object's id."""
+    return id(weight) if is_quantized(weight) else weight.data_ptr()
+
+
 def _wait(values: list[Tensor | None]) -> None:
-    """Wait until a card has done what it was given."""
+    """Wait for a card's pending work."""
     if any(value is not None and value.is_cuda for value in values):
         torch.cuda.synchronize()

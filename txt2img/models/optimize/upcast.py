@@ -1,7 +1,6 @@
-"""Networks whose large weights stay in memory as they are stored, each upcast while it is used.
+"""Layers whose large weights keep their stored dtype in memory, each upcast while it is used.
 
-The modules stay the same, under the same names; only their forward casts the weight first, and no
-more of it at a time than PIECE, so that little memory is in use beside the weights.
+A weight is upcast in pieces of at most PIECE bytes, so that little memory is needed besides.
 """
 
 from itertools import pairwise
@@ -10,88 +9,88 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.layers import FeedForward
+from txt2img.models.layers import Conv2d, FeedForward, Linear, Optimized
 
 PIECE = 2**24  # bytes of a weight, once upcast
 TOKENS = 1024  # of a feed-forward's at a time: its middle is eight times as wide as they are
 
 
-class LeanLinear(nn.Linear):
-    """A linear layer that computes in its input's precision, whatever its weight's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = rows(self.weight, x.dtype)
-        if len(parts) == 1:
-            return functional.linear(x, self.weight.to(x.dtype), self.bias)
-        out = x.new_empty(*x.shape[:-1], self.out_features)
-        for part in parts:
-            bias = None if self.bias is None else self.bias[part]
-            out[..., part] = functional.linear(x, self.weight[part].to(x.dtype), bias)
-        return out
+def upcast_linear(layer: Linear, x: Tensor) -> Tensor:
+    """A linear layer in its input's dtype, whatever its weight's."""
+    parts = rows(layer.weight, x.dtype)
+    if len(parts) == 1:
+        return functional.linear(x, layer.weight.to(x.dtype), layer.bias)
+    out = x.new_empty(*x.shape[:-1], layer.out_features)
+    for part in parts:
+        bias = None if layer.bias is None else layer.bias[part]
+        out[..., part] = functional.linear(x, layer.weight[part].to(x.dtype), bias)
+    return out
 
 
-class LeanConv2d(nn.Conv2d):
-    """A convolution that computes in its input's precision, whatever its weight's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = rows(self.weight, x.dtype) if self.groups == 1 else [slice(None)]
-        made = [
-            self._conv_forward(
-                x, self.weight[part].to(x.dtype), None if self.bias is None else self.bias[part]
+def upcast_conv2d(layer: Conv2d, x: Tensor) -> Tensor:
+    """A convolution in its input's dtype, whatever its weight's."""
+    outs = []
+    for part in rows(layer.weight, x.dtype) if layer.groups == 1 else [slice(None)]:
+        weight, bias = (
+            layer.weight[part].to(x.dtype),
+            None if layer.bias is None else layer.bias[part],
+        )
+        outs.append(
+            functional.conv2d(
+                x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
             )
-            for part in parts
-        ]
-        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        )
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
-class LeanFeedForward(FeedForward):
-    """A feed-forward over some tokens at a time, where memory is the processor's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return super().forward(x)
-        flat = x.reshape(-1, x.shape[-1])
-        out = torch.empty_like(flat)
-        for some, done in zip(flat.split(TOKENS), out.split(TOKENS), strict=True):
-            done.copy_(super().forward(some))
-        return out.view(x.shape)
+def chunked_feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
+    """A feed-forward over some tokens at a time, on a CPU."""
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return layer.plain(x)
+    flat = x.reshape(-1, x.shape[-1])
+    return torch.cat([layer.plain(some) for some in flat.split(TOKENS)]).view(x.shape)
 
 
-LEAN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: LeanLinear,
-    nn.Conv2d: LeanConv2d,
-    FeedForward: LeanFeedForward,
+UPCAST: dict[type[nn.Module], Optimized] = {
+    Linear: upcast_linear,
+    Conv2d: upcast_conv2d,
+    FeedForward: chunked_feed_forward,
 }
 
 
-def slim(network: nn.Module, filters_only: bool = False) -> None:
-    """Make a network upcast at use what stays as it is stored: all, or its larger filters alone.
+def keep_stored_dtype(network: nn.Module, filters_only: bool = False) -> None:
+    """Let weights keep their stored dtype: all, or only filters larger than 1×1.
 
-    A network's first convolutions stay as they are: others ask them which precision it has.
+    A network's first convolutions are excepted: they tell its dtype.
     """
-    for name, module in network.named_modules():
-        other = not isinstance(module, nn.Conv2d) or module.kernel_size == (1, 1)
-        if type(module) not in LEAN or name.split(".")[-1] == "conv_in" or (filters_only and other):
-            continue
-        module.__class__ = LEAN[type(module)]
+    for name, layer in network.named_modules():
+        large_filter = isinstance(layer, Conv2d) and layer.kernel_size != (1, 1)
+        wanted = large_filter or not filters_only
+        if isinstance(layer, Linear | Conv2d | FeedForward) and wanted and "conv_in" not in name:
+            layer.optimized = UPCAST[type(layer)]
 
 
-def widen(layer: nn.Module) -> None:
-    """Give a layer its filter in float32 from now on, if that stayed as it is stored."""
-    if isinstance(layer, LeanConv2d) and layer.weight.dtype != torch.float32:
+def keeps_stored_dtype(layer: nn.Module) -> bool:
+    """Whether a layer's weight keeps its stored dtype."""
+    if not isinstance(layer, Linear | Conv2d):
+        return False
+    return UPCAST[type(layer)] in (layer.optimized, getattr(layer.optimized, "plain", None))
+
+
+def stored_dtype_weights(network: nn.Module) -> set[str]:
+    """Names of the weights that keep their stored dtype."""
+    return {f"{name}.weight" for name, part in network.named_modules() if keeps_stored_dtype(part)}
+
+
+def to_float32(layer: nn.Module) -> None:
+    """Give a convolution its filter in float32, if it keeps a stored dtype."""
+    if isinstance(layer, Conv2d) and keeps_stored_dtype(layer):
         with torch.inference_mode(False):
-            wide = layer.weight.detach().float()
-            layer.weight = nn.Parameter(wide, requires_grad=False)
-
-
-def lean_weights(network: nn.Module) -> set[str]:
-    """The names of the weights that may stay as they are stored."""
-    lean = LeanLinear, LeanConv2d
-    return {f"{name}.weight" for name, part in network.named_modules() if isinstance(part, lean)}
+            layer.weight = nn.Parameter(layer.weight.detach().float(), requires_grad=False)
 
 
 def rows(weight: Tensor, dtype: torch.dtype) -> list[slice]:
-    """The parts of a weight's first axis that are upcast to `dtype` one after the other."""
+    """Parts of a weight's first axis that are upcast to `dtype` one after the other."""
     if weight.device.type != "cpu" or weight.dtype == dtype:
         return [slice(None)]
     count = max(1, min(len(weight), -(-weight.numel() * dtype.itemsize // PIECE)))

@@ -25,6 +25,7 @@ class MemoryState:
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
     low_memory: bool = False  # weights stay in their stored dtype
+    optimize: bool = True  # networks, for speed
     quantized: str | None = None  # of models.optimize.quantize.KINDS, for the U-Net
     placement: Placement = field(default_factory=Placement)
     cpu_budget: int | None = None  # bytes for optimised weights; measured at the first use
