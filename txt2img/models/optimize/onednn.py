@@ -21,12 +21,10 @@ def available(dtype: torch.dtype) -> bool:
     """Whether weights of a dtype can be packed here; without that nothing is."""
     if not torch.backends.mkldnn.is_available():
         return False
-    layer = nn.utils.skip_init(nn.Conv2d, 16, 16, 3, padding=1, dtype=dtype)
-    with torch.no_grad():
-        for weight in layer.parameters():
-            weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
-        x = torch.linspace(-1, 1, 16 * 16, dtype=dtype).view(1, 16, 4, 4)
-        matrix, rows = layer.weight.flatten(1), x.flatten(2)[0].repeat(1, 9)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        layer = nn.Conv2d(16, 16, 3, padding=1, dtype=dtype)
+        x = torch.randn(1, 16, 4, 9, dtype=dtype)
+        matrix, rows = layer.weight.flatten(1), x.view(4, 144)
         try:
             found = convolve(layer, x, pack_filter(layer, x)), multiply(rows, pack_matrix(matrix))
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
