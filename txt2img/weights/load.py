@@ -71,12 +71,7 @@ def load(
         _load_component(vae, "vae", checkpoint.components["vae"], device, placement)
         model = build_empty(checkpoint, device, vae)
         model.adapters = adapters
-        model.memory = MemoryState(
-            low_memory=device.low,
-            optimize=device.optimize,
-            quantized=device.quantize,
-            placement=placement,
-        )
+        model.memory.quantized, model.memory.placement = device.quantize, placement
         load_weights(model, device)
         model.hash = digest()
     return model
