@@ -1,5 +1,6 @@
 """The library: a model loaded once, images with their records, steps as they come, errors."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,20 +17,14 @@ from txt2img.images import image_file
 from txt2img.weights.model import Model
 
 SMALL = Request("a cat", width=64, height=64, steps=3, seed=1)
-EXAMPLE = """
-from txt2img import Request, generate, load
-
-model = load("default")
-for image in generate(Request("a red apple", seed=1), model):
-    image.save("apple.png")
-"""
+README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_readmes_example_writes_the_file_that_the_command_writes(
     command: Command, folder: Path
 ) -> None:
-    # of two steps, and else as it stands there
-    program = EXAMPLE.replace("seed=1", "seed=1, steps=2")
+    [example] = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    program = example.replace("seed=1", "seed=1, steps=2")  # and else as it stands there
     exec(compile(program, "example", "exec"), {})
     outcome = command("a red apple", "--seed", "1", "--steps", "2", "-o", "command.png")
     assert outcome.code == 0, outcome.err
