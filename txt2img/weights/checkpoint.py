@@ -18,14 +18,19 @@ from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.layouts import detect
-from txt2img.weights.layouts.components import Component, folder_components, original_components
+from txt2img.weights.layouts.components import (
+    STEM,
+    Component,
+    folder_components,
+    original_components,
+)
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS, from_configs
 from txt2img.weights.layouts.overrides import open_text_encoders, open_unet
 from txt2img.weights.registry import find
 from txt2img.weights.registry.hashes import model_hash
 
 DEFAULT = Path(__file__).with_name("default")
-NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+NETWORKS = {"unet": STEM, "vae": STEM}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 PIPELINES = (
     *(

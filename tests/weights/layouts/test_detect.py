@@ -203,7 +203,7 @@ def test_other_models_are_refused_by_name(name: str, words: str) -> None:
 
 
 def test_empty_file_is_no_model() -> None:
-    with pytest.raises(UnknownLayout, match="no tensors"):
+    with pytest.raises(UnknownLayout, match="it contains nothing"):
         detect(head({}))
 
 

@@ -16,7 +16,7 @@ from txt2img.weights.checkpoint import Checkpoint, check_vae, find_model, open_c
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
-from txt2img.weights.layouts.vae import find_vae
+from txt2img.weights.layouts.components import network_path
 from txt2img.weights.registry.hashes import cached_hash
 
 
@@ -105,7 +105,7 @@ def forecast_for(
     checkpoint = open_checkpoint(model, overrides=library.overrides)
     check_vae(checkpoint, library.vae)
     if library.vae is not None:
-        find_vae(library.vae)
+        network_path("VAE", library.vae)  # or ModelNotFound
     if library.refiner is not None:
         open_checkpoint(library.refiner)
     for tokenizer in checkpoint.tokenizers.values():

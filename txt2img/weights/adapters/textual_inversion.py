@@ -17,6 +17,7 @@ from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
+from txt2img.weights.layouts.components import first_names
 
 A1111 = "emb_params"
 XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -74,7 +75,7 @@ def _parts(
     for pair in XL:
         if encoders == len(pair) and set(tensors) == set(pair):
             return [(name, tensors[name]) for name in pair]
-    some = ", ".join(shown(name) for name in list(tensors)[:3]) or "nothing"
+    some = first_names(list(tensors))
     kind = "clip_l and clip_g" if encoders > 1 else "one tensor of vectors"
     raise UnknownLayout(
         f"{path.name} is no embedding for this model: it contains {some}; {kind} is needed"

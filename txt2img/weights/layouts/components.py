@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from txt2img.errors import MissingWeights
+from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import TextConfig, UNetConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import Family
@@ -12,6 +13,7 @@ from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS
 
 Tensors = Mapping[str, TensorRef]
+STEM = "diffusion_pytorch_model"  # of weight files in diffusers folders
 BLOCK_TENSORS = 10  # a transformer block has more
 # The image encoder of a whole CLIP, as OpenCLIP and transformers name it.
 VISION = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
@@ -142,6 +144,28 @@ def first_names(names: Sequence[str]) -> str:
     """The first three of many names, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (", ".join(shown(name, NAME_MAX) for name in names[:3]) or "nothing") + more
+
+
+def network_path(kind: str, name: str) -> Path:
+    """The file or folder of a single network; its folder, for a file beside a config.
+
+    Raises ModelNotFound.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ModelNotFound(
+            f"no {kind} {shown(name)}: give a .safetensors file or a diffusers folder"
+        )
+    beside_config = path.stem == STEM and (path.parent / "config.json").is_file()
+    return path.parent if path.is_file() and beside_config else path
+
+
+def config_folder(kind: str, folder: Path, component: str) -> Path:
+    """A folder that has a component's config: the given one, or one in it. Raises UnknownLayout."""
+    inner = folder / component if (folder / component).is_dir() else folder
+    if not (inner / "config.json").is_file():
+        raise UnknownLayout(f"{shown(folder.name)} is no folder of a {kind}: it has no config.json")
+    return inner
 
 
 def check_depth(network: UNetConfig, unet: Component) -> None:

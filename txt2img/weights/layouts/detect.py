@@ -24,6 +24,7 @@ from txt2img.weights.families import (
     normalise_depths,
 )
 from txt2img.weights.formats.safetensors_file import Header, TensorRef
+from txt2img.weights.layouts.components import first_names
 from txt2img.weights.layouts.key_maps import (
     CLIP,
     OPEN_CLIP,
@@ -134,7 +135,7 @@ def _match(tensors: Tensors) -> Kind:
     for kind in KINDS:
         if any(name.startswith(kind.keys) for name in tensors):
             return kind
-    some = ", ".join(shown(name) for name in list(tensors)[:2]) or "no tensors"
+    some = first_names(list(tensors))
     raise UnknownLayout(f"no known layout: it contains {some}; SD 1, SD 2 and SDXL are supported")
 
 

@@ -5,9 +5,8 @@ Supported are the original layout, ComfyUI's, diffusers' and transformers', and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
+from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.configs import UNetConfig
 from txt2img.system import files
 from txt2img.system.text import shown
@@ -17,15 +16,17 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header, TensorRef
 from txt2img.weights.layouts import detect, diffusers_config, key_maps
 from txt2img.weights.layouts.components import (
+    STEM,
     Component,
     component,
+    config_folder,
     first_names,
+    network_path,
     text_component,
     text_widths,
 )
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS
 
-STEM = "diffusion_pytorch_model"
 # Prefixes of a U-Net's names: of a whole checkpoint, ComfyUI, diffusers, and none.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 
@@ -44,19 +45,13 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
 
     Raises ModelNotFound, BadFile, UnknownLayout if the model's other components do not fit it.
     """
-    path = _existing("U-Net", name)
-    if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
-        path = path.parent
+    path = network_path("U-Net", name)
     home = path.parent if path.name == "unet" else path
     title = home.resolve().name.removesuffix(".safetensors")
     pooled = own.texts[-1].projection
     config: UNetConfig | None = None
     if path.is_dir():
-        inner = path / "unet" if (path / "unet").is_dir() else path
-        if not (inner / "config.json").is_file():
-            raise UnknownLayout(
-                f"{shown(path.name)} is no folder of a U-Net: it has no config.json"
-            )
+        inner = config_folder("U-Net", path, "unet")
         config = diffusers_config.unet_config(files.read_json(inner / "config.json"), pooled)
         header = safetensors_file.component(inner, STEM)
     else:
@@ -88,7 +83,7 @@ def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component
     texts = dict(zip(TEXT_ENCODERS, own.texts, strict=False))
     components: dict[str, Component] = {}
     for name in names:
-        path = _existing("text encoder", name)
+        path = network_path("text encoder", name)
         tensors = (
             safetensors_file.component(path, "model").tensors
             if path.is_dir()
@@ -113,15 +108,6 @@ def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component
                 raise BadRequest(f"--text-encoder: two files for {role}; give one of them")
             components[role] = text_component(tensors, prefix, text)
     return components
-
-
-def _existing(kind: str, name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ModelNotFound(
-            f"no {kind} {shown(name)}: give a .safetensors file or a diffusers folder"
-        )
-    return path
 
 
 def _has_unet(tensors: Mapping[str, TensorRef], prefix: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
+from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.request.adapters import VAERef
 from txt2img.system import files
@@ -15,10 +15,17 @@ from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import detect, diffusers_config, key_maps, taesd
-from txt2img.weights.layouts.components import Component, component, first_names, linear_attention
+from txt2img.weights.layouts.components import (
+    STEM,
+    Component,
+    component,
+    config_folder,
+    first_names,
+    linear_attention,
+    network_path,
+)
 from txt2img.weights.registry.hashes import model_hash
 
-STEM = "diffusion_pytorch_model"
 # What training leaves in a VAE's file.
 LEFTOVERS: key_maps.Table = dict.fromkeys(("loss", "model_ema"))
 
@@ -37,9 +44,7 @@ def open_vae(name: str, own: VAEConfig) -> VAEFiles:
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it has other latents.
     """
-    path = find_vae(name)
-    if path.is_file() and path.stem == STEM and (path.parent / "config.json").is_file():
-        path = path.parent
+    path = network_path("VAE", name)
     vae = _open_folder(path) if path.is_dir() else _open_file(path, own)
     if (vae.config.latent_channels, vae.config.factor) != (own.latent_channels, own.factor):
         raise MissingWeights(
@@ -48,14 +53,6 @@ def open_vae(name: str, own: VAEConfig) -> VAEFiles:
             f"{own.factor} pixels"
         )
     return vae
-
-
-def find_vae(name: str) -> Path:
-    """The path of a VAE. Raises ModelNotFound."""
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ModelNotFound(f"no VAE {shown(name)}: give a .safetensors file or a diffusers folder")
-    return path
 
 
 def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
@@ -79,9 +76,7 @@ def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
 
 def _open_folder(folder: Path) -> VAEFiles:
     """A VAE's own folder, or that of a whole model."""
-    inner = folder / "vae" if (folder / "vae").is_dir() else folder
-    if not (inner / "config.json").is_file():
-        raise UnknownLayout(f"{shown(folder.name)} is no folder of a VAE: it has no config.json")
+    inner = config_folder("VAE", folder, "vae")
     config = files.read_json(inner / "config.json")
     header = safetensors_file.component(inner, STEM)
     record = VAERef(folder.resolve().name, model_hash(header.paths))
