@@ -55,7 +55,7 @@ class TransformerBlock(nn.Module):
             out: Tensor = self.attn1(x)
             return out
         merged = merge(x, *size, merging)
-        return merged.spread(self.attn1(merged.tokens, counts=merged.counts))
+        return merged.unmerge(self.attn1(merged.tokens, counts=merged.counts))
 
 
 class SpatialTransformer(nn.Module):

@@ -25,8 +25,8 @@ def test_the_one_most_like_a_token_that_stays_joins_it() -> None:
     wanted = torch.tensor([[[1.5, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
     torch.testing.assert_close(merged.tokens, wanted)
     assert merged.counts.tolist() == [[2, 1, 1]]
-    assert merged.places.tolist() == [[0, 1, 0, 2]]
-    back = merged.spread(torch.tensor([[[5.0], [6.0], [7.0]]]))
+    assert merged.positions.tolist() == [[0, 1, 0, 2]]
+    back = merged.unmerge(torch.tensor([[[5.0], [6.0], [7.0]]]))
     assert back.flatten().tolist() == [5, 6, 5, 7]
 
 
@@ -38,9 +38,9 @@ def test_all_tokens_are_in_exactly_one(height: int, width: int, ratio: float) ->
     stays = -(-height // 2) * -(-width // 2)
     left = max(height * width - int(height * width * ratio), stays)
     assert merged.tokens.shape == (2, left, 6)
-    counts = torch.stack([row.bincount(minlength=left) for row in merged.places])
+    counts = torch.stack([row.bincount(minlength=left) for row in merged.positions])
     assert torch.equal(counts.float(), merged.counts)
-    sums = torch.zeros(2, left, 6).scatter_add_(1, merged.places[..., None].expand(x.shape), x)
+    sums = torch.zeros(2, left, 6).scatter_add_(1, merged.positions[..., None].expand(x.shape), x)
     torch.testing.assert_close(merged.tokens, sums / merged.counts[..., None])
 
 
@@ -49,7 +49,7 @@ def test_rows_are_merged_each_by_itself() -> None:
     whole = merge(x, 4, 4, 0.5)
     for row in range(3):
         alone = merge(x[row : row + 1], 4, 4, 0.5)
-        assert torch.equal(alone.places[0], whole.places[row])
+        assert torch.equal(alone.positions[0], whole.positions[row])
         torch.testing.assert_close(alone.tokens[0], whole.tokens[row])
 
 
@@ -72,7 +72,7 @@ def test_equal_tokens_lose_nothing(ratio: float) -> None:
     merged = merge(x, 4, 4, ratio)
     assert merged.tokens.shape[1] == 16 - int(16 * ratio)
     torch.testing.assert_close(
-        merged.spread(layer(merged.tokens, counts=merged.counts)), layer(x), atol=1e-6, rtol=1e-5
+        merged.unmerge(layer(merged.tokens, counts=merged.counts)), layer(x), atol=1e-6, rtol=1e-5
     )
 
 

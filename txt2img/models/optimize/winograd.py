@@ -1,18 +1,18 @@
-"""3×3 convolutions of stride 1 with a quarter of the products: Winograd's F(4×4, 3×3).
+"""Winograd convolution F(4×4, 3×3): 3×3 filters of stride 1 with a quarter of the products.
 
 Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", §4.3: an output tile of
-4×4 costs 36 products a pair of channels instead of 144. They are done as 36 matrix products, with
-channels last. Which points the polynomials are taken at decides what rounding costs: with 0, ±5/8,
-±3/2 and infinity it costs a third of what the paper's 0, ±1, ±2 do (Barabasz et al. 2020, "Error
-Analysis and Improving the Accuracy of Winograd Convolution").
+4×4 costs 36 products a pair of channels instead of 144, computed as 36 matrix products with
+channels last. The polynomials' points decide the rounding error: with 0, ±5/8, ±3/2 and infinity it
+is a third of that with the paper's 0, ±1, ±2 (Barabasz et al. 2020, "Error Analysis and Improving
+the Accuracy of Winograd Convolution").
 """
 
 import torch
 from torch import Tensor
 
-TILE = 4  # output pixels a tile is high and wide
-PATCH = 6  # input pixels that it sees
-CHUNK = 32 * 2**20  # bytes of what is made of tiles at a time: what stays near the processor
+TILE = 4  # height and width of an output tile
+PATCH = 6  # height and width of its input
+CHUNK = 32 * 2**20  # bytes of intermediate results at a time, so that they stay in the cache
 NEAR, FAR = 0.625, 1.5
 _ENDS, _SUM = NEAR**2 * FAR**2, NEAR**2 + FAR**2
 
@@ -20,12 +20,12 @@ Matrix = tuple[tuple[float, ...], ...]
 
 
 def _input_row(point: float, other: float) -> tuple[float, ...]:
-    """The coefficients of x (x + point) (x² − other²), from x⁰ up."""
+    """Coefficients of x (x + point) (x² − other²), from x⁰ up."""
     return 0.0, -point * other**2, -(other**2), point, 1.0, 0.0
 
 
 def _filter_row(point: float, other: float) -> tuple[float, ...]:
-    """A filter's value at a point, over what the point's input row comes to there."""
+    """A filter's value at a point, divided by the input row's value there."""
     norm = 2 * point**2 * (point**2 - other**2)
     return 1 / norm, point / norm, point**2 / norm
 
@@ -53,7 +53,7 @@ OUTPUT: Matrix = tuple(
 
 
 def both_ways(matrix: Matrix) -> Tensor:
-    """A transform of rows and columns at once, as one matrix on flattened squares."""
+    """One matrix that transforms rows and columns of flattened squares."""
     one_way = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(one_way, one_way).float()
 
@@ -62,41 +62,44 @@ INPUT_BOTH, FILTER_BOTH, OUTPUT_BOTH = map(both_ways, (INPUT, FILTER, OUTPUT))
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """A filter (O, I, 3, 3) as the 36 matrices (36, I, O) that its convolution multiplies by."""
+    """Transform a filter (O, I, 3, 3) to 36 matrices (36, I, O)."""
     out, channels = weight.shape[:2]
     flat = weight.detach().permute(2, 3, 1, 0).reshape(9, channels * out)
     return (FILTER_BOTH @ flat).view(PATCH * PATCH, channels, out)
 
 
 def convolve(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
-    """x (B, I, H, W), padded by a pixel of zeros, under transformed filters: (B, O, H, W).
+    """Convolve x (B, I, H, W), padded by a pixel of zeros, by transformed filters: (B, O, H, W).
 
-    The output's channels are last in memory, whatever the input's.
+    The output is channels last in memory.
     """
     batch, channels, height, width = x.shape
     out_channels = matrices.shape[2]
-    rows, columns = -(-height // TILE), -(-width // TILE)  # tiles, the last ones reach beyond
-    seen = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
-    seen[:, 1 : height + 1, 1 : width + 1] = x.permute(0, 2, 3, 1)
+    rows, columns = (
+        -(-height // TILE),
+        -(-width // TILE),
+    )  # of tiles
+    padded = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
+    padded[:, 1 : height + 1, 1 : width + 1] = x.permute(0, 2, 3, 1)
     for edge in (slice(0, 1), slice(height + 1, None)):
-        seen[:, edge] = 0.0
+        padded[:, edge] = 0.0
     for edge in (slice(0, 1), slice(width + 1, None)):
-        seen[:, :, edge] = 0.0
+        padded[:, :, edge] = 0.0
     out = x.new_empty(batch, rows, TILE, columns, TILE, out_channels)
-    a_row = 4 * PATCH**2 * (2 * channels + out_channels) * batch * columns  # bytes
-    bands = min(rows, -(-rows * a_row // CHUNK))
+    row_bytes = 4 * PATCH**2 * (2 * channels + out_channels) * batch * columns
+    bands = min(rows, -(-rows * row_bytes // CHUNK))
     bias = x.new_zeros(out_channels) if bias is None else bias
     for band in range(bands):
         top, bottom = rows * band // bands, rows * (band + 1) // bands
-        part = seen[:, TILE * top : TILE * bottom + 2]
+        part = padded[:, TILE * top : TILE * bottom + 2]
         out[:, top:bottom] = _band(part, matrices, bias).permute(0, 1, 3, 2, 4, 5)
     whole = out.view(batch, rows * TILE, columns * TILE, out_channels).permute(0, 3, 1, 2)
-    cut = whole[:, :, :height, :width]
-    return cut.contiguous(memory_format=torch.channels_last)
+    inside = whole[:, :, :height, :width]
+    return inside.contiguous(memory_format=torch.channels_last)
 
 
 def _band(x: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
-    """Whole rows of tiles: (B, 4·rows + 2, 4·columns + 2, I) → (B, rows, columns, 4, 4, O)."""
+    """Convolve rows of tiles: (B, 4·rows + 2, 4·columns + 2, I) → (B, rows, columns, 4, 4, O)."""
     patches = x.unfold(1, PATCH, TILE).unfold(2, PATCH, TILE)  # (B, rows, columns, I, 6, 6)
     shape = patches.shape[:3]
     squares = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, PATCH * PATCH, x.shape[3])
