@@ -47,7 +47,7 @@ def test_the_names_are_those_of_the_run_and_its_time_is_judged_by_it(
     [speed] = history.read().values()
     assert speed.per_evaluation > 0 and speed.runs == 1
     after = draw(*line, "--dry-run")
-    assert "about " in after.err and "judged by the last run" in after.err
+    assert "about " in after.err and "estimated from the last run" in after.err
     [first, _] = records(draw(*line, "--dry-run", "--json").out)
     assert first["seconds"] == pytest.approx(
         64 * 64 / 1e6 * (speed.per_evaluation * 4 + speed.other), abs=0.002

@@ -45,7 +45,7 @@ def test_values_are_read(text: str, field: str, values: tuple[object, ...]) -> N
     ("text", "message"),
     [
         ("cfg", "say OPTION=VALUES"),
-        ("count=1,2", r'^--sweep cannot go through "count"'),
+        ("count=1,2", r'^--sweep cannot vary "count"'),
         ("model=a,b", "known: prompt, lora, negative, .*tile$"),
         ("cgf=1,2", r"did you mean cfg\?"),
         ("clip_skp=1,2", r"did you mean clip-skip\?"),

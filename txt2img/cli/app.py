@@ -86,7 +86,7 @@ def _models() -> typer.Typer:
     app = _app()
     app.callback()(models_help)
     for verb, (function, epilog) in registry.model_commands().items():
-        app.command(verb, epilog=epilog)(function)
+        app.command(verb, epilog=epilog, cls=SectionedCommand)(function)
     return app
 
 

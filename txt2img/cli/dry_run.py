@@ -139,13 +139,14 @@ def summary(
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}"
     speed = forecast.speed(request)
+    needed = f"{format_size(memory)} of memory"
     if seconds is None or speed is None:
-        unknown = "time unknown, since nothing like it was drawn yet"
-        yield f"at least {format_size(memory)} of memory; {unknown}"
+        unknown = "time unknown: nothing like it was drawn here yet"
+        yield f"at least {needed}; {unknown}"
         return
-    load = f" and {duration(speed.load)} to load" if speed.load else ""
+    load = f", plus {duration(speed.load)} to load" if speed.load else ""
     runs = "the last run" if speed.runs == 1 else f"{speed.runs:,} runs"
-    yield f"about {duration(seconds)}{load}, and {format_size(memory)} of memory, judged by {runs}"
+    yield f"about {duration(seconds)}{load}; {needed}; estimated from {runs}"
 
 
 def duration(seconds: float) -> str:

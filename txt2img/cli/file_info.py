@@ -1,4 +1,4 @@
-"""What pictures and weight files contain, as records for people and for --json."""
+"""Contents of picture and weight files, as records for people and for --json."""
 
 import json
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def _json(text: str) -> object:
 
 
 def weights(name: str) -> dict[str, object]:
-    """What a weight file or folder contains."""
+    """Facts about a weight file or folder."""
     from txt2img.weights.checkpoint import summary
 
     model = summary(name)

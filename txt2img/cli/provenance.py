@@ -1,4 +1,4 @@
-"""What a picture must record to be drawn again."""
+"""Provenance of pictures: the request and model that a replay needs, and what has changed."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -13,7 +13,7 @@ SOME_FAILED = 3  # exit code
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to draw a batch, and where to put its pictures."""
+    """Settings for drawing a batch and writing its pictures."""
 
     target: Output
     batch: BatchOptions

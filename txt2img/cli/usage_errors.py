@@ -1,4 +1,4 @@
-"""What to say of a command line that cannot be parsed: what was got, and what to do."""
+"""Messages for a command line that cannot be parsed: what was got, and what to do."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -15,6 +15,7 @@ OTHER_PROGRAMS_OPTIONS = {
     **dict.fromkeys(("--w", "--W", "-w", "--image-width"), "use --width or -W"),
     **dict.fromkeys(("--h", "--H", "--image-height"), "use --height or -H"),
     "-h": "use --help, or -H for the height",
+    "-v": "use --verbose, or --version",
     "-s": "use --steps, or --seed",
     "-S": "use --seed",
     "-b": "use --count, or --batch-size",
@@ -28,6 +29,7 @@ OTHER_PROGRAMS_OPTIONS = {
     **dict.fromkeys(("--gpu", "--cuda"), "use --device cuda; a GPU is used by default"),
     **dict.fromkeys(("--medvram", "--lowvram"), "use --offload model or --offload sequential"),
     **dict.fromkeys(("--xformers", "--opt-sdp-attention"), "attention is fast by default"),
+    **dict.fromkeys(("--controlnet", "--control-image"), "ControlNet is not supported"),
     **dict.fromkeys(
         ("--init-img", "--init-image", "--image", "--mask", "--strength", "-i"), NO_INPUT
     ),
@@ -39,7 +41,7 @@ def message_for(error: typer.TyperException, command: str = "") -> str:
     name = f"txt2img {command}".strip()
     option = getattr(error, "option_name", None)
     if option and "requires an argument" in error.message:
-        return f"{option} needs a value; {name} --help says of what kind"
+        return f"{option} needs a value; {name} --help describes it"
     if option:
         return _unknown_option(option, getattr(error, "possibilities", None) or (), command)
     message = " ".join(error.format_message().split())
@@ -47,7 +49,7 @@ def message_for(error: typer.TyperException, command: str = "") -> str:
         return message
     if error.message and error.param is not None:
         return f"{max(error.param.opts, key=len)} {error.message}"
-    return f"{message.rstrip('.')}; {name} --help shows how to give it"
+    return f"{message.rstrip('.')}; see {name} --help"
 
 
 def _unknown_option(got: str, possibilities: Iterable[str], command: str) -> str:

@@ -80,7 +80,7 @@ def axis(text: str) -> Axis:
     if not field or field in ("count", "times"):
         known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
         hint = nearest_or_all(option[2:], known)
-        raise BadRequest(f"--sweep cannot go through {shown(name.strip())}{hint}")
+        raise BadRequest(f"--sweep cannot vary {shown(name.strip())}{hint}")
     if field not in TEXTS and (match := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *match.groups())))
     parts = _parts(listed)

@@ -46,7 +46,10 @@ def decode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decode saved latents to pictures. Prints their paths; hidden latents are then removed."""
+    """Decode saved latents to pictures. Prints their paths.
+
+    Latents that a stopped run left (.txt2img-*.latent) are removed once they are decoded.
+    """
     code = 0
     models: dict[str, Model] = {}
     library = AdapterOptions(vae=vae).library()

@@ -21,7 +21,7 @@ Name = Annotated[
 ]
 Names = Annotated[
     list[str],
-    typer.Argument(metavar="NAME...", help="Names or paths.", autocompletion=known_models),
+    typer.Argument(metavar="NAME", help="Names or paths.", autocompletion=known_models),
 ]
 HubId = Annotated[
     str,
@@ -44,7 +44,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per mo
 
 
 def list_models(json: Json = False) -> None:
-    """List models and other weights that can be used by name: family, layout, size, path."""
+    """List models and LoRAs known by name.
+
+    Prints their family, layout, size and path.
+    """
     from txt2img.weights.checkpoint import DEFAULT
     from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry import find, hub_cache
@@ -88,7 +91,10 @@ def path_of(name: Name) -> None:
 
 
 def hash_models(names: Names, json: Json = False) -> None:
-    """Print a model's hashes: A1111's (10 digits), a LoRA's (12), and the whole SHA-256."""
+    """Print the hashes of models.
+
+    A1111's (10 digits), a LoRA's (12), and the whole SHA-256.
+    """
     from txt2img.weights.checkpoint import find_model, weight_files
     from txt2img.weights.registry.hashes import model_hash, tensors_start
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli.options.output import Json
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_row
 from txt2img.cli.worker import protocol
@@ -19,6 +18,7 @@ Examples:
   txt2img worker status
   txt2img worker stop
 """
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per worker.")]
 Action = Annotated[str, typer.Argument(metavar="status|stop", show_default=False)]
 
 

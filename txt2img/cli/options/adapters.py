@@ -34,7 +34,7 @@ VAE = Annotated[
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """Which files to load besides the model's own."""
+    """Options for adapters and other weights to load besides the model's own."""
 
     section: ClassVar = "LoRAs, embeddings and other weights"
 

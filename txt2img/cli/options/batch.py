@@ -20,7 +20,7 @@ from txt2img.system.text import shown
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How many pictures are drawn, and what happens to those that fail."""
+    """Options for batches: which pictures are drawn, and what happens to those that fail."""
 
     section: ClassVar = "Batches"
 
@@ -80,7 +80,7 @@ class BatchOptions:
         typer.Option(
             "--reject",
             metavar="NAMES",
-            help="Save no pictures that are black or flat (one colour): black,flat. NaN never is.",
+            help="Save no pictures that are black, or flat (one colour): black,flat.",
         ),
     ] = None
     retries: Annotated[
@@ -114,12 +114,14 @@ class BatchOptions:
         if self.sweep_zip and not self.sweep:
             raise BadRequest("--sweep-zip goes with --sweep")
         if output.out == "-" and (self.resume or self.sweep):
-            raise BadRequest("-o - writes one picture to standard output, and nothing else does")
+            raise BadRequest(
+                "-o - writes one picture to standard output; --resume and --sweep need files"
+            )
         _ = self.part, self.policy
 
     @cached_property
     def policy(self) -> FailurePolicy:
-        """What to do with pictures that fail. BadRequest."""
+        """The policy for pictures that fail: reject, retry, skip. BadRequest."""
         reject = () if self.reject is None else checks.parse_reject(self.reject)
         return FailurePolicy(("nan", *reject), self.retries or 0, self.on_error == "skip")
 

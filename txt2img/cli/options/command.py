@@ -34,7 +34,7 @@ OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENT
 
 
 class HelpFormatter(Protocol):
-    """What writes a page of help."""
+    """The writer of a page of help."""
 
     def section(self, name: str) -> AbstractContextManager[None]:
         """Write a title; what follows is indented."""

@@ -57,7 +57,7 @@ class CompatOptions:
         field_option(
             "rng",
             metavar="cpu|nv[:N]",
-            help="Random number generator: the CPU's, or an Nvidia GPU's (of N threads), which no "
-            "GPU is needed for. A second one after a comma is for the steps' noise.",
+            help="Random number generator: the CPU's, or an Nvidia GPU's (of N threads), computed "
+            "without one. A second one after a comma is for the steps' noise.",
         ),
     ] = None

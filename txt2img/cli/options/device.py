@@ -126,7 +126,7 @@ class DeviceOptions:
         )
 
     def memory(self, loaded: "MemoryState") -> "MemoryState":
-        """What a loaded model may do in this run to fit into memory."""
+        """The memory settings of a loaded model in this run."""
         from txt2img.system.device.memory import MemoryState
 
         memory = MemoryState(

@@ -57,7 +57,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What to draw; None leaves it to the picture that is drawn again, config.toml or the model."""
+    """Options for one picture; None leaves one to the replayed record, config.toml or the model."""
 
     section: ClassVar = "Picture"
 

@@ -22,7 +22,7 @@ OWN = "own"  # --preview-vae own: the model's VAE
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """What to show of a picture while it is drawn."""
+    """Options for progress and previews while a picture is drawn."""
 
     section: ClassVar = "Progress and previews"
 
@@ -111,7 +111,7 @@ class PreviewOptions:
                 raise BadOutput(f"{option}: {already_exists(path)}")
 
     def with_vae_path(self) -> "PreviewOptions":
-        """The same with the path of the previews' VAE. ModelNotFound, BadRequest."""
+        """A copy with the path of the previews' VAE resolved. ModelNotFound, BadRequest."""
         if self.preview_vae in (None, OWN):
             return self
         return replace(self, preview_vae=find_or_fail("--preview-vae", str(self.preview_vae)))
@@ -123,7 +123,7 @@ class PreviewOptions:
 
     @property
     def protocol(self) -> str:
-        """How pictures are shown in the terminal: one of PROTOCOLS."""
+        """The terminal protocol of pictures: one of PROTOCOLS."""
         return self.show or ("off" if self._old_file else self.preview) or "off"
 
     @property

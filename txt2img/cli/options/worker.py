@@ -13,7 +13,7 @@ from txt2img.system.text import shown
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Whether a worker keeps the model loaded; read by cli/worker/client.py before all others."""
+    """Options for a worker that keeps the model loaded; cli/worker/client.py reads them first."""
 
     section: ClassVar = "Keeping the model loaded"
 

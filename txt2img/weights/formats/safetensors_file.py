@@ -142,7 +142,7 @@ def _header(path: Path) -> Header:
 
 
 def _checked(ref: TensorRef) -> TensorRef:
-    """The same, unless torch has not its dtype or so many dimensions. Raises BadFile."""
+    """Return a tensor's entry if torch has its dtype and number of dimensions. Raises BadFile."""
     where = f"{ref.path.name}: {shown(ref.key, NAME_MAX)}"
     if not DTYPE.fullmatch(ref.dtype):
         raise BadFile(f"{where} has the dtype {ref.dtype}, which is not supported")
@@ -152,7 +152,7 @@ def _checked(ref: TensorRef) -> TensorRef:
 
 
 def broken(path: Path, error: Exception) -> BadFile:
-    """What the `safetensors` package says of a malformed file, in one short line."""
+    """An error with what `safetensors` reports of a malformed file, in one short line."""
     reason = str(error).removeprefix("Error while deserializing header: ")
     if "file not fully covered" in reason:
         reason = "truncated, or has too many bytes at the end"
@@ -194,7 +194,7 @@ def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, st
 
 
 def _refuse(path: Path, beginning: bytes, size: int) -> None:
-    """Say what the file probably is, since it is no safetensors file."""
+    """Raise an error that tells what a file is that is no safetensors file."""
     if not size:
         raise BadFile(f"{path.name}: an empty file; {ADVICE}")
     for signs, what, remedy in LOOKALIKES:
@@ -202,7 +202,7 @@ def _refuse(path: Path, beginning: bytes, size: int) -> None:
             raise UnknownLayout(f"{path.name} is {what}; {remedy}")
     if path.suffix.lower() in PICKLES:
         raise UnknownLayout(f"{path.name} is {PICKLE}; {CONVERT}")
-    raise BadFile(f"{path.name}: truncated, or not a safetensors file; {ADVICE}")
+    raise BadFile(f"{path.name}: not a safetensors file, or truncated; {ADVICE}")
 
 
 def _with_scales(tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
