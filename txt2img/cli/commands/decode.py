@@ -46,10 +46,7 @@ def decode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decode saved latents to pictures. Prints their paths.
-
-    Latents that a stopped run left (.txt2img-*.latent) are removed once they are decoded.
-    """
+    """Decode saved latents to pictures; those of stopped runs are then removed. Prints paths."""
     code = 0
     models: dict[str, Model] = {}
     library = AdapterOptions(vae=vae).library()
