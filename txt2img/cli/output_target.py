@@ -1,4 +1,4 @@
-"""Where the pictures of a command go: files named by a pattern, or standard output."""
+"""The output of a command: files named by a pattern, or standard output."""
 
 import sys
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
 
 
 def output_target(options: RunOptions, several: bool, context: typer.Context) -> Output:
-    """Where the pictures go, and in which format. BadRequest."""
+    """The output that -o, --format and --quality ask for. BadRequest."""
 
     def is_explicit(name: str) -> bool:
         source = context.get_parameter_source(name)

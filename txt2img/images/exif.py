@@ -24,7 +24,7 @@ FULL_COLOUR = 90  # the JPEG quality from which colours keep the full resolution
 
 
 def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
-    """Width, height and texts of a file, without decoding its pixels; raises what Pillow does."""
+    """Width, height and texts of a file, without decoding its pixels; errors are Pillow's."""
     from PIL import ExifTags, Image
 
     with Image.open(file, formats=PILLOW_NAMES) as image:

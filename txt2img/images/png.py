@@ -31,7 +31,7 @@ def text_chunks(texts: Mapping[str, str]) -> "PngInfo":
 
 
 def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
-    """Width, height and texts of a PNG whose checksums are right; raises what Pillow does."""
+    """Width, height and texts of a PNG whose checksums are right; errors are Pillow's."""
     from PIL import Image
 
     with Image.open(file, formats=("PNG",)) as image:

@@ -26,7 +26,7 @@ FORMAT = 1  # of the JSON text
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a picture besides its request: the model and the environment."""
+    """The origin of a picture besides its request: the model and the environment."""
 
     model: str = ""
     hash: str = ""

@@ -33,7 +33,7 @@ NOTE_SINGLE = "Out of memory for a batch: drawn one by one instead"
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How a batch is drawn and where it goes."""
+    """Settings of a batch: its output, sizes and policies."""
 
     output: Output
     batch_size: int = 1

@@ -19,14 +19,14 @@ VAE_MAPS = 4  # of an image's size and the decoder's second width
 
 
 def auto_batch_size(model: Model, pictures: Iterable[Request]) -> int:
-    """How many images like the first to draw at once on a GPU; 1 if its memory is unknown."""
+    """The batch size for images like the first on a GPU; 1 if its memory is unknown."""
     free = free_memory(device_of(model))
     first = None if free is None else next(filled_requests(pictures, model, {}), None)
     return 1 if free is None or first is None else images_that_fit(model, first, free)
 
 
 def images_that_fit(model: Model, request: Request, free: int) -> int:
-    """How many images fit in `free` bytes; at least one, at most MAX_BATCH."""
+    """The number of images that fit in `free` bytes, 1 to MAX_BATCH."""
     return max(1, min(MAX_BATCH, int(SHARE * free) // bytes_per_image(model, request)))
 
 

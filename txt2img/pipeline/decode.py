@@ -69,7 +69,7 @@ def attempts(
 
 
 def batch_limit(model: Model, x: Tensor) -> int:
-    """How many of a batch's latents are decoded at once: at least one; a few fill a GPU."""
+    """The number of latents to decode at once: at least one; a few fill a GPU."""
     return max(1, BATCH_PIXELS // (x.shape[-2] * x.shape[-1] * model.vae.config.factor**2))
 
 

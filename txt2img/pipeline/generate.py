@@ -253,7 +253,7 @@ def check_finite(x: Tensor) -> None:
 
 
 def batch_key(request: Request) -> Request:
-    """What requests must share to be drawn together: all but the prompts and seeds."""
+    """The settings that requests of one batch must share: all but the prompts and seeds."""
     words = replace(request, prompt="", negative="", template="", negative_template="")
     return replace(words, seed=0, subseed=None)
 

@@ -18,7 +18,7 @@ Rng = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's P
 
 @dataclass(frozen=True)
 class PromptRules:
-    """How a prompt becomes chunks of tokens and their states."""
+    """Rules by which a prompt becomes chunks of tokens and their hidden states."""
 
     grammar: Grammar = "a1111"
     emphasis: Emphasis = "restore"  # the chunk's mean, or weights from the empty prompt's states

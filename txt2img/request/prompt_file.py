@@ -98,7 +98,7 @@ def _makers(text: str, base: Request, name: str) -> Iterator[tuple[int, Callable
 
 
 def _delimiter(first: Line, name: str) -> str:
-    """What separates a first line's cells if it is a header of CSV, else nothing."""
+    """The separator of a CSV header's cells; empty if the line is no header."""
     number, line = first
     is_named_csv = name.lower().endswith((".csv", ".tsv"))
     delimiter = max(_DELIMITERS, key=line.count)

@@ -56,7 +56,7 @@ def _canonical(text: str) -> str:
 
 
 class Schedule(Name):
-    """How the noise levels of the steps are spaced."""
+    """Noise schedules: the spacing of the steps' noise levels."""
 
     LINEAR = NameRow("linear", "Uniform", ("uniform", "linspace", "normal"))
     LEADING = NameRow("leading", "DDIM", ("ddim", "ddim_uniform"))

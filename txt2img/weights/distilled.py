@@ -50,7 +50,7 @@ STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?")
 
 
 def from_name(defaults: Defaults, name: str, kinds: Sequence[Distillation] = KINDS) -> Defaults:
-    """The defaults of a model by its name: those of the distillation in it, or the same."""
+    """The defaults of a model whose name tells its distillation; unchanged for other names."""
     words = re.sub(r"[^a-z0-9.]", "", name.lower())
     kind = next((kind for kind in kinds if re.search(kind.pattern, words)), None)
     if kind is None:
@@ -80,7 +80,7 @@ def from_loras(request: Request, library: AdapterPaths) -> Request:
 
 @lru_cache(maxsize=64)
 def lora_defaults(path: Path, name: str, changed: int) -> Mapping[str, object]:
-    """What a LoRA, last `changed` then and called so, wants of DRAWN; nothing by most. BadFile."""
+    """The defaults that a few-step LoRA asks for; empty for other LoRAs. BadFile."""
     metadata = safetensors_file.header(path).metadata
     if METADATA_KEY in metadata:
         config = parse_object(metadata[METADATA_KEY].encode("utf-8", "replace"), path.name)

@@ -198,7 +198,7 @@ def normalise_depths(depths: Sequence[Depth], attention: Sequence[bool]) -> tupl
 
 
 def check_family(family: Family) -> Family:
-    """The same family, if its networks fit each other and can be built. Raises UnknownLayout."""
+    """Check that a family's networks fit each other and can be built. Raises UnknownLayout."""
     network, vae, texts = family.network, family.vae, family.texts
     if network.cross_dim != (width := sum(text.width for text in texts)):
         raise UnknownLayout(

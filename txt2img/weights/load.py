@@ -126,7 +126,7 @@ def load_weights(model: Model, device: Device) -> None:
 
 
 def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
-    """How the networks get to the device, with notes for the user. Raises BadRequest."""
+    """Choose between --offload's ways, with notes for the user. Raises BadRequest."""
     sizes = {
         name: device.dtype_of(name).itemsize
         * sum(torch.Size(ref.shape).numel() for ref in component.tensors.values())

@@ -9,7 +9,7 @@ from txt2img.request import Compat
 
 @dataclass(frozen=True)
 class CompatOptions:
-    """Which rules of other programs to follow."""
+    """Options for following another program's rules."""
 
     section: ClassVar = "Compatibility with other programs"
 

@@ -40,7 +40,7 @@ Dtype = Annotated[
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where to compute, in which precision, and what to do to fit into memory."""
+    """Options for the device, the precision and the ways to fit into memory."""
 
     section: ClassVar = "Device and memory"
 

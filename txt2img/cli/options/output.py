@@ -33,7 +33,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and erro
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where pictures go, and in which format."""
+    """Options for the place and format of pictures."""
 
     section: ClassVar = "Output"
 

@@ -33,7 +33,7 @@ NOTES_MAX = 20
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
-    """What a picture's texts say, if a known program wrote them. ValueError."""
+    """Parse a picture's texts, if a known program wrote them. ValueError."""
     parsed = (reader(texts) for reader in READERS)
     return next((metadata for metadata in parsed if metadata is not None), None)
 

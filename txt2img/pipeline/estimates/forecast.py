@@ -1,4 +1,4 @@
-"""What a run would draw with, how long and in how much memory; reads no weights, needs no torch."""
+"""Forecast of a run: its model, time and memory; reads no weights, needs no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

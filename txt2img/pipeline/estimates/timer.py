@@ -43,7 +43,7 @@ class Timer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Record what the run took, whatever ended it."""
+        """Record the run's time and memory, also after an error."""
         if self.groups:
             self.record()
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class MemoryState:
-    """How a model is kept in memory, and the fallbacks it used; each warning is given once."""
+    """The memory settings of a model, and the fallbacks it used; each warning is given once."""
 
     tiling: str = "auto"  # of the VAE; or "on", "off"
     low_memory: bool = False  # weights stay in their stored dtype

@@ -28,7 +28,7 @@ Read = Callable[[Collection[str]], Mapping[str, Tensor]]  # a network's tensors 
 
 @dataclass
 class Placement:
-    """How a model's parts get to its device; by default they stay there."""
+    """The placement of a model's parts; by default all stay on its device."""
 
     device: torch.device | None = None
     mode: str = "none"

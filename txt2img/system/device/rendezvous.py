@@ -1,4 +1,4 @@
-"""What a launch's processes share, by accelerate: a seed at the start, results at the end."""
+"""Exchange between a launch's processes, by accelerate: a seed at the start, results at the end."""
 
 import warnings
 from collections.abc import Iterator

@@ -322,7 +322,7 @@ def _first_attention(tensors: Tensors) -> str:
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
-    """How many numbered modules come after a prefix."""
+    """The number of numbered modules after a prefix."""
     numbers = {n[len(prefix) :].split(".", 1)[0] for n in tensors if n.startswith(prefix)}
     return sum(number.isdecimal() for number in numbers)
 

@@ -51,7 +51,7 @@ def find(name: str) -> Path:
 
 
 def find_file(option: str, name: str) -> Path:
-    """The same for another option than --model: a LoRA, a VAE, … Raises as `find`."""
+    """The place of a LoRA, a VAE or another file for an option. Raises as `find`."""
     odd = ":" in name and not name.endswith(SUFFIX) and not os.path.lexists(name)
     if not odd and (path := _search(name)) is not None:
         return path
@@ -88,7 +88,7 @@ def names() -> list[str]:
 
 
 def hub_ref(name: str) -> HubRef | None:
-    """What of the Hub a name, an alias or ID[@REVISION][:FILE] means; None if nothing."""
+    """The Hub reference of an alias or ID[@REVISION][:FILE]; None for other names."""
     if name in (configured := user_config.read_config().models):
         source = configured[name]
         name = "@".join(text for text in (source.target, source.revision) if text)
@@ -138,7 +138,7 @@ def leads_out(file: str) -> bool:
 
 
 def _record(path: Path) -> dict[str, object]:
-    """What an earlier version noted of a pulled model; empty if it is not one."""
+    """The record that an earlier version wrote beside a pulled model; empty if there is none."""
     home = path if path.is_dir() else next((p for p in path.parents if (p / RECORD).exists()), path)
     try:
         return read_json(home / RECORD)
