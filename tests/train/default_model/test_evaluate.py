@@ -87,7 +87,7 @@ def test_a_report_is_made_of_a_models_pictures(
     assert found["classified_concept_at_1"] is None
     assert report["vae"] == {"db": 30, "edges": 1}
     assert (report["cost"], report["scenes"]) == (None, {})
-    assert (report["likeness"], report["answers"]) == (None, None)  # of its art nothing is known
+    assert (report["similarity"], report["answers"]) == (None, None)  # of its art nothing is known
     assert [(r.prompt, r.seed, r.steps, r.cfg) for r in painter] == [
         ("thing, 3d emoji", 3, 5, 7.5),
         ("thing, 3d emoji", 4, 5, 7.5),

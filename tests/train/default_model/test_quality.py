@@ -11,8 +11,8 @@ from txt2img.train.default_model.quality import (
     edge_steepness,
     flatness,
     ground_error,
-    likeness,
     off_white,
+    similarity,
 )
 
 
@@ -87,6 +87,6 @@ def test_grounds_are_told_by_their_edges() -> None:
 
 
 def test_all_measures_of_some_drawings() -> None:
-    some = likeness([art(), art()], [art(), art()])
+    some = similarity([art(), art()], [art(), art()])
     assert (some.prompts, some.psnr, some.psnr_tenth) == (2, quality.BEST, quality.BEST)
     assert (some.edges, some.flatness, some.white, some.corners) == (1.0, 1.0, 0.0, 0.0)

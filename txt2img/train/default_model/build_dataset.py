@@ -58,7 +58,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 
 @dataclass(frozen=True)
 class Options:
-    """What is drawn."""
+    """Options of the data set: its sizes, styles and numbers of rows."""
 
     size: int  # pixels
     styles: Sequence[str]  # keys of STYLES
@@ -207,7 +207,7 @@ def chosen(shared: list[Concept], names: Mapping[str, Names] | None) -> list[Con
 
 
 def build(out: Path, options: Options) -> dict[str, int]:
-    """Write the archive; how many concepts, pictures and rows (training samples) it holds."""
+    """Write the archive; returns its numbers of concepts, pictures and rows (training samples)."""
     # 1. Read every set, also those that are not drawn: together they say what the concepts are.
     log("reading the icon sets; npm fetches those that are not here yet")
     sets = {key: read_set(key, options.cache) for key in STYLES}
@@ -248,7 +248,7 @@ def captioned(
     keywords: Mapping[str, Sequence[str]],
     options: Options,
 ) -> tuple[list[Row], list[dict[str, object]]]:
-    """The rows to be taught, and the scenes that are held out, of each combination one a style."""
+    """The rows for training, and the held-out scenes, one a style of each combination."""
     lines: list[Row] = []
     held_out: dict[tuple[str, ...], dict[str, object]] = {}
     for key in options.styles:
@@ -275,7 +275,7 @@ def captioned(
 def things_of(
     key: str, names: Mapping[str, Names], pictures: Mapping[str, bytes]
 ) -> dict[str, Thing]:
-    """Stem → what a style draws, with its hue where it has one, and the box that it fills."""
+    """Stem → a style's drawing, its hue if it has one, and its bounding box."""
     style = STYLES[key]
     return {
         stem: Thing(
@@ -292,7 +292,7 @@ def things_of(
 def words_of(
     names: Mapping[str, Names], lines: Sequence[Row], keywords: Mapping[str, Sequence[str]]
 ) -> dict[str, object]:
-    """The table of taught words: each word → the things that it names, and the ignored words.
+    """The vocabulary: each word → the things that it names, and the ignored words.
 
     Words that only join others ("on", "blue") lead to no thing.
     """
@@ -358,7 +358,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the archive as the command line says; the process's exit code."""
+    """Build the archive. Returns the exit code."""
     try:
         options = parse(arguments)
         try:

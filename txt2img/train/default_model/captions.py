@@ -1,4 +1,4 @@
-"""What people type for a picture: its names, its style, the ground, and words without meaning.
+"""Captions as people type them: names, style, background, and words without meaning.
 
 Captions are drawn by chance from a small grammar, each row's from its own generator, so that the
 same data set says the same.
@@ -67,7 +67,7 @@ class Placed(TypedDict):
 
 
 class Row(TypedDict):
-    """One line of metadata.jsonl: a picture on one background, and what may be said of it."""
+    """One line of metadata.jsonl: a picture on one background, and its captions."""
 
     file_name: str
     text: list[str]
@@ -80,7 +80,7 @@ class Row(TypedDict):
 
 
 def keywords_by_code(emojis: object) -> dict[str, set[str]]:
-    """Code points → keywords, of an emoji-mart data file, as far as they can be said."""
+    """Code points → keywords, of an emoji-mart data file, those that are plain words."""
     keywords_of: dict[str, set[str]] = {}
     for emoji in mapping(mapping(emojis).get("emojis")).values():
         skins, keywords = (mapping(emoji).get(key) for key in ("skins", "keywords"))
@@ -92,14 +92,14 @@ def keywords_by_code(emojis: object) -> dict[str, set[str]]:
 
 
 def is_word(word: str) -> bool:
-    """Whether a keyword can be said: plain letters, more than two."""
+    """Whether a keyword is a plain word: letters alone, more than two."""
     return re.fullmatch(r"[a-z][a-z ]+[a-z]", word) is not None
 
 
 def own_keywords(
     codes: Mapping[str, str], keywords: Mapping[str, set[str]], taken: set[str]
 ) -> dict[str, list[str]]:
-    """Thing → keywords that point at it and at few others, and are not `taken` by a name.
+    """Thing → keywords that few other things share, and that are nobody's name (`taken`).
 
     `codes` says which character each thing is.
     """
@@ -136,7 +136,7 @@ def pick_name(names: Names, rng: random.Random) -> str:
 
 
 def noun_phrase(name: str, rng: random.Random, article: float = 0.5) -> str:
-    """A name, perhaps after an article, now and then after an adjective that says nothing."""
+    """A name, perhaps after an article, sometimes after an adjective without meaning."""
     if rng.random() < 0.12:
         name = f"{rng.choice(ADJECTIVES)} {name}"
     chance = rng.random()
@@ -146,12 +146,12 @@ def noun_phrase(name: str, rng: random.Random, article: float = 0.5) -> str:
 
 
 def pseudo_word(rng: random.Random) -> str:
-    """A word that nobody knows, so that the pieces of unknown words are learnt to say nothing."""
+    """An invented word: it teaches the model to ignore the tokens of unknown words."""
     return "".join(rng.choice(SYLLABLES.split()) for _ in range(rng.randint(2, 3)))
 
 
 def on_ground(grounds: Sequence[str], rng: random.Random) -> str:
-    """What follows a phrase to say its ground: none for white, most often."""
+    """The words after a phrase that name its background; for white mostly none."""
     if not grounds:
         chance = rng.random()
         if chance > 0.1:
@@ -220,7 +220,7 @@ def weighed(pairs: Sequence[tuple[str, float]]) -> tuple[list[str], list[float]]
 
 
 def held_out(*parts: str) -> bool:
-    """Whether a combination is kept from training, to ask later whether words compose."""
+    """Whether a combination is held out of training, to test whether words compose."""
     return zlib.crc32("|".join(parts).encode()) % HELD_OUT == 0
 
 
@@ -233,7 +233,7 @@ def hexadecimal(colour: str) -> str:
 def thing_phrases(
     names: Names, keywords: Sequence[str], colour: str | None
 ) -> Callable[[random.Random], str]:
-    """What gives phrases for one thing; `colour` is what it has of itself, if that can be said."""
+    """A generator of phrases for one thing; `colour` is its own colour, if that has a name."""
 
     def phrase(rng: random.Random) -> str:
         if keywords and rng.random() < 0.05:
@@ -256,7 +256,7 @@ def rows(
     seed: int,
     count: int = 24,
 ) -> Iterator[Row]:
-    """A picture on white, and on as many coloured grounds as `grounds` says, on average.
+    """A picture on white, and on `grounds` coloured backgrounds on average.
 
     The fraction of `grounds` is the share of pictures that get one more.
     """
@@ -281,7 +281,7 @@ def rows(
 
 
 def row(file: str, captions: tuple[list[str], list[float]], colour: str | None) -> Row:
-    """A picture as it is on a colour, or white, with captions and their weights."""
+    """A picture on a coloured or white background, with captions and their weights."""
     text, weights = captions
     behind = hexadecimal(colour) if colour else WHITE
     return {"file_name": file, "text": text, "weights": weights, "background": behind}

@@ -1,4 +1,4 @@
-"""How well a model draws what it was taught.
+"""Evaluation of a model: does it draw what it was taught?
 
 `python -m txt2img.train.default_model.evaluate --data artwork.zip` draws the fixed prompts of
 prompts/ and compares them with the art itself (quality.py), taught captions and asks which training
@@ -55,7 +55,13 @@ from txt2img.train.default_model.phrases import (
     read_prompts_file,
     things_in,
 )
-from txt2img.train.default_model.quality import Likeness, aligned_psnr, ground_error, likeness, mean
+from txt2img.train.default_model.quality import (
+    Similarity,
+    aligned_psnr,
+    ground_error,
+    mean,
+    similarity,
+)
 from txt2img.train.default_model.retrieval import Match, classifier_agreement, matches_of, share
 from txt2img.train.default_model.scene_score import SceneScore, score, shares
 from txt2img.train.default_model.sheet import sheet
@@ -77,7 +83,7 @@ FROM_ONE = "batch_size", "columns"
 
 @dataclass(frozen=True)
 class Answers:
-    """How everyday phrases are answered."""
+    """Scores of everyday phrases."""
 
     phrases: int
     answered: float  # the share whose drawing is what is asked for, in whatever style
@@ -100,12 +106,12 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Report:
-    """A model's figures; None is what was not asked for."""
+    """A model's scores; None for those not requested."""
 
     model: str
     steps: int
     cfg: float
-    likeness: Likeness | None  # of the fixed prompts to the art
+    similarity: Similarity | None  # of the fixed prompts to the art
     losses: dict[int, float] | None  # of v by time; 0 is possible, as captions tell all
     answers: Answers | None
     nouns_covered: float | None  # share of the common icon nouns that were taught
@@ -149,12 +155,12 @@ def draw(model: Model, requests: Sequence[Request], batch_size: int) -> Iterator
 
 
 def filled(model: Model, request: Request) -> Request:
-    """The request as it is drawn."""
+    """The request with the model's defaults."""
     return resolve_adapters(model, request).filled(model.family.defaults)
 
 
 def template_of(options: argparse.Namespace) -> Request:
-    """What all pictures share."""
+    """The settings that all pictures share."""
     loras = (Lora(options.lora.stem),) if options.lora else ()
     return Request("", steps=options.steps, cfg=options.cfg, seed=options.seeds[0], loras=loras)
 
@@ -178,9 +184,9 @@ def draw_prompts(
 # --- Against the art -----------------------------------------------------------------------------
 
 
-def likeness_of(
+def similarity_of(
     model: Model, data: Pictures, options: argparse.Namespace
-) -> tuple[Likeness, list[str], list[Image.Image]] | None:
+) -> tuple[Similarity, list[str], list[Image.Image]] | None:
     """The fixed prompts' drawings against the art, and these drawings; None where none is known."""
     files = {row.layers[0].file: row for row in plain_rows(data)}
     prompts = [p for p in read_prompts_file("aligned") if p.target in files][: options.aligned]
@@ -189,7 +195,7 @@ def likeness_of(
     texts = [prompt.text for prompt in prompts]
     images = draw_prompts(model, [(text, options.seeds[0]) for text in texts], options)
     art = [data.paint(files[prompt.target], images[0].width) for prompt in prompts]
-    return likeness([to_pixels(image) for image in images], art), texts, images
+    return similarity([to_pixels(image) for image in images], art), texts, images
 
 
 def phrases_of(
@@ -217,7 +223,7 @@ def phrases_of(
 
 @torch.no_grad()
 def losses_of(model: Model, data: Pictures) -> dict[int, float]:
-    """The mean squared miss of v by time, of taught pictures with their usual captions.
+    """The mean squared error of v by time, on training pictures with their usual captions.
 
     As a caption tells the whole picture, a model that had learnt all would miss by nothing.
     """
@@ -280,7 +286,7 @@ def retrieval_of(
 
 
 def accuracy_of(classifier: Classifier, data: Pictures) -> float:
-    """How often the classifier is right about the training pictures."""
+    """The accuracy of the classifier on the training pictures."""
     known, gallery = known_pictures(data)
     names = classifier.names(gallery)
     return share([name == caption.concept for name, caption in zip(names, known, strict=True)])
@@ -310,7 +316,7 @@ def scenes_of(
 
 @torch.no_grad()
 def copies(model: Model, data: Pictures) -> Copies:
-    """How good the VAE's copies of some taught pictures are, at the model's own size."""
+    """Quality of the VAE's reconstructions of some training pictures, at the model's own size."""
     side, rows = model.family.defaults.width, plain_rows(data)
     device = next(model.vae.parameters()).device
     pixels = torch.stack([data.paint(row, side) for row in rows[:: max(len(rows) // COPIES, 1)]])
@@ -324,9 +330,9 @@ def copies(model: Model, data: Pictures) -> Copies:
 def evaluate(
     model: Model, data: Pictures, options: argparse.Namespace
 ) -> tuple[Report, list[tuple[str, Image.Image]]]:
-    """All figures that the options ask for, and what was drawn for them, labelled."""
+    """All scores that the options ask for, and the pictures drawn for them, labelled."""
     # 1. Against the art.
-    near = likeness_of(model, data, options) if options.aligned else None
+    near = similarity_of(model, data, options) if options.aligned else None
     answers = phrases_of(model, data, options) if options.phrases else None
     losses = losses_of(model, data) if options.losses else None
     words = json.loads(data.text(WORDS_FILE))["words"] if data.has(WORDS_FILE) else None
@@ -344,7 +350,7 @@ def evaluate(
         model=model.name,
         steps=asked.steps or 0,
         cfg=asked.cfg or 0.0,
-        likeness=near[0] if near else None,
+        similarity=near[0] if near else None,
         losses=losses,
         answers=answers[0] if answers else None,
         nouns_covered=nouns_covered(read_nouns(), words) if words else None,
@@ -362,7 +368,7 @@ def evaluate(
 
 
 def label(match: Match) -> str:
-    """What was asked for, and, where another was drawn, what it looks like."""
+    """A picture's label: its prompt and, if another thing was drawn, that one's name."""
     return match.caption if match.concept else f"{match.caption} (like {match.nearest})"
 
 
@@ -448,7 +454,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the process's exit code."""
+    """Run the command. Returns the exit code."""
     try:
         run(parse(arguments))
     except Txt2imgError as error:

@@ -17,7 +17,7 @@ from txt2img.train.default_model.letters import STROKES, letter_svg
 
 @dataclass(frozen=True)
 class Style:
-    """One icon set: where it comes from, what captions call it, how it is framed."""
+    """One icon set: its package, its name in captions, its margin."""
 
     package: str
     version: str
@@ -115,7 +115,7 @@ def side(value: object, otherwise: float) -> float:
 
 @dataclass(frozen=True)
 class IconSet:
-    """A package's drawings: name → SVG text, name → its characters, and whom to credit."""
+    """A package's drawings: name → SVG text, name → its characters, and the credits."""
 
     svgs: dict[str, str]
     codes: dict[str, str]  # code points, e.g. "1f34e", without variation selectors → name
@@ -167,12 +167,12 @@ class Concept:
 
     @property
     def name(self) -> str:
-        """What it is called without a table of names: "red apple"."""
+        """The name without a table of names: "red apple"."""
         return self.stem.replace("-", " ")
 
 
 def concepts(sets: Mapping[str, IconSet]) -> list[Concept]:
-    """What all sets draw, without skin tones and text-like icons, and the letters, by name.
+    """The concepts that all sets draw, without skin tones and text-like icons, and the letters.
 
     Sets are matched by character, because their names differ ("person-elf", "elf"); Fluent's own
     package lists no characters, but shares its names with the flat one. Noto's names are kept.

@@ -34,7 +34,7 @@ LINUX_KIB = 1024 if sys.platform.startswith("linux") else 1  # unit of a process
 
 @dataclass(frozen=True)
 class Copies:
-    """How good a VAE's copies are."""
+    """Quality of a VAE's reconstructions."""
 
     db: float  # PSNR
     edges: float  # how steep they are where the originals are steepest: 1 is as steep
@@ -42,7 +42,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart pictures are: root mean square distances of blurred pixels in −1…1."""
+    """Diversity of pictures: root mean square distances of blurred pixels in −1…1."""
 
     seeds: float  # two pictures of one caption
     captions: float  # two of different captions, with one seed
@@ -60,7 +60,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one picture takes, on this machine."""
+    """Time and memory of one picture, on this machine."""
 
     seconds: float  # a cold start: the program, its model, one picture
     mib: float  # the most memory that it held
@@ -89,7 +89,7 @@ def rank_of_edges(count: int) -> int:
 
 
 def spread(pictures: Tensor, seeds: int) -> Spread | None:
-    """Of pictures (seeds · captions, 3, H, W), seed by seed; None where there is one of either."""
+    """The spread of pictures (seeds · captions, 3, H, W); None if there is one seed or caption."""
     smooth = blurred(pictures).unflatten(0, (seeds, -1)).flatten(2)  # (S, C, D)
     if min(smooth.shape[:2]) < 2:
         return None
@@ -107,7 +107,7 @@ def mean_distance(groups: Tensor) -> float:
 
 
 def novelty(drawn: Tensor, true: Tensor, taught: Tensor) -> Novelty:
-    """Of drawn and true scenes (N, 3, H, W), and of all taught pictures (M, 3, H, W)."""
+    """The novelty of drawn scenes (N, 3, H, W), given true ones and the training pictures."""
     a, b, known = (functional.avg_pool2d(part, 2).flatten(1) for part in (drawn, true, taught))
     scale = known.shape[1] ** 0.5
     near = [torch.cdist(part, known).min(dim=1).values.mean() / scale for part in (a, b)]
@@ -116,7 +116,7 @@ def novelty(drawn: Tensor, true: Tensor, taught: Tensor) -> Novelty:
 
 
 def cost(model: str, options: Sequence[str]) -> Cost:
-    """Of a model by name or path, drawn with more options of the command line."""
+    """The cost of a model, by name or path, with further options of the command line."""
     seconds, mib = run_process(model, 1, options)
     more, _ = run_process(model, 1 + FURTHER, options)
     return Cost(round(seconds, 2), round(mib, 1), round(max(more - seconds, 0.0) / FURTHER, 2))

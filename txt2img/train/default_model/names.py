@@ -1,4 +1,4 @@
-"""What things are called: the table of icons, their names, and the words for kinds of them."""
+"""Names of things: the table of icons, their names, and the words for kinds of them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +25,13 @@ class Names:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """How often each of `all` is said."""
+        """The frequency of each name of `all` in captions."""
         others = [max(3.0 / len(self.others), 0.7) for _ in self.others]
         return (6.0, *others, *(2.0 / len(self.kinds) for _ in self.kinds))
 
 
 def read_names(path: Path) -> dict[str, Names]:
-    """The table in a file, icon → names; one without names is called as its icon is.
+    """Read the table in a file, icon → names; without names an icon's own name counts.
 
     Lines that are empty or begin with # are skipped. Raises BadRequest for a file that cannot be
     read, BadFile for a line that cannot be understood or a name that two things have.
@@ -57,7 +57,7 @@ def read_names(path: Path) -> dict[str, Names]:
 
 
 def owners_of(table: Mapping[str, Names]) -> dict[str, list[str]]:
-    """Name → the keys of all things that are called so."""
+    """Name → the keys of all things with that name."""
     owners: dict[str, list[str]] = {}
     for key, names in table.items():
         for name in names.all:
@@ -66,7 +66,7 @@ def owners_of(table: Mapping[str, Names]) -> dict[str, list[str]]:
 
 
 def things_by_word(names: Iterable[Names]) -> dict[str, list[str]]:
-    """Each word of any name → the usual names of the things that it helps to name.
+    """Each word of any name → the usual names of the things whose names contain it.
 
     A word that is a thing's whole name leads to that thing first.
     """

@@ -1,4 +1,4 @@
-"""Prompts that were written down before training, and what each of them asks for.
+"""Test prompts, written before training, and the picture that each asks for.
 
 A line is a prompt, or a prompt, a tab and what is asked for: the file of the art, or a thing by its
 usual name, or an arrangement and its things ("on: cat, box"). Lines that begin with # are skipped.
@@ -37,7 +37,7 @@ ORIGIN = (0.0, 0.0)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what it asks for; an empty text where only an eye can tell."""
+    """A prompt and the thing it asks for; empty if only a person can judge the picture."""
 
     text: str
     target: str = ""
@@ -75,7 +75,7 @@ def things_in(data: Pictures) -> dict[str, dict[str, Thing]]:
 
 
 def arranged(target: str, things: Mapping[str, Thing]) -> Row | None:
-    """The picture that is asked for, of one style's things; None where one is missing."""
+    """The picture that a prompt asks for, of one style's things; None if one is missing."""
     how, _, names = target.rpartition(": ")
     kind, _, detail = how.partition(" ")
     target_names = names.split(", ") + ([detail] if kind in ("at", "below") else [])
@@ -87,7 +87,7 @@ def arranged(target: str, things: Mapping[str, Thing]) -> Row | None:
 
 
 def as_layer(placed: Placed) -> Layer:
-    """A placed thing as the data set knows it."""
+    """A placed thing as a layer of the data set."""
     left, top, side, hue = (placed[key] for key in ("left", "top", "side", "hue"))
     return Layer(placed["file_name"], left, top, side, hue)
 
@@ -99,7 +99,7 @@ def recoloured(some: Sequence[Thing], colour: str) -> list[Placed]:
 
 
 def counted(some: Sequence[Thing], number: str) -> list[Placed]:
-    """So many of a thing."""
+    """Several of one thing."""
     return [place(some[0], spot) for spot in SPOTS[int(number)]]
 
 

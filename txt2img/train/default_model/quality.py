@@ -1,4 +1,4 @@
-"""Measures that can still move: how near drawings come to the art itself, part by part.
+"""Similarity of drawings to the original art: PSNR, edges, flat areas, background.
 
 Pictures are tensors (3, H, W) in −1…1.
 """
@@ -21,8 +21,8 @@ STRIP = 16  # of so many parts, the one on each edge that shows the ground only
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Drawings against the art of their things."""
+class Similarity:
+    """Similarity of drawings to the art of their things."""
 
     prompts: int
     psnr: float  # dB, aligned: the mean
@@ -97,12 +97,12 @@ def ground_error(drawn: Tensor, true: Tensor) -> float:
     return float((torch.stack([off[0] - off[1], more[0] - more[1]]).abs().mean()) * 127.5)
 
 
-def likeness(drawn: Sequence[Tensor], art: Sequence[Tensor]) -> Likeness:
-    """All measures of drawings against art on white."""
+def similarity(drawn: Sequence[Tensor], art: Sequence[Tensor]) -> Similarity:
+    """All measures of similarity of drawings to art on white."""
     pairs = list(zip(drawn, art, strict=True))
     values = sorted(aligned_psnr(one, other) for one, other in pairs)
     whites, corners = zip(*(off_white(one, other) for one, other in pairs), strict=True)
-    return Likeness(
+    return Similarity(
         prompts=len(values),
         psnr=round(mean(values), 2),
         psnr_tenth=values[len(values) // 10],

@@ -14,7 +14,7 @@ BLUR = 1.0  # pixels of SIDE: forgives what is a little off its place
 
 @dataclass(frozen=True)
 class Match:
-    """One drawn picture: what was asked for, and what the nearest training picture shows."""
+    """One drawn picture: its prompt, and the caption of the nearest training picture."""
 
     caption: str
     seed: int
@@ -54,7 +54,7 @@ def matches_of(
     known: Sequence[Caption],
     gallery: Tensor,
 ) -> list[Match]:
-    """A match a drawn picture (B, 3, H, W), of prompts with seeds, in the gallery (N, 3, H, W)."""
+    """Match each drawn picture (B, 3, H, W), of prompts with seeds, with a gallery (N, 3, H, W)."""
     smooth = torch.cat([blurred(part) for part in gallery.split(256)])  # in parts: less memory
     places, rmse = nearest(blurred(drawn).flatten(1), smooth.flatten(1))
     matches = []
@@ -83,7 +83,7 @@ def classifier_agreement(
     known: Sequence[Caption],
     gallery: Tensor,
 ) -> list[Match]:
-    """The matches with what the classifier's features find nearest, in place of pixels."""
+    """The matches by the classifier's features instead of pixels."""
     stored = torch.cat([classifier.features(part) for part in gallery.split(256)])
     features = torch.cat([classifier.features(part) for part in drawn.split(256)])
     places = (features @ stored.T).argmax(dim=1).tolist()
@@ -94,5 +94,5 @@ def classifier_agreement(
 
 
 def share(hits: Sequence[bool]) -> float:
-    """How many are true, 0 to 1."""
+    """The share that is true, 0 to 1."""
     return round(sum(hits) / len(hits), 4)

@@ -20,7 +20,7 @@ GROUNDS = [WHITE, *(hexadecimal(name) for name in sorted(BACKGROUNDS))]
 
 @dataclass(frozen=True)
 class SceneScore:
-    """What is right in the picture of one scene."""
+    """The correct parts of one scene's picture."""
 
     caption: str
     seed: int
@@ -31,7 +31,7 @@ class SceneScore:
 
     @property
     def right(self) -> bool:
-        """Whether all of it is."""
+        """Whether all parts are correct."""
         return self.things and self.ground and self.count
 
 
@@ -52,7 +52,7 @@ def score(
 
 
 def layer_pixels(image: Image.Image, layer: Layer) -> Tensor:
-    """Where a layer should be, in its own colours: (3, SIDE, SIDE) in −1…1."""
+    """The pixels where a layer should be, in its own colours: (3, SIDE, SIDE) in −1…1."""
     left, top = layer.left * image.width, layer.top * image.height
     box = (left, top, left + layer.side * image.width, top + layer.side * image.height)
     part = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS, box)
@@ -83,7 +83,7 @@ def grounds(pixels: Tensor) -> tuple[str, str]:
 
 
 def blobs(pixels: Tensor) -> int:
-    """How many things pixels (3, H, W) show: parts that touch, and differ from the ground."""
+    """The number of things that pixels (3, H, W) show: connected areas unlike the background."""
     width = max(pixels.shape[-1] // STRIP, 1)
     edges = torch.cat([pixels[..., :width], pixels[..., -width:]], dim=-1)
     ground = edges.median(dim=-1, keepdim=True).values  # (3, H, 1): each row has its own
@@ -100,7 +100,7 @@ def blobs(pixels: Tensor) -> int:
 
 
 def shares(scores: Sequence[SceneScore]) -> dict[str, float]:
-    """The share that is right, of all and of each kind of scene."""
+    """The share of correct scenes, of all and of each kind."""
     kinds = sorted({score.kind for score in scores})
     parts = {kind: [s.right for s in scores if s.kind == kind] for kind in kinds}
     parts = {"all": [s.right for s in scores]} | parts

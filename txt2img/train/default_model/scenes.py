@@ -146,7 +146,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What it is usually called: "red apple"."""
+        """The usual name: "red apple"."""
         return self.names.name
 
 
@@ -160,7 +160,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept from training."""
+        """Whether this combination is held out of training."""
         return held_out(self.kind, *self.combination)
 
 
@@ -198,7 +198,7 @@ def main_hue(picture: bytes) -> float | None:
 
 
 def visible_box(picture: bytes) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what can be seen of a picture, as parts of its side."""
+    """The bounding box of a picture's visible part (left, top, right, bottom), 0 to 1."""
     alpha = Image.open(io.BytesIO(picture)).convert("RGBA").getchannel("A")
     box = alpha.point([0] * 128 + [255] * 128).getbbox() or (0, 0, *alpha.size)
     left, top, right, bottom = (edge / alpha.width for edge in box)
@@ -206,7 +206,7 @@ def visible_box(picture: bytes) -> tuple[float, float, float, float]:
 
 
 def colour_of(names: Names, hue: float | None) -> str | None:
-    """The colour that a thing of one hue has, where no name says one already."""
+    """The colour of a thing of one hue, unless its name has one already."""
     if hue is None or COLOUR_WORDS & {word for name in names.all for word in name.split()}:
         return None
     for colour, its in HUES.items():
@@ -411,7 +411,7 @@ def sized(things: Sequence[Thing], rng: random.Random) -> Draft:
 
 
 def alone(things: Sequence[Thing], rng: random.Random) -> Draft:
-    """A thing as it is, for its background's sake."""
+    """A thing unchanged, to show its background."""
     thing = rng.choice(things)
 
     def phrase(chance: random.Random) -> str:
@@ -436,7 +436,7 @@ KINDS: dict[str, tuple[Callable[[Sequence[Thing], random.Random], Draft | None],
 
 
 def scene(things: Sequence[Thing], rng: random.Random) -> Scene | None:
-    """A scene by chance; None where chance chose what does not go together."""
+    """A random scene; None if the random choices do not go together."""
     kind = rng.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
     draft = KINDS[kind][0](things, rng)
     if draft is None:

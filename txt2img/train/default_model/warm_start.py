@@ -1,4 +1,4 @@
-"""A run's folder that goes on from a model: its networks, with the vocabulary of other data.
+"""Warm start of a training run: a model's networks, with the vocabulary of other data.
 
 `python -m txt2img.train.default_model.warm_start --data artwork.zip --out runs/default` writes the
 VAE and the U-Net as they are, a vocabulary in which each taught word is one token, and the text
@@ -30,7 +30,7 @@ END = "</w>"  # of a token that ends a word
 
 
 def pieces_of(token: str, old: Tokenizer) -> list[int]:
-    """The old tokens of a new one: itself where it is known, else what its text is cut into."""
+    """The old tokens of a new one: itself if it was one, else the pieces of its text."""
     if token in old.vocab:
         return [old.vocab[token]]
     ids = old.chunks(token.removesuffix(END))[0]
@@ -49,7 +49,7 @@ def embeddings_for(new: Tokenizer, old: Tokenizer, table: Tensor) -> Tensor:
 
 
 def begin(model: Model, config: TrainConfig) -> int:
-    """Write the folder; gives how many of the new tokens were whole tokens before."""
+    """Write the folder. Returns the number of new tokens that were tokens before."""
     pictures = Pictures(config.data)
     tokenizer = tokenizer_of(config, pictures)
     old = model.text.encoders[0]
@@ -67,7 +67,7 @@ def begin(model: Model, config: TrainConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the process's exit code."""
+    """Run the command. Returns the exit code."""
     parser = argparse.ArgumentParser(
         "python -m txt2img.train.default_model.warm_start", description=__doc__
     )
