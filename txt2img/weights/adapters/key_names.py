@@ -20,8 +20,6 @@ ENDINGS = {
     ".lora_mid.weight": "mid",
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     "_lora.down.weight": "down",
@@ -32,7 +30,6 @@ ENDINGS = {
     ".dora_scale": "dora",
     ".lora_magnitude_vector": "dora",
     ".lora_magnitude_vector.weight": "dora",
-    ".lora_magnitude_vector.default.weight": "dora",
     ".diff": "diff",
     ".diff_b": "diff_b",
     ".w_norm": "w_norm",
@@ -40,13 +37,9 @@ ENDINGS = {
     ".on_input": "side",
     ".weight": "ia3",
     ".oft_R.weight": "oft_r",
-    ".oft_R.default.weight": "oft_r",
     ".boft_R": "boft_r",
-    ".boft_R.default": "boft_r",
     ".boft_s": "rescale",
-    ".boft_s.default": "rescale",
     ".oft_r": "old_oft",
-    ".oft_r.default": "old_oft",
     **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{
         f".{name}": name
@@ -59,10 +52,8 @@ ENDINGS = {
     },
 }
 _LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
-# What early diffusers called the layers of a text encoder's attention.
+# Early diffusers' names for the layers of a text encoder's attention.
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-
-
 # Prefixes of a text encoder's layers: with underscores (kohya, LyCORIS), with dots (the others).
 TEXT_PREFIXES = {
     "text": (
@@ -78,9 +69,10 @@ TEXT_PREFIXES = {
 
 def split(name: str) -> tuple[str, str]:
     """Split a tensor's name into layer and role; the role is empty for an unknown ending."""
+    plain = name.replace(".default", "")  # peft's name of an adapter
     for ending in _LONGEST_FIRST:
-        if name.endswith(ending):
-            return name.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
+        if plain.endswith(ending):
+            return plain.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
     return name, ""
 
 
