@@ -3,8 +3,9 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -107,14 +108,10 @@ def _publish(data: bytes, target: Output, name: str) -> Path:
     if target.overwrite:
         output.write_file(data, target.folder / name, overwrite=True)
         return target.folder / name
-    for path in _existing(target.folder, name):
+    for number in count(1):
+        path = target.folder / with_suffix(name, number)
+        if not os.path.lexists(path):
+            break
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return path
     return target.write_beside(data, name)
-
-
-def _existing(folder: Path, name: str) -> Iterator[Path]:
-    number = 1
-    while os.path.lexists(path := folder / with_suffix(name, number)):
-        yield path
-        number += 1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Content = tuple[int, int, dict[str, str]]  # width, height, texts
 FILE_MAX = 2**29  # bytes
+PILLOW_ERRORS = (OSError, SyntaxError, KeyError, TypeError, IndexError)
 FALLBACKS = 100  # bytes for what a lack of memory may add to a record
 
 
@@ -82,7 +83,5 @@ def _read(file: BinaryIO, read: Callable[[BinaryIO], Content]) -> Content:
             return read(file)
         except UnidentifiedImageError:
             raise ValueError("it is damaged or cut short") from None
-        except (OSError, SyntaxError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(str(error)) from error
-        except Image.DecompressionBombError as error:
+        except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from error

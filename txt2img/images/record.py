@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111, readers
+from txt2img.images.metadata.parsed import json_object
 from txt2img.request import Request
 from txt2img.system.files import parse_json
 from txt2img.system.text import shown
@@ -134,10 +135,3 @@ PARSERS: Mapping[str, Callable[[ImageInfo], ImageInfo | None]] = {
     "its parameters text": _a1111,
     "another program's text": _others,
 }
-
-
-def json_object(value: object) -> dict[str, object]:
-    """A JSON value that must be an object. ValueError."""
-    if not isinstance(value, dict):
-        raise ValueError("it is not an object")
-    return value

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.images import formats
+from txt2img.images.metadata.parsed import json_object
 from txt2img.images.output import Output, with_suffix
-from txt2img.images.record import Origin, json_object
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, latent_path, remove_latents
 from txt2img.pipeline.generate import Progress
 from txt2img.request import Request

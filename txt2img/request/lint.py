@@ -71,7 +71,8 @@ def _syntax(text: str, request: Request, is_positive: bool) -> Iterator[str]:
     if grammar == "a1111":
         yield from _unbalanced(text, "()", "all after it counts 1.1 times")
         yield from _unbalanced(text, "[]", "all after it counts 1/1.1 times")
-        yield from _lowercase_break(text)
+        for mark in _LOWERCASE_BREAK.finditer(text):
+            yield f", character {mark.start(1) + 1}: {mark[1]} is a word; BREAK begins a new chunk"
     elif grammar == "comfyui":
         yield from _unbalanced(text, "()", "it is read as text")
     yield from _other_syntax(text, request, program, is_positive)
@@ -98,11 +99,6 @@ def _unbalanced(text: str, signs: str, effect: str) -> Iterator[str]:
             yield f", character {mark.start() + 1}: {signs[1]} closes nothing and is read as text"
     for place in opened:
         yield f", character {place + 1}: {signs[0]} is never closed; {effect}"
-
-
-def _lowercase_break(text: str) -> Iterator[str]:
-    for mark in _LOWERCASE_BREAK.finditer(text):
-        yield f", character {mark.start(1) + 1}: {mark[1]} is a word; BREAK begins a new chunk"
 
 
 def _other_syntax(text: str, request: Request, program: Rules, is_positive: bool) -> Iterator[str]:

@@ -21,8 +21,6 @@ OURS = {
 THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}
 OPTIONS = OURS | THEIRS | {"--batch-size": "times"}
 LONG = [option for option in OURS if option.startswith("--")]
-# What A1111 writes for features that are off.
-OFF = {"--restore-faces": "false"}
 TEXTS = ("prompt", "negative")
 Values = dict[str, object]
 
@@ -42,7 +40,7 @@ def from_line(line: str, base: Request) -> Request:
         assert option is not None
         text, end = _value(line, option.end())
         name = option[1] if option[1] in OURS else option[1].replace("_", "-")
-        if OFF.get(name, "") == text.lower() != "":
+        if (name, text.lower()) == ("--restore-faces", "false"):  # A1111 writes what is off
             continue
         if name not in OPTIONS:
             hint = nearest_or_all(name, LONG)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request.request import PROMPT_MAX, Request
-from txt2img.system.files import open_regular
+from txt2img.system.files import read_bounded
 from txt2img.system.text import shown
 
 TEMPLATE_MAX = 16_384  # characters
@@ -105,10 +105,7 @@ class Wildcards:
             path = self.folder / f"{name}.txt"
             if not path.exists():
                 raise BadRequest(self._unknown(name))
-            with open_regular(path) as file:
-                content = file.read(FILE_MAX + 1)
-            if len(content) > FILE_MAX:
-                raise BadFile(f"{shown(str(path))} is larger than {FILE_MAX >> 20} MiB")
+            content = read_bounded(path, FILE_MAX)
             try:
                 lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
             except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from txt2img.system.text import shown
 # A FIFO must not block. Where a flag does not exist it is not needed.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 JSON_MAX = 16 * 2**20  # bytes
+NO_CONFIG = ": no configuration"
 ADVICE = "download the real file again"
 TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
 
@@ -30,6 +31,15 @@ def open_regular(path: Path) -> BufferedReader:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadFile(f"cannot read {shown(str(path))}: {reason.lower()}") from error
+
+
+def read_bounded(path: Path, most: int, advice: str = "") -> bytes:
+    """Read a file of at most `most` bytes. BadFile."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise BadFile(f"{shown(str(path))} is larger than {most >> 20} MiB{advice}")
+    return content
 
 
 def parse_json(text: str) -> object:
@@ -81,11 +91,7 @@ def stat_key(status: os.stat_result) -> tuple[int, int, int]:
 
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object from a file of at most 16 MiB. Raises BadFile."""
-    with open_regular(path) as file:
-        content = file.read(JSON_MAX + 1)
-    if len(content) > JSON_MAX:
-        raise BadFile(f"{shown(path.name)} is larger than {JSON_MAX >> 20} MiB: no configuration")
-    return parse_object(content, path.name)
+    return parse_object(read_bounded(path, JSON_MAX, NO_CONFIG), path.name)
 
 
 def write_atomic(data: bytes, path: Path, overwrite: bool, fsync: bool = True) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import open_regular
+from txt2img.system.files import NO_CONFIG, read_bounded
 from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
@@ -58,10 +58,7 @@ def read_config() -> UserConfig:
     path = config_path()
     if not os.path.lexists(path) and not os.environ.get(CONFIG):
         return UserConfig(path)
-    with open_regular(path) as file:
-        content = file.read(SIZE_MAX + 1)
-    if len(content) > SIZE_MAX:
-        raise BadFile(f"{shown(str(path))} is larger than {SIZE_MAX >> 20} MiB: no configuration")
+    content = read_bounded(path, SIZE_MAX, NO_CONFIG)
     try:
         tables: Values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
 from txt2img.images.metadata.a1111_versions import generator_of
+from txt2img.images.metadata.parsed import number
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Embedding, Refiner, VAERef, add_lora_tags, strip_lora_tags
 from txt2img.request.compat import rules
@@ -149,7 +150,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     generator = generator_of(info.entries, info.prompt)
     notes = [*generator.notes]
     for name, entry in {**_request_fields(info.entries), **generator.values}.items():
-        value = _number(entry) if isinstance(entry, str) else entry
+        value = number(entry)
         try:
             Request.from_json({"prompt": "", name: value})
         except BadRequest as error:
@@ -253,12 +254,3 @@ def _unquoted(value: str) -> str:
 
 def _maybe(value: float | None) -> str | None:
     return None if value is None else str(value)
-
-
-def _number(text: str) -> str | int | float:
-    """The number that `text` is, or the text itself."""
-    if re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
-        return int(text)
-    if re.fullmatch(r"[+-]?\d{1,30}\.\d{0,30}", text, re.ASCII):
-        return float(text)
-    return text

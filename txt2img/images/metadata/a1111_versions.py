@@ -6,9 +6,9 @@ Sources: A1111's modules/infotext_versions.py, its defaults on reading, and what
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from txt2img.errors import BadRequest
+from txt2img.images.metadata.parsed import ParsedMetadata
 from txt2img.request import Compat, Sampler, Schedule
 from txt2img.request.prompt_syntax import edits
 from txt2img.system.text import shown
@@ -25,16 +25,8 @@ _A1111 = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
 _FORGE = re.compile(r"f\d+\.|neo\b|.*\bforge\b", re.IGNORECASE)
 
 
-@dataclass
-class Generator:
-    """A program: values for a Request's fields that its text leaves out, and notes."""
-
-    values: dict[str, object] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def generator_of(entries: Entries, prompt: str) -> Generator:
-    """The program that wrote a text's entries."""
+def generator_of(entries: Entries, prompt: str) -> ParsedMetadata:
+    """What the program that wrote a text's entries implies: fields it leaves out, and notes."""
     version = entries.get("Version", "")
     if version.startswith("txt2img"):
         return _txt2img(entries)
@@ -49,25 +41,25 @@ def generator_of(entries: Entries, prompt: str) -> Generator:
     if match or (not version and "Model hash" in entries):  # it wrote no version at first
         numbers = tuple(int(part or 0) for part in match.groups()) if match else (0,)
         generator = _a1111(entries)
-        generator.notes += _differences(numbers, prompt)
+        generator.notes.extend(_differences(numbers, prompt))
         return generator
     name = f"by {shown(version, 40)}" if version else "by a program that it does not name"
-    return Generator(notes=[NO_RULES.format(name)] if entries else [])
+    return ParsedMetadata(notes=[NO_RULES.format(name)] if entries else [])
 
 
-def _txt2img(entries: Entries) -> Generator:
+def _txt2img(entries: Entries) -> ParsedMetadata:
     values: dict[str, object] = {
         name: entries[key] for key, name in OWN_ENTRIES.items() if key in entries
     }
     if entries.get("RNG") == "NV" and values.get("compat") not in GPU_RNG:
         values["rng"] = "nv"
-    return Generator(values)
+    return ParsedMetadata(values)
 
 
-def _a1111(entries: Entries) -> Generator:
+def _a1111(entries: Entries) -> ParsedMetadata:
     """A1111 and its forks."""
     source = entries.get("RNG", "GPU")
-    generator = Generator({"compat": Compat.A1111 if source == "CPU" else Compat.A1111_GPU})
+    generator = ParsedMetadata({"compat": Compat.A1111 if source == "CPU" else Compat.A1111_GPU})
     if source not in ("CPU", "GPU", "NV"):
         generator.notes.append(f"RNG: {shown(source, 40)} is not known; a GPU's is used")
     if entries.get("ENSD", "0") != "0":
@@ -76,7 +68,7 @@ def _a1111(entries: Entries) -> Generator:
     return generator
 
 
-def _forge(entries: Entries) -> Generator:
+def _forge(entries: Entries) -> ParsedMetadata:
     generator = _a1111(entries)
     generator.values["compat"] = Compat.FORGE
     if entries.get("RNG") == "CPU":
@@ -84,7 +76,7 @@ def _forge(entries: Entries) -> Generator:
     return generator
 
 
-def _add_schedule(generator: Generator, entries: Entries) -> None:
+def _add_schedule(generator: ParsedMetadata, entries: Entries) -> None:
     """Add the schedule of A1111 where its text names none; note the solvers that differ."""
     name = entries.get("Sampler", "")
     end = next((end for end in SCHEDULE_ENDS if name.lower().endswith(f" {end}")), "")
@@ -119,9 +111,9 @@ def _differences(version: tuple[int, ...], prompt: str) -> list[str]:
     return notes
 
 
-def _sdcpp(entries: Entries) -> Generator:
+def _sdcpp(entries: Entries) -> ParsedMetadata:
     """stable-diffusion.cpp, whose noise is a GPU's unless it says otherwise."""
-    generator = Generator({"compat": Compat.SDCPP})
+    generator = ParsedMetadata({"compat": Compat.SDCPP})
     initial = entries.get("RNG", "cuda")
     later = entries.get("Sampler RNG") or initial
     for key, name in (("RNG", initial), ("Sampler RNG", later)):
@@ -135,16 +127,16 @@ def _sdcpp(entries: Entries) -> Generator:
     return generator
 
 
-def _comfyui(entries: Entries) -> Generator:
-    return Generator({"compat": Compat.COMFYUI})
+def _comfyui(entries: Entries) -> ParsedMetadata:
+    return ParsedMetadata({"compat": Compat.COMFYUI})
 
 
-def _without_rules(entries: Entries) -> Generator:
+def _without_rules(entries: Entries) -> ParsedMetadata:
     name = entries.get("App", entries.get("Version", ""))
-    return Generator(notes=[NO_RULES.format(f"by {shown(name, 40)}")])
+    return ParsedMetadata(notes=[NO_RULES.format(f"by {shown(name, 40)}")])
 
 
-PROGRAMS: Mapping[str, Callable[[Entries], Generator]] = {
+PROGRAMS: Mapping[str, Callable[[Entries], ParsedMetadata]] = {
     "comfyui": _comfyui,
     "fooocus": _comfyui,  # it draws with ComfyUI's code
     "sd.next": _without_rules,

@@ -101,7 +101,10 @@ def parse_graph(value: object) -> Graph:
     samplers = [node for node in graph.nodes.values() if node.get("class_type") in SAMPLERS]
     if not samplers:
         raise ValueError(f"no node of its graph is one of {', '.join(SAMPLERS)}")
-    first = next((node for node in samplers if _starts_from_noise(graph, node)), samplers[0])
+    first = next(  # that begins with noise alone
+        (n for n in samplers if graph.node_behind(n, "latent_image").get("class_type") in LATENTS),
+        samplers[0],
+    )
     if len(samplers) > 1:
         graph.notes.append(f"its graph has {len(samplers)} samplers; only the first is read")
     _add_sampling(graph, first)
@@ -139,11 +142,6 @@ def _from_screen(node: Node, sources: Mapping[object, str]) -> Node:
         if isinstance(slot, dict) and isinstance(link, str | int) and link in sources:
             inputs[str(slot.get("name"))] = [sources[link], 0]
     return {"class_type": kind, "inputs": inputs}
-
-
-def _starts_from_noise(graph: Graph, node: Node) -> bool:
-    """Whether a sampler begins with noise alone."""
-    return graph.node_behind(node, "latent_image").get("class_type") in LATENTS
 
 
 def _add_sampling(graph: Graph, node: Node) -> None:

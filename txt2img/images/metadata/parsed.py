@@ -8,6 +8,7 @@ from txt2img.system.files import parse_json
 from txt2img.system.text import shown
 
 Table = Mapping[str, object]
+_NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?", re.ASCII)
 
 # Settings of any of these programs that decide a picture, and that a Request has no field for.
 UNSUPPORTED = (
@@ -23,9 +24,9 @@ EMPTY_VALUES: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], 
 
 @dataclass(frozen=True)
 class ParsedMetadata:
-    """Values for a Request's fields, as the program wrote them, and what is not carried over."""
+    """Values for a Request's fields, as the program means them, and what is not carried over."""
 
-    values: dict[str, object]
+    values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -44,10 +45,21 @@ def python_json(text: str) -> object:
 
 def json_table(text: str) -> Table:
     """The JSON object that a text is. ValueError."""
-    value = python_json(text)
+    return json_object(python_json(text))
+
+
+def json_object(value: object) -> dict[str, object]:
+    """A JSON value that must be an object. ValueError."""
     if not isinstance(value, dict):
         raise ValueError("it is not an object")
     return value
+
+
+def number(value: object) -> object:
+    """The number that a text is, a whole one as an integer; all else as it is."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+        return value
+    return float(value) if "." in value else int(value)
 
 
 def table_in(table: Table, name: str) -> Table:

@@ -16,7 +16,7 @@ from txt2img.images.metadata import (
     invokeai,
     novelai,
 )
-from txt2img.images.metadata.parsed import ParsedMetadata, file_stem
+from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, number
 from txt2img.request import Request
 
 Reader = Callable[[Mapping[str, str]], ParsedMetadata | None]
@@ -55,13 +55,6 @@ def to_request(parsed: ParsedMetadata) -> tuple[Request, list[str]]:
     return Request.from_json(values), notes
 
 
-def _number(value: object) -> object:
-    """The number that a text is, a whole one as an integer; all else as it is."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}(\.\d{1,20})?", value, re.ASCII):
-        value = float(value) if "." in value else int(value)
-    return value
-
-
 def _sampler(value: object) -> object:
     """A sampler's name without k-diffusion's prefix and the suffix of a variant."""
     return re.sub(r"^k_|_gpu$", "", value) if isinstance(value, str) else value
@@ -89,5 +82,5 @@ CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "loras": _loras,
     "vae": _vae,
     "sampler": _sampler,
-    **{name: _number for name in ("width", "height", "steps", "cfg", "cfg_rescale", "seed")},
+    **{name: number for name in ("width", "height", "steps", "cfg", "cfg_rescale", "seed")},
 }

@@ -40,13 +40,16 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     """
     named = {} if dtype is None else dtypes(dtype)
     device = torch.device(_auto() if name is None else _existing(name))
-    if device.type == "cpu":
-        _use_cores()
+    cores = resources.cores() if device.type == "cpu" else None
+    if cores is not None and cores < torch.get_num_threads():
+        torch.set_num_threads(cores)  # two threads of a core would share its multipliers
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 0
     if cards > 1 and (here := current()).world > 1:
         device = torch.device("cuda", here.local % cards)  # each process of a launch has its own
+    if device.index is not None:
+        torch.cuda.set_device(device)  # of streams and CUDA graphs
     if device.type == "cuda":
-        _use_card(device)
+        torch.backends.cudnn.allow_tf32 = False  # TF32 convolutions are no more exact than fp16
     default = named.pop("", None) or _default_dtype(device)
     return Device(device, default, tuple(sorted(named.items())))
 
@@ -103,20 +106,6 @@ def description(device: torch.device, precision: str) -> str:
     if precision == "float32" and has_bf16(device):
         line += "; it has bf16 in hardware: --dtype bf16 is quicker, most of all for large models"
     return line
-
-
-def _use_cores() -> None:
-    """Use at most one thread a physical core, since two share its multipliers."""
-    cores = resources.cores()
-    if cores is not None and cores < torch.get_num_threads():
-        torch.set_num_threads(cores)
-
-
-def _use_card(device: torch.device) -> None:
-    """Make a GPU the process's current one, and its float32 exact."""
-    if device.index is not None:
-        torch.cuda.set_device(device)  # of streams and CUDA graphs
-    torch.backends.cudnn.allow_tf32 = False  # TF32 convolutions are no more exact than fp16
 
 
 def _auto() -> str:
