@@ -19,8 +19,11 @@ def request_of(path: Path, content: ImageInfo) -> Request:
 def require_model(path: Path, request: Request, model: str | None) -> None:
     """Raise BadRequest unless `model` is given, or the picture's is the default one.
 
-    A picture records its model's name, which does not tell where the model is now.
+    A picture records its model's name, which does not tell where the model is now. Other programs'
+    pictures may have none, which never means the default model.
     """
+    if model is None and not request.model:
+        raise BadRequest(f"{shown(str(path))} does not name its model; give --model")
     if model is None and request.model != "default":
         name = shown(request.model)
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")

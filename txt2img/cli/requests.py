@@ -112,6 +112,8 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
         batch.warnings += [f"{name}: {line}" if which else line for line in lines]
         batch.origins.append(origin)
         requests.append(request)
+    if len({request.model for request in requests}) > 1:
+        raise BadRequest("the pictures are of several models; give --model, or replay each model's")
     batch.requests, batch.model = requests, requests[0].model
     return _complete(batch, options.batch)
 
@@ -119,10 +121,18 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
 def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, list[str], Origin]:
     """A picture's request, what is wrong with its record, and its origin. BadFile, BadRequest."""
     content = image_file.read(picture)
+    from txt2img.weights.registry.find import find_by_hash
+
     model = fields.get("model")
-    request = request_of(picture, content)
-    require_model(picture, request, None if model is None else str(model))
-    return replace(request, count=1), list(content.notes), content.origin
+    request, notes, origin = request_of(picture, content), list(content.notes), content.origin
+    if model is None and request.model != "default" and (match := find_by_hash(origin.hash)):
+        name, file = match
+        notes.append(f"its model is {shown(name)} here, by its hash {origin.hash}")
+        request = replace(request, model=str(file))
+        origin = replace(origin, hash="")  # A1111's first hash is not the one to compare
+    else:
+        require_model(picture, request, None if model is None else str(model))
+    return replace(request, count=1), notes, origin
 
 
 def too_many_prompts(words: Sequence[str]) -> str:

@@ -118,6 +118,8 @@ def _a1111(info: ImageInfo) -> ImageInfo | None:
         return None
     infotext = a1111.parse(text)
     request, notes = a1111.to_request(infotext)
+    if not infotext.entries.get("Version", "").startswith("txt2img"):
+        request = _without_default_model(request)
     origin = Origin(infotext.entries.get("Model", ""), infotext.entries.get("Model hash", ""))
     return replace(info, request=request, origin=origin, notes=tuple(notes))
 
@@ -127,7 +129,13 @@ def _others(info: ImageInfo) -> ImageInfo | None:
     if parsed is None:
         return None
     request, notes = readers.to_request(parsed)
+    request = _without_default_model(request)
     return replace(info, request=request, origin=Origin(request.model), notes=tuple(notes))
+
+
+def _without_default_model(request: Request) -> Request:
+    """Another program's request; where it names no model, it does not mean our default one."""
+    return replace(request, model="") if request.model == "default" else request
 
 
 PARSERS: Mapping[str, Callable[[ImageInfo], ImageInfo | None]] = {

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from tests.conftest import Command
 from tests.images.metadata.test_readers import GRAPH
 from txt2img.cli.provenance import differences
+from txt2img.cli.requests import from_picture
+from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.record import Origin
 
@@ -77,3 +80,55 @@ def test_each_difference_is_reported_once() -> None:
         "the picture's model has the hash 4567, this one 0123",
         'torch was "1", now 2; bytes may differ',
     ]
+
+
+def save_a1111(name: str, entries: str) -> None:
+    """A picture of A1111 with some entries besides its steps, seed and size."""
+    texts = PngInfo()
+    texts.add_text("parameters", f"a cat\nSteps: 1, Sampler: Euler, Seed: 7, Size: 64x64{entries}")
+    Image.new("RGB", (64, 64)).save(name, pnginfo=texts)
+
+
+@pytest.mark.parametrize("entries", ["", ", Model hash: 45dee52b", ", Model: default"])
+@pytest.mark.parametrize("verb", ["replay", "--params-from"])
+def test_only_our_own_record_means_the_default_model(
+    command: Command, entries: str, verb: str
+) -> None:
+    save_a1111("c.png", entries)
+    outcome = command(verb, "c.png", "--dry-run")
+    assert outcome.code == 2
+    assert outcome.err == 'Error: "c.png" does not name its model; give --model\n'
+    assert " --model MODEL" in command("info", "--command", "c.png").out
+    assert command(verb, "c.png", "--model", "default", "--dry-run").code == 0
+
+
+def test_a_graph_whose_model_is_merged_names_none(command: Command) -> None:
+    graph = json.loads(json.dumps(GRAPH))
+    graph["3"]["inputs"]["model"] = ["20", 0]
+    graph["20"] = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["4", 0], "ratio": 0.5}}
+    texts = PngInfo()
+    texts.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (64, 64)).save("c.png", pnginfo=texts)
+    outcome = command("replay", "c.png", "--dry-run")
+    assert (outcome.code, "does not name its model" in outcome.err) == (2, True)
+
+
+def test_a_model_is_found_by_its_hash(
+    command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    weights = sd1_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    (folder / "models").mkdir()
+    model = folder / "models" / "ink.safetensors"
+    model.write_bytes(weights.read_bytes())
+    monkeypatch.setenv("TXT2IMG_MODELS", str(folder / "models"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    digits = command("models", "hash", "ink").out.split()[0]
+    old = sha256(model.read_bytes()[2**20 : 2**20 + 2**16]).hexdigest()[:8]
+    for name, entries in (("a.png", f", Model hash: {digits}, Model: foo"), ("b.png", "")):
+        save_a1111(name, entries or f", Model hash: {old}")
+        request, notes, _ = from_picture(Path(name), {})
+        assert request.model == str(model)
+        assert notes[-1].startswith('its model is "ink" here, by its hash ')
+    save_a1111("c.png", ", Model hash: 0123456789, Model: foo")
+    with pytest.raises(BadRequest, match='was drawn by the model "foo"'):
+        from_picture(Path("c.png"), {})

@@ -203,7 +203,7 @@ def test_novelai(tmp_path: Path) -> None:
     texts = {"Software": "NovelAI", "Description": "{a girl}", "Comment": json.dumps(NOVELAI)}
     found = read(tmp_path, texts)
     assert found.request == Request(
-        "(a girl:1.05)", "lowres", "default", 512, 640, 28, 11.0, 0.0, None,
+        "(a girl:1.05)", "lowres", "", 512, 640, 28, 11.0, 0.0, None,
         Sampler.EULER_A, Schedule.KARRAS, 9, compat=Compat.NOVELAI, clip_skip=2,
     )  # fmt: skip
     assert {"sm True is not carried over"} < set(found.notes)

@@ -1,5 +1,6 @@
 """txt2img info: print what pictures and weight files contain."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,8 @@ def as_a1111(path: Path) -> str:
 
 def as_command(path: Path) -> str:
     """The command line that draws a picture. BadFile, BadRequest."""
-    return command_line(request_of(path, image_file.read(path)))
+    request = request_of(path, image_file.read(path))
+    return command_line(request if request.model else replace(request, model="MODEL"))
 
 
 COMMAND: Command = info, EPILOG

@@ -9,7 +9,7 @@ from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.system import user_config
 from txt2img.system.files import read_json
 from txt2img.system.text import nearest, shown
-from txt2img.weights.registry import hub_cache
+from txt2img.weights.registry import hashes, hub_cache
 from txt2img.weights.registry.aliases import ALIASES
 from txt2img.weights.registry.hub_cache import SUFFIX, HubRef
 
@@ -48,6 +48,20 @@ def find(name: str) -> Path:
     if (path := _search(name)) is not None:
         return path
     raise ModelNotFound(_advice(name, user_config.read_config().models.get(name), hub_ref(name)))
+
+
+def find_by_hash(digits: str) -> tuple[str, Path] | None:
+    """The name and file of the model with one of A1111's short hashes; None if none has it.
+
+    No whole file is read: a SHA-256 counts once it is cached, as it is after the first drawing.
+    """
+    for name, path in list_models() if len(digits) >= hashes.OLD_DIGITS else ():
+        try:
+            if path.is_file() and hashes.matches(path, digits.lower()):
+                return name, path
+        except BadFile:
+            continue
+    return None
 
 
 def find_file(option: str, name: str) -> Path:

@@ -13,6 +13,7 @@ from threading import Event
 from txt2img.system.files import open_regular, stat_key, write_atomic
 
 BLOCK = 2**22  # bytes
+OLD_DIGITS = 8  # of A1111's first hash
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,20 @@ def cached_hash(paths: Sequence[Path]) -> str:
         with open_regular(path) as file:
             digests.append(_load(_cache_path(path, os.fstat(file.fileno()), 0)) or "")
     return _ten(digests) if all(digests) else ""
+
+
+def matches(path: Path, digits: str) -> bool:
+    """Whether A1111's short hash names a file: the old hash, or a cached SHA-256. BadFile."""
+    if len(digits) == OLD_DIGITS and old_hash(path) == digits:
+        return True
+    return cached_hash([path]).startswith(digits[:10])
+
+
+def old_hash(path: Path) -> str:
+    """A1111's hash before 2023: eight digits, of 64 KiB that begin at the first MiB."""
+    with open_regular(path) as file:
+        file.seek(2**20)
+        return hashlib.sha256(file.read(2**16)).hexdigest()[:OLD_DIGITS]
 
 
 def _ten(digests: list[str]) -> str:
