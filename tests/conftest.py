@@ -108,8 +108,8 @@ def loaded(sd1_folder: Path) -> "Model":
 def model(loaded: "Model") -> "Iterator[Model]":
     """A model that wears nothing, before and after."""
     from txt2img.request.request import Request
-    from txt2img.weights.adapters.state import AdapterState
     from txt2img.weights.apply_adapters import apply_adapters
+    from txt2img.weights.model import AdapterState
 
     yield replace(loaded, adapters=(state := AdapterState()))
     loaded.adapters = state

@@ -19,9 +19,8 @@ from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.compat import PromptRules, Rules
 from txt2img.system.device.memory import MemoryState
-from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.families import SD15
-from txt2img.weights.model import Model
+from txt2img.weights.model import AdapterState, Model
 
 LEVEL = Level(1.0, "diffusion")
 SMALL = Request(

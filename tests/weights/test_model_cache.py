@@ -13,8 +13,8 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
-from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
+from txt2img.weights.model import AdapterState
 from txt2img.weights.model_cache import ModelCache, files_key
 
 CPU = Device(torch.device("cpu"), torch.float32)

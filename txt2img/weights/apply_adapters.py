@@ -17,11 +17,10 @@ from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SWITCH
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import Piece, merge, open_adapter, short_hash
-from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats.tensors import Files
-from txt2img.weights.model import Model
+from txt2img.weights.model import AdapterState, Model
 from txt2img.weights.registry.hashes import sha256
 
 

@@ -23,13 +23,12 @@ from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
-from txt2img.weights.adapters.state import AdapterState
 from txt2img.weights.checkpoint import Checkpoint, check_vae, open_checkpoint
 from txt2img.weights.formats import tensors
 from txt2img.weights.layouts.components import Component, check_depth, check_tensors, published_name
 from txt2img.weights.layouts.taesd import vae_warnings
 from txt2img.weights.layouts.vae import open_vae
-from txt2img.weights.model import Model, device_of
+from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.hashes import hash_in_background, set_compiler_cache
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -18,7 +18,7 @@ from txt2img.train.data import Pictures
 from txt2img.train.default_model import evaluate
 from txt2img.train.default_model.classifier import SIDE, Caption
 from txt2img.train.default_model.metrics import Copies
-from txt2img.weights.adapters.state import AdapterState
+from txt2img.weights.model import AdapterState
 
 
 def write_folder(folder: Path, backgrounds: list[str]) -> Pictures:

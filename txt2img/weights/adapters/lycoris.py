@@ -68,7 +68,8 @@ def _delta(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
     if "up" in parts or "down" in parts:
         return _lora(parts) * _scale(alpha, parts["down"])
     if any(role.startswith("hada_") for role in parts):
-        return _loha(parts) * _scale(alpha, parts["hada_w1_b"])
+        product = _low_rank(parts, "hada_w1", "hada_t1") * _low_rank(parts, "hada_w2", "hada_t2")
+        return product * _scale(alpha, parts["hada_w1_b"])
     if any(role.startswith("lokr_") for role in parts):
         return _lokr(parts, alpha)
     if "a1" in parts:
@@ -93,11 +94,6 @@ def _lora(parts: Parts) -> Tensor:
     if "mid" not in parts:
         return up.flatten(1) @ down.flatten(1)  # (out, in · kernel)
     return torch.einsum("oa,abkl,bi->oikl", up.flatten(1), parts["mid"], down.flatten(1))
-
-
-def _loha(parts: Parts) -> Tensor:
-    """The elementwise product of two low-rank matrices."""
-    return _low_rank(parts, "hada_w1", "hada_t1") * _low_rank(parts, "hada_w2", "hada_t2")
 
 
 def _lokr(parts: Parts, alpha: float | None) -> Tensor:

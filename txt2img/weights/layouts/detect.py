@@ -208,35 +208,20 @@ def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     )
 
 
-def vae_config(tensors: Tensors, scaling: float) -> VAEConfig:
-    """The VAE's config from its tensors, named as after `first_stage_model.`."""
-    levels = _count(tensors, "encoder.down.")
-    channels = tuple(
-        _shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
-        for level in range(levels)
-    )
-    return VAEConfig(
-        scaling=scaling,
-        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
-        channels=channels,
-        layers=_count(tensors, "encoder.down.0.block."),
-        mid_attention="decoder.mid.attn_1.q.weight" in tensors,
-        quant_conv="quant_conv.weight" in tensors,
-    )
-
-
-def vae_of_diffusers(tensors: Tensors, scaling: float) -> VAEConfig:
-    """The VAE's config from tensors that are named as in diffusers."""
-    start = "encoder.down_blocks."
+def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAEConfig:
+    """The VAE's config from its tensors, named as after `first_stage_model.` or in `diffusers`."""
+    names = ("down_blocks", "resnets", "mid_block.attentions.0.")
+    down, block, attention = names if diffusers else ("down", "block", "mid.attn_1.")
+    start = f"encoder.{down}."
     return VAEConfig(
         scaling=scaling,
         latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
         channels=tuple(
-            _shape(tensors, f"{start}{level}.resnets.0.conv1.weight", 4)[0]
+            _shape(tensors, f"{start}{level}.{block}.0.conv1.weight", 4)[0]
             for level in range(_count(tensors, start))
         ),
-        layers=_count(tensors, f"{start}0.resnets."),
-        mid_attention=any(name.startswith("decoder.mid_block.attentions.") for name in tensors),
+        layers=_count(tensors, f"{start}0.{block}."),
+        mid_attention=any(name.startswith(f"decoder.{attention}") for name in tensors),
         quant_conv="quant_conv.weight" in tensors,
     )
 

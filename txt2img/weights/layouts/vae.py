@@ -68,7 +68,7 @@ def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
     if "decoder.conv_in.weight" not in tensors:
         raise UnknownLayout(f"{path.name} is no VAE: it contains {first_names(list(tensors))}")
     diffusers = any(name.startswith("decoder.up_blocks.") for name in tensors)
-    config = (detect.vae_of_diffusers if diffusers else detect.vae_config)(tensors, own.scaling)
+    config = detect.vae_config(tensors, own.scaling, diffusers)
     config = replace(config, shift=own.shift, groups=own.groups)
     table = key_maps.vae_from_old_diffusers() if diffusers else key_maps.vae_from_ldm(config)
     return VAEFiles(record, config, linear_attention(component(tensors, table, prefix)))
