@@ -31,6 +31,9 @@ def test_all_choices_are_made_and_no_other(lists: Wildcards) -> None:
     assert prompts(lists, "a __colour__ cup") == {f"a {c} cup" for c in ("red", "blue", "green")}
     houses = {f"{colour} house" for colour in ("red", "blue", "green")}
     assert prompts(lists, "__more/big-things__") == houses | {"tall tree", "old tree"}
+    assert prompts(lists, "__colour__{x}__colour__") == {
+        f"{a}{{x}}{b}" for a in ("red", "blue", "green") for b in ("red", "blue", "green")
+    }
     assert prompts(lists, "{a|{b|c}} d") == {"a d", "b d", "c d"}
 
 

@@ -1,45 +1,54 @@
 """Wildcards in prompts: {red|blue}, and __colour__ for a line of the file colour.txt.
 
-Choices depend only on the picture's seed. A backslash before a brace, a bar or an underscore makes
-it text, and braces without a bar are text.
+Choices depend only on the picture's seed.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from hashlib import sha256
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
+from txt2img.request import template
 from txt2img.request.request import PROMPT_MAX, Request
+from txt2img.request.template import DEPTH_MAX, Choice, ListName, Option, Text
 from txt2img.system.files import read_bounded
 from txt2img.system.text import shown
 
 TEMPLATE_MAX = 16_384  # characters
 FILE_MAX = 2**24  # bytes
-DEPTH_MAX = 20  # braces in braces, or files that name files
+FILES_MAX = 10_000  # that are looked through for a name
 CHOICES_MAX = 10_000  # in one prompt
-# Names have no dots and no leading slash: a prompt can name no file outside the folder.
-_TOKEN = re.compile(r"\\[{}|_]|[{}|]|__((?:\w|-)+?(?:/(?:\w|-)+?)*)__")
+REDRAWS_MAX = 20  # where several choices came out equal
 
 
-@dataclass(frozen=True)
-class _Name:
-    """`__name__`, which stands for a line of a file."""
+@dataclass
+class _Draws:
+    """Pseudo-random numbers; the same for a key and seed in every version of Python."""
 
-    name: str
+    key: str
+    seed: int
+    count: int = 0
 
+    def next(self) -> int:
+        """The next number below 2^64. BadRequest after too many."""
+        if self.count >= CHOICES_MAX:
+            raise BadRequest(f"a prompt of more than {CHOICES_MAX:,} choices")
+        digest = sha256(f"{self.key} {self.seed} {self.count}".encode()).digest()
+        self.count += 1
+        return int.from_bytes(digest[:8], "big")
 
-@dataclass(frozen=True)
-class _Group:
-    """Braces: one of several texts."""
-
-    alternatives: tuple["_Text", ...]
-
-
-_Text = tuple[str | _Name | _Group, ...]
+    def index(self, options: list[Option]) -> int:
+        """The index of an option, drawn by the options' weights."""
+        draw = self.next()
+        if all(option.weight == 1 for option in options):
+            return draw % len(options)
+        limits = list(accumulate(option.weight for option in options))
+        place = (draw >> 11) / 2**53 * limits[-1]
+        return next(i for i, limit in enumerate(limits) if place < limit or limit == limits[-1])
 
 
 class Wildcards:
@@ -50,7 +59,7 @@ class Wildcards:
         if not folder.is_dir():
             raise BadRequest(f"--wildcards {shown(str(folder))} is no folder; name one with lists")
         self.folder = folder
-        self.lists: dict[str, list[_Text]] = {}
+        self.lists: dict[str, list[Option]] = {}
 
     def resolve(self, request: Request) -> Request:
         """The request with choices made by its seed, and its templates recorded.
@@ -70,100 +79,102 @@ class Wildcards:
 
     def _filled(self, text: str, request: Request, which: str) -> tuple[str, str]:
         """A text with its choices made, and its template, empty if it had no choices."""
-        if not _TOKEN.search(text):
+        if not template.has_syntax(text):
             return text, ""
         if len(text) > TEMPLATE_MAX:
             raise BadRequest(
                 f"{which} has {len(text):,} characters; with wildcards {TEMPLATE_MAX:,} are allowed"
             )
         pieces: list[str] = []
-        choices = _random_numbers(f"{which} {request.seed}")
-        self._fill(_parse(text), choices, pieces, 0)
+        self._fill(template.parse(text), _Draws(which, request.seed or 0), pieces, 0)
         filled = "".join(pieces).strip()
         return filled, text if filled != text else ""
 
-    def _fill(self, text: _Text, choices: Iterator[int], pieces: list[str], depth: int) -> None:
+    def _fill(self, text: Text, draws: _Draws, pieces: list[str], depth: int) -> None:
         """Append a text's pieces, making its choices in order."""
         if depth > DEPTH_MAX:
             raise BadRequest(f"wildcards within wildcards, more than {DEPTH_MAX} deep")
         for part in text:
             if isinstance(part, str):
                 pieces.append(part)
-                continue
-            try:
-                choice = next(choices)
-            except StopIteration:
-                raise BadRequest(f"a prompt of more than {CHOICES_MAX:,} choices") from None
-            texts = self._list(part.name) if isinstance(part, _Name) else part.alternatives
-            self._fill(texts[choice % len(texts)], choices, pieces, depth + 1)
+            else:
+                self._choose(part, draws, pieces, depth + 1)
             if len(pieces) > PROMPT_MAX:
                 raise BadRequest(f"the wildcards give more than {PROMPT_MAX:,} characters")
 
-    def _list(self, name: str) -> list[_Text]:
-        """The lines of a list. BadRequest if it is missing or empty, BadFile."""
+    def _choose(
+        self, part: ListName | Choice, draws: _Draws, pieces: list[str], depth: int
+    ) -> None:
+        """Append the pieces of what is chosen for a list's name or for braces."""
+        if isinstance(part, ListName):
+            part = Choice(tuple(self._list(part.name)), cyclic=part.cyclic)
+            options = list(part.options)
+        elif name := part.only_name():  # {2$$__colour__}: two of the list's lines
+            options = self._list(name)
+        else:
+            options = list(part.options)
+        least = min(part.least, len(options))
+        most = len(options) if part.most is None else min(part.most, len(options))
+        number = least if least == most else least + draws.next() % (most - least + 1)
+        if number == 1:
+            index = draws.seed % len(options) if part.cyclic else draws.index(options)
+            self._fill(options[index].text, draws, pieces, depth)
+        else:
+            pieces.append(part.joiner.join(self._several(part, options, number, draws, depth)))
+
+    def _several(
+        self, part: Choice, options: list[Option], number: int, draws: _Draws, depth: int
+    ) -> list[str]:
+        """The texts of several different options, in the order in which they are drawn."""
+        texts: list[str] = []
+        rest = [option for option in options if option.weight]
+        while rest and len(texts) < number:
+            first = part.cyclic and not texts
+            option = rest.pop(draws.seed % len(rest) if first else draws.index(rest))
+            for _ in range(REDRAWS_MAX):
+                pieces: list[str] = []
+                self._fill(option.text, draws, pieces, depth)
+                if (chosen := "".join(pieces)) not in texts:
+                    break
+            texts.append(chosen)
+        return texts
+
+    def _list(self, name: str) -> list[Option]:
+        """The lines of a list, or of all lists that a pattern matches. BadRequest, BadFile."""
         if name not in self.lists:
-            path = self.folder / f"{name}.txt"
-            if not path.exists():
+            known = self._known() if any(sign in name for sign in "*?") else [name]
+            names = sorted(one for one in known if fnmatchcase(one, name))
+            paths = [path for one in names if (path := self.folder / f"{one}.txt").exists()]
+            if not paths:
                 raise BadRequest(self._unknown(name))
-            content = read_bounded(path, FILE_MAX)
-            try:
-                lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
-            except UnicodeDecodeError as error:
-                raise BadFile(f"{shown(str(path))} is not UTF-8 text; save it as UTF-8") from error
-            self.lists[name] = [_parse(line) for line in lines if line and line[0] != "#"]
-        if not self.lists[name]:
+            self.lists[name] = [line for path in paths for line in self._read(path)]
+        if not any(line.weight for line in self.lists[name]):
             raise BadRequest(f"the list {shown(name)} of the wildcards is empty")
         return self.lists[name]
 
+    def _read(self, path: Path) -> Iterator[Option]:
+        """The lines of a file but blank ones and comments. BadRequest, BadFile."""
+        content = read_bounded(path, FILE_MAX)
+        try:
+            lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise BadFile(f"{shown(str(path))} is not UTF-8 text; save it as UTF-8") from error
+        for number, line in enumerate(lines, 1):
+            if not line or line[0] == "#":
+                continue
+            try:
+                yield template.parse_line(line)
+            except BadRequest as error:
+                raise BadRequest(f"{shown(str(path))} line {number}: {error}") from error
+
     def _unknown(self, name: str) -> str:
-        files = islice(self.folder.rglob("*.txt"), 10_000)
-        known = [path.relative_to(self.folder).with_suffix("").as_posix() for path in files]
-        near = get_close_matches(name, known, n=1)
+        known = self._known()
+        near = [one for one in known if one.endswith(f"/{name}")]
+        near = near or get_close_matches(name, known, n=1)
         hint = f"; did you mean __{near[0]}__?" if near else f" in {shown(str(self.folder))}"
         return f"no list {shown(name)} for __{name}__{hint}"
 
-
-def _random_numbers(key: str) -> Iterator[int]:
-    """Pseudo-random numbers; the same for a key in every version of Python."""
-    for i in range(CHOICES_MAX):
-        yield int.from_bytes(sha256(f"{key} {i}".encode()).digest()[:8], "big")
-
-
-def _parse(text: str) -> _Text:
-    """The parts of a text. BadRequest for unbalanced braces."""
-    stack: list[list[list[str | _Name | _Group]]] = [[[]]]
-    position = 0
-    for match in _TOKEN.finditer(text):
-        stack[-1][-1].append(text[position : match.start()])
-        position, token = match.end(), match[0]
-        if token == "{":
-            stack.append([[]])
-        elif token == "}":
-            _close(stack, match.start())
-        elif token == "|" and len(stack) > 1:
-            stack[-1].append([])
-        elif match[1]:
-            stack[-1][-1].append(_Name(match[1]))
-        else:
-            stack[-1][-1].append(token.removeprefix("\\"))
-        if len(stack) > DEPTH_MAX:
-            raise BadRequest(f"braces within braces, more than {DEPTH_MAX} deep")
-    if len(stack) > 1:
-        raise BadRequest("a { without its }; write \\{ for a brace that is text")
-    stack[0][0].append(text[position:])
-    return _tuple(stack[0][0])
-
-
-def _close(stack: list[list[list[str | _Name | _Group]]], position: int) -> None:
-    """Close the innermost braces: a group if they have a bar, else text."""
-    if len(stack) == 1:
-        raise BadRequest(f"a }} without its {{ at character {position + 1}; write \\}} for text")
-    alternatives = stack.pop()
-    if len(alternatives) > 1:
-        stack[-1][-1].append(_Group(tuple(_tuple(parts) for parts in alternatives)))
-    else:
-        stack[-1][-1] += ["{", *alternatives[0], "}"]
-
-
-def _tuple(parts: list[str | _Name | _Group]) -> _Text:
-    return tuple(part for part in parts if part != "")
+    def _known(self) -> list[str]:
+        """The names of the lists in the folder."""
+        files = islice(self.folder.rglob("*.txt"), FILES_MAX)
+        return [path.relative_to(self.folder).with_suffix("").as_posix() for path in files]
