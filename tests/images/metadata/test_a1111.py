@@ -186,3 +186,65 @@ def test_tiling_is_carried_over(text: str, tile: Tile | None) -> None:
     described = describe(request, "m", "", "1")
     assert described.entries.get("Tiling") == (None if tile is None else text)
     assert to_request(described)[0].tile is tile
+
+
+ENTRIES = "Steps: 20, Sampler: Euler a, Seed: 7, Size: 64x64, Model: foo, Version: v1.10.1"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "Template: a {red|blue} rose\nNegative Template: blurry",
+        "Template: a {red|blue} rose,\nin ink, Steps\nNegative Template:",
+    ],
+)
+def test_entries_are_the_line_that_begins_with_steps(added: str) -> None:
+    info = parse(f"a red rose\nNegative prompt: blurry\n{ENTRIES}\n{added}")
+    assert (info.prompt, info.negative) == ("a red rose", "blurry")
+    assert info.entries["Template"] == added.removeprefix("Template: ").split("\nNegative")[0]
+    request, notes = to_request(info)
+    assert (request.seed, request.model, request.width, notes) == (7, "foo", 64, [])
+
+
+def test_a_prompts_line_of_steps_is_not_the_entries() -> None:
+    info = parse(f"Steps: 3, Seed: 4, Size: 8x8\na stair\n{ENTRIES}")
+    assert info.prompt == "Steps: 3, Seed: 4, Size: 8x8\na stair"
+    assert info.entries["Seed"] == "7"
+    info = parse("Steps: three of them\nSampler: Euler, Seed: 4, Size: 64x64")
+    assert (info.prompt, info.entries["Seed"]) == ("Steps: three of them", "4")
+
+
+def test_text_after_the_entries_is_told() -> None:
+    [note] = to_request(parse(f"a\n{ENTRIES}\nmade with love"))[1]
+    assert note == 'Text after the entries: "made with love" is not carried over'
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("Hypernet: ink, Hypernet hash: 9f172158, Hypernet strength: 0.7", "Hypernet: "),
+        ("AddNet Enabled: True, AddNet Model 1: ink(abc), AddNet Weight A 1: 0.8", "AddNet Model"),
+        ("ADetailer model: face.pt, ADetailer confidence: 0.3", "ADetailer model"),
+        ("Dynamic thresholding enabled: True, Mimic scale: 7", "Dynamic thresholding enabled"),
+        ("FreeU Stages: 1", "FreeU Stages"),
+        ("Any key that nobody knows: x", "Any key that nobody knows"),
+    ],
+)
+def test_every_entry_that_is_not_known_is_told(more: str, told: str) -> None:
+    notes = to_request(parse(f"a\n{ENTRIES}, {more}"))[1]
+    assert len(notes) == more.count(": ")
+    assert any(note.startswith(told) for note in notes)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["AddNet Enabled: False", "Emphasis: Original", "Denoising strength: 0", "Batch size: 4"],
+)
+def test_entries_that_decide_nothing_are_not_told(more: str) -> None:
+    assert to_request(parse(f"a\n{ENTRIES}, {more}"))[1] == []
+
+
+def test_many_notes_are_counted() -> None:
+    more = ", ".join(f"Odd {i}: x" for i in range(30))
+    notes = to_request(parse(f"a\n{ENTRIES}, {more}"))[1]
+    assert (len(notes), notes[-1]) == (21, "and 10 more")

@@ -1,6 +1,7 @@
 """A1111's `parameters` text, which most programs of the field write or read.
 
-PROMPT, then "Negative prompt: …" if there is one, then one last line of `Key: value` entries.
+PROMPT, then "Negative prompt: …" if there is one, then one line of `Key: value` entries, which
+begins with "Steps:" and is the last unless an extension adds lines of its own.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from txt2img.errors import BadRequest
+from txt2img.images.metadata.a1111_unsupported import unsupported
 from txt2img.images.metadata.a1111_versions import generator_of
 from txt2img.images.metadata.parsed import number
 from txt2img.request import Request, Sampler
@@ -16,7 +18,6 @@ from txt2img.request.adapters import Embedding, Refiner, VAERef, add_lora_tags, 
 from txt2img.request.compat import rules
 from txt2img.request.fields import FIELDS, Field
 from txt2img.request.sampler_names import Name, split_sampler
-from txt2img.system.text import shown
 
 NEGATIVE = "Negative prompt:"
 
@@ -24,41 +25,14 @@ NEGATIVE = "Negative prompt:"
 # a line of any size is read in linear time.
 _ENTRY = re.compile(r' ?(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
-# Entries that a Request has no field for, with the value that decides nothing.
-_UNSUPPORTED = {
-    "Seed resize from": "",
-    "Denoising strength": "",
-    "Face restoration": "",
-    "Refiner switch by sampling steps": "False",
-    "Init image hash": "",
-    "Mask mode": "",
-    "Inpaint area": "",
-    "Token merging ratio": "0",
-    "Skip Early CFG": "0",
-    "NGMS": "0",
-    "Emphasis": "Original",
-    "Sigma churn": "0",
-    "Extra noise": "0",
-    "Schedule min sigma": "0",
-    "Schedule max sigma": "0",
-    "Schedule rho": "0",
-    "Discard penultimate sigma": "False",
-    "Pad conds": "False",
-    "Noise Schedule": "Default",
-    "FP8 weight": "Disable",
-    "SGM noise multiplier": "False",
-    "Skip layers": "",
-    "Image CFG scale": "",
-    "Conditional mask weight": "",
-    "VAE Decoder": "Full",
-}
 # A1111's own keys in its order; others follow.
 ORDER = (
     *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model"),
     *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Clip skip", "ENSD"),
     *("RNG", "Tiling", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
 )
-_ENTRIES_MIN = 3  # a last line with fewer is prompt text
+_ENTRIES_MIN = 3  # a line with fewer is prompt text
+_ADDED = re.compile(r"(\w[\w \-/]{1,63}):(?: (.*))?")  # an extension's line after the entries
 
 
 @dataclass(frozen=True)
@@ -81,11 +55,15 @@ class Infotext:
 
 def parse(text: str) -> Infotext:
     """The prompts and entries of a `parameters` text; all is prompt if it has no entries."""
-    *lines, last = text.strip().split("\n")
-    entries = _entries(last)
+    lines = [line.strip() for line in text.strip().split("\n")]
+    at = next((i for i in range(len(lines))[::-1] if lines[i].startswith("Steps:")), len(lines) - 1)
+    entries = _entries(lines[at])
     if len(entries) < _ENTRIES_MIN:
-        lines, entries = [*lines, last], {}
-    lines = [line.strip() for line in lines]
+        at = len(lines) - 1
+        entries = _entries(lines[at])
+    if len(entries) < _ENTRIES_MIN:
+        at, entries = len(lines), {}
+    lines, entries = lines[:at], entries | _added(lines[at + 1 :]) | entries | entries
     start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:])[len(NEGATIVE) :].strip()
     return Infotext("\n".join(lines[:start]), negative, entries)
@@ -157,7 +135,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = value
-    notes += _unsupported(info.entries)
+    notes += unsupported(info.entries)
     entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
     words = _hashes_by_name(entries.get("TI hashes", ""))
     request = replace(
@@ -214,16 +192,15 @@ def _request_fields(entries: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
-def _unsupported(entries: dict[str, str]) -> list[str]:
-    """A note for each entry that decided the picture and cannot be carried over."""
-    notes = [
-        f"{key}: {shown(entries[key], 40)} is not carried over"
-        for key, default in _UNSUPPORTED.items()
-        if entries.get(key, default) != default
-    ]
-    if any(key.startswith("Hires") for key in entries):
-        notes.append("its second pass (hires) is not carried over")
-    return notes
+def _added(lines: Iterable[str]) -> dict[str, str]:
+    """The lines after the entries, each with a key; a line without one continues the last value."""
+    added: dict[str, str] = {}
+    key = "Text after the entries"
+    for line in lines:
+        match = _ADDED.fullmatch(line)
+        key, value = (match[1], match[2] or "") if match else (key, line)
+        added[key] = f"{added[key]}\n{value}" if key in added else value
+    return added
 
 
 def _entries(line: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ UNSUPPORTED = (
     *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
     *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
 )
+NOTES_MAX = 20
 EMPTY_VALUES: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
 
 
@@ -36,6 +37,12 @@ def from_table(table: Table, names: Mapping[str, str]) -> ParsedMetadata:
     lost = [name for name in UNSUPPORTED if name in table and table[name] not in EMPTY_VALUES]
     notes = [f"{name} {shown(table[name], 40)} is not carried over" for name in lost]
     return ParsedMetadata(values, notes)
+
+
+def cap(notes: list[str]) -> list[str]:
+    """The first notes, and how many more there are."""
+    more = len(notes) - NOTES_MAX
+    return [*notes[:NOTES_MAX], f"and {more} more"] if more > 0 else notes
 
 
 def python_json(text: str) -> object:

@@ -16,7 +16,7 @@ from txt2img.images.metadata import (
     invokeai,
     novelai,
 )
-from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, number
+from txt2img.images.metadata.parsed import ParsedMetadata, cap, file_stem, number
 from txt2img.request import Request
 
 Reader = Callable[[Mapping[str, str]], ParsedMetadata | None]
@@ -29,7 +29,6 @@ READERS: tuple[Reader, ...] = (
     easy_diffusion.read,
     imaginairy.read,
 )
-NOTES_MAX = 20
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
@@ -50,9 +49,7 @@ def to_request(parsed: ParsedMetadata) -> tuple[Request, list[str]]:
             notes.append(f"{error}; left to the model")
         else:
             values[name] = value
-    if len(notes) > NOTES_MAX:
-        notes[NOTES_MAX:] = [f"and {len(notes) - NOTES_MAX} more"]
-    return Request.from_json(values), notes
+    return Request.from_json(values), cap(notes)
 
 
 def _sampler(value: object) -> object:

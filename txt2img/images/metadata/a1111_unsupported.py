@@ -1,0 +1,50 @@
+"""Entries of a `parameters` text that decide a picture, and that a Request has no field for.
+
+Every key is told unless it is known: extensions add keys of their own without end.
+"""
+
+from collections.abc import Mapping
+
+from txt2img.images.metadata.parsed import cap
+from txt2img.request.fields import FIELDS
+from txt2img.system.text import shown
+
+# Entries that a1111.py or a1111_versions.py reads.
+READ = (
+    *("Size", "Model hash", "VAE", "VAE hash", "ENSD", "RNG", "Sampler RNG", "Eta", "Eta DDIM"),
+    *("Refiner", "Lora hashes", "TI hashes", "Compat", "Version", "App", "SDCPP", "Scheduler"),
+    "Lora weights",
+)
+# Entries that decide nothing: other words for what is drawn, its origin, its time.
+NEUTRAL = (
+    *("Template", "Negative Template", "Wildcard prompt", "Raw prompt", "Raw negative prompt"),
+    *("Hashes", "Civitai resources", "Civitai metadata", "Created Date", "Date", "Time", "User"),
+    *("Batch size", "Batch pos", "Batch index", "Index", "Pipeline", "Backend"),
+    "Guidance",  # stable-diffusion.cpp writes it for models that have none
+    "Metadata Scheme",
+)
+OFF = ("", "0", "0.0", "None", "none", "False", "false", "Disable")
+# Values that decide nothing, besides those that mean off.
+USUAL = {
+    "Denoising strength": "1.0",
+    "Emphasis": "Original",
+    "Noise Schedule": "Default",
+    "VAE Decoder": "Full",
+    "Strength": "1.0",  # Draw Things
+    "Operations": "txt2img",  # SD.Next
+    "Diffusion in Low Bits": "Automatic",  # Forge
+}
+KNOWN = {*READ, *NEUTRAL, *(row.a1111 for row in FIELDS.values())}
+
+
+def unsupported(entries: Mapping[str, str]) -> list[str]:
+    """A note for each entry that decided the picture and cannot be carried over."""
+    notes = [
+        f"{key}: {shown(value, 40)} is not carried over"
+        for key, value in entries.items()
+        if key not in KNOWN and not key.startswith("Hires")
+        if value not in OFF and value != USUAL.get(key)
+    ]
+    if any(key.startswith("Hires") for key in entries):
+        notes.append("its second pass (hires) is not carried over")
+    return cap(notes)
