@@ -103,7 +103,7 @@ def test_a_jpeg_says_when_a_prompt_is_too_long_for_it(tmp_path: Path) -> None:
     for size in range(20_000, 24_000, 300):
         request = replace(REQUEST, prompt="a" * size)
         try:
-            image_file.check_room(request, ORIGIN, FORMATS["jpeg"])
+            image_file.check_record_fits(request, ORIGIN, FORMATS["jpeg"])
         except BadRequest as error:
             assert "choose --format png or webp" in str(error)
             break
@@ -111,7 +111,7 @@ def test_a_jpeg_says_when_a_prompt_is_too_long_for_it(tmp_path: Path) -> None:
     else:
         pytest.fail("none was too long")
     for form in (PNG, FORMATS["webp"]):
-        image_file.check_room(replace(REQUEST, prompt="苹" * 65_536), ORIGIN, form)
+        image_file.check_record_fits(replace(REQUEST, prompt="苹" * 65_536), ORIGIN, form)
 
 
 @each_form

@@ -103,7 +103,9 @@ def draw_all(
         plan = launcher.current().shard(shard())
         store = LatentStore(target, origin(model), settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
-        batch_settings = BatchSettings(target, size, policy, index, store, lambda: STOP.asked)
+        batch_settings = BatchSettings(
+            target, size, policy, index, store, lambda: STOP.stop_requested
+        )
         drawn: distributed.Drawn | None = {} if batch.sweep else None
         timer = Timer(model, load_seconds)
         with timer, closing(draw_batch(plan, model, batch_settings)) as events:
@@ -183,7 +185,7 @@ def report_events(
             STOP.finishing = True
         with nullcontext() if isinstance(event, Step) else meter.bar.paused():
             report_event(event, meter, json)
-        if STOP.asked and not stop_reported:
+        if STOP.stop_requested and not stop_reported:
             stop_reported = True
             with meter.bar.paused():
                 log("Finishing the picture; once more stops at once.")

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from txt2img.errors import BadFile
@@ -57,9 +57,11 @@ class Diffusion:
         *inner, last = betas or [0.0]
         if not inner or not all(0 < beta < 1 for beta in inner) or not 0 < last <= 1:
             raise BadFile(f"Got {len(betas)} betas; allowed are two or more, each between 0 and 1.")
-        kept = accumulate((1 - beta for beta in betas), lambda a, b: a * b)  # alpha²
+        alphas_cumprod = accumulate((1 - beta for beta in betas), lambda a, b: a * b)
         self.steps = len(betas)
-        self.ratios = [math.sqrt((1 - part) / part) if part else math.inf for part in kept]
+        self.ratios = [
+            math.sqrt((1 - part) / part) if part else math.inf for part in alphas_cumprod
+        ]
 
     def level(self, time: float) -> Level:
         """The level at `time`, which may be fractional and is clamped to the table."""
@@ -124,14 +126,14 @@ def betas(name: str, n: int, start: float, end: float) -> list[float]:
     if name == "scaled_linear":
         return [root**2 for root in betas("linear", n, math.sqrt(start), math.sqrt(end))]
     if name == "cosine":
-        kept = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
-        return [min(1 - kept[i + 1] / kept[i], 0.999) for i in range(n)]
+        cumprod = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        return [min(1 - cumprod[i + 1] / cumprod[i], 0.999) for i in range(n)]
     raise BadFile(f"Got betas {name!r}; allowed are linear, scaled_linear, cosine.")
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     """The betas moved so that the last level is pure noise (Lin et al. 2023, Algorithm 1)."""
-    alphas = [math.sqrt(kept) for kept in accumulate((1 - b for b in betas), lambda a, b: a * b)]
+    alphas = [math.sqrt(part) for part in accumulate((1 - b for b in betas), lambda a, b: a * b)]
     first, last = alphas[0], alphas[-1]
-    kept = [((alpha - last) * first / (first - last)) ** 2 for alpha in alphas]
-    return [1 - kept[0], *(1 - kept[i + 1] / kept[i] for i in range(len(kept) - 1))]
+    cumprod = [((alpha - last) * first / (first - last)) ** 2 for alpha in alphas]
+    return [1 - cumprod[0], *(1 - b / a for a, b in pairwise(cumprod))]

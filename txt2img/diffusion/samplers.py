@@ -67,8 +67,8 @@ def ancestral(a: Level, b: Level, eta: float) -> float:
     """
     if not eta:
         return 0.0
-    kept = a.alpha * b.sigma / (b.alpha * a.sigma)
-    return eta * b.sigma * math.sqrt(max(1 - kept**2, 0.0))
+    ratio = a.alpha * b.sigma / (b.alpha * a.sigma)
+    return eta * b.sigma * math.sqrt(max(1 - ratio**2, 0.0))
 
 
 def gap(a: Level, b: Level) -> float:
@@ -280,10 +280,10 @@ def tcd(
         process = clock or default_process(b.curve)
         # Times are whole, as in the training table.
         early = process.level(math.floor((1 - eta) * process.time(b))) if b.sigma and eta else b
-        kept = b.alpha / early.alpha
-        x = kept * move(x, x0, a, early)
+        scale = b.alpha / early.alpha
+        x = scale * move(x, x0, a, early)
         if early != b:
-            x = x + math.sqrt(max(b.sigma**2 - (kept * early.sigma) ** 2, 0.0)) * noise(a, b)
+            x = x + math.sqrt(max(b.sigma**2 - (scale * early.sigma) ** 2, 0.0)) * noise(a, b)
         yield State(step, x, x0)
 
 

@@ -69,7 +69,7 @@ def to_exif(texts: Mapping[str, str]) -> bytes:
     return exif.tobytes()
 
 
-def check_room(texts: Mapping[str, str], format: Format) -> None:
+def check_text_fits(texts: Mapping[str, str], format: Format) -> None:
     """Raise BadRequest if a file of that format cannot hold so much text."""
     if format.exif_max is not None and (size := len(to_exif(texts))) > format.exif_max:
         raise BadRequest(

@@ -44,15 +44,15 @@ def encode_texts(image: "Image.Image", texts: Mapping[str, str], format: Format)
     """The file of a picture with any texts. BadRequest if it cannot hold so much."""
     if format.name == "PNG":
         return png.encode(image, texts)
-    exif.check_room(texts, format)
+    exif.check_text_fits(texts, format)
     return exif.encode(image, texts, format)
 
 
-def check_room(request: Request, origin: Origin, format: Format) -> None:
+def check_record_fits(request: Request, origin: Origin, format: Format) -> None:
     """Raise BadRequest if a file of that format cannot hold the record of a picture."""
     if format.exif_max is not None:
         texts = metadata(request, origin, "0" * 64, SEEDS)
-        exif.check_room(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, format)
+        exif.check_text_fits(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, format)
 
 
 def read(path: Path) -> ImageInfo:

@@ -132,10 +132,10 @@ class Tokenizer:
             for unit in self.units(span.text):
                 if len(chunks[-1]) + len(unit) > capacity:
                     backtrack = rules.backtrack if len(chunks[-1]) == capacity else 0
-                    kept = tokens_before_comma(
+                    cut = tokens_before_comma(
                         chunks[-1], comma, 0 if unit == [comma] else backtrack
                     )
-                    chunks[-1], moved = chunks[-1][:kept], chunks[-1][kept:]
+                    chunks[-1], moved = chunks[-1][:cut], chunks[-1][cut:]
                     chunks.append(moved)
                 chunks[-1] += [(index, span.weight) for index in unit]
         return chunks

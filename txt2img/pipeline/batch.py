@@ -15,7 +15,7 @@ from txt2img.errors import BadRequest, OutOfMemory, Rejected, Txt2imgError
 from txt2img.images import checks
 from txt2img.images.checks import FailurePolicy
 from txt2img.images.formats import PNG, Format
-from txt2img.images.image_file import check_room
+from txt2img.images.image_file import check_record_fits
 from txt2img.images.output import Output
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
@@ -134,7 +134,7 @@ def filled_requests(
                 latent_shape(model, filled)
                 noise_levels(model, filled, rules(filled))
                 checked.add(batch_key(filled))
-            check_room(filled, made_by, form)
+            check_record_fits(filled, made_by, form)
         except BadRequest as error:
             if errors is None:
                 raise

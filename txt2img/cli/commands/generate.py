@@ -46,8 +46,8 @@ Commands (each has its own --help):
 """
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print_line(f"txt2img {__version__}")
         raise typer.Exit
 

@@ -21,10 +21,10 @@ UPPER_HALF = "▀"
 LETTERS = bytes((bits + 63) % 256 for bits in range(256))  # of sixels, by their six bits
 
 
-def fit(size: tuple[int, int], room: Cells, cell: tuple[int, int]) -> Cells:
-    """Columns and rows of the largest undistorted picture in a room; `cell` is a cell's size."""
+def fit(size: tuple[int, int], limits: Cells, cell: tuple[int, int]) -> Cells:
+    """Columns and rows of the largest undistorted picture within limits; `cell`: a cell's size."""
     width, height = size[0] / cell[0], size[1] / cell[1]
-    scale = min(room[0] / width, room[1] / height)
+    scale = min(limits[0] / width, limits[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

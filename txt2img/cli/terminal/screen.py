@@ -84,10 +84,10 @@ class Screen:
 
         cell = cell_size()
         wide, high = shutil.get_terminal_size()
-        room = min(wide - 1, LARGEST[0]), min(high - LEFT, LARGEST[1])
-        if not self.on or min(room) < 1:
+        limits = min(wide - 1, LARGEST[0]), min(high - LEFT, LARGEST[1])
+        if not self.on or min(limits) < 1:
             return
-        cells = graphics.fit(picture.size, room, cell)
+        cells = graphics.fit(picture.size, limits, cell)
         erase = graphics.erase_kitty(self.number) if self.kind == "kitty" else ""
         self.bar.draw_above(self._text(picture, cells, cell), cells[1], erase)
         self.last = time.monotonic()

@@ -24,11 +24,13 @@ class StopSignal:
     def __init__(self) -> None:
         self.signals = 0
         self.number = 0
-        self.finishing = False  # True: the run checks `asked` and finishes its pictures first
+        self.finishing = (
+            False  # True: the run checks `stop_requested` and finishes its pictures first
+        )
         self.raised = False
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether to stop once the current pictures are finished."""
         return self.signals > 0
 

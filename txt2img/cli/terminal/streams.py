@@ -46,9 +46,9 @@ class Streams:
     def __exit__(self, *error: object) -> None:
         """Flush the streams and put the former ones back."""
         self._swap()
-        made = (sys.stdin, sys.stdout, sys.stderr)
+        replacements = (sys.stdin, sys.stdout, sys.stderr)
         sys.stdin, sys.stdout, sys.stderr = self.own
-        for stream in made:
+        for stream in replacements:
             with suppress(OSError, ValueError):
                 stream.close()
 

@@ -26,11 +26,13 @@ def available(dtype: torch.dtype) -> bool:
         x = torch.randn(1, 16, 4, 9, dtype=dtype)
         matrix, rows = layer.weight.flatten(1), x.view(4, 144)
         try:
-            found = convolve(layer, x, pack_filter(layer, x)), multiply(rows, pack_matrix(matrix))
+            packed = convolve(layer, x, pack_filter(layer, x)), multiply(rows, pack_matrix(matrix))
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             return False
-        own = nn.Conv2d.forward(layer, x), functional.linear(rows, matrix)
-    return all((a - b).abs().max() < 0.02 * b.abs().max() for a, b in zip(found, own, strict=True))
+        plain = nn.Conv2d.forward(layer, x), functional.linear(rows, matrix)
+    return all(
+        (a - b).abs().max() < 0.02 * b.abs().max() for a, b in zip(packed, plain, strict=True)
+    )
 
 
 def pack_filter(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -65,8 +65,12 @@ def keep_stored_dtype(network: nn.Module, filters_only: bool = False) -> None:
     """
     for name, layer in network.named_modules():
         large_filter = isinstance(layer, Conv2d) and layer.kernel_size != (1, 1)
-        wanted = large_filter or not filters_only
-        if isinstance(layer, Linear | Conv2d | FeedForward) and wanted and "conv_in" not in name:
+        keeps_dtype = large_filter or not filters_only
+        if (
+            isinstance(layer, Linear | Conv2d | FeedForward)
+            and keeps_dtype
+            and "conv_in" not in name
+        ):
             layer.optimized = UPCAST[type(layer)]
 
 
