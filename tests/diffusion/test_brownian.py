@@ -1,4 +1,4 @@
-"""One Brownian path a picture: against torchsde, k-diffusion's formulas, and such paths' laws."""
+"""Brownian paths: against torchsde, k-diffusion's formulas, and the laws of Brownian motion."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def at(ratio: float) -> Level:
     return Level(ratio, "diffusion")
 
 
-def test_torchsdes_tree_is_equalled() -> None:
+def test_the_tree_equals_torchsdes() -> None:
     torchsde = pytest.importorskip("torchsde")
     own = brownian_tree(draw, 123_456_789, LEVELS)
     start, end = (torch.tensor(ratio) for ratio in (own.start, own.end))
@@ -48,16 +48,16 @@ def test_torchsdes_tree_is_equalled() -> None:
         torch.testing.assert_close(own(a, b), want, atol=2e-5, rtol=1e-4)
 
 
-def test_torchsdes_numbers_are_these() -> None:
+def test_the_tree_equals_recorded_numbers_of_torchsde() -> None:
     """What torchsde 0.2.6 gives for seed 5, from 14.5 to 0.5, wherever it is installed or not."""
     own = BrownianTree(partial(draw, shape=(2, 2, 2)), 5, 0.5, 14.5)
     got = [own(at(a), at(b)).flatten()[:3].tolist() for a, b in ((14.5, 6.25), (6.25, 1.2))]
-    wanted = ([-0.458575, 0.429786, -0.529613], [-0.475709, -0.565237, 1.077712])
-    assert got == [pytest.approx(row, abs=2e-5) for row in wanted]
+    expected = ([-0.458575, 0.429786, -0.529613], [-0.475709, -0.565237, 1.077712])
+    assert got == [pytest.approx(row, abs=2e-5) for row in expected]
 
 
 @pytest.mark.parametrize("make", [wide, lambda seed: BrownianTree(wide(0).draw, seed, 0.02, 15.0)])
-def test_noise_is_normal_and_that_of_other_stretches_another(make) -> None:
+def test_noise_is_normal_and_differs_between_intervals(make) -> None:
     path = make(1)
     ratios = [14.0, 13.9, 6.0, 2.0, 0.5, 0.1, 0.03]
     noises = [path(at(a), at(b)) for a, b in itertools.pairwise(ratios)]
@@ -70,14 +70,14 @@ def test_noise_is_normal_and_that_of_other_stretches_another(make) -> None:
 
 
 @pytest.mark.parametrize("make", [wide, lambda seed: BrownianTree(wide(0).draw, seed, 0.02, 15.0)])
-def test_a_stretch_has_its_noise_whatever_was_asked_before(make) -> None:
+def test_an_interval_has_the_same_noise_whatever_was_asked_before(make) -> None:
     busy = make(3)
     for a, b in ((9.0, 4.0), (4.0, 1.0), (1.0, 0.05)):
         busy(at(a), at(b))
     torch.testing.assert_close(busy(at(5.0), at(0.7)), make(3)(at(5.0), at(0.7)))
 
 
-def test_two_steps_add_what_one_over_both_adds() -> None:
+def test_two_steps_add_the_noise_of_one_over_both() -> None:
     """On the clock of the signal-to-noise ratio, whose increments the solver adds."""
     path, ratios = wide(4), (7.0, 3.0, 0.4)
     times = [ratio**-2 for ratio in ratios]
@@ -87,7 +87,7 @@ def test_two_steps_add_what_one_over_both_adds() -> None:
     torch.testing.assert_close(both, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_pure_noise_and_nearly_clean_pictures_have_their_noise() -> None:
+def test_pure_noise_and_nearly_clean_pictures_have_noise() -> None:
     path = wide(5)
     for a, b in ((math.inf, 9.0), (math.inf, 4e6), (1e-4, 1e-6), (3.0, 2.9999)):
         noise = path(at(a), at(b))
@@ -95,8 +95,8 @@ def test_pure_noise_and_nearly_clean_pictures_have_their_noise() -> None:
 
 
 @pytest.mark.parametrize("name", ["dpm++2m_sde", "dpm++sde"])
-def test_more_steps_lead_to_one_picture(name: str) -> None:
-    """Drawn anew for every number of steps, pictures would stay as far apart as others' are."""
+def test_more_steps_converge_to_one_picture(name: str) -> None:
+    """With fresh noise, each number of steps would give another picture."""
     denoise, x = mixture(0.6 * pictures(), 0.4), draw(1, (2, 4, 4, 4))
 
     def end(steps: int, seed: int = 7) -> Tensor:
@@ -111,7 +111,7 @@ def test_more_steps_lead_to_one_picture(name: str) -> None:
     assert near < float((end(24, seed=8) - best).norm()) / 3
 
 
-def test_dpmpp_sde_is_k_diffusions_with_its_own_tree() -> None:
+def test_dpmpp_sde_equals_k_diffusion_with_its_tree() -> None:
     """Its sample_dpmpp_sde at r = 1/2, eta = 1, written out for sigmas."""
     denoise, noise = (
         mixture(0.6 * pictures(), 0.4),
@@ -122,7 +122,7 @@ def test_dpmpp_sde_is_k_diffusions_with_its_own_tree() -> None:
     start = levels[0].alpha * y
     *_, last = SAMPLERS["dpm++sde"](denoise, start, levels, noise)
 
-    def look(y: Tensor, level: Level) -> Tensor:
+    def evaluate(y: Tensor, level: Level) -> Tensor:
         return denoise(level.alpha * y, level)
 
     def step(y: Tensor, aim: Tensor, a: Level, b: Level) -> Tensor:
@@ -132,7 +132,7 @@ def test_dpmpp_sde_is_k_diffusions_with_its_own_tree() -> None:
 
     for a, b in itertools.pairwise(levels):
         half = at(math.sqrt(a.ratio * b.ratio))
-        y = step(y, look(step(y, look(y, a), a, half), half), a, b)
+        y = step(y, evaluate(step(y, evaluate(y, a), a, half), half), a, b)
     torch.testing.assert_close(last.x, levels[-1].alpha * y, atol=1e-5, rtol=1e-4)
 
 
@@ -170,13 +170,13 @@ def test_each_program_draws_from_its_own_source() -> None:
         assert noises([other]).unique().tolist() == [7.0]  # fresh at each call
 
 
-def test_from_pure_noise_a_tree_has_no_beginning_so_the_path_is_ours() -> None:
+def test_from_pure_noise_our_path_replaces_the_tree() -> None:
     levels = [Level(math.inf, "diffusion"), *LEVELS]
     request = of(compat="a1111")
     assert isinstance(brownian_path(request, rules(request), levels, SHAPE), BrownianPath)
     assert isinstance(brownian_path(request, rules(request), LEVELS, SHAPE), BrownianTree)
 
 
-def test_seeds_are_numpys() -> None:
+def test_seeds_equal_numpys() -> None:
     assert seed_of(5) != seed_of(6) and seed_of(5, 0) != seed_of(5, 0, 0)
     assert all(0 <= seed_of(2**64 - 1, node) < 2**32 for node in range(5))

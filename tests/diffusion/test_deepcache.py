@@ -1,4 +1,4 @@
-"""Deep layers by what an earlier look made of them: when, of which look, and what comes of it."""
+"""DeepCache: when features are recomputed, for which evaluations, and what that gives."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -49,50 +49,50 @@ def unet(channels: tuple[int, ...], attention: tuple[bool, ...], middle: str) ->
     ).eval()
 
 
-def looked(reuse: DeepCache, levels: Sequence[Level], cond: Cond) -> list[bool]:
-    """Whether each look makes the deep layers anew."""
+def recomputed(deepcache: DeepCache, levels: Sequence[Level], cond: Cond) -> list[bool]:
+    """Whether each evaluation recomputes the features."""
     anew = []
     for level in levels:
-        kept = reuse.at(level, cond)
-        anew.append(kept.features is None)
-        kept.features = torch.zeros(1) if kept.features is None else kept.features
+        cache = deepcache.at(level, cond)
+        anew.append(cache.features is None)
+        cache.features = torch.zeros(1) if cache.features is None else cache.features
     return anew
 
 
-def test_every_so_many_th_step_is_whole() -> None:
+def test_features_are_recomputed_every_n_steps() -> None:
     cond = Cond(torch.zeros(1, 1, 1))
-    assert looked(DeepCache(2, LEVELS), LEVELS[:-1], cond) == [True, False, True, False, True]
-    assert looked(DeepCache(3, LEVELS), LEVELS[:-1], cond) == [True, False, False, True, False]
-    assert looked(DeepCache(1, LEVELS), LEVELS[:-1], cond) == [True] * 5
+    assert recomputed(DeepCache(2, LEVELS), LEVELS[:-1], cond) == [True, False, True, False, True]
+    assert recomputed(DeepCache(3, LEVELS), LEVELS[:-1], cond) == [True, False, False, True, False]
+    assert recomputed(DeepCache(1, LEVELS), LEVELS[:-1], cond) == [True] * 5
 
 
-def test_a_second_look_in_a_step_and_a_second_run() -> None:
+def test_a_second_evaluation_in_a_step_and_a_second_run() -> None:
     cond, reuse = Cond(torch.zeros(1, 1, 1)), DeepCache(2, LEVELS)
     halfway = PROCESS.level(800)
-    assert looked(reuse, [LEVELS[0], halfway, LEVELS[1], LEVELS[2]], cond) == [1, 0, 0, 1]
-    assert looked(reuse, LEVELS[:2], cond) == [True, False]
+    assert recomputed(reuse, [LEVELS[0], halfway, LEVELS[1], LEVELS[2]], cond) == [1, 0, 0, 1]
+    assert recomputed(reuse, LEVELS[:2], cond) == [True, False]
 
 
-def test_conditions_keep_their_own() -> None:
+def test_each_condition_has_its_own_features() -> None:
     reuse = DeepCache(3, LEVELS)
     one, other = Cond(torch.zeros(1, 1, 1)), Cond(torch.ones(1, 1, 1))
-    assert looked(reuse, LEVELS[:1], one) == [True]
-    assert looked(reuse, LEVELS[1:3], other) == [True, False]
-    assert looked(reuse, LEVELS[2:4], one) == [False, True]
-    assert looked(reuse, LEVELS[3:5], other) == [False, True]
+    assert recomputed(reuse, LEVELS[:1], one) == [True]
+    assert recomputed(reuse, LEVELS[1:3], other) == [True, False]
+    assert recomputed(reuse, LEVELS[2:4], one) == [False, True]
+    assert recomputed(reuse, LEVELS[3:5], other) == [False, True]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("plan", [None, CpuPlan(evaluations=30)])
 @torch.inference_mode()
-def test_a_shallow_look_is_the_first_convolution_and_the_last_layer(
+def test_with_cached_features_only_the_first_convolution_and_last_layer_run(
     name: str, plan: CpuPlan | None
 ) -> None:
     network = unet(*CONFIGS[name])
     optimize(network, plan)
     before, x = torch.randn(2, 1, 4, 8, 8)
     tokens = torch.randn(2, 5, 8)  # a pair's, of one picture
-    early, time, cond, kept = (
+    early, time, cond, cache = (
         torch.tensor([900.0]),
         torch.tensor([500.0]),
         Cond(tokens),
@@ -102,12 +102,12 @@ def test_a_shallow_look_is_the_first_convolution_and_the_last_layer(
     last = network.up_blocks[-1]
     hook = last.resnets[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     plain = network(before, early, cond)
-    assert torch.equal(network(before, early, cond, kept), plain)
+    assert torch.equal(network(before, early, cond, cache), plain)
     hook.remove()
 
-    found = network(x, time, cond, kept)
+    found = network(x, time, cond, cache)
     start = network.conv_in(x)
-    below = seen[-1][:, : -start.shape[1]]  # beside what the first convolution made then
+    below = seen[-1][:, : -start.shape[1]]  # without the first convolution's output
     rows = len(below)
     clock = network.time_embedding(time_features(time, 64))
     h = last.resnets[-1](torch.cat([below, start.expand(rows, -1, -1, -1)], dim=1), clock)
@@ -131,10 +131,10 @@ def counted(
     rows, own = list[int](), getattr(UNet, method)
 
     def noted(
-        self: UNet, x: Tensor, time: Tensor, texts: Tensor | Cond, *kept: FeatureCache
+        self: UNet, x: Tensor, time: Tensor, texts: Tensor | Cond, *cache: FeatureCache
     ) -> Tensor:
         rows.append(len(texts.tokens if isinstance(texts, Cond) else texts))
-        out: Tensor = own(self, x, time, texts, *kept)
+        out: Tensor = own(self, x, time, texts, *cache)
         return out
 
     monkeypatch.setattr(UNet, method, noted)
@@ -143,17 +143,17 @@ def counted(
     return rows
 
 
-def test_steps_by_hand(sd1_model: Model) -> None:
+def test_the_latents_equal_steps_by_hand(sd1_model: Model) -> None:
     request = replace(SMALL, sampler=Sampler.EULER, cfg=7.0, reuse=2)
     job = prepare(sd1_model, [replace(request, reuse=1)])
     found, network = latents(sd1_model, request), sd1_model.network
     [positive, negative] = (course[0][1] for course in sd1_model.prompt_cache.popitem()[1])
     x = job.noise_scale * fresh_noise([request], job.rules, job.latent, job.device)()
-    pair, process, kept = negative.join(positive), sd1_model.family.process.build(), FeatureCache()
+    pair, process, cache = negative.join(positive), sd1_model.family.process.build(), FeatureCache()
     with torch.inference_mode():
         for step, (a, b) in enumerate(zip(job.levels, job.levels[1:], strict=False)):
-            kept = FeatureCache() if step % 2 == 0 else kept
-            away, towards = network(x, torch.tensor([process.time(a)]), pair, kept).chunk(2)
+            cache = FeatureCache() if step % 2 == 0 else cache
+            away, towards = network(x, torch.tensor([process.time(a)]), pair, cache).chunk(2)
             eps = away + 7.0 * (towards - away)
             x = b.alpha * (x - a.sigma * eps) / a.alpha + b.sigma * eps
     torch.testing.assert_close(found, x, atol=2e-3, rtol=1e-3)
@@ -161,17 +161,17 @@ def test_steps_by_hand(sd1_model: Model) -> None:
     assert not torch.allclose(plain, found, atol=1e-2)
 
 
-def test_once_a_step_is_the_plain_picture(sd1_model: Model) -> None:
+def test_recomputing_every_step_is_the_plain_picture(sd1_model: Model) -> None:
     assert torch.equal(latents(sd1_model, replace(SMALL, reuse=1)), latents(sd1_model, SMALL))
 
 
 @pytest.mark.parametrize("more", [{}, {"cfg": 1.0}, {"sampler": Sampler.HEUN}])
-def test_bits_depend_on_nothing_beside(sd1_model: Model, more: dict[str, object]) -> None:
+def test_bits_do_not_depend_on_the_batch(sd1_model: Model, more: dict[str, object]) -> None:
     request = replace(SMALL, reuse=3, steps=5, **more)
     both = [replace(request, seed=1), replace(request, seed=2)]  # of one prompt
     together = latents(sd1_model, *both)
-    for wanted, found in zip(both, together, strict=True):
-        assert torch.equal(latents(sd1_model, wanted)[0], found)
+    for expected, found in zip(both, together, strict=True):
+        assert torch.equal(latents(sd1_model, expected)[0], found)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_bits_depend_on_nothing_beside(sd1_model: Model, more: dict[str, object]
         ({"reuse": 3, "prompt": "a AND b"}, [3, 3]),
     ],
 )
-def test_deep_layers_are_left_out(
+def test_deep_layers_are_skipped(
     sd1_model: Model, more: dict[str, object], rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(SMALL, sampler=Sampler.EULER, **more)
@@ -208,24 +208,24 @@ def test_deep_layers_are_left_out(
         {"reuse": 2, "prompt": "a AND b", "cfg_interval": Interval(0, 0.5)},
     ],
 )
-def test_estimates_count_the_looks_that_are_taken(
+def test_estimates_count_deep_and_shallow_evaluations(
     sd1_model: Model, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(SMALL, **({"sampler": Sampler.EULER} | more))
-    looks = sum(counted(sd1_model, request, monkeypatch, "forward"))
+    evaluations = sum(counted(sd1_model, request, monkeypatch, "forward"))
     deep = sum(counted(sd1_model, request, monkeypatch))
     assert history.evaluations(request) == pytest.approx(
-        deep + history.CACHED_COST * (looks - deep)
+        deep + history.CACHED_COST * (evaluations - deep)
     )
 
 
-def test_it_travels_with_its_request() -> None:
+def test_it_is_part_of_a_requests_record() -> None:
     made = from_line("x --deepcache 3 --token-merging 0.5", Request(""))
     assert (made.reuse, made.token_merging) == (3, 0.5)
     assert Request.from_json(made.to_json()) == made
-    told = str(describe(made, "m", "0", "1"))
-    assert "Deep reuse: 3" in told and "Token merging: 0.5" in told
-    again = to_request(parse(told))[0]
+    text = str(describe(made, "m", "0", "1"))
+    assert "Deep reuse: 3" in text and "Token merging: 0.5" in text
+    again = to_request(parse(text))[0]
     assert (again.reuse, again.token_merging) == (3, 0.5)
     assert "--deepcache 3 --token-merging 0.5" in command_line(made)
     plain = from_line("x --deepcache 1 --token-merging 0", made)
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_refused(values: dict[str, object]) -> None:
         Request.from_json({"prompt": "x", **values})
 
 
-def test_pictures_say_so_and_are_repeated(draw: Command) -> None:
+def test_pictures_record_it_and_are_replayed(draw: Command) -> None:
     options = ("--deepcache", "2", "--token-merging", "0.25", "--seed", "1", "-q")
     assert draw("a cat", *options, "--low-memory", "-o", "a.png").code == 0
     found = image_file.read(image_file.Path("a.png")).request

@@ -1,4 +1,4 @@
-"""From networks to denoisers."""
+"""From networks to denoisers: dtypes, conditions, classifier-free guidance."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def denoiser(network: Mock, scale: float, kind: str = "eps", **more: float | boo
     return guided(predict, lambda _: POSITIVE, lambda _: NEGATIVE, scale, **more)
 
 
-def test_joined_conditions_are_one_batch():
+def test_conditions_join_into_one_batch():
     sizes = torch.ones(2, 6)
     joined = Cond(POSITIVE.tokens, size_ids=sizes).join(Cond(NEGATIVE.tokens, size_ids=2 * sizes))
     torch.testing.assert_close(joined.tokens, torch.cat([POSITIVE.tokens, NEGATIVE.tokens]))
@@ -46,7 +46,7 @@ def test_joined_conditions_are_one_batch():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_network_works_in_its_dtype_and_is_heard_in_float32(dtype):
+def test_a_network_runs_in_its_dtype_and_outputs_become_float32(dtype):
     network = Mock(dtype)
     x0 = Predictor(network, SD, PREDICTIONS["eps"])(X, LEVEL, POSITIVE)
     x, time, cond = network.calls[0]
@@ -54,7 +54,7 @@ def test_a_network_works_in_its_dtype_and_is_heard_in_float32(dtype):
     assert x0.dtype == torch.float32
 
 
-def test_a_condition_in_another_precision_is_the_same_object_each_time():
+def test_a_cast_condition_is_the_same_object_each_time():
     network = Mock(torch.bfloat16)
     denoise = denoiser(network, 5.0)
     denoise(X, LEVEL)
@@ -64,7 +64,7 @@ def test_a_condition_in_another_precision_is_the_same_object_each_time():
     assert POSITIVE.to(torch.float32) is POSITIVE
 
 
-def test_a_network_is_told_the_time_of_each_sample():
+def test_a_network_gets_the_time_of_each_sample():
     network = Mock()
     Predictor(network, SD, PREDICTIONS["v"])(X, SD.level(123.75), POSITIVE)
     Predictor(network, Flow(), PREDICTIONS["flow"])(X, Level(1.0, "flow"), POSITIVE)
@@ -96,7 +96,7 @@ def test_two_passes_when_memory_is_short_give_the_same():
     torch.testing.assert_close(apart, denoiser(Mock(), 7.5)(X, LEVEL))
 
 
-def test_scale_one_looks_once_without_the_negative():
+def test_scale_one_evaluates_once_without_the_negative():
     network = Mock()
     got = denoiser(network, 1.0, rescale=0.7)(X, LEVEL)
     assert [len(x) for x, _, _ in network.calls] == [2]
@@ -110,7 +110,7 @@ def test_rescaling_equals_diffusers(share):
 
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
-def test_rescaled_guidance_is_done_on_the_output(kind):
+def test_guidance_is_rescaled_on_the_output(kind):
     predict = Predictor(Mock(), SD, PREDICTIONS[kind])
     towards, away = predict.output(X, LEVEL, POSITIVE), predict.output(X, LEVEL, NEGATIVE)
     out = rescale_noise_cfg(away + 5 * (towards - away), towards, 0.7)
@@ -157,7 +157,7 @@ def test_a_prompt_twice_is_one_of_both_weights() -> None:
     torch.testing.assert_close(halves, denoiser(Mock(), 5.0, rescale=0.7)(X, LEVEL))
 
 
-def test_one_prompt_of_weight_one_takes_no_more_looks() -> None:
+def test_one_prompt_of_weight_one_takes_no_more_evaluations() -> None:
     network = Mock()
     several(network, (1.0, POSITIVE), scale=1.0)(X, LEVEL)
     assert [len(x) for x, _, _ in network.calls] == [2]
@@ -165,7 +165,7 @@ def test_one_prompt_of_weight_one_takes_no_more_looks() -> None:
     assert [len(x) for x, _, _ in network.calls[1:]] == [6]
 
 
-def test_weights_of_nothing_leave_what_is_not_wanted() -> None:
+def test_prompts_of_weight_zero_leave_the_negative() -> None:
     predict = Predictor(Mock(), SD, PREDICTIONS["eps"])
     got = several(Mock(), (0.0, POSITIVE), (0.0, OTHER), rescale=0.5)(X, LEVEL)
     torch.testing.assert_close(got, predict(X, LEVEL, NEGATIVE))

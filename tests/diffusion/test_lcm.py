@@ -1,4 +1,4 @@
-"""Latent consistency models that are told how strongly they are guided, as diffusers draws them."""
+"""Latent consistency models with the guidance scale as input, as diffusers draws them."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ REQUEST = Request("a red apple", width=64, height=64, steps=4, cfg=7.5, seed=3)
 
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
-    """The tiny SD 1 network, told the scale too."""
+    """The tiny SD 1 network with the scale as input."""
     torch.manual_seed(4)
     config = {k: v for k, v in tiny.sd1().unet.config.items() if not k.startswith("_")}
     made = UNet2DConditionModel(**config | {"time_cond_proj_dim": WIDTH})
@@ -64,9 +64,9 @@ def lcm(
     return load(str(request.param(unet, tmp_path_factory.mktemp("lcm"))), CPU)
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max())
+def off(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 def pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
@@ -88,20 +88,20 @@ def pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
 def test_features_of_the_scale_equal_diffusers(unet: UNet2DConditionModel) -> None:
     scales = torch.tensor([-1.0, 0.0, 0.25, 7.0])
     for width in (16, 256, 257):
-        wanted = pipeline(unet).get_guidance_scale_embedding(scales, width)
-        assert off(scale_features(scales, width), wanted) < 1e-6
+        expected = pipeline(unet).get_guidance_scale_embedding(scales, width)
+        assert off(scale_features(scales, width), expected) < 1e-6
 
 
 def test_one_pass_equals_diffusers(lcm: Model, unet: UNet2DConditionModel) -> None:
     x, tokens, time = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32), torch.tensor([981.0, 3.0])
     scale = torch.tensor([7.5, 0.5])
-    told = pipeline(unet).get_guidance_scale_embedding(scale, WIDTH)
+    embedding = pipeline(unet).get_guidance_scale_embedding(scale, WIDTH)
     with torch.no_grad():
-        wanted = unet(x, time, tokens, timestep_cond=told).sample
+        expected = unet(x, time, tokens, timestep_cond=embedding).sample
         got = lcm.network(x, time, Cond(tokens, guidance=scale))
-        untold = lcm.network(x, time, Cond(tokens, guidance=0 * scale))
-    assert off(got, wanted) < 1e-5
-    assert off(untold, wanted) > 1e-4
+        unguided = lcm.network(x, time, Cond(tokens, guidance=0 * scale))
+    assert off(got, expected) < 1e-5
+    assert off(unguided, expected) > 1e-4
 
 
 def test_final_latents_equal_diffusers(lcm: Model, unet: UNet2DConditionModel) -> None:
@@ -110,7 +110,7 @@ def test_final_latents_equal_diffusers(lcm: Model, unet: UNet2DConditionModel) -
     noise = torch.Generator().manual_seed(3)
     factor = lcm.vae.config.factor
     start = levels[0].sigma * torch.randn(1, 4, 64 // factor, 64 // factor, generator=noise)
-    wanted = pipeline(unet)(
+    expected = pipeline(unet)(
         prompt_embeds=lcm.text.encode([request.prompt]).tokens,
         latents=start,
         generator=noise,
@@ -119,10 +119,10 @@ def test_final_latents_equal_diffusers(lcm: Model, unet: UNet2DConditionModel) -
         output_type="latent",
     ).images
     *_, last = prepare(lcm, [request]).states()
-    assert off(last.x, wanted) < 1e-4
+    assert off(last.x, expected) < 1e-4
 
 
-def test_it_draws_few_steps_guided_by_what_it_is_told(lcm: Model) -> None:
+def test_it_draws_few_steps_guided_by_its_scale_input(lcm: Model) -> None:
     drawn = lcm.family.defaults
-    wanted = (4, 8.0, Sampler.LCM, Schedule.TRAILING)
-    assert (drawn.steps, drawn.cfg, drawn.sampler, drawn.schedule) == wanted
+    expected = (4, 8.0, Sampler.LCM, Schedule.TRAILING)
+    assert (drawn.steps, drawn.cfg, drawn.sampler, drawn.schedule) == expected

@@ -1,4 +1,4 @@
-"""How much picture and how much noise."""
+"""Noise levels: their curves, tables and times."""
 
 import math
 
@@ -92,12 +92,12 @@ def test_flow_times_may_have_another_unit():
     assert flow.time(Level(math.inf, "flow")) == 1
 
 
-def test_unknown_betas_are_told():
+def test_unknown_betas_are_refused():
     with pytest.raises(BadFile, match=r"'sigmoid'.*linear, scaled_linear, cosine"):
         betas("sigmoid", 1000, 0.1, 0.2)
 
 
 @pytest.mark.parametrize("bad", [[], [0.1], [0.0, 0.1], [1.0, 0.5], [0.1, 1.1], [0.1, math.nan]])
-def test_betas_that_are_none_are_refused(bad):
+def test_impossible_betas_are_refused(bad):
     with pytest.raises(BadFile):
         Diffusion(bad)

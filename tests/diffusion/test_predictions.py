@@ -1,4 +1,4 @@
-"""What a network's output means."""
+"""Prediction types: eps, v and flow."""
 
 import math
 
@@ -30,12 +30,12 @@ def test_targets_are_what_the_papers_say():
 
 
 @pytest.mark.parametrize(("kind", "curve"), [("v", "diffusion"), ("flow", "flow")])
-def test_v_and_flow_show_a_picture_in_pure_noise(kind, curve):
+def test_v_and_flow_predict_a_picture_at_pure_noise(kind, curve):
     level, prediction = Level(math.inf, curve), PREDICTIONS[kind]
     out = prediction.target(X0, NOISE, level)
     torch.testing.assert_close(prediction.x0(NOISE, out, level), X0)
 
 
-def test_predicted_noise_shows_none_in_pure_noise():
+def test_eps_is_refused_at_pure_noise():
     with pytest.raises(BadRequest, match="pure noise"):
         PREDICTIONS["eps"].x0(NOISE, NOISE, Level(math.inf, "diffusion"))

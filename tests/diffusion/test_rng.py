@@ -28,15 +28,15 @@ def cpu(seed: int, times: int = 2) -> list[torch.Tensor]:
 
 
 def test_philox_gives_the_numbers_that_a1111_publishes() -> None:
-    wanted = [
+    expected = [
         [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
         [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
         [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
     ]
-    assert torch.allclose(Philox(0).randn((3, 4)), torch.tensor(wanted), atol=1e-6)
+    assert torch.allclose(Philox(0).randn((3, 4)), torch.tensor(expected), atol=1e-6)
 
 
-def test_philox_draws_anew_at_each_call_and_knows_the_whole_seed() -> None:
+def test_philox_draws_anew_at_each_call_and_uses_the_whole_seed() -> None:
     generator = Philox(2**32 + 5)
     first, second = generator.randn((64,)), generator.randn((64,))
     assert not torch.equal(first, second)
@@ -62,24 +62,24 @@ def test_philox_is_normal() -> None:
 
 
 @pytest.mark.parametrize("compat", [None, Compat.A1111, Compat.DIFFUSERS, Compat.INVOKEAI])
-def test_these_draw_all_noise_from_one_generator_on_the_processor(compat: Compat | None) -> None:
+def test_these_programs_draw_all_noise_from_one_cpu_generator(compat: Compat | None) -> None:
     assert all(map(torch.equal, drawn(Request("", seed=5, compat=compat)), cpu(5)))
 
 
 @pytest.mark.parametrize("compat", [Compat.A1111_GPU, Compat.SDCPP])
-def test_these_draw_all_noise_as_a_card(compat: Compat) -> None:
+def test_these_programs_draw_all_noise_as_a_card(compat: Compat) -> None:
     card = Philox(5)
-    wanted = [card.randn(SHAPE), card.randn(SHAPE)]
-    assert all(map(torch.equal, drawn(Request("", seed=5, compat=compat)), wanted))
+    expected = [card.randn(SHAPE), card.randn(SHAPE)]
+    assert all(map(torch.equal, drawn(Request("", seed=5, compat=compat)), expected))
 
 
-def test_comfyui_starts_from_the_processor_and_goes_on_with_the_card_from_its_first() -> None:
+def test_comfyui_draws_the_first_noise_on_the_cpu_and_the_others_on_the_card() -> None:
     first, second = drawn(Request("", seed=5, compat=Compat.COMFYUI))
     assert torch.equal(first, cpu(5)[0])
     assert torch.equal(second, Philox(5).randn(SHAPE))
 
 
-def test_novelai_draws_the_steps_noise_from_another_seed() -> None:
+def test_novelai_draws_step_noise_from_another_seed() -> None:
     first, second = drawn(Request("", seed=5, compat=Compat.NOVELAI))
     assert torch.equal(first, Philox(5).randn(SHAPE))
     assert torch.equal(second, Philox(5 + 31337).randn(SHAPE))
@@ -93,7 +93,7 @@ def test_a_second_seed_is_mixed_into_the_first_noise_only() -> None:
     assert torch.allclose(whole, cpu(9)[0], atol=1e-5)
 
 
-def test_on_the_circle_lengths_are_kept() -> None:
+def test_slerp_keeps_lengths() -> None:
     a = torch.tensor([[[1.0], [0.0]]])
     b = torch.tensor([[[0.0], [1.0]]])
     third = slerp(1 / 3, a, b).flatten()

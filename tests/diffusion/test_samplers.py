@@ -94,19 +94,19 @@ def reference(scheduler, times, levels: list[Level], kind: str = "eps", **more: 
 
     Its Euler, Heun and LMS keep x / alpha; scale_model_input makes x of it.
     """
-    generator, look = torch.Generator().manual_seed(5), network(DENOISE, kind)
+    generator, evaluate = torch.Generator().manual_seed(5), network(DENOISE, kind)
     spreads = isinstance(scheduler, EULERS)
     x = noises(1)() / (levels[0].alpha if spreads else 1)
     if "generator" in inspect.signature(scheduler.step).parameters:
         more = {"generator": generator, **more}
     for time, level in zip(times, levels, strict=True):
-        out = look(scheduler.scale_model_input(x, time), level)
+        out = evaluate(scheduler.scale_model_input(x, time), level)
         x = scheduler.step(out, time, x, **more).prev_sample
     return x
 
 
 def falling(levels: list[Level]) -> list[Level]:
-    """Levels without repeats (Heun's second looks), and the clean picture."""
+    """Levels without repeats (Heun's second evaluations), and the clean picture."""
     return [*dict.fromkeys(levels), Level(0.0, levels[0].curve)]
 
 
@@ -218,13 +218,13 @@ def test_dpmpp_2s_a_equals_k_diffusion(eta, curve):
     )
     *_, last = states
 
-    def look(y: Tensor, sigma: float) -> Tensor:
+    def evaluate(y: Tensor, sigma: float) -> Tensor:
         level = Level(sigma, curve)
         return denoise(level.alpha * y, level)
 
     y, drawn = 14.6 * fresh[0], iter(fresh[1:])
     for a, b in itertools.pairwise(level.ratio for level in levels):
-        denoised = look(y, a)
+        denoised = evaluate(y, a)
         up = min(b, eta * math.sqrt(b**2 * (a**2 - b**2) / a**2))
         down = math.sqrt(b**2 - up**2)
         if down == 0:
@@ -233,7 +233,7 @@ def test_dpmpp_2s_a_equals_k_diffusion(eta, curve):
             t, t_next = -math.log(a), -math.log(down)
             h = t_next - t
             s = math.exp(-(t + h / 2))
-            denoised = look(s / a * y - math.expm1(-h / 2) * denoised, s)
+            denoised = evaluate(s / a * y - math.expm1(-h / 2) * denoised, s)
             y = down / a * y - math.expm1(-h) * denoised
         y = y + next(drawn) * up if b and eta else y
     torch.testing.assert_close(last.x, levels[-1].alpha * y, rtol=1e-11, atol=1e-11)
@@ -254,9 +254,9 @@ def test_ddim_from_zero_terminal_snr_equals_diffusers(eta):
 def test_flow_equals_diffusers():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
-    levels, look, x = flow(FLOW, 20), network(DENOISE, "flow"), noises(1)()
+    levels, evaluate, x = flow(FLOW, 20), network(DENOISE, "flow"), noises(1)()
     for time, level in zip(scheduler.timesteps, levels, strict=False):
-        x = scheduler.step(look(x, level), time, x).prev_sample
+        x = scheduler.step(evaluate(x, level), time, x).prev_sample
     assert difference(drain("euler", levels), x) < 5e-6
 
 

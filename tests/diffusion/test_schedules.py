@@ -1,4 +1,4 @@
-"""A number of steps → levels."""
+"""Schedules: a number of steps → levels."""
 
 import math
 from itertools import pairwise

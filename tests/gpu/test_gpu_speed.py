@@ -1,4 +1,4 @@
-"""What makes a CUDA card draw soon changes no picture beyond rounding, and is really at work."""
+"""Optimisations on a CUDA card are at work, and change no picture beyond rounding."""
 
 from collections import deque
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_the_host_is_not_waited_for_between_steps() -> None:
 
 
 @pytest.mark.parametrize("mode", ["model", "sequential"])
-def test_parts_that_come_for_their_use_draw_the_same_bits(mode: str) -> None:
+def test_offloaded_parts_draw_the_same_bits(mode: str) -> None:
     model = on_card(offload=mode)
     assert next(model.network.parameters()).device.type == "cpu"
     assert np.array_equal(drawn(model), drawn(plain()))
@@ -97,7 +97,7 @@ def test_parts_that_come_for_their_use_draw_the_same_bits(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "least"), [("int8", 25.0), ("fp8", 20.0)])
-def test_weights_of_eight_bits_draw_nearly_the_same(kind: str, least: float) -> None:
+def test_quantised_weights_draw_nearly_the_same(kind: str, least: float) -> None:
     pytest.importorskip("torchao")
     assert psnr(drawn(on_card(quantize=kind)), drawn(plain())) > least
 
@@ -113,7 +113,7 @@ def test_a_compiled_u_net_draws_the_same_and_is_kept(
     assert any(tmp_path.iterdir())
 
 
-def test_weights_come_through_the_buffers_as_they_are() -> None:
+def test_weights_on_a_card_equal_those_on_a_cpu() -> None:
     card = load("default", Device(torch.device("cuda"), torch.float32))
     cpu = load("default", choose("cpu", "float32"))
     for a, b in ((card.network, cpu.network), (card.vae, cpu.vae), (card.text, cpu.text)):
@@ -121,7 +121,7 @@ def test_weights_come_through_the_buffers_as_they_are() -> None:
             assert torch.equal(here.cpu(), there)
 
 
-def test_a_batch_draws_what_single_pictures_are() -> None:
+def test_a_batch_draws_the_same_as_single_pictures() -> None:
     model = on_card()
     request = (
         resolve_adapters(model, replace(APPLE, count=4)).seeded().filled(model.family.defaults)

@@ -41,16 +41,16 @@ def pair(act: str) -> tuple[CLIPText, CLIPTextModel]:
 def test_every_layer_equals_transformers(act: str, length: int) -> None:
     ours, theirs = pair(act)
     states = ours(IDS[:, :length])
-    wanted = theirs(input_ids=IDS[:, :length], output_hidden_states=True)
-    assert len(states) == len(wanted.hidden_states)
-    for ours_at, theirs_at in zip(states, wanted.hidden_states, strict=True):
+    expected = theirs(input_ids=IDS[:, :length], output_hidden_states=True)
+    assert len(states) == len(expected.hidden_states)
+    for ours_at, theirs_at in zip(states, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours_at, theirs_at, rtol=1e-5, atol=1e-5)
     last = ours.final_layer_norm(states[-1])
-    torch.testing.assert_close(last, wanted.last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_token_knows_nothing_of_those_after_it() -> None:
+def test_attention_is_causal() -> None:
     clip, changed = CLIPText(SMALL).eval(), IDS.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 50
     before, after = clip(IDS)[-1], clip(changed)[-1]
@@ -58,7 +58,7 @@ def test_a_token_knows_nothing_of_those_after_it() -> None:
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
-def test_training_starts_from_clips_spread() -> None:
+def test_initial_weights_have_clips_standard_deviations() -> None:
     clip = CLIPText(TextConfig(vocab=2000, width=256, layers=4, heads=4, mlp=1024, length=32))
     layer = clip.encoder.layers[2]
     for weight, std in (

@@ -1,4 +1,4 @@
-"""Latents become colours: by the published factors, or by ones that fit the model's own decoder."""
+"""Previews of latents: by published factors, or by factors fitted to the model's decoder."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Linear(VAE):
         return functional.interpolate(pixels, scale_factor=self.config.factor)
 
 
-def test_a_linear_decoder_is_found_again() -> None:
+def test_a_linear_decoders_colours_are_recovered() -> None:
     generator = torch.Generator().manual_seed(1)
     matrix = 0.05 * torch.randn(8, 3, generator=generator)  # nothing is clamped
     bias = torch.tensor([0.1, -0.2, 0.0])
@@ -41,7 +41,7 @@ def test_a_linear_decoder_is_found_again() -> None:
     torch.testing.assert_close(found.bias * (1 + RIDGE), bias, atol=0.02, rtol=0)
 
 
-def test_colours_are_a_matrix_a_cell() -> None:
+def test_colours_are_linear_in_each_cell() -> None:
     x0 = torch.arange(2 * 4 * 2 * 3, dtype=torch.float32).reshape(2, 4, 2, 3)
     factors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0.5]])
     got = Colours(factors, torch.tensor([0.0, 1.0, 0.0])).of(x0)
@@ -79,7 +79,7 @@ def test_the_default_models_colours_are_known_and_its_decoders() -> None:
     assert red[0] > red[1] + 0.3 and red[0] > red[2] + 0.3
 
 
-def test_colours_that_nobody_knows_are_fitted_to_the_decoder() -> None:
+def test_unpublished_colours_are_fitted_to_the_decoder() -> None:
     from txt2img.system.device.device import choose
     from txt2img.weights.load import load
 

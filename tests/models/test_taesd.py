@@ -29,14 +29,14 @@ State = dict[str, Tensor]
 def peer(channels: int = 4, **settings: object) -> AutoencoderTiny:
     """diffusers' own, of random weights, with a level less than published: 4 pixels a cell."""
     torch.manual_seed(3)
-    wanted: dict[str, object] = {
+    expected: dict[str, object] = {
         "latent_channels": channels,
         "encoder_block_out_channels": (16,) * 3,
         "decoder_block_out_channels": (16,) * 3,
         "num_encoder_blocks": (1, 2, 2),
         "num_decoder_blocks": (2, 2, 1),
     }
-    return AutoencoderTiny(**wanted | settings).eval()
+    return AutoencoderTiny(**expected | settings).eval()
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def test_every_layout_decodes_as_diffusers(
     model, x = with_vae(write(other, tmp_path)), 3 * torch.randn(1, 4, 5, 4)
     assert isinstance(model.vae, TinyVAE)
     with torch.no_grad():
-        wanted, got = other.decode(x).sample, model.vae.decode(x)
+        expected, got = other.decode(x).sample, model.vae.decode(x)
     assert got.shape == (1, 3, 20, 16)
-    assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
     assert (model.vae.encoder is None) == (write is as_decoder)
     if model.vae.encoder is not None:
         with torch.no_grad():
-            latent, back = other.encode(wanted).latents, model.vae.encode(wanted)
+            latent, back = other.encode(expected).latents, model.vae.encode(expected)
         assert float((back - latent).abs().max() / latent.abs().max()) < 1e-5
 
 
@@ -119,7 +119,7 @@ def test_a_picture_drawn_with_it_says_so(
     )
 
 
-def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Path) -> None:
+def test_it_replaces_a_models_vae(other: AutoencoderTiny, tmp_path: Path) -> None:
     model = load(str(tiny.sd1().folder), CPU)
     vae = load_vae(str(as_decoder(other, tmp_path)), model)
     assert isinstance(vae, TinyVAE) and not isinstance(model.vae, TinyVAE)
@@ -137,14 +137,14 @@ def test_one_is_loaded_beside_a_models_own(other: AutoencoderTiny, tmp_path: Pat
         ("taesdxl", 1.0, False),
     ],
 )
-def test_a_name_that_speaks_of_other_latents_is_doubted(
+def test_a_name_of_another_familys_latents_is_warned_of(
     name: str, scaling: float, doubted: bool
 ) -> None:
     lines = vae_warnings(name, VAEConfig(scaling=scaling))
     assert len(lines) == doubted and all("seems made for" in line for line in lines)
 
 
-def test_the_doubt_is_told(draw: Command, other: AutoencoderTiny, folder: Path) -> None:
+def test_the_warning_is_shown(draw: Command, other: AutoencoderTiny, folder: Path) -> None:
     path = as_decoder(other, folder).rename("taesdxl_decoder.safetensors")
     for option in ("--vae", "--preview-vae"):
         outcome = draw("x", "--seed", "1", option, str(path), "-o", "x.png", "--overwrite")

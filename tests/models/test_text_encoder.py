@@ -53,14 +53,14 @@ def test_without_brackets_all_rules_give_the_same_bits() -> None:
 @pytest.mark.parametrize("rules", [A1111, DEFAULT])
 def test_a1111_multiplies_and_restores_the_mean(rules: PromptRules) -> None:
     strong = clip("a red cat") * weights(1.0, 1.5, 1.0)
-    wanted = strong * (clip("a red cat").mean() / strong.mean())
-    assert torch.allclose(ours("a (red:1.5) cat", rules), wanted, atol=1e-5)
+    expected = strong * (clip("a red cat").mean() / strong.mean())
+    assert torch.allclose(ours("a (red:1.5) cat", rules), expected, atol=1e-5)
 
 
-def test_comfyui_goes_away_from_the_empty_prompt() -> None:
+def test_comfyui_scales_the_distance_from_the_empty_prompt() -> None:
     empty = clip("")
-    wanted = empty + (clip("a red cat") - empty) * weights(1.0, 1.5, 1.0)
-    assert torch.allclose(ours("a (red:1.5) cat", COMFYUI), wanted, atol=1e-5)
+    expected = empty + (clip("a red cat") - empty) * weights(1.0, 1.5, 1.0)
+    assert torch.allclose(ours("a (red:1.5) cat", COMFYUI), expected, atol=1e-5)
 
 
 def test_diffusers_reads_brackets_as_text_and_cuts() -> None:
@@ -73,8 +73,8 @@ def test_diffusers_reads_brackets_as_text_and_cuts() -> None:
 def test_clip_skip_is_an_earlier_layer_and_the_last_norm(skip: int) -> None:
     norm = next(m for n, m in tiny.sd1().text.named_modules() if n.endswith("final_layer_norm"))
     with torch.no_grad():
-        wanted = norm(clip("a red cat", -skip))
-    assert torch.allclose(ours("a red cat", PromptRules(clip_skip=skip)), wanted, atol=1e-5)
+        expected = norm(clip("a red cat", -skip))
+    assert torch.allclose(ours("a red cat", PromptRules(clip_skip=skip)), expected, atol=1e-5)
 
 
 def test_a_clip_skip_of_more_layers_than_there_are_is_refused() -> None:
@@ -84,8 +84,8 @@ def test_a_clip_skip_of_more_layers_than_there_are_is_refused() -> None:
 
 def test_break_pads_its_chunk() -> None:
     both = ours("a cat BREAK a dog", A1111)
-    wanted = torch.cat([clip("a cat"), clip("a dog")], dim=1)
-    assert torch.allclose(both, wanted, atol=1e-5)
+    expected = torch.cat([clip("a cat"), clip("a dog")], dim=1)
+    assert torch.allclose(both, expected, atol=1e-5)
 
 
 def test_a_full_chunk_gives_back_what_follows_a_near_comma() -> None:

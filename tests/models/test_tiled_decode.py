@@ -12,12 +12,12 @@ from txt2img.models.vae import VAE
 
 
 def enlarge(x: Tensor) -> Tensor:
-    """A decoder that looks at single cells only, so that tiles cannot change what it gives."""
+    """A decoder of single cells, so that tiles cannot change its output."""
     return x[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 112, 113, 128, 500])
-def test_tiles_cover_all_and_share_enough(length: int) -> None:
+def test_tiles_cover_all_and_overlap_enough(length: int) -> None:
     begins = starts(length, TILE, OVERLAP)
     assert begins[0] == 0 and begins[-1] == max(length - TILE, 0)
     steps = [b - a for a, b in pairwise(begins)]
@@ -25,7 +25,7 @@ def test_tiles_cover_all_and_share_enough(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [65, 113, 500])
-def test_shares_sum_to_one_and_end_with_the_tile(length: int) -> None:
+def test_blending_weights_sum_to_one_and_end_with_the_tile(length: int) -> None:
     begins = starts(length, TILE, OVERLAP)
     shares = weights(begins, length, TILE, 2)
     torch.testing.assert_close(shares.sum(0), torch.ones(2 * length))
@@ -34,7 +34,7 @@ def test_shares_sum_to_one_and_end_with_the_tile(length: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(70, 65), (150, 20), (20, 150)])
-def test_what_looks_at_single_cells_is_decoded_as_a_whole(size: tuple[int, int]) -> None:
+def test_a_decoder_of_single_cells_gives_the_same_in_tiles(size: tuple[int, int]) -> None:
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(decode_tiled(enlarge, x, 8), enlarge(x), rtol=0, atol=1e-6)
 

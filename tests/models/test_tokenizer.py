@@ -1,4 +1,4 @@
-"""Prompts as tokens: words that were met before give what the whole prompt's tokenizer gives."""
+"""The tokenizer: words one by one have the whole prompt's tokens; chunks."""
 
 import random
 import string
@@ -30,7 +30,7 @@ def clip() -> Tokenizer:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_words_by_heart_are_the_whole_prompts_tokens(clip: Tokenizer, prompt: str) -> None:
+def test_words_one_by_one_have_the_whole_prompts_tokens(clip: Tokenizer, prompt: str) -> None:
     for _ in range(2):  # when a word is new, and when it is known
         assert clip.tokens(prompt) == clip._encode(prompt)
 
@@ -51,10 +51,10 @@ def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert own._encode_word.cache_info().currsize <= 3
 
 
-def test_what_fits_into_a_chunk_is_what_would_be_moved_piece_by_piece(clip: Tokenizer) -> None:
+def test_chunks_are_filled_before_the_next_begins(clip: Tokenizer) -> None:
     for rules in (PromptRules(), PromptRules(backtrack=20)):
         for count in (1, 74, 75, 76, 150, 151):
             prompt = " ".join(["red"] * count)
-            told = [len(part) for part in clip.tokens_by_chunk(prompt, rules)]
+            lengths = [len(part) for part in clip.tokens_by_chunk(prompt, rules)]
             full, rest = divmod(count, 75)
-            assert told == [75] * full + ([rest] if rest else [])
+            assert lengths == [75] * full + ([rest] if rest else [])

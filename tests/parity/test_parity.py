@@ -46,10 +46,10 @@ def ours(name: str, layout: str) -> Model:
     return load(str(getattr(MODELS[name](), layout)), CPU)
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
+def off(got: Tensor, expected: Tensor) -> float:
     """The largest miss, relative to the largest value."""
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -61,9 +61,9 @@ def test_text_embeddings_equal_transformers(name: str, layout: str) -> None:
     prompts = [prompt.replace("!", "?") for prompt in PROMPTS] if name == "sd2" else PROMPTS
     ids = tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
-        wanted = model.text(ids).last_hidden_state
+        expected = model.text(ids).last_hidden_state
         got = ours(name, layout).text.encode(prompts).tokens
-    assert off(got, wanted) < 1e-5
+    assert off(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -71,17 +71,17 @@ def test_unet_equals_diffusers(name: str, layout: str) -> None:
     x, tokens = torch.randn(2, 4, 16, 16), torch.randn(2, 77, ours(name, layout).text.config.width)
     time = torch.tensor([981.0, 3.5])
     with torch.no_grad():
-        wanted = MODELS[name]().unet(x, time, tokens).sample
+        expected = MODELS[name]().unet(x, time, tokens).sample
         got = ours(name, layout).network(x, time, Cond(tokens))
-    assert off(got, wanted) < 1e-5
+    assert off(got, expected) < 1e-5
 
 
 def test_unet_equals_diffusers_at_odd_sizes() -> None:
     x, tokens, time = torch.randn(1, 4, 9, 13), torch.randn(1, 77, 32), torch.tensor([500.0])
     with torch.no_grad():
-        wanted = tiny.sd1().unet(x, time, tokens).sample
+        expected = tiny.sd1().unet(x, time, tokens).sample
         got = ours("sd1", "file").network(x, time, Cond(tokens))
-    assert off(got, wanted) < 1e-5
+    assert off(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -195,7 +195,7 @@ def test_final_latents_equal_diffusers(
     process = model.family.process.build()
     levels = SCHEDULES[schedule](process, STEPS)
     karras = schedule == "karras"
-    wanted = final_latent_of_diffusers(name, theirs, levels, setting, plain, karras)
+    expected = final_latent_of_diffusers(name, theirs, levels, setting, plain, karras)
     negative, positive = (Cond(tokens[None]) for tokens in encoded(name))
     predict = Predictor(model.network, process, PREDICTIONS[model.family.prediction])
     denoise = guided(predict, lambda _: positive, lambda _: negative, CFG)
@@ -206,7 +206,7 @@ def test_final_latents_equal_diffusers(
 
     with torch.no_grad():
         *_, last = SAMPLERS[sampler](denoise, levels[0].sigma * noise(), levels, noise)
-    assert off(last.x, wanted) < 1e-4
+    assert off(last.x, expected) < 1e-4
 
 
 @pytest.mark.slow

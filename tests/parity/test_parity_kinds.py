@@ -1,4 +1,4 @@
-"""Kinds of SD 1 and XL apart from the plain ones: one pass, or a picture, as diffusers has it."""
+"""Variants of SD 1 and SDXL: one pass, or a picture, equals diffusers'."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,10 +37,10 @@ KINDS: dict[str, Mapping[str, object]] = {
 }
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
+def off(got: Tensor, expected: Tensor) -> float:
     """The largest miss, relative to the largest value."""
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,10 +62,10 @@ def test_one_pass_equals_diffusers_in_both_layouts(kind: str, tmp_path: Path) ->
     save_file(tiny.original(*parts, sd2=False), file)
     channels = int(str(unet.config["in_channels"]))
     x, tokens, time = torch.randn(2, channels, 8, 8), torch.randn(2, 77, 32), torch.tensor([501.0])
-    wanted = unet(x, time, tokens).sample
+    expected = unet(x, time, tokens).sample
     for path in (folder, file):
         network = load(str(path), CPU).network
-        assert off(network(x, time.expand(2), Cond(tokens)), wanted) < 1e-5
+        assert off(network(x, time.expand(2), Cond(tokens)), expected) < 1e-5
 
 
 def test_an_xl_of_velocity_and_zero_snr_draws_like_diffusers(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_xl_of_velocity_and_zero_snr_draws_like_diffusers(tmp_path: Path) -> 
     level = noise_levels(model, request, rules(request))[0]
     assert (level.alpha, level.sigma) == (0.0, 1.0)
     noise = fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
-    wanted = pipeline(
+    expected = pipeline(
         request.prompt,
         negative_prompt=request.negative,
         height=request.height,
@@ -103,4 +103,4 @@ def test_an_xl_of_velocity_and_zero_snr_draws_like_diffusers(tmp_path: Path) -> 
         latents=noise,
         output_type="latent",
     ).images
-    assert off(last.x, wanted) < 1e-4
+    assert off(last.x, expected) < 1e-4

@@ -65,10 +65,10 @@ def theirs(name: str) -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
+def off(got: Tensor, expected: Tensor) -> float:
     """The largest miss, relative to the largest value."""
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 @pytest.mark.parametrize("words", PROMPTS)
@@ -93,10 +93,10 @@ def test_sizes_equal_diffusers(name: str, layout: str) -> None:
     [(_, positive)], [(_, negative)] = encode(ours(name, layout), REQUEST, rules(REQUEST))
     assert positive.size_ids is not None and negative.size_ids is not None
     start = [96, 64, 0, 0]
-    wanted = ([6.0], [2.5]) if name == "refiner" else ([96, 64], [96, 64])
+    expected = ([6.0], [2.5]) if name == "refiner" else ([96, 64], [96, 64])
     assert (positive.size_ids.tolist(), negative.size_ids.tolist()) == (
-        [start + wanted[0]],
-        [start + wanted[1]],
+        [start + expected[0]],
+        [start + expected[1]],
     )
 
 
@@ -110,17 +110,17 @@ def test_unet_equals_diffusers(name: str, layout: str) -> None:
     sizes = sizes[:, : config.sizes]
     told = {"text_embeds": pooled, "time_ids": sizes}
     with torch.no_grad():
-        wanted = MODELS[name]().unet(x, time, tokens, added_cond_kwargs=told).sample
+        expected = MODELS[name]().unet(x, time, tokens, added_cond_kwargs=told).sample
         got = network(x, time, Cond(tokens, pooled, sizes))
-    assert off(got, wanted) < 1e-5
+    assert off(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "layout"), [("base", "folder"), ("base", "file")])
 def test_vae_equals_diffusers(name: str, layout: str) -> None:
     latents = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        wanted = MODELS[name]().vae.decode(latents / tiny_xl.SCALING).sample
-        assert off(ours(name, layout).vae.decode(latents), wanted) < 1e-5
+        expected = MODELS[name]().vae.decode(latents / tiny_xl.SCALING).sample
+        assert off(ours(name, layout).vae.decode(latents), expected) < 1e-5
 
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
@@ -140,7 +140,7 @@ def test_final_latents_equal_diffusers(name: str, layout: str, negative: str, sa
     level = noise_levels(model, request, rules(request))[0]
     x = level.sigma * fresh_noise([request], rules(request), (4, 24, 16), torch.device("cpu"))()
     x = x / level.alpha if sampler == "euler" else x
-    wanted = pipeline(
+    expected = pipeline(
         request.prompt,
         negative_prompt=negative or None,
         height=96,
@@ -150,7 +150,7 @@ def test_final_latents_equal_diffusers(name: str, layout: str, negative: str, sa
         latents=x / pipeline.scheduler.init_noise_sigma,
         output_type="latent",
     ).images
-    assert off(last.x, wanted) < 1e-4
+    assert off(last.x, expected) < 1e-4
 
 
 def scheduler(sampler: str) -> SchedulerMixin:
@@ -192,8 +192,8 @@ def test_refiner_draws_like_diffusers() -> None:
         out = pipeline.unet(
             torch.cat([x, x]), time, torch.cat([away, tokens]), added_cond_kwargs=both
         ).sample
-        without, wanted = out.chunk(2)
-        x = steps.step(without + 7.5 * (wanted - without), time, x).prev_sample
+        without, expected = out.chunk(2)
+        x = steps.step(without + 7.5 * (expected - without), time, x).prev_sample
     assert off(last.x, x) < 1e-4
 
 
@@ -213,7 +213,7 @@ def test_batch_of_several_chunks_equals_each_alone() -> None:
             assert off(together.x[index : index + 1], alone.x) < 1e-5
 
 
-def test_chunks_are_encoded_for_themselves_and_the_first_speaks_for_all() -> None:
+def test_chunks_are_encoded_independently_and_pooled_is_the_first_ones() -> None:
     model = ours("base", "file")
     words = " ".join(["apple"] * 75)
     with torch.no_grad():

@@ -98,10 +98,7 @@ class Tokenizer:
 
     def units(self, prompt: str) -> list[list[int]]:
         """Token ids of a prompt, in groups that no chunk may split: tokens, textual inversions."""
-        units: list[list[int]] = []
-        if not self.embedding_ids:
-            return [[index] for index in self.tokens(prompt)]
-        end = 0
+        units, end = list[list[int]](), 0
         for start, after, word in find_words(self.embedding_ids, prompt):
             units += [[index] for index in self.tokens(prompt[end:start])]
             units.append(self.embedding_ids[word])
@@ -125,10 +122,6 @@ class Tokenizer:
         for span in spans(prompt, rules.grammar):
             if span.starts_chunk:
                 chunks.append([])
-            ids = [] if self.embedding_ids else self.tokens(span.text)
-            if ids and len(chunks[-1]) + len(ids) <= capacity:  # the usual case: it fits
-                chunks[-1] += [(index, span.weight) for index in ids]
-                continue
             for unit in self.units(span.text):
                 if len(chunks[-1]) + len(unit) > capacity:
                     backtrack = rules.backtrack if len(chunks[-1]) == capacity else 0

@@ -83,7 +83,9 @@ def test_large_maps_are_transformed_and_small_ones_packed() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (4, 4), (9, 9)])
-def test_a_changed_filter_is_laid_out_anew_and_back_to_the_same_bits(size: tuple[int, int]) -> None:
+def test_a_changed_filter_is_laid_out_again_and_back_to_the_same_bits(
+    size: tuple[int, int],
+) -> None:
     layer, x = conv(), draw(1, 64, *size)
     with torch.inference_mode():
         before, own = layer(x), layer.weight.clone()
@@ -96,7 +98,7 @@ def test_a_changed_filter_is_laid_out_anew_and_back_to_the_same_bits(size: tuple
         assert torch.equal(layer(x), before)
 
 
-def test_an_optimised_convolution_still_learns() -> None:
+def test_an_optimised_convolution_has_gradients() -> None:
     layer = conv()
     layer(draw(1, 64, 16, 16)).sum().backward()
     assert layer.weight.grad is not None
@@ -149,7 +151,7 @@ def test_keys_follow_a_lora() -> None:
 
 
 @torch.inference_mode()
-def test_an_optimised_unet_tells_the_same(unet: UNet) -> None:
+def test_an_optimised_unet_gives_the_same(unet: UNet) -> None:
     x, time, cond = draw(2, 4, 16, 16), torch.full((2,), 400.0), Cond(draw(2, 7, 16, seed=1))
     own = unet(x, time, cond)
     optimize(unet, QUICK)
@@ -159,7 +161,7 @@ def test_an_optimised_unet_tells_the_same(unet: UNet) -> None:
 
 
 @torch.inference_mode()
-def test_latents_are_shared_by_the_texts_of_a_pair(unet: UNet) -> None:
+def test_latents_are_broadcast_to_a_pair_of_texts(unet: UNet) -> None:
     x, time, cond = draw(2, 4, 16, 16), torch.full((2,), 400.0), Cond(draw(4, 7, 16, seed=1))
     apart = unet(torch.cat([x, x]), torch.cat([time, time]), cond)
     torch.testing.assert_close(unet(x, time, cond), apart, atol=1e-5, rtol=0)
@@ -205,7 +207,7 @@ def test_parameters_keep_their_names(unet: UNet) -> None:
     assert list(unet.state_dict()) == names
 
 
-def test_what_a_plan_keeps_is_known_before(unet: UNet) -> None:
+def test_the_bytes_of_a_plan_are_known_before(unet: UNet) -> None:
     expected = bytes_needed(unet, 32, 32, QUICK)
     optimize(unet, QUICK)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A recorded network gives what the network gives, for each shape; what fails is told once."""
+"""A recorded network gives what the network gives, for each shape; a failure is warned of once."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,75 +58,75 @@ def inputs(batch: int, seed: int = 0, pooled: bool = False) -> tuple[Tensor, Ten
 
 def test_replays_give_what_the_network_gives_and_keep_it() -> None:
     network, made = Net(), list[Work]()
-    quick = CudaGraphed(network, pytest.fail, recorder(made))
-    quick.drop_stale()
+    graphed = CudaGraphed(network, pytest.fail, recorder(made))
+    graphed.drop_stale()
     results = []
     for seed in range(3):
         for batch in (1, 2):
             for pooled in (True, False):
                 given = inputs(batch, seed, pooled)
-                results.append((quick(*given), network(*given)))
+                results.append((graphed(*given), network(*given)))
     assert len(made) == 4  # one a shape
-    assert all(torch.equal(found, wanted) for found, wanted in results)
+    assert all(torch.equal(found, expected) for found, expected in results)
 
 
-def test_what_is_kept_of_a_look_goes_in_and_out_of_recordings() -> None:
+def test_deepcache_features_go_in_and_out_of_recordings() -> None:
     class Deep(Net):
         def forward(
-            self, x: Tensor, time: Tensor, cond: Cond, kept: FeatureCache | None = None
+            self, x: Tensor, time: Tensor, cond: Cond, cache: FeatureCache | None = None
         ) -> Tensor:
-            kept = FeatureCache() if kept is None else kept
-            kept.features = 3 * x if kept.features is None else kept.features
-            return super().forward(x, time, cond) + kept.features
+            cache = FeatureCache() if cache is None else cache
+            cache.features = 3 * x if cache.features is None else cache.features
+            return super().forward(x, time, cond) + cache.features
 
     network, made = Deep(), list[Work]()
-    quick = CudaGraphed(network, pytest.fail, recorder(made))
+    graphed = CudaGraphed(network, pytest.fail, recorder(made))
     for seed in (1, 2):
         ours, own = FeatureCache(), FeatureCache()
         first, second = inputs(1, seed), inputs(1, seed + 5)
         for given in (first, second, first):
-            assert torch.equal(quick(*given, ours), network(*given, own))
+            assert torch.equal(graphed(*given, ours), network(*given, own))
             assert ours.features is not None and torch.equal(ours.features, 3 * first[0])
-        assert torch.equal(quick(*second), network(*second))
+        assert torch.equal(graphed(*second), network(*second))
     assert len(made) == 3  # that makes it, that goes by it, that does neither
 
 
-def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew() -> None:
+def test_weights_changed_in_place_are_seen_and_moved_ones_recorded_again() -> None:
     network, made = Net(), list[Work]()
-    quick = CudaGraphed(network, pytest.fail, recorder(made))
-    quick.drop_stale()
+    graphed = CudaGraphed(network, pytest.fail, recorder(made))
+    graphed.drop_stale()
     given = inputs(1, 3)
-    quick(*given)
+    graphed(*given)
     with torch.no_grad():
         network.weight.mul_(2)
-    quick.drop_stale()
-    assert torch.equal(quick(*given), network(*given))
+    graphed.drop_stale()
+    assert torch.equal(graphed(*given), network(*given))
     assert len(made) == 1
     network.weight = nn.Parameter(torch.full((), 5.0))
-    quick.drop_stale()
-    assert torch.equal(quick(*given), network(*given))
+    graphed.drop_stale()
+    assert torch.equal(graphed(*given), network(*given))
     assert len(made) == 2
 
 
 def test_only_some_shapes_are_kept() -> None:
     made = list[Work]()
-    quick = CudaGraphed(Net(), pytest.fail, recorder(made))
+    graphed = CudaGraphed(Net(), pytest.fail, recorder(made))
     for batch in [*range(1, cuda_graph.MAX_RECORDINGS + 2), cuda_graph.MAX_RECORDINGS + 1, 1]:
-        quick(*inputs(batch))
+        graphed(*inputs(batch))
     assert len(made) == cuda_graph.MAX_RECORDINGS + 2
 
 
-def test_a_recording_that_fails_is_told_once_and_the_network_runs_as_it_is() -> None:
-    told: list[str] = []
+def test_a_failed_recording_is_warned_of_once_and_the_network_runs_as_it_is() -> None:
+    warnings: list[str] = []
 
     def broken(work: Work) -> tuple[Callable[[], None], Outputs]:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     network = Net()
-    quick = CudaGraphed(network, told.append, broken)
+    graphed = CudaGraphed(network, warnings.append, broken)
     for _ in range(2):
-        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
-    assert told == [cuda_graph.NOT_RECORDED.format("operation not permitted")]
+        assert torch.equal(graphed(*inputs(1, 2)), network(*inputs(1, 2)))
+    assert warnings == [cuda_graph.NOT_RECORDED.format("operation not permitted")]
 
 
 def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None:
@@ -140,23 +140,23 @@ def test_without_room_for_a_recording_the_next_shape_is_still_recorded() -> None
         return inner(work)
 
     network = Net()
-    quick = CudaGraphed(network, pytest.fail, narrow)
+    graphed = CudaGraphed(network, pytest.fail, narrow)
     for _ in range(2):
-        assert torch.equal(quick(*inputs(1, 2)), network(*inputs(1, 2)))
+        assert torch.equal(graphed(*inputs(1, 2)), network(*inputs(1, 2)))
     assert len(made) == 2
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, AssertionError, Exception])
-def test_compiling_is_told_once_a_shape_and_its_failure_once(
+def test_compiling_is_reported_once_a_shape_and_its_failure_once(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    told: list[str] = []
+    warnings: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
     network = Net()
-    quick = CudaGraphed(network, told.append, compile_cache="a folder")
+    graphed = CudaGraphed(network, warnings.append, compile_cache="a folder")
     for batch in (1, 2, 1):
-        assert torch.equal(quick(*inputs(batch, 1)), network(*inputs(batch, 1)))
-    assert len(told) == 2 and "a folder" in told[0] and " s for this size" in told[0]
+        assert torch.equal(graphed(*inputs(batch, 1)), network(*inputs(batch, 1)))
+    assert len(warnings) == 2 and "a folder" in warnings[0] and " s for this size" in warnings[0]
 
     def failing(work: Work, dynamic: bool) -> Callable[..., Tensor]:
         def run(*values: Tensor) -> Tensor:
@@ -165,10 +165,10 @@ def test_compiling_is_told_once_a_shape_and_its_failure_once(
         return run
 
     monkeypatch.setattr(torch, "compile", failing)
-    other = CudaGraphed(network, told.append, compile_cache="a folder")
+    other = CudaGraphed(network, warnings.append, compile_cache="a folder")
     for batch in (1, 2):
         assert torch.equal(other(*inputs(batch, 1)), network(*inputs(batch, 1)))
-    assert told[2:] == [cuda_graph.NOT_COMPILED.format("no compiler")]
+    assert warnings[2:] == [cuda_graph.NOT_COMPILED.format("no compiler")]
 
 
 def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
@@ -176,9 +176,9 @@ def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
     [plain] = generate(SMALL, model)
     model.graphed = CudaGraphed(model.network, pytest.fail, recorder(made))
     try:
-        [quick] = generate(SMALL, model)
+        [graphed] = generate(SMALL, model)
         [other] = generate(replace(SMALL, seed=5), model)
     finally:
         model.graphed = None
-    assert quick.tobytes() == plain.tobytes() != other.tobytes()
+    assert graphed.tobytes() == plain.tobytes() != other.tobytes()
     assert len(made) == 1

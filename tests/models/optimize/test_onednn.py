@@ -79,7 +79,7 @@ def test_a_packed_product_gives_the_same(shape: tuple[int, ...], bias: bool) -> 
     near(layers(wide[..., :24]), own)  # as a view of something larger
 
 
-def test_weights_that_change_or_want_gradients_are_seen() -> None:
+def test_changed_weights_and_gradients_are_seen() -> None:
     layers = nn.Sequential(Conv2d(8, 8, 3, padding=1), Conv2d(8, 8, 1), Linear(4, 4))
     layers.to(HALF)
     x = draw(1, 8, 4, 4).to(HALF)
@@ -99,7 +99,7 @@ def test_weights_that_change_or_want_gradients_are_seen() -> None:
     assert all(layer.weight.grad is not None for layer in layers)
 
 
-def test_a_quantised_matrix_multiplies_in_its_own_way() -> None:
+def test_a_quantised_matrix_is_not_packed() -> None:
     class Other(Tensor):
         """Stands for torchao's."""
 
@@ -131,7 +131,7 @@ def test_a_packed_unet_computes_the_same() -> None:
 
 
 @torch.inference_mode()
-def test_a_network_in_another_precision_is_as_if_it_had_always_been_in_it() -> None:
+def test_a_cast_network_computes_as_if_loaded_in_that_dtype() -> None:
     torch.manual_seed(2)
     with torch.inference_mode(False):
         unet = UNet(SMALL).eval().to(HALF)
@@ -163,7 +163,7 @@ def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @torch.inference_mode()
-def test_what_is_kept_is_known_before() -> None:
+def test_the_bytes_of_packed_weights_are_known_before() -> None:
     with torch.inference_mode(False):
         unet = UNet(replace(SMALL, channels=(64, 96))).to(HALF)
     for side in (32, 48):  # at 48 the first level's filters are not worth a copy
@@ -178,7 +178,7 @@ def test_what_is_kept_is_known_before() -> None:
 
 
 @torch.inference_mode()
-def test_a_decoder_is_made_quick_where_bf16_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_is_packed_where_the_cpu_has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(4)
     with torch.inference_mode(False):
         vae = VAE(VAEConfig(channels=(64, 64), layers=1)).eval().to(HALF)

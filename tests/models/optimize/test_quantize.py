@@ -31,15 +31,15 @@ def test_the_error_is_that_of_eight_bits(sd1_folder: Path, kind: str, most: floa
     x, time, cond = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0), Cond(torch.randn(2, 77, 32))
     exact = load(str(sd1_folder), CPU).network
     model = load(str(sd1_folder), replace(CPU, quantize=kind))
-    wanted, found = exact(x, time, cond), model.network(x, time, cond)
-    error = (found - wanted).norm() / wanted.norm()
+    expected, found = exact(x, time, cond), model.network(x, time, cond)
+    error = (found - expected).norm() / expected.norm()
     assert 0 < error < most
     model.adapters.paths = replace(model.adapters.paths, loras={"x": Path("x.safetensors")})
     with pytest.raises(BadRequest, match="--quantize makes weights too narrow for a LoRA"):
         resolve_adapters(model, replace(SMALL, loras=(Lora("x"),)))
 
 
-def test_a_record_tells_it(draw: Command) -> None:
+def test_a_record_says_so(draw: Command) -> None:
     pytest.importorskip("torchao")
     outcome = draw("a", "--seed", "1", "--quantize", "int8", "-o", "x.png")
     assert outcome.code == 0, outcome.err
@@ -47,7 +47,7 @@ def test_a_record_tells_it(draw: Command) -> None:
     assert environment["dtype"] == "unet=float32/int8,vae=float32,text=float32"
 
 
-def test_without_torchao_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchao_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(BadRequest, match=r'needs torchao.*pip install "txt2img\[quantize\]"'):
         quantize(torch.nn.Linear(2, 2), "int8")
@@ -69,7 +69,7 @@ def test_what_cannot_be_is_refused(draw: Command, options: tuple[str, ...], mess
     assert message in outcome.err
 
 
-def test_the_terminal_hears_nothing_of_torchaos_kernels() -> None:
+def test_torchaos_warnings_are_silenced() -> None:
     pytest.importorskip("torchao")
     lines = (
         "import torch",

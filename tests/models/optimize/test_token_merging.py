@@ -1,4 +1,4 @@
-"""Tokens that attend as one: which, as what, and that alike ones lose nothing by it."""
+"""Token merging: which tokens are merged, how they attend, and that equal ones lose nothing."""
 
 from collections import deque
 from dataclasses import replace
@@ -19,11 +19,11 @@ from txt2img.request import Request, Sampler
 from txt2img.weights.model import Model
 
 
-def test_the_one_most_like_a_token_that_stays_joins_it() -> None:
+def test_the_most_similar_token_is_merged() -> None:
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.2], [-1.0, 0.0]]])  # a map of 2×2
     merged = merge(x, 2, 2, 0.25)
-    wanted = torch.tensor([[[1.5, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
-    torch.testing.assert_close(merged.tokens, wanted)
+    expected = torch.tensor([[[1.5, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
+    torch.testing.assert_close(merged.tokens, expected)
     assert merged.counts.tolist() == [[2, 1, 1]]
     assert merged.positions.tolist() == [[0, 1, 0, 2]]
     back = merged.unmerge(torch.tensor([[[5.0], [6.0], [7.0]]]))
@@ -32,7 +32,7 @@ def test_the_one_most_like_a_token_that_stays_joins_it() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 5), (1, 7), (2, 2)])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_all_tokens_are_in_exactly_one(height: int, width: int, ratio: float) -> None:
+def test_every_token_is_in_exactly_one_merged_token(height: int, width: int, ratio: float) -> None:
     x = torch.randn(2, height * width, 6, generator=torch.Generator().manual_seed(1))
     merged = merge(x, height, width, ratio)
     stays = -(-height // 2) * -(-width // 2)
@@ -44,7 +44,7 @@ def test_all_tokens_are_in_exactly_one(height: int, width: int, ratio: float) ->
     torch.testing.assert_close(merged.tokens, sums / merged.counts[..., None])
 
 
-def test_rows_are_merged_each_by_itself() -> None:
+def test_rows_of_a_batch_are_merged_independently() -> None:
     x = torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(1))
     whole = merge(x, 4, 4, 0.5)
     for row in range(3):
@@ -53,7 +53,7 @@ def test_rows_are_merged_each_by_itself() -> None:
         torch.testing.assert_close(alone.tokens[0], whole.tokens[row])
 
 
-def test_what_counts_twice_attends_as_two() -> None:
+def test_a_token_of_count_two_attends_as_two() -> None:
     draw = torch.Generator().manual_seed(1)
     q, k, v = torch.randn(3, 1, 4, 6, generator=draw)
     counts = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
@@ -92,7 +92,7 @@ def unet() -> UNet:
 
 
 @torch.inference_mode()
-def test_the_largest_maps_that_attend_are_merged_until_it_is_taken_back(unet: UNet) -> None:
+def test_the_largest_maps_with_attention_are_merged_until_reset(unet: UNet) -> None:
     x, time = torch.randn(1, 4, 16, 16), torch.tensor([500.0])
     cond, sizes = Cond(torch.randn(2, 3, 8)), list[int]()
 
@@ -121,7 +121,7 @@ def latents(model: Model, *requests: Request) -> Tensor:
     return state.x
 
 
-def test_a_picture_is_drawn_so_and_the_next_one_is_not(sd1_model: Model) -> None:
+def test_one_picture_is_drawn_with_it_and_the_next_without(sd1_model: Model) -> None:
     request = replace(SMALL, sampler=Sampler.EULER)
     plain = latents(sd1_model, request)
     both = [replace(request, token_merging=0.5, seed=seed) for seed in (request.seed, 2)]

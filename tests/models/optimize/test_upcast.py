@@ -101,7 +101,7 @@ def test_a_feed_forward_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @torch.no_grad()
-def test_a_prepared_filter_that_stays_as_stored_is_the_same(dtype: torch.dtype) -> None:
+def test_an_optimised_filter_in_its_stored_dtype_gives_the_same(dtype: torch.dtype) -> None:
     layer = Conv2d(64, 64, 3, padding=1)
     layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
     first = Conv2d(64, 64, 1)  # in float32: a network is asked for its precision there
@@ -118,7 +118,7 @@ def test_a_prepared_filter_that_stays_as_stored_is_the_same(dtype: torch.dtype) 
         assert layer.optimized is upcast_conv2d and layer.weight.dtype == dtype
 
 
-def test_filters_are_not_held_twice_and_a_lora_in_one_is_not_rounded(stored: Path) -> None:
+def test_filters_keep_their_stored_dtype_and_a_lora_in_one_is_not_rounded(stored: Path) -> None:
     model = load(str(stored), choose("cpu"))
     narrow = stored_dtype_weights(model.network)
     assert narrow
