@@ -63,15 +63,12 @@ def _dispatch(arguments: Sequence[str]) -> int:
         function, epilog = registry.command(name)
         # generate reports a second prompt itself: quotes are missing.
         settings = {"allow_extra_args": name == "generate"}
-        app.command(epilog=epilog, context_settings=settings, cls=_class_of(name))(function)
+        # Only generate reads config.toml.
+        cls = ConfiguredCommand if name == "generate" else SectionedCommand
+        app.command(epilog=epilog, context_settings=settings, cls=cls)(function)
     program = f"txt2img {name}" if named else "txt2img"
     command = typer.main.get_command(app)
     return int(command.main(list(rest), prog_name=program, standalone_mode=False) or 0)
-
-
-def _class_of(name: str) -> type[SectionedCommand]:
-    """The class of a command; only generate reads config.toml."""
-    return ConfiguredCommand if name == "generate" else SectionedCommand
 
 
 def _app(completion: bool = False) -> typer.Typer:

@@ -55,14 +55,10 @@ def message_for(error: typer.TyperException, command: str = "") -> str:
 def _unknown_option(got: str, possibilities: Iterable[str], command: str) -> str:
     name = f"txt2img {command}".strip()
     spelled = got.replace("_", "-")
-    near = ", ".join(_nearest_first(spelled, possibilities))
+    nearest = sorted(possibilities, key=lambda o: -SequenceMatcher(None, spelled, o).ratio())
+    near = ", ".join(nearest)
     hint = OTHER_PROGRAMS_OPTIONS.get(spelled) if not command else None
     hint = hint or (f"did you mean {near}?" if near else f"{name} --help lists them")
     if not command and not got.startswith("--"):
         hint += "; a prompt that begins with a hyphen goes last, after --"
     return f"no option {shown(got)}; {hint}"
-
-
-def _nearest_first(got: str, names: Iterable[str]) -> list[str]:
-    """Options, the most similar to what was got first."""
-    return sorted(names, key=lambda name: -SequenceMatcher(None, got, name).ratio())

@@ -50,7 +50,8 @@ def _choose_plan(
         memory.cpu_budget = int(PART * resources.available())
     budget = memory.cpu_budget * (NETWORK if name == "unet" else 1 - NETWORK)
     best = CpuPlan(evaluations)
-    needs = {p: bytes_needed(network, *size, p) for p in (best, *cheaper_plans(best))}
+    cheaper = replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)
+    needs = {p: bytes_needed(network, *size, p) for p in (best, *cheaper)}
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= budget), None)
     if plan is best:
         resources.keep_heap()
@@ -58,8 +59,3 @@ def _choose_plan(
         less = needs[best] - (0 if plan is None else needs[plan])
         memory.warn(SLOWER.format(network=name, size=format_size(less)))
     return plan
-
-
-def cheaper_plans(best: CpuPlan) -> tuple[CpuPlan, ...]:
-    """Plans that take less memory than the best, in turn; none packs small filters."""
-    return replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)

@@ -176,7 +176,11 @@ NETWORKS = {
 def family_name(network: UNetConfig) -> str:
     """The name of the family that has a network, with its purpose. Raises UnknownLayout."""
     if network.extra_channels and network.extra_channels not in EXTRA_INPUTS:
-        raise UnknownLayout(unsupported_unet(network.in_channels, network.out_channels))
+        inputs, outputs = network.in_channels, network.out_channels
+        what = {5: "a depth model", 7: "an upscaler"}.get(inputs, "a model of an unknown kind")
+        raise UnknownLayout(
+            f"this is {what} ({inputs} channels in, {outputs} out), which is not supported yet"
+        )
     plain = replace(network, in_channels=network.out_channels, scale_width=0)
     known = [name for name, other in NETWORKS.items() if other == plain]
     return " ".join(
@@ -230,10 +234,3 @@ def default_schedule(process: ProcessConfig) -> Schedule:
     if process.kind == "flow":
         return Schedule.FLOW
     return Schedule.TRAILING if process.zero_snr else Schedule.KARRAS
-
-
-def unsupported_unet(inputs: int, outputs: int) -> str:
-    """The message for a U-Net with input channels of an unsupported purpose."""
-    kinds = {5: "a depth model", 7: "an upscaler"}
-    what = kinds.get(inputs, "a model of an unknown kind")
-    return f"this is {what} ({inputs} channels in, {outputs} out), which is not supported yet"

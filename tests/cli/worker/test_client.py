@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from txt2img.cli import app, daemon, names
+from txt2img.cli import app, daemon, registry
 from txt2img.cli.commands.worker import ask
 from txt2img.cli.terminal.signals import Stopped, StopSignal
 from txt2img.cli.worker import client, protocol
@@ -324,7 +324,7 @@ def test_processes_of_a_launch_and_completions_use_no_worker() -> None:
 
 
 def test_commands_that_do_not_draw_use_no_worker() -> None:
-    assert {*names.NAMES} - {"generate", "replay"} == client.COMMANDS_WITHOUT_WORKER
+    assert {*registry.NAMES} - {"generate", "replay"} == client.COMMANDS_WITHOUT_WORKER
 
 
 @pytest.mark.parametrize(

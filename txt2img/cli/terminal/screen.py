@@ -35,7 +35,7 @@ def detect_protocol(environ: Mapping[str, str]) -> str:
             return environ[name]
     if term in ("", "dumb", "unknown"):
         return "off"
-    if not multiplexed(environ):
+    if "TMUX" not in environ and not _in(("tmux", "screen"), term):  # which pass no pictures on
         if "KITTY_WINDOW_ID" in environ or "KONSOLE_VERSION" in environ or _in(KITTY, term):
             return "kitty"
         if program == "ghostty":
@@ -45,11 +45,6 @@ def detect_protocol(environ: Mapping[str, str]) -> str:
         if _in(SIXEL, term):
             return "sixel"
     return "off" if environ.get("NO_COLOR") else "blocks"
-
-
-def multiplexed(environ: Mapping[str, str]) -> bool:
-    """Whether tmux or screen is in between, which pass no pictures on."""
-    return "TMUX" in environ or _in(("tmux", "screen"), environ.get("TERM", ""))
 
 
 def truecolor(environ: Mapping[str, str]) -> bool:

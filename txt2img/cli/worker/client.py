@@ -55,13 +55,8 @@ def idle_seconds(arguments: Sequence[str]) -> int | None:
         return None
     if OPTIONS_WITHOUT_WORKER & set(arguments) or ENV_WITHOUT_WORKER & set(os.environ):
         return None
-    text = option_value(arguments, KEEP_ALIVE) or environment_time() or configured_time(arguments)
-    return seconds_in(text)
-
-
-def environment_time() -> str:
-    """The time that the environment gives; empty if none."""
-    return next((text for name in VARIABLES if (text := os.environ.get(name))), "")
+    texts = [option_value(arguments, KEEP_ALIVE), *map(os.environ.get, VARIABLES)]
+    return seconds_in(next(filter(None, texts), "") or configured_time(arguments))
 
 
 def configured_time(arguments: Sequence[str]) -> str:
