@@ -146,14 +146,14 @@ def test_a_name_of_another_familys_latents_is_warned_of(
 
 def test_the_warning_is_shown(draw: Command, other: AutoencoderTiny, folder: Path) -> None:
     path = as_decoder(other, folder).rename("taesdxl_decoder.safetensors")
-    for option in ("--vae", "--preview-vae"):
-        outcome = draw("x", "--seed", "1", option, str(path), "-o", "x.png", "--overwrite")
+    for options in (("--vae",), ("--save-steps", "--preview-vae")):
+        outcome = draw("x", "--seed", "1", *options, str(path), "-o", "x.png", "--overwrite")
         assert "seems made for SDXL; this model's latents are SD 1 and SD 2's" in outcome.err
 
 
 def test_it_is_no_model(command: Command, other: AutoencoderTiny, folder: Path) -> None:
     for write in (as_decoder, as_diffusers_file):
-        refused(command("x", "-m", str(write(other, folder))), 1, "(TAESD), which --vae takes")
+        refused(command("x", "-m", str(write(other, folder))), 1, "(TAESD): use it with --vae")
 
 
 def encoder_alone(state: State) -> None:
