@@ -235,8 +235,47 @@ def test_every_programs_form_says_the_same(line: str) -> None:
     )
 
 
-def test_a_random_seed_elsewhere_is_the_command_lines_here() -> None:
-    assert one("--prompt x --seed -1").seed == 1
+@pytest.mark.parametrize("line", ["--prompt x --seed -1", '{"prompt": "x", "seed": -1}'])
+def test_a_random_seed_of_a_line_is_its_own(line: str) -> None:
+    assert one(line).seed is None
+
+
+def test_options_without_effect_are_skipped_with_a_note() -> None:
+    text = (
+        "a --do_not_save_grid true --seed 3\n"
+        "b --prompt_for_display x y --subseed -1 --seed_resize_from_h 0 --restore_faces false\n"
+        "# c\n"
+        "d --do_not_save_grid false\n"
+    )
+    file = prompt_file.parse_prompts(text, BASE, "p.txt")
+    assert file.requests == [Request(p, steps=9, seed=s) for p, s in (("a", 3), ("b", 1), ("d", 1))]
+    assert file.notes[0] == (
+        '"p.txt" line 1 and 1 more: --do_not_save_grid has no effect here and is skipped'
+    )
+    assert [note.split(": ")[0] for note in file.notes[1:]] == ['"p.txt" line 2'] * 3
+
+
+def test_options_of_kohya_may_be_capitals() -> None:
+    assert one("x --W 768 --H 512 --D 7 --L 5 --S 3 --N b") == Request(
+        "x", "b", width=768, height=512, seed=7, cfg=5.0, steps=3
+    )
+
+
+@pytest.mark.parametrize("option", ["--am 0.5", "--nl 3", "--ar 16:9", "--seed_resize_from_h 64"])
+def test_no_wild_guess_at_a_short_option(option: str) -> None:
+    with pytest.raises(BadRequest, match="line 1: no option") as error:
+        requests(f"x {option}")
+    assert "did you mean --eta" not in str(error.value)
+    assert "did you mean --rng" not in str(error.value)
+
+
+def test_json_lines_may_follow_plain_ones() -> None:
+    found = requests('a {x|y}\n{"prompt": "b", "seed": 7}\n{"quoted"|c} d\n')
+    assert [(one.prompt, one.seed) for one in found] == [
+        ("a {x|y}", 1),
+        ("b", 7),
+        ('{"quoted"|c} d', 1),
+    ]
 
 
 @pytest.mark.parametrize(

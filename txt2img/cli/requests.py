@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
+from random import Random
 
 from txt2img.cli import distributed
 from txt2img.cli.options.batch import BatchOptions
@@ -23,6 +24,8 @@ from txt2img.request.sweep import Sweep
 from txt2img.request.wildcards import Wildcards
 from txt2img.system import launcher
 from txt2img.system.text import shown
+
+SEEDS_SHOWN = 8  # random ones, in the note on them
 
 
 @dataclass
@@ -85,13 +88,32 @@ def from_arguments(
         batch.origins.append(origin)
     prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
     base = Request.from_json({**base.to_json(), **fields, **prompt})
-    seeded = distributed.seeded(base)
-    batch.requests, batch.model = [seeded], base.model
+    base, batch.model = replace(base, template="") if prompts_file is not None else base, base.model
+    requests = [base]
     if prompts_file is not None:
-        seeded = replace(seeded, template="")
-        file = read_prompts(prompts_file, sys.stdin.buffer, seeded, batch.skip_errors)
-        batch.requests, batch.errors = file.requests, file.errors
-    return _complete(batch, options.batch, seeded.seed if base.seed is None else None)
+        file = read_prompts(prompts_file, sys.stdin.buffer, base, batch.skip_errors)
+        requests, batch.errors, batch.notes = file.requests, file.errors, file.notes
+    batch.requests, random_seeds = _with_seeds(requests)
+    return _complete(batch, options.batch, random_seeds)
+
+
+def _with_seeds(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
+    """The requests, those without a seed with a random one each, and the random seeds.
+
+    The seeds follow from the first one, which all processes of a launch share.
+    """
+    blank = next((request for request in requests if request.seed is None), None)
+    if blank is None:
+        return list(requests), []
+    first = distributed.seeded(blank).seed
+    assert first is not None
+    random, seeded, seeds = Random(first), list[Request](), list[int]()
+    for request in requests:
+        if request.seed is None:
+            seeds.append(random.getrandbits(32) if seeds else first)
+            request = replace(request, seed=seeds[-1])
+        seeded.append(request)
+    return seeded, seeds
 
 
 def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
@@ -143,16 +165,16 @@ def too_many_prompts(words: Sequence[str]) -> str:
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 
-def _complete(batch: Batch, options: BatchOptions, random_seed: int | None = None) -> Batch:
-    """Add wildcards and the sweep, note the random seed, check the first picture. BadRequest."""
+def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:
+    """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
     if options.wildcards is not None:
         batch.wildcards = Wildcards(options.wildcards)
     if options.sweep:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
-    count, is_random = 0, False
+    count, is_random, known = 0, False, set(random_seeds)
     for request in batch.requests:
         count += min(request.count, 2)
-        is_random = is_random or (random_seed is not None and request.seed == random_seed)
+        is_random = is_random or request.seed in known
     batch.several = count > 1
     if is_random:
         launch = launcher.current()
@@ -164,7 +186,10 @@ def _complete(batch: Batch, options: BatchOptions, random_seed: int | None = Non
         ):
             if needs_seed:
                 raise BadRequest(f"{what} needs a known seed; give --seed, as in the first run")
-        batch.notes.append(f"seed {random_seed}")
+        listed = ", ".join(str(seed) for seed in random_seeds[:SEEDS_SHOWN])
+        more = "" if len(random_seeds) <= SEEDS_SHOWN else ", …"
+        each = "seed" if len(random_seeds) == 1 else "a random seed for each line:"
+        batch.notes.append(f"{each} {listed}{more}")
     if count:
         next(chain(batch.pictures(), [None]))  # raises what is wrong with the first one's wildcards
     return batch

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
@@ -18,16 +18,21 @@ from txt2img.system.text import shown
 SIZE_MAX = 2**26  # bytes
 HEADER_MAX = 1000  # characters of a first line that may be CSV's though the file's name is not
 _OBJECT = re.compile(r'\{\s*(["}]|$)')  # not {red|blue}: that is a prompt with alternatives
+_KEY = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')  # of a JSON object among plain lines
 _DELIMITERS = ",;\t"
 Line = tuple[int, str]  # its number, from 1, and its text
 
 
 @dataclass
 class PromptFile:
-    """The requests of a file, and the errors of lines that were skipped, by line number."""
+    """The requests of a file, the errors of lines that were skipped, by line number, and notes.
+
+    A request without a seed wants a random one of its own.
+    """
 
     requests: list[Request] = field(default_factory=list)
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_prompts(
@@ -53,17 +58,29 @@ def parse_prompts(
 ) -> PromptFile:
     """The requests of a text, as `read_prompts`; skips blank lines and comments (#)."""
     result = PromptFile()
-    for number, make in _makers(text, base, name):
+    skipped: list[str] = []
+    places: dict[str, list[int]] = {}  # of each option that is skipped
+    for number, make in _makers(text, base, name, skipped):
         try:
             result.requests.append(make())
+            for option in skipped:
+                places.setdefault(option, []).append(number)
         except BadRequest as error:
             numbered = BadRequest(f"{shown(name)} line {number}: {error}")
             if not skip_errors:
                 raise numbered from error
             result.errors[number] = numbered
+        skipped.clear()
+    result.notes = [_skipped_note(option, numbers, name) for option, numbers in places.items()]
     if not result.requests and not result.errors:
         raise BadRequest(f"{shown(name)} has no prompts: write one a line")
     return result
+
+
+def _skipped_note(option: str, numbers: Sequence[int], name: str) -> str:
+    """The note on an option that some lines have, and that asks for nothing."""
+    more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+    return f"{shown(name)} line {numbers[0]}{more}: {option} has no effect here and is skipped"
 
 
 def _decode(content: bytes, name: str) -> str:
@@ -81,7 +98,9 @@ def _decode(content: bytes, name: str) -> str:
         raise BadFile(message) from error
 
 
-def _makers(text: str, base: Request, name: str) -> Iterator[tuple[int, Callable[[], Request]]]:
+def _makers(
+    text: str, base: Request, name: str, skipped: list[str]
+) -> Iterator[tuple[int, Callable[[], Request]]]:
     """Each line's number and what makes its request."""
     lines: Iterator[Line] = enumerate(StringIO(text, newline=None), start=1)
     first = next((line for line in lines if line[1].strip()), None)
@@ -90,11 +109,14 @@ def _makers(text: str, base: Request, name: str) -> Iterator[tuple[int, Callable
     if delimiter := _delimiter(first, name):
         yield from _rows(first, lines, delimiter, base, name)
         return
-    convert = from_json if _OBJECT.match(first[1].lstrip()) else from_line
+    all_json = bool(_OBJECT.match(first[1].lstrip()))
     for number, line in (first, *lines):
         line = line.strip()
         if line and not line.startswith("#"):
-            yield number, partial(convert, line, base)
+            if all_json or _KEY.match(line):
+                yield number, partial(from_json, line, base)
+            else:
+                yield number, partial(from_line, line, base, skipped)
 
 
 def _delimiter(first: Line, name: str) -> str:

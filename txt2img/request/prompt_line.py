@@ -1,7 +1,7 @@
 """One line of a prompt file → a Request: options of several programs, a JSON object, a CSV row."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from txt2img.errors import BadRequest
 from txt2img.request.fields import FIELDS
@@ -21,6 +21,18 @@ OURS = {
 THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}
 OPTIONS = OURS | THEIRS | {"--batch-size": "times"}
 LONG = [option for option in OURS if option.startswith("--")]
+# A1111's options that ask for nothing here: always, or with these values.
+NO_EFFECT: Mapping[str, tuple[str, ...]] = {
+    "--restore-faces": ("false",),
+    "--do-not-save-samples": ("false",),
+    "--seed-resize-from-h": ("0", "-1"),
+    "--seed-resize-from-w": ("0", "-1"),
+    "--do-not-save-grid": (),
+    "--prompt-for-display": (),
+    "--outpath-samples": (),
+    "--outpath-grids": (),
+}
+SHORT_MAX = 5  # characters of other programs' short options, as --am
 TEXTS = ("prompt", "negative")
 Values = dict[str, object]
 
@@ -29,8 +41,11 @@ _OPTION = re.compile(r"(?:^|(?<=\s))(--[A-Za-z][\w-]*|-[nWH](?=\s))[=\s]?")
 _QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')(?=\s|$)""")
 
 
-def from_line(line: str, base: Request) -> Request:
-    """The request of `a prompt --seed 7 --cfg 5`. BadRequest for an unknown or bad option."""
+def from_line(line: str, base: Request, skipped: list[str] | None = None) -> Request:
+    """The request of `a prompt --seed 7 --cfg 5`. BadRequest for an unknown or bad option.
+
+    Options that were skipped, since they ask for nothing, are appended to `skipped`.
+    """
     quoted = _QUOTED.match(line)
     first = _OPTION.search(line, quoted.end() if quoted else 0)
     end = first.start() if first else len(line)
@@ -40,11 +55,14 @@ def from_line(line: str, base: Request) -> Request:
         assert option is not None
         text, end = _value(line, option.end())
         name = option[1] if option[1] in OURS else option[1].replace("_", "-")
-        if (name, text.lower()) == ("--restore-faces", "false"):  # A1111 writes what is off
+        if name not in OPTIONS:
+            name = name.lower()  # kohya's may be written in capitals
+        if name in NO_EFFECT and text.lower() in (NO_EFFECT[name] or (text.lower(),)):
+            if skipped is not None:
+                skipped.append(option[1])
             continue
         if name not in OPTIONS:
-            hint = nearest_or_all(name, LONG)
-            raise BadRequest(f"no option {shown(option[1])} for a line{hint}")
+            raise BadRequest(f"no option {shown(option[1])} for a line{_hint(name)}")
         field = OPTIONS[name]
         if field == "prompt" and values["prompt"]:
             raise BadRequest("a prompt before the options and --prompt; give one of them")
@@ -52,6 +70,13 @@ def from_line(line: str, base: Request) -> Request:
             raise BadRequest(f"{option[1]} needs a value")
         values[field] = _unquoted(text) if field in TEXTS else as_number(_unquoted(text))
     return _request(values, base)
+
+
+def _hint(name: str) -> str:
+    """A hint for an unknown option; a short one is no misspelling of a long one."""
+    if len(name) > SHORT_MAX:
+        return nearest_or_all(name, LONG)
+    return f"; known: {', '.join(LONG)}"
 
 
 def from_json(line: str, base: Request) -> Request:
@@ -66,7 +91,7 @@ def from_json(line: str, base: Request) -> Request:
         raise BadRequest('a request needs a "prompt"')
     if values.get("model", base.model) != base.model:
         raise BadRequest("one model draws all lines; choose it with --model")
-    return base.with_json(values)
+    return _request(values, base)
 
 
 def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Request:
@@ -102,7 +127,9 @@ def columns(names: Sequence[str]) -> list[str]:
 def _request(values: Values, base: Request) -> Request:
     """The request of values as other programs may have given them. BadRequest."""
     if values.get("seed") == -1:  # other programs' random seed
-        del values["seed"]
+        values["seed"] = None
+    if values.get("subseed") == -1 and not values.get("subseed_strength", base.subseed_strength):
+        del values["subseed"]
     times = values.pop("times", 1)
     count = values.get("count", 1)
     if not isinstance(times, int) or times < 1:

@@ -157,12 +157,19 @@ def test_prompts_of_a_file_are_drawn_with_their_options(draw: Command) -> None:
     assert outcome.err == ""
 
 
-def test_a_drawn_seed_is_that_of_all_lines_without_one(draw: Command) -> None:
+def test_each_line_without_a_seed_gets_a_random_one(draw: Command) -> None:
     Path("p.txt").write_text("a\nb\nc --seed 7\n")
     outcome = draw("--prompts", "p.txt")
-    seed = outcome.err.split()[1]
-    assert outcome.err == f"seed {seed}\n"
-    assert paths(outcome) == [f"a-{seed}.png", f"b-{seed}.png", "c-7.png"]
+    first, second = outcome.err.removeprefix("a random seed for each line: ").strip().split(", ")
+    assert first != second
+    assert paths(outcome) == [f"a-{first}.png", f"b-{second}.png", "c-7.png"]
+
+
+def test_a_random_seed_of_a_line_is_its_own_beside_a_given_one(draw: Command) -> None:
+    Path("p.txt").write_text("a\nb --seed -1\n")
+    outcome = draw("--prompts", "p.txt", "--seed", "3")
+    seed = outcome.err.removeprefix("seed ").strip()
+    assert seed != "3" and paths(outcome) == ["a-3.png", f"b-{seed}.png"]
 
 
 def test_prompts_come_from_standard_input(draw: Command, monkeypatch: pytest.MonkeyPatch) -> None:
