@@ -56,7 +56,7 @@ class Diffusion:
         """Raises BadFile unless 0 < beta < 1, or 1 at the very end (zero terminal SNR)."""
         *inner, last = betas or [0.0]
         if not inner or not all(0 < beta < 1 for beta in inner) or not 0 < last <= 1:
-            raise BadFile(f"Got {len(betas)} betas; allowed are two or more, each between 0 and 1.")
+            raise BadFile(f"betas must be two or more, each between 0 and 1; got {len(betas)}")
         alphas_cumprod = accumulate((1 - beta for beta in betas), lambda a, b: a * b)
         self.steps = len(betas)
         self.ratios = [
@@ -128,7 +128,7 @@ def betas(name: str, n: int, start: float, end: float) -> list[float]:
     if name == "cosine":
         cumprod = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
         return [min(1 - cumprod[i + 1] / cumprod[i], 0.999) for i in range(n)]
-    raise BadFile(f"Got betas {name!r}; allowed are linear, scaled_linear, cosine.")
+    raise BadFile(f"no betas {name!r}; choose from linear, scaled_linear, cosine")
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:

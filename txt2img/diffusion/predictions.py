@@ -38,8 +38,8 @@ def eps_x0(x: Tensor, out: Tensor, level: Level) -> Tensor:
     """x0 from predicted noise (Ho et al. 2020); BadRequest at pure noise, where alpha is 0."""
     if not level.alpha:
         raise BadRequest(
-            "Got pure noise, from which a network that predicts noise cannot tell a picture; "
-            "a model with zero terminal SNR must predict v."
+            "this model predicts noise, which tells nothing about a picture at pure noise; "
+            "a model with zero terminal SNR must predict v"
         )
     return (x - level.sigma * out).div_(level.alpha)
 

@@ -319,7 +319,7 @@ def without_eta(
         """Check eta, then sample."""
         if eta:
             raise BadRequest(
-                f"Got eta {eta:g}; the samplers that take it: {', '.join(ETA_SAMPLERS)}."
+                f"eta {eta:g} needs a sampler that takes it: {', '.join(ETA_SAMPLERS)}"
             )
         return sampler(denoise, x, levels, noise)
 

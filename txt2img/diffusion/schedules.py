@@ -55,8 +55,8 @@ def table_entries(process: Process, steps: int, name: str) -> int:
     """Number of table entries; raises BadRequest if it is less than steps."""
     if steps > process.steps:
         raise BadRequest(
-            f"Got {steps} steps; the schedule {name} allows 1 to {process.steps}. "
-            "Take fewer, or the schedule linear."
+            f"schedule {name} allows 1 … {process.steps:,} steps, got {steps:,}; "
+            "take fewer, or the schedule linear"
         )
     return process.steps
 
