@@ -17,11 +17,18 @@ from txt2img.request.sweep import axis
 
 
 def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
-    """The default pattern with a token for each swept option that has one; any other, unchanged."""
+    """The default pattern with a token for each swept option; any other, unchanged.
+
+    What is rarely in a name stands after the option's: -clip-skip2.
+    """
     if pattern != output.default_pattern(form):
         return pattern
-    swept = [field for text in sweep if (field := axis(text).field) in output.TOKENS]
-    more = [f"-{{{field}}}" for field in swept if f"{{{field}}}" not in pattern]
+    fields = [axis(text).field for text in sweep]
+    more = [
+        f"-{{{name}}}" if name in output.TOKENS else f"-{name.replace('_', '-')}{{{name}}}"
+        for name in fields
+        if f"{{{name}}}" not in pattern
+    ]
     return pattern.replace(form.suffix, "".join(more) + form.suffix)
 
 

@@ -17,12 +17,17 @@ from txt2img.errors import BadOutput, BadRequest
 from txt2img.images import formats
 from txt2img.images.formats import FORMATS, PNG, Format
 from txt2img.request import Request
+from txt2img.request.fields import FIELDS
 from txt2img.request.request import check_text
 from txt2img.system import files, locks
 from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
 
 TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
+# Other fields that may tell a sweep's pictures apart.
+SWEPT = tuple(
+    name for name, row in FIELDS.items() if (row.scalar or name == "loras") and name not in TOKENS
+)
 NUMBERS = ("seed", "index", "width", "height", "steps")  # tokens that take {token:0DIGITS}
 _TOKEN = re.compile(r"\{(\w+)(?::0(\d{1,2})d?)?\}")
 OTHER_KINDS = (
@@ -120,6 +125,8 @@ class Output:
             token, digits = match[1], match[2]
             if token == "index":
                 return f"{index:0{int(digits or 4)}}"
+            if token in SWEPT:
+                return slug(_swept(getattr(request, token)))
             value = getattr(request, token, None) if token in TOKENS else None
             if value is None:
                 return match[0]
@@ -179,12 +186,21 @@ def _check_tokens(text: str) -> None:
     """Raise BadRequest for an unknown {token}, or one that takes no number of digits."""
     for braced in re.findall(r"\{.*?\}", text):
         token, colon, _ = braced[1:-1].partition(":")
-        if token not in TOKENS:
+        if token not in TOKENS + SWEPT:
             allowed = ", ".join(f"{{{token}}}" for token in TOKENS)
             raise BadRequest(f"--output has no {braced}; choose from {allowed}")
         if colon and (token not in NUMBERS or not _TOKEN.fullmatch(braced)):
             numbers = ", ".join(f"{{{token}}}" for token in NUMBERS)
             raise BadRequest(f"--output {braced}: only {numbers} take digits, as {{seed:06}}")
+
+
+def _swept(value: object) -> str:
+    """A field's value as text for a name."""
+    if isinstance(value, tuple):
+        value = "+".join(f"{lora.name} {lora.unet:g}" for lora in value)
+    if value is None or value == "":
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def default_pattern(format: Format) -> str:

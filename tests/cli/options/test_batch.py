@@ -196,6 +196,25 @@ def test_a_sweep_ends_in_a_sheet_and_a_table(draw: Command) -> None:
     assert Path(sheet).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("sweeps", "names"),
+    [
+        (["clip-skip=1,2"], ["x-1-clip-skip1.png", "x-1-clip-skip2.png"]),
+        (["schedule=karras,linear"], ["x-1-schedulekarras.png", "x-1-schedulelinear.png"]),
+        (["negative=blurry|"], ["x-1-negativeblurry.png", "x-1-negativenone.png"]),
+        (["subseed=0,7"], ["x-1-subseed0.png", "x-1-subseed7.png"]),
+        (["tile=none,xy"], ["x-1-tilenone.png", "x-1-tilexy.png"]),
+        (["eta=0..0.5:0.5", "steps=3"], ["x-1-eta0-3.png", "x-1-eta0.5-3.png"]),
+    ],
+)
+def test_a_sweeps_pictures_are_named_by_all_values(
+    draw: Command, sweeps: list[str], names: list[str]
+) -> None:
+    options = [word for sweep in sweeps for word in ("--sweep", sweep)]
+    rows = draw("x", "--seed", "1", *options, "--dry-run").out.splitlines()
+    assert [row.split("\t")[0] for row in rows] == names
+
+
 @pytest.mark.parametrize("more", [(), ("--resume",)])
 def test_a_full_disk_leaves_what_was_there(
     draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
