@@ -114,7 +114,8 @@ def test_a_web_page_that_is_called_weights(command: Command) -> None:
 
 
 def test_steps_that_the_schedule_cannot_take(draw: Command, folder: Path) -> None:
-    refused(draw("x", "-o", "new/", "--steps", "1001", "--schedule", "leading"), 2, "1001 steps")
+    line = draw("x", "-o", "new/", "--steps", "1001", "--schedule", "leading")
+    refused(line, 2, "1 … 1,000 steps, got 1,001")
     assert nothing_in(folder)
 
 

@@ -54,7 +54,7 @@ def test_a_size_that_cannot_be_is_refused_before_any_is_drawn(sd1_model: Model) 
 
 
 def test_steps_that_cannot_be_are_refused_before_any_is_drawn(sd1_model: Model) -> None:
-    with pytest.raises(BadRequest, match="1 to 1000"):
+    with pytest.raises(BadRequest, match="1 … 1,000"):
         list(
             filled_requests(
                 [SMALL, replace(SMALL, steps=1001, schedule=Schedule.LEADING)], sd1_model
