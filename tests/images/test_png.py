@@ -37,7 +37,7 @@ def test_a_text_is_found_in_any_kind_of_chunk(tmp_path: Path, kind: str) -> None
         "iTXt": chunk(b"iTXt", b"parameters\0\0\0de\0\0" + text),
         "packed": chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(text)),
     }[kind]
-    assert read(tmp_path, file(data)).request == Request("ä", "", "default", 64, 64, 3, seed=4)
+    assert read(tmp_path, file(data)).request == Request("ä", "", "", 64, 64, 3, seed=4)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
@@ -94,4 +94,4 @@ def test_texts_behind_the_pixels_are_found(tmp_path: Path) -> None:
     text = chunk(b"tEXt", b"parameters\0x\nSteps: 3, Seed: 4, Size: 64x64")
     plain = file()
     found = read(tmp_path, plain[:-12] + text + plain[-12:])
-    assert found.request == Request("x", "", "default", 64, 64, 3, seed=4)
+    assert found.request == Request("x", "", "", 64, 64, 3, seed=4)

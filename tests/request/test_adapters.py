@@ -53,7 +53,7 @@ def test_tags_are_taken_out_of_the_prompt(prompt: str, text: str, loras: list[Lo
 @pytest.mark.parametrize(
     "tag",
     ["<lora:>", "<lora:x:much>", "<lora:x:nan>", "<lora:x:1:1:1>", "<lora:x:1:dyn=4>",
-     "<lora:../x:1>", "<lora:x\ny:1>"],
+     "<lora:../:1>", "<lora:x\ny:1>"],
 )  # fmt: skip
 def test_tags_that_mean_nothing_are_refused_in_one_line(tag: str) -> None:
     with pytest.raises(BadRequest) as caught:
@@ -142,3 +142,17 @@ def test_a_file_may_be_followed_by_its_weights(folder: Path) -> None:
     for text in ("", "a.safetensors:-"):
         with pytest.raises(BadRequest, match=r"--lora|LoRA"):
             lora_file(text)
+
+
+@pytest.mark.parametrize(
+    "tag", ["<lora:styles/ink:0.5>", "<lora:a\\b\\ink:0.5>", "<lora:../ink:0.5>"]
+)
+def test_a_loras_folders_are_no_part_of_its_name(tag: str) -> None:
+    assert strip_lora_tags(f"a cat {tag}") == ("a cat", (Lora("ink", 0.5, 0.5),))
+
+
+def test_a_broken_tag_costs_that_tag_only() -> None:
+    notes: list[str] = []
+    found = strip_lora_tags("a <lora:x:much> cat <lora:ink:0.5>", notes)
+    assert found == ("a cat", (Lora("ink", 0.5, 0.5),))
+    assert len(notes) == 1 and "much" in notes[0]

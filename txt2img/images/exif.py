@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.errors import BadRequest
 from txt2img.images.formats import PILLOW_NAMES, Format
+from txt2img.images.metadata.parsed import written_json
 from txt2img.system.files import parse_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
 
     with Image.open(file, formats=PILLOW_NAMES) as image:
         exif = image.getexif()
-        user_comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        tag = ExifTags.Base.UserComment
+        user_comment = exif.get_ifd(ExifTags.IFD.Exif).get(tag)
+        if user_comment is None:  # Fooocus writes it into the main directory
+            user_comment = exif.get(tag)
         texts = {
             **_comfyui(exif.get(ExifTags.Base.Model)),
             **_comfyui(exif.get(ExifTags.Base.Make)),
@@ -37,7 +41,8 @@ def read(file: BinaryIO) -> tuple[int, int, dict[str, str]]:
         }
         if text := _user_comment(user_comment):
             # JSON is another program's, unless we wrote it; all else is A1111's text.
-            texts["UserComment" if text.startswith("{") and not texts else "parameters"] = text
+            is_json = bool(written_json({"UserComment": text}))
+            texts["UserComment" if is_json and not texts else "parameters"] = text
         if text := _sdcpp(image.info.get("comment"), image.info.get("xmp")):
             texts.setdefault("parameters", text)
         return *image.size, texts

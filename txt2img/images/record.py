@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111, readers
-from txt2img.images.metadata.parsed import json_object
+from txt2img.images.metadata.parsed import json_object, written_json
 from txt2img.request import Request
 from txt2img.system.files import parse_json
 from txt2img.system.text import shown
@@ -113,14 +113,15 @@ def _ours(info: ImageInfo) -> ImageInfo | None:
 
 
 def _a1111(info: ImageInfo) -> ImageInfo | None:
-    text = info.texts.get("parameters", "{")
-    if text.startswith("{"):  # Fooocus' JSON
+    text = info.texts.get("parameters")
+    if text is None or written_json({"parameters": text}):  # Fooocus and SwarmUI write JSON there
         return None
     infotext = a1111.parse(text)
     request, notes = a1111.to_request(infotext)
     if not infotext.entries.get("Version", "").startswith("txt2img"):
         request = _without_default_model(request)
     origin = Origin(infotext.entries.get("Model", ""), infotext.entries.get("Model hash", ""))
+    request, notes = _with_size(info, request, notes)
     return replace(info, request=request, origin=origin, notes=tuple(notes))
 
 
@@ -129,13 +130,23 @@ def _others(info: ImageInfo) -> ImageInfo | None:
     if parsed is None:
         return None
     request, notes = readers.to_request(parsed)
-    request = _without_default_model(request)
+    request, notes = _with_size(info, _without_default_model(request), notes)
     return replace(info, request=request, origin=Origin(request.model), notes=tuple(notes))
 
 
 def _without_default_model(request: Request) -> Request:
     """Another program's request; where it names no model, it does not mean our default one."""
     return replace(request, model="") if request.model == "default" else request
+
+
+def _with_size(info: ImageInfo, request: Request, notes: list[str]) -> tuple[Request, list[str]]:
+    """The request with the picture's own size, where the text has none."""
+    if request.width is not None or request.height is not None:
+        return request, notes
+    try:
+        return replace(request, width=info.width, height=info.height), notes
+    except BadRequest as error:
+        return request, [*notes, f"it records no size, and the picture's {error}"]
 
 
 PARSERS: Mapping[str, Callable[[ImageInfo], ImageInfo | None]] = {

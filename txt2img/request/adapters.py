@@ -77,12 +77,21 @@ class Refiner(_FileRef):
     what = "a refiner"
 
 
-def strip_lora_tags(prompt: str) -> tuple[str, tuple[Lora, ...]]:
-    """A prompt without its `<lora:…>` tags, and the LoRAs they ask for. BadRequest."""
-    if "<" not in prompt:
-        return prompt, ()
-    loras = tuple(_from_tag(match[1]) for match in _TAG.finditer(prompt))
-    return (_TAG.sub("", prompt).strip() if loras else prompt), loras
+def strip_lora_tags(prompt: str, notes: list[str] | None = None) -> tuple[str, tuple[Lora, ...]]:
+    """A prompt without its `<lora:…>` tags, and the LoRAs they ask for.
+
+    BadRequest for a broken tag, unless there are `notes`: then it adds one, and the tag is dropped.
+    """
+    loras: list[Lora] = []
+    matches = [*_TAG.finditer(prompt)] if "<" in prompt else []
+    for match in matches:
+        try:
+            loras.append(_from_tag(match[1]))
+        except BadRequest as error:
+            if notes is None:
+                raise
+            notes.append(f"{error}; left out")
+    return (_TAG.sub("", prompt).strip() if matches else prompt), tuple(loras)
 
 
 def add_lora_tags(prompt: str, loras: Iterable[Lora]) -> str:
@@ -118,7 +127,8 @@ def _from_tag(arguments: str) -> Lora:
     text = positional[1] if len(positional) > 1 else "1"
     text = keywords.get("te", text)
     unet = keywords.get("unet", positional[2] if len(positional) > 2 else text)
-    return Lora(positional[0].strip(), parse_weight(unet, parts[0]), parse_weight(text, parts[0]))
+    name = re.split(r"[\\/]", positional[0])[-1].strip()  # without the folders
+    return Lora(name, parse_weight(unet, parts[0]), parse_weight(text, parts[0]))
 
 
 def _tag(lora: Lora) -> str:

@@ -141,10 +141,30 @@ class Compat(Name):
 
 
 def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
-    """Sampler and schedule; older writers put both in one field: "DPM++ 2M Karras"."""
-    if sampler and not schedule:
-        for name in sorted([*(s.label for s in Schedule), *SCHEDULE_WORDS], key=len, reverse=True):
-            if sampler.lower().endswith(f" {name.lower()}"):
-                sampler, schedule = sampler[: -len(name) - 1], name
-                break
+    """Sampler and schedule, from other programs' names.
+
+    Older writers put both in one field: "DPM++ 2M Karras", euler_ancestral_karras. k-diffusion's
+    names begin with k_, the first ComfyUI's with sample_, and those of a GPU's noise end in _gpu.
+    """
+    if sampler:
+        sampler = re.sub(r"^(k|sample)_", "", sampler)
+        match = None if schedule else _JOINED.fullmatch(sampler)
+        if match and (match[2] == " " or _is_sampler(match[1])):
+            sampler, schedule = match[1], match[3]
+        sampler = sampler.removesuffix("_gpu")
     return sampler, SCHEDULE_WORDS.get(schedule or "", schedule)
+
+
+def _is_sampler(name: str) -> bool:
+    try:
+        Sampler.parse(name.removesuffix("_gpu"))
+    except BadRequest:
+        return False
+    return True
+
+
+_SCHEDULE_NAMES = {name for one in Schedule for name in (one.value, one.label, *one.aliases)}
+_JOINED = re.compile(
+    rf"(.+?)([ _])({'|'.join(map(re.escape, sorted({*_SCHEDULE_NAMES, *SCHEDULE_WORDS})))})",
+    re.IGNORECASE,
+)

@@ -248,3 +248,42 @@ def test_many_notes_are_counted() -> None:
     more = ", ".join(f"Odd {i}: x" for i in range(30))
     notes = to_request(parse(f"a\n{ENTRIES}, {more}"))[1]
     assert (len(notes), notes[-1]) == (21, "and 10 more")
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule"),
+    [
+        ("euler_ancestral_karras", Sampler.EULER_A, Schedule.KARRAS),
+        ("DPM++ 2M SDE_karras", Sampler.DPMPP_2M_SDE, Schedule.KARRAS),
+        ("dpmpp_2m_sde_gpu_sgm_uniform", Sampler.DPMPP_2M_SDE, Schedule.TRAILING),
+        ("dpmpp_2m_sde_gpu, Scheduler: karras", Sampler.DPMPP_2M_SDE, Schedule.KARRAS),
+        ("sample_dpmpp_sde", Sampler.DPMPP_SDE, None),
+        ("k_lms", Sampler.LMS, None),
+    ],
+)
+def test_samplers_in_other_programs_words(
+    name: str, sampler: Sampler, schedule: Schedule | None
+) -> None:
+    line = f"Steps: 3, Sampler: {name}, Seed: 4, Size: 64x64, Version: ComfyUI"
+    request, notes = to_request(parse(f"x\n{line}"))
+    assert (request.sampler, request.schedule, notes) == (sampler, schedule, [])
+
+
+def test_fooocus_lists_its_loras_beside_the_prompt() -> None:
+    request, notes = to_request(
+        parse(
+            "a cat, in ink\nSteps: 30, Sampler: euler, Seed: 5, Size: 64x128, Model: foo, "
+            'VAE: Default (model), Raw prompt: a cat, Lora hashes: "ink: 123abc", '
+            'Lora weights: "ink: 0.1", Version: Fooocus v2.5.5'
+        )
+    )
+    assert request.loras == (Lora("ink", 0.1, 0.1, "123abc"),)
+    assert (request.vae, notes) == (None, [])
+
+
+def test_a_broken_name_costs_that_name_only() -> None:
+    text = f"a cat <lora:styles/ink:0.5> <lora:x:much>\n{ENTRIES}, VAE hash: zz, VAE: x"
+    request, notes = to_request(parse(text))
+    assert (request.prompt, request.seed, request.vae) == ("a cat", 7, None)
+    assert request.loras == (Lora("ink", 0.5, 0.5),)
+    assert len(notes) == 2

@@ -253,6 +253,77 @@ def test_a_refiner_of_fooocus_or_invokeai(tmp_path: Path) -> None:
     assert (other.refiner, other.refiner_switch) == (Refiner("xl-refiner"), 0.75)
 
 
+def test_fooocus_vae_and_clip_skip_are_carried_over_and_the_rest_told(tmp_path: Path) -> None:
+    more = {"clip_skip": 3, "vae": "ink-vae", "freeu": "(1.01, 1.02)", "metadata_scheme": "fooocus"}
+    found = read(tmp_path, {"parameters": json.dumps(FOOOCUS | more)})
+    assert found.request is not None
+    assert (found.request.clip_skip, found.request.vae) == (3, VAERef("ink-vae"))
+    assert any(note.startswith("freeu") for note in found.notes)
+    found = read(tmp_path, {"parameters": json.dumps(FOOOCUS | {"vae": "Default (model)"})})
+    assert found.request is not None and found.request.vae is None
+
+
+SWARMUI = {
+    "prompt": "a cat",
+    "negativeprompt": "blurry",
+    "model": "sd/foo",
+    "width": 64,
+    "height": 128,
+    "seed": 5,
+    "steps": 20,
+    "cfgscale": 7.0,
+    "sampler": "euler_ancestral",
+    "scheduler": "karras",
+    "loras": ["styles/ink"],
+    "loraweights": ["0.5"],
+    "swarm_version": "0.9.6",
+    "freeuversion": "2",
+}
+
+
+def test_swarmui(tmp_path: Path) -> None:
+    found = read(tmp_path, {"parameters": json.dumps({"sui_image_params": SWARMUI}, indent=2)})
+    assert found.request == Request(
+        "a cat", "blurry", "foo", 64, 128, 20, 7.0, 0.0, None,
+        Sampler.EULER_A, Schedule.KARRAS, 5, loras=(Lora("ink", 0.5, 0.5),),
+        compat=Compat.COMFYUI,
+    )  # fmt: skip
+    assert found.notes == ('freeuversion "2" is not carried over',)
+
+
+def test_json_of_an_unknown_program_is_told_and_not_drawn(tmp_path: Path) -> None:
+    found = read(tmp_path, {"parameters": '{"text": "a cat"}'})
+    assert found.request is None and "not known" in found.notes[0]
+
+
+def test_a_prompt_may_begin_with_a_brace(tmp_path: Path) -> None:
+    line = "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Model: foo, Version: v1.10.1"
+    request = read(tmp_path, {"parameters": f"{{red}} cat\n{line}"}).request
+    assert request and (request.prompt, request.seed) == ("{red} cat", 4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("text", [json.dumps(FOOOCUS), "a fox\nSteps: 30, Seed: 12, Size: 64x64"])
+def test_a_comment_in_exifs_main_directory_is_read(tmp_path: Path, suffix: str, text: str) -> None:
+    exif = Image.Exif()
+    exif[0x9286] = text
+    Image.new("RGB", (64, 64)).save(tmp_path / f"x.{suffix}", exif=exif)
+    request = image_file.read(tmp_path / f"x.{suffix}").request
+    assert request and (request.prompt, request.steps, request.seed) == ("a fox", 30, 12)
+
+
+def test_a_size_that_only_the_file_has_is_taken(tmp_path: Path) -> None:
+    comment = {key: value for key, value in NOVELAI.items() if key not in ("width", "height")}
+    info = PngInfo()
+    info.add_text("Software", "NovelAI")
+    info.add_text("Comment", json.dumps(comment))
+    for size, taken in (((64, 128), (64, 128)), ((60, 128), (None, None))):
+        Image.new("RGB", size).save(tmp_path / "x.png", pnginfo=info)
+        found = image_file.read(tmp_path / "x.png")
+        assert found.request and (found.request.width, found.request.height) == taken
+        assert any("records no size" in note for note in found.notes) == (taken[0] is None)
+
+
 def test_easy_diffusion(tmp_path: Path) -> None:
     assert read(tmp_path, EASY).request == Request(
         "a fox", "dull", "sd-v1-4", 512, 512, 25, 7.5, sampler=Sampler.EULER_A, seed=3,

@@ -14,6 +14,7 @@ from txt2img.cli.terminal.console import log, print_json, print_line
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe
+from txt2img.images.metadata.parsed import written_json
 from txt2img.system.version import __version__
 
 EPILOG = """
@@ -67,8 +68,9 @@ def info(
 def as_a1111(path: Path) -> str:
     """A picture's record in A1111's format. BadFile, BadRequest."""
     info = image_file.read(path)
-    if not info.texts.get("parameters", "{").startswith("{"):  # Fooocus writes JSON there
-        return info.texts["parameters"]
+    parameters = info.texts.get("parameters")
+    if parameters is not None and not written_json({"parameters": parameters}):
+        return parameters
     request, origin = request_of(path, info), info.origin
     return str(describe(request, origin.model, origin.hash, __version__))
 

@@ -6,15 +6,14 @@ begins with "Steps:" and is the last unless an extension adds lines of its own.
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
-from txt2img.errors import BadRequest
 from txt2img.images.metadata.a1111_unsupported import unsupported
 from txt2img.images.metadata.a1111_versions import generator_of
-from txt2img.images.metadata.parsed import number
+from txt2img.images.metadata.parsed import NO_VAE, accepted, cap, file_stem, number
 from txt2img.request import Request, Sampler
-from txt2img.request.adapters import Embedding, Refiner, VAERef, add_lora_tags, strip_lora_tags
+from txt2img.request.adapters import Lora, Refiner, add_lora_tags, strip_lora_tags
 from txt2img.request.compat import rules
 from txt2img.request.fields import FIELDS, Field
 from txt2img.request.sampler_names import Name, split_sampler
@@ -63,7 +62,7 @@ def parse(text: str) -> Infotext:
         entries = _entries(lines[at])
     if len(entries) < _ENTRIES_MIN:
         at, entries = len(lines), {}
-    lines, entries = lines[:at], entries | _added(lines[at + 1 :]) | entries | entries
+    lines, entries = lines[:at], entries | _added(lines[at + 1 :]) | entries
     start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:])[len(NEGATIVE) :].strip()
     return Infotext("\n".join(lines[:start]), negative, entries)
@@ -123,29 +122,36 @@ def ambiguous(request: Request) -> str | None:
 
 def to_request(info: Infotext) -> tuple[Request, list[str]]:
     """The request of a text, and a note for each entry that cannot be carried over."""
-    prompt, loras = strip_lora_tags(info.prompt)
-    values: dict[str, object] = {"prompt": prompt, "negative": info.negative}
-    generator = generator_of(info.entries, info.prompt)
+    entries = info.entries
+    generator = generator_of(entries, info.prompt)
     notes = [*generator.notes]
-    for name, entry in {**_request_fields(info.entries), **generator.values}.items():
-        value = number(entry)
-        try:
-            Request.from_json({"prompt": "", name: value})
-        except BadRequest as error:
-            notes.append(f"{error}; left to the model")
-        else:
-            values[name] = value
-    notes += unsupported(info.entries)
-    entries, hashes = info.entries, _hashes_by_name(info.entries.get("Lora hashes", ""))
+    prompt, loras = strip_lora_tags(info.prompt, notes)
+    vae = entries.get("VAE", "")
     words = _hashes_by_name(entries.get("TI hashes", ""))
-    request = replace(
-        Request.from_json(values),
-        loras=tuple(replace(lora, hash=hashes.get(_plain(lora.name), "")) for lora in loras),
-        embeddings=tuple(Embedding(token, digits) for token, digits in words.items()),
-        vae=VAERef(entries["VAE"], entries.get("VAE hash", "")) if entries.get("VAE") else None,
-        refiner=_refiner(entries.get("Refiner", "")),
-    )
-    return request, notes
+    values = {
+        "prompt": prompt,
+        "negative": info.negative,
+        **{name: number(value) for name, value in _request_fields(entries).items()},
+        **{name: number(value) for name, value in generator.values.items()},
+        "loras": [*_loras(loras, entries)],
+        "embeddings": [{"token": token, "hash": digits} for token, digits in words.items()],
+        "vae": None if vae in NO_VAE else {"name": vae, "hash": entries.get("VAE hash", "")},
+        "refiner": _refiner(entries.get("Refiner", "")),
+    }
+    request = Request.from_json(accepted(values, notes))
+    return request, cap([*notes, *unsupported(entries)])
+
+
+def _loras(tagged: Iterable[Lora], entries: Mapping[str, str]) -> Iterator[dict[str, object]]:
+    """The LoRAs of a prompt's tags, then those that stand in Fooocus' list of weights alone."""
+    hashes = _hashes_by_name(entries.get("Lora hashes", ""))
+    weights = _hashes_by_name(entries.get("Lora weights", ""))
+    for lora in tagged:
+        weights.pop(lora.name, None)
+        yield asdict(replace(lora, hash=hashes.get(_plain(lora.name), "")))
+    for name, weight in weights.items():
+        both = number(weight)
+        yield {"name": file_stem(name), "unet": both, "text": both, "hash": hashes.get(name, "")}
 
 
 def _hashes(pairs: Iterable[tuple[str, str]]) -> str | None:
@@ -166,10 +172,10 @@ def _with_hash(refiner: Refiner | None) -> str | None:
     return f"{refiner.name} [{refiner.hash}]" if refiner.hash else refiner.name
 
 
-def _refiner(text: str) -> Refiner | None:
-    """The refiner of a `name [hash]`; None for an empty text. BadRequest."""
+def _refiner(text: str) -> dict[str, str] | None:
+    """The refiner of a `name [hash]`; None for an empty text."""
     match = re.fullmatch(r"(.+?)(?: \[([0-9a-fA-F]{1,64})\])?", text)
-    return None if match is None else Refiner(match[1], match[2] or "")
+    return None if match is None else {"name": match[1], "hash": match[2] or ""}
 
 
 def _plain(name: str) -> str:
@@ -179,7 +185,9 @@ def _plain(name: str) -> str:
 
 def _request_fields(entries: dict[str, str]) -> dict[str, str]:
     """The entries that a Request has fields for, by the fields' names."""
-    sampler, schedule = split_sampler(entries.get("Sampler"), entries.get("Schedule type"))
+    sampler, schedule = split_sampler(
+        entries.get("Sampler"), entries.get("Schedule type", entries.get("Scheduler"))
+    )
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", entries.get("Size", ""))
     texts = {name: entries.get(row.a1111) for name, row in FIELDS.items() if row.a1111}
     texts |= {

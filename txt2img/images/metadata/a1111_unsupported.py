@@ -5,7 +5,6 @@ Every key is told unless it is known: extensions add keys of their own without e
 
 from collections.abc import Mapping
 
-from txt2img.images.metadata.parsed import cap
 from txt2img.request.fields import FIELDS
 from txt2img.system.text import shown
 
@@ -47,4 +46,4 @@ def unsupported(entries: Mapping[str, str]) -> list[str]:
     ]
     if any(key.startswith("Hires") for key in entries):
         notes.append("its second pass (hires) is not carried over")
-    return cap(notes)
+    return notes

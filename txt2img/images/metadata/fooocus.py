@@ -1,4 +1,4 @@
-"""Fooocus' metadata: a JSON object in `parameters`."""
+"""Fooocus' metadata: a JSON object in `parameters`, or in EXIF's comment."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from txt2img.images.metadata.parsed import (
     ParsedMetadata,
     add_refiner,
     from_table,
-    json_table,
     list_in,
+    written_json,
 )
 
 FIELDS = {
@@ -16,16 +16,17 @@ FIELDS = {
     "guidance_scale": "cfg",
     "base_model": "model",
     "scheduler": "schedule",
-    **{name: name for name in ("prompt", "steps", "seed", "sampler")},
+    **{name: name for name in ("prompt", "steps", "seed", "sampler", "vae", "clip_skip")},
 }
+OWN = ("metadata_scheme", "base_model", "adm_guidance")
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
-    """The metadata, where `parameters` is not A1111's text. ValueError."""
-    if not texts.get("parameters", "").startswith("{"):
+    """The metadata, known by keys of its own."""
+    table = written_json(texts)
+    if not any(name in table for name in OWN):
         return None
-    table = json_table(texts["parameters"])
-    parsed = from_table(table, FIELDS)
+    parsed = from_table(table, FIELDS, "refiner_switch")
     size = re.fullmatch(r"\(?(\d{1,6}), ?(\d{1,6})\)?", str(table.get("resolution", "")))
     if size:
         parsed.values.update(width=size[1], height=size[2])

@@ -43,7 +43,7 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
 
 
 def _version_3(table: Table) -> ParsedMetadata:
-    parsed = from_table(table, FIELDS)
+    parsed = from_table(table, FIELDS, "refiner_start")
     for name in ("model", "vae"):
         if value := model_name(table.get(name)):
             parsed.values[name] = value
@@ -62,7 +62,7 @@ def _version_3(table: Table) -> ParsedMetadata:
 
 def _version_2(table: Table) -> ParsedMetadata:
     image = table_in(table, "image")
-    parsed = from_table(image, FIELDS_2)
+    parsed = from_table(image, FIELDS_2, "prompt")
     prompt = image.get("prompt")
     if isinstance(prompt, list):
         prompt = " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))

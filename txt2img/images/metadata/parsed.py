@@ -2,25 +2,38 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from txt2img.errors import BadRequest
+from txt2img.request import Request
 from txt2img.system.files import parse_json
-from txt2img.system.text import shown
+from txt2img.system.text import escape, shown
 
 Table = Mapping[str, object]
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?", re.ASCII)
 
-# Settings of any of these programs that decide a picture, and that a Request has no field for.
-UNSUPPORTED = (
-    *("sm", "sm_dyn", "strength", "image", "init_image", "init_image_strength"),
-    *("controlnets", "ipAdapters", "t2iAdapters", "hrf_enabled", "hires_fix", "seamless"),
-    *("seamless_x", "seamless_y", "refiner_steps", "variations", "perlin"),
-    *("threshold", "sharpness", "styles", "adm_guidance", "mask_prompt", "fix_faces", "upscale"),
-    *("upscale_amount", "use_face_correction", "use_upscale", "prompt_expansion", "tile_mode"),
-    *("control_inputs", "inpaint_method", "performance", "generation_mode", "characterPrompts"),
+# Settings that decide nothing in any of these programs: other words for what is drawn, its origin,
+# how it was saved and shown. Every other setting without a field is told.
+NEUTRAL = (
+    *("version", "app_version", "swarm_version", "metadata_scheme", "created_by", "model_hash"),
+    *("base_model_hash", "loras", "lora_hashes", "signed_hash", "request_type", "rand_device"),
+    *("n_samples", "num_outputs", "images", "aspectratio", "automaticvae", "original_prompt"),
+    *("full_prompt", "full_negative_prompt", "caption_text", "prompt", "resolution", "size"),
+    *("model", "vae", "refiner_model", "used_random_seed", "type", "output_type", "aspect_ratio"),
+    *("stream_progress_updates", "stream_image_progress", "show_only_filtered_image"),
+    *("output_format", "output_quality", "output_lossless", "metadata_output_format"),
+    *("active_tags", "inactive_tags", "save_to_disk_path", "session_id", "request_id"),
+    *("vram_usage_level", "block_nsfw", "Software", "Title", "is_intermediate", "orig_hash"),
+    *("workflow", "canvas_v2_metadata", "dynamic_thresholding_percentile"),
+    *("dynamic_thresholding_mimic_scale", "hide_debug_overlay", "add_original_image"),
+    *("extra_noise_seed", "controlnet_strength", "legacy_uc", "legacy", "_type", "sui_extra_data"),
 )
+NO_VAE = ("", "None", "none", "Automatic", "Default (model)")  # the model's own
 NOTES_MAX = 20
-EMPTY_VALUES: tuple[object, ...] = (None, "", 0, "txt2img", "None", "none", [], {}, "[]")
+EMPTY_VALUES: tuple[object, ...] = (
+    *(None, "", 0, "txt2img", "None", "none", "False", "false", [], {}, "[]"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +44,39 @@ class ParsedMetadata:
     notes: list[str] = field(default_factory=list)
 
 
-def from_table(table: Table, names: Mapping[str, str]) -> ParsedMetadata:
-    """The settings that have a field, by `names`; each unsupported one gets a note."""
+def from_table(table: Table, names: Mapping[str, str], *read: str) -> ParsedMetadata:
+    """The settings that have a field, by `names`; a note for each other that may decide something.
+
+    `read` are the names of those that the caller reads itself.
+    """
     values = {field: table[name] for name, field in names.items() if table.get(name) is not None}
-    lost = [name for name in UNSUPPORTED if name in table and table[name] not in EMPTY_VALUES]
-    notes = [f"{name} {shown(table[name], 40)} is not carried over" for name in lost]
+    known = {*names, *read, *NEUTRAL}
+    notes = [
+        f"{escape(name)[:40]} {shown(value, 40)} is not carried over"
+        for name, value in table.items()
+        if name not in known and value not in EMPTY_VALUES
+    ]
     return ParsedMetadata(values, notes)
+
+
+def accepted(values: Mapping[str, object], notes: list[str]) -> dict[str, object]:
+    """The values that a Request takes; the others, also single LoRAs and words, become notes."""
+    taken: dict[str, object] = {}
+    for name, value in values.items():
+        if name in ("loras", "embeddings") and isinstance(value, list):
+            taken[name] = [item for item in value if _accepts(name, [item], notes)]
+        elif _accepts(name, value, notes):
+            taken[name] = value
+    return taken
+
+
+def _accepts(name: str, value: object, notes: list[str]) -> bool:
+    try:
+        Request.from_json({"prompt": "", name: value})
+    except BadRequest as error:
+        notes.append(f"{error}; left to the model")
+        return False
+    return True
 
 
 def cap(notes: list[str]) -> list[str]:
@@ -48,6 +88,15 @@ def cap(notes: list[str]) -> list[str]:
 def python_json(text: str) -> object:
     """A JSON value as Python programs write it: NaN becomes null. ValueError."""
     return parse_json(re.sub(r"(?<=[\[,:])(\s*)NaN(?=\s*[\],}])", r"\1null", text))
+
+
+def written_json(texts: Mapping[str, str]) -> Table:
+    """The JSON object in `parameters` or in EXIF's comment; empty if there is none."""
+    for text in (texts.get("parameters", ""), texts.get("UserComment", "")):
+        if text.startswith("{"):  # a prompt may begin so too
+            with suppress(ValueError):
+                return json_table(text)
+    return {}
 
 
 def json_table(text: str) -> Table:

@@ -7,7 +7,6 @@ part only, so that none leads anywhere.
 import re
 from collections.abc import Callable, Mapping
 
-from txt2img.errors import BadRequest
 from txt2img.images.metadata import (
     comfyui,
     easy_diffusion,
@@ -15,9 +14,19 @@ from txt2img.images.metadata import (
     imaginairy,
     invokeai,
     novelai,
+    swarmui,
 )
-from txt2img.images.metadata.parsed import ParsedMetadata, cap, file_stem, number
+from txt2img.images.metadata.parsed import (
+    NO_VAE,
+    ParsedMetadata,
+    accepted,
+    cap,
+    file_stem,
+    number,
+    written_json,
+)
 from txt2img.request import Request
+from txt2img.request.sampler_names import split_sampler
 
 Reader = Callable[[Mapping[str, str]], ParsedMetadata | None]
 # The first that knows a picture's texts reads them.
@@ -25,6 +34,7 @@ READERS: tuple[Reader, ...] = (
     invokeai.read,
     novelai.read,
     fooocus.read,
+    swarmui.read,
     comfyui.read,
     easy_diffusion.read,
     imaginairy.read,
@@ -33,28 +43,27 @@ READERS: tuple[Reader, ...] = (
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
     """Parse a picture's texts, if a known program wrote them. ValueError."""
-    parsed = (reader(texts) for reader in READERS)
-    return next((metadata for metadata in parsed if metadata is not None), None)
+    for reader in READERS:
+        if (parsed := reader(texts)) is not None:
+            return parsed
+    if written_json(texts):
+        raise ValueError("its JSON is of a program that is not known")
+    return None
 
 
 def to_request(parsed: ParsedMetadata) -> tuple[Request, list[str]]:
     """The request, and a note for each setting that cannot be carried over."""
     notes = [*parsed.notes]
-    values: dict[str, object] = {"prompt": ""}
-    for name, value in parsed.values.items():
-        try:
-            value = CONVERTERS[name](value) if name in CONVERTERS else value
-            Request.from_json({"prompt": "", name: value})
-        except BadRequest as error:
-            notes.append(f"{error}; left to the model")
-        else:
-            values[name] = value
-    return Request.from_json(values), cap(notes)
-
-
-def _sampler(value: object) -> object:
-    """A sampler's name without k-diffusion's prefix and the suffix of a variant."""
-    return re.sub(r"^k_|_gpu$", "", value) if isinstance(value, str) else value
+    values = {"prompt": "", **parsed.values}
+    sampler, schedule = values.get("sampler"), values.get("schedule")
+    if isinstance(sampler, str) and isinstance(schedule, str | None):
+        values["sampler"], values["schedule"] = split_sampler(sampler, schedule)
+    converted = {
+        name: CONVERTERS[name](value) if name in CONVERTERS else value
+        for name, value in values.items()
+    }
+    request = Request.from_json({"prompt": "", **accepted(converted, notes)})
+    return request, cap(notes)
 
 
 def _loras(value: object) -> object:
@@ -71,13 +80,14 @@ def _loras(value: object) -> object:
 
 
 def _vae(value: object) -> object:
-    return {"name": value.replace("\\", "/").split("/")[-1]} if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return None if value in NO_VAE else {"name": re.split(r"[\\/]", value)[-1]}
 
 
 CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "model": file_stem,
     "loras": _loras,
     "vae": _vae,
-    "sampler": _sampler,
     **{name: number for name in ("width", "height", "steps", "cfg", "cfg_rescale", "seed")},
 }
