@@ -181,7 +181,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     for optional in ("txt2img", "model_index"):
         if (folder / f"{optional}.json").is_file():
             configs[optional] = files.read_json(folder / f"{optional}.json")
-    title = "default" if folder == DEFAULT else folder.resolve().name
+    title = "default" if folder == DEFAULT else find.model_name(folder)
     family = from_configs(configs, title)
     headers = {
         name: safetensors_file.component(folder / name, NETWORKS.get(name, "model"))
