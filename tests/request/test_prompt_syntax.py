@@ -13,6 +13,9 @@ from txt2img.request.prompt_syntax import Span, schedule, spans, split_and
         ("an (important) word", [("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
         ("(unbalanced", [("unbalanced", 1.1)]),
         (r"\(literal\]", [("(literal]", 1.0)]),
+        (r"\m/ metal :\ \\", [("m/ metal : \\", 1.0)]),
+        (r"\m/ (metal)", [("m/ ", 1.0), ("metal", 1.1)]),
+        (r"(a\:1.2)", [("a", 1.2)]),
         ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
         (
             "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",

@@ -119,10 +119,29 @@ def _a1111_pitfalls(text: str) -> Iterator[str]:
     """Syntax that surprises in A1111, or differs from it here."""
     if _BREAK_INSIDE.search(text):
         yield ": BREAK within brackets, which A1111 reads as a word, begins a new chunk here"
+    if "|" in text and _EDIT.search(text) and (place := _stray_bar(text)):
+        yield (
+            f", character {place}: | outside [ ]; A1111 then reads every [a:b:0.5] and [a|b] as "
+            "text, which change here"
+        )
     if "#" in text:
         yield ": A1111 drops # and the rest of its line, which is drawn here"
     if (mark := _SUFFIX.search(text)) and not _AND.search(text):
         yield f": {_piece(mark[0])} at its end is a weight of {mark[1]} for all of it, as in A1111"
+
+
+def _stray_bar(text: str) -> int:
+    """The first bar that is not in square brackets, counted from 1; 0 if there is none."""
+    opened: list[str] = []
+    for mark in re.finditer(r"\\.|[()\[\]|]", text, re.DOTALL):
+        sign = mark[0]
+        if sign in "([":
+            opened.append(sign)
+        elif sign in ")]" and opened:
+            opened.pop()
+        elif sign == "|" and opened[-1:] != ["["]:
+            return mark.start() + 1
+    return 0
 
 
 def _unreachable_edits(edit: Edit, steps: int) -> Iterator[str]:

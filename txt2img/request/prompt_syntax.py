@@ -18,7 +18,7 @@ EMPHASIS = 1.1  # the factor of a pair of brackets
 DEPTH_MAX = 50  # brackets within brackets; deeper ones have no effect
 # (?<!\s)\s*+ instead of \s*: a hostile prompt must not cause backtracking.
 _BREAK = re.compile(r"(?<!\s)\s*+\bBREAK\b\s*+")
-_MARKS = re.compile(r"\\.|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
+_MARKS = re.compile(r"\\[\\()\[\]]?|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r"(?<!\s)\s*+:\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*$")
 _WHEN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
@@ -66,7 +66,7 @@ def spans(text: str, grammar: Grammar = "a1111") -> tuple[Span, ...]:
         return (Span(text),)
     if grammar == "comfyui":
         return merged(list(_comfyui_spans(text)))
-    if not any(sign in text for sign in "()[]") and not ("BREAK" in text and _BREAK.search(text)):
+    if not any(sign in text for sign in "()[]\\") and not ("BREAK" in text and _BREAK.search(text)):
         return (Span(text),)
     return merged(_a1111_spans(text))
 
