@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from random import Random
 
-from txt2img.cli import distributed
+from txt2img.cli import distributed, prompt_source
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.provenance import request_of, require_model
-from txt2img.cli.registry import MODEL_VERBS, NAMES
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.record import Origin
@@ -72,20 +70,32 @@ class Batch:
 
 
 def from_arguments(
-    prompts: Sequence[str], prompts_file: str | None, picture: Path | None, options: RunOptions
+    prompts: Sequence[str],
+    prompts_file: str | None,
+    picture: Path | None,
+    options: RunOptions,
+    is_named: bool = False,
 ) -> Batch:
-    """The requests of a prompt, a prompt file or a picture. BadRequest, BadFile."""
+    """The requests of a prompt, a prompt file or a picture. BadRequest, BadFile.
+
+    `is_named`: the command was named, so a prompt that looks like one is meant.
+    """
     if len(prompts) > 1:
-        raise BadRequest(too_many_prompts(prompts))
+        raise BadRequest(prompt_source.too_many_prompts(prompts))
     if prompts and prompts_file is not None:
         raise BadRequest("a prompt and --prompts; give one of them")
-    if not prompts and prompts_file is None and picture is None:
+    lines = [line for prompt in prompts for line in prompt_source.warnings(prompt, is_named)]
+    nothing = not prompts and prompts_file is None and picture is None
+    if prompts == [prompt_source.STDIN] or (nothing and prompt_source.has_piped_input()):
+        prompts, nothing = [prompt_source.read_prompt()], False
+    if nothing:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
     fields, base = options.request_fields(), Request("")
     batch = Batch(options.adapters.library(), options.batch.policy.skip)
     if picture:
         base, batch.warnings, origin = from_picture(picture, fields)
         batch.origins.append(origin)
+    batch.warnings += lines
     prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
     base = Request.from_json({**base.to_json(), **fields, **prompt})
     base, batch.model = replace(base, template="") if prompts_file is not None else base, base.model
@@ -155,14 +165,6 @@ def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, 
     else:
         require_model(picture, request, None if model is None else str(model))
     return replace(request, count=1), notes, origin
-
-
-def too_many_prompts(words: Sequence[str]) -> str:
-    """The error for several prompts: quotes are missing, or a command is misspelt."""
-    verbs = [f"models {words[0]}"] if words[0] in MODEL_VERBS else []
-    near = verbs or get_close_matches(words[0], NAMES, n=1)
-    hint = f"; or did you mean the command {near[0]}?" if near else ""
-    return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 
 def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:

@@ -85,7 +85,8 @@ def generate(
     prompts += context.args
     with errors_on_stdout(options.output.json):
         options.check()
-        batch = from_arguments(prompts, source.prompts, source.params_from, options)
+        is_named = context.command_path.endswith(" generate")
+        batch = from_arguments(prompts, source.prompts, source.params_from, options, is_named)
         raise typer.Exit(run(batch, options, context))
 
 
