@@ -8,7 +8,7 @@ import pytest
 from txt2img.cli.options.adapters import lora_file
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.images.metadata.a1111 import describe, parse, to_request
-from txt2img.request import Request, Sampler, Schedule
+from txt2img.request import Compat, Request, Sampler, Schedule
 from txt2img.request.adapters import (
     Embedding,
     Lora,
@@ -156,3 +156,16 @@ def test_a_broken_tag_costs_that_tag_only() -> None:
     found = strip_lora_tags("a <lora:x:much> cat <lora:ink:0.5>", notes)
     assert found == ("a cat", (Lora("ink", 0.5, 0.5),))
     assert len(notes) == 1 and "much" in notes[0]
+
+
+def test_learnt_words_in_comfyuis_words_are_wanted_by_its_rules(tmp_path: Path) -> None:
+    (tmp_path / "ink.safetensors").touch()
+    library = AdapterPaths(embedding_folders=(tmp_path,))
+    request = Request("a cat, (embedding:ink:1.2)", "embedding:ink.pt", compat=Compat.COMFYUI)
+    found = library.resolve(request)
+    assert (found.prompt, found.negative) == ("a cat, (ink:1.2)", "ink")
+    assert found.embeddings == (Embedding("ink"),)
+    assert library.resolve(found) == found
+    with pytest.raises(ModelNotFound, match='no embedding "ink"'):
+        AdapterPaths().resolve(request)
+    assert AdapterPaths().resolve(replace(request, compat=None)).prompt == request.prompt

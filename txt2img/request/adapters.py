@@ -17,6 +17,8 @@ WEIGHT_MAX = sys.float_info.max
 # A1111's tag for a LoRA; its LyCORIS extension's came to mean the same.
 _TAG = re.compile(r" ?<(?:lora|lyco):([^>]*)>")
 
+_EMBEDDING = re.compile(r"(?<!\w)embedding:([^\s,:()]+)")  # ComfyUI's tag for a learnt word
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -92,6 +94,17 @@ def strip_lora_tags(prompt: str, notes: list[str] | None = None) -> tuple[str, t
                 raise
             notes.append(f"{error}; left out")
     return (_TAG.sub("", prompt).strip() if matches else prompt), tuple(loras)
+
+
+def strip_embedding_prefixes(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """A prompt with ComfyUI's `embedding:name` as the name alone, and these names."""
+    words: list[str] = []
+
+    def word(match: re.Match[str]) -> str:
+        words.append(re.sub(r"\.(safetensors|pt|bin)$", "", re.split(r"[\\/]", match[1])[-1]))
+        return words[-1]
+
+    return _EMBEDDING.sub(word, prompt), tuple(filter(None, words))
 
 
 def add_lora_tags(prompt: str, loras: Iterable[Lora]) -> str:

@@ -6,8 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from txt2img.errors import BadRequest, ModelNotFound
-from txt2img.request.adapters import Embedding, find_words, strip_lora_tags
+from txt2img.request.adapters import (
+    Embedding,
+    find_words,
+    strip_embedding_prefixes,
+    strip_lora_tags,
+)
 from txt2img.request.request import Request
+from txt2img.request.sampler_names import Compat
 from txt2img.system.text import shown
 
 SUFFIX = ".safetensors"
@@ -68,7 +74,12 @@ class AdapterPaths:
         prompt, tagged = strip_lora_tags(request.prompt)
         recorded = {embedding.token: embedding for embedding in request.embeddings}
         known = self.embedding_files() if self.embeddings or self.embedding_folders else {}
-        text = f"{prompt}\n{request.negative}"
+        negative = request.negative
+        if request.compat is Compat.COMFYUI:
+            prompt, words = strip_embedding_prefixes(prompt)
+            negative, more = strip_embedding_prefixes(negative)
+            recorded = {word: Embedding(word) for word in (*words, *more)} | recorded
+        text = f"{prompt}\n{negative}"
         used = []
         for token in dict.fromkeys([*recorded, *sorted(known)]):
             if any(find_words([token], text)):
@@ -86,9 +97,9 @@ class AdapterPaths:
         loras, embeddings = (*request.loras, *tagged), tuple(used)
         for lora in loras:
             self.lora_file(lora.name)
-        if (prompt, loras, embeddings) == (request.prompt, request.loras, request.embeddings):
-            return request
-        return replace(request, prompt=prompt, loras=loras, embeddings=embeddings)
+        return replace(
+            request, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings
+        )
 
 
 def find_below(folder: Path, name: str) -> Path | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from sd_parsers import ParserManager
 from txt2img.images import image_file
 from txt2img.images.record import ImageInfo, Origin
 from txt2img.request import Compat, Request, Sampler, Schedule
-from txt2img.request.adapters import Lora, Refiner, VAERef
+from txt2img.request.adapters import Embedding, Lora, Refiner, VAERef
 
 GRAPH: dict[str, dict[str, object]] = {
     "3": {
@@ -56,7 +57,7 @@ COMFY = Request(
     "a cat", "blurry", "v1-5", 512, 768, 20, 8.0, 0.0, None,
     Sampler.EULER_A, Schedule.KARRAS, 42, loras=(Lora("pixel", 0.8, 0.5),), compat=Compat.COMFYUI,
 )  # fmt: skip
-SCREEN = {
+SCREEN: dict[str, Any] = {
     "nodes": [
         {
             "id": 1,
@@ -197,6 +198,126 @@ def test_samplers_of_parts_are_followed(tmp_path: Path) -> None:
         "d": {"class_type": "BasicScheduler", "inputs": {"scheduler": "karras", "steps": 20}},
     }
     assert read(tmp_path, {"prompt": json.dumps(graph)}).request == COMFY
+
+
+def changed(nodes: Mapping[str, object], **inputs: object) -> dict[str, str]:
+    """The graph with more nodes, and other inputs of its sampler."""
+    graph = json.loads(json.dumps({**GRAPH, **nodes}))
+    graph["3"]["inputs"] |= inputs
+    return {"prompt": json.dumps(graph)}
+
+
+def test_a_sampler_that_feeds_no_saved_picture_is_not_read(tmp_path: Path) -> None:
+    graph = json.loads(json.dumps(GRAPH))
+    other = {"class_type": "KSampler", "inputs": graph["3"]["inputs"] | {"seed": 999, "steps": 5}}
+    graph["8"] = {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0]}}
+    found = read(tmp_path, {"prompt": json.dumps({"30": other, **graph})})
+    assert (found.request, found.notes) == (COMFY, ())
+
+
+def test_a_node_that_passes_a_prompt_on_has_no_prompt_itself(tmp_path: Path) -> None:
+    box = {"clip": ["10", 1], "text": "sun", "conditioning_to": ["6", 0]}
+    nodes = {"27": {"class_type": "GLIGENTextBoxApply", "inputs": box}}
+    found = read(tmp_path, changed(nodes, positive=["27", 0]))
+    assert found.request == COMFY
+    assert found.notes == ('the node "GLIGENTextBoxApply" of its prompt is not carried over',)
+
+
+def test_two_texts_that_differ_are_told(tmp_path: Path) -> None:
+    for text, notes in (("a photo", ('text_l "a photo" is not carried over',)), ("a cat", ())):
+        texts = {"text_g": "a cat", "text_l": text, "clip": ["10", 1]}
+        nodes = {"6": {"class_type": "CLIPTextEncodeSDXL", "inputs": texts}}
+        found = read(tmp_path, changed(nodes))
+        assert (found.request, found.notes) == (COMFY, notes)
+
+
+def test_a_second_sampler_with_the_last_steps_is_the_refiner(tmp_path: Path) -> None:
+    common = {"steps": 25, "cfg": 8, "sampler_name": "euler", "scheduler": "normal"}
+    prompts = {"positive": ["6", 0], "negative": ["7", 0]}
+    first = {"noise_seed": 5, "start_at_step": 0, "end_at_step": 20, "latent_image": ["5", 0]}
+    last = {"add_noise": "disable", "start_at_step": 20, "end_at_step": 10_000}
+    loader = {"ckpt_name": "fine.safetensors"}
+    nodes = {
+        "3": {
+            "class_type": "KSamplerAdvanced",
+            "inputs": {**common, **prompts, **first, "model": ["4", 0]},
+        },
+        "2": {
+            "class_type": "KSamplerAdvanced",
+            "inputs": {**common, **prompts, **last, "model": ["1", 0], "latent_image": ["3", 0]},
+        },
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": loader},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0]}},
+    }
+    found = read(tmp_path, changed(nodes))
+    assert found.request and (found.request.model, found.request.seed) == ("v1-5", 5)
+    assert (found.request.refiner, found.request.refiner_switch) == (Refiner("fine"), 0.8)
+    assert found.notes == ()
+
+
+def test_the_first_prompt_of_a_guider_of_two_is_read(tmp_path: Path) -> None:
+    graph = {
+        **GRAPH,
+        "3": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {"guider": ["21", 0], "latent_image": ["5", 0]},
+        },
+        "21": {
+            "class_type": "DualCFGGuider",
+            "inputs": {"cond1": ["6", 0], "cond2": ["7", 0], "model": ["10", 0]},
+        },
+    }
+    found = read(tmp_path, {"prompt": json.dumps(graph)})
+    assert found.request and found.request.prompt == "a cat"
+    assert any("cond2" in note for note in found.notes)
+
+
+def test_a_latent_of_an_unknown_node_has_the_pictures_size(tmp_path: Path) -> None:
+    info = PngInfo()
+    latent = {"class_type": "EmptyLatentPicker+", "inputs": {"resolution": "64x128"}}
+    info.add_text("prompt", changed({"5": latent})["prompt"])
+    Image.new("RGB", (64, 128)).save(tmp_path / "x.png", pnginfo=info)
+    found = image_file.read(tmp_path / "x.png")
+    assert found.request == replace(COMFY, width=64, height=128)
+    assert found.notes == ('the node "EmptyLatentPicker+" of its latent is not known',)
+
+
+def test_the_first_comfyuis_samplers(tmp_path: Path) -> None:
+    found = read(tmp_path, changed({}, sampler_name="sample_dpmpp_2m"))
+    assert (found.request, found.notes) == (replace(COMFY, sampler=Sampler.DPMPP_2M), ())
+
+
+def test_learnt_words_of_comfyui(tmp_path: Path) -> None:
+    text = {"text": "a cat, (embedding:styles/ink.pt:1.2)", "clip": ["10", 1]}
+    found = read(tmp_path, changed({"6": {"class_type": "CLIPTextEncode", "inputs": text}}))
+    assert found.request and found.request.prompt == "a cat, (ink:1.2)"
+    assert found.request.embeddings == (Embedding("ink"),)
+
+
+def test_samplers_of_parts_are_read_from_the_screen(tmp_path: Path) -> None:
+    slots = ("model", "positive", "negative", "sampler", "sigmas", "latent_image")
+    screen = {
+        "nodes": [
+            *SCREEN["nodes"][1:],
+            {"id": 14, "type": "KSamplerSelect", "widgets_values": ["euler_ancestral"]},
+            {"id": 22, "type": "SDTurboScheduler", "widgets_values": [1, 1]},
+            {
+                "id": 13,
+                "type": "SamplerCustom",
+                "inputs": [{"name": name, "link": i} for i, name in enumerate(slots)],
+                "widgets_values": [True, 77, "fixed", 1],
+            },
+        ],
+        "links": [[i, node, 0, 13, i, "X"] for i, node in enumerate((5, 2, 3, 14, 22, 4))],
+    }
+    found = read(tmp_path, {"workflow": json.dumps(screen)})
+    assert found.request == Request(
+        "a dog", "ugly", "m", 64, 72, 1, 1.0, 0.0, None,
+        Sampler.EULER_A, None, 77, compat=Compat.COMFYUI,
+    )  # fmt: skip
+    screen["nodes"][-2] |= {"type": "UnknownScheduler"}
+    notes = read(tmp_path, {"workflow": json.dumps(screen)}).notes
+    assert 'the settings of the node "UnknownScheduler" are not known' in notes
 
 
 def test_novelai(tmp_path: Path) -> None:

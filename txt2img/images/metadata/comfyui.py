@@ -7,7 +7,8 @@ kinds of nodes are known by name, and their inputs are followed, each node once.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from txt2img.images.metadata.parsed import ParsedMetadata, list_in, python_json, table_in
+from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, list_in, python_json, table_in
+from txt2img.request.adapters import strip_embedding_prefixes
 from txt2img.system.text import shown
 
 NODES_MAX = 10_000
@@ -21,6 +22,14 @@ WIDGETS = {
         *("add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
         *("start_at_step", "end_at_step", ""),
     ),
+    "SamplerCustom": ("add_noise", "noise_seed", "", "cfg"),
+    "KSamplerSelect": ("sampler_name",),
+    "SDTurboScheduler": ("steps", "denoise"),
+    "BasicScheduler": ("scheduler", "steps", "denoise"),
+    "RandomNoise": ("noise_seed", ""),
+    "CFGGuider": ("cfg",),
+    "UNETLoader": ("unet_name", ""),
+    "EmptySD3LatentImage": ("width", "height", "batch_size"),
     "CLIPTextEncode": ("text",),
     "CLIPSetLastLayer": ("stop_at_clip_layer",),
     "EmptyLatentImage": ("width", "height", "batch_size"),
@@ -40,7 +49,9 @@ FIELDS = {
 }
 LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage")
 VALUES = ("value", "text", "string", "seed", "noise_seed", "int", "float")  # of a simple node
-UPSTREAM = ("model", "clip", "conditioning", "conditioning_1", "samples")
+CONDITIONINGS = ("conditioning", "conditioning_1", "conditioning_to")
+UPSTREAM = ("model", *CONDITIONINGS, "clip", "samples")
+PICTURE_LATENTS = ("VAEEncode", "VAEEncodeTiled", "VAEEncodeForInpaint", "LoadLatent")
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
@@ -48,6 +59,13 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
     for key in ("prompt", "workflow"):
         if texts.get(key, "").startswith("{"):
             graph = parse_graph(python_json(texts[key]))
+            words: list[str] = []
+            for name in ("prompt", "negative"):
+                if isinstance(text := graph.values.get(name), str):
+                    graph.values[name], tokens = strip_embedding_prefixes(text)
+                    words += tokens
+            if words:
+                graph.values["embeddings"] = [{"token": word} for word in dict.fromkeys(words)]
             return ParsedMetadata({**graph.values, "compat": "comfyui"}, graph.notes)
     return None
 
@@ -66,6 +84,23 @@ class Graph:
         if isinstance(link, list) and link and isinstance(link[0], str | int):
             return self.nodes.get(str(link[0]), {})
         return {}
+
+    def saved(self) -> list[Node]:
+        """The nodes that a saved picture comes from, or a previewed one; all if there is none."""
+        for word in ("Save", "Preview"):
+            nodes = [n for n in self.nodes.values() if word in str(n.get("class_type"))]
+            if nodes:
+                break
+        else:
+            return [*self.nodes.values()]
+        reached = {id(node) for node in nodes}
+        for node in nodes:  # which grows
+            for name in table_in(node, "inputs"):
+                behind = self.node_behind(node, name)
+                if behind and id(behind) not in reached:
+                    reached.add(id(behind))
+                    nodes.append(behind)
+        return [node for node in self.nodes.values() if id(node) in reached]
 
     def value(self, node: Node, name: str) -> object:
         """An input's value: its own, or that of the simple node it is linked to."""
@@ -98,14 +133,16 @@ def parse_graph(value: object) -> Graph:
     graph = Graph(_nodes(value))
     if len(graph.nodes) > NODES_MAX:
         raise ValueError(f"a graph of {len(graph.nodes):,} nodes; at most {NODES_MAX:,} are read")
-    samplers = [node for node in graph.nodes.values() if node.get("class_type") in SAMPLERS]
+    samplers = [node for node in graph.saved() if node.get("class_type") in SAMPLERS]
+    if not samplers:
+        samplers = [node for node in graph.nodes.values() if node.get("class_type") in SAMPLERS]
     if not samplers:
         raise ValueError(f"no node of its graph is one of {', '.join(SAMPLERS)}")
     first = next(  # that begins with noise alone
         (n for n in samplers if graph.node_behind(n, "latent_image").get("class_type") in LATENTS),
         samplers[0],
     )
-    if len(samplers) > 1:
+    if not _add_refiner(graph, first, samplers) and len(samplers) > 1:
         graph.notes.append(f"its graph has {len(samplers)} samplers; only the first is read")
     _add_sampling(graph, first)
     _add_size(graph, first)
@@ -113,6 +150,26 @@ def parse_graph(value: object) -> Graph:
     _add_prompts(graph, guider)
     _add_model(graph, guider)
     return graph
+
+
+def _add_refiner(graph: Graph, base: Node, samplers: list[Node]) -> bool:
+    """Add the model of a second sampler that takes over from the first one's steps."""
+    if len(samplers) != 2:
+        return False
+    [other] = [node for node in samplers if node is not base] or [{}]
+    steps, end = graph.value(base, "steps"), graph.value(base, "end_at_step")
+    model = next((m for n in graph.chain(other, "model") if (m := graph.value(n, "ckpt_name"))), "")
+    if (
+        graph.node_behind(other, "latent_image") is not base
+        or not (isinstance(steps, int) and isinstance(end, int) and 0 < end < steps)
+        or [graph.value(other, name) for name in ("steps", "start_at_step")] != [steps, end]
+        or graph.value(other, "add_noise") != "disable"
+        or not model
+    ):
+        return False
+    graph.values["refiner"] = {"name": file_stem(model)}
+    graph.values["refiner_switch"] = end / steps
+    return True
 
 
 def _nodes(value: object) -> dict[str, Node]:
@@ -141,7 +198,8 @@ def _from_screen(node: Node, sources: Mapping[object, str]) -> Node:
         link = slot.get("link") if isinstance(slot, dict) else None
         if isinstance(slot, dict) and isinstance(link, str | int) and link in sources:
             inputs[str(slot.get("name"))] = [sources[link], 0]
-    return {"class_type": kind, "inputs": inputs}
+    unnamed = bool(values) and not names
+    return {"class_type": kind, "inputs": inputs, "unnamed": unnamed}
 
 
 def _add_sampling(graph: Graph, node: Node) -> None:
@@ -153,16 +211,23 @@ def _add_sampling(graph: Graph, node: Node) -> None:
         denoise = graph.value(part, "denoise")
         if isinstance(denoise, int | float) and denoise != 1:
             graph.notes.append(f"denoise {denoise} is not carried over")
+        if part.get("unnamed"):
+            kind = shown(part.get("class_type"))
+            graph.notes.append(f"the settings of the node {kind} are not known")
     if graph.value(node, "start_at_step"):
         graph.notes.append("it began at a later step, which is not carried over")
 
 
 def _add_size(graph: Graph, node: Node) -> None:
     """The size of the empty latent that a sampler's node starts from."""
-    latents = graph.chain(node, "latent_image")
+    latents = [*graph.chain(node, "latent_image")]
     empty = next((one for one in latents if one.get("class_type") in LATENTS), None)
     if empty is None:
-        graph.notes.append("it began with a picture, which is not carried over")
+        kind = str(latents[-1].get("class_type")) if latents else ""
+        if kind in PICTURE_LATENTS or not kind:
+            graph.notes.append("it began with a picture, which is not carried over")
+        else:
+            graph.notes.append(f"the node {shown(kind)} of its latent is not known")
         return
     graph.add("width", graph.value(empty, "width"))
     graph.add("height", graph.value(empty, "height"))
@@ -173,8 +238,10 @@ def _add_size(graph: Graph, node: Node) -> None:
 
 def _add_prompts(graph: Graph, node: Node) -> None:
     """The prompts of a sampler's node or guider, and their clip skip."""
+    if graph.node_behind(node, "cond2"):
+        graph.notes.append("the second prompt of its guider, cond2, is not carried over")
     for names, field_name in (
-        (("positive", "conditioning"), "prompt"),
+        (("positive", "conditioning", "cond1"), "prompt"),
         (("negative",), "negative"),
     ):
         passed: list[Node] = []
@@ -200,6 +267,11 @@ def _text(graph: Graph, node: Node) -> str | None:
     if node.get("class_type") == "ConditioningZeroOut":
         graph.notes.append("a prompt was zeroed, which is not carried over; it is left empty")
         return ""
+    if any(graph.node_behind(node, name) for name in CONDITIONINGS):
+        return None  # its own text is something else: a box's label
+    texts = [graph.value(node, name) for name in ("text_g", "text_l")]
+    if None not in texts and texts[0] != texts[1]:
+        graph.notes.append(f"text_l {shown(texts[1], 40)} is not carried over")
     for name in ("text", "text_g", "text_l"):
         text = graph.value(node, name)
         if isinstance(text, str):
