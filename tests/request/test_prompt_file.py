@@ -133,6 +133,7 @@ def test_json_lines_are_told_by_their_brace() -> None:
     [
         ('{"seed": 7}', 'needs a "prompt"'),
         ('{"prompt": "a", "promt": 1}', "promt"),
+        ('{"prompt": "a", "times": 2}', "times"),
         ('{"prompt": "a", "seed": 1, "seed": 2}', "a key is there twice"),
         ('{"prompt": "a", "cfg": NaN}', "NaN is not a number"),
         ('{"prompt": "a", "model": "b"}', "one model"),

@@ -91,7 +91,9 @@ def from_json(line: str, base: Request) -> Request:
         raise BadRequest('a request needs a "prompt"')
     if values.get("model", base.model) != base.model:
         raise BadRequest("one model draws all lines; choose it with --model")
-    return _request(values, base)
+    if values.get("seed") == -1:  # random, as in a plain line
+        values["seed"] = None
+    return base.with_json(values)
 
 
 def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Request:
