@@ -213,7 +213,7 @@ def test_the_bytes_of_a_plan_are_known_before(unet: UNet) -> None:
     with torch.inference_mode():
         unet(draw(1, 4, 32, 32), torch.full((1,), 400.0), Cond(draw(1, 7, 16)))
     fast = [layer.optimized for layer in unet.modules() if isinstance(layer, Conv2d)]
-    layouts = [one.layout[1] for one in fast if isinstance(one, FastConv) and one.layout]
+    layouts = [one.cached[1] for one in fast if isinstance(one, FastConv) and one.cached]
     assert layouts and sum(4 * layout.numel() for layout in layouts) == expected
     optimize(unet, None)
     assert not any(isinstance(getattr(part, "optimized", None), Fast) for part in unet.modules())

@@ -109,7 +109,7 @@ def test_a_quantised_matrix_is_not_packed() -> None:
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Other), requires_grad=False)
     with torch.inference_mode():
         found = layer(draw(2, 4).to(HALF))
-    assert isinstance(layer.optimized, PackedLinear) and layer.optimized.layout is None
+    assert isinstance(layer.optimized, PackedLinear) and layer.optimized.cached is None
     assert torch.equal(found.as_subclass(Tensor), plain)
 
 
@@ -170,7 +170,7 @@ def test_the_bytes_of_packed_weights_are_known_before() -> None:
         expected = bytes_needed(unet, side, side, QUICK)
         optimize(unet, QUICK)
         unet(draw(1, 4, side, side).to(HALF), torch.full((1,), 4.0), Cond(draw(1, 7, 16).to(HALF)))
-        layouts = [fast.layout[1] for fast in packed(unet) if fast.layout]
+        layouts = [fast.cached[1] for fast in packed(unet) if fast.cached]
         assert sum(2 * layout.numel() for layout in layouts) == expected
         optimize(unet, replace(QUICK, pack=False))
         assert not packed(unet)

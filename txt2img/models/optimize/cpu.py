@@ -54,15 +54,15 @@ class Fast:
         own = getattr(layer, "optimized", None)
         self.plan = plan
         self.plain: Optimized = own.plain if isinstance(own, Fast) else own or PLAIN[type(layer)]
-        self.layout: tuple[object, Tensor] | None = None  # of the weight, and what it is of
+        self.cached: tuple[object, Tensor] | None = None  # of the weight, and what it is of
 
-    def laid_out(self, layer: Linear | Conv2d, key: object, make: Callable[[], Tensor]) -> Tensor:
+    def layout(self, layer: Linear | Conv2d, key: object, make: Callable[[], Tensor]) -> Tensor:
         """The weight laid out by `make`; again for another key, or if the weight was changed."""
         key = key, layer.version
-        if self.layout is None or self.layout[0] != key:
-            self.layout = None  # so that there are never two
-            self.layout = key, make()
-        return self.layout[1]
+        if self.cached is None or self.cached[0] != key:
+            self.cached = None  # so that there are never two
+            self.cached = key, make()
+        return self.cached[1]
 
 
 class FastConv(Fast):
@@ -76,9 +76,7 @@ class FastConv(Fast):
             return functional.linear(rows, layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
         name = algorithm(layer, x.shape[-2], x.shape[-1], self.plan)
         if name == "winograd":
-            matrices = self.laid_out(
-                layer, name, lambda: winograd.transformed(layer.weight.float())
-            )
+            matrices = self.layout(layer, name, lambda: winograd.transformed(layer.weight.float()))
             return winograd.convolve(x, matrices, layer.bias)
         if name == "im2col":
             return self._im2col(layer, x)
@@ -94,7 +92,7 @@ class FastConv(Fast):
         def columns() -> Tensor:
             return layer.weight.float().permute(2, 3, 1, 0).reshape(-1, layer.out_channels)
 
-        matrix = self.laid_out(layer, "im2col", columns)
+        matrix = self.layout(layer, "im2col", columns)
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         patches = padded.unfold(1, 3, layer.stride[0]).unfold(2, 3, layer.stride[1])
         rows = patches.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 3·3·I)
@@ -137,11 +135,11 @@ class FastAttention(Fast):
         if torch.is_grad_enabled():
             return self.plain(layer, x, context, counts)
         q = split_heads(layer.to_q(x), layer.heads).contiguous()
-        k, v = keys_values(layer, x) if context is None else self._cached(layer, context)
+        k, v = keys_values(layer, x) if context is None else self._keys_values(layer, context)
         out: Tensor = layer.to_out[0](attend(q, k, v, counts))
         return out
 
-    def _cached(self, layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
         versions = layer.to_k.version, layer.to_v.version
         entry = self.contexts.get(context)
         if entry is None or entry[0] != versions:
@@ -256,9 +254,7 @@ def worth_packing(layer: Linear | Conv2d, x: Tensor) -> bool:
 def packed_convolution(fast: Fast, layer: Conv2d, x: Tensor) -> Tensor:
     """Convolve x by a layer's packed filter."""
     key = tuple(x.shape), x.dtype
-    return onednn.convolve(
-        layer, x, fast.laid_out(layer, key, lambda: onednn.pack_filter(layer, x))
-    )
+    return onednn.convolve(layer, x, fast.layout(layer, key, lambda: onednn.pack_filter(layer, x)))
 
 
 def packed_product(fast: Fast, layer: Linear | Conv2d, x: Tensor) -> Tensor:
@@ -267,7 +263,7 @@ def packed_product(fast: Fast, layer: Linear | Conv2d, x: Tensor) -> Tensor:
     def pack() -> Tensor:
         return onednn.pack_matrix(layer.weight.detach().flatten(1))
 
-    return onednn.multiply(x, fast.laid_out(layer, "matrix", pack), layer.bias)
+    return onednn.multiply(x, fast.layout(layer, "matrix", pack), layer.bias)
 
 
 def bytes_needed(network: nn.Module, height: int, width: int, plan: CpuPlan) -> int:
