@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.support.files_run import files_run
 
-FILES_MAX = 99
+FILES_MAX = 101
 
 
 def test_a_picture_runs_the_functions_of_few_files(tmp_path: Path) -> None:
