@@ -6,9 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
-from txt2img.diffusion.schedules import SCHEDULES, flow
+from txt2img.diffusion.schedules import SCHEDULES, SHIFTS, flow
 from txt2img.errors import BadRequest
 from txt2img.request import request
 
@@ -94,3 +96,40 @@ def test_flow_equals_diffusers(shift):
 def test_more_steps_than_entries_are_refused(name):
     with pytest.raises(BadRequest, match=r"1 … 1,000 steps, got 1,001"):
         SCHEDULES[name](SD, 1001)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_a_shifted_flow_has_diffusers_sigmas(steps):
+    shifted = Flow(shift=3.0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)  # as Stable Diffusion 3's pipeline
+    sigmas = [level.sigma for level in SCHEDULES["linear"](shifted, steps)]
+    np.testing.assert_allclose(sigmas, scheduler.sigmas, rtol=1e-6)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))  # as Z-Image's
+    sigmas = [level.sigma for level in flow(shifted, steps)]
+    np.testing.assert_allclose(sigmas, scheduler.sigmas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096, 4300, 4301, 16384])
+@pytest.mark.parametrize("steps", [4, 20, 50])
+def test_shifts_by_tokens_and_steps_equal_diffusers(tokens, steps):
+    mu = {
+        "linear": calculate_shift(tokens, 256, 4096, 0.5, 1.15),
+        "empirical": compute_empirical_mu(tokens, steps),
+    }
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    even = np.linspace(1, 1 / steps, steps)
+    for name, shift in SHIFTS.items():
+        levels = flow(Flow(shift=shift(tokens, steps)), steps)
+        theirs = scheduler.time_shift(mu[name], 1.0, even)  # in float64
+        sigmas = [level.sigma for level in levels[:-1]]
+        np.testing.assert_allclose(sigmas, theirs, rtol=1e-14)
+        scheduler.set_timesteps(sigmas=even.tolist(), mu=mu[name])
+        np.testing.assert_allclose([*sigmas, 0], scheduler.sigmas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_shifted_flow_starts_at_pure_noise_on_every_schedule(name):
+    levels = SCHEDULES[name](Flow(shift=3.0), 20)
+    assert levels[0].ratio == (pytest.approx(3 * 0.952 / 0.048) if name == "leading" else math.inf)
+    assert all(a.ratio > b.ratio for a, b in pairwise(levels))

@@ -93,10 +93,16 @@ class Diffusion:
 class Flow:
     """A rectified flow (Liu et al. 2022): sigma = time / time_factor, from 0 to pure noise."""
 
-    def __init__(self, time_factor: float = 1000.0, steps: int = 1000) -> None:
-        """`steps` is the number of entries that schedules count in."""
+    def __init__(
+        self, time_factor: float = 1000.0, steps: int = 1000, shift: float | None = None
+    ) -> None:
+        """`steps` is the number of entries that schedules count in.
+
+        `shift` multiplies the entries' ratios; None leaves it to each schedule.
+        """
         self.time_factor = time_factor
         self.steps = steps
+        self.shift = shift
 
     def level(self, time: float) -> Level:
         """The level at `time`, which is clamped to 0 … time_factor."""
@@ -108,8 +114,9 @@ class Flow:
         return level.sigma * self.time_factor
 
     def entry(self, index: float) -> Level:
-        """Level `index` of a table of sigmas 1/steps … 1: steps-1 is pure noise."""
-        return self.level((index + 1) / self.steps * self.time_factor)
+        """Level `index` of a table of sigmas 1/steps … 1, shifted: steps-1 is pure noise."""
+        level = self.level((index + 1) / self.steps * self.time_factor)
+        return level if self.shift is None else Level(self.shift * level.ratio, "flow")
 
 
 Process = Diffusion | Flow

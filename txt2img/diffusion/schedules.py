@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from txt2img.diffusion.levels import Diffusion, Level, Process
+from txt2img.diffusion.levels import Diffusion, Flow, Level, Process
 from txt2img.errors import BadRequest
 
 Schedule = Callable[[Process, int], list[Level]]
@@ -15,9 +15,16 @@ def append_zero(levels: list[Level]) -> list[Level]:
 
 
 def linear(process: Process, steps: int) -> list[Level]:
-    """Equal steps of time from the first table entry to the last, fractional as in k-diffusion."""
-    last = process.steps - 1
-    return append_zero([process.entry(last - last * i / max(steps - 1, 1)) for i in range(steps)])
+    """Equal steps of time from the first table entry to the last, fractional as in k-diffusion.
+
+    The entries of a shifted flow are times too, which are shifted once more: so do Stable
+    Diffusion 3's reference, diffusers and ComfyUI (normal).
+    """
+    last, first = process.steps - 1, 0.0
+    if isinstance(process, Flow) and process.shift is not None:
+        first = process.entry(0).sigma * process.steps - 1
+    gaps = max(steps - 1, 1)
+    return append_zero([process.entry(last - (last - first) * i / gaps) for i in range(steps)])
 
 
 def leading(process: Process, steps: int) -> list[Level]:
@@ -93,13 +100,44 @@ def evenly_spaced(
 def flow(process: Process, steps: int, shift: float = 3.0) -> list[Level]:
     """Equal steps of a flow's sigma, then the ratio times `shift` (Esser et al. 2024, §5.3.2).
 
-    On a diffusion the steps start at its noisiest entry and keep its curve.
+    A flow's own shift comes first. On a diffusion the steps start at its noisiest entry and keep
+    its curve.
     """
+    if isinstance(process, Flow) and process.shift is not None:
+        shift = process.shift
     top = process.entry(process.steps - 1)
     start = Level(top.ratio / shift, "flow").sigma
     sigmas = [start * (1 - i / steps) for i in range(steps)]
     ratios = [shift * sigma / (1 - sigma) if sigma < 1 else math.inf for sigma in sigmas]
     return append_zero([Level(ratio, top.curve) for ratio in ratios])
+
+
+def linear_mu(
+    tokens: int, low: int = 256, high: int = 4096, at_low: float = 0.5, at_high: float = 1.15
+) -> float:
+    """Logarithm of FLUX.1's shift for a picture of `tokens` patches, a straight line in them."""
+    slope = (at_high - at_low) / (high - low)
+    return tokens * slope + (at_low - slope * low)
+
+
+def empirical_mu(tokens: int, steps: int) -> float:
+    """Logarithm of FLUX.2's shift, as fitted by its authors to patches and steps.
+
+    Two lines, of 10 and of 200 steps, with a straight way between; above 4300 tokens the latter.
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190
+    return slope * steps + at_200 - 200 * slope
+
+
+# Shifts that depend on a picture's tokens and its steps, by the names that families know.
+SHIFTS: dict[str, Callable[[int, int], float]] = {
+    "linear": lambda tokens, steps: math.exp(linear_mu(tokens)),
+    "empirical": lambda tokens, steps: math.exp(empirical_mu(tokens, steps)),
+}
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -55,11 +55,23 @@ class VAEConfig:
     quant_conv: bool = True
     scaling: float = 0.18215  # latents are (mean − shift) · scaling, of variance near 1
     shift: float = 0.0
+    patch: int = 1  # cells of a map that make one latent cell, high and wide
+    norm_eps: float = 0.0  # of a batch norm's variances, which scale the latents instead, if any
 
     @property
     def factor(self) -> int:
         """Height and width of a latent cell in pixels."""
-        return 1 << (len(self.channels) - 1)
+        return self.patch << (len(self.channels) - 1)
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the encoder's and decoder's maps, before they become patches."""
+        return self.latent_channels // self.patch**2
+
+
+FLUX_VAE = VAEConfig(latent_channels=16, quant_conv=False, scaling=0.3611, shift=0.1159)
+SD3_VAE = VAEConfig(latent_channels=16, quant_conv=False, scaling=1.5305, shift=0.0609)
+FLUX2_VAE = VAEConfig(latent_channels=128, scaling=1.0, patch=2, norm_eps=1e-4)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,50 @@ class TextConfig:
     act: str = "quick_gelu"
     penultimate: bool = False  # hidden states of the last layer but one, without the final norm
     projection: int = 0  # width of the pooled embedding, where the model has one
+
+
+@dataclass(frozen=True)
+class T5TextConfig:
+    """Config of a T5 encoder; the defaults are T5-XXL's."""
+
+    vocab: int = 32128
+    width: int = 4096
+    layers: int = 24
+    heads: int = 64
+    head_width: int = 64
+    mlp: int = 10240
+    buckets: int = 32  # of relative positions
+    max_distance: int = 128  # between positions with a bucket of their own
+    length: int = 512  # tokens that a prompt is padded and truncated to
+
+
+@dataclass(frozen=True)
+class Qwen3TextConfig:
+    """Config of a Qwen3 language model as a text encoder; the defaults are Qwen3-4B's."""
+
+    vocab: int = 151936
+    hidden: int = 2560
+    layers: int = 36  # in the file: those above the last tap are not needed
+    heads: int = 32
+    kv_heads: int = 8
+    head_width: int = 128
+    mlp: int = 9728
+    theta: float = 1e6  # base of the rotary frequencies
+    taps: tuple[int, ...] = (-2,)  # of the states between layers, 0 before the first: see states
+    length: int = 512  # tokens that a prompt is truncated to, its chat template included
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """The layers whose output it yields, counted from 1."""
+        return tuple(tap if tap >= 0 else self.layers + 1 + tap for tap in self.taps)
+
+    @property
+    def width(self) -> int:
+        """Width of its text tokens: the tapped states side by side."""
+        return self.hidden * len(self.taps)
+
+
+QWEN3_8B = Qwen3TextConfig(hidden=4096, mlp=12288)
 
 
 @dataclass(frozen=True)
