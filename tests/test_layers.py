@@ -35,7 +35,7 @@ HOMES = {
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
     "torchao": ("models/optimize/quantize.py",),
-    "tokenizers": ("models/tokenizer.py", "weights/", "train/"),
+    "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.

@@ -60,12 +60,12 @@ def _clip() -> tuple[Vocab, Merges]:
     """CLIP's vocabulary, built from its merges: bytes, bytes at a word's end, merges."""
     packed = (package_files("txt2img.weights") / "tokenizer" / "merges.txt.gz").read_bytes()
     merges = [_pair(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()[1:]]
-    letters = _byte_letters()
+    letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
     return {word: index for index, word in enumerate([*words, BOS, EOS])}, merges
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """GPT-2's printable character for each byte, printable bytes first."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]

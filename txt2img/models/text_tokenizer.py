@@ -1,0 +1,82 @@
+"""Tokenizers of language models: prompts → ids, padded or truncated to a length. Need no torch.
+
+T5's, with a weight for each token, and Qwen3's, whose prompts are the user's turn of a chat.
+"""
+
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from txt2img.models.tokenizer import PLAIN, Chunk, Token
+from txt2img.request.compat import PromptRules
+from txt2img.request.prompt_syntax import spans
+
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class TextTokenizer:
+    """Tokenizer of a language model, for prompts of up to `length` tokens."""
+
+    def __init__(
+        self, backend: Backend, length: int, pad_id: int, eos_id: int | None = None
+    ) -> None:
+        """`eos_id` ends every text, where the model has been trained so."""
+        self.length, self.pad_id, self.eos_id = length, pad_id, eos_id
+        self.embedding_ids: dict[str, list[int]] = {}  # textual inversions, which it has none of
+        self._backend = backend
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Ids by token, the special ones included."""
+        vocab: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return vocab
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, of any number, without the end token."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def truncated(self, text: str) -> list[int]:
+        """Token ids of a text, at most `length`, with the end token where there is one."""
+        return self.chunk(text, PLAIN).ids
+
+    def chunk(self, prompt: str, rules: PromptRules = PLAIN) -> Chunk:
+        """At most `length` tokens of a prompt with their weights, parsed by `rules`. BadRequest."""
+        [tokens] = self.tokens_by_chunk(prompt, rules)
+        end = [] if self.eos_id is None else [(self.eos_id, 1.0)]
+        tokens = tokens[: self.length - len(end)] + end
+        return Chunk([index for index, _ in tokens], [weight for _, weight in tokens])
+
+    def padded(self, chunk: Chunk) -> Chunk:
+        """The chunk with padding up to `length`."""
+        empty = self.length - len(chunk.ids)
+        return Chunk(chunk.ids + [self.pad_id] * empty, chunk.weights + [1.0] * empty)
+
+    def tokens_by_chunk(self, prompt: str, rules: PromptRules = PLAIN) -> list[list[Token]]:
+        """All tokens of a prompt with their weights: there is one chunk, of any size. BadRequest.
+
+        The words of one weight are tokenised together, as in ComfyUI.
+        """
+        parts = spans(prompt, rules.grammar)
+        return [[(index, part.weight) for part in parts for index in self.tokens(part.text)]]
+
+
+def chat_prompt(prompt: str, thinking: bool) -> str:
+    """Qwen3's chat template around a user's prompt; without `thinking`, its thoughts are empty."""
+    thoughts = "" if thinking else "<think>\n\n</think>\n\n"
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{thoughts}"
+
+
+def qwen_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Backend:
+    """Qwen's byte-pair encoding: words with the sign before them, single digits; their bytes."""
+    backend = Backend(models.BPE(vocab=vocab, merges=merges))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return backend
