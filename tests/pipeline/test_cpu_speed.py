@@ -52,9 +52,9 @@ def request(**changes: object) -> Request:
 
 
 def test_some_samplers_evaluate_the_network_twice_a_step(drawing: Model) -> None:
-    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {CpuPlan(evaluations=7)}
-    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7, sampler=Sampler.HEUN), LATENT)
     assert plans(drawing) == {CpuPlan(evaluations=14)}
     assert not drawing.memory.pop_warnings()
 
@@ -67,13 +67,13 @@ def test_with_little_memory_small_filters_are_left_out_then_all(drawing: Model) 
     ]
     assert needs[0] > needs[1] > needs[2] > 0
     drawing.memory.cpu_budget = int(needs[1] / cpu_speed.NETWORK) + 2
-    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {CpuPlan(7, pack=False)}
     drawing.memory.cpu_budget = int(needs[2] / cpu_speed.NETWORK) + 2
-    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert plans(drawing) == {CpuPlan(7, winograd_side=32, pack=False)}
     drawing.memory.cpu_budget = 0
-    cpu_speed.prepare_unet(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7, sampler=Sampler.EULER), LATENT)
     assert not plans(drawing)
     assert all("B less" in line for line in drawing.memory.pop_warnings())
 
@@ -84,24 +84,24 @@ def test_freed_memory_is_kept_where_there_is_enough(
     called: list[str] = []
     for name in ("trim_heap", "keep_heap"):
         monkeypatch.setattr(resources, name, partial(called.append, name))
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     assert called == ["trim_heap", "keep_heap"]
     drawing.memory.cpu_budget = 0
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     assert called == ["trim_heap", "keep_heap"]
 
 
 def test_room_is_asked_for_once_a_model(drawing: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     monkeypatch.setattr(resources, "available", lambda: 0)
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     assert plans(drawing) == {CpuPlan(evaluations=7)}
 
 
 def test_low_memory_keeps_no_second_weights(drawing: Model) -> None:
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     drawing.memory.low_memory = True
-    cpu_speed.prepare_unet(drawing, request(steps=7), LATENT)
+    cpu_speed.prepare_network(drawing, request(steps=7), LATENT)
     assert not plans(drawing)
     assert not drawing.memory.pop_warnings()
 

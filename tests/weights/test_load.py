@@ -53,7 +53,7 @@ def test_own_model_loads_with_all_its_settings() -> None:
         False,
         False,
     )
-    assert (family.text.length, family.text.vocab) == (32, 56)
+    assert (family.texts[0].length, family.texts[0].vocab) == (32, 56)
     assert (family.network.heads, family.network.depth) == ((2, 4), (1, 2))
     assert (family.defaults.width, family.defaults.schedule) == (16, Schedule.TRAILING)
     assert model.text.tokenizer.chunks("red")[0][:3] == [54, 53, 55]

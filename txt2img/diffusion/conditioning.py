@@ -19,7 +19,8 @@ class Cond:
     pooled: Tensor | None = None  # one embedding of the whole text, (B, P)
     size_ids: Tensor | None = None  # SDXL's sizes and crops, (B, E)
     extra_channels: Tensor | None = None  # a mask and a picture, say, (B, C', H, W)
-    guidance: Tensor | None = None  # guidance scale less 1, for an LCM, (B,)
+    guidance: Tensor | None = None  # the guidance scale that a network embeds, (B,)
+    references: tuple[Tensor, ...] = ()  # latents of pictures to draw from, each (B, C, h, w)
 
     def join(self, other: "Cond") -> "Cond":
         """Batch both, this one first; a tensor that either lacks is left out."""
@@ -29,6 +30,7 @@ class Cond:
             cat(self.size_ids, other.size_ids),
             cat(self.extra_channels, other.extra_channels),
             cat(self.guidance, other.guidance),
+            tuple(map(torch.cat, zip(self.references, other.references, strict=False))),
         )
 
     def zeroed(self) -> "Cond":
@@ -49,7 +51,7 @@ class Cond:
 
         The result is cached, since networks cache what they compute from each object.
         """
-        parts = self.tokens, self.pooled, self.extra_channels
+        parts = self.tokens, self.pooled, self.extra_channels, *self.references
         if all(part is None or part.dtype == dtype for part in parts):
             return self
         if dtype not in self._casts:
@@ -58,6 +60,7 @@ class Cond:
                 tokens=self.tokens.to(dtype),
                 pooled=_moved(self.pooled, dtype),
                 extra_channels=_moved(self.extra_channels, dtype),
+                references=tuple(part.to(dtype) for part in self.references),
             )
         return self._casts[dtype]
 
@@ -69,8 +72,14 @@ class Cond:
         """Move every tensor to a device."""
         if self.tokens.device == device:
             return self
-        others = (self.pooled, self.size_ids, self.extra_channels, self.guidance)
-        return Cond(self.tokens.to(device), *(_moved(part, device) for part in others))
+        return Cond(
+            self.tokens.to(device),
+            _moved(self.pooled, device),
+            _moved(self.size_ids, device),
+            _moved(self.extra_channels, device),
+            _moved(self.guidance, device),
+            tuple(part.to(device) for part in self.references),
+        )
 
 
 def _moved(part: Tensor | None, to: torch.dtype | torch.device) -> Tensor | None:

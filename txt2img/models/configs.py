@@ -1,13 +1,117 @@
 """Configs of networks as data, read from a file's header before any tensor."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from txt2img.errors import UnknownLayout
 
 Depth = int | tuple[int, ...]  # one for all residual blocks of a level, or one each
+
+
+class NetworkConfig(Protocol):
+    """Config of a network that denoises: what the program knows of every architecture."""
+
+    @property
+    def component(self) -> str:
+        """Its name among a model's components, which is diffusers': unet or transformer."""
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents that it takes, with pictures beside the noisy one."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the latents that it denoises."""
+
+    @property
+    def extra_channels(self) -> int:
+        """Number of input channels besides the noisy latent's."""
+
+    @property
+    def cross_dim(self) -> int:
+        """Width of the text tokens that it attends to."""
+
+    @property
+    def pooled(self) -> int:
+        """Width of the pooled text embedding that it takes; 0 for none."""
+
+    @property
+    def sizes(self) -> int:
+        """Number of SDXL's size ids that it takes."""
+
+    @property
+    def multiple(self) -> int:
+        """Latent cells that height and width must be a multiple of."""
+
+    @property
+    def seamless_multiple(self) -> int:
+        """The same for seamless pictures; 0 if it cannot draw any."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+
+    @property
+    def embeds_cfg(self) -> bool:
+        """Whether it takes the CFG scale as an input and guides itself, as an LCM does."""
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether it takes a distilled guidance scale as an input, beside true CFG."""
+
+    @property
+    def memory_width(self) -> int:
+        """Numbers of an activation for each latent cell."""
+
+    def check(self) -> None:
+        """Raise UnknownLayout for widths that cannot be built."""
+
+
+class TransformerConfig:
+    """What diffusion transformers have in common, as defaults."""
+
+    component: ClassVar = "transformer"
+    label: ClassVar = "transformer"
+    sizes: ClassVar = 0
+    seamless_multiple: ClassVar = 0
+    embeds_cfg: ClassVar = False
+
+    def check(self) -> None:
+        """Widths are checked by each config itself, as far as a file may get them wrong."""
+
+
+class TextEncoderConfig(Protocol):
+    """Config of a text encoder: what the program knows of every one."""
+
+    @property
+    def vocab(self) -> int:
+        """Number of tokens that it has vectors for."""
+
+    @property
+    def width(self) -> int:
+        """Width of the states that it gives."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens that it reads at once."""
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Config of a U-Net; the tuples have one entry a level, largest map first."""
+
+    component: ClassVar = "unet"
+    label: ClassVar = "U-Net"
+    multiple: ClassVar = 1
+    embeds_guidance: ClassVar = False
 
     in_channels: int = 4
     out_channels: int = 4
@@ -35,6 +139,36 @@ class UNetConfig:
     def extra_channels(self) -> int:
         """Number of input channels besides the noisy latent's."""
         return self.in_channels - self.out_channels
+
+    @property
+    def seamless_multiple(self) -> int:
+        """Latent cells of seamless pictures: all maps down to the smallest must halve evenly."""
+        return 1 << (len(self.channels) - 1)
+
+    @property
+    def embeds_cfg(self) -> bool:
+        """Whether it is an LCM that takes the CFG scale as an input."""
+        return self.scale_width > 0
+
+    @property
+    def memory_width(self) -> int:
+        """Width of the largest maps."""
+        return self.channels[0]
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks on the way down and up."""
+        levels = [level for level, has in enumerate(self.attention) if has]
+        down = (self.depths(level, self.layers) for level in levels)
+        up = (self.depths(level, self.layers + 1, True) for level in levels)
+        return sum(map(sum, [*down, *up]))
+
+    def check(self) -> None:
+        """Raise UnknownLayout for levels whose widths heads or groups do not divide."""
+        for width, count in zip(self.channels, self.heads, strict=True):
+            if width % count or width % self.groups:
+                what = f"{count} heads, {self.groups} groups"
+                raise UnknownLayout(f"unet: a level of {width} channels cannot have {what}")
 
     def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
         """Depth of each of a level's `count` transformers, on the way down or up."""

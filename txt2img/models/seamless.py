@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.models.tiled_decode import OVERLAP, decode_tiled
-from txt2img.models.unet import UNet
 from txt2img.request.fields import Tile
 
 HEIGHT, WIDTH = -2, -1  # of maps (B, C, H, W)
+TILE = "tile"  # the attribute of a network that is seamless for now
 AXES: dict[Tile | None, Sequence[int]] = {
     Tile.X: (WIDTH,),
     Tile.Y: (HEIGHT,),
@@ -33,13 +33,11 @@ def seamless(network: nn.Module, tile: Tile | None) -> Iterator[None]:
         if any(isinstance(padding, int) and padding for padding in conv.padding):
             hooks.append(conv.register_forward_pre_hook(_pad(axes)))
             hooks.append(conv.register_forward_hook(_crop(axes)))
-    if isinstance(network, UNet):
-        network.tile = tile  # a CUDA graph holds the padding that it was recorded with
+    setattr(network, TILE, tile)  # a CUDA graph holds the padding that it was recorded with
     try:
         yield
     finally:
-        if isinstance(network, UNet):
-            network.tile = None
+        setattr(network, TILE, None)
         for hook in hooks:
             hook.remove()
 

@@ -12,9 +12,9 @@ from txt2img.weights.model import Model, device_of
 
 MAX_BATCH = 16  # larger batches are hardly faster, and lose more images if one breaks off
 SHARE = 0.7  # of what is free
-# Memory of a pass beyond the weights, in feature maps of the U-Net's largest size and first width:
+# Memory of a pass beyond the weights, in feature maps of the network's largest size and width:
 # skip connections, and a feed-forward layer's eightfold width with its inputs.
-UNET_MAPS = 40
+NETWORK_MAPS = 40
 VAE_MAPS = 4  # of an image's size and the decoder's second width
 
 
@@ -35,12 +35,13 @@ def bytes_per_image(model: Model, request: Request) -> int:
     pixels = (request.width or 0) * (request.height or 0)
     cells = pixels // model.vae.config.factor**2
     shape = model.vae.config
-    width = shape.channels[:2][-1] if isinstance(shape, VAEConfig) else shape.width
+    vae_width = shape.channels[:2][-1] if isinstance(shape, VAEConfig) else shape.width
     passes = 1 if request.cfg == 1 else 2
-    unet = UNET_MAPS * passes * cells * model.network.config.channels[0] * _bytes(model.network)
-    vae = VAE_MAPS * pixels * width * _bytes(model.vae)
+    width = model.family.network.memory_width
+    network = NETWORK_MAPS * passes * cells * width * _bytes(model.network)
+    vae = VAE_MAPS * pixels * vae_width * _bytes(model.vae)
     # CUDA graphs keep their memory while images are decoded
-    return max(unet + vae if model.graphed else max(unet, vae), 1)
+    return max(network + vae if model.graphed else max(network, vae), 1)
 
 
 def _bytes(network: torch.nn.Module) -> int:

@@ -23,10 +23,11 @@ LARGE = 32  # side of a feature map; filters of larger ones take little memory
 SLOWER = "Little memory is free: the {network} runs in a slower way that takes {size} less"
 
 
-def prepare_unet(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
-    """Optimise the U-Net for a filled request's steps, on latents of this shape."""
+def prepare_network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
+    """Optimise the network for a filled request's steps, on latents of this shape."""
     evaluations = (request.steps or 1) * (request.sampler.evaluations if request.sampler else 1)
-    plan = _choose_plan(model, "unet", model.network, latent[1:], evaluations)
+    label = model.family.network.label
+    plan = _choose_plan(model, label, model.network, latent[1:], evaluations)
     optimize(model.network, plan, request.token_merging or 0.0)
 
 
@@ -48,7 +49,7 @@ def _choose_plan(
     if memory.cpu_budget is None:
         resources.trim_heap()  # of an earlier model
         memory.cpu_budget = int(PART * resources.available())
-    budget = memory.cpu_budget * (NETWORK if name == "unet" else 1 - NETWORK)
+    budget = memory.cpu_budget * (1 - NETWORK if name == "vae" else NETWORK)
     best = CpuPlan(evaluations)
     cheaper = replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)
     needs = {p: bytes_needed(network, *size, p) for p in (best, *cheaper)}

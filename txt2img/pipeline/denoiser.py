@@ -73,7 +73,7 @@ def guidance_scale(family: Family, request: Request, process: Process) -> Guidan
     costs variety, at little it does nothing.
     """
     scale, interval = request.cfg or 0.0, request.cfg_interval
-    if family.network.scale_width:  # the network guides itself
+    if family.network.embeds_cfg:  # the network guides itself
         return 1.0
     if interval is None:
         return scale

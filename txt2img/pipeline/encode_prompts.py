@@ -44,7 +44,7 @@ def encode_prompts(
 
 def cache_key(model: Model, request: Request, rules: Rules) -> Hashable:
     """All that a request's conditions depend on."""
-    cfg = request.cfg if model.family.network.scale_width else None
+    cfg = request.cfg if model.family.network.embeds_cfg else None
     numbers = request.steps, request.width, request.height, cfg
     adapters = request.loras, request.embeddings
     return request.prompt, request.negative, *numbers, *adapters, rules
@@ -101,7 +101,7 @@ def and_parts(request: Request, rules: Rules) -> list[tuple[float, str]]:
 def with_sizes(cond: Cond, model: Model, request: Request, is_positive: bool) -> Cond:
     """The condition with the numbers that a family is told: sizes, the guidance scale."""
     family, device = model.family, cond.tokens.device
-    if family.network.scale_width:
+    if family.network.embeds_cfg:
         cond = replace(cond, guidance=torch.tensor([(request.cfg or 0.0) - 1], device=device))
     sizes = family.size_ids(request.height or 0, request.width or 0, is_positive)
     return replace(cond, size_ids=torch.tensor([sizes], device=device)) if sizes else cond

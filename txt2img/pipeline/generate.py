@@ -144,7 +144,8 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
     """
     own_device, own_dtype = device_of(model), next(model.network.parameters()).dtype
     device, dtype = own_device, own_dtype
-    for key in ("unet", "batch"):
+    component = model.family.network.component
+    for key in (component, "batch"):
         model.memory.used.pop(key, None)
     if len(requests) > 1 and device.type != "cpu":
         model.memory.used["batch"] = str(len(requests))  # a GPU's last bits depend on it
@@ -174,7 +175,7 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
             device, dtype, line = CPU, torch.float32, ON_CPU
         free()
         model.memory.warn(line)
-        model.memory.used["unet"] = "float32" if device == own_device else "cpu, float32"
+        model.memory.used[component] = "float32" if device == own_device else "cpu, float32"
 
 
 @torch.inference_mode()
@@ -222,11 +223,11 @@ def ready_to_draw(
     own = device_of(model), next(network.parameters()).dtype
     with ExitStack() as stack:
         if (device, dtype) == own:
-            stack.enter_context(placement.using("unet", network))
+            stack.enter_context(placement.using("network", network))
         else:
             stack.enter_context(placement.materialised(network))
             stack.enter_context(moved_to(network, device, dtype))
-        cpu_speed.prepare_unet(model, job.requests[0], job.latent)
+        cpu_speed.prepare_network(model, job.requests[0], job.latent)
         stack.enter_context(seamless(network, job.requests[0].tile))
         if model.graphed:
             model.graphed.drop_stale()

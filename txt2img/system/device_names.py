@@ -20,6 +20,7 @@ DTYPES = {
     "float16": "float16",
 }
 PARTS = ("unet", "vae", "text")
+ALIASES = {"transformer": "unet"}  # both denoise; a model has one of them
 DTYPE_NAMES = "float32, bf16, fp16"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -29,6 +30,7 @@ def dtypes(text: str) -> dict[str, str]:
     parsed: dict[str, str] = {}
     for row in text.split(","):
         part, sign, name = row.strip().lower().rpartition("=")
+        part = part_of(part)
         if name not in DTYPES:
             raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}")
         if (sign and part not in PARTS) or part in parsed:
@@ -38,6 +40,12 @@ def dtypes(text: str) -> dict[str, str]:
             raise BadRequest(f"--dtype: {shown(part or name)} {why}")
         parsed[part] = DTYPES[name]
     return parsed
+
+
+def part_of(component: str) -> str:
+    """The part that a model's component is, such as text for text_encoder_2."""
+    part = component.split("_")[0]
+    return ALIASES.get(part, part)
 
 
 def guess_device(name: str | None) -> str:

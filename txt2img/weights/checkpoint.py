@@ -156,7 +156,7 @@ def _open_file(path: Path, prediction: str | None) -> Checkpoint:
     name = path.name.split(".safetensors")[0]
     title = header.metadata.get("modelspec.title", "")
     # A U-Net with an embedding of the guidance scale is an LCM whatever its name.
-    hints = "" if family.network.scale_width else f"{name} {title}"
+    hints = "" if family.network.embeds_cfg else f"{name} {title}"
     encoders = zip(TEXT_ENCODERS, family.texts, family.pad_tokens, strict=False)
     return Checkpoint(
         name=name,

@@ -1,11 +1,18 @@
 """The families of models as data: Stable Diffusion 1, 2, XL, its refiner, and distilled ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
 from txt2img.errors import BadRequest, UnknownLayout
-from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
+from txt2img.models.configs import (
+    Depth,
+    NetworkConfig,
+    TextConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from txt2img.models.tokenizer import EOS
 from txt2img.request import Defaults, Request, Sampler, Schedule
 from txt2img.request.fields import Tile
@@ -36,20 +43,27 @@ class Family:
     """Everything of a model but its weights."""
 
     name: str
-    network: UNetConfig
+    network: NetworkConfig
     vae: VAEConfig
-    text: TextConfig
+    texts: tuple[TextEncoderConfig, ...]
     process: ProcessConfig
     prediction: str  # a key of PREDICTIONS
     defaults: Defaults
     pad_tokens: tuple[str, ...] = (EOS,)  # the padding token of each text encoder
-    text_2: TextConfig | None = None  # SDXL's second encoder
     zero_empty_negative: bool = False  # an empty negative prompt is zeros
+    prompt_encoder: str = "clip"  # how the encoders work together: a key of TEXT_WIDTHS
 
     @property
-    def texts(self) -> tuple[TextConfig, ...]:
-        """The text encoders' configs."""
-        return (self.text,) if self.text_2 is None else (self.text, self.text_2)
+    def clip_texts(self) -> tuple[TextConfig, ...]:
+        """The configs of those text encoders that are CLIP's."""
+        return tuple(text for text in self.texts if isinstance(text, TextConfig))
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The U-Net's config. Raises UnknownLayout for a model with another network."""
+        if not isinstance(self.network, UNetConfig):
+            raise UnknownLayout(f"{self.name} has a {self.network.label}, not a U-Net")
+        return self.network
 
     @property
     def extra_inputs(self) -> str:
@@ -68,11 +82,12 @@ class Family:
             )
         height, width = request.height or 0, request.width or 0
         for name, pixels, tile in (("height", height, Tile.Y), ("width", width, Tile.X)):
-            # Seamless along an axis, all maps down to the smallest must halve evenly.
-            seamless = request.tile in (tile, Tile.XY)
-            multiple = factor << (len(self.network.channels) - 1) if seamless else factor
-            if pixels % multiple:
-                raise BadRequest(size_problem(name, pixels, multiple))
+            seamless, network = request.tile in (tile, Tile.XY), self.network
+            cells = network.seamless_multiple if seamless else network.multiple
+            if not cells:
+                raise BadRequest(f"--tile: {self.name} cannot draw seamless pictures")
+            if pixels % (factor * cells):
+                raise BadRequest(size_problem(name, pixels, factor * cells))
         return height // factor, width // factor
 
     def size_ids(self, height: int, width: int, positive: bool) -> tuple[float, ...]:
@@ -92,11 +107,33 @@ EXTRA_PURPOSE = {5: "inpainting", 4: "pix2pix"}
 EXTRA_INPUTS = {5: "a picture and a mask", 4: "a picture"}
 
 _DRAWN = Defaults(512, 512, 30, 7.5, Sampler.DPMPP_2M, Schedule.KARRAS)
+SD1_UNET = UNetConfig()
+SD2_UNET = UNetConfig(heads=(5, 10, 20, 20), cross_dim=1024, linear_projection=True)
+XL_UNET = UNetConfig(
+    channels=(320, 640, 1280),
+    attention=(False, True, True),
+    depth=(1, 2, 10),
+    heads=(5, 10, 20),
+    cross_dim=2048,
+    linear_projection=True,
+    pooled=1280,
+    sizes=6,
+)
+REFINER_UNET = UNetConfig(
+    channels=(384, 768, 1536, 1536),
+    attention=(False, True, True, False),
+    depth=(1, 4, 4, 4),
+    heads=(6, 12, 24, 24),
+    cross_dim=1280,
+    linear_projection=True,
+    pooled=1280,
+    sizes=5,
+)
 SD15 = Family(
     "Stable Diffusion 1",
-    UNetConfig(),
+    SD1_UNET,
     VAEConfig(),
-    TextConfig(),
+    (TextConfig(),),
     ProcessConfig(),
     "eps",
     _DRAWN,
@@ -104,9 +141,9 @@ SD15 = Family(
 SD21_BASE = replace(
     SD15,
     name="Stable Diffusion 2",
-    network=UNetConfig(heads=(5, 10, 20, 20), cross_dim=1024, linear_projection=True),
+    network=SD2_UNET,
     # OpenCLIP's ViT-H has 24 layers; the condition is the penultimate one's output.
-    text=TextConfig(width=1024, layers=23, heads=16, mlp=4096, act="gelu"),
+    texts=(TextConfig(width=1024, layers=23, heads=16, mlp=4096, act="gelu"),),
     pad_tokens=("!",),
 )
 SD21 = replace(SD21_BASE, prediction="v", defaults=replace(_DRAWN, width=768, height=768))
@@ -116,19 +153,9 @@ XL_BIG_G = TextConfig(
 SDXL = replace(
     SD15,
     name="Stable Diffusion XL",
-    network=UNetConfig(
-        channels=(320, 640, 1280),
-        attention=(False, True, True),
-        depth=(1, 2, 10),
-        heads=(5, 10, 20),
-        cross_dim=2048,
-        linear_projection=True,
-        pooled=1280,
-        sizes=6,
-    ),
+    network=XL_UNET,
     vae=VAEConfig(scaling=0.13025),
-    text=TextConfig(penultimate=True),
-    text_2=XL_BIG_G,
+    texts=(TextConfig(penultimate=True), XL_BIG_G),
     pad_tokens=(EOS, "!"),
     defaults=replace(_DRAWN, width=1024, height=1024, cfg=5.0),
     zero_empty_negative=True,
@@ -136,38 +163,26 @@ SDXL = replace(
 SDXL_REFINER = replace(
     SDXL,
     name="Stable Diffusion XL refiner",
-    network=UNetConfig(
-        channels=(384, 768, 1536, 1536),
-        attention=(False, True, True, False),
-        depth=(1, 4, 4, 4),
-        heads=(6, 12, 24, 24),
-        cross_dim=1280,
-        linear_projection=True,
-        pooled=1280,
-        sizes=5,
-    ),
-    text=XL_BIG_G,
-    text_2=None,
+    network=REFINER_UNET,
+    texts=(XL_BIG_G,),
     pad_tokens=("!",),
     zero_empty_negative=False,
 )
 # The distilled U-Nets of Segmind (SSD-1B, Vega) and of Nota AI (BK-SDM; Segmind's small and tiny
 # have its shapes).
-_SSD = replace(
-    SDXL.network, depth=(1, 2, 4), up_depth=(1, (2, 1, 1), (4, 4, 10)), middle="residual"
-)
-_SMALL = replace(SD15.network, layers=1, middle="none")
+_SSD = replace(XL_UNET, depth=(1, 2, 4), up_depth=(1, (2, 1, 1), (4, 4, 10)), middle="residual")
+_SMALL = replace(SD1_UNET, layers=1, middle="none")
 _TINY = replace(
     _SMALL, channels=(320, 640, 1280), attention=(True,) * 3, depth=(1,) * 3, heads=(8,) * 3
 )
 NETWORKS = {
-    "Stable Diffusion 1": SD15.network,
-    "Stable Diffusion 2": SD21.network,
-    "Stable Diffusion XL": SDXL.network,
-    "Stable Diffusion XL refiner": SDXL_REFINER.network,
+    "Stable Diffusion 1": SD1_UNET,
+    "Stable Diffusion 2": SD2_UNET,
+    "Stable Diffusion XL": XL_UNET,
+    "Stable Diffusion XL refiner": REFINER_UNET,
     "SSD-1B": _SSD,
     "Segmind Vega": replace(_SSD, depth=(1, 1, 2), up_depth=None),
-    "distilled Stable Diffusion 1 (base)": replace(SD15.network, layers=1),
+    "distilled Stable Diffusion 1 (base)": replace(SD1_UNET, layers=1),
     "distilled Stable Diffusion 1 (small)": _SMALL,
     "distilled Stable Diffusion 1 (tiny)": _TINY,
 }
@@ -201,31 +216,38 @@ def normalise_depths(depths: Sequence[Depth], attention: Sequence[bool]) -> tupl
     return result
 
 
+# Widths of the tokens and of the pooled embedding that a family's encoders give together.
+TEXT_WIDTHS: dict[str, Callable[[Family], tuple[int, int]]] = {
+    "clip": lambda family: (
+        sum(text.width for text in family.texts),
+        family.clip_texts[-1].projection,
+    ),
+}
+
+
 def check_family(family: Family) -> Family:
     """Check that a family's networks fit each other and can be built. Raises UnknownLayout."""
-    network, vae, texts = family.network, family.vae, family.texts
-    if network.cross_dim != (width := sum(text.width for text in texts)):
+    network, vae, label = family.network, family.vae, family.network.label
+    tokens, pooled = TEXT_WIDTHS[family.prompt_encoder](family)
+    if network.cross_dim != tokens:
         raise UnknownLayout(
-            f"the U-Net reads text of width {network.cross_dim}, the encoder gives {width}"
+            f"the {label} reads text of width {network.cross_dim}, the encoder gives {tokens}"
         )
-    if network.pooled != texts[-1].projection or network.sizes not in (0, 5, 6):
+    if network.pooled != pooled or network.sizes not in (0, 5, 6):
         raise UnknownLayout(
-            f"the U-Net takes {network.sizes} sizes and pooled text of width {network.pooled}, the "
-            f"encoder gives width {texts[-1].projection}"
+            f"the {label} takes {network.sizes} sizes and pooled text of width {network.pooled}, "
+            f"the encoder gives width {pooled}"
         )
     if vae.latent_channels != network.out_channels:
         raise UnknownLayout(
-            f"the VAE has {vae.latent_channels} channels, the U-Net {network.out_channels}"
+            f"the VAE has {vae.latent_channels} channels, the {label} {network.out_channels}"
         )
-    for text in texts:
+    for text in family.clip_texts:
         if text.width % text.heads:
             raise UnknownLayout(f"text_encoder: width {text.width} cannot have {text.heads} heads")
     if any(width % vae.groups for width in vae.channels):
         raise UnknownLayout(f"vae: channels {vae.channels} cannot be cut into {vae.groups} groups")
-    for width, count in zip(network.channels, network.heads, strict=True):
-        if width % count or width % network.groups:
-            what = f"{count} heads, {network.groups} groups"
-            raise UnknownLayout(f"unet: a level of {width} channels cannot have {what}")
+    network.check()
     return family
 
 

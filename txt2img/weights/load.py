@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile
-from txt2img.models.configs import TinyConfig, VAEConfig
+from txt2img.models.configs import NetworkConfig, TinyConfig, UNetConfig, VAEConfig
 from txt2img.models.optimize.cuda_graph import CudaGraphed, record_on_card
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
@@ -82,9 +82,10 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     Raises as `load` does.
     """
     family, components = checkpoint.family, checkpoint.components
-    check_depth(family.network, components["unet"])
-    network = _build(lambda: UNet(family.network), "unet", components["unet"], device)
-    texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
+    part = components[family.network.component]
+    check_depth(family.network, part)
+    network = _build(partial(network_of, family.network), family.network.component, part, device)
+    texts = zip(family.clip_texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
         _build(partial(TextEncoder, config, tokenizer), name, components[name], device)
         for config, (name, tokenizer) in texts
@@ -98,15 +99,22 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     )
 
 
+def network_of(config: NetworkConfig) -> nn.Module:
+    """The network of a config: the one place that knows which architecture that is."""
+    if isinstance(config, UNetConfig):
+        return UNet(config)
+    raise TypeError(f"no network for {type(config).__name__}")
+
+
 def load_weights(model: Model, device: Device) -> None:
     """Read the weights of a model's networks, but for the VAE's. Raises MissingWeights, BadFile.
 
-    On a CUDA card, set the fastest memory format and record or compile the U-Net.
+    On a CUDA card, set the fastest memory format and record or compile the one that denoises.
     """
     checkpoint, placement = model.checkpoint, model.memory.placement
     assert checkpoint is not None
     networks = {
-        "unet": model.network,
+        model.family.network.component: model.network,
         **dict(zip(checkpoint.tokenizers, model.text.encoders, strict=True)),
     }
     for name, network in networks.items():

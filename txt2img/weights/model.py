@@ -5,14 +5,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import ScheduledCond
 from txt2img.images.record import Origin
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
-from txt2img.models.unet import UNet
 from txt2img.request.adapters import Embedding, Lora, Refiner, VAERef
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import describe
@@ -51,7 +50,7 @@ class Model:
     name: str  # for users; never a path
     hash: str  # ten hex digits of its weights
     family: Family
-    network: UNet
+    network: nn.Module  # that denoises; the family has its config
     vae: AnyVAE
     text: TextEncoder | TextEncoders
     adapters: AdapterState = field(default_factory=AdapterState)
@@ -89,10 +88,11 @@ def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
 
 def precision(model: Model) -> str:
     """The dtype of the networks, or of each where they differ, for records."""
-    parts = {"unet": model.network, "vae": model.vae, "text": model.text.encoders[0]}
+    own = model.family.network.component
+    parts = {own: model.network, "vae": model.vae, "text": model.text.encoders[0]}
     names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
     if model.memory.quantized:
-        names["unet"] += f"/{model.memory.quantized}"
+        names[own] += f"/{model.memory.quantized}"
     if len(set(names.values())) == 1:
-        return names["unet"]
+        return names[own]
     return ",".join(f"{part}={name}" for part, name in names.items())

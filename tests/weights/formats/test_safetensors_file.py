@@ -80,6 +80,20 @@ def test_a_chunk_is_of_the_first_axis(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([parts["0"], parts["1"], parts["2"]]), whole)
 
 
+def test_rows_of_any_number_are_taken_and_halves_swapped(tmp_path: Path) -> None:
+    whole = torch.randn(6, 4)
+    save_file({"a": whole}, tmp_path / "a.safetensors")
+    stored = safetensors_file.header(tmp_path / "a.safetensors").tensors["a"]
+    wanted = {"rows": stored.take(1, 5).take(1, 2), "swapped": stored.swap_halves()}
+    parts = reading.read(wanted, CPU, torch.float32)
+    assert torch.equal(parts["rows"], whole[2:4])
+    assert torch.equal(parts["swapped"], torch.cat([whole[3:], whole[:3]]))
+    with pytest.raises(MissingWeights, match="has no rows 5 to 7"):
+        stored.take(5, 2)
+    with pytest.raises(MissingWeights, match="has no two halves"):
+        stored.take(0, 3).swap_halves()
+
+
 BAD_HEADERS: list[tuple[str, dict[str, Row], bytes, bytes, str]] = [
     ("truncated body", {"a": row()}, b"\0" * 7, b"", "truncated"),
     ("bytes left over", {"a": row()}, b"\0" * 9, b"", "too many bytes"),

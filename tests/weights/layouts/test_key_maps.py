@@ -147,7 +147,7 @@ def test_projected_open_clip_map_equals_diffusers_converter() -> None:
     prefix = f"{key_maps.REFINER_CLIP}."
     theirs = convert_open_clip_checkpoint(model.texts[0], single, prefix)
     theirs_by_name = {n.removeprefix("text_model."): value for n, value in theirs.items()}
-    ours = original_components(stored(single), replace(SDXL_REFINER, text=small_text()))[
+    ours = original_components(stored(single), replace(SDXL_REFINER, texts=(small_text(),)))[
         "text_encoder"
     ]
     for name in ("logit_scale", "attn_mask"):

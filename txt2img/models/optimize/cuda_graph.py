@@ -1,6 +1,6 @@
 """CUDA graphs of a network, one for each shape of its inputs, and torch.compile.
 
-Launching a U-Net's thousand kernels one by one takes longer than a small picture's arithmetic. A
+Launching a network's thousand kernels one by one takes longer than a small picture's arithmetic. A
 graph reads and writes fixed memory: inputs are copied into it and outputs out of it, and weights
 that change in place are seen by the next replay.
 """
@@ -21,9 +21,11 @@ from txt2img.system.device.memory import free, is_oom
 
 MAX_RECORDINGS = 4  # each holds the memory of its intermediate results
 WARM_UP_RUNS = 2  # before recording: libraries choose kernels and allocate workspaces
-NOT_RECORDED = "The U-Net could not be recorded as a CUDA graph and is run step by step: {}"
-NOT_COMPILED = "--compile: torch.compile failed, and the U-Net is run as it is: {}"
-COMPILED = "--compile: the U-Net was compiled in {:.0f} s for this size; {} keeps it for later runs"
+NOT_RECORDED = "The network could not be recorded as a CUDA graph and is run step by step: {}"
+NOT_COMPILED = "--compile: torch.compile failed, and the network is run as it is: {}"
+COMPILED = (
+    "--compile: the network was compiled in {:.0f} s for this size; {} keeps it for later runs"
+)
 
 Outputs = tuple[Tensor, ...]  # the network's, and DeepCache features if it is to compute them
 # (whether to compute DeepCache features, x, time, features, a Cond's fields) → outputs
@@ -96,7 +98,8 @@ class CudaGraphed:
         features = None if cache is None else cache.features
         fills_cache = cache is not None and features is None
         parts = (cond.tokens, cond.pooled, cond.size_ids, cond.extra_channels, cond.guidance)
-        out, *computed = self._outputs(fills_cache, [x, time, features, *parts])
+        values = [x, time, features, *parts, *cond.references]
+        out, *computed = self._outputs(fills_cache, values)
         if cache is not None and computed:
             [cache.features] = computed
         return out
@@ -134,10 +137,14 @@ class CudaGraphed:
         time: Tensor,
         features: Tensor | None,
         tokens: Tensor,
-        *others: Tensor | None,
+        pooled: Tensor | None,
+        size_ids: Tensor | None,
+        extra_channels: Tensor | None,
+        guidance: Tensor | None,
+        *references: Tensor,
     ) -> Outputs:
         """The network as a function of tensors only."""
-        cond = Cond(tokens, *others)
+        cond = Cond(tokens, pooled, size_ids, extra_channels, guidance, references)
         if features is None and not fills_cache:
             return (self.network(x, time, cond),)
         cache = FeatureCache(features)

@@ -62,7 +62,7 @@ class Forecast:
 
     def _size(self, component: str, stored: TensorRef) -> int:
         """The bytes of a weight in memory; on a CPU large filters stay as stored."""
-        wide = prod(stored.shape) * device_names.BYTES[self.dtypes[component.split("_")[0]]]
+        wide = prod(stored.shape) * device_names.BYTES[self.dtypes[device_names.part_of(component)]]
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 
@@ -75,9 +75,10 @@ class Forecast:
 
     def speed(self, request: Request) -> Speed | None:
         """The past speed of this model, at the same token merging or else without."""
-        family, count = self.checkpoint.family.name, self.parameters["unet"]
+        family = self.checkpoint.family
+        count = self.parameters[family.network.component]
         like, plain = (
-            history.key(family, count, self.device, self.dtype, merging)
+            history.key(family.name, count, self.device, self.dtype, merging)
             for merging in (request.token_merging, 0.0)
         )
         return self.speeds.get(like) or self.speeds.get(plain)

@@ -25,12 +25,12 @@ class Device:
     low: bool = False  # --low-memory: keep weights in their stored dtype, upcast them at use
     offload: str = "none"  # of offload.MODES
     optimize: bool = True  # False: --no-optimize, networks stay plain torch
-    compile: bool = False  # the U-Net, by torch.compile
-    quantize: str | None = None  # of models.optimize.quantize.KINDS, for the U-Net
+    compile: bool = False  # the network, by torch.compile
+    quantize: str | None = None  # of models.optimize.quantize.KINDS, for the network
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The dtype of a model's component, such as "unet" or "text_encoder_2"."""
-        return dict(self.parts).get(component.split("_")[0], self.dtype)
+        return dict(self.parts).get(device_names.part_of(component), self.dtype)
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:

@@ -26,7 +26,7 @@ class MemoryState:
     tiling: str = "auto"  # of the VAE; or "on", "off"
     low_memory: bool = False  # weights stay in their stored dtype
     optimize: bool = True  # networks, for speed
-    quantized: str | None = None  # of models.optimize.quantize.KINDS, for the U-Net
+    quantized: str | None = None  # of models.optimize.quantize.KINDS, for the network
     placement: Placement = field(default_factory=Placement)
     cpu_budget: int | None = None  # bytes for optimised weights; measured at the first use
     given: set[str] = field(default_factory=set)  # warnings, so that none comes twice

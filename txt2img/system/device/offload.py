@@ -19,7 +19,7 @@ MODES = ("none", "model", "sequential", "auto")
 ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
 MODE_TEXT = {
     "model": "each part of the model comes to {} for its use",
-    "sequential": "the U-Net comes to {} layer by layer",
+    "sequential": "the network comes to {} layer by layer",
 }
 NO_CARD = "--offload is for graphics cards: on a CPU the model stays in main memory"
 
@@ -39,11 +39,11 @@ class Placement:
 
     @contextmanager
     def using(self, part: str, network: nn.Module) -> Iterator[None]:
-        """Keep a part, "unet", "vae" or "text", on the device while it is in use."""
+        """Keep a part, "network", "vae" or "text", on the device while it is in use."""
         with self.materialised(network):
             if self.device is None or self.mode == "none":
                 yield
-            elif self.mode == "sequential" and part == "unet":
+            elif self.mode == "sequential" and part == "network":
                 with by_layers(network, self.device):
                     yield
             else:

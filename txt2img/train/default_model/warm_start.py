@@ -17,6 +17,7 @@ from torch import Tensor
 from txt2img.errors import Txt2imgError
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import Tokenizer
+from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.system.device.device import choose
 from txt2img.train import checkpoint
@@ -59,7 +60,7 @@ def begin(model: Model, config: TrainConfig) -> int:
     state[key] = embeddings_for(tokenizer, old.tokenizer, state[key])
     text.model.load_state_dict(state)
     checkpoint.save_text(config.out, text)
-    assert isinstance(model.vae, VAE)
+    assert isinstance(model.vae, VAE) and isinstance(model.network, UNet)
     checkpoint.save_vae(config.out, model.vae, config.size)
     checkpoint.save_unet(config.out, model.network, config.size // config.vae.factor)
     checkpoint.save_index(config.out, config)

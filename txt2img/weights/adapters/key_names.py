@@ -76,7 +76,7 @@ def split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
+def layers(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
     """The layers that adapters can change, by "unet.…", "text.…" and "text_2.…"."""
     modules = {f"unet.{name}": layer for name, layer in network.named_modules()}
     for part, encoder in zip(("text", "text_2"), encoders, strict=False):
@@ -91,9 +91,10 @@ def layers(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, nn.Modul
     }
 
 
-def key_aliases(network: UNet, encoders: Sequence[TextEncoder]) -> dict[str, str]:
+def key_aliases(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, str]:
     """All names that files may have for a layer → ours."""
-    back = key_maps.inverted(key_maps.unet_from_ldm(network.config))
+    table = key_maps.unet_from_ldm(network.config) if isinstance(network, UNet) else {}
+    back = key_maps.inverted(table)
     # The refiner's only text encoder is SDXL's second, and files may call it either.
     refiner = len(encoders) == 1 and encoders[0].config.projection
     aliases: dict[str, str] = {}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
 from txt2img.models.text_encoder import TextEncoder
-from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
 from txt2img.system.text import shown
 from txt2img.weights.adapters import key_names, lycoris
@@ -67,7 +66,7 @@ class Adapter:
 
 
 def open_adapter(
-    name: str, path: Path, network: UNet, encoders: Sequence[TextEncoder], family: str
+    name: str, path: Path, network: nn.Module, encoders: Sequence[TextEncoder], family: str
 ) -> Adapter:
     """Match a file with a model's layers and compare shapes, without reading any weights.
 

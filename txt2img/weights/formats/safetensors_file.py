@@ -58,6 +58,7 @@ class TensorRef:
     shape: tuple[int, ...]
     start: int  # bytes from the file's beginning, of the whole tensor
     rows: tuple[int, int] | None = None  # of the first axis, if not all
+    swapped: bool = False  # the first and second half of the first axis exchanged
     transposed: bool = False  # a matrix that the file has as (columns, rows)
     scale: "TensorRef | None" = None  # one number that multiplies all values
 
@@ -76,8 +77,22 @@ class TensorRef:
         if not self.shape or self.shape[0] % count:
             raise MissingWeights(f"a fused tensor of shape {self.shape} cannot be cut in {count}")
         rows = self.shape[0] // count
-        first = index * rows + (self.rows or (0,))[0]
-        return replace(self, shape=(rows, *self.shape[1:]), rows=(first, first + rows))
+        return self.take(index * rows, rows)
+
+    def take(self, first: int, count: int) -> "TensorRef":
+        """The `count` rows of the first axis from the `first` on. Raises MissingWeights."""
+        if not self.shape or first + count > self.shape[0]:
+            raise MissingWeights(
+                f"a fused tensor of shape {self.shape} has no rows {first} to {first + count}"
+            )
+        start = first + (self.rows or (0,))[0]
+        return replace(self, shape=(count, *self.shape[1:]), rows=(start, start + count))
+
+    def swap_halves(self) -> "TensorRef":
+        """The tensor with the halves of its first axis exchanged. Raises MissingWeights."""
+        if not self.shape or self.shape[0] % 2:
+            raise MissingWeights(f"a tensor of shape {self.shape} has no two halves")
+        return replace(self, swapped=not self.swapped)
 
 
 @dataclass(frozen=True)

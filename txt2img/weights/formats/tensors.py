@@ -86,7 +86,8 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
         raise BadFile(f"{where} was changed while it was in use; start again")
     if ref.transposed:
         return value.reshape(ref.shape[::-1]).T.contiguous()
-    return value.reshape(ref.shape)
+    value = value.reshape(ref.shape)
+    return value.roll(ref.shape[0] // 2, 0) if ref.swapped else value
 
 
 def file_key(path: Path) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
-from txt2img.models.configs import TextConfig, UNetConfig
+from txt2img.models.configs import NetworkConfig, TextConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import Family
 from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
@@ -42,7 +42,7 @@ def original_components(tensors: Tensors, family: Family) -> dict[str, Component
     tensors = key_maps.without_leftovers(tensors)
     text_prefixes = _text_prefixes(tensors, family)
     tables = {
-        ("unet", key_maps.UNET): key_maps.unet_from_ldm(family.network),
+        ("unet", key_maps.UNET): key_maps.unet_from_ldm(family.unet),
         ("vae", key_maps.VAE): key_maps.vae_from_ldm(family.vae),
     }
     for name, (prefix, text) in zip(TEXT_ENCODERS, text_prefixes.items(), strict=False):
@@ -74,7 +74,7 @@ def folder_components(tensors: Mapping[str, Tensors], family: Family) -> dict[st
     """The components of a diffusers folder, whose tensors are given by component."""
     tables: dict[str, key_maps.Table] = {"unet": {}, "vae": key_maps.vae_from_old_diffusers()}
     encoders = [name for name in tensors if name not in tables]
-    texts = dict(zip(encoders, family.texts, strict=True))
+    texts = dict(zip(encoders, family.clip_texts, strict=True))
     tables |= {n: key_maps.clip_from_published(bool(t.projection)) for n, t in texts.items()}
     components = {
         name: text_component(tensors[name], "", texts[name])
@@ -132,12 +132,13 @@ def published_name(name: str) -> str:
 
 def _text_prefixes(tensors: Tensors, family: Family) -> dict[str, TextConfig]:
     """The prefix of each text encoder in a file of the original layout."""
-    if family.text_2 is not None:
-        return {key_maps.XL_CLIP: family.text, key_maps.XL_OPEN_CLIP: family.text_2}
-    if family.text.projection:
-        return {key_maps.REFINER_CLIP: family.text}
+    first, *others = family.clip_texts
+    if others:
+        return {key_maps.XL_CLIP: first, key_maps.XL_OPEN_CLIP: others[0]}
+    if first.projection:
+        return {key_maps.REFINER_CLIP: first}
     open_clip = any(name.startswith(f"{key_maps.OPEN_CLIP}.") for name in tensors)
-    return {key_maps.OPEN_CLIP if open_clip else key_maps.CLIP: family.text}
+    return {key_maps.OPEN_CLIP if open_clip else key_maps.CLIP: first}
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -168,19 +169,15 @@ def config_folder(kind: str, folder: Path, component: str) -> Path:
     return inner
 
 
-def check_depth(network: UNetConfig, unet: Component) -> None:
+def check_depth(network: NetworkConfig, part: Component) -> None:
     """Raise MissingWeights for a config of more blocks than its file has tensors for.
 
     Building such a network would take minutes.
     """
-    levels = range(len(network.channels))
-    down = [network.depths(level, network.layers) for level in levels if network.attention[level]]
-    up = [network.depths(n, network.layers + 1, True) for n in levels if network.attention[n]]
-    blocks = sum(map(sum, [*down, *up]))
-    if BLOCK_TENSORS * blocks > len(unet.tensors):
+    if BLOCK_TENSORS * network.blocks > len(part.tensors):
         raise MissingWeights(
-            f"unet: a config of {blocks:,} transformer blocks for a file of {len(unet.tensors):,} "
-            "tensors"
+            f"{network.component}: a config of {network.blocks:,} transformer blocks for a file of "
+            f"{len(part.tensors):,} tensors"
         )
 
 

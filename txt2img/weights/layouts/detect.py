@@ -111,7 +111,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
         raise UnknownLayout(f"this is {kind}; a whole SD 1, SD 2 or SDXL model is needed here")
     unet, vae = strip_prefix(header.tensors, UNET), strip_prefix(header.tensors, VAE)
     texts = _texts(header.tensors, family)
-    network = unet_config(unet, family, texts[-1].projection)
+    network = unet_config(unet, family.unet, texts[-1].projection)
     prediction = prediction or prediction_of(header, family)
     process = replace(family.process, zero_snr="ztsnr" in header.tensors)
     defaults = SD21.defaults if family is SD21_BASE and prediction == "v" else family.defaults
@@ -122,8 +122,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
             name=family_name(network),
             network=network,
             vae=vae_config(vae, family.vae.scaling) if vae else family.vae,
-            text=texts[0],
-            text_2=texts[1] if texts[1:] else None,
+            texts=texts,
             process=process,
             prediction=prediction,
             defaults=for_lcm(defaults) if network.scale_width else defaults,
@@ -174,7 +173,7 @@ def _floats(ref: TensorRef) -> list[float]:
     return [value for (value,) in struct.iter_unpack(STRUCT_FORMATS[ref.dtype], content)]
 
 
-def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
+def unet_config(tensors: Tensors, like: UNetConfig, pooled: int) -> UNetConfig:
     """The U-Net's config from its tensors, named as after `model.diffusion_model.`."""
     inputs, width = _shape(tensors, "input_blocks.0.0.weight", 4)[1::-1]
     outputs = _shape(tensors, "out.2.weight", 4)[0]
@@ -189,7 +188,7 @@ def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
     depth, up_depth = _depths(down, attention), _depths(up, attention)
     first = _first_attention(tensors)
     added = _shape(tensors, "label_emb.0.0.weight", 2)[1] if pooled else 0
-    fixed_head_dim, scale = family.network.linear_projection, "time_embed.cond_proj.weight"
+    fixed_head_dim, scale = like.linear_projection, "time_embed.cond_proj.weight"
     return UNetConfig(
         in_channels=inputs,
         out_channels=outputs,
@@ -203,7 +202,7 @@ def unet_config(tensors: Tensors, family: Family, pooled: int) -> UNetConfig:
         cross_dim=_shape(tensors, f"{first}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         linear_projection=len(_shape(tensors, f"{first}.proj_in.weight", None)) == 2,
         pooled=pooled,
-        sizes=(added - pooled) // family.network.size_width,
+        sizes=(added - pooled) // like.size_width,
         scale_width=_shape(tensors, scale, 2)[1] if scale in tensors else 0,
     )
 
@@ -229,12 +228,13 @@ def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAE
 def _texts(tensors: Tensors, family: Family) -> tuple[TextConfig, ...]:
     """The text encoders' configs."""
     if family is SDXL:
-        return _clip(tensors, XL_CLIP, SDXL.text), _open_clip(tensors, XL_OPEN_CLIP, XL_BIG_G)
+        clip = _clip(tensors, XL_CLIP, SDXL.clip_texts[0])
+        return clip, _open_clip(tensors, XL_OPEN_CLIP, XL_BIG_G)
     if family is SDXL_REFINER:
         return (_open_clip(tensors, REFINER_CLIP, XL_BIG_G),)
     if family is SD15:
-        return (_clip(tensors, CLIP, SD15.text),)
-    return (_open_clip(tensors, OPEN_CLIP, SD21.text),)
+        return (_clip(tensors, CLIP, SD15.clip_texts[0]),)
+    return (_open_clip(tensors, OPEN_CLIP, SD21.clip_texts[0]),)
 
 
 def _clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:

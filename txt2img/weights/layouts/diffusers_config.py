@@ -90,11 +90,10 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
             name=family_name(network),
             network=network,
             vae=vae,
-            text=texts[0],
             process=process,
             prediction=prediction,
             defaults=from_file(configs.get("txt2img", {}), defaults, "txt2img.json"),
-            text_2=texts[1] if texts[1:] else None,
+            texts=tuple(texts),
             zero_empty_negative=xl
             and flag(
                 configs.get("model_index", {}), "force_zeros_for_empty_prompt", bool(texts[1:])

@@ -48,7 +48,7 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
     path = network_path("U-Net", name)
     home = path.parent if path.name == "unet" else path
     title = home.resolve().name.removesuffix(".safetensors")
-    pooled = own.texts[-1].projection
+    like, pooled = own.unet, own.clip_texts[-1].projection
     config: UNetConfig | None = None
     if path.is_dir():
         inner = config_folder("U-Net", path, "unet")
@@ -66,10 +66,10 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
         if name.startswith(prefix)
     }
     if any(name.startswith("input_blocks.") for name in tensors):
-        config = detect.unet_config(tensors, own, pooled)
+        config = detect.unet_config(tensors, like, pooled)
         table = key_maps.unet_from_ldm(config)
     else:
-        config, table = config or _config_like(tensors, own.network), {}
+        config, table = config or _config_like(tensors, like), {}
     family = _with_network(own, config, title, _prediction(header, tensors, own, prediction))
     return UNetOverride(title, family, component(tensors, table, prefix))
 
@@ -80,7 +80,7 @@ def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if the model has other widths,
     BadRequest if a component is there twice.
     """
-    texts = dict(zip(TEXT_ENCODERS, own.texts, strict=False))
+    texts = dict(zip(TEXT_ENCODERS, own.clip_texts, strict=False))
     components: dict[str, Component] = {}
     for name in names:
         path = network_path("text encoder", name)
