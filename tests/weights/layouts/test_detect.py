@@ -132,7 +132,7 @@ def test_distilled_models_are_detected_by_their_shapes_and_configs(
 
 def test_sd2_without_its_unused_layer_keeps_all_layers() -> None:
     kept = {n: v for n, v in full(tiny.FULL_SD2).items() if ".resblocks.23." not in n}
-    assert detect(head(kept), "v").text == SD21.text
+    assert detect(head(kept), "v").texts == SD21.texts
 
 
 def small(

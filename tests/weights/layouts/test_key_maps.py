@@ -157,7 +157,7 @@ def test_projected_open_clip_map_equals_diffusers_converter() -> None:
 
 def small_text() -> TextConfig:
     """The tiny refiner's text encoder."""
-    return replace(SDXL_REFINER.text, width=128, layers=4, heads=2, mlp=64, projection=96)
+    return replace(SDXL_REFINER.clip_texts[0], width=128, layers=4, heads=2, mlp=64, projection=96)
 
 
 def test_rename_takes_the_longest_beginning() -> None:
