@@ -54,9 +54,9 @@ def test_nobody_takes_a_step_for_a_picture(tmp_path: Path) -> None:
         animation.animation(FRAMES, "png", animation.record(REQUEST, ORIGIN, None, 3))
     )
     for path in (step, moving):
-        assert picture_id(path) == ""
+        assert picture_id(path, ORIGIN) == ""
         assert image_file.read(path).request is None
-    assert ResumeIndex(Output(tmp_path, "{prompt}.png")).paths == {}
+    assert ResumeIndex(Output(tmp_path, "{prompt}.png"), ORIGIN).paths == {}
 
 
 @pytest.mark.parametrize("kind", animation.KINDS)

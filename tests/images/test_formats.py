@@ -118,7 +118,7 @@ def test_a_jpeg_says_when_a_prompt_is_too_long_for_it(tmp_path: Path) -> None:
 def test_a_picture_has_its_id_in_every_format(tmp_path: Path, form: Format) -> None:
     path = tmp_path / f"x{form.suffix}"
     path.write_bytes(image_file.encode(IMAGE, REQUEST, ORIGIN, None, form))
-    assert picture_id(path) == item_id(REQUEST, ORIGIN.hash)
+    assert picture_id(path, ORIGIN) == item_id(REQUEST, ORIGIN)
 
 
 def test_the_command_writes_resumes_and_replays_it(

@@ -20,7 +20,7 @@ ORIGIN = Origin("m", "0123456789")
 def plan(requests: list[Request], name: str = "{prompt}.png") -> tuple[Output, list[Item]]:
     """A batch that goes to the current folder."""
     target = parse(name, several=True)
-    return target, list(items(requests, target, ORIGIN.hash))
+    return target, list(items(requests, target, ORIGIN))
 
 
 def finish(target: Output, item: Item) -> Path:
@@ -30,14 +30,14 @@ def finish(target: Output, item: Item) -> Path:
 
 
 def test_an_id_is_of_all_that_decides_a_picture() -> None:
-    same = item_id(replace(REQUEST, model="/some/path"), "0")
+    same = item_id(replace(REQUEST, model="/some/path"), Origin("m", "0"))
     others = [
-        item_id(REQUEST, "1"),
-        item_id(replace(REQUEST, seed=2), "0"),
-        item_id(replace(REQUEST, cfg=5.5), "0"),
-        item_id(replace(REQUEST, prompt="b"), "0"),
+        item_id(REQUEST, Origin("m", "1")),
+        item_id(replace(REQUEST, seed=2), Origin("m", "0")),
+        item_id(replace(REQUEST, cfg=5.5), Origin("m", "0")),
+        item_id(replace(REQUEST, prompt="b"), Origin("m", "0")),
     ]
-    assert same == item_id(REQUEST, "0")
+    assert same == item_id(REQUEST, Origin("m", "0"))
     assert len({same, *others}) == 5
 
 
@@ -62,25 +62,25 @@ def test_an_id_is_of_all_that_decides_a_picture() -> None:
 def test_what_changes_nothing_is_no_part_of_an_id(
     one: dict[str, object], other: dict[str, object], alike: bool
 ) -> None:
-    ids = [item_id(REQUEST.with_json(values), "0") for values in (one, other)]
+    ids = [item_id(REQUEST.with_json(values), Origin("m", "0")) for values in (one, other)]
     assert (ids[0] == ids[1]) == alike
 
 
 def test_a_picture_has_the_id_of_its_item(folder: Path) -> None:
     target, [item] = plan([REQUEST])
-    assert picture_id(finish(target, item)) == item.id
+    assert picture_id(finish(target, item), ORIGIN) == item.id
 
 
 def test_a_retried_picture_has_the_id_of_what_was_asked_for(folder: Path) -> None:
     target, [item] = plan([REQUEST])
     again = replace(item, request=replace(REQUEST, seed=99), first_seed=1)
-    assert picture_id(finish(target, again)) == item.id
+    assert picture_id(finish(target, again), ORIGIN) == item.id
 
 
 def test_foreign_and_broken_pictures_have_none(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save("x.png")
     Path("y.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert [picture_id(Path(name)) for name in ("x.png", "y.png", "no.png")] == ["", "", ""]
+    assert [picture_id(Path(name), ORIGIN) for name in ("x.png", "y.png", "no.png")] == ["", "", ""]
 
 
 def test_names_are_planned_as_they_will_be_written(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_names_are_planned_as_they_will_be_written(folder: Path) -> None:
 def test_what_is_there_is_done_under_any_name(folder: Path) -> None:
     target, [first, second] = plan([REQUEST, replace(REQUEST, seed=2)])
     finish(target, second).rename("else.png")
-    with ResumeIndex(target) as ledger:
+    with ResumeIndex(target, ORIGIN) as ledger:
         assert (ledger.done(first), ledger.done(second)) == (None, Path("else.png"))
         late: list[Item] = []
         assert list(ledger.claimable([first, second], late)) == [first]
@@ -109,13 +109,13 @@ def test_equal_items_are_as_many_pictures(folder: Path) -> None:
     target, planned = plan([REQUEST] * 3)
     assert [item.copy for item in planned] == [0, 1, 2]
     finish(target, planned[0])
-    with ResumeIndex(target) as ledger:
+    with ResumeIndex(target, ORIGIN) as ledger:
         assert list(ledger.claimable(planned, [])) == planned[1:]
 
 
 def test_a_claim_keeps_others_away_until_it_ends(folder: Path) -> None:
     target, planned = plan([REQUEST, replace(REQUEST, seed=2)])
-    with ResumeIndex(target) as mine, ResumeIndex(target) as theirs:
+    with ResumeIndex(target, ORIGIN) as mine, ResumeIndex(target, ORIGIN) as theirs:
         assert mine.claim(planned[0]) is True
         assert theirs.claim(planned[0]) is None
         late: list[Item] = []
@@ -129,9 +129,9 @@ def test_a_claim_keeps_others_away_until_it_ends(folder: Path) -> None:
 
 def test_a_claim_ends_with_its_holder(folder: Path) -> None:
     target, [item] = plan([REQUEST])
-    with ResumeIndex(target) as mine:
+    with ResumeIndex(target, ORIGIN) as mine:
         assert mine.claim(item)
-    with ResumeIndex(target) as theirs:
+    with ResumeIndex(target, ORIGIN) as theirs:
         assert theirs.claim(item) is True
     assert list(folder.iterdir()) == []
 
@@ -139,7 +139,7 @@ def test_a_claim_ends_with_its_holder(folder: Path) -> None:
 def test_a_name_that_others_took_does_not_hide_a_picture(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save("a.png")
     target, planned = plan([REQUEST, REQUEST])
-    with ResumeIndex(target) as mine:
+    with ResumeIndex(target, ORIGIN) as mine:
         assert finish(target, planned[0]).name == "a-2.png"
         assert mine.claim(planned[0]) is False
         assert mine.claim(planned[1]) is True

@@ -15,13 +15,14 @@ from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.checks import FailurePolicy
 from txt2img.images.output import parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline import batch, generate, writer
 from txt2img.pipeline.batch import BatchSettings, Started, Step, batches, filled_requests, run
 from txt2img.pipeline.writer import Failed, Finished
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.weights.model import Model
+from txt2img.weights.model import Model, origin
 
 SMALL = Request("a", width=64, height=64, steps=2, sampler=Sampler.EULER_A, seed=42)
 
@@ -37,7 +38,7 @@ def events_of(
 ) -> Generator[batch.Event, None, None]:
     """What happens while all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    planned = items(filled_requests(requests, model), target, model.hash)
+    planned = items(filled_requests(requests, model), target, origin(model))
     return run(planned, model, BatchSettings(target, batch_size, policy or FailurePolicy()))
 
 
@@ -64,7 +65,7 @@ def test_steps_that_cannot_be_are_refused_before_any_is_drawn(sd1_model: Model) 
 
 def test_only_what_can_be_drawn_together_is_a_batch() -> None:
     requests = [replace(SMALL, seed=i, steps=2 if i < 5 else 3) for i in range(8)]
-    planned = list(items(requests, parse("x.png", several=True), ""))
+    planned = list(items(requests, parse("x.png", several=True), Origin()))
     assert [len(batch) for batch in batches(planned, 3)] == [3, 2, 3]
     assert [item for batch in batches(planned, 3) for item in batch] == planned
 
@@ -92,7 +93,7 @@ def test_steps_are_told_and_pictures_written_as_they_are_done(
     sd1_model: Model, folder: Path
 ) -> None:
     target = parse("{index}.png", several=True)
-    planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, "")
+    planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, Origin())
     seen = []
     for event in run(planned, sd1_model, BatchSettings(target)):
         seen.append((event, len(list(folder.glob("*.png")))))
@@ -148,7 +149,7 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
     monkeypatch.setattr(writer, "encode", broken)
     target = parse("{index}.png", several=True)
     planned = list(
-        items(filled_requests([replace(SMALL, count=3)], sd1_model), target, sd1_model.hash)
+        items(filled_requests([replace(SMALL, count=3)], sd1_model), target, origin(sd1_model))
     )
     with pytest.raises(BadRequest, match="too long"):
         list(run(planned, sd1_model, BatchSettings(target, 3)))
@@ -208,7 +209,9 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
         return own(model, requests)
 
     monkeypatch.setattr(batch, "sample", broken)
-    planned = items(filled_requests([replace(SMALL, count=2)], sd1_model), target, sd1_model.hash)
+    planned = items(
+        filled_requests([replace(SMALL, count=2)], sd1_model), target, origin(sd1_model)
+    )
     groups = [[item] for item in planned]
     if end == "empty":
         groups.insert(1, [])

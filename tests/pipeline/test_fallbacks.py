@@ -15,6 +15,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images.image_file import read
 from txt2img.images.output import parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import items
 from txt2img.models.optimize.cuda_graph import CudaGraphed, Recording
 from txt2img.pipeline import (
@@ -258,7 +259,7 @@ def test_no_picture_of_a_batch_is_lost(
         target = parse(f"{name}-{{index}}.png", several=True)
         return list(
             run(
-                items(filled_requests([small], sd1_model), target, ""),
+                items(filled_requests([small], sd1_model), target, Origin()),
                 sd1_model,
                 BatchSettings(target, 3),
             )
@@ -282,6 +283,6 @@ def test_no_picture_of_a_batch_is_lost(
 def test_a_record_tells_what_was_done_instead(sd1_model: Model, folder: Path) -> None:
     model = replace(sd1_model, memory=replace(sd1_model.memory, tiling="on"))
     target = parse("{index}.png", several=True)
-    planned = items(filled_requests([replace(SMALL, steps=1)], model), target, "")
+    planned = items(filled_requests([replace(SMALL, steps=1)], model), target, Origin())
     [done] = [e for e in run(planned, model, BatchSettings(target)) if isinstance(e, Finished)]
     assert read(done.path).origin.environment["vae"] == "tiled"

@@ -137,7 +137,7 @@ def test_a_finished_picture_leaves_no_partial_one(draw: Command, folder: Path) -
     assert draw(*ARGUMENTS, "-o", "a.png").code == 0
     found = image_file.read(Path("a.png"))
     assert found.request is not None
-    item = Item(1, found.request, "x", 1, resume.item_id(found.request, found.origin.hash))
+    item = Item(1, found.request, "x", 1, resume.item_id(found.request, found.origin))
     for partial in (True, False):
         resume.latent_path(folder, item, not partial).write_bytes(b"")
     assert draw(*ARGUMENTS, "-o", "a.png", "--resume").err == ""

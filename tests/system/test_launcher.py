@@ -6,6 +6,7 @@ import torch
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.errors import BadRequest
 from txt2img.images.output import parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, items
 from txt2img.request.request import Request
 from txt2img.system import launcher
@@ -62,7 +63,7 @@ def test_the_processes_of_all_shards_draw_each_picture_once(shards: int) -> None
     for shard in range(shards):
         mine = BatchOptions(shard=f"{shard + 1}/{shards}").shard_items
         parts = [
-            list(ProcessGroup(rank, 4, rank).shard(mine(items(requests, target, ""))))
+            list(ProcessGroup(rank, 4, rank).shard(mine(items(requests, target, Origin()))))
             for rank in range(4)
         ]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -11,7 +11,6 @@ from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
-from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.request import Request
 from txt2img.system.device_names import guess_device
@@ -30,10 +29,8 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     forecast = forecast_for(
         batch.model, batch.library, device.device, device.dtype, device.low_memory
     )
-    if forecast.hash:
-        batch.warnings += differences(
-            batch.origins, Origin(forecast.checkpoint.name, forecast.hash)
-        )
+    if forecast.origin is not None:
+        batch.warnings += differences(batch.origins, forecast.origin)
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers)
     seconds: float | None = 0.0
     memory, last = 0, None
@@ -78,15 +75,15 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
     BadRequest.
     """
     resume = settings.batch.resume and settings.target.folder.is_dir()
-    model_hash = (forecast.hash or None) if resume or settings.json else None
-    pictures = items(filled_requests(batch, forecast), settings.target, model_hash)
+    model = forecast.origin if resume or settings.json else None
+    pictures = items(filled_requests(batch, forecast), settings.target, model)
     shard = settings.batch.shard_items(pictures)
-    if not resume or model_hash is None:
+    if not resume or model is None:
         if resume:
             batch.notes.append("this model was never loaded here, so finished pictures are unknown")
         yield from shard
         return
-    with ResumeIndex(settings.target) as index:
+    with ResumeIndex(settings.target, model) as index:
         yield from batch.pending(shard, index)
 
 

@@ -61,6 +61,7 @@ def weights(name: str) -> dict[str, object]:
         "kind": f"weights of {family.name}",
         "name": model.name,
         "hash": model.hash,
+        "config hash": model.config_hash,
         "layout": model.layout,
         "prediction": family.prediction,
         "needs": needs,

@@ -36,6 +36,8 @@ def differences(then: Iterable[Origin], now: Origin) -> list[str]:
         if origin.hash and origin.hash != now.hash:
             hashes = f"{escape(origin.hash)}, this one {now.hash}"
             lines.append(f"the picture's model has the hash {hashes}")
+        if origin.config and now.config and origin.config != now.config:
+            lines.append("the picture's model had other configs or tokenizer files")
         for name, value in now.environment.items():
             old = origin.environment.get(name, value)
             if old != value:

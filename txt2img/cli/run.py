@@ -89,19 +89,19 @@ def draw_all(
 
     target, policy = settings.target, settings.batch.policy
     size = settings.batch_size or (auto_batch_size(model, batch.pictures()) if on_gpu(model) else 1)
-    settings = replace(settings, batch_size=size)
+    settings, made_by = replace(settings, batch_size=size), origin(model)
 
     def shard() -> Iterator[Item]:
         errors = batch.errors if policy.skip else None
         requests = filled_requests(batch.pictures(), model, errors, target.format)
-        return settings.batch.shard_items(items(requests, target, model.hash))
+        return settings.batch.shard_items(items(requests, target, made_by))
 
     viewer = open_viewer(model, settings, bar, batch.several)
     with ExitStack() as stack:
-        index = stack.enter_context(ResumeIndex(target)) if settings.batch.resume else None
+        index = stack.enter_context(ResumeIndex(target, made_by)) if settings.batch.resume else None
         meter = check_all(model, shard(), index, batch, settings, bar)
         plan = launcher.current().shard(shard())
-        store = LatentStore(target, origin(model), settings.save_latents)
+        store = LatentStore(target, made_by, settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
         batch_settings = BatchSettings(
             target, size, policy, index, store, lambda: STOP.stop_requested

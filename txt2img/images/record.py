@@ -32,10 +32,12 @@ class Origin:
     model: str = ""
     hash: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""  # the hash of its configs and tokenizers; earlier versions recorded none
 
     def to_json(self) -> dict[str, object]:
         """The two objects of a record that hold it."""
         model = {"name": self.model, "hash": self.hash}
+        model |= {"config": self.config} if self.config else {}
         return {"model": model, "environment": dict(self.environment)}
 
     @classmethod
@@ -43,7 +45,8 @@ class Origin:
         """The origin in a record's two objects. ValueError."""
         names = json_object(model)
         values = {key: str(value) for key, value in json_object(environment).items()}
-        return cls(str(names.get("name", "")), str(names.get("hash", "")), values)
+        name, hash, config = (str(names.get(key, "")) for key in ("name", "hash", "config"))
+        return cls(name, hash, values, config)
 
 
 @dataclass(frozen=True)

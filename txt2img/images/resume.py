@@ -19,6 +19,7 @@ from txt2img.errors import BadFile, BadOutput
 from txt2img.images import formats, image_file
 from txt2img.images.formats import Format
 from txt2img.images.output import Output, with_suffix
+from txt2img.images.record import Origin
 from txt2img.request import Request
 from txt2img.request.compat import canonical
 from txt2img.system import locks
@@ -42,14 +43,17 @@ class Item:
     first_seed: int | None = None  # the seed asked for, if the request has a retry's
 
 
-def item_id(request: Request, model_hash: str) -> str:
+def item_id(request: Request, origin: Origin) -> str:
     """The id of a picture: a hash (32 hex digits) of its whole request and its model."""
-    values = canonical(request).to_json() | {"model": model_hash}
+    values = canonical(request).to_json() | {"model": origin.hash, "config": origin.config}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def picture_id(path: Path) -> str:
-    """The id of a picture file, from its record; empty if it has none of ours."""
+def picture_id(path: Path, model: Origin) -> str:
+    """The id of a picture file, from its record; empty if it has none of ours.
+
+    A record of an earlier version lacks the model's configuration, and is taken to mean `model`'s.
+    """
     try:
         info = image_file.read(path)
     except BadFile:
@@ -57,10 +61,11 @@ def picture_id(path: Path) -> str:
     if info.request is None or not info.pixels_sha256:
         return ""
     seed = info.request.seed if info.first_seed is None else info.first_seed
-    return item_id(replace(info.request, seed=seed), info.origin.hash)
+    origin = replace(info.origin, config=info.origin.config or model.config)
+    return item_id(replace(info.request, seed=seed), origin)
 
 
-def items(requests: Iterable[Request], output: Output, model_hash: str | None) -> Iterator[Item]:
+def items(requests: Iterable[Request], output: Output, model: Origin | None) -> Iterator[Item]:
     """The items of a batch, each with a file name of its own.
 
     If the model's hash is not known (None), they have no ids.
@@ -74,7 +79,7 @@ def items(requests: Iterable[Request], output: Output, model_hash: str | None) -
             number += 1
         names[name] = number
         names.setdefault(with_suffix(name, number), 1)
-        key = "" if model_hash is None else item_id(request, model_hash)
+        key = "" if model is None else item_id(request, model)
         yield Item(index, request, name, number, key, copies[key])
         copies[key] += 1
 
@@ -94,13 +99,13 @@ def remove_latents(folder: Path, item: Item) -> None:
 class ResumeIndex:
     """The pictures of a folder by their ids, and this process's claims; a context ends them."""
 
-    def __init__(self, output: Output) -> None:
-        self.folder = output.folder
+    def __init__(self, output: Output, model: Origin) -> None:
+        self.folder, self.model = output.folder, model
         self.paths: dict[str, list[Path]] = {}
         self.locks: dict[str, tuple[int, int]] = {}  # by id: descriptor, number of items
         names = [output.pattern] if output.exact else _names(output.folder, output.format)
         for name in sorted(names, key=lambda name: (len(name), name)):
-            self._note(picture_id(self.folder / name), self.folder / name)
+            self._note(picture_id(self.folder / name, model), self.folder / name)
 
     def __enter__(self) -> Self:
         return self
@@ -175,7 +180,7 @@ class ResumeIndex:
             if not os.path.lexists(path):
                 if number >= item.number:
                     return None
-            elif picture_id(path) == item.id:
+            elif picture_id(path, self.model) == item.id:
                 if before == item.copy:
                     return path
                 before += 1

@@ -6,7 +6,8 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from hashlib import sha256
 from itertools import islice
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
@@ -83,6 +84,13 @@ class Tokenizer:
     def pad(self) -> str:
         """Token that pads short prompts."""
         return next(word for word, index in self.vocab.items() if index == self.pad_id)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash (64 hex digits) of all that decides a text's ids."""
+        words = sorted(self.vocab, key=self.vocab.__getitem__)
+        rows = [*words, *map(" ".join, self.merges), f"{self.length} {self.pad_id} {self.bos_id}"]
+        return sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
     def tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt, without the first and last."""

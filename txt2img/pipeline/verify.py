@@ -121,6 +121,8 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def differences(then: Origin, now: Origin) -> tuple[str, ...]:
     """The differences between two origins, in words; if there are none, what else it may be."""
     pairs = [("model", then.hash, now.hash)]
+    if then.config:  # earlier versions recorded none
+        pairs.append(("the model's configs and tokenizers", then.config, now.config))
     names = dict.fromkeys([*now.environment, *then.environment])
     pairs += [
         (name, then.environment.get(name, ""), now.environment.get(name, "")) for name in names

@@ -3,11 +3,14 @@
 Only headers and configs are read, so `txt2img info` and --dry-run take a moment.
 """
 
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
+from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system import files
@@ -54,6 +57,24 @@ class Checkpoint:
     tokenizers: dict[str, Tokenizer]  # by text encoder's component
     weights: tuple[Path, ...]
 
+    def config_hash(self, vae: VAEConfig | TinyConfig | None = None) -> str:
+        """Eight hex digits of all that configs and tokenizers decide of a picture's pixels.
+
+        `vae` is the config of a VAE in place of its own. The defaults of a request are left out,
+        since a picture records its own values. A value that is the usual one adds nothing, so that
+        a config can get another setting without another hash.
+        """
+        family = self.family
+        values = {
+            "unet": _unusual(family.network),
+            "vae": _unusual(vae or family.vae),
+            "text_encoders": [_unusual(text) for text in family.texts],
+            "noise": [_unusual(family.process), family.prediction],
+            "zero_empty_negative": family.zero_empty_negative,
+            "tokenizers": [one.fingerprint for one in self.tokenizers.values()],
+        }
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -61,6 +82,7 @@ class Summary:
 
     name: str
     hash: str
+    config_hash: str
     layout: str
     family: Family
     dtypes: tuple[str, ...]
@@ -77,6 +99,7 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
     return Summary(
         name=checkpoint.name,
         hash=model_hash(checkpoint.weights) if hashed else "",
+        config_hash=checkpoint.config_hash() if hashed else "",
         layout=checkpoint.layout,
         family=checkpoint.family,
         dtypes=tuple(sorted({ref.dtype for ref in refs})),
@@ -199,6 +222,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         tokenizers=tokenizers,
         weights=tuple(path for header in headers.values() for path in header.paths),
     )
+
+
+def _unusual(config: object) -> dict[str, object]:
+    """The values of a config, a dataclass, that are not its class's defaults."""
+    assert is_dataclass(config)
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    usual = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    return {name: value for name, value in values.items() if usual.get(name, MISSING) != value}
 
 
 def _check_pipeline(folder: Path) -> None:

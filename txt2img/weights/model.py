@@ -83,7 +83,13 @@ def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
         "device": describe(device_of(model)),
         "dtype": precision(model),
     }
-    return Origin(model.name, model.hash, environment | (used or {}))
+    return Origin(model.name, model.hash, environment | (used or {}), config_hash(model))
+
+
+def config_hash(model: Model) -> str:
+    """Eight hex digits of a model's configuration, and of its refiner's if it has one."""
+    own = "" if model.checkpoint is None else model.checkpoint.config_hash(model.vae.config)
+    return own if model.refiner is None else own + config_hash(model.refiner.model)
 
 
 def precision(model: Model) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.tokenizer import BOS, EOS, Tokenizer
-from txt2img.system.files import JSON_MAX, open_regular, read_json
+from txt2img.system.files import ADVICE, JSON_MAX, open_regular, read_json
 from txt2img.system.text import shown
 
 Vocab = dict[str, int]
@@ -134,7 +134,27 @@ def _checked_merges(merges: object, words: Vocab) -> Merges:
                 f"the tokenizer's merge {shown(f'{left} {right}')} is not in its vocabulary"
             )
         pairs.append((left, right))
+    _check_whole(words, pairs)
     return pairs
+
+
+def _check_whole(words: Vocab, merges: Merges) -> None:
+    """Raise BadFile if merges are missing: each word comes from one, but for letters.
+
+    Words behind the two special ones were added by hand.
+    """
+    made = {left + right for left, right in merges}
+    end = min(words[BOS], words[EOS])
+    lost = [
+        word
+        for word, index in words.items()
+        if index < end and word not in made and len(word.removesuffix("</w>")) > 1
+    ]
+    if lost:
+        raise BadFile(
+            f"the tokenizer is cut short: {len(merges):,} merges, and none makes the word "
+            f"{shown(lost[0])}, nor {len(lost) - 1:,} others; {ADVICE}"
+        )
 
 
 def _pad(folder: Path, words: Vocab) -> int:

@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import Command, Outcome
 from txt2img.images import image_file
 from txt2img.images.output import parse
+from txt2img.images.record import Origin
 from txt2img.images.resume import items
 from txt2img.pipeline.batch import BatchSettings, batches, filled_requests, run
 from txt2img.pipeline.writer import Finished
@@ -15,7 +16,7 @@ from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
 from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.apply_adapters import apply_adapters
-from txt2img.weights.model import Model
+from txt2img.weights.model import Model, origin
 
 SMALL = Request("a", width=64, height=64, steps=1, sampler=Sampler.EULER, seed=1)
 
@@ -162,7 +163,7 @@ def test_folders_that_are_not_there_are_refused(option: str, draw: Command, file
 def drawn(model: Model, requests: list[Request], batch_size: int) -> list[Finished]:
     """What is finished when all are drawn, into the current folder."""
     target = parse("{index}.png", several=True)
-    planned = items(filled_requests(requests, model), target, model.hash)
+    planned = items(filled_requests(requests, model), target, origin(model))
     events = run(planned, model, BatchSettings(target, batch_size))
     return [event for event in events if isinstance(event, Finished)]
 
@@ -175,7 +176,9 @@ def test_requests_with_different_loras_do_not_disturb_each_other(
     prompts += ["a <lora:style:0.5> <lora:other:1>"]
     try:
         requests = [replace(SMALL, prompt=prompt) for prompt in prompts]
-        planned = items(filled_requests(requests, sd1_model), parse("x.png", several=True), "")
+        planned = items(
+            filled_requests(requests, sd1_model), parse("x.png", several=True), Origin()
+        )
         sizes = [len(batch) for batch in batches(planned, 4)]
         assert sizes == [1, 2, 1, 2, 1]
         together = drawn(sd1_model, requests, 4)

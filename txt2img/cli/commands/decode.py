@@ -108,7 +108,10 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     formats.check_writable(form)
     [picture] = generate.decode(model, latent.x[None].to(device_of(model)), request.tile)
     if latent.finished:
-        by = latent.origin if latent.origin.hash == model.hash else origin(model)
+        now = origin(model)
+        then = latent.origin
+        same_model = (then.hash, then.config or now.config) == (now.hash, now.config)
+        by = then if same_model else now
         data = image_file.encode(picture, request, by, latent.first_seed, form)
     else:
         # Not the record of its request, or --resume would take it for the finished picture.

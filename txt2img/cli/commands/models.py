@@ -93,13 +93,15 @@ def path_of(name: Name) -> None:
 def hash_models(names: Names, json: Json = False) -> None:
     """Print the hashes of models.
 
-    A1111's (10 digits), a LoRA's (12), and the whole SHA-256.
+    A1111's (10 digits), a LoRA's (12), and the whole SHA-256; with --json also that of a folder's
+    configs and tokenizers (8).
     """
-    from txt2img.weights.checkpoint import find_model, weight_files
+    from txt2img.weights.checkpoint import find_model, open_checkpoint, weight_files
     from txt2img.weights.registry.hashes import model_hash, tensors_start
 
     for name in names:
-        paths = weight_files(find_model(name))
+        place = find_model(name)
+        paths = weight_files(place)
         with progress(True, name) as bar:
             digests = {str(path): _digest(path, 0, bar) for path in paths}
             lora = sha256 = ""
@@ -108,8 +110,9 @@ def hash_models(names: Names, json: Json = False) -> None:
                 lora = _digest(path, tensors_start(path), bar)[:12]  # of the tensors alone
         short = model_hash(paths)
         if json:
+            config = open_checkpoint(name).config_hash() if place.is_dir() else ""
             record = {"name": name, "hash": short, "lora": lora, "sha256": sha256}
-            print_json({**record, "files": digests})
+            print_json({**record, "config": config, "files": digests})
         else:
             print_row(short, lora or "-", sha256 or "-", name)
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
+from txt2img.images.record import Origin
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
@@ -17,6 +18,7 @@ from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.components import network_path
+from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.registry.hashes import cached_hash
 
 
@@ -32,6 +34,19 @@ class Forecast:
     speeds: Mapping[str, Speed]  # of all past runs
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The model for the records of its pictures; None if its files were never hashed."""
+        if not self.hash:
+            return None
+        vae, refiner = self.library.vae, self.library.refiner
+        config = self.checkpoint.config_hash(
+            open_vae(vae, self.checkpoint.family.vae).config if vae is not None else None
+        )
+        if refiner is not None:
+            config += open_checkpoint(refiner).config_hash()
+        return Origin(self.checkpoint.name, self.hash, config=config)
 
     @property
     def dtype(self) -> str:

@@ -64,6 +64,7 @@ UNET_FIXED: Config = {
     "timestep_post_act": None,
 }
 MIDDLES = {"UNetMidBlock2DCrossAttn": "full", "UNetMidBlock2D": "residual", "None": "none"}
+SCALING_MIN, SCALING_MAX = 1e-4, 1e4  # published ones are 0.13 to 1.6
 VAE_FIXED: Config = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 TEXT_FIXED: Config = {"layer_norm_eps": 1e-5}
 NOISE_FIXED: Config = {"trained_betas": None, "use_flow_sigmas": False}
@@ -207,6 +208,11 @@ def vae_config(config: Config) -> VAEConfig:
     pixels = integer(config, "in_channels", 3, 1, 16)
     if pixels != 3 or integer(config, "out_channels", 3, 1, 16) != 3:
         raise UnknownLayout("vae: pictures have 3 channels; in_channels or out_channels differ")
+    scaling = number(config, "scaling_factor", 0.18215)
+    if not SCALING_MIN <= scaling <= SCALING_MAX:  # latents are divided by it, after the last step
+        raise BadFile(
+            f"vae: scaling_factor is {scaling:g}; it must be in {SCALING_MIN:g} … {SCALING_MAX:g}"
+        )
     return VAEConfig(
         in_channels=pixels,
         latent_channels=integer(config, "latent_channels", 4, 1, 64),
@@ -215,7 +221,7 @@ def vae_config(config: Config) -> VAEConfig:
         groups=integer(config, "norm_num_groups", 32, 1, 1024),
         mid_attention=flag(config, "mid_block_add_attention", True),
         quant_conv=quant,
-        scaling=number(config, "scaling_factor", 0.18215),
+        scaling=scaling,
         shift=0.0 if config.get("shift_factor") is None else number(config, "shift_factor", 0.0),
     )
 
