@@ -103,6 +103,8 @@ def test_what_it_leaves_is_a_model_that_draws(tmp_path: Path) -> None:
     reports = run(config)
     assert reports[-1].sheet is not None and reports[-1].sheet.exists()
     model = load(str(config.out), choose("cpu"))
+    assert model.checkpoint is not None and model.checkpoint.taught_words is not None
+    assert model.checkpoint.taught_words.untaught(Request("red lighthouse")) == ["lighthouse"]
     assert model.family.prediction == "eps"
     [image] = generate(Request(prompt="red disc", steps=2, seed=1), model)
     assert image.size == (64, 64)

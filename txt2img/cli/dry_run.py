@@ -31,7 +31,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     )
     if forecast.origin is not None:
         batch.warnings += differences(batch.origins, forecast.origin)
-    warning_log = WarningLog(settings.batch.strict, forecast.tokenizers)
+    warning_log = WarningLog(settings.batch.strict, forecast.tokenizers, forecast.checkpoint)
     seconds: float | None = 0.0
     memory, last = 0, None
     names = set[Path]()  # a name that is in use moves the later ones too

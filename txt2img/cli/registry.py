@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import cast
 
 NAMES = ("generate", "info", "models", "replay", "verify", "decode", "train", "worker")
-MODEL_VERBS = ("list", "show", "path", "hash", "pull")
+MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull")
 
 Command = tuple[Callable[..., None], str]  # the function, and the epilog of its --help
 

@@ -72,7 +72,8 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
         from txt2img.weights.model import device_of
 
         batch.notes.append(description(device_of(model), precision(model)))
-    batch.warnings += differences(batch.origins, origin(model))
+    if batch.origins:
+        batch.warnings += differences(batch.origins, origin(model))
     return draw_all(model, batch, settings, bar, seconds)
 
 
@@ -137,7 +138,8 @@ def check_all(
     """Check every picture, report warnings and errors, count what is left to draw. BadRequest."""
     from txt2img.pipeline.batch import batches
 
-    warning_log = WarningLog(settings.batch.strict, [e.tokenizer for e in model.text.encoders])
+    tokenizers = [encoder.tokenizer for encoder in model.text.encoders]
+    warning_log = WarningLog(settings.batch.strict, tokenizers, model.checkpoint)
     mine = launcher.current().shard(warning_log.checked(pictures, batch.skip_errors))
     left = steps = 0
     for group in batches(batch.pending(mine, index), settings.batch_size):
@@ -152,7 +154,7 @@ def check_all(
         warning_log.report(warnings, settings.note, notes)
         for error in batch.errors.values() if launcher.current().is_main else ():
             print_error(error, settings.json)
-    return ProgressMeter(bar, left + batch.done, batch.done, steps)
+    return ProgressMeter(bar, left + batch.done, batch.done, steps, warning_log.by_picture)
 
 
 def report_kept_latents(store: "LatentStore", bar: Bar) -> None:
@@ -216,7 +218,7 @@ def report_event(event: "Event", meter: ProgressMeter, json: bool) -> None:
     elif isinstance(event, Failed):
         print_failed(event, json)
     elif isinstance(event, Finished) and event.path != Path("-"):
-        print_finished(event, json)
+        print_finished(event, json, meter.warnings.get(event.item.index, []))
 
 
 def finish_sweep(

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111
 from txt2img.images.resume import Item
+from txt2img.request.adapters import Lora
 from txt2img.request.compat import rules
 from txt2img.request.lint import prompt_warnings, truncation_warnings
+from txt2img.request.request import Request
 
 if TYPE_CHECKING:
     from txt2img.models.tokenizer import Tokenizer
+    from txt2img.weights.checkpoint import Checkpoint
 
 LINES_MAX = 10  # warnings that are printed
 
@@ -23,6 +27,8 @@ class WarningLog:
 
     strict: bool
     tokenizers: "Sequence[Tokenizer]"
+    checkpoint: "Checkpoint | None" = None
+    by_picture: dict[int, list[str]] = field(default_factory=dict)  # index → its warnings
     counts: dict[str, list[int]] = field(default_factory=dict)  # warning → [first picture, count]
     pictures: int = 0
 
@@ -42,10 +48,30 @@ class WarningLog:
         warnings = [*prompt_warnings(request), *truncation_warnings(counts, request, program)]
         if ambiguous := a1111.ambiguous(request):
             warnings.append(ambiguous)
+        if untaught := self._untaught(request):
+            warnings.append(untaught)
         self.pictures += 1
+        if warnings:
+            self.by_picture[item.index] = warnings
         for warning in warnings:
             self.counts.setdefault(warning, [item.index, 0])[1] += 1
         return warnings, counts
+
+    def _untaught(self, request: Request) -> str:
+        """What the model was never taught of a prompt; empty if it was, or if nobody knows.
+
+        A LoRA may teach words; those that come with the default model teach none.
+        """
+        table = self.checkpoint.taught_words if self.checkpoint else None
+        if self.checkpoint is None or table is None or _teaches(request.loras):
+            return ""
+        from txt2img.request.taught_words import warning
+
+        return warning(table, request, self.checkpoint.name, lambda: self._larger_model)
+
+    @cached_property
+    def _larger_model(self) -> str:
+        return larger_model()
 
     def report(
         self, more: Sequence[str], write: Callable[[str], None], notes: Sequence[str] = ()
@@ -73,3 +99,21 @@ class WarningLog:
             which = f"picture {index}: " if self.pictures > 1 else ""
             also = f" (and in {count - 1:,} more)" if count > 1 else ""
             yield f"{which}{warning}{also}"
+
+
+def _teaches(loras: Sequence[Lora]) -> bool:
+    """Whether any LoRA may teach words: one that does not come with the default model."""
+    from txt2img.weights.registry.find import SHIPPED
+
+    return any(not (SHIPPED / f"{lora.name}.safetensors").exists() for lora in loras)
+
+
+def larger_model() -> str:
+    """How to get a model that knows more words than one with a table of them."""
+    from txt2img.weights.registry.aliases import ALIASES
+    from txt2img.weights.registry.find import find_pulled, hub_ref
+
+    for name, alias in ALIASES.items():
+        if "lora" not in name and (ref := hub_ref(name)) and find_pulled(ref):
+            return f"--model {name} ({alias.id}) knows more"
+    return "txt2img models pull sd15, then --model sd15, knows more"

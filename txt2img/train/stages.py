@@ -17,6 +17,7 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
+from txt2img.request.taught_words import from_captions
 from txt2img.train import checkpoint, train_tokenizer
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import (
@@ -261,7 +262,11 @@ class UNetStage:
         checkpoint.save_text(self.config.out, self.text)
         checkpoint.save_index(self.config.out, self.config)
         if self.pictures.has(WORDS_FILE):
-            (self.config.out / WORDS_FILE).write_text(self.pictures.text(WORDS_FILE), "utf-8")
+            table = self.pictures.text(WORDS_FILE)
+        else:
+            captions = [caption for row in self.pictures.rows for caption in row.captions]
+            table = json.dumps(from_captions(captions), ensure_ascii=False) + "\n"
+        (self.config.out / WORDS_FILE).write_text(table, "utf-8")
 
 
 def text_encoder(

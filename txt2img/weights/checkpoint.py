@@ -13,6 +13,7 @@ from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLay
 from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
+from txt2img.request.taught_words import TaughtWords, read_taught_words
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
@@ -56,6 +57,7 @@ class Checkpoint:
     components: dict[str, Component]  # by diffusers' names: unet, vae, text_encoder, …
     tokenizers: dict[str, Tokenizer]  # by text encoder's component
     weights: tuple[Path, ...]
+    taught_words: TaughtWords | None = None  # if its folder says which it was taught
 
     def config_hash(self, vae: VAEConfig | TinyConfig | None = None) -> str:
         """Eight hex digits of all that configs and tokenizers decide of a picture's pixels.
@@ -159,6 +161,7 @@ def _with_overrides(
         family=family,
         components=components,
         weights=tuple(dict.fromkeys(paths)),
+        taught_words=None,
     )
 
 
@@ -221,6 +224,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         components=folder_components({n: one.tensors for n, one in headers.items()}, family),
         tokenizers=tokenizers,
         weights=tuple(path for header in headers.values() for path in header.paths),
+        taught_words=read_taught_words(folder),
     )
 
 

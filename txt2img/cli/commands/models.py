@@ -1,6 +1,7 @@
-"""txt2img models: list, show, hash and download models."""
+"""txt2img models: list, show, search, hash and download models."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,8 @@ from txt2img.cli.file_info import print_record, weights
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, print_row, progress
-from txt2img.errors import BadFile, Txt2imgError
+from txt2img.errors import BadFile, ModelNotFound, Txt2imgError
+from txt2img.request.taught_words import words_in
 from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
@@ -39,8 +41,21 @@ Endpoint = Annotated[
     str | None,
     typer.Option("--endpoint", metavar="URL", help="Use another Hub, as HF_ENDPOINT."),
 ]
+WordsModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model with a table of words (default).",
+        autocompletion=known_models,
+    ),
+]
+Query = Annotated[str | None, typer.Argument(metavar="QUERY", help="A word, or a part of one.")]
+WordsJson = Annotated[bool, typer.Option("--json", help="Print one JSON record.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the path and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per model.")]
+
+
+SCHEMA = 1  # the version of --json records; raised when a key changes its meaning
 
 
 def list_models(json: Json = False) -> None:
@@ -81,6 +96,49 @@ def show_model(name: Name, json: Json = False) -> None:
         print_json(record)
         return
     print_record(name, record)
+
+
+def words_of(model: WordsModel = None, query: Query = None, json: WordsJson = False) -> None:
+    """List the words that a model was taught, or search them.
+
+    Prints each word and the things that it names. Without a query, prints the things.
+    """
+    from txt2img.request.taught_words import describe, read_taught_words
+    from txt2img.system.text import shown
+    from txt2img.weights.checkpoint import find_model
+
+    name, query = _model_and_query(model, query)
+    table = read_taught_words(find_model(name))
+    if table is None:
+        raise ModelNotFound(
+            f"{shown(name)} does not say which words it was taught: its folder has no words.json"
+        )
+    things = table.things
+    if query is None:
+        found: dict[str, Sequence[str]] = {thing: [thing] for thing in things} or {**table.words}
+    elif not (found := table.search(query)):
+        untaught = ", ".join(describe(table, word) for word in words_in(query)) or shown(query)
+        raise ModelNotFound(f"{shown(name)} was never taught {untaught}")
+    if json:
+        print_json({"schema": SCHEMA, "model": name, "words": found})
+        return
+    for word, named in found.items():
+        print_row(word, *([] if query is None else [", ".join(named)]))
+    if query is None:
+        log(f"{len(found):,} things; {len(table.words):,} words in all, which a QUERY searches.")
+
+
+def _model_and_query(model: str | None, query: str | None) -> tuple[str, str | None]:
+    """A lone argument is a model if there is one of that name, else a query of the default one."""
+    from txt2img.weights.registry import find
+
+    if model is None or query is not None or model == "default":
+        return model or "default", query
+    try:
+        find.find(model)
+    except ModelNotFound:
+        return "default", model
+    return model, None
 
 
 def path_of(name: Name) -> None:
@@ -170,6 +228,7 @@ def _size(path: Path) -> int:
 COMMANDS: dict[str, Command] = {
     "list": (list_models, "Example: txt2img models list --json"),
     "show": (show_model, "Example: txt2img models show default"),
+    "words": (words_of, "Example: txt2img models words default kitten"),
     "path": (path_of, "Example: txt2img models path sd15"),
     "hash": (hash_models, "Example: txt2img models hash default models/style.safetensors"),
     "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),

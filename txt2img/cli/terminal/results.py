@@ -1,7 +1,7 @@
 """Results of a run: each picture when it is written, failures, and progress."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 class ProgressMeter:
     """Progress of a run on a bar."""
 
-    def __init__(self, bar: Bar, pictures: int, ready: int, steps: int) -> None:
+    def __init__(
+        self,
+        bar: Bar,
+        pictures: int,
+        ready: int,
+        steps: int,
+        warnings: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
         self.bar, self.pictures, self.ready, self.steps = bar, pictures, ready, steps
+        self.warnings = warnings or {}  # by a picture's index, for its record
         self.prompt = ""
         self.done, self.start = 0, time.monotonic()
 
@@ -58,8 +66,8 @@ def request_summary(request: Request) -> dict[str, object]:
     }
 
 
-def print_finished(finished: "Finished", json: bool) -> None:
-    """Print a finished picture's path, or its JSON record."""
+def print_finished(finished: "Finished", json: bool, warnings: Sequence[str] = ()) -> None:
+    """Print a finished picture's path, or its JSON record with its warnings."""
     if not json:
         print_path(finished.path)
         return
@@ -76,6 +84,7 @@ def print_finished(finished: "Finished", json: bool) -> None:
             "model": finished.origin.model,
             "hash": finished.origin.hash,
             "pixels_sha256": finished.pixels_sha256,
+            "warnings": list(warnings),
         }
     )
 
