@@ -36,6 +36,7 @@ HOMES = {
     "safetensors": ("weights/", "train/"),
     "torchao": ("models/optimize/quantize.py",),
     "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
+    "transformers": ("models/t5.py", "models/qwen3.py"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
@@ -192,6 +193,12 @@ def test_a_library_is_imported_in_its_homes_only() -> None:
         for library in libraries(imports(tree)) - {"torch"}:
             assert library in HOMES, f"{file} imports {library}, which HOMES does not know"
             assert within(file, HOMES[library]), f"{file} imports {library}"
+
+
+def test_transformers_is_imported_inside_functions_only() -> None:
+    """It takes seconds, which a U-Net's pictures need not."""
+    for file in (file for file in TREES if within(file, HOMES["transformers"])):
+        assert "transformers" not in libraries(list(at_start(TREES[file]))), file
 
 
 def test_the_maths_and_the_networks_know_no_files() -> None:

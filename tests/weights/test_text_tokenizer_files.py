@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2TokenizerFast, T5TokenizerFast
 
+from tests.support.tiny_text import TEMPLATE
 from txt2img.errors import BadFile
 from txt2img.models.text_tokenizer import TextTokenizer, chat_prompt
 from txt2img.request.compat import PromptRules
@@ -113,19 +114,6 @@ def test_the_chat_template_is_qwens(theirs, thinking):
         assert chat_prompt(prompt, thinking) == theirs["qwen"].apply_chat_template(
             message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
-
-
-# The part of Qwen3's template that one message of a user goes through.
-TEMPLATE = """
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}"""
 
 
 def test_weights_follow_their_words():

@@ -220,7 +220,8 @@ class TextConfig:
     length: int = 77  # tokens in one chunk, the first and last included
     act: str = "quick_gelu"
     penultimate: bool = False  # hidden states of the last layer but one, without the final norm
-    projection: int = 0  # width of the pooled embedding, where the model has one
+    projection: int = 0  # width of the pooled embedding, where the model projects one
+    pooled: bool = False  # pools without a projection too: the state at the text's end
 
 
 @dataclass(frozen=True)

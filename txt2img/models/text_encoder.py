@@ -56,10 +56,10 @@ class TextEncoder(nn.Module):
             tokens = states[-2]
         elif clip_skip > 1:
             tokens = self.model.final_layer_norm(states[-clip_skip])
-        if self.text_projection is None:
+        if self.text_projection is None and not self.config.pooled:
             return tokens, None
-        rows = torch.arange(len(ids), device=ids.device)
-        return tokens, self.text_projection(last[rows, self.end_positions(ids)])
+        end = last[torch.arange(len(ids), device=ids.device), self.end_positions(ids)]
+        return tokens, end if self.text_projection is None else self.text_projection(end)
 
     def end_positions(self, ids: Tensor) -> Tensor:
         """Position of each text's first end token, (N,), of ids (N, L): padding may repeat it."""
