@@ -80,8 +80,28 @@ class TransformerConfig:
     seamless_multiple: ClassVar = 0
     embeds_cfg: ClassVar = False
 
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+
     def check(self) -> None:
-        """Widths are checked by each config itself, as far as a file may get them wrong."""
+        """Widths are checked where a config is read."""
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def memory_width(self) -> int:
+        """Numbers of an activation for each token."""
+        return self.width
+
+    @property
+    def extra_channels(self) -> int:
+        """Number of input channels besides the noisy latent's."""
+        return self.in_channels - self.out_channels
 
 
 class TextEncoderConfig(Protocol):
@@ -281,3 +301,104 @@ class TinyConfig:
     def factor(self) -> int:
         """Height and width of a latent cell in pixels."""
         return 1 << (len(self.decoder) - 1)
+
+
+@dataclass(frozen=True)
+class FluxConfig(TransformerConfig):
+    """Config of FLUX.1's transformer; Fill, Depth and Canny take more channels than they give."""
+
+    multiple: ClassVar = 2  # latent cells of a patch's side
+
+    in_channels: int = 16
+    out_channels: int = 16
+    double_blocks: int = 19  # with weights of their own for text and picture
+    single_blocks: int = 38
+    heads: int = 24
+    head_dim: int = 128
+    cross_dim: int = 4096
+    pooled: int = 768
+    embeds_guidance: bool = True
+    axes: tuple[int, ...] = (16, 56, 56)  # features of a head for picture, row and column
+    theta: float = 10000.0
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.double_blocks + self.single_blocks
+
+
+@dataclass(frozen=True)
+class SD3Config(TransformerConfig):
+    """Config of Stable Diffusion 3's transformer; as it stands, 3.5 medium's."""
+
+    multiple: ClassVar = 2
+    embeds_guidance: ClassVar = False
+
+    in_channels: int = 16
+    out_channels: int = 16
+    layers: int = 24
+    heads: int = 24
+    head_dim: int = 64
+    cross_dim: int = 4096
+    pooled: int = 2048
+    positions: int = 384  # a side of the table of places, in patches
+    dual_layers: tuple[int, ...] = tuple(range(13))  # with a second attention of the picture
+    qk_norm: bool = True
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.layers
+
+
+@dataclass(frozen=True)
+class ZImageConfig(TransformerConfig):
+    """Config of Z-Image's transformer."""
+
+    multiple: ClassVar = 2
+    pooled: ClassVar = 0
+    embeds_guidance: ClassVar = False
+
+    in_channels: int = 16
+    out_channels: int = 16
+    layers: int = 30
+    refiner_layers: int = 2  # of picture and of text, each
+    heads: int = 30
+    head_dim: int = 128
+    cross_dim: int = 2560
+    axes: tuple[int, ...] = (32, 48, 48)  # features of a head for text, row and column
+    theta: float = 256.0
+
+    @property
+    def time_width(self) -> int:
+        """Width of the time embedding."""
+        return min(self.width, 256)
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.layers + 2 * self.refiner_layers
+
+
+@dataclass(frozen=True)
+class Flux2Config(TransformerConfig):
+    """Config of FLUX.2's transformer; as it stands, klein 4B's."""
+
+    multiple: ClassVar = 1  # the VAE makes the patches
+    pooled: ClassVar = 0
+
+    in_channels: int = 128
+    out_channels: int = 128
+    double_blocks: int = 5  # with weights of their own for text and picture
+    single_blocks: int = 20
+    heads: int = 24
+    head_dim: int = 128
+    cross_dim: int = 7680
+    embeds_guidance: bool = False
+    axes: tuple[int, ...] = (32, 32, 32, 32)  # features of a head for picture, row, column, text
+    theta: float = 2000.0
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.double_blocks + self.single_blocks
