@@ -1,10 +1,10 @@
 """Configs of diffusion transformers: from the tensors of a single file, and from diffusers'."""
 
 from collections.abc import Mapping
-from math import prod
+from math import isqrt, prod
 
-from txt2img.errors import UnknownLayout
-from txt2img.models.configs import FluxConfig
+from txt2img.errors import BadFile, UnknownLayout
+from txt2img.models.configs import Flux2Config, FluxConfig, SD3Config, ZImageConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats.json_values import Config, check_class, check_fixed, flag, integer
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -12,6 +12,8 @@ from txt2img.weights.formats.safetensors_file import TensorRef
 Tensors = Mapping[str, TensorRef]
 BLOCKS_MAX, HEADS_MAX, WIDTH_MAX = 256, 256, 65536
 PATCH = 4  # latent cells of a 2×2 patch
+FLUX_NORM = tuple(f"double_blocks.0.img_attn.norm.key_norm.{kind}" for kind in ("scale", "weight"))
+SD3_HEAD = 64  # where no norm tells
 
 
 def shape_of(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
@@ -62,12 +64,30 @@ def axes_of(config: Config, key: str, default: tuple[int, ...]) -> tuple[int, ..
     return tuple(integer({key: item}, key, 0, 2, 1024) for item in value)
 
 
+def optional(config: Config, key: str, default: int) -> int:
+    """A number that may be null for the default. Raises BadFile."""
+    given = config.get(key) is not None
+    return integer(config, key, default, 1, WIDTH_MAX) if given else default
+
+
+def layer_list(config: Config, key: str, layers: int) -> tuple[int, ...]:
+    """Numbers of blocks, in order. Raises BadFile."""
+    value = config.get(key, ())
+    if not isinstance(value, list | tuple):
+        raise BadFile(f"{key} is {shown(value)}; it must be a list of whole numbers")
+    return tuple(sorted({integer({key: item}, key, 0, 0, layers - 1) for item in value}))
+
+
+def head_of(tensors: Tensors, *names: str) -> int:
+    """The features of a head, from the first norm that there is. Raises UnknownLayout."""
+    found = next((name for name in names if name in tensors), names[0])
+    return shape_of(tensors, found, 1)[0]
+
+
 def flux_config(tensors: Tensors) -> FluxConfig:
     """FLUX.1's config from a single file's tensors, without prefix. Raises UnknownLayout."""
     width, inputs = shape_of(tensors, "img_in.weight", 2)
-    norm = "double_blocks.0.img_attn.norm.key_norm"
-    found = f"{norm}.scale" if f"{norm}.scale" in tensors else f"{norm}.weight"
-    head_dim = shape_of(tensors, found, 1)[0]
+    head_dim = head_of(tensors, *FLUX_NORM)
     outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
     return FluxConfig(
         in_channels=patches_of(inputs, "img_in"),
@@ -88,8 +108,7 @@ def flux_from_diffusers(config: Config) -> FluxConfig:
     check_class(config, "transformer", ("FluxTransformer2DModel",))
     check_fixed(config, "transformer", {"patch_size": 1})
     inputs = integer(config, "in_channels", 64, 1, WIDTH_MAX)
-    given = config.get("out_channels") is not None
-    outputs = integer(config, "out_channels", 64, 1, WIDTH_MAX) if given else inputs
+    outputs = optional(config, "out_channels", inputs)
     head_dim = integer(config, "attention_head_dim", 128, 2, 1024)
     return FluxConfig(
         in_channels=patches_of(inputs, "in_channels"),
@@ -102,4 +121,152 @@ def flux_from_diffusers(config: Config) -> FluxConfig:
         pooled=integer(config, "pooled_projection_dim", 768, 1, WIDTH_MAX),
         embeds_guidance=flag(config, "guidance_embeds", False),
         axes=checked_axes(axes_of(config, "axes_dims_rope", (16, 56, 56)), head_dim),
+    )
+
+
+def flux2_config(tensors: Tensors) -> Flux2Config:
+    """FLUX.2's config from a single file's tensors, without prefix. Raises UnknownLayout."""
+    width, inputs = shape_of(tensors, "img_in.weight", 2)
+    head_dim = head_of(tensors, *FLUX_NORM)
+    return Flux2Config(
+        in_channels=inputs,
+        out_channels=shape_of(tensors, "final_layer.linear.weight", 2)[0],
+        double_blocks=block_count(tensors, "double_blocks"),
+        single_blocks=block_count(tensors, "single_blocks"),
+        heads=heads_of(width, head_dim),
+        head_dim=head_dim,
+        cross_dim=shape_of(tensors, "txt_in.weight", 2)[1],
+        embeds_guidance="guidance_in.in_layer.weight" in tensors,
+        axes=checked_axes(Flux2Config.axes, head_dim),
+    )
+
+
+def flux2_from_diffusers(config: Config) -> Flux2Config:
+    """FLUX.2's config from diffusers'. Raises UnknownLayout, BadFile."""
+    check_class(config, "transformer", ("Flux2Transformer2DModel",))
+    fixed: Config = {
+        "patch_size": 1,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "rope_theta": 2000,
+        "eps": 1e-6,
+    }
+    check_fixed(config, "transformer", fixed)
+    inputs = integer(config, "in_channels", 128, 1, WIDTH_MAX)
+    head_dim = integer(config, "attention_head_dim", 128, 2, 1024)
+    return Flux2Config(
+        in_channels=inputs,
+        out_channels=optional(config, "out_channels", inputs),
+        double_blocks=integer(config, "num_layers", 8, 0, BLOCKS_MAX),
+        single_blocks=integer(config, "num_single_layers", 48, 0, BLOCKS_MAX),
+        heads=integer(config, "num_attention_heads", 48, 1, HEADS_MAX),
+        head_dim=head_dim,
+        cross_dim=integer(config, "joint_attention_dim", 15360, 1, WIDTH_MAX),
+        embeds_guidance=flag(config, "guidance_embeds", True),
+        axes=checked_axes(axes_of(config, "axes_dims_rope", (32, 32, 32, 32)), head_dim),
+    )
+
+
+def sd3_config(tensors: Tensors) -> SD3Config:
+    """Stable Diffusion 3's config from a single file's tensors, without prefix.
+
+    Raises UnknownLayout.
+    """
+    width, inputs = shape_of(tensors, "x_embedder.proj.weight", 4)[:2]
+    outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
+    layers, attention = block_count(tensors, "joint_blocks"), "joint_blocks.0.x_block.attn"
+    qk_norm = f"{attention}.ln_q.weight" in tensors
+    head_dim = head_of(tensors, f"{attention}.ln_q.weight") if qk_norm else SD3_HEAD
+    return SD3Config(
+        in_channels=inputs,
+        out_channels=patches_of(outputs, "final_layer.linear"),
+        layers=layers,
+        heads=heads_of(width, head_dim),
+        head_dim=head_dim,
+        cross_dim=shape_of(tensors, "context_embedder.weight", 2)[1],
+        pooled=shape_of(tensors, "y_embedder.mlp.0.weight", 2)[1],
+        positions=isqrt(shape_of(tensors, "pos_embed", 3)[1]),
+        dual_layers=tuple(
+            index
+            for index in range(layers)
+            if f"joint_blocks.{index}.x_block.attn2.qkv.weight" in tensors
+        ),
+        qk_norm=qk_norm,
+    )
+
+
+def sd3_from_diffusers(config: Config) -> SD3Config:
+    """Stable Diffusion 3's config from diffusers'. Raises UnknownLayout, BadFile."""
+    check_class(config, "transformer", ("SD3Transformer2DModel",))
+    heads = integer(config, "num_attention_heads", 18, 1, HEADS_MAX)
+    head_dim = integer(config, "attention_head_dim", 64, 2, 1024)
+    text = {"caption_projection_dim": 1152} | dict(config)
+    check_fixed(text, "transformer", {"patch_size": 2, "caption_projection_dim": heads * head_dim})
+    norm = config.get("qk_norm")
+    if norm is not None:
+        check_fixed(config, "transformer", {"qk_norm": "rms_norm"})
+    layers = integer(config, "num_layers", 18, 1, BLOCKS_MAX)
+    inputs = integer(config, "in_channels", 16, 1, WIDTH_MAX)
+    return SD3Config(
+        in_channels=inputs,
+        out_channels=optional({"out_channels": 16} | dict(config), "out_channels", inputs),
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        cross_dim=integer(config, "joint_attention_dim", 4096, 1, WIDTH_MAX),
+        pooled=integer(config, "pooled_projection_dim", 2048, 1, WIDTH_MAX),
+        positions=integer(config, "pos_embed_max_size", 96, 1, 4096),
+        dual_layers=layer_list(config, "dual_attention_layers", layers),
+        qk_norm=norm is not None,
+    )
+
+
+def z_image_config(tensors: Tensors) -> ZImageConfig:
+    """Z-Image's config from a single file's tensors, without prefix. Raises UnknownLayout."""
+    width, inputs = shape_of(tensors, "x_embedder.weight", 2)
+    outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
+    head_dim = head_of(tensors, "layers.0.attention.q_norm.weight")
+    return ZImageConfig(
+        in_channels=patches_of(inputs, "x_embedder"),
+        out_channels=patches_of(outputs, "final_layer.linear"),
+        layers=block_count(tensors, "layers"),
+        refiner_layers=block_count(tensors, "noise_refiner"),
+        heads=heads_of(width, head_dim),
+        head_dim=head_dim,
+        cross_dim=shape_of(tensors, "cap_embedder.1.weight", 2)[1],
+        axes=checked_axes(ZImageConfig.axes, head_dim),
+    )
+
+
+def z_image_from_diffusers(config: Config) -> ZImageConfig:
+    """Z-Image's config from diffusers'. Raises UnknownLayout, BadFile."""
+    check_class(config, "transformer", ("ZImageTransformer2DModel",))
+    heads = integer(config, "n_heads", 30, 1, HEADS_MAX)
+    lists: Config = {
+        key: list(value) if isinstance(value := config.get(key, default), tuple) else value
+        for key, default in (("all_patch_size", [2]), ("all_f_patch_size", [1]))
+    }
+    fixed: Config = {
+        "n_kv_heads": heads,
+        "norm_eps": 1e-5,
+        "qk_norm": True,
+        "siglip_feat_dim": None,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+    }
+    check_fixed(lists, "transformer", {"all_patch_size": [2], "all_f_patch_size": [1]})
+    check_fixed({"n_kv_heads": 30} | dict(config), "transformer", fixed)
+    width = integer(config, "dim", 3840, 1, WIDTH_MAX)
+    if width % heads:
+        raise UnknownLayout(f"transformer: dim {width} is no multiple of {heads} heads")
+    channels = integer(config, "in_channels", 16, 1, WIDTH_MAX)
+    return ZImageConfig(
+        in_channels=channels,
+        out_channels=channels,
+        layers=integer(config, "n_layers", 30, 0, BLOCKS_MAX),
+        refiner_layers=integer(config, "n_refiner_layers", 2, 0, BLOCKS_MAX),
+        heads=heads,
+        head_dim=width // heads,
+        cross_dim=integer(config, "cap_feat_dim", 2560, 1, WIDTH_MAX),
+        axes=checked_axes(axes_of(config, "axes_dims", (32, 48, 48)), width // heads),
     )
