@@ -12,10 +12,10 @@ from diffusers import (
 )
 from diffusers.models import SD3Transformer2DModel
 from safetensors.torch import save_file
-from torch import nn
 from transformers import CLIPTokenizer
 
 from tests.support import tiny, tiny_text
+from tests.support.loaded import loaded
 from txt2img.models.configs import Qwen3TextConfig, T5TextConfig, TextConfig
 from txt2img.models.prompt_encoders import Flux2Text, FluxText, SD3Text, ZImageText
 from txt2img.models.qwen3 import Qwen3TextEncoder
@@ -23,28 +23,14 @@ from txt2img.models.t5 import T5TextEncoder
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import EOS
 from txt2img.request.compat import PromptRules
-from txt2img.weights.formats import safetensors_file, tensors
+from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import text_key_maps
-from txt2img.weights.layouts.components import check_tensors, published_name, text_component
+from txt2img.weights.layouts.components import text_component
 from txt2img.weights.text_tokenizer_files import qwen_tokenizer, t5_tokenizer
 from txt2img.weights.tokenizer_files import clip_tokenizer
 
 PROMPTS = ("a red apple", "", "a very long prompt of many words, " * 90, "猫 (word:1.2) [x] 🐈")
 TEXT = PromptRules("text", truncate=True)  # diffusers' rules
-
-
-def loaded(build, component) -> nn.Module:
-    """A network built on the meta device, with weights from a file."""
-    with torch.device("meta"):
-        network = build()
-    names = {n: published_name(n) for n in network.state_dict()}
-    shapes = {names[n]: tuple(value.shape) for n, value in network.state_dict().items()}
-    check_tensors("text_encoder", component, shapes)
-    refs = {n: component.tensors[names[n]] for n in names}
-    state = tensors.read(refs, torch.device("cpu"), torch.float32)
-    network.load_state_dict(state, strict=True, assign=True)
-    assert not [n for n, value in network.named_buffers() if value.is_meta]
-    return network.eval()
 
 
 @pytest.fixture

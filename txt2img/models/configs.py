@@ -211,6 +211,7 @@ class VAEConfig:
     shift: float = 0.0
     patch: int = 1  # cells of a map that make one latent cell, high and wide
     norm_eps: float = 0.0  # of a batch norm's variances, which scale the latents instead, if any
+    decoder_channels: tuple[int, ...] | None = None  # where they differ from the encoder's
 
     @property
     def factor(self) -> int:
@@ -296,6 +297,7 @@ class TinyConfig:
     width: int = 64
     encoder: tuple[int, ...] = (1, 3, 3, 3)  # empty: only a decoder
     decoder: tuple[int, ...] = (3, 3, 3, 1)
+    patch: ClassVar = 1
 
     @property
     def factor(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.models.tiled_decode import OVERLAP, decode_tiled
+from txt2img.models.tiled_decode import TILE as TILE_CELLS
 from txt2img.request.fields import Tile
 
 HEIGHT, WIDTH = -2, -1  # of maps (B, C, H, W)
@@ -70,19 +71,23 @@ def _crop(axes: Sequence[int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tenso
 
 
 def decode_tiled_seamless(
-    decode: Callable[[Tensor], Tensor], latent: Tensor, factor: int, tile: Tile | None
+    decode: Callable[[Tensor], Tensor],
+    latent: Tensor,
+    factor: int,
+    tile: Tile | None,
+    cells: int = TILE_CELLS,
 ) -> Tensor:
-    """`decode_tiled` of a picture that is seamless along the axes of `tile`.
+    """`decode_tiled`, by tiles of `cells`, of a picture that is seamless along the axes of `tile`.
 
     The beginning is decoded once more beyond the end, and fades into itself.
     """
-    axes = AXES.get(tile, ())
-    shared = {axis: min(OVERLAP, latent.shape[axis]) for axis in axes}
-    for axis, cells in shared.items():
-        latent = torch.cat([latent, latent.narrow(axis, 0, cells)], axis)
-    pixels = decode_tiled(decode, latent, factor)
-    for axis, cells in shared.items():
-        pixels = _joined(pixels, axis, factor * cells)
+    axes, overlap = AXES.get(tile, ()), cells * OVERLAP // TILE_CELLS
+    shared = {axis: min(overlap, latent.shape[axis]) for axis in axes}
+    for axis, beginning in shared.items():
+        latent = torch.cat([latent, latent.narrow(axis, 0, beginning)], axis)
+    pixels = decode_tiled(decode, latent, factor, cells, overlap)
+    for axis, beginning in shared.items():
+        pixels = _joined(pixels, axis, factor * beginning)
     return pixels
 
 

@@ -1,10 +1,11 @@
-"""Variational autoencoder: pictures ↔ latents an eighth as high and wide.
+"""Variational autoencoder: pictures ↔ latents an eighth or a sixteenth as high and wide.
 
 Parameter names are diffusers' AutoencoderKL's. Kingma & Welling 2014; Rombach et al. 2022, §3.1.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from txt2img.models.configs import VAEConfig
 from txt2img.models.layers import Attention, Conv2d, Downsample, ResnetBlock, Upsample, swish
@@ -30,9 +31,8 @@ class PixelAttention(Attention):
 class VAEMidBlock(nn.Module):
     """Middle of the VAE: residual, attention where the model has it, residual."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, width: int) -> None:
         super().__init__()
-        width = config.channels[-1]
         self.resnets = nn.ModuleList(
             ResnetBlock(width, width, config.groups, 1e-6) for _ in range(2)
         )
@@ -92,9 +92,9 @@ class Encoder(nn.Module):
             )
             for level, width in enumerate(widths)
         )
-        self.mid_block = VAEMidBlock(config)
+        self.mid_block = VAEMidBlock(config, widths[-1])
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], 2 * config.map_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.conv_in(pixels)
@@ -110,9 +110,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths, last = config.channels[::-1], len(config.channels) - 1
-        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = VAEMidBlock(config)
+        widths = (config.decoder_channels or config.channels)[::-1]
+        last = len(widths) - 1
+        self.conv_in = Conv2d(config.map_channels, widths[0], 3, padding=1)
+        self.mid_block = VAEMidBlock(config, widths[0])
         self.up_blocks = nn.ModuleList(
             VAEBlock(
                 widths[max(level - 1, 0)],
@@ -134,22 +135,57 @@ class Decoder(nn.Module):
         return out
 
 
+class LatentNorm(nn.Module):
+    """Batch norm of FLUX.2's latents (B, C, h, w), by the means and variances of its training."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.running_mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.running_var = nn.Parameter(torch.ones(channels), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        return (x - mean) / deviation
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """What gives x when it is normalised."""
+        mean, deviation = self._statistics()
+        return x * deviation + mean
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, (C, 1, 1)."""
+        deviation = torch.sqrt(self.running_var + self.eps)
+        return self.running_mean[:, None, None], deviation[:, None, None]
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Patches of a map (B, C, h·p, w·p) as channels, (B, C·p², h, w)."""
+    return functional.pixel_unshuffle(x, patch) if patch > 1 else x
+
+
+def unpatchify(x: Tensor, patch: int) -> Tensor:
+    """The map (B, C, h·p, w·p) of patches as channels (B, C·p², h, w)."""
+    return functional.pixel_shuffle(x, patch) if patch > 1 else x
+
+
 class VAE(nn.Module):
-    """Pictures ↔ latents, scaled as the U-Net sees them."""
+    """Pictures ↔ latents, scaled as the network sees them."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.latent_channels
+        channels = config.map_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = (
             Conv2d(2 * channels, 2 * channels, 1) if config.quant_conv else nn.Identity()
         )
         self.post_quant_conv = Conv2d(channels, channels, 1) if config.quant_conv else nn.Identity()
+        self.bn = LatentNorm(config.latent_channels, config.norm_eps) if config.norm_eps else None
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the unscaled latent of pixels (B, 3, H, W) in −1…1."""
+        """Mean and log variance of the encoder's map of pixels (B, 3, H, W) in −1…1."""
         mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
@@ -157,14 +193,25 @@ class VAE(nn.Module):
         """Latent (B, C, H/f, W/f) of pixels (B, 3, H, W): its mean, or a sample by `noise`."""
         mean, log_variance = self.moments(pixels.to(self.encoder.conv_in.weight.dtype))
         latent = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
+        latent = patchify(latent, self.config.patch)
+        if self.bn is not None:
+            return self.bn.forward(latent)
         return (latent - self.config.shift) * self.config.scaling
 
+    def unscaled(self, latent: Tensor) -> Tensor:
+        """The decoder's map of a latent that is scaled as the network sees it."""
+        if self.bn is not None:
+            latent = self.bn.inverse(latent)
+        else:
+            latent = latent / self.config.scaling + self.config.shift
+        return unpatchify(latent, self.config.patch)
+
     def reconstruct(self, latent: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) of an unscaled latent (B, C, H/f, W/f), in the weights' dtype."""
+        """Pixels (B, 3, H, W) of a decoder's map, an unscaled latent, in the weights' dtype."""
         out: Tensor = self.decoder(self.post_quant_conv(latent))
         return out
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), near −1…1, float32, of a scaled latent (B, C, H/f, W/f)."""
         latent = latent.to(self.decoder.conv_in.weight.dtype)
-        return self.reconstruct(latent / self.config.scaling + self.config.shift).float()
+        return self.reconstruct(self.unscaled(latent)).float()

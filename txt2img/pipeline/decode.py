@@ -114,8 +114,11 @@ def _finite(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
 
 def _decode(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
     """Pixels as the VAE gives them; tiles are put together in main memory."""
-    if not tiled or max(x.shape[-2:]) <= TILE:
+    config = model.vae.config
+    cells = TILE // config.patch
+    if not tiled or max(x.shape[-2:]) <= cells:
         with seamless(model.vae, tile):
             return model.vae.decode(x)
-    factor = model.vae.config.factor
-    return decode_tiled_seamless(lambda part: model.vae.decode(part).to(CPU), x, factor, tile)
+    return decode_tiled_seamless(
+        lambda part: model.vae.decode(part).to(CPU), x, config.factor, tile, cells
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from txt2img.errors import BadFile, UnknownLayout
-from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
+from txt2img.models.configs import FLUX2_VAE, Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.system.files import ADVICE, open_regular
 from txt2img.system.text import shown
 from txt2img.weights.distilled import for_lcm
@@ -209,19 +209,28 @@ def unet_config(tensors: Tensors, like: UNetConfig, pooled: int) -> UNetConfig:
 
 def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAEConfig:
     """The VAE's config from its tensors, named as after `first_stage_model.` or in `diffusers`."""
-    names = ("down_blocks", "resnets", "mid_block.attentions.0.")
-    down, block, attention = names if diffusers else ("down", "block", "mid.attn_1.")
-    start = f"encoder.{down}."
+    names = ("down_blocks", "resnets", "mid_block.attentions.0.", "up_blocks")
+    down, block, attention, up = names if diffusers else ("down", "block", "mid.attn_1.", "up")
+    start, end = f"encoder.{down}.", f"decoder.{up}."
+    levels = range(_count(tensors, start))
+
+    def widths(place: str) -> tuple[int, ...]:
+        first = (f"{place}{level}.{block}.0.conv1.weight" for level in levels)
+        return tuple(_shape(tensors, name, 4)[0] for name in first)
+
+    channels, decoder = widths(start), widths(end)[:: -1 if diffusers else 1]
+    normed, quant = "bn.running_mean" in tensors, ("quant_conv.weight", "encoder.quant_conv.weight")
+    patch = FLUX2_VAE.patch if normed else 1
     return VAEConfig(
-        scaling=scaling,
-        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
-        channels=tuple(
-            _shape(tensors, f"{start}{level}.{block}.0.conv1.weight", 4)[0]
-            for level in range(_count(tensors, start))
-        ),
+        scaling=1.0 if normed else scaling,
+        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1] * patch**2,
+        channels=channels,
         layers=_count(tensors, f"{start}0.{block}."),
         mid_attention=any(name.startswith(f"decoder.{attention}") for name in tensors),
-        quant_conv="quant_conv.weight" in tensors,
+        quant_conv=any(name in tensors for name in quant),
+        patch=patch,
+        norm_eps=FLUX2_VAE.norm_eps if normed else 0.0,
+        decoder_channels=None if decoder == channels else decoder,
     )
 
 

@@ -1,9 +1,10 @@
 """Read a diffusers folder's configs into a family; what is not supported is an error."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from txt2img.errors import BadFile, UnknownLayout
-from txt2img.models.configs import Depth, TextConfig, UNetConfig, VAEConfig
+from txt2img.models.configs import FLUX2_VAE, Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.request import Defaults, Sampler
 from txt2img.system.text import shown
 from txt2img.weights.distilled import for_lcm, from_file, from_scheduler
@@ -65,6 +66,7 @@ UNET_FIXED: Config = {
 }
 MIDDLES = {"UNetMidBlock2DCrossAttn": "full", "UNetMidBlock2D": "residual", "None": "none"}
 SCALING_MIN, SCALING_MAX = 1e-4, 1e4  # published ones are 0.13 to 1.6
+FLUX2_VAE_CLASS = "AutoencoderKLFlux2"
 VAE_FIXED: Config = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 TEXT_FIXED: Config = {"layer_norm_eps": 1e-5}
 NOISE_FIXED: Config = {"trained_betas": None, "use_flow_sigmas": False}
@@ -196,7 +198,7 @@ def _up_depths(config: Config, attention: tuple[bool, ...], count: int) -> tuple
 
 def vae_config(config: Config) -> VAEConfig:
     """A VAE's config from diffusers'. Raises UnknownLayout, BadFile."""
-    check_class(config, "vae", ("AutoencoderKL",))
+    check_class(config, "vae", ("AutoencoderKL", FLUX2_VAE_CLASS))
     check_fixed(config, "vae", VAE_FIXED)
     channels = int_list(config, "block_out_channels", (64,))
     for key, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
@@ -213,7 +215,7 @@ def vae_config(config: Config) -> VAEConfig:
         raise BadFile(
             f"vae: scaling_factor is {scaling:g}; it must be in {SCALING_MIN:g} … {SCALING_MAX:g}"
         )
-    return VAEConfig(
+    vae = VAEConfig(
         in_channels=pixels,
         latent_channels=integer(config, "latent_channels", 4, 1, 64),
         channels=channels,
@@ -223,6 +225,31 @@ def vae_config(config: Config) -> VAEConfig:
         quant_conv=quant,
         scaling=scaling,
         shift=0.0 if config.get("shift_factor") is None else number(config, "shift_factor", 0.0),
+    )
+    return _flux2_vae(config, vae) if config.get("_class_name") == FLUX2_VAE_CLASS else vae
+
+
+def _flux2_vae(config: Config, vae: VAEConfig) -> VAEConfig:
+    """The config of FLUX.2's VAE, with patches and a batch norm. Raises UnknownLayout, BadFile."""
+    if list(int_list(config, "patch_size", (2, 2))) != [2, 2]:
+        raise UnknownLayout(
+            f"vae: patch_size is {shown(config['patch_size'])}; only [2, 2] is supported"
+        )
+    decoder = vae.channels
+    if config.get("decoder_block_out_channels") is not None:
+        decoder = int_list(config, "decoder_block_out_channels", vae.channels)
+    if len(decoder) != len(vae.channels):
+        raise UnknownLayout("vae: the decoder has not as many levels as the encoder")
+    eps = number(config, "batch_norm_eps", FLUX2_VAE.norm_eps)
+    if not 0 < eps < 1:
+        raise BadFile(f"vae: batch_norm_eps is {eps:g}; it must be between 0 and 1")
+    return replace(
+        vae,
+        latent_channels=integer(config, "latent_channels", 32, 1, 64) * FLUX2_VAE.patch**2,
+        scaling=1.0,
+        patch=FLUX2_VAE.patch,
+        norm_eps=eps,
+        decoder_channels=None if decoder == vae.channels else decoder,
     )
 
 

@@ -78,6 +78,7 @@ OLD_VAE_ATTENTION = {
     "value": "to_v",
     "proj_attn": "to_out.0",
 }
+VAE_BATCH_NORM: Table = {"bn.num_batches_tracked": None}
 FUSED = {"attn.in_proj_weight": "weight", "attn.in_proj_bias": "bias"}
 
 
@@ -163,7 +164,10 @@ def unet_from_ldm(config: UNetConfig) -> Table:
 
 def vae_from_ldm(config: VAEConfig) -> Table:
     """A VAE's original names (below first_stage_model) → ours."""
-    table: Table = {}
+    table: Table = VAE_BATCH_NORM | {
+        "encoder.quant_conv": "quant_conv",  # FLUX.2 has them inside
+        "decoder.post_quant_conv": "post_quant_conv",
+    }
     last = len(config.channels) - 1
     resnets: dict[str, str] = {}
     for side in ("encoder", "decoder"):
@@ -189,7 +193,7 @@ def vae_from_ldm(config: VAEConfig) -> Table:
 
 def vae_from_old_diffusers() -> Table:
     """Early diffusers' names of a VAE's attention → ours."""
-    return {
+    return VAE_BATCH_NORM | {
         f"{side}.mid_block.attentions.0.{a}": f"{side}.mid_block.attentions.0.{b}"
         for side in ("encoder", "decoder")
         for a, b in OLD_VAE_ATTENTION.items()

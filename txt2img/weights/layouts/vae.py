@@ -26,6 +26,7 @@ from txt2img.weights.layouts.components import (
 )
 from txt2img.weights.registry.hashes import model_hash
 
+PREFIXES = (f"{key_maps.VAE}.", "vae.")  # in a whole model; the second is FLUX's by ComfyUI
 # What training leaves in a VAE's file.
 LEFTOVERS: key_maps.Table = dict.fromkeys(("loss", "model_ema"))
 
@@ -58,9 +59,9 @@ def open_vae(name: str, own: VAEConfig) -> VAEFiles:
 def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
     """A single file, of a VAE or of a whole model; the scaling factor, which it lacks, is `own`."""
     tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
-    prefix = f"{key_maps.VAE}." if any(n.startswith(f"{key_maps.VAE}.") for n in tensors) else ""
+    prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in tensors)), "")
     if prefix:
-        tensors = key_maps.strip_prefix(tensors, key_maps.VAE)
+        tensors = key_maps.strip_prefix(tensors, prefix.removesuffix("."))
     record = VAERef(path.name, model_hash((path,)))
     if taesd.is_taesd(tensors):
         return _open_taesd(record, tensors)
