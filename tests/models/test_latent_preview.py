@@ -21,20 +21,30 @@ from txt2img.models.vae import VAE
 class Linear(VAE):
     """A VAE whose decoder paints each cell in the colour that a matrix gives it."""
 
-    def __init__(self, matrix: Tensor, bias: Tensor) -> None:
-        super().__init__(VAEConfig(latent_channels=len(matrix), channels=(32, 32), groups=8))
+    def __init__(self, matrix: Tensor, bias: Tensor, patch: int) -> None:
+        channels = len(matrix) * patch**2
+        super().__init__(
+            VAEConfig(latent_channels=channels, channels=(32, 32), groups=8, patch=patch)
+        )
         self.matrix, self.bias = matrix, bias
 
     def decode(self, latent: Tensor) -> Tensor:
-        pixels = torch.einsum("bchw,cr->brhw", latent, self.matrix) + self.bias[:, None, None]
-        return functional.interpolate(pixels, scale_factor=self.config.factor)
+        cells = functional.pixel_shuffle(latent, self.config.patch)
+        pixels = torch.einsum("bchw,cr->brhw", cells, self.matrix) + self.bias[:, None, None]
+        return functional.interpolate(pixels, scale_factor=2)
 
 
-def test_a_linear_decoders_colours_are_recovered() -> None:
+@pytest.mark.parametrize(("channels", "patch"), [(8, 1), (16, 1), (32, 2)])
+def test_a_linear_decoders_colours_are_recovered(channels: int, patch: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    matrix = 0.05 * torch.randn(8, 3, generator=generator)  # nothing is clamped
+    matrix = 0.05 * torch.randn(channels, 3, generator=generator)  # nothing is clamped
     bias = torch.tensor([0.1, -0.2, 0.0])
-    found = fitted(Linear(matrix, bias))
+    vae = Linear(matrix, bias, patch)
+    found = fitted(vae)
+    x0 = torch.randn(1, channels * patch**2, 5, 4, generator=generator)
+    expected = functional.avg_pool2d(vae.decode(x0), 2)
+    assert found.of(x0).shape == (1, 3, 5 * patch, 4 * patch)
+    torch.testing.assert_close(found.of(x0), expected, atol=0.1, rtol=0)
     # The ridge adds to the variance of each channel and of the constant, and shrinks both for it.
     shrunk = 1 + RIDGE / FIT_STD**2
     torch.testing.assert_close(found.factors * shrunk, matrix, atol=0.02, rtol=0)

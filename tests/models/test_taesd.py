@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from torch import Tensor
 from tests.cli.test_errors import refused
 from tests.conftest import Command
 from tests.support import tiny
+from tests.support.loaded import loaded
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
 from txt2img.images import image_file
 from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.taesd import TinyVAE
 from txt2img.system.device.device import Device
 from txt2img.weights.layouts.taesd import vae_warnings
+from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.load import load, load_vae
 from txt2img.weights.model import Model
 
@@ -95,6 +98,19 @@ def test_every_layout_decodes_as_diffusers(
         assert float((back - latent).abs().max() / latent.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("write", [as_folder, as_decoder])
+def test_those_of_16_channels_decode_too(
+    write: Callable[[AutoencoderTiny, Path], Path], tmp_path: Path
+) -> None:
+    other, x = peer(16), torch.randn(1, 16, 5, 4)
+    own = VAEConfig(latent_channels=16, channels=(32, 32, 32), scaling=0.3611, shift=0.1159)
+    files = open_vae(str(write(other, tmp_path)), own)
+    assert isinstance(files.config, TinyConfig)
+    vae = loaded(partial(TinyVAE, files.config), files.component)
+    with torch.no_grad():
+        torch.testing.assert_close(vae.decode(x), other.decode(x).sample)
+
+
 def test_the_published_shape_is_the_usual_one() -> None:
     with torch.device("meta"):
         ours, theirs = TinyVAE(TinyConfig()), AutoencoderTiny()
@@ -135,6 +151,11 @@ def test_it_replaces_a_models_vae(other: AutoencoderTiny, tmp_path: Path) -> Non
         ("taesd", 0.13025, True),
         ("mine.safetensors", 0.13025, False),
         ("taesdxl", 1.0, False),
+        ("taef1_decoder.safetensors", 0.3611, False),
+        ("taesd3_decoder.safetensors", 1.5305, False),
+        ("taesd3_decoder.safetensors", 0.3611, True),
+        ("TAEF1", 1.5305, True),
+        ("taesd", 0.3611, True),
     ],
 )
 def test_a_name_of_another_familys_latents_is_warned_of(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from txt2img.models.configs import VAEConfig
 from txt2img.models.taesd import AnyVAE
-from txt2img.models.vae import VAE
+from txt2img.models.vae import VAE, unpatchify
 
 Row = tuple[float, float, float]
 FIT_CELLS = 8  # height and width of the noise that factors are fitted to
@@ -27,11 +27,13 @@ class Colours:
 
     factors: Tensor  # (C, 3)
     bias: Tensor  # (3,)
+    patch: int = 1  # a latent's cells are patches of so many cells, high and wide
 
     def of(self, x0: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w), one a cell, of latents (B, C, h, w), float32."""
+        """Pixels (B, 3, p·h, p·w), one a cell, of latents (B, p²·C, h, w), float32."""
         factors, bias = self.factors.to(x0.device), self.bias.to(x0.device)
-        return torch.einsum("bchw,cr->brhw", x0.float(), factors) + bias[:, None, None]
+        cells = unpatchify(x0.float(), self.patch)
+        return torch.einsum("bchw,cr->brhw", cells, factors) + bias[:, None, None]
 
 
 # Published factors, from ComfyUI, by their VAE's scaling: SD 1 and 2, SDXL.
@@ -80,7 +82,8 @@ def colours(vae: AnyVAE, own: VAEConfig) -> Colours:
         factors, bias = PUBLISHED[own.scaling]
         return Colours(torch.tensor(factors), torch.tensor(bias))
     if is_default(vae):
-        return Colours(*map(torch.tensor, DEFAULT))
+        factors, bias = DEFAULT
+        return Colours(torch.tensor(factors), torch.tensor(bias))
     return fitted(vae)
 
 
@@ -98,15 +101,15 @@ def is_default(vae: AnyVAE) -> bool:
 @torch.inference_mode()
 def fitted(vae: AnyVAE) -> Colours:
     """Fit colours by least squares to a decoder's output for noise."""
-    channels = vae.config.latent_channels
+    channels, patch = vae.config.latent_channels, vae.config.patch
     generator = torch.Generator().manual_seed(SEED)
     noise = FIT_STD * torch.randn(FIT_SAMPLES, channels, FIT_CELLS, FIT_CELLS, generator=generator)
     device = next(vae.parameters()).device
     pixels = torch.cat([vae.decode(one[None].to(device)).cpu() for one in noise])
-    cells = functional.avg_pool2d(pixels.clamp(-1, 1), vae.config.factor)  # (N, 3, h, w)
-    x = noise.movedim(1, -1).flatten(0, 2)  # (cells, C)
-    y = cells.movedim(1, -1).flatten(0, 2)  # (cells, 3)
+    colours = functional.avg_pool2d(pixels.clamp(-1, 1), vae.config.factor // patch)  # (N, 3, h, w)
+    x = unpatchify(noise, patch).movedim(1, -1).flatten(0, 2)  # (cells, C)
+    y = colours.movedim(1, -1).flatten(0, 2)  # (cells, 3)
     x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
-    square = x.T @ x + RIDGE * len(x) * torch.eye(channels + 1, dtype=torch.float64)
+    square = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
     solved = torch.linalg.solve(square, x.T @ y.double()).float()
-    return Colours(solved[:-1], solved[-1])
+    return Colours(solved[:-1], solved[-1], patch)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 
 from txt2img.errors import UnknownLayout
-from txt2img.models.configs import TinyConfig, VAEConfig
+from txt2img.models.configs import FLUX_VAE, SD3_VAE, TinyConfig, VAEConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import SD15, SDXL
 from txt2img.weights.formats.json_values import Config, check_fixed
@@ -25,6 +25,13 @@ FIXED: Config = {
     "shift_factor": 0.0,
     "upsample_fn": "nearest",
     "upsampling_scaling_factor": 2,
+}
+# By the beginning of a file's name, longer ones first: a VAE with its latents, and whose it is.
+TRAINED_FOR = {
+    "taesdxl": (SDXL.vae, "SDXL"),
+    "taesd3": (SD3_VAE, "SD 3"),
+    "taef1": (FLUX_VAE, "FLUX.1"),
+    "taesd": (SD15.vae, "SD 1 and SD 2"),
 }
 LAYERS_MAX = 64
 _NUMBERED = re.compile(r"\d{1,3}\.(?:conv\.\d\.)?(?:weight|bias)")
@@ -46,15 +53,19 @@ def check(config: Config) -> None:
 def vae_warnings(name: str, own: VAEConfig) -> list[str]:
     """Warn of a TAESD whose name is of another family than the model.
 
-    SD's and SDXL's have the same shapes, so that nothing but the name tells them apart.
+    Those of SD and SDXL, and of SD 3 and FLUX.1, have the same shapes: only the name tells them
+    apart.
     """
-    match = re.search(r"taesd(xl)?", name, re.IGNORECASE)
-    families = {SDXL.vae.scaling: "SDXL", SD15.vae.scaling: "SD 1 and SD 2"}
-    trained_for = SDXL if match and match[1] else SD15
-    if not match or own.scaling not in families or own.scaling == trained_for.vae.scaling:
+    match = re.search("|".join(TRAINED_FOR), name.lower())
+    families = {vae.scaling: family for vae, family in TRAINED_FOR.values()}
+    if not match or own.scaling not in families:
         return []
-    theirs, ours = families[trained_for.vae.scaling], families[own.scaling]
-    return [f"{shown(name)} seems made for {theirs}; this model's latents are {ours}'s"]
+    vae, theirs = TRAINED_FOR[match[0]]
+    if vae.scaling == own.scaling:
+        return []
+    return [
+        f"{shown(name)} seems made for {theirs}; this model's latents are {families[own.scaling]}'s"
+    ]
 
 
 def key_map(tensors: Mapping[str, TensorRef], name: str) -> Table:
