@@ -50,7 +50,8 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     if last is not None:
         for line in summary(forecast, last, warning_log.pictures, seconds, memory):
             settings.note(line)
-    warning_log.report(batch.warnings, settings.note, batch.notes)
+    notes = [*batch.notes, *batch.library.images.notes]
+    warning_log.report(batch.warnings, settings.note, notes)
     for error in batch.errors.values():
         print_error(error, settings.json)
     return SOME_FAILED if batch.errors else 0

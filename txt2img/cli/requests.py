@@ -11,8 +11,9 @@ from txt2img.cli import distributed, prompt_source
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.provenance import request_of, require_model
-from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import image_file
+from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
 from txt2img.request.prompt_file import read_prompts
@@ -50,8 +51,11 @@ class Batch:
                 one = request.nth(i)
                 try:
                     chosen = one if self.wildcards is None else self.wildcards.resolve(one)
-                    yield self.library.resolve(chosen)
-                except BadRequest as error:
+                    resolved = self.library.resolve(chosen)
+                    if resolved.has_input:
+                        resolved = resolve_images(resolved, self.library.images)
+                    yield resolved
+                except (BadRequest, BadFile) as error:
                     if not self.skip_errors:
                         raise
                     self.errors["choices", number, i] = error
@@ -91,7 +95,7 @@ def from_arguments(
     if nothing:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
     fields, base = options.request_fields(), Request("")
-    batch = Batch(options.adapters.library(), options.batch.policy.skip)
+    batch = Batch(options.library(), options.batch.policy.skip)
     if picture:
         base, batch.warnings, origin = from_picture(picture, fields)
         batch.origins.append(origin)
@@ -129,7 +133,7 @@ def _with_seeds(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
 def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
     """The requests in pictures, with the options in place of their values. BadRequest, BadFile."""
     fields = options.request_fields()
-    batch = Batch(options.adapters.library(), options.batch.policy.skip)
+    batch = Batch(options.library(), options.batch.policy.skip)
     requests: list[Request] = []
     for picture in pictures:
         recorded, lines, origin = from_picture(picture, fields)

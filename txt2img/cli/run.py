@@ -24,6 +24,7 @@ from txt2img.cli.terminal.signals import STOP
 from txt2img.cli.warning_log import WarningLog
 from txt2img.images import output
 from txt2img.images.resume import Item, ResumeIndex, items
+from txt2img.request.compat import rules, steps_of
 from txt2img.system import launcher
 
 if TYPE_CHECKING:
@@ -144,13 +145,14 @@ def check_all(
     left = steps = 0
     for group in batches(batch.pending(mine, index), settings.batch_size):
         left += len(group)
-        steps += group[0].request.steps or 0
+        steps += steps_of(group[0].request, rules(group[0].request)).drawn
     target, adapters = settings.target, model.adapters
     path = target.folder / target.pattern
     if target.exact and target.resume and left and os.path.lexists(path):
         raise output.already_exists(path)
     with bar.paused():
-        warnings, notes = [*batch.warnings, *adapters.warnings], [*batch.notes, *adapters.notes]
+        warnings = [*batch.warnings, *adapters.warnings]
+        notes = [*batch.notes, *batch.library.images.notes, *adapters.notes]
         warning_log.report(warnings, settings.note, notes)
         for error in batch.errors.values() if launcher.current().is_main else ():
             print_error(error, settings.json)

@@ -7,7 +7,6 @@ import typer
 
 from txt2img.system.text import shown
 
-NO_INPUT = "pictures are drawn from text alone; there is no option for an input picture"
 # Options of other programs that do not mean the same as one here, or may mean several; those that
 # do are in options/aliases.py.
 OTHER_PROGRAMS_OPTIONS = {
@@ -30,9 +29,6 @@ OTHER_PROGRAMS_OPTIONS = {
     **dict.fromkeys(("--medvram", "--lowvram"), "use --offload model or --offload sequential"),
     **dict.fromkeys(("--xformers", "--opt-sdp-attention"), "attention is fast by default"),
     **dict.fromkeys(("--controlnet", "--control-image"), "ControlNet is not supported"),
-    **dict.fromkeys(
-        ("--init-img", "--init-image", "--image", "--mask", "--strength", "-i"), NO_INPUT
-    ),
 }
 
 

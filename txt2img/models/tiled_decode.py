@@ -1,4 +1,4 @@
-"""Tiled decoding of large latents, in overlapping tiles with blended seams, to bound memory.
+"""Tiled decoding and encoding, in overlapping tiles with blended seams, to bound memory.
 
 A tile's group norms see only its own pixels, so colours may differ a little from the whole.
 """
@@ -39,6 +39,35 @@ def decode_tiled(
         part = slice(top, top + pixels.shape[-2]), slice(left, left + pixels.shape[-1])
         share = down[i][part[0], None] * across[j][part[1]]  # (H, W) of this tile
         canvas[..., part[0], part[1]] += pixels * share.to(pixels)
+    assert canvas is not None
+    return canvas
+
+
+def encode_tiled(
+    encode: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    factor: int,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+) -> Tensor:
+    """Latent (B, C, h, w) of pixels (B, 3, factor·h, factor·w); `encode` sees a tile at a time.
+
+    A picture that fits into one tile of `tile` cells is encoded whole.
+    """
+    height, width = pixels.shape[-2] // factor, pixels.shape[-1] // factor
+    if max(height, width) <= tile:
+        return encode(pixels)
+    rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
+    down, across = weights(rows, height, tile, 1), weights(columns, width, tile, 1)
+    canvas: Tensor | None = None
+    for (i, y), (j, x) in product(enumerate(rows), enumerate(columns)):
+        top, left, side = y * factor, x * factor, tile * factor
+        latent = encode(pixels[..., top : top + side, left : left + side])
+        if canvas is None:
+            canvas = latent.new_zeros((*latent.shape[:2], height, width))
+        part = slice(y, y + latent.shape[-2]), slice(x, x + latent.shape[-1])
+        share = down[i][part[0], None] * across[j][part[1]]  # (h, w) of this tile
+        canvas[..., part[0], part[1]] += latent * share.to(latent)
     assert canvas is not None
     return canvas
 

@@ -197,7 +197,7 @@ def _draw_group(
             x = yield from _sample_group(items, model, latents)
             # 2. Images: on a CPU decoded one by one, so that each is saved when it is done.
             for part in one_by_one(x) if x.device.type == "cpu" else [x]:
-                images = decode(model, part, items[0].request.tile)
+                images = decode(model, part, items[0].request)
                 yield from map(Notice, model.memory.pop_warnings())
                 environment = {**latents.origin.environment, **model.memory.used}
                 made_by = replace(latents.origin, environment=environment)
@@ -235,7 +235,8 @@ def _sample_group(
         for state in sample(model, [item.request for item in items]):
             yield from map(Notice, model.memory.pop_warnings())
             numbers = items[0].index, items[-1].index, state.step, state.steps
-            yield Step(*numbers, tuple(items), state.x0)
+            if state.step:
+                yield Step(*numbers, tuple(items), state.x0)
     except BaseException as stop:
         if state is not None and not isinstance(stop, Exception):
             latents.save(items, state)

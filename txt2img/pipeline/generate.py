@@ -1,7 +1,7 @@
 """A Request and a Model → images, in five stations.
 
-`prepare`: 1. prompts → conditions, 2. steps → levels, 3. network → denoiser. `sample`: 4. noise →
-latents. `decode`: 5. latents → images.
+`prepare`: 1. prompts → conditions, 2. steps → levels, and a picture to begin from → latents,
+3. network → denoiser. `sample`: 4. noise → latents. `decode`: 5. latents → images.
 """
 
 from collections import deque
@@ -24,12 +24,12 @@ from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
 from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
+from txt2img.pipeline.init_image import InitImage, canvas, init_image
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage
 from txt2img.request import Request, Sampler, compat
 from txt2img.request.compat import Rules
-from txt2img.request.fields import Tile
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
@@ -54,6 +54,8 @@ class Job:
     latent: tuple[int, int, int]  # C, h, w
     device: torch.device
     noise_scale: float  # the standard deviation of the initial noise
+    init: InitImage | None = None  # what the images begin from, besides noise
+    init_scale: float = 0.0  # its factor
 
     @property
     def steps(self) -> int:
@@ -67,6 +69,8 @@ class Job:
         fresh = fresh_noise(self.requests, self.rules, self.latent, self.device)
         noise = step_noise(self.requests, self.rules, self.levels, self.latent, self.device, fresh)
         x = self.noise_scale * fresh()
+        if self.init is not None:
+            x = x.add_(self.init.latent, alpha=self.init_scale)
         if request.eta is None:
             return sampler(self.denoise, x, self.levels, noise)
         return sampler(self.denoise, x, self.levels, noise, eta=request.eta)
@@ -87,7 +91,7 @@ class Progress(State):
 
     def images(self) -> list[GeneratedImage]:
         """Decode the latents: after the last step, the finished images. Rejected, OutOfMemory."""
-        images = decode(self.model, self.x, self.requests[0].tile)
+        images = decode(self.model, self.x, self.requests[0])
         made_by = origin(self.model, self.model.memory.used)
         return [
             GeneratedImage(image, latent, request, made_by)
@@ -113,10 +117,15 @@ def stream(request: Request, model: Model | None = None) -> Iterator[Progress]:
 
 
 @torch.inference_mode()
-def prepare(model: Model, requests: Sequence[Request], device: torch.device | None = None) -> Job:
+def prepare(
+    model: Model,
+    requests: Sequence[Request],
+    device: torch.device | None = None,
+    init: InitImage | None = None,
+) -> Job:
     """Prepare filled requests of one batch key for sampling, on `device` or where the model is.
 
-    Raises BadRequest, OutOfMemory.
+    `init` is what they begin from, if it is encoded already. BadRequest, BadFile, OutOfMemory.
     """
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
@@ -126,14 +135,22 @@ def prepare(model: Model, requests: Sequence[Request], device: torch.device | No
     conds = encode_prompts(model, requests, rules)
 
     # 2. Steps → levels, from noise to image; pixels → the VAE's latent cells.
-    levels = noise_levels(model, first, rules)
-    latent = latent_shape(model, first)
+    levels, latent = noise_levels(model, first, rules), latent_shape(model, first)
+
+    # 2b. A picture to begin from → its latents, noised to a later level.
+    drawn = compat.steps_of(first, rules).drawn
+    top = starting_level(first, rules, levels, drawn)
+    if first.image is not None:
+        levels = levels[len(levels) - 1 - drawn :]
+        init = init or init_image(model, requests, rules, latent, device)
 
     # 3. Network and conditions → a denoiser.
     process = model.family.process.build()
     denoise = denoiser(model, requests, rules, conds, levels, device)
-    scale = initial_noise_scale(process, first, rules, levels)
-    return Job(tuple(requests), rules, process, levels, denoise, latent, device, scale)
+    scale = initial_noise_scale(process, first, rules, top)
+    return Job(
+        tuple(requests), rules, process, levels, denoise, latent, device, scale, init, top.alpha
+    )
 
 
 def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
@@ -154,8 +171,11 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
             with oom_as_error("the model"), ExitStack() as stack:
                 job = with_refiner(model, requests, device, dtype, stack)
                 stack.enter_context(ready_to_draw(model, job, device, dtype))
-                states, queued = job.states(), deque[torch.cuda.Event]()
+                states = job.states() if job.steps else iter(())
+                queued = deque[torch.cuda.Event]()
                 batch = job.steps, job.requests, model, cache(partial(Previewer, model))
+                if job.init is not None:  # all there is, if no step is to be drawn
+                    progress = Progress(0, job.init.latent, job.init.latent, *batch)
                 while state := next_state(states, job.requests[0]):
                     if state.step in (1, job.steps):  # each check makes the host wait for a GPU
                         check_finite(state.x)
@@ -204,7 +224,7 @@ def with_refiner(
     def make_second() -> Denoise:
         refiner = refiner_of(model)
         stack.close()
-        last_steps = prepare(refiner, without_adapters(requests), device)
+        last_steps = prepare(refiner, without_adapters(requests), device, job.init)
         stack.enter_context(ready_to_draw(refiner, last_steps, device, dtype))
         return last_steps.denoise
 
@@ -266,8 +286,8 @@ def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
 
 
 def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
-    """The levels of a filled request, from noise to image. BadRequest for too many steps."""
-    process, steps = model.family.process.build(), request.steps or 0
+    """The levels of a filled request's whole schedule. BadRequest for too many steps."""
+    process, steps = model.family.process.build(), compat.steps_of(request, rules).total
     if rules.old_ddim and request.sampler is Sampler.DDIM:
         return strided(process, steps)
     if request.sampler in rules.without_penultimate:
@@ -276,23 +296,36 @@ def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
     return SCHEDULES[str(request.schedule)](process, steps)
 
 
-def initial_noise_scale(
-    process: Process, request: Request, rules: Rules, levels: Sequence[Level]
-) -> float:
-    """The standard deviation of the initial noise."""
-    is_top = levels[0].ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    return 1.0 if compat.starts_at_unit_variance(rules, request, is_top) else levels[0].sigma
+def starting_level(request: Request, rules: Rules, levels: Sequence[Level], drawn: int) -> Level:
+    """The level that a picture is noised to, to be drawn by the last `drawn` steps of `levels`.
+
+    In A1111 DDIM draws from one level below (sd_samplers_timesteps.py, sample_img2img).
+    """
+    above = rules.old_ddim and request.sampler is Sampler.DDIM
+    return levels[max(len(levels) - 1 - drawn - above, 0)]
+
+
+def initial_noise_scale(process: Process, request: Request, rules: Rules, start: Level) -> float:
+    """The standard deviation of the initial noise, at the level `start`."""
+    is_top = start.ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    return 1.0 if compat.starts_at_unit_variance(rules, request, is_top) else start.sigma
 
 
 @torch.inference_mode()
-def decode(model: Model, x: Tensor, tile: Tile | None = None) -> list[Image.Image]:
-    """Decode latents (B, C, h, w) to images. Rejected if they are not finite, OutOfMemory."""
+def decode(model: Model, x: Tensor, request: Request) -> list[Image.Image]:
+    """Decode latents (B, C, h, w) of filled requests like `request` to the finished images.
+
+    Where no step was drawn it is the picture that they began from. Rejected if the latents are not
+    finite, OutOfMemory, BadFile.
+    """
     check_finite(x)
+    if request.image is not None and not compat.steps_of(request, compat.rules(request)).drawn:
+        return [canvas(model, request) for _ in x]
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
-    return [to_image(pixels) for pixels in pixels_of(model, here, tile)]
+    return [to_image(pixels) for pixels in pixels_of(model, here, request.tile)]
 
 
 def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
     """Draw filled requests of one batch key. Raises as `sample` and `decode` do."""
     [last] = deque(sample(model, requests), maxlen=1)
-    return decode(model, last.x, requests[0].tile)
+    return decode(model, last.x, requests[0])

@@ -50,6 +50,8 @@ def image_noise(request: Request, rules: Rules, latent: Shape) -> Iterator[Tenso
     """One image's noise (C, h, w), without end. BadRequest."""
     seed = request.seed or 0
     first = later = noise_source(rules.init_rng, seed, latent)
+    if request.image is not None and rules.image.sampled:
+        first()  # the VAE's, `vae_noise`
     if rules.step_rng or rules.seed_delta:
         later = noise_source(
             rules.step_rng or rules.init_rng, (seed + rules.seed_delta) % SEEDS, latent
@@ -60,6 +62,13 @@ def image_noise(request: Request, rules: Rules, latent: Shape) -> Iterator[Tenso
             raise BadRequest("a subseed strength needs a subseed: give --subseed")
         other = noise_source(rules.init_rng, request.subseed, latent)
     return noise_stream(first, later, other, request.subseed_strength)
+
+
+def vae_noise(request: Request, rules: Rules, latent: Shape) -> Tensor | None:
+    """The noise (C, h, w) that samples the latent of a picture; None for its mean."""
+    if not rules.image.sampled:
+        return None
+    return noise_source(rules.init_rng, request.seed or 0, latent)()
 
 
 def brownian_path(request: Request, rules: Rules, levels: Sequence[Level], latent: Shape) -> Noise:

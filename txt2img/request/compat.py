@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from txt2img.errors import BadRequest
+from txt2img.request.fields import STEPS
 from txt2img.request.prompt_syntax import Grammar
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat, Sampler, Schedule
@@ -25,6 +27,16 @@ class PromptRules:
     backtrack: int = 0  # tokens that a full chunk may give back, to end in a comma
     truncate: bool = False  # what does not fit in one chunk is left out
     clip_skip: int = 1
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """Rules by which a picture becomes the start of another, as `init_image.py` follows them."""
+
+    # How many of the steps are drawn: int(steps · strength); one more (A1111); or all of them, the
+    # last of int(steps / strength) (ComfyUI).
+    steps_drawn: Literal["floor", "floor_plus_one", "all"] = "floor"
+    sampled: bool = False  # a sample of the VAE's distribution, by the seed's first noise, or mean
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Rules:
     skip_negative: bool = True  # clip skip applies to the negative prompt too
     no_padding: bool = False  # a short prompt gets no empty chunks to match a long one
     zero_empty_negative: bool = True  # an empty negative is zeros, in families trained that way
+    image: ImageRules = ImageRules()
 
 
 ALL_SAMPLERS = frozenset(Sampler)
@@ -63,6 +76,7 @@ A1111 = Rules(
     trailing_weight=True,
     old_ddim=True,
     no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
+    image=ImageRules("floor_plus_one"),  # sd_samplers_common.py: setup_img2img_steps
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
@@ -72,6 +86,7 @@ DIFFUSERS = Rules(
     unit_variance=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
     unit_variance_if_leading=True,
     integer_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
+    image=ImageRules(sampled=True),  # pipeline_stable_diffusion_img2img.py: get_timesteps
 )
 RULES: Mapping[Compat | None, Rules] = {
     None: Rules(prompt_editing=True, sde_noise="own"),
@@ -91,12 +106,13 @@ RULES: Mapping[Compat | None, Rules] = {
         without_penultimate=frozenset({Sampler.UNIPC}),
         no_padding=True,  # conds.py: repeated as a whole, which changes nothing
         zero_empty_negative=False,
+        image=ImageRules("all"),  # samplers.py: KSampler.set_steps
     ),
     Compat.DIFFUSERS: DIFFUSERS,
     # rng_philox.hpp is the default generator, conditioner.hpp weights as A1111's.
-    Compat.SDCPP: Rules(init_rng="nv", no_padding=True),
+    Compat.SDCPP: Rules(init_rng="nv", no_padding=True, image=ImageRules("floor_plus_one")),
     # Its weights are compel's, which are not supported: (word)1.2 is text.
-    Compat.INVOKEAI: DIFFUSERS,
+    Compat.INVOKEAI: replace(DIFFUSERS, image=ImageRules()),
     # A1111 reads its pictures with ENSD 31337 (infotext_utils.py); clip skip comes in the record.
     Compat.NOVELAI: replace(A1111, init_rng="nv", seed_delta=31337),
 }
@@ -140,8 +156,54 @@ def canonical(request: Request) -> Request:
 def starts_at_unit_variance(program: Rules, request: Request, at_top: bool) -> bool:
     """Whether a picture starts from noise of variance 1, not scaled by its first level's sigma.
 
-    `at_top` says that this level is the noisiest of the model's table.
+    `at_top` says that this level is the noisiest of the model's table. A picture to begin from is
+    noised by the sigma, but in ComfyUI (noise_scaling).
     """
+    if request.image is not None:
+        return program.unit_variance_at_top and at_top
     leading = program.unit_variance_if_leading and request.schedule is Schedule.LEADING
     top = program.unit_variance_at_top and at_top
     return request.sampler in program.unit_variance or leading or top
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a schedule, and how many of them, the last ones, are drawn."""
+
+    total: int
+    drawn: int
+
+
+def steps_of(request: Request, program: Rules, exact: bool = False) -> Steps:
+    """The steps of a filled request: all, or the later ones of one that begins from a picture.
+
+    With `exact` as many as it asks for are drawn, as in A1111's hires pass. At strength 0 none is,
+    by whosever rules. BadRequest for a schedule of too many.
+    """
+    steps = request.steps or 0
+    if request.image is None or request.strength is None:
+        return Steps(steps, steps)
+    strength, rule = request.strength, program.image.steps_drawn
+    if not strength:
+        return Steps(steps, 0)
+    if rule == "all" and strength > 0.9999:
+        return Steps(steps, steps)
+    if rule == "all":
+        return Steps(_bounded(steps / strength, strength), steps)
+    if exact:
+        return Steps(_bounded(steps / min(strength, 0.999), strength), steps)
+    if rule == "floor_plus_one":
+        encoded = int(min(strength, 0.999) * steps)  # A1111's t_enc
+        if program.old_ddim and request.sampler is Sampler.DDIM:
+            return Steps(steps, max(encoded - 1, 0))
+        return Steps(steps, min(encoded + 1, steps))
+    return Steps(steps, min(int(steps * strength), steps))
+
+
+def _bounded(steps: float, strength: float) -> int:
+    if steps >= STEPS.stop:
+        raise BadRequest(
+            f"strength {strength:g} makes a schedule of {int(steps):,} steps by these rules; at "
+            f"most {STEPS[-1]:,}: take a larger one, or fewer steps"
+        )
+    return int(steps)

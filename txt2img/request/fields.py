@@ -19,6 +19,14 @@ from txt2img.request.adapters import (
     object_from_json,
     objects_from_json,
 )
+from txt2img.request.input_image import (
+    ImageRef,
+    InpaintFill,
+    Margins,
+    Resize,
+    image_from_json,
+    margins_from_json,
+)
 from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
 
@@ -28,6 +36,7 @@ SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
 RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
+TEXTUAL = str | int | float | Interval | ImageRef | Margins  # kinds whose values are one text
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -69,7 +78,7 @@ class Field:
     @property
     def scalar(self) -> bool:
         """Whether an option's text is the value itself (a LoRA's is a file's name)."""
-        return bool(self.flags) and issubclass(self.kind, str | int | float | Interval)
+        return bool(self.flags) and issubclass(self.kind, TEXTUAL)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,42 @@ class RequestFields:
     ] = 0.0
     # Seamless tiling, by circular padding of convolutions.
     tile: Annotated[Tile | None, Field(("--tile",), ("--tiling",), a1111="Tiling")] = None
+    # The picture to begin from; None: noise alone. The fields after it need one.
+    image: Annotated[
+        ImageRef | None,
+        Field(("--image", "-i"), ("--init-img", "--init-image"), from_json=image_from_json),
+    ] = None
+    # The share of the steps that is drawn, from the last ones; None: the model decides.
+    strength: Annotated[
+        float | None,
+        Field(("--strength",), ("--denoising-strength", "--denoise"), maximum=1.0),
+    ] = None
+    resize: Annotated[Resize | None, Field(("--resize",), ("--resize-mode",))] = None
+    # Where to repaint: white; None: where the picture is transparent, or all of it.
+    mask: Annotated[
+        ImageRef | None,
+        Field(("--mask",), ("--mask-image", "--mask-img"), from_json=image_from_json),
+    ] = None
+    mask_blur: Annotated[float, Field(("--mask-blur",), maximum=1024.0)] = 4.0  # pixels
+    mask_invert: Annotated[bool, Field(("--mask-invert",), ("--inpainting-mask-invert",))] = False
+    inpaint_fill: Annotated[
+        InpaintFill | None, Field(("--inpaint-fill",), ("--inpainting-fill",))
+    ] = None
+    # Draw the masked part alone, with so many pixels around it; None: the whole picture.
+    only_masked: Annotated[
+        int | None,
+        Field(("--only-masked",), ("--inpaint-full-res-padding",), allowed=range(8193)),
+    ] = None
+    outpaint: Annotated[Margins | None, Field(("--outpaint",), from_json=margins_from_json)] = None
+    # How closely an instruction model follows its picture.
+    image_cfg: Annotated[
+        float,
+        Field(
+            ("--image-cfg",),
+            ("--image-cfg-scale", "--image-guidance-scale", "--img-cfg-scale"),
+            a1111="Image CFG scale",
+        ),
+    ] = 1.5
 
 
 def _rows() -> Iterator[Field]:

@@ -9,10 +9,13 @@ from typing import Any
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Refiner, VAERef
 from txt2img.request.fields import FIELDS, FLOAT_MAX, SEEDS, SIDES, Field, RequestFields
+from txt2img.request.input_image import ImageRef, Margins
 from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.system.text import nearest_or_all, shown
 
+BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
 
 
@@ -26,6 +29,7 @@ class Defaults:
     cfg: float
     sampler: Sampler
     schedule: Schedule
+    strength: float = 0.75  # with a picture to begin from
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Request(RequestFields):
         blanks = {
             f.name: getattr(defaults, f.name)
             for f in fields(defaults)
-            if getattr(self, f.name) is None
+            if getattr(self, f.name) is None and (self.image or f.name != "strength")
         }
         return replace(self, **blanks)
 
@@ -64,6 +68,11 @@ class Request(RequestFields):
         if self.subseed is not None and self.subseed_strength:
             return replace(self, subseed=(self.subseed + i) % SEEDS, count=1)
         return replace(self, seed=(self.seed + i) % SEEDS, count=1)
+
+    @property
+    def has_input(self) -> bool:
+        """Whether it names a picture, or something that needs one."""
+        return not (self.image is None and self.mask is None and self.outpaint is None)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of later versions only if not at their default."""
@@ -93,7 +102,7 @@ def _json_value(value: object) -> object:
     """A field's value for JSON."""
     if isinstance(value, tuple):
         return tuple(asdict(item) for item in value)
-    return asdict(value) if isinstance(value, VAERef | Refiner | Interval) else value
+    return asdict(value) if isinstance(value, OBJECTS) else value
 
 
 def _check_names(values: Mapping[str, object]) -> None:
@@ -150,7 +159,13 @@ def _check_float(field: Field, value: object) -> None:
         raise BadRequest(f"{field.name} must be {allowed}, got {_digits(value)}")
 
 
+def _check_bool(field: Field, value: object) -> None:
+    if not isinstance(value, bool):
+        raise BadRequest(f"{field.name} must be true or false, got {shown(value)}")
+
+
 _CHECKS: Mapping[type, Callable[[Field, object], None]] = {
+    bool: _check_bool,
     str: _check_text,
     int: _check_int,
     float: _check_float,
@@ -176,6 +191,8 @@ def _value(name: str, value: object) -> object:
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)
         return None if member.is_default else member
+    if field.kind is bool and str(value).lower() in BOOLS:
+        return BOOLS[str(value).lower()]
     if field.kind is float and type(value) is int and value.bit_length() < 64:
         return float(value)
     return value

@@ -12,6 +12,7 @@ from txt2img.request.adapters import (
     strip_embedding_prefixes,
     strip_lora_tags,
 )
+from txt2img.request.input_image import ImagePaths
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
 from txt2img.system.text import shown
@@ -42,6 +43,7 @@ class AdapterPaths:
     refiner: str | None = None  # path of the model that draws the last steps
     overrides: ComponentOverrides = NO_OVERRIDES
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
+    images: ImagePaths = field(default_factory=ImagePaths)  # pictures to begin from
 
     def lora_file(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound lists the folders that were searched."""

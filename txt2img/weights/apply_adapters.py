@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from txt2img.errors import BadRequest, MissingWeights
+from txt2img.images.input_image import resolve_images
 from txt2img.models.layers import weights_changed
 from txt2img.models.optimize.upcast import to_float32
 from txt2img.models.text_encoder import TextEncoder
@@ -32,6 +33,8 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     """
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths)
+    if resolved.has_input:
+        resolved = resolve_images(resolved, state.paths.images)
     refiner = None if model.refiner is None else model.refiner.record
     for kind, recorded, loaded in (
         ("VAE", resolved.vae, state.vae),

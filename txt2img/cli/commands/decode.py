@@ -106,7 +106,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG
     formats.check_writable(form)
-    [picture] = generate.decode(model, latent.x[None].to(device_of(model)), request.tile)
+    [picture] = generate.decode(model, latent.x[None].to(device_of(model)), request)
     if latent.finished:
         now = origin(model)
         then = latent.origin

@@ -6,12 +6,15 @@ from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.input import InputOptions
 from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.picture import PictureOptions
 from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.options.types import given_fields
 from txt2img.cli.options.worker import WorkerOptions
+from txt2img.request.input_image import STDIN
+from txt2img.request.resolve import AdapterPaths
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class RunOptions:
     """All options of a run, in the order of --help."""
 
     picture: PictureOptions = field(default_factory=PictureOptions)
+    input: InputOptions = field(default_factory=InputOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
@@ -36,11 +40,19 @@ class RunOptions:
         self.preview.check(self.output)
         self.worker.check()
 
+    def library(self) -> AdapterPaths:
+        """The files and folders that requests name. ModelNotFound, BadRequest."""
+        library = self.adapters.library()
+        if self.input.image_dir or self.input.image == STDIN:
+            return self.input.with_places(library)
+        return library
+
     def request_fields(self) -> dict[str, object]:
         """The given options as fields of a request. ModelNotFound, BadRequest."""
         return (
             self.picture.request_fields()
             | self.adapters.request_fields()
+            | given_fields(self.input)
             | given_fields(self.compat)
             | given_fields(self.speed)
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile
 from txt2img.request import Request
-from txt2img.request.compat import rules
+from txt2img.request.compat import rules, steps_of
 from txt2img.request.prompt_syntax import split_and
 from txt2img.system import files
 
@@ -52,7 +52,7 @@ def evaluations(request: Request) -> float:
 
 def costs(request: Request) -> list[float]:
     """The evaluations of each step, as if the steps were evenly spaced."""
-    steps, interval = request.steps or 1, request.cfg_interval
+    steps, interval = steps_of(request, rules(request)).drawn, request.cfg_interval
     per_step = request.sampler.evaluations if request.sampler else 1
     prompts = len(split_and(request.prompt)) if rules(request).prompt_editing else 1
     result, rows_before, since_full = [], 0, 0

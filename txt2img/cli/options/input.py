@@ -1,0 +1,65 @@
+"""Options for a picture to begin from: image to image, inpainting and outpainting."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from txt2img.cli.options.types import field_option
+from txt2img.errors import BadFile
+from txt2img.images.image_file import FILE_MAX
+from txt2img.request.input_image import STDIN, ImagePaths
+from txt2img.request.resolve import AdapterPaths, require_folder
+
+ImageDirs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-dir",
+        metavar="DIR",
+        help="Where to find the pictures that a record names, by their hash. Repeatable.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Options for a picture beside the prompt; None leaves one to the replayed record."""
+
+    section: ClassVar = "Picture beside the prompt"
+
+    image: Annotated[
+        str | None,
+        field_option(
+            "image",
+            metavar="FILE|-",
+            help="Begin from a picture (- is standard input). Without -W and -H it keeps its size.",
+        ),
+    ] = None
+    strength: Annotated[
+        float | None,
+        field_option(
+            "strength",
+            metavar="X",
+            help="How much to change it: 0 keeps it, 1 draws it anew (default: 0.75). A share X of "
+            "the steps is drawn.",
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        field_option(
+            "resize",
+            metavar="crop|fill|stretch",
+            help="How a picture of another shape comes to -W and -H (default: crop).",
+        ),
+    ] = None
+    image_dir: ImageDirs = None
+
+    def with_places(self, library: AdapterPaths) -> AdapterPaths:
+        """The library with the folders, and the file on standard input. BadFile, BadRequest."""
+        folders = tuple(require_folder("--image-dir", Path(text)) for text in self.image_dir or ())
+        content = sys.stdin.buffer.read(FILE_MAX + 1) if self.image == STDIN else None
+        if content == b"":
+            raise BadFile("--image -: nothing came on standard input")
+        return replace(library, images=ImagePaths(folders, stdin=content))

@@ -1,0 +1,137 @@
+"""Pictures that a request begins from, as it names them, and the words for how they are used."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from txt2img.errors import BadRequest
+from txt2img.request.adapters import object_from_json
+from txt2img.request.sampler_names import Name, NameRow
+from txt2img.system.text import shown
+
+STDIN = "-"
+NAME_MAX = 4096  # characters of a path
+MARGIN_MAX = 4096  # pixels
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture by its file's name and the hash of its decoded pixels, as records have it.
+
+    Until it is found the hash is empty, and the name may be a path.
+    """
+
+    name: str
+    hash: str = ""  # 64 hex digits
+
+    def __post_init__(self) -> None:
+        """Check every field. BadRequest."""
+        if not isinstance(self.name, str) or not 1 <= len(self.name) <= NAME_MAX:
+            raise BadRequest(f"a picture needs a file's name, got {shown(self.name)}")
+        if "\0" in self.name or any(0xD800 <= ord(c) <= 0xDFFF for c in self.name):
+            raise BadRequest(f"a picture cannot be named {shown(self.name)}: it is no text")
+        if not isinstance(self.hash, str) or not re.fullmatch("([0-9a-f]{64})?", self.hash):
+            raise BadRequest(f"{shown(self.name)}: no hash of pixels: {shown(self.hash)}")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def image_from_json(value: object) -> ImageRef:
+    """A picture from a path or a JSON object. BadRequest."""
+    if isinstance(value, ImageRef):
+        return value
+    if isinstance(value, str):
+        return ImageRef(value)
+    return object_from_json(ImageRef, "a picture", value)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Pixels by which outpainting makes a picture larger, at each side."""
+
+    left: int = 0
+    up: int = 0
+    right: int = 0
+    down: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every side. BadRequest."""
+        for side in fields(self):
+            value = getattr(self, side.name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 0 <= value <= MARGIN_MAX or value % 8:
+                raise BadRequest(
+                    f"outpaint {side.name}: a multiple of 8 pixels, 0 … {MARGIN_MAX:,}; "
+                    f"got {shown(value)}"
+                )
+        if not any((self.left, self.up, self.right, self.down)):
+            raise BadRequest("outpaint needs pixels at a side, as all=128 or left=64,up=32")
+
+    def __str__(self) -> str:
+        sides = {side.name: getattr(self, side.name) for side in fields(self)}
+        if len(set(sides.values())) == 1:
+            return f"all={self.left}"
+        return ",".join(f"{side}={pixels}" for side, pixels in sides.items() if pixels)
+
+
+SIDES: Mapping[str, tuple[str, ...]] = {
+    **{side: (side,) for side in ("left", "up", "right", "down")},
+    "top": ("up",),
+    "bottom": ("down",),
+    "all": ("left", "up", "right", "down"),
+}
+
+
+def margins_from_json(value: object) -> Margins:
+    """Margins from a JSON object, or from `all=128` or `left=64,up=32`. BadRequest."""
+    if isinstance(value, Margins):
+        return value
+    if not isinstance(value, str):
+        return object_from_json(Margins, "outpaint", value)
+    pixels: dict[str, int] = {}
+    for part in re.split(r"[,;\s]+", value.strip()):
+        match = re.fullmatch(r"(?:([a-z]+)=)?([0-9]{1,6})", part.lower())
+        if match is None or (match[1] or "all") not in SIDES:
+            raise BadRequest(f"outpaint is all=128, or left=64,up=32; got {shown(value)}")
+        pixels |= dict.fromkeys(SIDES[match[1] or "all"], int(match[2]))
+    return Margins(**pixels)
+
+
+class Resize(Name):
+    """How a picture of another shape comes to the size asked for."""
+
+    CROP = NameRow("crop", "Crop and resize", is_default=True)
+    FILL = NameRow("fill", "Resize and fill", ("pad",))
+    STRETCH = NameRow("stretch", "Just resize")
+
+
+class InpaintFill(Name):
+    """What lies under the mask at the start."""
+
+    ORIGINAL = NameRow("original", is_default=True)
+    FILL = NameRow("fill")
+    NOISE = NameRow("noise", "latent noise", ("latent_noise",))
+    ZERO = NameRow("zero", "latent nothing", ("latent_nothing", "nothing"))
+
+
+@dataclass
+class ImagePaths:
+    """Where the pictures lie that requests begin from; grows as they are found."""
+
+    folders: tuple[Path, ...] = ()  # to search, of --image-dir
+    beside: list[Path] = field(default_factory=list)  # of records and prompt files: names only
+    stdin: bytes | None = None  # the file that "-" is
+    files: dict[str, Path] = field(default_factory=dict)  # by hash
+    contents: dict[str, bytes] = field(default_factory=dict)  # of those that are no files, by hash
+    # By path: its file's key, the picture's hash, width and height.
+    seen: dict[Path, tuple[tuple[int, int, int], str, tuple[int, int]]] = field(
+        default_factory=dict
+    )
+    notes: list[str] = field(default_factory=list)  # for the user
+
+    def note(self, line: str) -> None:
+        """Add a line for the user, once."""
+        if line not in self.notes:
+            self.notes.append(line)
