@@ -281,7 +281,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
     return image.point(lambda value: value * scale + 0.5).convert("L")
 
 
-def resized(
+def resize_image(
     image: "Image.Image", width: int, height: int, how: Resize | None = None
 ) -> "Image.Image":
     """The picture at a size: cropped, with its edges drawn out (fill), or stretched."""
@@ -295,31 +295,34 @@ def resized(
     if how is Resize.FILL:
         inner = ImageOps.contain(image, (width, height), lanczos)
         left, up = (width - inner.width) // 2, (height - inner.height) // 2
-        right, down = width - inner.width - left, height - inner.height - up
-        return with_edges(inner, left, up, right, down)
+        return _on_canvas(inner, width, height, left, up)
     return ImageOps.fit(image, (width, height), lanczos)
 
 
-def with_edges(image: "Image.Image", left: int, up: int, right: int, down: int) -> "Image.Image":
+def with_edges(image: "Image.Image", margins: Margins) -> "Image.Image":
     """The picture on a larger canvas, its outermost pixels repeated."""
+    width = margins.left + image.width + margins.right
+    height = margins.up + image.height + margins.down
+    return _on_canvas(image, width, height, margins.left, margins.up)
+
+
+def _on_canvas(image: "Image.Image", width: int, height: int, left: int, up: int) -> "Image.Image":
+    """The picture at a place on a canvas of that size, its outermost pixels repeated."""
     from PIL import Image
 
-    width, height = image.size
-    wide = Image.new(image.mode, (width + left + right, height))
+    inner_width, inner_height = image.size
+    wide = Image.new(image.mode, (width, inner_height))
     wide.paste(image, (left, 0))
-    for x, box in ((0, left), (left + width, right)):
-        if box:
-            side = 0 if x == 0 else width - 1
-            column = image.crop((side, 0, side + 1, height))
-            wide.paste(column.resize((box, height)), (x, 0))
-    whole = Image.new(image.mode, (wide.width, height + up + down))
+    right, down = left + inner_width, up + inner_height
+    for x, pixels, column in ((0, left, 0), (right, width - right, inner_width - 1)):
+        if pixels:
+            edge = image.crop((column, 0, column + 1, inner_height))
+            wide.paste(edge.resize((pixels, inner_height)), (x, 0))
+    whole = Image.new(image.mode, (width, height))
     whole.paste(wide, (0, up))
-    for y, box in ((0, up), (up + height, down)):
-        if box:
-            row = wide.crop(
-                (0, 0, wide.width, 1) if y == 0 else (0, height - 1, wide.width, height)
-            )
-            whole.paste(row.resize((wide.width, box)), (0, y))
+    for y, pixels, row in ((0, up, 0), (down, height - down, inner_height - 1)):
+        if pixels:
+            whole.paste(wide.crop((0, row, width, row + 1)).resize((width, pixels)), (0, y))
     return whole
 
 

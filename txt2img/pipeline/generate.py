@@ -171,17 +171,8 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
             with oom_as_error("the model"), ExitStack() as stack:
                 job = with_refiner(model, requests, device, dtype, stack)
                 stack.enter_context(ready_to_draw(model, job, device, dtype))
-                states = job.states() if job.steps else iter(())
-                queued = deque[torch.cuda.Event]()
-                batch = job.steps, job.requests, model, cache(partial(Previewer, model))
-                if job.init is not None:  # all there is, if no step is to be drawn
-                    progress = Progress(0, job.init.latent, job.init.latent, *batch)
-                while state := next_state(states, job.requests[0]):
-                    if state.step in (1, job.steps):  # each check makes the host wait for a GPU
-                        check_finite(state.x)
-                    limit_queue(state.x, queued)
-                    progress = Progress(state.step, state.x, state.x0, *batch)
-                    if state.step < job.steps:
+                for progress in steps_of_job(model, job):
+                    if progress.step < job.steps:
                         yield progress
             yield progress  # once the network has left its device, for the VAE to come
             return
@@ -196,6 +187,20 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
         free()
         model.memory.warn(line)
         model.memory.used[component] = "float32" if device == own_device else "cpu, float32"
+
+
+def steps_of_job(model: Model, job: Job) -> Iterator[Progress]:
+    """The states of a job; of one without steps, what it begins from. Rejected, OutOfMemory."""
+    batch = job.steps, job.requests, model, cache(partial(Previewer, model))
+    if job.init is not None and not job.steps:
+        yield Progress(0, job.init.latent, job.init.latent, *batch)
+        return
+    states, queued = job.states(), deque[torch.cuda.Event]()
+    while state := next_state(states, job.requests[0]):
+        if state.step in (1, job.steps):  # each check makes the host wait for a GPU
+            check_finite(state.x)
+        limit_queue(state.x, queued)
+        yield Progress(state.step, state.x, state.x0, *batch)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
-from txt2img.images.input_image import InputImage, load_image, resized
+from txt2img.images.input_image import InputImage, load_image, resize_image
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
 from txt2img.models.tiled_decode import OVERLAP, encode_tiled
@@ -49,7 +49,7 @@ def load_picture(model: Model, request: Request) -> InputImage:
 def canvas(model: Model, request: Request) -> Image.Image:
     """The picture that a filled request begins from, at the request's size. BadFile."""
     picture = load_picture(model, request).rgb()
-    return resized(picture, request.width or 0, request.height or 0, request.resize)
+    return resize_image(picture, request.width or 0, request.height or 0, request.resize)
 
 
 def init_image(
