@@ -124,7 +124,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
     files = Files()
     for lora in loras:
         for piece in state.lora_files[lora.name].pieces:
-            strength = lora.unet if piece.layer.startswith("unet.") else lora.text
+            strength = lora.text if piece.layer.startswith("text") else lora.unet
             if strength:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
