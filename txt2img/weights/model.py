@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from txt2img.weights.checkpoint import Checkpoint
 from txt2img.weights.families import Family
 from txt2img.weights.registry.find import SHIPPED
 
+if TYPE_CHECKING:
+    from txt2img.weights.upscaler import Upscaler
+
 SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
 
 
@@ -40,6 +44,7 @@ class AdapterState:
     loras: tuple[Lora, ...] = ()  # applied
     embeddings: tuple[Embedding, ...] = ()  # applied
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
+    upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
 
 
