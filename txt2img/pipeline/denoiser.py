@@ -4,7 +4,7 @@ On a CPU every image goes through the networks by itself, so that its bits do no
 images next to it; on other devices a batch is one pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, groupby, pairwise
 
@@ -95,9 +95,21 @@ def equal_length_runs(
     return [slice(start, end) for start, end in pairwise(ends)]
 
 
-def lengths(prompts: Sequence[ScheduledCond]) -> list[int]:
-    """The tokens of each prompt of an image, equally many at all steps."""
-    return [prompt[0][1].tokens.shape[1] for prompt in prompts]
+def lengths(prompts: Sequence[ScheduledCond]) -> list[tuple[tuple[int, int], ...]]:
+    """The tokens of each prompt of an image: their numbers, each with its last step.
+
+    CLIP's are equally many at all steps; a language model's prompt is as long as its words.
+    """
+    return [tuple(_runs(prompt)) for prompt in prompts]
+
+
+def _runs(prompt: ScheduledCond) -> Iterator[tuple[int, int]]:
+    """Numbers of tokens and the last step of each; the last number is for all steps after."""
+    rows = [(until, cond.tokens.shape[1]) for until, cond in prompt]
+    for (until, count), (_, following) in pairwise(rows):
+        if count != following:
+            yield count, until
+    yield rows[-1][1], 0
 
 
 def split_batch(parts: Sequence[tuple[slice, Denoise]]) -> Denoise:

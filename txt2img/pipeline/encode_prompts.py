@@ -73,7 +73,8 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
     @functools.cache  # a prompt that alternates comes again
     def positive(part: str, chunks: int) -> Cond:
         cond = text.encode([part], chunks, reading)
-        cond = cond.padded_to(cond.tokens.shape[1] // chunks * longest)
+        more = (longest - chunks) * text.encoders[0].config.length
+        cond = cond.padded_to(cond.tokens.shape[1] + more)
         return with_sizes(cond, model, request, True)
 
     @functools.cache
