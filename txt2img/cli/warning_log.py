@@ -15,7 +15,7 @@ from txt2img.request.lint import prompt_warnings, truncation_warnings
 from txt2img.request.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.models.tokenizer import Tokenizer
+    from txt2img.models.tokenizer import PromptTokenizer
     from txt2img.weights.checkpoint import Checkpoint
 
 LINES_MAX = 10  # warnings that are printed
@@ -26,7 +26,7 @@ class WarningLog:
     """Collects the warnings about the pictures of a run."""
 
     strict: bool
-    tokenizers: "Sequence[Tokenizer]"
+    tokenizers: "Sequence[PromptTokenizer]"
     checkpoint: "Checkpoint | None" = None
     by_picture: dict[int, list[str]] = field(default_factory=dict)  # index → its warnings
     counts: dict[str, list[int]] = field(default_factory=dict)  # warning → [first picture, count]

@@ -52,6 +52,10 @@ class NetworkConfig(Protocol):
         """The same for seamless pictures; 0 if it cannot draw any."""
 
     @property
+    def has_maps(self) -> bool:
+        """Whether it has maps of several sizes, which DeepCache and token merging build on."""
+
+    @property
     def blocks(self) -> int:
         """Number of transformer blocks."""
 
@@ -78,6 +82,7 @@ class TransformerConfig:
     label: ClassVar = "transformer"
     sizes: ClassVar = 0
     seamless_multiple: ClassVar = 0
+    has_maps: ClassVar = False
     embeds_cfg: ClassVar = False
 
     heads: int
@@ -130,6 +135,7 @@ class UNetConfig:
 
     component: ClassVar = "unet"
     label: ClassVar = "U-Net"
+    has_maps: ClassVar = True
     multiple: ClassVar = 1
     embeds_guidance: ClassVar = False
 

@@ -3,6 +3,9 @@
 T5's, with a weight for each token, and Qwen3's, whose prompts are the user's turn of a chat.
 """
 
+from functools import cached_property
+from hashlib import sha256
+
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -32,6 +35,12 @@ class TextTokenizer:
         """Ids by token, the special ones included."""
         vocab: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         return vocab
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash (64 hex digits) of all that decides a text's ids."""
+        rows = f"{self._backend.to_str()}\n{self.length} {self.pad_id} {self.eos_id}"
+        return sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, of any number, without the end token."""

@@ -4,11 +4,12 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import islice
+from typing import Protocol
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -51,6 +52,24 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+class PromptTokenizer(Protocol):
+    """A text encoder's tokenizer: what the program knows of every kind."""
+
+    embedding_ids: dict[str, list[int]]  # of the words of textual inversions
+    length: int  # tokens at once
+
+    @property
+    def vocab(self) -> Mapping[str, int]:
+        """Ids by token."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides a text's ids."""
+
+    def tokens_by_chunk(self, prompt: str, rules: PromptRules = ...) -> list[list[Token]]:
+        """All tokens of a prompt with their weights, in chunks. BadRequest."""
 
 
 class Tokenizer:
@@ -156,7 +175,7 @@ def tokens_before_comma(tokens: list[Token], comma: int | None, backtrack: int) 
 
 
 def token_counts(
-    tokenizers: Sequence[Tokenizer], request: Request, rules: Rules
+    tokenizers: Sequence[PromptTokenizer], request: Request, rules: Rules
 ) -> dict[str, list[int]]:
     """The tokens of each chunk of a filled request's two prompts, where they are longest."""
     steps = request.steps or 1
@@ -176,7 +195,9 @@ def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator
         yield from islice(edits, TEXTS_MAX)
 
 
-def _longest(tokenizers: Sequence[Tokenizer], texts: Iterable[str], rules: Rules) -> list[int]:
+def _longest(
+    tokenizers: Sequence[PromptTokenizer], texts: Iterable[str], rules: Rules
+) -> list[int]:
     """The tokens of each chunk of the text with the most tokens."""
     counts = [
         [len(part) for part in tokenizer.tokens_by_chunk(text, rules.prompt)] if text else [0]

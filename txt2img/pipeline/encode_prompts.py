@@ -47,7 +47,7 @@ def cache_key(model: Model, request: Request, rules: Rules) -> Hashable:
     cfg = request.cfg if model.family.network.embeds_cfg else None
     numbers = request.steps, request.width, request.height, cfg
     adapters = request.loras, request.embeddings
-    return request.prompt, request.negative, *numbers, *adapters, rules
+    return request.prompt, request.negative, request.guidance, *numbers, *adapters, rules
 
 
 def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond, ...]:
@@ -104,5 +104,8 @@ def with_sizes(cond: Cond, model: Model, request: Request, is_positive: bool) ->
     family, device = model.family, cond.tokens.device
     if family.network.embeds_cfg:
         cond = replace(cond, guidance=torch.tensor([(request.cfg or 0.0) - 1], device=device))
+    if family.network.embeds_guidance:
+        scale = torch.tensor([request.guidance or 0.0], device=device)
+        cond = replace(cond, guidance=scale)
     sizes = family.size_ids(request.height or 0, request.width or 0, is_positive)
     return replace(cond, size_ids=torch.tensor([sizes], device=device)) if sizes else cond

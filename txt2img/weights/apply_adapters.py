@@ -16,17 +16,13 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SWITCH
-from txt2img.request.upscalers import UpscalerRef
-from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import Piece, merge, open_adapter, short_hash
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats.tensors import Files
-from txt2img.weights.model import AdapterState, Model, device_of
+from txt2img.weights.model import AdapterState, Model
 from txt2img.weights.registry.hashes import sha256
-
-INTERPOLATED = 2.0  # times larger, by an interpolation unless the request says more
 
 
 def resolve_adapters(model: Model, request: Request) -> Request:
@@ -47,7 +43,6 @@ def resolve_adapters(model: Model, request: Request) -> Request:
         if recorded is not None and loaded is not None:
             state.hashes[kind, recorded.name] = loaded.hash
             _check_hash(state, kind, recorded.name, recorded.hash)
-    resolved = resolve_upscaler(model, resolved)
     return replace(
         resolved,
         loras=tuple(_resolve_lora(model, lora) for lora in resolved.loras),
@@ -56,15 +51,6 @@ def resolve_adapters(model: Model, request: Request) -> Request:
         refiner=refiner,
         refiner_switch=SWITCH if refiner is None else resolved.refiner_switch,
     )
-
-
-def resolve_upscaler(model: Model, request: Request) -> Request:
-    """The request with its upscaler loaded, hashed, and its scale. Raises as `resolve_adapters`."""
-    if request.upscale is None:
-        return request
-    upscale, scale = _load_upscaler(model, request.upscale)
-    by = scale if request.upscale_by is None else request.upscale_by
-    return replace(request, upscale=upscale, upscale_by=by)
 
 
 def apply_adapters(model: Model, request: Request) -> None:
@@ -102,9 +88,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
     state = model.adapters
     if lora.name not in state.lora_files:
         path = state.paths.lora_file(lora.name)
-        adapter = open_adapter(
-            lora.name, path, model.network, model.text.encoders, model.family.name
-        )
+        adapter = open_adapter(lora.name, path, model.network, model.clips, model.family.name)
         state.lora_files[lora.name] = adapter
         state.notes.append(adapter.report())
         state.hashes["LoRA", lora.name] = short_hash(path)
@@ -115,26 +99,9 @@ def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     state = model.adapters
     path = state.paths.embedding_file(word.token)
     if word.token not in state.embedding_files:
-        state.embedding_files[word.token] = open_embedding(path, model.text.encoders)
+        state.embedding_files[word.token] = open_embedding(path, model.clips)
         state.hashes["embedding", word.token] = sha256(path)[:12]
     return replace(word, hash=_check_hash(state, "embedding", word.token, word.hash))
-
-
-def _load_upscaler(model: Model, ref: UpscalerRef) -> tuple[UpscalerRef, float]:
-    """An upscaler loaded and hashed, and its own scale."""
-    if ref.interpolation is not None:
-        return ref, INTERPOLATED
-    state = model.adapters
-    if ref.name not in state.upscalers:
-        from txt2img.weights.upscaler import load_upscaler
-
-        dtype = next(model.vae.parameters()).dtype
-        device = Device(device_of(model), dtype)
-        upscaler = load_upscaler(state.paths.upscaler_file(ref), device)
-        state.upscalers[ref.name] = upscaler
-        state.hashes["upscaler", ref.name] = upscaler.hash
-    digits = _check_hash(state, "upscaler", ref.name, ref.hash)
-    return replace(ref, hash=digits), float(state.upscalers[ref.name].scale)
 
 
 def _check_hash(state: AdapterState, kind: str, name: str, recorded: str) -> str:
@@ -150,12 +117,12 @@ def _check_hash(state: AdapterState, kind: str, name: str, recorded: str) -> str
 @torch.no_grad()
 def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
     """Merge adapters into the weights that they change, layer by layer."""
-    state, layers = model.adapters, key_names.layers(model.network, model.text.encoders)
+    state, layers = model.adapters, key_names.layers(model.network, model.clips)
     by_layer: dict[str, list[tuple[Piece, float]]] = {}
     files = Files()
     for lora in loras:
         for piece in state.lora_files[lora.name].pieces:
-            strength = lora.text if piece.layer.startswith("text") else lora.unet
+            strength = lora.unet if piece.layer.startswith("unet.") else lora.text
             if strength:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
@@ -172,7 +139,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
 def _unmerge_loras(model: Model) -> None:
     """Restore all changed weights, bit for bit."""
     state = model.adapters
-    layers = key_names.layers(model.network, model.text.encoders) if state.originals else {}
+    layers = key_names.layers(model.network, model.clips) if state.originals else {}
     for (layer, name), value in state.originals.items():
         layers[layer].get_parameter(name).copy_(value)
         weights_changed(layers[layer])
@@ -186,7 +153,7 @@ def _add_embeddings(model: Model, embeddings: tuple[Embedding, ...]) -> None:
         return
     state = model.adapters
     words = [(word.token, state.embedding_files[word.token].read()) for word in embeddings]
-    for index, encoder in enumerate(model.text.encoders):
+    for index, encoder in enumerate(model.clips):
         table = _token_table(encoder)
         original = table.weight
         state.token_tables.append(original)
@@ -204,7 +171,7 @@ def _add_embeddings(model: Model, embeddings: tuple[Embedding, ...]) -> None:
 def _remove_embeddings(model: Model) -> None:
     """Restore the text encoders' own token tables."""
     state = model.adapters
-    for encoder, original in zip(model.text.encoders, state.token_tables, strict=False):
+    for encoder, original in zip(model.clips, state.token_tables, strict=False):
         _token_table(encoder).weight = nn.Parameter(original, requires_grad=False)
         encoder.tokenizer.embedding_ids.clear()
     state.token_tables.clear()

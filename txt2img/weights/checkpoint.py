@@ -5,13 +5,14 @@ Only headers and configs are read, so `txt2img info` and --dry-run take a moment
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import TinyConfig, VAEConfig
-from txt2img.models.tokenizer import Tokenizer
+from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.request.taught_words import TaughtWords, read_taught_words
 from txt2img.system import files
@@ -21,6 +22,7 @@ from txt2img.weights.distilled import from_name
 from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
+from txt2img.weights.formats.safetensors_file import Header
 from txt2img.weights.layouts import detect
 from txt2img.weights.layouts.components import (
     STEM,
@@ -44,6 +46,7 @@ PIPELINES = (
     ),
     "LatentConsistencyModelPipeline",
 )
+Texts = Sequence[str]  # paths of text encoders in place of a model's own
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", None)
 
 
@@ -55,9 +58,10 @@ class Checkpoint:
     layout: str  # "diffusers" or "original"
     family: Family
     components: dict[str, Component]  # by diffusers' names: unet, vae, text_encoder, …
-    tokenizers: dict[str, Tokenizer]  # by text encoder's component
+    tokenizers: Mapping[str, PromptTokenizer]  # by text encoder's component
     weights: tuple[Path, ...]
     taught_words: TaughtWords | None = None  # if its folder says which it was taught
+    missing: tuple[str, ...] = ()  # text encoders that drawing needs, each with what to do
 
     def config_hash(self, vae: VAEConfig | TinyConfig | None = None) -> str:
         """Eight hex digits of all that configs and tokenizers decide of a picture's pixels.
@@ -127,22 +131,28 @@ def open_checkpoint(
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find_model(name_or_path)
-    checkpoint = _open_folder(path) if path.is_dir() else _open_file(path, prediction)
+    texts = overrides.texts
+    checkpoint = _open_folder(path, texts) if path.is_dir() else _open_file(path, prediction, texts)
     family = checkpoint.family
     if prediction is not None and family.process.kind == "diffusion":
         checkpoint = replace(checkpoint, family=replace(family, prediction=prediction))
-    if overrides == NO_OVERRIDES:
+    is_unet = family.network.component == "unet"
+    if overrides == NO_OVERRIDES or (overrides.unet is None and not is_unet):
         return checkpoint
     return _with_overrides(checkpoint, overrides, prediction)
 
 
-def check_vae(checkpoint: Checkpoint, vae_path: str | None) -> None:
-    """Raise MissingWeights if there is no VAE, neither in the checkpoint nor at `vae_path`."""
+def check_complete(checkpoint: Checkpoint, vae_path: str | None) -> None:
+    """Raise MissingWeights if a text encoder is missing, or the VAE and there is no `vae_path`."""
+    family, missing = checkpoint.family, list(checkpoint.missing)
     if vae_path is None and "vae" not in checkpoint.components:
-        raise MissingWeights(
+        name = f", such as {family.vae_file}" if family.vae_file else ""
+        missing.append(
             f"{shown(checkpoint.name)} contains no VAE, which turns latents into pictures; "
-            f"give one for {checkpoint.family.name} with --vae"
+            f"give one for {family.name} with --vae{name}"
         )
+    if missing:
+        raise MissingWeights("; ".join(missing))
 
 
 def _with_overrides(
@@ -174,16 +184,45 @@ def find_model(name_or_path: str) -> Path:
     return find.find(name_or_path)
 
 
-def _open_file(path: Path, prediction: str | None) -> Checkpoint:
-    """A single file in the original layout, or the index of a sharded one."""
+def _open_transformer(path: Path, header: Header | None, which: str, texts: Texts) -> Checkpoint:
+    """A diffusion transformer in a folder or a file, with the text encoders in `texts`."""
+    from txt2img.weights.layouts import transformers
+
+    if header is None:
+        name = find.model_name(path)
+        parts = transformers.open_folder(path, name.lower(), texts)
+    else:
+        name = path.name.split(".safetensors")[0]
+        parts = transformers.open_file(header, which, name.lower(), texts)
+    refs = [ref for part in parts.components.values() for ref in part.tensors.values()]
+    return Checkpoint(
+        name=name,
+        layout="diffusers" if header is None else "original",
+        family=parts.family,
+        components=parts.components,
+        tokenizers=parts.tokenizers,
+        weights=tuple(dict.fromkeys(ref.path for ref in refs)),
+        missing=parts.missing,
+    )
+
+
+def _header(path: Path) -> Header:
+    """The header of a single file, or of all that an index names."""
     index = path.name.endswith(".index.json")
-    header = safetensors_file.sharded(path) if index else safetensors_file.header(path)
+    return safetensors_file.sharded(path) if index else safetensors_file.header(path)
+
+
+def _open_file(path: Path, prediction: str | None, texts: Texts) -> Checkpoint:
+    """A single file in the original layout, or the index of a sharded one."""
+    header = _header(path)
+    if which := detect.match(header.tensors).transformer:
+        return _open_transformer(path, header, which, texts)
     family = detect.detect(header, prediction)
     name = path.name.split(".safetensors")[0]
     title = header.metadata.get("modelspec.title", "")
     # A U-Net with an embedding of the guidance scale is an LCM whatever its name.
     hints = "" if family.network.embeds_cfg else f"{name} {title}"
-    encoders = zip(TEXT_ENCODERS, family.texts, family.pad_tokens, strict=False)
+    encoders = zip(TEXT_ENCODERS, family.clip_texts, family.pad_tokens, strict=False)
     return Checkpoint(
         name=name,
         layout="original",
@@ -197,8 +236,10 @@ def _open_file(path: Path, prediction: str | None) -> Checkpoint:
     )
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, overrides: Texts) -> Checkpoint:
     """A diffusers folder: configs decide the shapes, and the tensors must agree."""
+    if (folder / "transformer").is_dir():
+        return _open_transformer(folder, None, "", overrides)
     _check_pipeline(folder)
     texts = [name for name in TEXT_ENCODERS if (folder / name).is_dir()] or [TEXT_ENCODERS[0]]
     names = [*NETWORKS, *texts]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from txt2img.diffusion.levels import Diffusion, Flow, Process, betas, zero_terminal_snr
+from txt2img.diffusion.schedules import SHIFTS
 from txt2img.errors import BadRequest, UnknownLayout
 from txt2img.models.configs import (
     Depth,
@@ -29,11 +30,15 @@ class ProcessConfig:
     start: float = 0.00085
     end: float = 0.012
     zero_snr: bool = False
+    shift: float | str | None = (
+        None  # of a flow: a number, or a key of SHIFTS; None: the schedule's
+    )
 
-    def build(self) -> Process:
-        """Build the process."""
+    def build(self, tokens: int = 0, steps: int = 0) -> Process:
+        """Build the process; its entries are shifted for a picture of so many tokens and steps."""
         if self.kind == "flow":
-            return Flow(float(self.n), self.n)
+            shift = SHIFTS[self.shift](tokens, steps) if isinstance(self.shift, str) else self.shift
+            return Flow(float(self.n), self.n, shift)
         table = betas(self.betas, self.n, self.start, self.end)
         return Diffusion(zero_terminal_snr(table) if self.zero_snr else table)
 
@@ -52,6 +57,7 @@ class Family:
     pad_tokens: tuple[str, ...] = (EOS,)  # the padding token of each text encoder
     zero_empty_negative: bool = False  # an empty negative prompt is zeros
     prompt_encoder: str = "clip"  # how the encoders work together: a key of TEXT_WIDTHS
+    vae_file: str = ""  # where its VAE comes from, for models that are published without
 
     @property
     def clip_texts(self) -> tuple[TextConfig, ...]:
@@ -80,6 +86,7 @@ class Family:
                 f"this model ({self.name}) needs {self.extra_inputs} in addition to the prompt, "
                 "which is not supported yet; choose another with --model"
             )
+        self._check_options(request)
         height, width = request.height or 0, request.width or 0
         for name, pixels, tile in (("height", height, Tile.Y), ("width", width, Tile.X)):
             seamless, network = request.tile in (tile, Tile.XY), self.network
@@ -89,6 +96,17 @@ class Family:
             if pixels % (factor * cells):
                 raise BadRequest(size_problem(name, pixels, factor * cells))
         return height // factor, width // factor
+
+    def _check_options(self, request: Request) -> None:
+        """Raise BadRequest for options that are not for this architecture."""
+        if request.guidance is not None and not self.network.embeds_guidance:
+            raise BadRequest(f"--guidance: {self.name} takes no such scale as an input; use --cfg")
+        for option, asked in (
+            ("--deepcache", request.reuse > 1),
+            ("--token-merging", request.token_merging),
+        ):
+            if asked and not self.network.has_maps:
+                raise BadRequest(f"{option}: {self.name} has a {self.network.label}, not a U-Net")
 
     def size_ids(self, height: int, width: int, positive: bool) -> tuple[float, ...]:
         """SDXL's size conditioning, as in diffusers (Podell et al. 2023, §2.2).
@@ -216,12 +234,28 @@ def normalise_depths(depths: Sequence[Depth], attention: Sequence[bool]) -> tupl
     return result
 
 
+def _language_width(family: Family) -> int:
+    """Width of the language model's tokens; what the network reads, where it is missing."""
+    widths = [text.width for text in family.texts if not isinstance(text, TextConfig)]
+    return widths[0] if widths else family.network.cross_dim
+
+
+def _pooled_width(family: Family, count: int) -> int:
+    """Width that CLIP's encoders pool together; what the network takes, where any is missing."""
+    widths = [text.projection or text.width for text in family.clip_texts]
+    return sum(widths) if len(widths) == count else family.network.pooled
+
+
 # Widths of the tokens and of the pooled embedding that a family's encoders give together.
 TEXT_WIDTHS: dict[str, Callable[[Family], tuple[int, int]]] = {
     "clip": lambda family: (
         sum(text.width for text in family.texts),
         family.clip_texts[-1].projection,
     ),
+    "flux": lambda family: (_language_width(family), _pooled_width(family, 1)),
+    "sd3": lambda family: (_language_width(family), _pooled_width(family, 2)),
+    "z-image": lambda family: (_language_width(family), 0),
+    "flux2": lambda family: (_language_width(family), 0),
 }
 
 

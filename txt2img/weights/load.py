@@ -1,20 +1,34 @@
 """Load a model: open its checkpoint, build its networks, read their weights onto the device."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile
-from txt2img.models.configs import NetworkConfig, TinyConfig, UNetConfig, VAEConfig
+from txt2img.models.configs import (
+    Flux2Config,
+    FluxConfig,
+    NetworkConfig,
+    Qwen3TextConfig,
+    SD3Config,
+    T5TextConfig,
+    TextConfig,
+    TextEncoderConfig,
+    TinyConfig,
+    UNetConfig,
+    VAEConfig,
+    ZImageConfig,
+)
 from txt2img.models.optimize.cuda_graph import CudaGraphed, record_on_card
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
 from txt2img.models.taesd import AnyVAE, vae_of
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
+from txt2img.models.tokenizer import PromptTokenizer, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system.device import offload
@@ -23,13 +37,17 @@ from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
-from txt2img.weights.checkpoint import Checkpoint, check_vae, open_checkpoint
+from txt2img.weights.checkpoint import Checkpoint, check_complete, open_checkpoint
+from txt2img.weights.families import Family
 from txt2img.weights.formats import tensors
 from txt2img.weights.layouts.components import Component, check_depth, check_tensors, published_name
 from txt2img.weights.layouts.taesd import vae_warnings
 from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.hashes import hash_in_background, set_compiler_cache
+
+if TYPE_CHECKING:
+    from txt2img.models.prompt_encoders import PromptEncoder
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -54,7 +72,7 @@ def load(
     """
     device = device if isinstance(device, Device) else choose(device, dtype)
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
-    check_vae(checkpoint, vae_path)
+    check_complete(checkpoint, vae_path)
     adapters = AdapterState()
     vae_config: VAEConfig | TinyConfig = checkpoint.family.vae
     if vae_path is not None:
@@ -85,14 +103,14 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     part = components[family.network.component]
     check_depth(family.network, part)
     network = _build(partial(network_of, family.network), family.network.component, part, device)
-    texts = zip(family.clip_texts, checkpoint.tokenizers.items(), strict=True)
+    texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
-        _build(partial(TextEncoder, config, tokenizer), name, components[name], device)
+        _build(partial(text_encoder_of, config, tokenizer), name, components[name], device)
         for config, (name, tokenizer) in texts
     ]
-    for name, encoder in zip(checkpoint.tokenizers, encoders, strict=True):
-        tokenizer_files.check_vocab(name, encoder.tokenizer, encoder.config.vocab)
-    text = TextEncoders(encoders) if encoders[1:] else encoders[0]
+    for config, (name, tokenizer) in zip(family.texts, checkpoint.tokenizers.items(), strict=True):
+        tokenizer_files.check_vocab(name, tokenizer.vocab, config.vocab)
+    text = prompt_encoder_of(family, encoders)
     memory = MemoryState(low_memory=device.low, optimize=device.optimize)
     return Model(
         checkpoint.name, "", family, network, vae, text, memory=memory, checkpoint=checkpoint
@@ -103,7 +121,59 @@ def network_of(config: NetworkConfig) -> nn.Module:
     """The network of a config: the one place that knows which architecture that is."""
     if isinstance(config, UNetConfig):
         return UNet(config)
-    raise TypeError(f"no network for {type(config).__name__}")
+    if isinstance(config, FluxConfig):
+        from txt2img.models.flux import FluxTransformer
+
+        return FluxTransformer(config)
+    if isinstance(config, SD3Config):
+        from txt2img.models.sd3 import SD3Transformer
+
+        return SD3Transformer(config)
+    if isinstance(config, ZImageConfig):
+        from txt2img.models.z_image import ZImageTransformer
+
+        return ZImageTransformer(config)
+    assert isinstance(config, Flux2Config)
+    from txt2img.models.flux2 import Flux2Transformer
+
+    return Flux2Transformer(config)
+
+
+def text_encoder_of(config: TextEncoderConfig, tokenizer: PromptTokenizer) -> nn.Module:
+    """The text encoder of a config, with its tokenizer."""
+    if isinstance(config, TextConfig):
+        assert isinstance(tokenizer, Tokenizer)
+        return TextEncoder(config, tokenizer)
+    from txt2img.models.text_tokenizer import TextTokenizer
+
+    assert isinstance(tokenizer, TextTokenizer)
+    if isinstance(config, T5TextConfig):
+        from txt2img.models.t5 import T5TextEncoder
+
+        return T5TextEncoder(config, tokenizer)
+    from txt2img.models.qwen3 import Qwen3TextEncoder
+
+    assert isinstance(config, Qwen3TextConfig)
+    return Qwen3TextEncoder(config, tokenizer)
+
+
+def prompt_encoder_of(
+    family: Family, encoders: Sequence[nn.Module]
+) -> "TextEncoder | TextEncoders | PromptEncoder":
+    """A family's text encoders as one that encodes prompts."""
+    if family.prompt_encoder == "clip":
+        clips = [one for one in encoders if isinstance(one, TextEncoder)]
+        return TextEncoders(clips) if clips[1:] else clips[0]
+    from txt2img.models import prompt_encoders
+
+    if family.prompt_encoder == "sd3":
+        return prompt_encoders.SD3Text(encoders, family.network.cross_dim)
+    kinds = {
+        "flux": prompt_encoders.FluxText,
+        "z-image": prompt_encoders.ZImageText,
+        "flux2": prompt_encoders.Flux2Text,
+    }
+    return kinds[family.prompt_encoder](encoders)
 
 
 def load_weights(model: Model, device: Device) -> None:

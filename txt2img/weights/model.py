@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from txt2img.images.record import Origin
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
+from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.request.adapters import Embedding, Lora, Refiner, VAERef
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import describe
@@ -25,7 +26,7 @@ from txt2img.weights.families import Family
 from txt2img.weights.registry.find import SHIPPED
 
 if TYPE_CHECKING:
-    from txt2img.weights.upscaler import Upscaler
+    from txt2img.models.prompt_encoders import PromptEncoder
 
 SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
 
@@ -44,7 +45,6 @@ class AdapterState:
     loras: tuple[Lora, ...] = ()  # applied
     embeddings: tuple[Embedding, ...] = ()  # applied
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
-    upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
 
 
@@ -57,13 +57,23 @@ class Model:
     family: Family
     network: nn.Module  # that denoises; the family has its config
     vae: AnyVAE
-    text: TextEncoder | TextEncoders
+    text: "TextEncoder | TextEncoders | PromptEncoder"
     adapters: AdapterState = field(default_factory=AdapterState)
     memory: MemoryState = field(default_factory=MemoryState)
     graphed: CudaGraphed | None = None  # the network recorded as CUDA graphs, or compiled
     refiner: "SecondStage | None" = None
     checkpoint: Checkpoint | None = None  # the files that its weights come from
     prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)
+
+    @property
+    def tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """The tokenizer of each text encoder."""
+        return tuple(cast(PromptTokenizer, one.tokenizer) for one in self.text.encoders)
+
+    @property
+    def clips(self) -> tuple[TextEncoder, ...]:
+        """Those of its text encoders that are CLIP's, which LoRAs and embeddings may change."""
+        return tuple(one for one in self.text.encoders if isinstance(one, TextEncoder))
 
 
 @dataclass(frozen=True)

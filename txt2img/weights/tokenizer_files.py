@@ -1,6 +1,7 @@
 """A CLIP tokenizer's vocabulary and merges: from a model's folder, or CLIP's own."""
 
 import gzip
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -26,9 +27,9 @@ def clip_tokenizer(length: int, pad: str) -> Tokenizer:
     return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
 
 
-def check_vocab(component: str, tokenizer: Tokenizer, rows: int) -> None:
+def check_vocab(component: str, vocab: Mapping[str, int], rows: int) -> None:
     """Raise BadFile unless a text encoder has a row for each token."""
-    if (most := max(tokenizer.vocab.values())) >= rows:
+    if (most := max(vocab.values())) >= rows:
         raise BadFile(
             f"{component} has vectors for {rows:,} tokens; its tokenizer has {most + 1:,} words"
         )

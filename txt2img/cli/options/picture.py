@@ -92,6 +92,14 @@ class PictureOptions:
             help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
         ),
     ] = None
+    guidance: Annotated[
+        float | None,
+        field_option(
+            "guidance",
+            metavar="X",
+            help="Distilled guidance scale, for models that take one beside --cfg: FLUX.1 dev.",
+        ),
+    ] = None
     cfg_rescale: Annotated[
         float | None,
         field_option(

@@ -7,13 +7,13 @@ from math import prod
 from pathlib import Path
 
 from txt2img.images.record import Origin
-from txt2img.models.tokenizer import Tokenizer
+from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
-from txt2img.weights.checkpoint import Checkpoint, check_vae, find_model, open_checkpoint
+from txt2img.weights.checkpoint import Checkpoint, check_complete, find_model, open_checkpoint
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -54,7 +54,7 @@ class Forecast:
         return device_names.describe_dtypes(self.dtypes)
 
     @property
-    def tokenizers(self) -> list[Tokenizer]:
+    def tokenizers(self) -> list[PromptTokenizer]:
         """The tokenizer of each text encoder."""
         return list(self.checkpoint.tokenizers.values())
 
@@ -119,7 +119,7 @@ def forecast_for(
     where = device_names.guess_device(device)
     dtypes = device_names.guess_dtypes(where, dtype)
     checkpoint = open_checkpoint(model, overrides=library.overrides)
-    check_vae(checkpoint, library.vae)
+    check_complete(checkpoint, library.vae)
     if library.vae is not None:
         network_path("VAE", library.vae)  # or ModelNotFound
     if library.refiner is not None:

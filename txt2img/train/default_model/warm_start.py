@@ -53,7 +53,7 @@ def begin(model: Model, config: TrainConfig) -> int:
     """Write the folder. Returns the number of new tokens that were tokens before."""
     pictures = Pictures(config.data)
     tokenizer = tokenizer_of(config, pictures)
-    old = model.text.encoders[0]
+    old = model.clips[0]
     text = TextEncoder(replace(old.config, vocab=len(tokenizer.vocab)), tokenizer)
     state = {name: value.float() for name, value in old.model.state_dict().items()}
     key = next(name for name in state if name.endswith("token_embedding.weight"))

@@ -41,6 +41,7 @@ HEAD_DIM = 64  # of SD 2 and of every published CLIP text model
 OPEN_CLIP_USED = 23  # layers of ViT-H that SD 2 uses; some files lack the 24th
 # ComfyUI's test: a standard deviation of the last attention norm's bias above this means v.
 V_DEVIATION = 0.09
+SUPPORTED = "SD 1, SD 2, SDXL, SD 3, FLUX.1, FLUX.2 klein or Z-Image"
 MARKERS = ("v_pred", "ztsnr")  # empty tensors that say v-prediction, zero terminal SNR
 STRUCT_FORMATS = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
@@ -52,9 +53,34 @@ class Kind:
 
     name: str
     keys: tuple[str, ...]
-    family: Family | None = None  # None: recognised, but not supported
+    family: Family | None = None  # None: recognised, but not supported here
+    transformer: str = ""  # a key of transformers.ARCHITECTURES
 
 
+def _network_keys(*names: str) -> tuple[str, ...]:
+    """Beginnings of a network's names, after the prefixes of files and bare."""
+    return tuple(f"{p}{name}" for p in (f"{UNET}.", "diffusion_model.", "") for name in names)
+
+
+# Diffusion transformers by one tensor that only they have; those without a key are not supported.
+TRANSFORMERS = (
+    Kind("Chroma", _network_keys("distilled_guidance_layer.")),
+    Kind("FLUX.2", _network_keys("double_stream_modulation_img.lin."), transformer="flux2"),
+    Kind("HunyuanVideo", _network_keys("txt_in.individual_token_refiner.")),
+    Kind("FLUX.1", _network_keys("double_blocks.0.img_attn.norm.key_norm."), transformer="flux"),
+    Kind("Stable Diffusion 3", _network_keys("joint_blocks.0.context_block."), transformer="sd3"),
+    Kind("Krea 2", _network_keys("txtfusion.projector.")),
+    Kind("Z-Image", _network_keys("layers.0.adaLN_modulation.0."), transformer="z-image"),
+    Kind("Lumina 2", _network_keys("cap_embedder.")),
+    Kind("Qwen-Image", _network_keys("transformer_blocks.0.img_mlp.net.0.proj.", "txt_norm.")),
+    Kind("HiDream", _network_keys("caption_projection.0.linear.")),
+    Kind("AuraFlow", _network_keys("double_layers.")),
+    Kind("Anima", _network_keys("llm_adapter.")),
+    Kind("Wan", _network_keys("head.modulation")),
+    Kind("LTX-Video", _network_keys("patchify_proj.")),
+    Kind("PixArt", _network_keys("t_block.1.")),
+    Kind("Stable Cascade", _network_keys("clf.1.", "effnet_mapper.")),
+)
 KINDS = (
     Kind("an EDM model (CosXL)", ("edm_vpred.", "edm_mean")),
     Kind("an unCLIP model, which draws from a picture", ("noise_augmentor.",)),
@@ -64,8 +90,8 @@ KINDS = (
         "a Stable Diffusion XL model without its text encoders: use its U-Net with --unet",
         (f"{UNET}.label_emb.0.0.weight", "conditioner.embedders."),
     ),
-    Kind("a Stable Diffusion 3 model", (f"{UNET}.joint_blocks.", "joint_blocks.")),
-    Kind("a FLUX model", (f"{UNET}.double_blocks.", "double_blocks.")),
+    Kind("a ControlNet", ("controlnet_blocks.", "controlnet_x_embedder.", "control_layers.")),
+    *TRANSFORMERS,
     Kind("Stable Diffusion 2", (f"{OPEN_CLIP}.transformer.resblocks.",), SD21_BASE),
     Kind(
         "Stable Diffusion 1",
@@ -104,11 +130,13 @@ def detect(header: Header, prediction: str | None = None) -> Family:
 
     Raises UnknownLayout, which names other kinds of files.
     """
-    match = _match(header.tensors)
-    family = match.family
+    kind = match(header.tensors)
+    family = kind.family
     if family is None:
-        kind = match.name
-        raise UnknownLayout(f"this is {kind}; a whole SD 1, SD 2 or SDXL model is needed here")
+        unsupported = ", which is not supported" if kind in TRANSFORMERS else ""
+        raise UnknownLayout(
+            f"this is {kind.name}{unsupported}; a whole {SUPPORTED} model is needed here"
+        )
     unet, vae = strip_prefix(header.tensors, UNET), strip_prefix(header.tensors, VAE)
     texts = _texts(header.tensors, family)
     network = unet_config(unet, family.unet, texts[-1].projection)
@@ -130,12 +158,13 @@ def detect(header: Header, prediction: str | None = None) -> Family:
     )
 
 
-def _match(tensors: Tensors) -> Kind:
+def match(tensors: Tensors) -> Kind:
+    """The kind of a file. Raises UnknownLayout."""
     for kind in KINDS:
         if any(name.startswith(kind.keys) for name in tensors):
             return kind
     some = first_names(list(tensors))
-    raise UnknownLayout(f"no known layout: it contains {some}; SD 1, SD 2 and SDXL are supported")
+    raise UnknownLayout(f"no known layout: it contains {some}; supported are {SUPPORTED}")
 
 
 def prediction_of(header: Header, family: Family) -> str:
@@ -237,23 +266,24 @@ def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAE
 def _texts(tensors: Tensors, family: Family) -> tuple[TextConfig, ...]:
     """The text encoders' configs."""
     if family is SDXL:
-        clip = _clip(tensors, XL_CLIP, SDXL.clip_texts[0])
+        clip = clip_config(strip_prefix(tensors, XL_CLIP), SDXL.clip_texts[0])
         return clip, _open_clip(tensors, XL_OPEN_CLIP, XL_BIG_G)
     if family is SDXL_REFINER:
         return (_open_clip(tensors, REFINER_CLIP, XL_BIG_G),)
     if family is SD15:
-        return (_clip(tensors, CLIP, SD15.clip_texts[0]),)
+        return (clip_config(strip_prefix(tensors, CLIP), SD15.clip_texts[0]),)
     return (_open_clip(tensors, OPEN_CLIP, SD21.clip_texts[0]),)
 
 
-def _clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:
+def clip_config(tensors: Tensors, like: TextConfig) -> TextConfig:
     """A CLIP config from transformers' names, with or without `text_model`."""
-    clip = strip_prefix(tensors, prefix)
-    clip = strip_prefix(clip, "text_model") or clip
+    projection, clip = like.projection, strip_prefix(tensors, "text_model") or tensors
+    if projection:
+        projection = _shape(tensors, "text_projection.weight", 2)[0]
     layers = _count(clip, "encoder.layers.")
     token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
     mlp = _shape(clip, "encoder.layers.0.mlp.fc1.weight", 2)[0]
-    return _text_config(clip, token, position, layers, mlp, like)
+    return replace(_text_config(clip, token, position, layers, mlp, like), projection=projection)
 
 
 def _open_clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:

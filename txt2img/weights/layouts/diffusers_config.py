@@ -81,7 +81,7 @@ def from_configs(configs: Mapping[str, Config], name: str = "") -> Family:
     """
     xl = configs["unet"].get("addition_embed_type") is not None
     encoders = [name for name in TEXT_ENCODERS if name in configs]
-    texts = [_text(configs[name], xl, xl and name == encoders[-1]) for name in encoders]
+    texts = [text_config(configs[name], xl, xl and name == encoders[-1]) for name in encoders]
     network = unet_config(configs["unet"], texts[-1].projection)
     vae = vae_config(configs["vae"])
     process, prediction = _noise(configs["scheduler"])
@@ -253,7 +253,8 @@ def _flux2_vae(config: Config, vae: VAEConfig) -> VAEConfig:
     )
 
 
-def _text(config: Config, penultimate: bool, projected: bool) -> TextConfig:
+def text_config(config: Config, penultimate: bool, projected: bool) -> TextConfig:
+    """A CLIP text model's config from transformers'. Raises UnknownLayout, BadFile."""
     if config.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
         raise UnknownLayout(f"text_encoder: {shown(config['model_type'])} is not a CLIP text model")
     check_fixed(config, "text_encoder", TEXT_FIXED)

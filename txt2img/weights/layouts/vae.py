@@ -26,6 +26,7 @@ from txt2img.weights.layouts.components import (
 )
 from txt2img.weights.registry.hashes import model_hash
 
+VAEConfigAndTensors = tuple[VAEConfig, Component]
 PREFIXES = (f"{key_maps.VAE}.", "vae.")  # in a whole model; the second is FLUX's by ComfyUI
 # What training leaves in a VAE's file.
 LEFTOVERS: key_maps.Table = dict.fromkeys(("loss", "model_ema"))
@@ -65,14 +66,21 @@ def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
     record = VAERef(path.name, model_hash((path,)))
     if taesd.is_taesd(tensors):
         return _open_taesd(record, tensors)
-    tensors = key_maps.without_leftovers(tensors, LEFTOVERS)
     if "decoder.conv_in.weight" not in tensors:
         raise UnknownLayout(f"{path.name} is no VAE: it contains {first_names(list(tensors))}")
-    diffusers = any(name.startswith("decoder.up_blocks.") for name in tensors)
-    config = detect.vae_config(tensors, own.scaling, diffusers)
+    config, part = vae_in({f"{prefix}{name}": ref for name, ref in tensors.items()}, prefix, own)
+    return VAEFiles(record, config, part)
+
+
+def vae_in(tensors: Mapping[str, TensorRef], prefix: str, own: VAEConfig) -> VAEConfigAndTensors:
+    """The VAE among a file's tensors, in any layout; what they do not tell of it is as in `own`."""
+    inside = {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
+    inside = key_maps.without_leftovers(inside, LEFTOVERS)
+    diffusers = any(name.startswith("decoder.up_blocks.") for name in inside)
+    config = detect.vae_config(inside, own.scaling, diffusers)
     config = replace(config, shift=own.shift, groups=own.groups)
     table = key_maps.vae_from_old_diffusers() if diffusers else key_maps.vae_from_ldm(config)
-    return VAEFiles(record, config, linear_attention(component(tensors, table, prefix)))
+    return config, linear_attention(component(inside, table, prefix))
 
 
 def _open_folder(folder: Path) -> VAEFiles:

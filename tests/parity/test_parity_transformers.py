@@ -1,0 +1,126 @@
+"""Pictures of diffusion transformers as diffusers' own pipelines draw them, in every layout."""
+
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.conftest import Command
+from tests.support import tiny_transformers
+from tests.support.tiny_transformers import TinyTransformer
+from txt2img.pipeline.generate import sample
+from txt2img.pipeline.noise import fresh_noise
+from txt2img.request import Request
+from txt2img.request.compat import rules
+from txt2img.request.resolve import ComponentOverrides
+from txt2img.system.device.device import Device
+from txt2img.weights.load import load
+from txt2img.weights.model import Model
+
+CPU = Device(torch.device("cpu"), torch.float32)
+PROMPT, NEGATIVE = "a red apple, Zoë's CAFÉ", "blurry"
+HEIGHT, WIDTH, STEPS, SEED = 96, 64, 8, 5
+LAYOUTS = ("folder", "single", "split")
+CASES = [
+    ("flux_dev", 1.0),
+    ("flux_dev", 3.0),
+    ("flux_schnell", 1.0),
+]
+
+
+@cache
+def tiny(name: str) -> TinyTransformer:
+    made: Callable[[], TinyTransformer] = getattr(tiny_transformers, name)
+    return made()
+
+
+def arguments(name: str, layout: str) -> list[str]:
+    """Options that name a model's files."""
+    files = tiny(name)
+    if layout != "split":
+        return ["--model", str(getattr(files, layout))]
+    texts = [part for path in files.texts for part in ("--text-encoder", str(path))]
+    return ["--model", str(files.network), *texts, "--vae", str(files.vae)]
+
+
+@cache
+def loaded(name: str, layout: str) -> Model:
+    files = tiny(name)
+    if layout != "split":
+        return load(str(getattr(files, layout)), CPU)
+    texts = ComponentOverrides(texts=tuple(map(str, files.texts)))
+    return load(str(files.network), CPU, vae_path=str(files.vae), overrides=texts)
+
+
+def request(cfg: float) -> Request:
+    return Request(PROMPT, NEGATIVE, "m", WIDTH, HEIGHT, STEPS, cfg, seed=SEED)
+
+
+def noise(model: Model, cfg: float) -> Tensor:
+    """The initial noise (1, C, h, w), which diffusers is given."""
+    vae = model.vae.config
+    shape = vae.latent_channels, HEIGHT // vae.factor, WIDTH // vae.factor
+    return fresh_noise([request(cfg)], rules(request(cfg)), shape, CPU.torch_device)()
+
+
+@torch.no_grad()
+def theirs(name: str, cfg: float, output: str) -> Tensor | Image.Image:
+    """What diffusers' pipeline makes of the same noise: latents, or a picture."""
+    files = tiny(name)
+    start = noise(loaded(name, "folder"), cfg)
+    result = THEIRS[files.family](files.pipeline, start, cfg, output)
+    return result
+
+
+def flux(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | Image.Image:
+    """FLUX.1's true guidance is beside the embedded scale; its latents are in patches."""
+    packed = pipeline._pack_latents(start, *start.shape)
+    out = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE if cfg > 1 else None,
+        true_cfg_scale=cfg,
+        guidance_scale=3.5,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        latents=packed,
+        output_type=output,
+        max_sequence_length=512 if pipeline.transformer.config.guidance_embeds else 256,
+    ).images
+    return pipeline._unpack_latents(out, HEIGHT, WIDTH, 8) if output == "latent" else out[0]
+
+
+THEIRS = {"flux": flux}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "cfg"), CASES)
+def test_latents_equal_those_of_diffusers(name: str, cfg: float, layout: str) -> None:
+    model = loaded(name, layout)
+    filled = request(cfg).filled(model.family.defaults)
+    [last] = deque(sample(model, [filled]), maxlen=1)
+    expected = theirs(name, cfg, "latent")
+    assert isinstance(expected, Tensor) and last.x.shape == expected.shape
+    assert float((last.x - expected).abs().max() / expected.abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "cfg"), CASES)
+def test_pictures_of_the_command_equal_those_of_diffusers(
+    command: Command, name: str, cfg: float, layout: str
+) -> None:
+    size = ("--width", str(WIDTH), "--height", str(HEIGHT), "--steps", str(STEPS))
+    guidance = ("--cfg", str(cfg), "--negative", NEGATIVE, "--seed", str(SEED))
+    outcome = command(PROMPT, *arguments(name, layout), *size, *guidance, "-o", "x.png")
+    assert outcome.code == 0, outcome.err
+    with Image.open("x.png") as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    expected = theirs(name, cfg, "pil")
+    assert isinstance(expected, Image.Image)
+    assert np.abs(drawn - np.asarray(expected).astype(int)).max() <= 2
+    assert drawn.std() > 5  # there is something to see

@@ -1,0 +1,160 @@
+"""Tiny diffusion transformers with random weights, as diffusers' pipelines and in all layouts."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from tests.support import tiny, tiny_text
+from tests.support.transformers import original, randomise
+from txt2img.models.tokenizer import EOS
+from txt2img.weights.layouts.transformer_configs import (
+    flux_from_diffusers,
+)
+from txt2img.weights.layouts.transformer_key_maps import (
+    flux_layers,
+)
+from txt2img.weights.tokenizer_files import clip_tokenizer
+
+State = dict[str, Tensor]
+LEVELS = {
+    "block_out_channels": (32, 32, 32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+}
+TEXT_PREFIXES = {
+    "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
+    "z-image": {"text_encoder": "qwen3_4b"},
+    "flux2": {"text_encoder": "qwen3_4b"},
+}
+
+
+@dataclass(frozen=True)
+class TinyTransformer:
+    """A pipeline of diffusers, and its files: a folder, one file, and a file for each part."""
+
+    family: str
+    pipeline: DiffusionPipeline
+    folder: Path
+    single: Path
+    network: Path
+    texts: tuple[Path, ...]
+    vae: Path
+
+
+@cache
+def flux_dev() -> TinyTransformer:
+    """FLUX.1 dev."""
+    return _flux("tiny-flux-dev", True)
+
+
+@cache
+def flux_schnell() -> TinyTransformer:
+    """FLUX.1 schnell."""
+    return _flux("tiny-flux-schnell", False)
+
+
+def _flux(name: str, dev: bool) -> TinyTransformer:
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=128,  # as published: single files do not tell the axes' shares of it
+        num_attention_heads=1,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=dev,
+    )
+    shift = {"use_dynamic_shifting": True} if dev else {"shift": 1.0}
+    pipeline = FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(**shift),
+        _vae(0.3611, 0.1159),
+        tiny_text.clip_l(False),
+        _clip_words(EOS),
+        tiny_text.t5(),
+        tiny_text.their_t5_tokenizer(),
+        transformer,
+    )
+    layers = flux_layers(flux_from_diffusers(_config(transformer)))
+    return _written(name, "flux", pipeline, lambda state: original(state, layers))
+
+
+def _vae(scaling: float, shift: float) -> AutoencoderKL:
+    return randomise(
+        AutoencoderKL(
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=scaling,
+            shift_factor=shift,
+            **LEVELS,
+        )
+    )
+
+
+def _config(network: nn.Module) -> dict[str, object]:
+    return dict(network.config) | {"_class_name": type(network).__name__}
+
+
+@cache
+def _clip_words(pad: str) -> CLIPTokenizer:
+    folder = Path(tempfile.mkdtemp(dir=tiny._ROOT.name)) / "words"
+    tiny.write_tokenizer(folder, clip_tokenizer(77, pad))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _written(
+    name: str,
+    family: str,
+    pipeline: DiffusionPipeline,
+    to_original: Callable[[State], State],
+) -> TinyTransformer:
+    """Write a pipeline in every layout."""
+    randomise(pipeline.transformer).requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    root = Path(tiny._ROOT.name) / name
+    pipeline.save_pretrained(root / name)
+    network = to_original(pipeline.transformer.state_dict())
+    encoders = {
+        prefix: tiny_text.tensors_of(getattr(pipeline, component))
+        for component, prefix in TEXT_PREFIXES[family].items()
+    }
+    levels = len(LEVELS["block_out_channels"])
+    vae = {
+        key.removeprefix("first_stage_model."): value
+        for key, value in tiny.ldm_vae(pipeline.vae.state_dict(), levels).items()
+    }
+    texts = []
+    for prefix, tensors in encoders.items():
+        texts.append(root / f"{prefix}.safetensors")
+        _save(tensors, texts[-1])
+    single = {f"model.diffusion_model.{key}": value for key, value in network.items()}
+    single |= {f"vae.{key}": value for key, value in vae.items()}
+    for prefix, tensors in encoders.items():
+        single |= {f"text_encoders.{prefix}.transformer.{key}": v for key, v in tensors.items()}
+    files = {"single": single, "network": network, "vae": vae}
+    paths = {key: root / f"{name}-{key}.safetensors" for key in files}
+    for key, tensors in files.items():
+        _save(tensors, paths[key])
+    return TinyTransformer(
+        family, pipeline, root / name, paths["single"], paths["network"], tuple(texts), paths["vae"]
+    )
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
