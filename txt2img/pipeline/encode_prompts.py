@@ -69,12 +69,12 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
     if not rules.no_padding:
         counts = [max(counts)] * len(counts)
     longest = max(counts[:-1])
+    length = model.clips[0].config.length if model.clips else 0  # of a chunk; others have one
 
     @functools.cache  # a prompt that alternates comes again
     def positive(part: str, chunks: int) -> Cond:
         cond = text.encode([part], chunks, reading)
-        more = (longest - chunks) * text.encoders[0].config.length
-        cond = cond.padded_to(cond.tokens.shape[1] + more)
+        cond = cond.padded_to(cond.tokens.shape[1] + (longest - chunks) * length)
         return with_sizes(cond, model, request, True)
 
     @functools.cache

@@ -17,7 +17,7 @@ from txt2img.models.unet import UNet
 from txt2img.request import Schedule
 from txt2img.weights.families import NETWORKS, SD15, SD21, SD21_BASE, SDXL, SDXL_REFINER
 from txt2img.weights.formats.safetensors_file import Header, TensorRef, header
-from txt2img.weights.layouts.detect import detect
+from txt2img.weights.layouts.detect import detect, match
 from txt2img.weights.layouts.diffusers_config import unet_config
 from txt2img.weights.layouts.key_maps import rename, unet_from_ldm
 
@@ -178,8 +178,11 @@ OTHERS = [
     ("conditioner.embedders.1.model.ln_final.weight", "XL"),
     ("edm_vpred.sigma_max", "EDM"),
     ("noise_augmentor.data_mean", "unCLIP"),
-    (f"{UNET}.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
-    ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+    (f"{UNET}.txtfusion.projector.weight", "this is Krea 2, which is not supported"),
+    ("txt_norm.weight", "this is Qwen-Image, which is not supported; a whole SD 1, .* FLUX.1"),
+    ("distilled_guidance_layer.norms.0.scale", "Chroma"),
+    (f"{UNET}.cap_embedder.1.weight", "Lumina 2"),
+    ("controlnet_blocks.0.weight", "a ControlNet"),
     ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight", "LoRA"),
     ("down_blocks.0.resnets.0.conv1.weight", "U-Net alone: use it with --unet"),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "VAE alone: use it with --vae"),
@@ -193,6 +196,21 @@ OTHERS = [
     ("control_model.time_embed.0.weight", "ControlNet"),
     ("model.layers.0.mlp.up_proj.weight", "no known layout.*up_proj"),
 ]
+
+
+TRANSFORMERS = {
+    "flux": "double_blocks.0.img_attn.norm.key_norm.scale",
+    "flux2": "double_stream_modulation_img.lin.weight",
+    "sd3": "joint_blocks.0.context_block.adaLN_modulation.1.bias",
+    "z-image": "layers.0.adaLN_modulation.0.weight",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", f"{UNET}.", "diffusion_model."])
+@pytest.mark.parametrize(("which", "name"), TRANSFORMERS.items())
+def test_transformers_are_known_by_one_tensor(which: str, name: str, prefix: str) -> None:
+    others = {"vae.decoder.conv_in.weight": torch.zeros(1), "cap_embedder.0.weight": torch.zeros(1)}
+    assert match(head({f"{prefix}{name}": torch.zeros(1), **others}).tensors).transformer == which
 
 
 @pytest.mark.parametrize(("name", "words"), OTHERS)
