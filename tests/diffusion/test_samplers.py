@@ -260,6 +260,37 @@ def test_flow_equals_diffusers():
     assert difference(drain("euler", levels), x) < 5e-6
 
 
+FLOW_PEERS = {
+    "euler": partial(diffusers.FlowMatchEulerDiscreteScheduler, shift=3.0),
+    "heun": partial(diffusers.FlowMatchHeunDiscreteScheduler, shift=3.0),
+    "dpm++2m": partial(
+        diffusers.DPMSolverMultistepScheduler,
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+        prediction_type="flow_prediction",
+    ),
+    "unipc": partial(
+        diffusers.UniPCMultistepScheduler,
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+        prediction_type="flow_prediction",
+        final_sigmas_type="zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOW_PEERS)
+def test_samplers_of_a_shifted_flow_equal_diffusers(name):
+    scheduler = FLOW_PEERS[name]()
+    scheduler.set_timesteps(20)
+    sigmas = scheduler.sigmas.double().tolist()[: len(scheduler.timesteps)]  # some of them twice
+    levels = [FLOW.level(1000 * sigma) for sigma in sigmas]
+    evaluate, x = network(DENOISE, "flow"), noises(1)()
+    for time, level in zip(scheduler.timesteps, levels, strict=True):
+        x = scheduler.step(evaluate(x, level), time, x).prev_sample
+    assert difference(drain(name, falling(levels)), x) < 2e-6
+
+
 def test_these_comparisons_can_tell_samplers_apart():
     levels = SCHEDULES["trailing"](SD, 20)
     ends = [drain(name, levels) for name in SAMPLERS if name not in ("ddpm", "ddim")]
