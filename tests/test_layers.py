@@ -34,6 +34,7 @@ HOMES = {
     "resvg_py": ("train/default_model/build_dataset.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
+    "spandrel": ("weights/upscaler.py",),
     "torchao": ("models/optimize/quantize.py",),
     "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
     "transformers": ("models/t5.py", "models/qwen3.py"),

@@ -134,6 +134,9 @@ def summary(
     )
     yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
+    if request.upscale is not None:
+        by = "" if request.upscale_by is None else f" {request.upscale_by:g} times"
+        shape = f"{shape}, upscaled{by} by {request.upscale}"
     what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     guidance = "" if request.guidance is None else f", guidance {request.guidance:g}"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}{guidance}"

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from txt2img.cli.terminal.console import print_line
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, Txt2imgError
 from txt2img.images import formats, image_file
 from txt2img.images.animation import STEP_KEY
 from txt2img.system.files import open_regular, parse_json
@@ -50,8 +51,12 @@ def _json(text: str) -> object:
 
 def weights(name: str) -> dict[str, object]:
     """Facts about a weight file or folder."""
-    from txt2img.weights.checkpoint import summary
+    from txt2img.weights.checkpoint import find_model, summary
+    from txt2img.weights.file_kind import kind_of
 
+    path = find_model(name)
+    if path.is_file() and kind_of(path) == "upscaler":
+        return upscaler(path)
     model = summary(name)
     family, usual = model.family, model.family.defaults
     needs = "" if model.vae else "a VAE, given with --vae"
@@ -70,6 +75,30 @@ def weights(name: str) -> dict[str, object]:
         "size": format_size(model.size),
         "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
         f"{usual.sampler}, {usual.schedule}",
+    }
+
+
+def upscaler(path: Path) -> dict[str, object]:
+    """Facts about an upscaler's file; its architecture if spandrel is there to tell it."""
+    from txt2img.weights.formats import safetensors_file
+    from txt2img.weights.registry.hashes import model_hash
+    from txt2img.weights.upscaler import describe_network
+
+    refs = safetensors_file.header(path).tensors.values()
+    try:
+        network = describe_network(path)
+        draws = f"{network.architecture.name}, {network.scale} times as wide and high"
+    except Txt2imgError as error:
+        draws = f"unknown: {error}"
+    return {
+        "kind": "an upscaler",
+        "name": path.name.removesuffix(".safetensors"),
+        "hash": model_hash([path]),
+        "network": draws,
+        "weights": f"{sum(prod(ref.shape) for ref in refs):,} in {len(refs):,} tensors",
+        "dtype": ", ".join(sorted({ref.dtype for ref in refs})),
+        "size": format_size(sum(ref.nbytes for ref in refs)),
+        "used": f"txt2img upscale FILE --model {shown(str(path), 200)}, or --upscale",
     }
 
 

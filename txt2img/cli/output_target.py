@@ -46,13 +46,18 @@ def output_target(options: RunOptions, several: bool, context: typer.Context) ->
         target.resume = batch.resume
         target.pattern = _name_by_values(target.pattern, batch.sweep or (), form)
         return target
+    check_stdout(several)
+    return StdoutOutput(form)
+
+
+def check_stdout(several: bool) -> None:
+    """Raise BadRequest unless one picture can be written to standard output."""
     if several:
         raise BadRequest("-o - writes one picture to standard output; name a folder for several")
     if 1 in CLOSED:
         raise BadRequest("-o - writes to standard output, which is closed; name a file instead")
     if sys.stdout.isatty():
         raise BadRequest("-o - would fill the terminal with a picture's bytes; pipe it on")
-    return StdoutOutput(form)
 
 
 class StdoutOutput(Output):

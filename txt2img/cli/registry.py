@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-NAMES = ("generate", "info", "models", "replay", "verify", "decode", "train", "worker")
+NAMES = ("generate", "info", "models", "replay", "verify", "decode", "upscale", "train", "worker")
 MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull")
 
 Command = tuple[Callable[..., None], str]  # the function, and the epilog of its --help

@@ -174,7 +174,7 @@ def report_events(
     drawn: distributed.Drawn | None,
 ) -> int:
     """Print what a run yields, and add its pictures to `drawn`. Returns the number of failures."""
-    from txt2img.pipeline.batch import Started, Step
+    from txt2img.pipeline.batch import Started, Step, Upscaling
     from txt2img.pipeline.writer import Failed, Finished
 
     failed = pending = 0
@@ -186,7 +186,7 @@ def report_events(
         if isinstance(event, Started):
             pending += len(event.items)
             STOP.finishing = True
-        with nullcontext() if isinstance(event, Step) else meter.bar.paused():
+        with nullcontext() if isinstance(event, Step | Upscaling) else meter.bar.paused():
             report_event(event, meter, json)
         if STOP.stop_requested and not stop_reported:
             stop_reported = True
@@ -207,13 +207,15 @@ def report_events(
 
 def report_event(event: "Event", meter: ProgressMeter, json: bool) -> None:
     """Print one event, or show it on the progress meter."""
-    from txt2img.pipeline.batch import Notice, Started, Step
+    from txt2img.pipeline.batch import Notice, Started, Step, Upscaling
     from txt2img.pipeline.writer import Failed, Finished
 
     if isinstance(event, Started):
         meter.begin(event)
     elif isinstance(event, Step):
         meter.show(event)
+    elif isinstance(event, Upscaling):
+        meter.show_upscaling(event)
     elif isinstance(event, Notice):
         log(event.line)
     elif isinstance(event, Failed):

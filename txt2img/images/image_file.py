@@ -58,16 +58,19 @@ def check_record_fits(request: Request, origin: Origin, format: Format) -> None:
 def read(path: Path) -> ImageInfo:
     """A picture's size, texts and request. BadFile if it is no picture, or broken."""
     with open_regular(path) as file:
-        format = formats.by_content(file.read(formats.HEAD))
-        if format is None:
-            names = ", ".join(formats.PILLOW_NAMES)
-            raise BadFile(f"{shown(str(path))} is no picture: it begins like none of {names}")
-        try:
-            width, height, texts = _read(file, png.read if format == PNG else exif.read)
-        except ValueError as error:
-            raise BadFile(
-                f"{shown(str(path))} is not a whole {format.name} file: {error}"
-            ) from error
+        return read_stream(file, str(path))
+
+
+def read_stream(file: BinaryIO, name: str) -> ImageInfo:
+    """As `read`, of an open file."""
+    format = formats.by_content(file.read(formats.HEAD))
+    if format is None:
+        names = ", ".join(formats.PILLOW_NAMES)
+        raise BadFile(f"{shown(name)} is no picture: it begins like none of {names}")
+    try:
+        width, height, texts = _read(file, png.read if format == PNG else exif.read)
+    except ValueError as error:
+        raise BadFile(f"{shown(name)} is not a whole {format.name} file: {error}") from error
     return parse_texts(ImageInfo(width, height, texts))
 
 
@@ -75,8 +78,9 @@ def _read(file: BinaryIO, read: Callable[[BinaryIO], Content]) -> Content:
     """Call a reader; everything that Pillow raises becomes a ValueError."""
     from PIL import Image, UnidentifiedImageError
 
-    if os.fstat(file.fileno()).st_size > FILE_MAX:
+    if file.seek(0, os.SEEK_END) > FILE_MAX:
         raise ValueError(f"it is larger than {FILE_MAX >> 20} MiB")
+    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd and large pictures; real faults raise
         try:

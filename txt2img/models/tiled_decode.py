@@ -80,15 +80,16 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (length - tile) / gaps) for i in range(gaps + 1)]
 
 
-def weights(begins: list[int], length: int, tile: int, factor: int) -> Tensor:
+def weights(begins: list[int], length: int, tile: int, factor: int, margin: int = 0) -> Tensor:
     """Blending weights of each tile along one axis: (tiles, length·factor), columns sum to 1.
 
-    Where neighbours overlap, one fades out as the other fades in.
+    Where neighbours overlap, one fades out as the other fades in; a tile's outermost `margin` cells
+    there, which see too little of what is around them, count nothing.
     """
     pixel = torch.arange(length * factor, dtype=torch.float32) + 0.5
     shares = torch.ones(len(begins), length * factor)
     for i, begin in enumerate(begins[1:], start=1):
-        low, high = begin * factor, (begins[i - 1] + tile) * factor
+        low, high = (begin + margin) * factor, (begins[i - 1] + tile - margin) * factor
         fade = ((pixel - low) / (high - low)).clamp(0, 1)
         shares[i - 1] *= 1 - fade
         shares[i] *= fade

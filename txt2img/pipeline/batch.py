@@ -65,13 +65,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Upscaling:
+    """A part of a decoded image is upscaled: so many tiles of all."""
+
+    item: Item
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """A line for the user about how an image is drawn."""
 
     line: str
 
 
-Event = Started | Step | Notice | Decoded | Finished | Failed
+Event = Started | Step | Upscaling | Notice | Decoded | Finished | Failed
 
 
 def run(
@@ -203,6 +212,7 @@ def _draw_group(
                 made_by = replace(latents.origin, environment=environment)
                 for image in images:
                     _check(image, left[0], policy, latents)
+                    image = yield from _upscale(image, left[0], model)
                     seconds = (time.perf_counter() - start) / len(items)
                     yield Decoded(left.popleft(), image, made_by, seconds)
         # 3. Failures.
@@ -244,6 +254,18 @@ def _sample_group(
     assert state is not None
     latents.save(items, state)
     return state.x
+
+
+def _upscale(image: Image.Image, item: Item, model: Model) -> Generator[Event, None, Image.Image]:
+    """The image as large as its request asks."""
+    if item.request.upscale is None:
+        return image
+    from txt2img.pipeline.upscale import upscale_for
+
+    for step in upscale_for(model, item.request, image):
+        yield Upscaling(item, step.done, step.total)
+        image = step.image or image
+    return image
 
 
 def _retry(item: Item, attempt: int) -> Item:

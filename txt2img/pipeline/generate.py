@@ -91,7 +91,7 @@ class Progress(State):
 
     def images(self) -> list[GeneratedImage]:
         """Decode the latents: after the last step, the finished images. Rejected, OutOfMemory."""
-        images = decode(self.model, self.x, self.requests[0])
+        images = finished_images(self.model, self.x, self.requests)
         made_by = origin(self.model, self.model.memory.used)
         return [
             GeneratedImage(image, latent, request, made_by)
@@ -332,7 +332,22 @@ def decode(model: Model, x: Tensor, request: Request) -> list[Image.Image]:
     return [to_image(pixels) for pixels in pixels_of(model, here, request.tile)]
 
 
+def finished_images(model: Model, x: Tensor, requests: Sequence[Request]) -> list[Image.Image]:
+    """Decode latents (B, C, h, w), and upscale the images of requests that ask for it.
+
+    Raises as `decode` and `upscale_image` do.
+    """
+    images = decode(model, x, requests[0])
+    if requests[0].upscale is None:
+        return images
+    from txt2img.pipeline.upscale import upscale_for
+
+    pairs = zip(requests, images, strict=True)
+    steps = [deque(upscale_for(model, request, image), 1)[0] for request, image in pairs]
+    return [step.image for step in steps if step.image is not None]
+
+
 def images_of(model: Model, requests: Sequence[Request]) -> list[Image.Image]:
     """Draw filled requests of one batch key. Raises as `sample` and `decode` do."""
     [last] = deque(sample(model, requests), maxlen=1)
-    return decode(model, last.x, requests[0])
+    return finished_images(model, last.x, requests)

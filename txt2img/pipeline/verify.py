@@ -16,6 +16,7 @@ from txt2img.images import (
 )
 from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
 from txt2img.pipeline.generate import images_of
+from txt2img.request.size import written_size
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
@@ -41,7 +42,7 @@ def read_verifiable(path: Path) -> ImageInfo:
     info = image_file.read(path)
     if info.request is None or not info.pixels_sha256:
         raise BadRequest(f"{shown(str(path))} has no hash of its pixels: txt2img did not write it")
-    if (info.width, info.height) != (info.request.width, info.request.height):
+    if (info.width, info.height) != written_size(info.request):
         raise BadFile(f"{shown(str(path))} was changed: it has not the size that its record says")
     return info
 

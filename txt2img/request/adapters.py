@@ -54,7 +54,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class _FileRef:
+class FileRef:
     """A model file or folder by its name; `hash` has ten digits."""
 
     name: str
@@ -67,13 +67,13 @@ class _FileRef:
         _check_hash(self.name, self.hash)
 
 
-class VAERef(_FileRef):
+class VAERef(FileRef):
     """A VAE used in place of the model's own."""
 
     what = "a VAE"
 
 
-class Refiner(_FileRef):
+class Refiner(FileRef):
     """A model that draws the last steps."""
 
     what = "a refiner"

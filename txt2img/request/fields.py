@@ -29,6 +29,7 @@ from txt2img.request.input_image import (
 )
 from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
+from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -36,7 +37,9 @@ SIDES = range(64, 8193, 8)
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
 RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
-TEXTUAL = str | int | float | Interval | ImageRef | Margins  # kinds whose values are one text
+TEXTUAL = (
+    str | int | float | Interval | ImageRef | Margins | UpscalerRef
+)  # kinds whose values are one text
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -228,6 +231,15 @@ class RequestFields:
             a1111="Image CFG scale",
         ),
     ] = 1.5
+    # How many times larger the finished picture is made; None: by the upscaler's own scale.
+    upscale_by: Annotated[
+        float | None,
+        Field(("--upscale-by",), a1111="Postprocess upscale by", maximum=SCALE_MAX),
+    ] = None
+    upscale: Annotated[
+        UpscalerRef | None,
+        Field(("--upscale",), a1111="Postprocess upscaler", from_json=upscaler_from_json),
+    ] = None
     # The distilled guidance scale, which some networks take as an input.
     guidance: Annotated[
         float | None,

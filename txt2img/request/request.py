@@ -12,10 +12,11 @@ from txt2img.request.fields import FIELDS, FLOAT_MAX, SEEDS, SIDES, Field, Reque
 from txt2img.request.input_image import ImageRef, Margins
 from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Name, Sampler, Schedule
+from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.text import nearest_or_all, shown
 
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins  # in JSON
+OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
 
 

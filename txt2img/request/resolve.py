@@ -15,6 +15,7 @@ from txt2img.request.adapters import (
 from txt2img.request.input_image import ImagePaths
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
+from txt2img.request.upscalers import OF_PIXELS, UpscalerRef
 from txt2img.system.text import shown
 
 SUFFIX = ".safetensors"
@@ -42,8 +43,9 @@ class AdapterPaths:
     vae: str | None = None  # path of the VAE used in place of the model's own
     refiner: str | None = None  # path of the model that draws the last steps
     overrides: ComponentOverrides = NO_OVERRIDES
-    model_folders: tuple[Path, ...] = ()  # where LoRAs may be too
+    model_folders: tuple[Path, ...] = ()  # where LoRAs may be too, and upscalers
     images: ImagePaths = field(default_factory=ImagePaths)  # pictures to begin from
+    upscalers: Mapping[str, Path] = field(default_factory=dict)
 
     def lora_file(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound lists the folders that were searched."""
@@ -54,6 +56,27 @@ class AdapterPaths:
         if path is None:
             raise ModelNotFound(_missing("LoRA", name, self.lora_folders, "--lora"))
         return path
+
+    def upscaler_file(self, ref: UpscalerRef) -> Path:
+        """The file of an upscaler. ModelNotFound."""
+        if ref.name in self.upscalers:
+            return self.upscalers[ref.name]
+        below = (find_below(folder, ref.name) for folder in self.model_folders)
+        if (path := next(filter(None, below), None)) is None:
+            raise ModelNotFound(
+                f"no upscaler {shown(ref.name)}, in no folder of models; give its file, or none, "
+                "with --upscale"
+            )
+        return path
+
+    def check_upscaler(self, request: Request) -> None:
+        """Raise BadRequest, ModelNotFound for an upscaler that is none of pictures, or not here."""
+        ref = request.upscale
+        how = None if ref is None else ref.interpolation
+        if how is not None and how.of_latents:
+            raise BadRequest(f"{how} enlarges latents; upscale takes {', '.join(OF_PIXELS)}")
+        if ref is not None and how is None:
+            self.upscaler_file(ref)
 
     def embedding_files(self) -> dict[str, Path]:
         """Every embedding's word and its file."""
@@ -99,6 +122,7 @@ class AdapterPaths:
         loras, embeddings = (*request.loras, *tagged), tuple(used)
         for lora in loras:
             self.lora_file(lora.name)
+        self.check_upscaler(request)
         return replace(
             request, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings
         )

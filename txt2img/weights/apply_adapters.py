@@ -16,13 +16,17 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SWITCH
+from txt2img.request.upscalers import UpscalerRef
+from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import Piece, merge, open_adapter, short_hash
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats.tensors import Files
-from txt2img.weights.model import AdapterState, Model
+from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.hashes import sha256
+
+INTERPOLATED = 2.0  # times larger, by an interpolation unless the request says more
 
 
 def resolve_adapters(model: Model, request: Request) -> Request:
@@ -43,6 +47,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
         if recorded is not None and loaded is not None:
             state.hashes[kind, recorded.name] = loaded.hash
             _check_hash(state, kind, recorded.name, recorded.hash)
+    resolved = resolve_upscaler(model, resolved)
     return replace(
         resolved,
         loras=tuple(_resolve_lora(model, lora) for lora in resolved.loras),
@@ -51,6 +56,15 @@ def resolve_adapters(model: Model, request: Request) -> Request:
         refiner=refiner,
         refiner_switch=SWITCH if refiner is None else resolved.refiner_switch,
     )
+
+
+def resolve_upscaler(model: Model, request: Request) -> Request:
+    """The request with its upscaler loaded, hashed, and its scale. Raises as `resolve_adapters`."""
+    if request.upscale is None:
+        return request
+    upscale, scale = _load_upscaler(model, request.upscale)
+    by = scale if request.upscale_by is None else request.upscale_by
+    return replace(request, upscale=upscale, upscale_by=by)
 
 
 def apply_adapters(model: Model, request: Request) -> None:
@@ -104,6 +118,23 @@ def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     return replace(word, hash=_check_hash(state, "embedding", word.token, word.hash))
 
 
+def _load_upscaler(model: Model, ref: UpscalerRef) -> tuple[UpscalerRef, float]:
+    """An upscaler loaded and hashed, and its own scale."""
+    if ref.interpolation is not None:
+        return ref, INTERPOLATED
+    state = model.adapters
+    if ref.name not in state.upscalers:
+        from txt2img.weights.upscaler import load_upscaler
+
+        dtype = next(model.vae.parameters()).dtype
+        device = Device(device_of(model), dtype)
+        upscaler = load_upscaler(state.paths.upscaler_file(ref), device)
+        state.upscalers[ref.name] = upscaler
+        state.hashes["upscaler", ref.name] = upscaler.hash
+    digits = _check_hash(state, "upscaler", ref.name, ref.hash)
+    return replace(ref, hash=digits), float(state.upscalers[ref.name].scale)
+
+
 def _check_hash(state: AdapterState, kind: str, name: str, recorded: str) -> str:
     """A file's hash; warns if a picture was drawn with another."""
     actual = state.hashes[kind, name]
@@ -122,7 +153,7 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
     files = Files()
     for lora in loras:
         for piece in state.lora_files[lora.name].pieces:
-            strength = lora.unet if piece.layer.startswith("unet.") else lora.text
+            strength = lora.text if piece.layer.startswith("text") else lora.unet
             if strength:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():

@@ -8,6 +8,14 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import text_widths
 from txt2img.weights.layouts.taesd import is_taesd
 
+# A tensor of each of the architectures that most upscalers have; spandrel knows more.
+UPSCALERS = {
+    *("conv_first.weight", "model.1.sub.0.RDB1.conv1.0.weight"),  # SwinIR, HAT, DAT, …; ESRGAN
+    *("body.1.weight", "block_1.c1_r.sk.weight", "feats.0.weight"),  # Compact; SPAN; PLKSR
+    *("residual_layer.0.residual_layer.0.layer.0.fn.0.weight", "gblocks.0.weight"),  # OmniSR; MoSR
+    *("in_to_dim.weight", "to_feat.weight", "sft.weight"),  # MoESR; SAFMN, SeemoRe; DITN
+    *("unet1.conv1.conv.0.weight", "initial.cnn.depthwise.weight"),  # Real-CUGAN; SwiftSRGAN
+}
 # Beginnings of tensors' names, after the prefixes of whole checkpoints.
 STARTS = {
     "U-Net": ("input_blocks.", "down_blocks."),
@@ -17,7 +25,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_
 
 
 def kind_of(path: Path) -> str:
-    """LoRA, embedding, VAE, U-Net or text encoder; empty if it is something else, or broken."""
+    """LoRA, embedding, upscaler, VAE, U-Net or text encoder; empty for all else, or if broken."""
     try:
         tensors = safetensors_file.header(path).tensors
     except BadFile:
@@ -29,6 +37,8 @@ def kind_of(path: Path) -> str:
         return "embedding"
     if len(shapes) == 1 and len(shapes[0]) == 2:
         return "embedding"
+    if not UPSCALERS.isdisjoint(tensors):
+        return "upscaler"
     if is_taesd(tensors):
         return "VAE"
     bare = {name.removeprefix(next(filter(name.startswith, PREFIXES), "")) for name in tensors}

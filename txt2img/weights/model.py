@@ -27,6 +27,7 @@ from txt2img.weights.registry.find import SHIPPED
 
 if TYPE_CHECKING:
     from txt2img.models.prompt_encoders import PromptEncoder
+    from txt2img.weights.upscaler import Upscaler
 
 SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
 
@@ -45,6 +46,7 @@ class AdapterState:
     loras: tuple[Lora, ...] = ()  # applied
     embeddings: tuple[Embedding, ...] = ()  # applied
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
+    upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
 
 

@@ -282,8 +282,9 @@ def test_an_sdxl_file_names_its_two_text_encoders(model: Model) -> None:
     layer = "encoder.layers.0.self_attn.q_proj"
     for number, home in ((1, "text"), (2, "text_2")):
         flat = f"lora_te{number}_text_model_{layer.replace('.', '_')}"
-        assert known[flat] == f"{home}.{layer}"
-    assert known[f"text_encoder_2.text_model.{layer}"] == f"text_2.{layer}"
+        assert known[flat] == (key_names.Share(f"{home}.{layer}"),)
+    [share] = known[f"text_encoder_2.text_model.{layer}"]
+    assert share.layer == f"text_2.{layer}"
 
 
 def broken(change: Callable[[State], object]) -> State:

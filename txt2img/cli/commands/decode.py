@@ -98,6 +98,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     """Decode a latent, the `index`-th, and write its picture. Returns its path. Txt2imgError."""
     from txt2img.images import image_file
     from txt2img.pipeline import generate
+    from txt2img.weights.apply_adapters import resolve_upscaler
     from txt2img.weights.model import device_of, origin
 
     request = latent.request
@@ -106,14 +107,16 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG
     formats.check_writable(form)
-    [picture] = generate.decode(model, latent.x[None].to(device_of(model)), request)
+    x = latent.x[None].to(device_of(model))
     if latent.finished:
+        [picture] = generate.finished_images(model, x, [resolve_upscaler(model, request)])
         now = origin(model)
         then = latent.origin
         same_model = (then.hash, then.config or now.config) == (now.hash, now.config)
         by = then if same_model else now
         data = image_file.encode(picture, request, by, latent.first_seed, form)
     else:
+        [picture] = generate.decode(model, x, request)
         # Not the record of its request, or --resume would take it for the finished picture.
         step = f"step {latent.step} of {latent.steps}, seed {request.seed}: {request.prompt}"
         data = image_file.encode_texts(picture, {"Comment": step}, form)

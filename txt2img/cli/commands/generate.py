@@ -41,6 +41,7 @@ Commands (each has its own --help):
   txt2img replay FILE...     Draw pictures again from their records.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Decode saved latents to pictures.
+  txt2img upscale FILE...    Make pictures larger.
   txt2img train DATA         Train a model on pictures with captions.
   txt2img worker status|stop List or stop the workers of --keep-alive.
 """
@@ -79,7 +80,7 @@ def generate(
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
-    Other commands, listed at the end: info, models, replay, verify, decode, train, worker.
+    Other commands, listed at the end: info, models, replay, verify, decode, upscale, train, worker.
     """
     prompts = [text for text in (source.prompt, source.prompt_option) if text is not None]
     prompts += context.args

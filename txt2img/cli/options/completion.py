@@ -6,6 +6,7 @@ from functools import wraps
 from txt2img.images.formats import FORMATS
 from txt2img.request import Sampler, Schedule
 
+UPSCALER = "upscaler"  # a kind of weight file
 Completion = Callable[[str], list[str]]
 
 
@@ -30,6 +31,17 @@ def known_models() -> Iterable[str]:
     from txt2img.weights.registry.find import names
 
     return names()
+
+
+@completion
+def upscalers() -> Iterable[str]:
+    """Interpolations of pixels, and upscalers' files on this machine."""
+    from txt2img.request.upscalers import OF_PIXELS
+    from txt2img.weights.file_kind import kind_of
+    from txt2img.weights.registry.find import list_models
+
+    files = (name for name, path in list_models() if path.is_file() and kind_of(path) == UPSCALER)
+    return [*OF_PIXELS, *files]
 
 
 @completion

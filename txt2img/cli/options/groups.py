@@ -1,12 +1,13 @@
 """The options of every command that draws, by section."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.options.input import InputOptions
+from txt2img.cli.options.larger import LargerOptions
 from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.picture import PictureOptions
 from txt2img.cli.options.preview import PreviewOptions
@@ -23,6 +24,7 @@ class RunOptions:
 
     picture: PictureOptions = field(default_factory=PictureOptions)
     input: InputOptions = field(default_factory=InputOptions)
+    larger: LargerOptions = field(default_factory=LargerOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
@@ -44,7 +46,9 @@ class RunOptions:
         """The files and folders that requests name. ModelNotFound, BadRequest."""
         library = self.adapters.library()
         if self.input.image_dir or self.input.image == STDIN:
-            return self.input.with_places(library)
+            library = self.input.with_places(library)
+        if self.larger != LargerOptions():
+            library = replace(library, upscalers=self.larger.files())
         return library
 
     def request_fields(self) -> dict[str, object]:
@@ -55,4 +59,5 @@ class RunOptions:
             | given_fields(self.input)
             | given_fields(self.compat)
             | given_fields(self.speed)
+            | (self.larger.request_fields() if self.larger != LargerOptions() else {})
         )

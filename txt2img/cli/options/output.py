@@ -28,6 +28,24 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing f
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON record per picture instead of its path.")
 ]
+FormatName = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        autocompletion=completion.formats,
+        help=f"{', '.join(FORMATS)} (default: that of the name in -o, or png, which is lossless).",
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        "--quality",
+        metavar="N",
+        parser=integer,
+        help=f"Quality of {LOSSY}, 1 to 100; webp is lossless at 100.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print paths and errors only.")]
 
 
@@ -42,25 +60,8 @@ class OutputOptions:
         str | None, typer.Option("--outdir", "--output-dir", "--out-dir", hidden=True)
     ] = None  # as in other programs
     overwrite: Overwrite = False
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            autocompletion=completion.formats,
-            help=f"{', '.join(FORMATS)} (default: that of the name in -o, or png, which is "
-            "lossless).",
-        ),
-    ] = None
-    quality: Annotated[
-        int | None,
-        typer.Option(
-            "--quality",
-            metavar="N",
-            parser=integer,
-            help=f"Quality of {LOSSY}, 1 to 100; webp is lossless at 100.",
-        ),
-    ] = None
+    format: FormatName = None
+    quality: Quality = None
     save_latents: Annotated[
         bool,
         typer.Option(

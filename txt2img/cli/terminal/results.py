@@ -11,7 +11,7 @@ from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request.request import Request
 
 if TYPE_CHECKING:
-    from txt2img.pipeline.batch import Started, Step
+    from txt2img.pipeline.batch import Started, Step, Upscaling
     from txt2img.pipeline.writer import Failed, Finished
 
 
@@ -44,6 +44,13 @@ class ProgressMeter:
         remark = f"{step.step}/{step.steps} {speed}"
         prompt = self.prompt if several else ""
         self.bar.advance(label, self.done, self.steps, remark, prompt)
+
+    def show_upscaling(self, event: "Upscaling") -> None:
+        """Show the tiles of a picture that are upscaled."""
+        several = self.pictures > 1
+        label = f"{self.ready} of {self.pictures} done" if several else "upscaling"
+        remark = f"tile {event.done}/{event.total}"
+        self.bar.advance(label, event.done, event.total, remark, self.prompt if several else "")
 
 
 def request_summary(request: Request) -> dict[str, object]:

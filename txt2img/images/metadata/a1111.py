@@ -17,6 +17,7 @@ from txt2img.request.adapters import Lora, Refiner, add_lora_tags, strip_lora_ta
 from txt2img.request.compat import rules
 from txt2img.request.fields import FIELDS, Field
 from txt2img.request.sampler_names import Name, split_sampler
+from txt2img.request.upscalers import UpscalerRef
 
 NEGATIVE = "Negative prompt:"
 
@@ -106,7 +107,7 @@ def _text(request: Request, row: Field) -> str | None:
     value = getattr(request, row.name)
     if value is None or value == row.default:
         return None
-    return value.label if isinstance(value, Name) else str(value)
+    return value.label if isinstance(value, Name | UpscalerRef) else str(value)
 
 
 def ambiguous(request: Request) -> str | None:

@@ -7,6 +7,8 @@ from txt2img.weights.formats.safetensors_file import TensorRef
 
 # Layer names that occur in one family only, with underscores for dots; the first match wins.
 UNIQUE_LAYERS = (
+    ("FLUX.2", ("single_stream_modulation", "to_qkv_mlp_proj")),
+    ("Z-Image", ("noise_refiner", "context_refiner", "layers_0_attention_")),
     ("FLUX", ("single_transformer_blocks", "double_blocks", "single_blocks")),
     ("Stable Diffusion 3", ("joint_blocks", "transformer_transformer_blocks")),
     ("Stable Cascade", ("lora_prior_unet", "down_blocks_0_0_channelwise")),

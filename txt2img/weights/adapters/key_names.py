@@ -5,6 +5,7 @@ underscores, diffusers' and peft's with dots, and those of the original layout.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ ENDINGS = {
     "_lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
+    ".down.weight": "down",
+    ".up.weight": "up",
     ".alpha": "alpha",
     ".dora_scale": "dora",
     ".lora_magnitude_vector": "dora",
@@ -67,6 +70,20 @@ TEXT_PREFIXES = {
 }
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a file's key changes: one of our layers, by all of its rows or some of a fused layer's.
+
+    `rows` are the first, how many, and how many the fused layer has. `swapped` layers have the
+    halves of their rows the other way round in the file.
+    """
+
+    layer: str  # a key of `layers`
+    rows: tuple[int, int, int] | None = None
+    swapped: bool = False
+    original: bool = False  # named as in the original layout
+
+
 def split(name: str) -> tuple[str, str]:
     """Split a tensor's name into layer and role; the role is empty for an unknown ending."""
     plain = name.replace(".default", "")  # peft's name of an adapter
@@ -77,8 +94,9 @@ def split(name: str) -> tuple[str, str]:
 
 
 def layers(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:
-    """The layers that adapters can change, by "unet.…", "text.…" and "text_2.…"."""
-    modules = {f"unet.{name}": layer for name, layer in network.named_modules()}
+    """The layers that adapters can change, by "unet.…" or "transformer.…", "text.…", "text_2.…"."""
+    denoiser = "unet" if isinstance(network, UNet) else "transformer"
+    modules = {f"{denoiser}.{name}": layer for name, layer in network.named_modules()}
     for part, encoder in zip(("text", "text_2"), encoders, strict=False):
         modules |= {
             f"{part}.{published_name(name)}": layer for name, layer in encoder.named_modules()
@@ -91,20 +109,24 @@ def layers(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, nn.
     }
 
 
-def key_aliases(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, str]:
-    """All names that files may have for a layer → ours."""
+def key_aliases(
+    network: nn.Module, encoders: Sequence[TextEncoder]
+) -> dict[str, tuple[Share, ...]]:
+    """All names that files may have for a layer of a U-Net or of text encoders → ours."""
     table = key_maps.unet_from_ldm(network.config) if isinstance(network, UNet) else {}
     back = key_maps.inverted(table)
     # The refiner's only text encoder is SDXL's second, and files may call it either.
     refiner = len(encoders) == 1 and encoders[0].config.projection
-    aliases: dict[str, str] = {}
+    aliases: dict[str, tuple[Share, ...]] = {}
     for layer in layers(network, encoders):
         part, _, name = layer.partition(".")
         if part == "unet":
             names = _unet_aliases(name, back)
+        elif part == "transformer":  # see transformer_key_names.py
+            continue
         else:
             names = _text_aliases(name, ("text", "text_2") if refiner else (part,))
-        aliases |= dict.fromkeys(names, layer)
+        aliases |= dict.fromkeys(names, (Share(layer),))
     return aliases
 
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
 from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
 from txt2img.system.text import shown
 from txt2img.weights.adapters import key_names, lycoris
 from txt2img.weights.adapters.base_model import base_model
+from txt2img.weights.adapters.key_names import Share
 from txt2img.weights.formats import safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import NAME_MAX, Header, TensorRef
 from txt2img.weights.layouts.components import first_names
@@ -30,6 +32,12 @@ PEFT = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSO
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TERMS_MAX = 64  # of the Cayley-Neumann series
 ALPHA_MAX = 1e9
+# Roles of tensors that have the rows of the layer, and of those that have none of them.
+ROW_ROLES = (
+    *("up", "diff", "diff_b", "w_norm", "b_norm", "dora", "on_output"),
+    *("hada_w1_a", "hada_w2_a"),
+)
+UNCUT_ROLES = ("down", "on_input", "hada_w1_b", "hada_w2_b")
 NO_MATCH = "it is no LoRA, or one for another kind of model than"
 
 
@@ -41,12 +49,20 @@ class Piece:
     layer: str  # our name, a key of key_names.layers
     parts: dict[str, TensorRef]  # by role
     alpha: float | None  # peft's OFT has its number of terms here
+    rows: tuple[int, int] | None = None  # of a Kronecker product, which can only be cut when made
+    swapped: bool = False  # of such a one: the halves of its rows are exchanged
 
     def read(self, files: tensors.Files) -> dict[str, Tensor]:
         """Read the tensors, by role, in float32, onto the CPU. Raises MissingWeights, BadFile."""
         named = {f"{self.key} {role}": ref for role, ref in self.parts.items()}
         values = tensors.read(named, torch.device("cpu"), torch.float32, files=files)
         return {role: values[f"{self.key} {role}"] for role in self.parts}
+
+    def cut(self, delta: Tensor) -> Tensor:
+        """The layer's rows of a fused layer's difference."""
+        if self.rows is not None:
+            delta = delta[self.rows[0] : sum(self.rows)]
+        return delta.roll(len(delta) // 2, 0) if self.swapped else delta
 
 
 @dataclass(frozen=True)
@@ -60,9 +76,10 @@ class Adapter:
 
     def report(self) -> str:
         """A line for the user: how many layers apply, and which tensors do not."""
-        total = len(self.pieces) + self.unknown_layers
+        applied = len({piece.key for piece in self.pieces})
+        total = applied + self.unknown_layers
         rest = f"; this model has no place for {first_names(self.unknown)}" if self.unknown else ""
-        return f"LoRA {self.name}: applied {len(self.pieces)} of {total}{rest}"
+        return f"LoRA {self.name}: applied {applied} of {total}{rest}"
 
 
 def open_adapter(
@@ -74,7 +91,7 @@ def open_adapter(
     """
     header = safetensors_file.header(path)
     settings = _settings(header, path)
-    aliases = key_names.key_aliases(network, encoders)
+    aliases = _aliases(network, encoders)
     layers = key_names.layers(network, encoders)
     by_key: dict[str, dict[str, TensorRef]] = {}
     names: dict[str, list[str]] = {}
@@ -83,10 +100,12 @@ def open_adapter(
         by_key.setdefault(key, {})[role or tensor] = ref
         names.setdefault(key, []).append(tensor)
     _check_methods(path.name, by_key)
-    pieces, unknown, files = [], [], tensors.Files()
+    pieces: list[tuple[Share, Piece]] = []
+    unknown, files = [], tensors.Files()
     for key, parts in by_key.items():
-        if key in aliases and _complete(parts):
-            pieces.append(_piece(key, aliases[key], parts, settings, files))
+        shares = aliases.get(key) or aliases.get(key.replace(".", "_"), ())
+        if shares and _complete(parts):
+            pieces += [(share, _piece(key, share, parts, settings, files)) for share in shares]
         else:
             unknown.append(key)
     trained_on = base_model(header.tensors)
@@ -96,10 +115,30 @@ def open_adapter(
             f"{path.name}: applied 0 of {len(by_key)}; {what} {family}: "
             f"it contains {first_names(list(header.tensors))}"
         )
-    _check_once(path.name, pieces)
-    for piece in pieces:
+    kept = _without_repeats(pieces)
+    _check_once(path.name, kept)
+    for piece in kept:
         _check_shapes(path.name, piece, layers[piece.layer], trained_on or "another model")
-    return Adapter(name, tuple(pieces), tuple(n for k in unknown for n in names[k]), len(unknown))
+    return Adapter(name, tuple(kept), tuple(n for k in unknown for n in names[k]), len(unknown))
+
+
+def _aliases(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, tuple[Share, ...]]:
+    """All names that files may have for the model's layers → ours."""
+    aliases = key_names.key_aliases(network, encoders)
+    if isinstance(network, UNet):
+        return aliases
+    from txt2img.weights.adapters import transformer_key_names
+
+    return aliases | transformer_key_names.aliases(network)
+
+
+def _without_repeats(pieces: Sequence[tuple[Share, Piece]]) -> list[Piece]:
+    """The pieces without those of the original layout whose layers the file has in ours as well.
+
+    Some trainers of Z-Image write both.
+    """
+    ours = {share.layer for share, _ in pieces if not share.original}
+    return [piece for share, piece in pieces if not (share.original and share.layer in ours)]
 
 
 def short_hash(path: Path) -> str:
@@ -122,7 +161,7 @@ def merge(
         parts = {role: value.to(_weight(layer).device) for role, value in piece.read(files).items()}
         if lycoris.changes_weight(parts):
             weight = new.get("weight", _weight(layer).float())
-            new["weight"] = lycoris.merged_weight(weight, parts, piece.alpha, strength)
+            new["weight"] = lycoris.merged_weight(weight, parts, piece.alpha, strength, piece.cut)
         if lycoris.changes_bias(parts):
             bias = new.get("bias", _bias(layer).float())
             new["bias"] = lycoris.merged_bias(bias, parts, strength)
@@ -154,9 +193,9 @@ def _complete(parts: Mapping[str, TensorRef]) -> bool:
 
 
 def _piece(
-    key: str, layer: str, parts: dict[str, TensorRef], settings: "Settings", files: tensors.Files
+    key: str, share: Share, parts: dict[str, TensorRef], settings: "Settings", files: tensors.Files
 ) -> Piece:
-    """One layer's tensors, with its scalars read. Raises BadFile."""
+    """One layer's tensors, with its scalars read. Raises BadFile, MissingWeights, UnknownLayout."""
     weights = {role: ref for role, ref in parts.items() if role not in SCALARS}
     alpha = _scalar(f"{key}.alpha", parts["alpha"], files) if "alpha" in parts else None
     if "side" in parts:
@@ -166,7 +205,33 @@ def _piece(
         alpha = settings.alpha(key, weights["down"].shape[0])
     if "oft_r" in weights:
         alpha = settings.terms(key)
-    return Piece(key, layer, weights, alpha)
+    if share.rows is None and not share.swapped:
+        return Piece(key, share.layer, weights, alpha)
+    if any(role.startswith("lokr_") for role in weights):
+        rows = None if share.rows is None else share.rows[:2]
+        return Piece(key, share.layer, weights, alpha, rows, share.swapped)
+    cut = {role: _cut(key, share, role, ref) for role, ref in weights.items()}
+    return Piece(key, share.layer, cut, alpha)
+
+
+def _cut(key: str, share: Share, role: str, ref: TensorRef) -> TensorRef:
+    """A layer's rows of a fused layer's tensor. Raises MissingWeights, UnknownLayout."""
+    if role in UNCUT_ROLES:
+        return ref
+    if role not in ROW_ROLES:
+        raise UnknownLayout(
+            f"{ref.path.name}: {shown(key, NAME_MAX)} turns several layers as one ({role}), which "
+            "is not supported; merge it into its model with the program that made it"
+        )
+    if share.rows is not None:
+        first, count, total = share.rows
+        if ref.shape[:1] != (total,):
+            raise MissingWeights(
+                f"{ref.path.name}: {shown(key, NAME_MAX)} ({role} {ref.shape}) does not fit layers "
+                f"of {total} rows; it was made for another model, or is not whole"
+            )
+        ref = ref.take(first, count)
+    return ref.swap_halves() if share.swapped else ref
 
 
 def _scalar(name: str, ref: TensorRef, files: tensors.Files) -> float:
@@ -211,7 +276,8 @@ def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) ->
     parts = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
     try:
         if lycoris.changes_weight(parts):
-            lycoris.merged_weight(_weight(layer).to("meta", torch.float32), parts, piece.alpha, 1.0)
+            weight = _weight(layer).to("meta", torch.float32)
+            lycoris.merged_weight(weight, parts, piece.alpha, 1.0, piece.cut)
         if lycoris.changes_bias(parts):
             lycoris.merged_bias(_bias(layer).to("meta", torch.float32), parts, 1.0)
     except (RuntimeError, ValueError, IndexError, KeyError) as error:

@@ -5,7 +5,7 @@ LoHa, LoKr, the Tucker form of convolutions), Chavan et al. 2023 (GLoRA), Liu et
 Liu et al. 2024 (DoRA). Orthogonal finetuning is in oft.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -16,14 +16,21 @@ from txt2img.weights.adapters import oft
 Parts = Mapping[str, Tensor]  # an adapter's tensors for one layer, by role
 
 
-def merged_weight(weight: Tensor, parts: Parts, alpha: float | None, strength: float) -> Tensor:
+def merged_weight(
+    weight: Tensor,
+    parts: Parts,
+    alpha: float | None,
+    strength: float,
+    cut: Callable[[Tensor], Tensor] = lambda delta: delta,
+) -> Tensor:
     """The weight with an adapter merged at a strength, in float32.
 
-    Raises KeyError, ValueError or RuntimeError if parts are missing or do not fit.
+    `cut` gives the weight's rows of a difference that is of several layers. Raises KeyError,
+    ValueError or RuntimeError if parts are missing or do not fit.
     """
     if any(role in parts for role in oft.ROTATION_ROLES):
         return oft.rotate(weight, parts, alpha, strength)
-    delta = _reshaped(_delta(weight, parts, alpha), weight)
+    delta = _reshaped(cut(_delta(weight, parts, alpha)), weight)
     if "dora" not in parts:
         return weight + strength * delta
     return weight + strength * (_dora(weight + delta, parts["dora"]) - weight)

@@ -6,6 +6,7 @@ for each of the queries, keys and values, and the last norm's scale before its s
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from txt2img.errors import MissingWeights
 from txt2img.models.configs import Flux2Config, FluxConfig, SD3Config, ZImageConfig
@@ -57,10 +58,12 @@ class LayerMap:
 
     def original(self, name: str) -> str:
         """The original name of one of our tensors or layers; of a fused one, all of it."""
-        back = inverted(self.table) | {
-            ours: theirs for theirs, parts in self.fused.items() for ours in parts
-        }
-        return rename(name, back) or name
+        return rename(name, self._back) or name
+
+    @cached_property
+    def _back(self) -> dict[str, str]:
+        whole = {ours: theirs for theirs, parts in self.fused.items() for ours in parts}
+        return inverted(self.table) | whole
 
 
 Fused = dict[str, dict[str, int]]
@@ -212,6 +215,18 @@ def z_image_layers(config: ZImageConfig) -> LayerMap:
         table[f"{attention}.k_norm"] = f"{attention}.norm_k"
         fused[f"{attention}.qkv"] = fused_rows(attention, QKV, config.width)
     return LayerMap(table, fused)
+
+
+def layers_of(config: object) -> LayerMap:
+    """The layers of a transformer of any of the architectures."""
+    if isinstance(config, FluxConfig):
+        return flux_layers(config)
+    if isinstance(config, Flux2Config):
+        return flux2_layers(config)
+    if isinstance(config, SD3Config):
+        return sd3_layers(config)
+    assert isinstance(config, ZImageConfig)
+    return z_image_layers(config)
 
 
 def flux_from_original(tensors: Tensors, config: FluxConfig) -> dict[str, TensorRef]:

@@ -1,5 +1,6 @@
 """A model's name → its place on this machine: in config.toml, in folders, in the Hub's cache."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.system import user_config
 from txt2img.system.files import read_json
 from txt2img.system.text import nearest, shown
+from txt2img.weights.formats import safetensors_file
 from txt2img.weights.registry import hashes, hub_cache
 from txt2img.weights.registry.aliases import ALIASES
 from txt2img.weights.registry.hub_cache import SUFFIX, HubRef
@@ -73,6 +75,18 @@ def find_file(option: str, name: str) -> Path:
     raise ModelNotFound(
         f"{option}: no file {shown(name)}, and no name that txt2img models list shows{hint}"
     )
+
+
+def find_upscaler(option: str, name: str) -> Path:
+    """The file of an upscaler. Raises as `find_file`; UnknownLayout if it is there as a pickle."""
+    try:
+        return find_file(option, name)
+    except ModelNotFound:
+        for folder in folders():
+            for suffix in safetensors_file.PICKLES:
+                if pickled := next(folder.rglob(f"{glob.escape(name)}{suffix}"), None):
+                    safetensors_file.header(pickled)  # which refuses it, and says why
+        raise
 
 
 def _search(name: str) -> Path | None:
