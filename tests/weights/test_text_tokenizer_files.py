@@ -125,6 +125,26 @@ def test_weights_follow_their_words():
     assert set(chunk.weights[: len(red)]) == set(chunk.weights[len(red) + len(apple) :]) == {1.0}
 
 
+def test_what_is_not_read_is_told():
+    t5, qwen3 = t5_tokenizer(8), qwen_tokenizer(8)
+    rules = PromptRules("a1111")
+    fits, cut = (
+        "apple apple apple apple apple",
+        "(apple apple apple apple apple:1.2) pear pear pear",
+    )
+    assert t5.warnings("(red:1.2) apple", rules) == qwen3.warnings(fits, rules) == []
+    assert t5.capacity == 7 and qwen3.capacity == 5
+    assert len(t5.chunk(cut, rules).ids) == 8
+    [line] = t5.warnings(cut, rules)
+    [tokens] = t5.tokens_by_chunk(cut, rules)
+    assert line == f"{len(tokens)} tokens for T5; all but the first 7 are left out"
+    long, literal = qwen3.warnings(cut, rules)
+    assert "all but the first 5 are left out" in long
+    assert literal.endswith('brackets as words: "apple apple apple apple apple" has no weight')
+    assert qwen3.warnings("(red:1.2)", PromptRules("text")) == []
+    assert qwen3.tokens_by_chunk("(red:1.2)", rules) == qwen3.tokens_by_chunk("(red:1.2)")
+
+
 def test_a_folders_tokenizer_is_read(tmp_path):
     own = t5_tokenizer(LENGTH)
     assert read_t5_tokenizer(tmp_path, LENGTH).tokens("apple") == own.tokens("apple")

@@ -41,11 +41,12 @@ class WarningLog:
 
     def check(self, item: Item) -> tuple[list[str], dict[str, list[int]]]:
         """A picture's warnings, and its prompts' tokens per chunk. BadRequest."""
-        from txt2img.models.tokenizer import token_counts
+        from txt2img.models.tokenizer import encoder_warnings, token_counts
 
         request, program = item.request, rules(item.request)
         counts = token_counts(self.tokenizers, request, program)
         warnings = [*prompt_warnings(request), *truncation_warnings(counts, request, program)]
+        warnings += encoder_warnings(self.tokenizers, request, program)
         if ambiguous := a1111.ambiguous(request):
             warnings.append(ambiguous)
         if untaught := self._untaught(request):

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer as Backend
 from txt2img.models.tokenizer import PLAIN, Chunk, Token
 from txt2img.request.compat import PromptRules
 from txt2img.request.prompt_syntax import spans
+from txt2img.system.text import shown
 
+CHAT_OPENING = "<|im_start|>user\n"
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,7 +27,7 @@ class TextTokenizer:
     def __init__(
         self, backend: Backend, length: int, pad_id: int, eos_id: int | None = None
     ) -> None:
-        """`eos_id` ends every text, where the model has been trained so."""
+        """`eos_id` ends every text; a model without one reads the user's turn of a chat."""
         self.length, self.pad_id, self.eos_id = length, pad_id, eos_id
         self.embedding_ids: dict[str, list[int]] = {}  # textual inversions, which it has none of
         self._backend = backend
@@ -47,10 +49,6 @@ class TextTokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def truncated(self, text: str) -> list[int]:
-        """Token ids of a text, at most `length`, with the end token where there is one."""
-        return self.chunk(text, PLAIN).ids
-
     def chunk(self, prompt: str, rules: PromptRules = PLAIN) -> Chunk:
         """At most `length` tokens of a prompt with their weights, parsed by `rules`. BadRequest."""
         [tokens] = self.tokens_by_chunk(prompt, rules)
@@ -63,19 +61,46 @@ class TextTokenizer:
         empty = self.length - len(chunk.ids)
         return Chunk(chunk.ids + [self.pad_id] * empty, chunk.weights + [1.0] * empty)
 
+    @property
+    def reads_chat(self) -> bool:
+        """Whether prompts are the user's turn of a chat, which are taken literally."""
+        return self.eos_id is None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of a prompt that are read: the chat template opens, or the end token ends."""
+        return self.length - (len(self.tokens(CHAT_OPENING)) if self.reads_chat else 1)
+
+    def warnings(self, prompt: str, rules: PromptRules) -> list[str]:
+        """Words that do not fit, and weights that mean nothing to a chat. BadRequest."""
+        [tokens] = self.tokens_by_chunk(prompt, rules)
+        lines = []
+        if len(tokens) > self.capacity:
+            name = "the text encoder" if self.reads_chat else "T5"
+            lines.append(
+                f"{len(tokens):,} tokens for {name}; all but the first {self.capacity} are left out"
+            )
+        weighted = next((s for s in spans(prompt, rules.grammar) if s.weight != 1), None)
+        if self.reads_chat and weighted is not None:
+            lines.append(
+                f"this model's text encoder reads brackets as words: {shown(weighted.text)} has "
+                "no weight"
+            )
+        return lines
+
     def tokens_by_chunk(self, prompt: str, rules: PromptRules = PLAIN) -> list[list[Token]]:
         """All tokens of a prompt with their weights: there is one chunk, of any size. BadRequest.
 
         The words of one weight are tokenised together, as in ComfyUI.
         """
-        parts = spans(prompt, rules.grammar)
+        parts = spans(prompt, "text" if self.reads_chat else rules.grammar)
         return [[(index, part.weight) for part in parts for index in self.tokens(part.text)]]
 
 
 def chat_prompt(prompt: str, thinking: bool) -> str:
     """Qwen3's chat template around a user's prompt; without `thinking`, its thoughts are empty."""
     thoughts = "" if thinking else "<think>\n\n</think>\n\n"
-    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{thoughts}"
+    return f"{CHAT_OPENING}{prompt}<|im_end|>\n<|im_start|>assistant\n{thoughts}"
 
 
 def qwen_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Backend:

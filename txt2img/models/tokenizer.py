@@ -71,6 +71,9 @@ class PromptTokenizer(Protocol):
     def tokens_by_chunk(self, prompt: str, rules: PromptRules = ...) -> list[list[Token]]:
         """All tokens of a prompt with their weights, in chunks. BadRequest."""
 
+    def warnings(self, prompt: str, rules: PromptRules) -> list[str]:
+        """Words and weights that the text encoder does not take of a prompt. BadRequest."""
+
 
 class Tokenizer:
     """CLIP's byte-pair encoding, split into chunks of the text encoder's length."""
@@ -160,6 +163,10 @@ class Tokenizer:
                 chunks[-1] += [(index, span.weight) for index in unit]
         return chunks
 
+    def warnings(self, prompt: str, rules: PromptRules) -> list[str]:
+        """None: prompts of any length and weights mean something to CLIP."""
+        return []
+
     def padded(self, tokens: list[Token]) -> Chunk:
         """A chunk of these tokens, with first and last token and padding."""
         ids = [self.bos_id, *(index for index, _ in tokens), self.eos_id]
@@ -183,6 +190,21 @@ def token_counts(
         "prompt": _longest(tokenizers, _texts(request.prompt, rules, steps, True), rules),
         "negative": _longest(tokenizers, _texts(request.negative, rules, steps, False), rules),
     }
+
+
+def encoder_warnings(
+    tokenizers: Sequence[PromptTokenizer], request: Request, rules: Rules
+) -> list[str]:
+    """Warnings of what the text encoders do not take of a filled request's prompts, each once."""
+    steps = request.steps or 1
+    lines = [
+        f"{name}: {line}"
+        for name, prompt in (("prompt", request.prompt), ("negative prompt", request.negative))
+        for text in _texts(prompt, rules, steps, name == "prompt")
+        for tokenizer in tokenizers
+        for line in tokenizer.warnings(text, rules.prompt)
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator[str]:
