@@ -141,7 +141,7 @@ def test_what_is_not_read_is_told():
     long, literal = qwen3.warnings(cut, rules)
     assert "all but the first 5 are left out" in long
     assert literal.endswith('brackets as words: "apple apple apple apple apple" has no weight')
-    assert qwen3.warnings("(red:1.2)", PromptRules("text")) == []
+    assert qwen3.warnings("(red)", PromptRules("text")) == []
     assert qwen3.tokens_by_chunk("(red:1.2)", rules) == qwen3.tokens_by_chunk("(red:1.2)")
 
 
