@@ -55,6 +55,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
     if name == "models":
+        rest = ["--help"] if rest[:1] == ["-h"] else rest
         if not rest:
             raise BadRequest(f"models needs a verb: txt2img models {'|'.join(MODEL_VERBS)}")
         app = _models()

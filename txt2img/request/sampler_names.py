@@ -44,10 +44,17 @@ class Name(StrEnum):
         known |= {_canonical(member.value): member for member in cls}
         if name in known:
             return known[name]
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {known[near[0]].value}?" if near else ""
         names = ", ".join(member.value for member in cls)
-        raise BadRequest(f"no {cls.__name__.lower()} {shown(text)}; choose from {names}{hint}")
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {known[near[0]].value}?" if near else ""
+        hint = cls._advice(name) or hint
+        what = f"no {cls.__name__.lower()} {shown(text)}; choose from {names}"
+        raise BadRequest(f"{what}; {hint}" if hint else what)
+
+    @classmethod
+    def _advice(cls, name: str) -> str:
+        """What to do about another program's name that means something else; empty if unknown."""
+        return ""
 
 
 def _canonical(text: str) -> str:
@@ -64,6 +71,13 @@ class Schedule(Name):
     KARRAS = NameRow("karras", "Karras")
     EXPONENTIAL = NameRow("exponential", "Exponential")
     FLOW = NameRow("flow", "Simple")
+
+    @classmethod
+    def _advice(cls, name: str) -> str:
+        """Tell samplers from schedules, and name what is nearest to other programs' schedules."""
+        if name in _names_of(Sampler):
+            return f"it is a sampler: --sampler {_names_of(Sampler)[name]}"
+        return f"the nearest is {_OTHER_SCHEDULES[name]}" if name in _OTHER_SCHEDULES else ""
 
 
 # Theirs without one of ours: the model's own, and stable-diffusion.cpp's word for A1111's Uniform.
@@ -93,23 +107,39 @@ class Sampler(Name):
         self.evaluations, self.sde = row.evaluations, row.sde
         self.automatic, self.sigma_start = row.automatic, row.sigma_start
 
-    DDPM = SamplerRow("ddpm", "DDPM")
-    DDIM = SamplerRow("ddim", "DDIM", automatic=None)
-    EULER = SamplerRow("euler", "Euler", ("k_euler",), sigma_start=True)
+    @classmethod
+    def _advice(cls, name: str) -> str:
+        """Tell schedules from samplers, and name what is nearest to other programs' samplers."""
+        if name in _names_of(Schedule):
+            return f"it is a schedule: --schedule {_names_of(Schedule)[name]}"
+        bare = name.removesuffix("gpu").removesuffix("scheduler")
+        return f"the nearest is {_OTHER_SAMPLERS[bare]}" if bare in _OTHER_SAMPLERS else ""
+
+    DDPM = SamplerRow("ddpm", "DDPM", ("DDPMScheduler",))
+    DDIM = SamplerRow("ddim", "DDIM", ("DDIMScheduler",), automatic=None)
+    EULER = SamplerRow(
+        *("euler", "Euler"),
+        ("k_euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+        sigma_start=True,
+    )
     EULER_A = SamplerRow(
         "euler_a",
         "Euler a",
-        ("euler_ancestral", "k_euler_a", "k_euler_ancestral"),
+        ("euler_ancestral", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
         sigma_start=True,
     )
-    HEUN = SamplerRow("heun", "Heun", ("k_heun",), evaluations=2, sigma_start=True)
-    LMS = SamplerRow("lms", "LMS", ("k_lms",), sigma_start=True)
-    DPMPP_2M = SamplerRow("dpm++2m", "DPM++ 2M", automatic=Schedule.KARRAS)
+    HEUN = SamplerRow(
+        "heun", "Heun", ("k_heun", "HeunDiscreteScheduler"), evaluations=2, sigma_start=True
+    )
+    LMS = SamplerRow("lms", "LMS", ("k_lms", "LMSDiscreteScheduler"), sigma_start=True)
+    DPMPP_2M = SamplerRow(
+        "dpm++2m", "DPM++ 2M", ("DPMSolverMultistepScheduler",), automatic=Schedule.KARRAS
+    )
     DPMPP_2M_SDE = SamplerRow(
         "dpm++2m_sde", "DPM++ 2M SDE", sde=True, automatic=Schedule.EXPONENTIAL
     )
     DPMPP_SDE = SamplerRow(
-        *("dpm++sde", "DPM++ SDE"),
+        *("dpm++sde", "DPM++ SDE", ("DPMSolverSDEScheduler",)),
         evaluations=2,
         sde=True,
         automatic=Schedule.KARRAS,
@@ -121,9 +151,9 @@ class Sampler(Name):
         automatic=Schedule.KARRAS,
         sigma_start=True,
     )
-    UNIPC = SamplerRow("unipc", "UniPC", ("unipc_bh2",))
-    LCM = SamplerRow("lcm", "LCM", automatic=None)
-    TCD = SamplerRow("tcd", "TCD", automatic=None)
+    UNIPC = SamplerRow("unipc", "UniPC", ("unipc_bh2", "UniPCMultistepScheduler"))
+    LCM = SamplerRow("lcm", "LCM", ("LCMScheduler",), automatic=None)
+    TCD = SamplerRow("tcd", "TCD", ("TCDScheduler",), automatic=None)
 
 
 class Compat(Name):
@@ -140,6 +170,36 @@ class Compat(Name):
     NOVELAI = NameRow("novelai")
 
 
+# Other programs' samplers and schedules that are not here, by canonical name → the nearest.
+_OTHER_SAMPLERS = {
+    **dict.fromkeys(("plms", "pndm", "ipndm", "ipndmv", "deis", "deismultistep"), Sampler.DPMPP_2M),
+    **dict.fromkeys(("resmultistep", "resmultistepcfg++", "gradientestimation"), Sampler.DPMPP_2M),
+    **dict.fromkeys(("dpmsolversinglestep", "dpmfast", "dpmadaptive"), Sampler.DPMPP_2M),
+    **dict.fromkeys(("dpm2", "kdpm2discrete", "heun++2", "heunpp2", "restart"), Sampler.HEUN),
+    **dict.fromkeys(("dpm2a", "dpm2ancestral", "kdpm2ancestraldiscrete"), Sampler.DPMPP_2S_A),
+    **dict.fromkeys(("dpm++3msde", "cosinedpmsolvermultistep", "ersde"), Sampler.DPMPP_2M_SDE),
+    **dict.fromkeys(("sasolver", "saasolver", "seeds2", "seeds3"), Sampler.DPMPP_SDE),
+    **dict.fromkeys(("eulercfg++", "edmeuler", "eulersmea", "eulerdy"), Sampler.EULER),
+    **dict.fromkeys(("eulerancestralcfg++", "resmultistepancestral"), Sampler.EULER_A),
+}
+_OTHER_SCHEDULES = {
+    **dict.fromkeys(("polyexponential", "kloptimal", "laplace"), Schedule.EXPONENTIAL),
+    **dict.fromkeys(("beta", "turbo", "linearquadratic"), Schedule.TRAILING),
+    **dict.fromkeys(
+        ("alignyoursteps", "ays", "gits", "bongtangent", "karrasdynamic"), Schedule.KARRAS
+    ),
+}
+
+
+def _names_of(kind: type[Name]) -> dict[str, Name]:
+    """Canonical name → member, of all names that a kind has."""
+    return {
+        _canonical(name): member
+        for member in kind
+        for name in (*member.aliases, member.label, member.value)
+    }
+
+
 def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
     """Sampler and schedule, from other programs' names.
 
@@ -148,7 +208,8 @@ def split_sampler(sampler: str | None, schedule: str | None) -> tuple[str | None
     """
     if sampler:
         sampler = re.sub(r"^(k|sample)_", "", sampler)
-        match = None if schedule else _JOINED.fullmatch(sampler)
+        whole = schedule or _canonical(sampler) in _names_of(Schedule)  # ComfyUI's ddim_uniform
+        match = None if whole else _JOINED.fullmatch(sampler)
         if match and (match[2] == " " or _is_sampler(match[1])):
             sampler, schedule = match[1], match[3]
         sampler = sampler.removesuffix("_gpu")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from txt2img.cli.options.aliases import OTHER_NAMES
-from txt2img.errors import BadFile
+from txt2img.cli.registry import NAMES
+from txt2img.cli.terminal.console import print_line
+from txt2img.errors import BadFile, BadRequest
 from txt2img.request.fields import COMPONENTS, FIELDS
 from txt2img.system import user_config
 from txt2img.system.text import shown
@@ -48,9 +50,23 @@ class SectionedCommand(TyperCommand):
 
     def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse a command line. BadFile, BadRequest."""
+        if (place := _place_of_short_help(args)) is not None:
+            following = "".join(args[place + 1 : place + 2])
+            if following.isdigit():
+                raise BadRequest(
+                    f"-h is help; for a height of {following} pixels use -H {following}"
+                )
+            if page := self.short_page(ctx):
+                print_line(page)
+                ctx.exit()
+            args = [*args[:place], "--help", *args[place + 1 :]]
         ctx.token_normalize_func = self.canonical_name
         ctx.default_map = self.defaults(ctx, args)
         return super().parse_args(ctx, args)
+
+    def short_page(self, ctx: "typer.Context") -> str:
+        """What -h prints; empty if it is the same as --help."""
+        return ""
 
     def defaults(self, ctx: "typer.Context", args: list[str]) -> dict[str, object]:
         """Values that replace the defaults of parameters."""
@@ -83,7 +99,15 @@ class SectionedCommand(TyperCommand):
 
 
 class ConfiguredCommand(SectionedCommand):
-    """A command whose defaults config.toml may replace."""
+    """The command that draws: config.toml may replace its defaults, and -h is a short help."""
+
+    def short_page(self, ctx: "typer.Context") -> str:
+        """The most common options on one screen."""
+        from txt2img.cli.options.short_help import in_order, short_help
+
+        options = [o for o in self.params if isinstance(o, TyperOption) and not o.hidden]
+        records = [common.get_help_record(ctx) for common in in_order(options)]
+        return short_help([row for row in records if row], NAMES[1:], len(options))
 
     def defaults(self, ctx: "typer.Context", args: list[str]) -> dict[str, object]:
         """Read config.toml, unless the line asks for help. BadFile, BadRequest."""
@@ -115,6 +139,12 @@ class ConfiguredCommand(SectionedCommand):
             options[key].name: _value(f"{shown(where, 200)}: {key}", options[key], value)
             for key, value in named.items()
         }
+
+
+def _place_of_short_help(args: list[str]) -> int | None:
+    """Where a line asks for -h; None if it does not."""
+    before = args[: args.index("--")] if "--" in args else args
+    return before.index("-h") if "-h" in before else None
 
 
 def _value(where: str, option: TyperOption, value: object) -> object:
