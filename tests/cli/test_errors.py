@@ -60,7 +60,6 @@ def nothing_in(folder: Path) -> bool:
         ("x --strength 1.5", ["strength must be 0 … 1, got 1.5"]),
         ("x --zzzz", ["txt2img --help lists them"]),
         ("-5-apples", ['no option "-5"', "a prompt that begins with a hyphen goes last, after --"]),
-        ("-h", ["use --help, or -H"]),
         ("x -o /dev/null", ["-o - writes one to standard output"]),
         ("replay --stepz 3", ['no option "--stepz"; did you mean --steps']),
         ("x --seed", ["--seed needs a value", "--help"]),

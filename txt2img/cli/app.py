@@ -13,11 +13,12 @@ import typer
 
 from txt2img.cli import registry
 from txt2img.cli.options.command import ConfiguredCommand, SectionedCommand
-from txt2img.cli.registry import MODEL_VERBS, NAMES
+from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
 from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing
 from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.system.text import nearest, shown
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the completion scripts of shells
 
@@ -55,9 +56,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
     if name == "models":
-        rest = ["--help"] if rest[:1] == ["-h"] else rest
+        rest = ["--help"] if rest and rest[0] == "-h" else rest
         if not rest:
             raise BadRequest(f"models needs a verb: txt2img models {'|'.join(MODEL_VERBS)}")
+        check_model_verb(rest[0])
         app = _models()
     else:
         app = _app(completion=not named)
@@ -86,6 +88,19 @@ def _models() -> typer.Typer:
     for verb, (function, epilog) in registry.model_commands().items():
         app.command(verb, epilog=epilog, cls=SectionedCommand)(function)
     return app
+
+
+def check_model_verb(verb: str) -> None:
+    """Raise BadRequest for a verb that `txt2img models` does not have."""
+    if verb in MODEL_VERBS or verb.startswith("-"):
+        return
+    known = "|".join(MODEL_VERBS)
+    hint = (
+        f"; did you mean {OTHER_VERBS[verb]}?"
+        if verb in OTHER_VERBS
+        else nearest(verb, MODEL_VERBS)
+    )
+    raise BadRequest(f"no verb {shown(verb)}; say txt2img models {known}{hint}")
 
 
 def models_help() -> None:

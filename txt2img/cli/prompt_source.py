@@ -7,16 +7,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from txt2img.cli.registry import MODEL_VERBS, NAMES
+from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request.prompt_line import LONG
 from txt2img.request.request import PROMPT_MAX
 from txt2img.system.text import shown
 
 STDIN = "-"
+SWITCHES = ("yes", "no", "true", "false", "on", "off")
 CURLY = "“”„‟«»\u2018\u201a"
 COMMANDS = {
     **{verb: f"txt2img models {verb}" for verb in MODEL_VERBS},
+    **{word: f"txt2img models {verb}" for word, verb in OTHER_VERBS.items() if verb == "pull"},
+    **dict.fromkeys(("/help", "/h", "/?", "?", "usage", "man"), "txt2img --help"),
     "serve": "a prompt with --keep-alive, which starts a worker",
     "server": "a prompt with --keep-alive, which starts a worker",
     "convert": "--model with the file, which needs no conversion",
@@ -65,9 +68,13 @@ def too_many_prompts(words: Sequence[str]) -> str:
         return f"{len(words)} prompts; the shell reads straight quotes only: {shown(text)}"
     if dash := next((word for word in words if _DASH.match(word)), None):
         return f"{len(words)} prompts; {shown(dash)} has a dash: write --{dash.lstrip('–—')}"
-    verbs = [f"models {words[0]}"] if words[0] in MODEL_VERBS else []
-    near = verbs or get_close_matches(words[0], NAMES, n=1)
-    hint = f"; or did you mean the command {near[0]}?" if near else ""
+    if (value := words[1].lower()) in SWITCHES:
+        return (
+            f"2 prompts; an option that is on or off takes no value, such as {value}: leave it out"
+        )
+    near = COMMANDS.get(words[0], "").removeprefix("txt2img ")
+    near = near or next(iter(get_close_matches(words[0], NAMES, n=1)), "")
+    hint = f"; or did you mean the command {near}?" if near else ""
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 

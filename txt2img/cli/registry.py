@@ -6,6 +6,12 @@ from typing import cast
 
 NAMES = ("generate", "info", "models", "replay", "verify", "decode", "upscale", "train", "worker")
 MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull")
+OTHER_VERBS = {  # words that are no verbs of `txt2img models`, but mean one
+    **dict.fromkeys(("add", "download", "fetch", "get", "install"), "pull"),
+    **dict.fromkeys(("ls", "all"), "list"),
+    **dict.fromkeys(("info", "describe", "inspect"), "show"),
+    **dict.fromkeys(("search", "find", "vocabulary"), "words"),
+}
 
 Command = tuple[Callable[..., None], str]  # the function, and the epilog of its --help
 

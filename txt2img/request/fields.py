@@ -79,6 +79,11 @@ class Field:
     omitted: bool = False  # from records, at its default
 
     @property
+    def label(self) -> str:
+        """The name in messages: the option's without hyphens, else the field's."""
+        return self.flags[0].removeprefix("--") if self.flags else self.name
+
+    @property
     def scalar(self) -> bool:
         """Whether an option's text is the value itself (a LoRA's is a file's name)."""
         return bool(self.flags) and issubclass(self.kind, TEXTUAL)
@@ -89,9 +94,9 @@ class RequestFields:
     """Fields of a request; None means that the model decides."""
 
     prompt: Annotated[str, Field(aliases=("--prompt",))]
-    negative: Annotated[str, Field(("--negative", "-n"), ("--negative-prompt", "--neg", "--n"))] = (
-        ""
-    )
+    negative: Annotated[
+        str, Field(("--negative", "-n"), ("--negative-prompt", "--neg-prompt", "--neg", "--n"))
+    ] = ""
     model: Annotated[str, Field(("--model", "-m"), a1111="Model", same_for_all=True)] = "default"
     width: Annotated[  # pixels
         int | None, Field(("--width", "-W"), ("--w",), allowed=SIDES)
@@ -190,7 +195,10 @@ class RequestFields:
     token_merging: Annotated[
         float,
         Field(
-            ("--token-merging",), ("--token-merging-ratio",), a1111="Token merging", maximum=0.75
+            ("--token-merging",),
+            ("--token-merging-ratio", "--tome"),
+            a1111="Token merging",
+            maximum=0.75,
         ),
     ] = 0.0
     # Seamless tiling, by circular padding of convolutions.

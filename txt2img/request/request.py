@@ -136,12 +136,12 @@ def size_problem(name: str, value: int, factor: int) -> str:
 
 def _check_text(field: Field, value: object) -> None:
     if field.pattern and not (isinstance(value, str) and re.fullmatch(field.pattern, value)):
-        raise BadRequest(f"{field.name} must be {field.pattern_help}; got {shown(value)}")
+        raise BadRequest(f"{field.label} must be {field.pattern_help}; got {shown(value)}")
     check_text(field.name, value)
 
 
 def _check_int(field: Field, value: object) -> None:
-    name, allowed = field.name, field.allowed
+    name, allowed = field.label, field.allowed
     assert allowed is not None, f"{name} needs a range in fields.py"
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadRequest(f"{name} must be a whole number, got {shown(value)}")
@@ -154,11 +154,11 @@ def _check_int(field: Field, value: object) -> None:
 
 def _check_float(field: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"{field.name} must be a number, got {shown(value)}")
+        raise BadRequest(f"{field.label} must be a number, got {shown(value)}")
     if not 0 <= value <= field.maximum:
         limited = field.maximum < FLOAT_MAX
         allowed = f"0 … {field.maximum:g}" if limited else "a finite number, at least 0"
-        raise BadRequest(f"{field.name} must be {allowed}, got {_digits(value)}")
+        raise BadRequest(f"{field.label} must be {allowed}, got {_digits(value)}")
 
 
 def _check_bool(field: Field, value: object) -> None:

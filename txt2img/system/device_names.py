@@ -25,6 +25,27 @@ DTYPE_NAMES = "float32, bf16, fp16"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+# Other programs' words.
+OTHER_DTYPES = {
+    **dict.fromkeys(("half", "f16", "16"), "fp16"),
+    **dict.fromkeys(("full", "single", "float", "f32", "32", "no", "float64", "fp64"), "float32"),
+    **dict.fromkeys(("brain", "bfloat"), "bf16"),
+    **dict.fromkeys(("int8", "fp8", "q8", "q8_0", "8bit"), "fp16, with --quantize int8"),
+}
+OTHER_DEVICES = {
+    **dict.fromkeys(("gpu", "nvidia", "rocm", "amd", "hip", "0"), "cuda"),
+    **dict.fromkeys(("metal", "apple", "m1"), "mps"),
+    **dict.fromkeys(("processor", "none"), "cpu"),
+}
+
+
+def unknown_device(name: str) -> BadRequest:
+    """The error for a device of no known name."""
+    word = OTHER_DEVICES.get(name.lower())
+    hint = f"; did you mean {word}?" if word else ""
+    return BadRequest(f"no device {shown(name)}; choose from cuda, mps, cpu{hint}")
+
+
 def dtypes(text: str) -> dict[str, str]:
     """Parse "fp16" or "unet=bf16,vae=fp32" by part; "" is all others. BadRequest."""
     parsed: dict[str, str] = {}
@@ -32,7 +53,8 @@ def dtypes(text: str) -> dict[str, str]:
         part, sign, name = row.strip().lower().rpartition("=")
         part = part_of(part)
         if name not in DTYPES:
-            raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}")
+            hint = f"; did you mean {OTHER_DTYPES[name]}?" if name in OTHER_DTYPES else ""
+            raise BadRequest(f"no dtype {shown(name)}; choose from {DTYPE_NAMES}{hint}")
         if (sign and part not in PARTS) or part in parsed:
             why = (
                 "is there twice" if part in parsed else f"is no part; parts are {', '.join(PARTS)}"
@@ -52,7 +74,7 @@ def guess_device(name: str | None) -> str:
     """The kind of the device named, or the likely best: cuda, mps or cpu. BadRequest."""
     if name is not None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name.lower()):
-            raise BadRequest(f"no device {shown(name)}; choose from cuda, mps, cpu")
+            raise unknown_device(name)
         return name.lower().split(":")[0]
     if _has_gpu():
         return "cuda"

@@ -47,9 +47,10 @@ def format_size(count: float) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint with the most similar known name; empty if none is similar."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    """A hint with the most similar known name, in any case; empty if none is similar."""
+    lower = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), lower, n=1)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
 
 
 def nearest_or_all(name: str, known: Iterable[str]) -> str:

@@ -129,11 +129,15 @@ def test_files_are_found_by_name_where_models_are(
     assert record.request is not None and record.request.loras[0].name == "mine"
 
 
+def test_a_weight_that_is_no_number_is_told(draw: Command, files: Path) -> None:
+    outcome = draw("a", "--lora", "files/style.safetensors:x")
+    assert outcome.code == 2 and "write files/style.safetensors:0.8" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--lora", "nowhere.safetensors"), '--lora: no file "nowhere.safetensors"'),
-        (("--lora", "files/style.safetensors:x"), "--lora: no file"),
         (("--embedding", "nowhere.safetensors:<x>"), "--embedding: no file"),
         (("--vae", "nowhere"), '--vae: no file "nowhere", and no name that txt2img models list'),
         (("--unet", "nowhere"), "--unet: no file"),

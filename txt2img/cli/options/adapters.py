@@ -168,6 +168,9 @@ def lora_file(text: str) -> tuple[Lora, Path]:
     match = _LORA.fullmatch(text)
     if match is None:
         raise BadRequest(f"--lora takes FILE[:W[:TE]], got {shown(text)}")
+    head, _, rest = match[1].partition(":")
+    if rest and len(head) > 1 and not rest.endswith(SUFFIX) and not os.path.lexists(match[1]):
+        raise BadRequest(f"--lora {shown(text)}: weights are numbers; write {head}:0.8")
     path = Path(find_or_fail("--lora", match[1]))
     unet = parse_weight(match[2] or "1", path.name)
     # A short name is kept, since files pulled from the Hub are often called the same.

@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from inspect import Parameter, signature
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 
 from typer.core import TyperArgument, TyperCommand, TyperOption
@@ -31,6 +32,7 @@ ALIASES = OTHER_NAMES | {
 COMMAND_LINE_ONLY = (
     *("prompt_option", "prompts", "params_from", "profile", "version", "dry_run", "no_keep_alive"),
 )
+HELP = ("-h", "-help", "-?")
 # Parameters that a picture has of its own, which come before config.toml's.
 OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENTS}
 
@@ -60,6 +62,7 @@ class SectionedCommand(TyperCommand):
                 print_line(page)
                 ctx.exit()
             args = [*args[:place], "--help", *args[place + 1 :]]
+        self._check_values(args)
         ctx.token_normalize_func = self.canonical_name
         ctx.default_map = self.defaults(ctx, args)
         return super().parse_args(ctx, args)
@@ -77,6 +80,23 @@ class SectionedCommand(TyperCommand):
         spelled = name.replace("_", "-")
         candidates = (name, spelled, ALIASES.get(spelled, name))
         return next((known for known in candidates if known in self.option_names), name)
+
+    def _check_values(self, args: list[str]) -> None:
+        """Raise BadRequest for an option whose value would be the next option: it lacks its own."""
+        takes = {
+            flag: o
+            for o in self.params
+            if isinstance(o, TyperOption) and not o.is_flag
+            for flag in o.opts
+        }
+        for option, value in pairwise(args):
+            if option == "--":
+                return
+            if option in takes and value.startswith("--") and value[2:] in self.option_names:
+                raise BadRequest(
+                    f"{option} needs a value, and {value} is an option; for this text as its value "
+                    f"write {max(takes[option].opts, key=len)}={value}"
+                )
 
     @cached_property
     def option_names(self) -> set[str]:
@@ -144,7 +164,7 @@ class ConfiguredCommand(SectionedCommand):
 def _place_of_short_help(args: list[str]) -> int | None:
     """Where a line asks for -h; None if it does not."""
     before = args[: args.index("--")] if "--" in args else args
-    return before.index("-h") if "-h" in before else None
+    return next((i for i, text in enumerate(before) if text in HELP), None)
 
 
 def _value(where: str, option: TyperOption, value: object) -> object:

@@ -15,6 +15,7 @@ def integer(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
         size = re.fullmatch(r"([0-9]{1,5})[x×*]([0-9]{1,5})", text)
         hint = f"; for a size use -W {size[1]} -H {size[2]}" if size else ""
+        hint = hint or _hint(text)
         raise typer.BadParameter(f"must be a whole number, got {shown(text)}{hint}")
     return int(text)
 
@@ -32,7 +33,18 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"must be a number, got {shown(text)}") from None
+        point = f"; write {text.replace(',', '.')}" if re.fullmatch(r"[0-9]+,[0-9]+", text) else ""
+        hint = point or _hint(text)
+        raise typer.BadParameter(f"must be a number, got {shown(text)}{hint}") from None
+
+
+def _hint(text: str) -> str:
+    """What to do about a text that is no number; empty if nothing is known."""
+    if re.fullmatch(r"[0-9.]+(,[0-9.]+)+", text):
+        return f"; several values take --sweep OPTION={text}"
+    if text.lower() in ("random", "rand", "any"):
+        return "; left out, it is random"
+    return ""
 
 
 def field_option(

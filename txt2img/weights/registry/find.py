@@ -19,8 +19,16 @@ MODELS = "TXT2IMG_MODELS"  # the environment variable for folders of models
 SHIPPED = Path(__file__).parent.parent / "default" / "lora"  # LoRAs of the default model
 RECORD = "txt2img-source.json"  # in a folder that an earlier version pulled: its origin
 CANDIDATES_MAX = 5
+FILES_MAX = 1000  # in a folder that are looked at for a name alike
 _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([\w./-]+))?(?::(.+))?", re.ASCII)
+
+_ADDRESS = re.compile(
+    rf"https?://(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})"
+    r"(?:/(?:tree|blob|resolve)/([\w.-]+)(?:/([^?]+))?)?/?(?:\?.*)?",
+    re.ASCII,
+)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def models_dir() -> Path:
@@ -122,13 +130,22 @@ def hub_ref(name: str) -> HubRef | None:
         name = "@".join(text for text in (source.target, source.revision) if text)
     elif name in ALIASES:
         return HubRef(ALIASES[name].id, file=ALIASES[name].file)
-    match = _ID.fullmatch(name)
+    match = _ID.fullmatch(_from_address(name))
     if match is None or (match[2] and leads_out(match[2])):
         return None
     file = match[3] or ""
     if file and (not file.endswith(SUFFIX) or leads_out(file)):
         raise BadRequest(f"{shown(file)} is not the name of a {SUFFIX} file; others are not pulled")
     return HubRef(match[1], match[2] or "", file)
+
+
+def _from_address(name: str) -> str:
+    """The ID[@REVISION][:FILE] of a page on the Hub; another name as it is."""
+    match = _ADDRESS.fullmatch(name)
+    if match is None:
+        return name
+    revision = "" if match[2] in (None, "main") else f"@{match[2]}"
+    return f"{match[1]}{revision}" + (f":{match[3]}" if match[3] else "")
 
 
 def find_pulled(ref: HubRef) -> Path | None:
@@ -201,11 +218,21 @@ def _advice(name: str, configured: user_config.ModelSource | None, ref: HubRef |
     if ref is not None:
         return (
             f"no model {shown(name)} on this machine, and nothing is fetched unasked: "
-            f"txt2img models pull {name}"
+            f"txt2img models pull {_from_address(name)}"
         )
     if configured is not None:
         target = shown(configured.target, 200)
         return f"no model {shown(name)}: the config says {target}, which is not there"
+    if "://" in name:
+        return f"{shown(name)} is an address: download its .safetensors file, and give its path"
+    if name.lower().endswith(PICKLES):
+        return (
+            f"no file {shown(name)}, and pickles ({', '.join(PICKLES[:2])}) are not read: they may "
+            "run code; use the model's .safetensors"
+        )
+    if (path := Path(name)).suffix == SUFFIX or os.sep in name:
+        beside = sorted(one.name for one in path.parent.glob(f"*{SUFFIX}"))[:FILES_MAX]
+        return f"no file or folder {shown(name)}{nearest(path.name, beside)}"
     hint = nearest(name, [*names(), *ALIASES])
     return (
         f"no model {shown(name)}: give 'default', a diffusers folder, a .safetensors file, or a "
