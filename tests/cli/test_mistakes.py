@@ -97,8 +97,8 @@ cat --quality high ‖ --quality must be a whole number
 cat --negative-promt ugly ‖ did you mean --negative?
 cat --no ugly ‖ use --negative
 cat --style anime ‖ write the style in the prompt
-cat --upscale 2 ‖ there is no upscaler
-cat --hires-fix ‖ there is no upscaler
+cat --img2img x.png ‖ use --image
+cat --hires-fix ‖ use --upscale
 cat --restore-faces ‖ there is no face restoration
 cat --hypernetwork x ‖ hypernetworks are not supported
 cat --nsfw ‖ no picture is filtered or marked

@@ -40,6 +40,7 @@ OTHER_PROGRAMS_OPTIONS = {
         "attention is fast by default",
     ),
     **dict.fromkeys(("--num", "--number", "--images", "--num-samples", "-c", "-N"), "use --count"),
+    **dict.fromkeys(("--img2img", "--init"), "use --image"),
     "--batch": "use --count, or --batch-size",
     "--seeds": "use --sweep seed=1,2,3, or --seed and --count",
     **dict.fromkeys(("--no", "--negprompt"), "use --negative"),
@@ -53,8 +54,8 @@ OTHER_PROGRAMS_OPTIONS = {
         "there is no face restoration",
     ),
     **dict.fromkeys(
-        ("--upscale", "--upscaler", "--hires-fix", "--enable-hr", "--hr-scale", "--hr-upscaler"),
-        "there is no upscaler; draw at the size that is wanted",
+        ("--upscaler", "--hires-fix", "--enable-hr", "--hr-scale", "--hr-upscaler"),
+        "use --upscale",
     ),
     **dict.fromkeys(("--variation", "--variations"), "use --subseed and --subseed-strength"),
     **dict.fromkeys(

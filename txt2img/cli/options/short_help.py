@@ -8,7 +8,7 @@ from typer.core import TyperOption
 
 COMMON = (
     *("negative", "model", "width", "height", "steps", "cfg", "sampler", "seed", "count"),
-    *("output", "overwrite", "quiet", "prompts", "params-from", "sweep", "lora", "vae"),
+    *("output", "overwrite", "quiet", "prompts", "params-from", "sweep", "lora", "image"),
     *("preview", "device", "dry-run"),
 )
 WIDTH_MAX = 100  # columns
@@ -25,8 +25,8 @@ def short_help(rows: Sequence[tuple[str, str]], commands: Sequence[str], total: 
         room = width - column - 3
         cut = summary if len(summary) <= room else f"{summary[: room - 1].rstrip(' ,')}…"
         lines.append(f"  {flags:<{column}}{cut}")
-    lines.append(f"Commands: {', '.join(commands)} (COMMAND -h)")
-    lines.append(f"txt2img --help describes all {total} options, with examples.")
+    lines.append(f"Commands: {', '.join(commands)}")
+    lines.append(f"txt2img --help describes all {total} options, txt2img COMMAND -h a command.")
     return "\n".join(lines)
 
 
