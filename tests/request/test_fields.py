@@ -14,11 +14,10 @@ def test_a_row_is_of_its_field_and_has_the_default() -> None:
         getattr(plain, name) == row.default for name, row in FIELDS.items() if name != "prompt"
     )
     assert [name for name, row in FIELDS.items() if row.optional] == [
-        *("width", "height", "steps", "cfg", "eta", "sampler", "schedule", "seed", "vae"),
-        *("compat", "clip_skip", "subseed", "refiner", "cfg_interval", "ensd", "rng", "tile"),
-        *("image", "strength", "resize", "mask", "inpaint_fill", "only_masked", "outpaint"),
-        *("upscale_by", "upscale"),
-        "guidance",
+        *("width", "height", "steps", "cfg", "cfg_rescale", "eta", "sampler", "schedule", "seed"),
+        *("vae", "compat", "clip_skip", "subseed", "refiner", "cfg_interval", "ensd", "rng"),
+        *("tile", "image", "strength", "resize", "mask", "inpaint_fill", "only_masked"),
+        *("outpaint", "upscale_by", "upscale", "guidance", "transparent", "background"),
     ]
 
 

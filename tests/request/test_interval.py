@@ -18,6 +18,7 @@ from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, to_request
 from txt2img.images.metadata.a1111 import parse as read
 from txt2img.pipeline.denoiser import guidance_scale
+from txt2img.request import Defaults, Sampler, Schedule
 from txt2img.request.interval import Interval, parse_interval
 from txt2img.request.prompt_line import from_line
 from txt2img.request.request import Request
@@ -65,10 +66,13 @@ def test_a_picture_with_an_interval_is_written_and_repeated(draw: Command) -> No
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_all_of_the_way_is_no_interval() -> None:
-    made = Request.from_json({"prompt": "x", "cfg_interval": "0..1"})
-    assert made == Request("x")
-    assert "cfg_interval" not in made.to_json()
+def test_all_of_the_way_overrides_a_models_interval() -> None:
+    narrow = Defaults(64, 64, 4, 7.0, Sampler.DDIM, Schedule.KARRAS, 0.7, Interval(0.0, 0.3))
+    whole = Request.from_json({"prompt": "x", "cfg_interval": "0..1", "cfg_rescale": 0})
+    assert Request("x").filled(narrow).cfg_interval == Interval(0.0, 0.3)
+    assert Request("x").filled(narrow).cfg_rescale == 0.7
+    assert whole.filled(narrow).cfg_interval == Interval(0.0, 1.0)
+    assert whole.filled(narrow).cfg_rescale == 0
 
 
 def scale(interval: Interval | None) -> Callable[[float], float]:

@@ -57,7 +57,7 @@ def test_an_unknown_sampler_is_answered_with_the_names_and_the_nearest() -> None
         ("cfg", float("inf"), "finite"),
         ("cfg", 10**400, "finite"),
         ("cfg_rescale", 1.5, "0 … 1"),
-        ("cfg_rescale", None, "must be a number"),
+        ("cfg_rescale", "much", "must be a number"),
         ("eta", 2, "0 … 1"),
         ("count", 0, "1 … 100,000"),
         ("compat", "a1112", "did you mean a1111"),

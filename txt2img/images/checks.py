@@ -39,7 +39,7 @@ def check_image(image: "Image.Image", reject: Collection[str]) -> None:
     """Raise Rejected if a picture is black or flat and that is to be rejected."""
     if not {"black", "flat"} & set(reject):
         return
-    levels = [channel.tobytes() for channel in image.split()]
+    levels = [channel.tobytes() for channel in image.convert("RGB").split()]
     channels = [(min(channel), max(channel)) for channel in levels]
     if "black" in reject and all(top <= BLACK_MAX for _, top in channels):
         raise Rejected("the picture is black; nothing was saved")

@@ -20,6 +20,7 @@ class Format:
     magic: bytes  # a pattern of a file's first bytes
     quality: int | None = None  # None: lossless
     exif_max: int | None = None  # bytes of EXIF data, if they are bounded
+    alpha: bool = True  # whether it holds transparency
 
     @property
     def suffix(self) -> str:
@@ -31,7 +32,7 @@ PNG = Format("PNG", (".png",), rb"\x89PNG\r\n\x1a\n")
 # The qualities are those where a loss can hardly be seen. A JPEG has its EXIF data in one segment.
 FORMATS = {
     "png": PNG,
-    "jpeg": Format("JPEG", (".jpg", ".jpeg"), rb"\xff\xd8\xff", 95, exif_max=65_533),
+    "jpeg": Format("JPEG", (".jpg", ".jpeg"), rb"\xff\xd8\xff", 95, exif_max=65_533, alpha=False),
     "webp": Format("WEBP", (".webp",), rb"RIFF.{4}WEBP", 90),
     "avif": Format("AVIF", (".avif",), rb".{4}ftypavi[fs]", 80),
 }

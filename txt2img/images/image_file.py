@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, BadRequest
 from txt2img.images import exif, formats, png
 from txt2img.images.formats import PNG, Format
 from txt2img.images.record import ImageInfo, Origin, metadata, parse_texts, pixels_sha256
@@ -49,7 +49,12 @@ def encode_texts(image: "Image.Image", texts: Mapping[str, str], format: Format)
 
 
 def check_record_fits(request: Request, origin: Origin, format: Format) -> None:
-    """Raise BadRequest if a file of that format cannot hold the record of a picture."""
+    """Raise BadRequest if a file of that format cannot hold a picture or its record."""
+    if request.transparent and not request.background and not format.alpha:
+        raise BadRequest(
+            f"a {format.name} file holds no transparency; choose png, webp or avif, or give a "
+            "--background"
+        )
     if format.exif_max is not None:
         texts = metadata(request, origin, "0" * 64, SEEDS)
         exif.check_text_fits(texts | {"txt2img": texts["txt2img"] + " " * FALLBACKS}, format)

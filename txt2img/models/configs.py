@@ -218,6 +218,7 @@ class VAEConfig:
     patch: int = 1  # cells of a map that make one latent cell, high and wide
     norm_eps: float = 0.0  # of a batch norm's variances, which scale the latents instead, if any
     decoder_channels: tuple[int, ...] | None = None  # where they differ from the encoder's
+    alpha: int = 0  # width of the alpha head, where the decoder has one
 
     @property
     def factor(self) -> int:

@@ -131,7 +131,20 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latent))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
+        return self.pixels_of(x)
+
+    def maps(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three maps for an alpha head: of the latent's size, half the pixels', the pixels'."""
+        coarse = half = x = self.mid_block(self.conv_in(latent))
+        for level, block in enumerate(self.up_blocks, start=3):
+            x = block(x)
+            if level == len(self.up_blocks):
+                half = x
+        return coarse, half, x
+
+    def pixels_of(self, last: Tensor) -> Tensor:
+        """Pixels (B, 3, f·h, f·w) of the last map."""
+        out: Tensor = self.conv_out(swish(self.conv_norm_out(last)))
         return out
 
 
@@ -183,6 +196,11 @@ class VAE(nn.Module):
         )
         self.post_quant_conv = Conv2d(channels, channels, 1) if config.quant_conv else nn.Identity()
         self.bn = LatentNorm(config.latent_channels, config.norm_eps) if config.norm_eps else None
+        self.alpha = None
+        if config.alpha:
+            from txt2img.models.alpha_head import AlphaHead
+
+            self.alpha = AlphaHead(config)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the encoder's map of pixels (B, 3, H, W) in −1…1."""
@@ -215,3 +233,15 @@ class VAE(nn.Module):
         """Pixels (B, 3, H, W), near −1…1, float32, of a scaled latent (B, C, H/f, W/f)."""
         latent = latent.to(self.decoder.conv_in.weight.dtype)
         return self.reconstruct(self.unscaled(latent)).float()
+
+    def decode_with_alpha(self, latent: Tensor) -> Tensor:
+        """Pixels and opacity (B, 4, H, W) of a scaled latent, as `decode`; opacity is in 0…1."""
+        assert self.alpha is not None, "the VAE has no alpha head"
+        maps = self.decoder_maps(latent)
+        pixels = self.decoder.pixels_of(maps[-1]).float()
+        return torch.cat([pixels, self.alpha(*maps).float().sigmoid()], dim=1)
+
+    def decoder_maps(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The decoder's maps of a scaled latent (B, C, h, w) that an alpha head reads."""
+        latent = latent.to(self.decoder.conv_in.weight.dtype)
+        return self.decoder.maps(self.post_quant_conv(self.unscaled(latent)))

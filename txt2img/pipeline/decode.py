@@ -4,6 +4,7 @@ Each way is tried anew for each image, so that its bits do not depend on those b
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from torch import Tensor
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.models.seamless import decode_tiled_seamless, seamless
 from txt2img.models.tiled_decode import TILE
+from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed
 from txt2img.request.fields import Tile
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
@@ -27,7 +29,7 @@ FLOAT32 = "The decoder overflowed in half precision: decoded in float32 instead"
 def pixels_of(model: Model, x: Tensor, tile: Tile | None = None) -> Tensor:
     """Decode finite latents (B, C, h, w) to pixels (B, 3, H, W), seamless along `tile`'s axes.
 
-    Rejected, OutOfMemory.
+    A VAE with an alpha head adds a fourth channel, opacity. Rejected, OutOfMemory.
     """
     last_error: OutOfMemory | None = None
     with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
@@ -114,11 +116,11 @@ def _finite(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
 
 def _decode(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
     """Pixels as the VAE gives them; tiles are put together in main memory."""
-    config = model.vae.config
-    cells = TILE // config.patch
+    vae, cells = model.vae, TILE // model.vae.config.patch
+    decode = vae.decode_with_alpha if isinstance(vae, VAE) and vae.alpha else vae.decode
     if not tiled or max(x.shape[-2:]) <= cells:
-        with seamless(model.vae, tile):
-            return model.vae.decode(x)
+        with seamless(vae, tile) if tile else nullcontext():
+            return decode(x)
     return decode_tiled_seamless(
-        lambda part: model.vae.decode(part).to(CPU), x, config.factor, tile, cells
+        lambda part: decode(part).to(CPU), x, vae.config.factor, tile, cells
     )

@@ -57,7 +57,7 @@ def denoiser(
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
         negative = cond_at(part, -1)
-        return multi_guided(own, positive, negative, scale, one_pass, request.cfg_rescale)
+        return multi_guided(own, positive, negative, scale, one_pass, request.cfg_rescale or 0.0)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)

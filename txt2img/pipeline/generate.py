@@ -130,6 +130,10 @@ def prepare(
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
     device, rules = device or device_of(model), compat.rules(first)
+    if first.transparent or first.background:
+        from txt2img.pipeline.transparency import check_transparent
+
+        check_transparent(model, first)
 
     # 1. Prompts → conditions, with LoRAs and embeddings applied.
     conds = encode_prompts(model, requests, rules)
@@ -253,7 +257,8 @@ def ready_to_draw(
             stack.enter_context(placement.materialised(network))
             stack.enter_context(moved_to(network, device, dtype))
         cpu_speed.prepare_network(model, job.requests[0], job.latent)
-        stack.enter_context(seamless(network, job.requests[0].tile))
+        if tile := job.requests[0].tile:
+            stack.enter_context(seamless(network, tile))
         if model.graphed:
             model.graphed.drop_stale()
         yield
@@ -329,7 +334,12 @@ def decode(model: Model, x: Tensor, request: Request) -> list[Image.Image]:
     if request.image is not None and not compat.steps_of(request, compat.rules(request)).drawn:
         return [canvas(model, request) for _ in x]
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
-    return [to_image(pixels) for pixels in pixels_of(model, here, request.tile)]
+    decoded = pixels_of(model, here, request.tile)
+    if decoded.shape[1] == 3 and not request.transparent:
+        return [to_image(pixels) for pixels in decoded]
+    from txt2img.pipeline.transparency import image_of
+
+    return [image_of(pixels, request) for pixels in decoded]
 
 
 def finished_images(model: Model, x: Tensor, requests: Sequence[Request]) -> list[Image.Image]:

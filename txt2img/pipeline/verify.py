@@ -72,7 +72,10 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
     with open_regular(path) as file:
         try:
             with Image.open(file, formats=formats.PILLOW_NAMES) as image:
-                kind, then = image.format, image.convert("RGB")
+                kind, then = (
+                    image.format,
+                    image.convert("RGBA" if image.has_transparency_data else "RGB"),
+                )
         except (OSError, SyntaxError, ValueError) as error:
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
     is_lossy = kind != "PNG" and pixels_sha256(then) != info.pixels_sha256

@@ -40,6 +40,7 @@ RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the star
 TEXTUAL = (
     str | int | float | Interval | ImageRef | Margins | UpscalerRef
 )  # kinds whose values are one text
+COLOUR = r"#[0-9a-fA-F]{3}|#[0-9a-fA-F]{6}|[a-zA-Z]{3,20}"
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -57,6 +58,14 @@ class Tile(Name):
     XY = NameRow("xy", "True", ("true",))  # the only one that A1111 has
 
 
+class Transparent(Name):
+    """What makes a picture's ground transparent: the model itself, or its even border."""
+
+    NONE = NameRow("none", aliases=("false",), is_default=True)
+    MODEL = NameRow("model", aliases=("true",))
+    BORDER = NameRow("border")
+
+
 @dataclass(frozen=True)
 class Field:
     """One field's row: all but its type and default, which the declaration gives."""
@@ -64,6 +73,7 @@ class Field:
     flags: tuple[str, ...] = ()  # the option's, the long one first
     aliases: tuple[str, ...] = ()  # other programs' flags; a single letter in prompt files alone
     a1111: str = ""  # the key in A1111's text whose value is the field's
+    neutral: object = None  # a value that A1111's text leaves out
     allowed: range | None = None  # of a whole number
     maximum: float = FLOAT_MAX  # of a number from 0 up
     pattern: str = ""  # of a text
@@ -116,8 +126,15 @@ class RequestFields:
         Field(("--cfg",), ("--cfg-scale", "--guidance-scale", "--l"), a1111="CFG scale"),
     ] = None
     cfg_rescale: Annotated[
-        float, Field(("--cfg-rescale",), ("--guidance-rescale",), a1111="CFG rescale", maximum=1.0)
-    ] = 0.0
+        float | None,
+        Field(
+            ("--cfg-rescale",),
+            ("--guidance-rescale",),
+            a1111="CFG rescale",
+            maximum=1.0,
+            neutral=0.0,
+        ),
+    ] = None
     eta: Annotated[float | None, Field(("--eta",), ("--ddim-eta",), maximum=1.0)] = None
     sampler: Annotated[
         Sampler | None,
@@ -167,7 +184,7 @@ class RequestFields:
     # The model that draws the last steps, and the fraction of the steps before it takes over.
     refiner: Annotated[Refiner | None, Field(("--refiner",))] = None
     refiner_switch: Annotated[float, Field(a1111="Refiner switch at", maximum=1.0)] = SWITCH
-    # Where between noise (0) and picture (1) guidance is on; None: everywhere.
+    # Where between noise (0) and picture (1) guidance is on; None: where the model says.
     cfg_interval: Annotated[
         Interval | None,
         Field(("--cfg-interval",), a1111="CFG interval", from_json=interval_from_json),
@@ -255,6 +272,18 @@ class RequestFields:
             ("--guidance",),
             ("--distilled-cfg-scale", "--distilled-guidance"),
             a1111="Distilled CFG Scale",
+        ),
+    ] = None
+    # What makes the ground transparent, and a colour in place of the ground.
+    transparent: Annotated[Transparent | None, Field(a1111="Transparent")] = None
+    background: Annotated[
+        str | None,
+        Field(
+            ("--background",),
+            ("--bg",),
+            a1111="Background",
+            pattern=COLOUR,
+            pattern_help="a colour such as white, skyblue or #87ceeb",
         ),
     ] = None
 

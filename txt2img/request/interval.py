@@ -47,10 +47,10 @@ def parse_interval(text: str) -> Interval:
     return Interval(*ends)
 
 
-def interval_from_json(value: object) -> Interval | None:
-    """An interval from a JSON object or LO..HI; None if it covers all steps. BadRequest."""
+def interval_from_json(value: object) -> Interval:
+    """An interval from a JSON object or LO..HI. BadRequest."""
     if isinstance(value, str):
         value = parse_interval(value)
     if not isinstance(value, Interval):
         value = object_from_json(Interval, "cfg_interval", value)
-    return None if (value.low, value.high) == (0, 1) else value
+    return value

@@ -30,6 +30,8 @@ class Defaults:
     cfg: float
     sampler: Sampler
     schedule: Schedule
+    cfg_rescale: float = 0.0
+    cfg_interval: Interval | None = None
     strength: float = 0.75  # with a picture to begin from
     guidance: float | None = None
 
@@ -189,6 +191,7 @@ def _value(name: str, value: object) -> object:
     if field.from_json is not None:
         return field.from_json(value)
     if issubclass(field.kind, Name):
+        value = str(value) if isinstance(value, bool) else value  # aliases of some names
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)

@@ -19,6 +19,7 @@ from txt2img.train.optimizers import moments_of, restore_moments
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import write
+from txt2img.weights.layouts.components import ALPHA, ALPHA_FILE
 
 TIMES = 1000
 BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
@@ -150,7 +151,17 @@ def save_vae(folder: Path, vae: VAE, size: int) -> None:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
     save_json(folder / "vae" / "config.json", content)
-    save_weights(vae.state_dict(), folder / "vae" / NETWORK_FILE)
+    state = vae.state_dict()
+    plain = {name: value for name, value in state.items() if not name.startswith(ALPHA)}
+    save_weights(plain, folder / "vae" / NETWORK_FILE)
+    if len(plain) < len(state):
+        save_alpha_head(folder, vae)
+
+
+def save_alpha_head(folder: Path, vae: VAE) -> None:
+    """Write `folder`/vae/alpha.safetensors: beside the VAE's own file, which others read whole."""
+    state = {name: value for name, value in vae.state_dict().items() if name.startswith(ALPHA)}
+    save_weights(state, folder / "vae" / ALPHA_FILE)
 
 
 def save_unet(folder: Path, unet: UNet, cells: int) -> None:

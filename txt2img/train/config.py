@@ -9,7 +9,15 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
 
 T = TypeVar("T")
-STAGE_CHOICES = ("all", "vae", "text", "unet", "decoder", "distill")  # a stage each, in this order
+STAGE_CHOICES = (
+    "all",
+    "vae",
+    "text",
+    "unet",
+    "decoder",
+    "alpha",
+    "distill",
+)  # a stage each, in this order
 STAGES = STAGE_CHOICES[1:]
 OPTIMIZERS = ("adamw", "muon")
 PREDICTION_TYPES = ("eps", "v", "flow")
@@ -69,6 +77,7 @@ VAE_RUN = Run(steps=5000, ema=0.998)
 TEXT_RUN = Run(steps=1000, batch_size=128, weight_decay=0.1)
 UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
 DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
+ALPHA_RUN = Run(steps=0, batch_size=8, ema=0.99)
 DISTILL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
 
 
@@ -103,6 +112,7 @@ class TrainConfig:
     kl: float = 1e-6
     edges: float = 1.0  # weight of the gradient difference in the VAE's loss
     noised_samples: int = 1024  # redrawn pictures that the decoder is fine-tuned on
+    alpha_width: int = 24  # channels of the decoder's alpha head
     distill_steps: int = 4  # in which the LoRA draws
     distill_rank: int = 16
     vocab: int = 4096
@@ -116,6 +126,7 @@ class TrainConfig:
     text_run: Run = TEXT_RUN  # 0 steps: text encoder and U-Net train together from scratch
     unet_run: Run = UNET_RUN
     decoder_run: Run = DECODER_RUN  # 0 steps: no fine-tuning of the decoder
+    alpha_run: Run = ALPHA_RUN  # 0 steps: no alpha head
     distill_run: Run = DISTILL_RUN  # 0 steps: no few-step LoRA
 
     def __post_init__(self) -> None:

@@ -105,7 +105,17 @@ class Pictures:
 
     def scene(self, entry: Row, size: int) -> Image.Image:
         """Compose any row: its layers, as squares, on its background."""
-        scene = background_image(entry.background, size)
+        return self._with_layers(background_image(entry.background, size), entry)
+
+    def alpha(self, entry: Row, size: int) -> Tensor:
+        """The opacity of any row's layers together: (1, size, size) in 0…1."""
+        scene = self._with_layers(Image.new("RGBA", (size, size)), entry)
+        data = bytearray(scene.getchannel("A").tobytes())
+        return torch.frombuffer(data, dtype=torch.uint8).view(1, size, size) / 255.0
+
+    def _with_layers(self, scene: Image.Image, entry: Row) -> Image.Image:
+        """Compose any row's layers, as squares, on a scene, in place."""
+        size = scene.width
         for layer in entry.layers:
             image = rotate_hue(
                 center_crop(self._image(layer.file), round(layer.side * size)), layer.hue

@@ -17,6 +17,7 @@ from txt2img.models.optimize.cuda_graph import first_line
 from txt2img.system.device.device import for_training
 from txt2img.system.device.memory import is_oom
 from txt2img.train import checkpoint
+from txt2img.train.alpha import AlphaStage
 from txt2img.train.checkpoint import load_state, read_progress, save_state
 from txt2img.train.config import STAGES, Run, TrainConfig
 from txt2img.train.distill import DistillStage
@@ -77,7 +78,7 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )
-    for kind in (VAEStage, TextStage, UNetStage, DecoderStage, DistillStage):
+    for kind in (VAEStage, TextStage, UNetStage, DecoderStage, AlphaStage, DistillStage):
         if config.stage in ("all", kind.name) and getattr(config, f"{kind.name}_run").steps:
             if trained and config.compile and deadline - time.monotonic() < MIN_MINUTES_LEFT:
                 return
@@ -98,9 +99,11 @@ def source_digests(config: TrainConfig, name: str) -> str:
 
     Such a stage starts over when these have changed, or its own settings have.
     """
-    if name not in (DecoderStage.name, DistillStage.name):
+    if name not in (DecoderStage.name, AlphaStage.name, DistillStage.name):
         return ""
-    files = ("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)
+    files = [("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)]
+    if name == AlphaStage.name:
+        files.append(("vae", checkpoint.NETWORK_FILE))
     paths = [config.out / folder / file for folder, file in files]
     digests = [sha256(path) for path in paths if path.exists()]
     if name == DistillStage.name:

@@ -53,6 +53,29 @@ class DecoderObjective(nn.Module):
         return reconstruction_loss(self.hidden[0].decode(latents), pixels, self.edges)
 
 
+class AlphaObjective(nn.Module):
+    """The loss of a decoder's alpha head alone."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.hidden = (vae,)  # in a tuple, hidden from `parameters`
+        assert vae.alpha is not None
+        self.alpha = vae.alpha
+        self.requires_grad_(True)
+
+    def forward(self, latents: Tensor, opacity: Tensor) -> Tensor:
+        """latents (B, C, h, w), opacity (B, 1, f·h, f·w) in 0…1 → the loss, a scalar.
+
+        Cross-entropy finds the shape, the absolute error keeps edges steep.
+        """
+        with torch.no_grad():
+            maps = self.hidden[0].decoder_maps(latents)
+        logits = self.alpha(*maps).float()
+        entropy = functional.binary_cross_entropy_with_logits(logits, opacity)
+        loss: Tensor = entropy + (logits.sigmoid() - opacity).abs().mean()
+        return loss
+
+
 class ContrastiveObjective(nn.Module):
     """The contrastive loss of text encoder and image encoder."""
 

@@ -29,6 +29,7 @@ from txt2img.weights.layouts.components import (
     Component,
     folder_components,
     original_components,
+    vae_header,
 )
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS, from_configs
 from txt2img.weights.layouts.overrides import open_text_encoders, open_unet
@@ -253,7 +254,10 @@ def _open_folder(folder: Path, overrides: Texts) -> Checkpoint:
     headers = {
         name: safetensors_file.component(folder / name, NETWORKS.get(name, "model"))
         for name in names
+        if name != "vae"
     }
+    headers["vae"], alpha = vae_header(folder / "vae")
+    family = replace(family, vae=replace(family.vae, alpha=alpha))
     tokenizers = {
         name: tokenizer_files.read_tokenizer(folder / TOKENIZERS[name], text.length, text.vocab)
         for name, text in zip(texts, family.texts, strict=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request import Defaults, Request, Sampler, Schedule
+from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.files import parse_object
 from txt2img.weights.formats import safetensors_file
@@ -102,9 +103,16 @@ def from_file(config: Config, defaults: Defaults, where: str) -> Defaults:
             cfg=number(config, "cfg", defaults.cfg),
             sampler=Sampler.parse(str(config.get("sampler", defaults.sampler))),
             schedule=Schedule.parse(str(config.get("schedule", defaults.schedule))),
+            cfg_rescale=number(config, "cfg_rescale", defaults.cfg_rescale),
+            cfg_interval=_interval(config, defaults),
         )
     except BadRequest as error:
         raise BadFile(f"{where}: {error}") from error
+
+
+def _interval(config: Config, defaults: Defaults) -> Interval | None:
+    value = config.get("cfg_interval")
+    return defaults.cfg_interval if value is None else interval_from_json(value)
 
 
 def from_scheduler(defaults: Defaults, config: Mapping[str, object], name: str) -> Defaults:

@@ -54,7 +54,7 @@ GRAPH: dict[str, dict[str, object]] = {
     "12": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
 }
 COMFY = Request(
-    "a cat", "blurry", "v1-5", 512, 768, 20, 8.0, 0.0, None,
+    "a cat", "blurry", "v1-5", 512, 768, 20, 8.0, None, None,
     Sampler.EULER_A, Schedule.KARRAS, 42, loras=(Lora("pixel", 0.8, 0.5),), compat=Compat.COMFYUI,
 )  # fmt: skip
 SCREEN: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_a_graph_of_comfyui_is_followed_from_its_sampler(tmp_path: Path) -> None
 def test_a_graph_of_the_screen_is_read_too(tmp_path: Path) -> None:
     request = read(tmp_path, {"workflow": json.dumps(SCREEN)}).request
     assert request == Request(
-        "a dog", "ugly", "m", 64, 72, 3, 5.0, 0.0, None,
+        "a dog", "ugly", "m", 64, 72, 3, 5.0, None, None,
         Sampler.DPMPP_2M, Schedule.TRAILING, 7, compat=Compat.COMFYUI,
     )  # fmt: skip
 
@@ -312,7 +312,7 @@ def test_samplers_of_parts_are_read_from_the_screen(tmp_path: Path) -> None:
     }
     found = read(tmp_path, {"workflow": json.dumps(screen)})
     assert found.request == Request(
-        "a dog", "ugly", "m", 64, 72, 1, 1.0, 0.0, None,
+        "a dog", "ugly", "m", 64, 72, 1, 1.0, None, None,
         Sampler.EULER_A, None, 77, compat=Compat.COMFYUI,
     )  # fmt: skip
     screen["nodes"][-2] |= {"type": "UnknownScheduler"}
@@ -324,7 +324,7 @@ def test_novelai(tmp_path: Path) -> None:
     texts = {"Software": "NovelAI", "Description": "{a girl}", "Comment": json.dumps(NOVELAI)}
     found = read(tmp_path, texts)
     assert found.request == Request(
-        "(a girl:1.05)", "lowres", "", 512, 640, 28, 11.0, 0.0, None,
+        "(a girl:1.05)", "lowres", "", 512, 640, 28, 11.0, None, None,
         Sampler.EULER_A, Schedule.KARRAS, 9, compat=Compat.NOVELAI, clip_skip=2,
     )  # fmt: skip
     assert {"sm True is not carried over"} < set(found.notes)
@@ -334,7 +334,7 @@ def test_novelai(tmp_path: Path) -> None:
 def test_invokeai(tmp_path: Path) -> None:
     found = read(tmp_path, {"invokeai_metadata": json.dumps(INVOKEAI)})
     assert found.request == Request(
-        "a fox", "dull", "dreams", 512, 512, 30, 7.5, 0.0, None,
+        "a fox", "dull", "dreams", 512, 512, 30, 7.5, None, None,
         Sampler.DPMPP_2M, Schedule.KARRAS, 5, loras=(Lora("line", 0.75, 0.75),),
         compat=Compat.INVOKEAI,
     )  # fmt: skip
@@ -353,7 +353,7 @@ def test_invokeai_2_writes_what_is_not_wanted_in_brackets(tmp_path: Path) -> Non
 def test_fooocus(tmp_path: Path) -> None:
     found = read(tmp_path, {"parameters": json.dumps(FOOOCUS), "fooocus_scheme": "fooocus"})
     assert found.request == Request(
-        "a fox", "", "jugger", 896, 1152, 30, 4.0, 0.0, None,
+        "a fox", "", "jugger", 896, 1152, 30, 4.0, None, None,
         Sampler.DPMPP_2M_SDE, Schedule.KARRAS, 12, loras=(Lora("off", 0.1, 0.1),),
         compat=Compat.COMFYUI,
     )  # fmt: skip
@@ -405,7 +405,7 @@ SWARMUI = {
 def test_swarmui(tmp_path: Path) -> None:
     found = read(tmp_path, {"parameters": json.dumps({"sui_image_params": SWARMUI}, indent=2)})
     assert found.request == Request(
-        "a cat", "blurry", "foo", 64, 128, 20, 7.0, 0.0, None,
+        "a cat", "blurry", "foo", 64, 128, 20, 7.0, None, None,
         Sampler.EULER_A, Schedule.KARRAS, 5, loras=(Lora("ink", 0.5, 0.5),),
         compat=Compat.COMFYUI,
     )  # fmt: skip

@@ -27,7 +27,7 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped
 continues from its last checkpoint.
 """
-STAGES = ("vae", "text", "unet", "decoder", "distill", "all")
+STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill", "all")
 LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
 Config = Annotated[

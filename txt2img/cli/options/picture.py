@@ -9,6 +9,7 @@ import typer
 from txt2img.cli.options import completion
 from txt2img.cli.options.types import field_option, given_fields
 from txt2img.request import Sampler, Schedule
+from txt2img.request.fields import Transparent
 from txt2img.request.sampler_names import split_sampler
 
 RANDOM_SEED = -1  # as in A1111
@@ -145,6 +146,29 @@ class PictureOptions:
             "turns it off.",
         ),
     ] = None
+    transparent: Annotated[
+        bool,
+        typer.Option(
+            "--transparent",
+            help="Draw the thing alone, with transparency around it, with a model that was trained "
+            "to (it has an alpha head).",
+        ),
+    ] = False
+    transparent_border: Annotated[
+        bool,
+        typer.Option(
+            "--transparent-border",
+            help="Make the even ground at the border transparent, with any model.",
+        ),
+    ] = False
+    background: Annotated[
+        str | None,
+        field_option(
+            "background",
+            metavar="COLOR",
+            help="A colour in place of the ground: white, skyblue, #87ceeb.",
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         field_option(
@@ -163,6 +187,9 @@ class PictureOptions:
     def request_fields(self) -> dict[str, object]:
         """The given options as fields of a request."""
         values = given_fields(self)
+        if self.transparent or self.transparent_border:
+            border = self.transparent_border
+            values["transparent"] = Transparent.BORDER if border else Transparent.MODEL
         if self.sampler and not self.schedule:  # A1111 once named both in one
             sampler, schedule = split_sampler(self.sampler, None)
             values |= {"sampler": sampler} | ({"schedule": schedule} if schedule else {})

@@ -103,9 +103,9 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
 
 
 def _text(request: Request, row: Field) -> str | None:
-    """A field's value as A1111 writes it; None at its default."""
+    """A field's value as A1111 writes it; None where it writes none."""
     value = getattr(request, row.name)
-    if value is None or value == row.default:
+    if value is None or value in (row.default, row.neutral):
         return None
     return value.label if isinstance(value, Name | UpscalerRef) else str(value)
 

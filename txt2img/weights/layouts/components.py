@@ -8,12 +8,15 @@ from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import NetworkConfig, TextConfig
 from txt2img.system.text import shown
 from txt2img.weights.families import Family
+from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS
 
 Tensors = Mapping[str, TensorRef]
 STEM = "diffusion_pytorch_model"  # of weight files in diffusers folders
+ALPHA_FILE = "alpha.safetensors"  # an alpha head, beside a VAE's own file in its folder
+ALPHA = "alpha."  # before the names of its tensors
 BLOCK_TENSORS = 10  # a transformer block has more
 # The image encoder of a whole CLIP, as OpenCLIP and transformers name it.
 VISION = ("visual.", "vision_model.", "visual_projection.", "logit_bias")
@@ -84,6 +87,23 @@ def folder_components(tensors: Mapping[str, Tensors], family: Family) -> dict[st
     }
     components["vae"] = linear_attention(components["vae"])
     return components
+
+
+def vae_header(folder: Path) -> tuple[safetensors_file.Header, int]:
+    """A VAE folder's tensors, with those of its alpha head, and that head's width; 0 without one.
+
+    Raises BadFile, MissingWeights, UnknownLayout.
+    """
+    own = safetensors_file.component(folder, STEM)
+    if not (folder / ALPHA_FILE).is_file():
+        return own, 0
+    head = safetensors_file.header(folder / ALPHA_FILE).tensors
+    last = head.get(f"{ALPHA}full_in.weight")
+    if last is None or not last.shape:
+        raise UnknownLayout(
+            f"{folder.name}/{ALPHA_FILE} is no alpha head: {first_names(list(head))}"
+        )
+    return replace(own, tensors={**own.tensors, **head}), last.shape[0]
 
 
 def linear_attention(vae: Component) -> Component:

@@ -16,13 +16,13 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import detect, diffusers_config, key_maps, taesd
 from txt2img.weights.layouts.components import (
-    STEM,
     Component,
     component,
     config_folder,
     first_names,
     linear_attention,
     network_path,
+    vae_header,
 )
 from txt2img.weights.registry.hashes import model_hash
 
@@ -87,14 +87,15 @@ def _open_folder(folder: Path) -> VAEFiles:
     """A VAE's own folder, or that of a whole model."""
     inner = config_folder("VAE", folder, "vae")
     config = files.read_json(inner / "config.json")
-    header = safetensors_file.component(inner, STEM)
+    header, alpha = vae_header(inner)
     record = VAERef(folder.resolve().name, model_hash(header.paths))
     if config.get("_class_name") == taesd.CLASS:
         taesd.check(config)
         return _open_taesd(record, header.tensors)
     tensors = key_maps.renamed(header.tensors, key_maps.vae_from_old_diffusers())
     vae = Component(tensors, lambda name: name)
-    return VAEFiles(record, diffusers_config.vae_config(config), linear_attention(vae))
+    shape = replace(diffusers_config.vae_config(config), alpha=alpha)
+    return VAEFiles(record, shape, linear_attention(vae))
 
 
 def _open_taesd(record: VAERef, tensors: Mapping[str, TensorRef]) -> VAEFiles:

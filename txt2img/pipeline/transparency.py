@@ -1,0 +1,137 @@
+"""Transparency: a picture's ground made even, another colour, or transparent.
+
+A decoder with an alpha head says how opaque each pixel is. What lies behind is one colour in every
+picture that such a model draws, or a gradient from top to bottom.
+"""
+
+import torch
+from PIL import Image, ImageColor, ImageDraw
+from torch import Tensor
+
+from txt2img.errors import BadRequest
+from txt2img.pipeline.decode import to_image
+from txt2img.request import Request
+from txt2img.request.fields import Transparent
+from txt2img.weights.model import Model
+
+OPAQUE = 0.97  # an opacity beyond is whole
+CLEAR = 0.03  # one below is none
+GROUND_MIN = 0.02  # share of a picture that must be clear to tell the ground's colour
+GROUND_SPREAD = 12 / 255  # of the clear pixels around their fit; beyond, the ground is a picture
+FLAT = 10 / 255  # a gradient of less from top to bottom is none
+SAMPLED = 2**16  # clear pixels, which suffice to measure that
+WHITE = 0.965  # a ground whose channels are all above is white
+TOLERANCE = 24  # over all channels, of 255, from the border's colour that is the ground
+MARKED = (1, 254, 3)  # a colour that floods a ground, if no pixel has it
+
+
+def has_alpha(model: Model) -> bool:
+    """Whether a model's decoder says how opaque each pixel is."""
+    return bool(getattr(model.vae.config, "alpha", 0))
+
+
+def check_transparent(model: Model, request: Request) -> None:
+    """Raise BadRequest for transparency that a model cannot give."""
+    if has_alpha(model):
+        return
+    if request.transparent is Transparent.MODEL:
+        raise BadRequest(
+            f"{model.name} draws no transparent pictures; --transparent-border makes the even "
+            "ground around the thing transparent"
+        )
+    if request.background is not None and request.transparent is not Transparent.BORDER:
+        raise BadRequest(
+            f"{model.name} cannot tell the ground from the thing, so --background needs "
+            "--transparent-border with it"
+        )
+
+
+def image_of(pixels: Tensor, request: Request | None = None) -> Image.Image:
+    """The image of pixels (3, H, W) in −1…1, or of (4, H, W) with opacity in 0…1.
+
+    With opacity the ground becomes exactly even, or what the request asks for: RGBA if transparent.
+    """
+    transparent = None if request is None else request.transparent
+    background = None if request is None else request.background
+    if len(pixels) == 3:
+        image = to_image(pixels)
+        return from_border(image, background) if transparent is Transparent.BORDER else image
+    colour, opacity = pixels[:3].clamp(-1, 1) / 2 + 0.5, pixels[3:]
+    opacity = ((opacity - CLEAR) / (OPAQUE - CLEAR)).clamp(0, 1)
+    ground = ground_of(colour, opacity)
+    if ground is None:  # a picture up to its edges: there is nothing behind it
+        return _image(colour).convert("RGBA" if transparent and not background else "RGB")
+    thing = ((colour - (1 - opacity) * ground) / opacity.clamp(min=1e-3)).clamp(0, 1)
+    if background is not None:
+        ground = _colour(background).to(ground)
+    elif transparent:
+        thing = torch.where(opacity > 0, thing, torch.ones_like(thing))
+        return _image(torch.cat([thing, opacity]))
+    return _image(opacity * thing + (1 - opacity) * ground)
+
+
+def ground_of(colour: Tensor, opacity: Tensor) -> Tensor | None:
+    """The ground (3, H or 1, 1) behind a thing: one colour, or a gradient from top to bottom.
+
+    None if too little of it is seen, or if it is neither.
+    """
+    clear = opacity[0] <= 0
+    if clear.float().mean() < GROUND_MIN:
+        return None
+    height = colour.shape[-2]
+    row = torch.linspace(-1, 1, height, device=colour.device)
+    seen, at = colour[:, clear], row[:, None].expand_as(clear)[clear]
+    middle = seen.median(dim=1).values
+    if at.std() > 0.1:
+        slope = ((seen - seen.mean(1, keepdim=True)) * (at - at.mean())).mean(1) / at.var()
+    else:
+        slope = torch.zeros_like(middle)
+    if 2 * slope.abs().max() < FLAT:
+        slope, centre = torch.zeros_like(middle), middle
+    else:
+        centre = (seen - slope[:, None] * at).median(dim=1).values
+    rest = (seen - (centre[:, None] + slope[:, None] * at)).abs().amax(0)
+    if rest[:: 1 + len(rest) // SAMPLED].quantile(0.9) > GROUND_SPREAD:
+        return None
+    if not slope.any():
+        centre = torch.ones_like(centre) if centre.min() > WHITE else centre
+        return (centre * 255).round()[:, None, None] / 255
+    return (centre[:, None] + slope[:, None] * row).clamp(0, 1)[:, :, None]
+
+
+def from_border(image: Image.Image, background: str | None = None) -> Image.Image:
+    """The image without the even ground at its border: transparent, or of another colour.
+
+    What is of the border's colour but enclosed by the thing stays.
+    """
+    width, height = image.size
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height)]
+    edges.append((width - 1, 0, width, height))
+    border = torch.cat(
+        [torch.frombuffer(bytearray(image.crop(box).tobytes()), dtype=torch.uint8) for box in edges]
+    )
+    ground = tuple(border.view(-1, 3).median(dim=0).values.tolist())
+    canvas = Image.new("RGB", (width + 2, height + 2), ground)  # so that all edges are connected
+    canvas.paste(image, (1, 1))
+    ImageDraw.floodfill(canvas, (0, 0), MARKED, thresh=TOLERANCE)
+    flooded = bytearray(canvas.crop((1, 1, width + 1, height + 1)).tobytes())
+    marks = torch.frombuffer(flooded, dtype=torch.uint8).view(height, width, 3)
+    thing = (marks != torch.tensor(MARKED, dtype=torch.uint8)).any(-1)
+    mask = Image.fromarray((thing * 255).to(torch.uint8).numpy())
+    if background is None:
+        out = image.convert("RGBA")
+        out.putalpha(mask)
+        return out
+    colour = ImageColor.getrgb(background)[:3]
+    return Image.composite(image, Image.new("RGB", image.size, colour), mask)
+
+
+def _colour(name: str) -> Tensor:
+    """A colour's (3, 1, 1) in 0…1."""
+    return torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.float32)[:, None, None] / 255
+
+
+def _image(values: Tensor) -> Image.Image:
+    """The image of values (3 or 4, H, W) in 0…1."""
+    levels = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
