@@ -2,9 +2,10 @@
 
     python -m tests.bench.bench                half of Stable Diffusion 1.5's width, two minutes
     python -m tests.bench.bench --full         its exact size, at 256×256 and 512×512
-    python -m tests.bench.bench --only start   one part: network, vae, bf16 (both in it, where
-                                              a processor has it), fewer, start, loop, model,
-                                              warm, sdcpp (--full runs it too, where installed)
+    python -m tests.bench.bench --only start   one part: network, vae, transformer, bf16 (all
+                                              three in it, where a processor has it), fewer,
+                                              start, loop, model, warm, sdcpp (--full runs it
+                                              too, where installed)
     python -m tests.bench.bench --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
@@ -27,10 +28,22 @@ from torch import Tensor
 
 from tests.bench import process as bench_process
 from tests.bench import sdcpp as bench_sdcpp
+from tests.bench import transformer as bench_transformer
 from tests.bench import warm as bench_warm
 from txt2img.system.device.device import has_bf16
 
-PARTS = ("network", "vae", "bf16", "fewer", "start", "loop", "model", "warm", "sdcpp")
+PARTS = (
+    "network",
+    "vae",
+    "transformer",
+    "bf16",
+    "fewer",
+    "start",
+    "loop",
+    "model",
+    "warm",
+    "sdcpp",
+)
 FLOAT32 = torch.float32
 SECONDS, MEBIBYTES, MICROSECONDS = "s", "MiB", "µs"
 SCALES = {SECONDS: 1.0, MEBIBYTES: 2.0**-20, MICROSECONDS: 1.0}
@@ -170,6 +183,16 @@ def vae(factor: float, pixels: int, rounds: int, dtype: torch.dtype = FLOAT32) -
         return Result(name, *in_turns(ours, theirs, rounds), difference)
 
 
+def transformer(rounds: int, dtype: torch.dtype = FLOAT32) -> Result:
+    """One step of a transformer of Z-Image's depth."""
+    with torch.inference_mode():
+        ours, theirs = bench_transformer.step(dtype=dtype)
+        difference = (ours() - theirs()).abs().max().item()
+        side = bench_transformer.PIXELS
+        name = f"Z-Image step, a fifth of its width, {side}×{side}{named(dtype)}"
+        return Result(name, *in_turns(ours, theirs, rounds), difference)
+
+
 def named(dtype: torch.dtype) -> str:
     """What a row says of a precision other than the usual one."""
     return "" if dtype == FLOAT32 else ", bf16"
@@ -255,6 +278,10 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         if "bf16" in parts and has_bf16(torch.device("cpu")):
             yield network(factor, pixels, options.rounds, torch.bfloat16)
             yield vae(factor, pixels, options.rounds, torch.bfloat16)
+    if "transformer" in parts:
+        yield transformer(min(options.rounds, 3))
+    if {"transformer", "bf16"} <= set(parts) and has_bf16(torch.device("cpu")):
+        yield transformer(min(options.rounds, 3), torch.bfloat16)
     if "fewer" in parts:
         yield from fewer()
     if "sdcpp" in parts:

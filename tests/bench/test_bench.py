@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.bench import bench
 from tests.bench import memory as bench_memory
 from tests.bench import process as bench_process
+from tests.bench import transformer as bench_transformer
 
 
 def test_a_row_has_its_unit_ratio_and_difference() -> None:
@@ -19,6 +21,12 @@ def test_pictures_are_compared_by_the_value_that_differs_most() -> None:
     assert bench_process.farthest(bytes([0, 10, 255]), bytes([5, 10, 255])) == pytest.approx(
         5 / 255
     )
+
+
+@torch.inference_mode()
+def test_a_transformers_two_steps_are_of_the_same_network() -> None:
+    ours, theirs = bench_transformer.step(heads=1, layers=1, pixels=64)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
 
 
 def test_programs_take_turns_after_a_round_that_does_not_count() -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tests.pipeline.test_generate import SMALL, mock
 from txt2img.diffusion.conditioning import Cond
-from txt2img.models.configs import UNetConfig
+from txt2img.models.configs import UNetConfig, ZImageConfig
 from txt2img.models.layers import Conv2d
 from txt2img.models.optimize import CpuPlan
 from txt2img.models.optimize.cpu import FastConv, bytes_needed
 from txt2img.models.unet import UNet
+from txt2img.models.z_image import ZImageTransformer
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.generate import decode, sample
 from txt2img.request import Request, Sampler
@@ -147,3 +148,11 @@ def test_a_decoder_is_made_quick_for_the_pictures_size(
     monkeypatch.setattr(cpu_speed, "bytes_needed", need)
     decode(mock, torch.zeros(1, 4, 8, 16))
     assert asked[0] == (64, 128)
+
+
+def test_a_transformers_matrices_have_no_copies(mock: Model) -> None:
+    config = ZImageConfig(layers=1, refiner_layers=1, heads=1, cross_dim=8)
+    mock.network = ZImageTransformer(config).bfloat16()
+    mock.family = replace(mock.family, network=config)
+    cpu_speed.prepare_network(mock, request(steps=7), LATENT)
+    assert all(getattr(layer, "optimized", None) is None for layer in mock.network.modules())

@@ -24,7 +24,13 @@ SLOWER = "Little memory is free: the {network} runs in a slower way that takes {
 
 
 def prepare_network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
-    """Optimise the network for a filled request's steps, on latents of this shape."""
+    """Optimise the network for a filled request's steps, on latents of this shape.
+
+    A transformer stays plain: all of it is matrices, and packed copies would be a twentieth faster
+    and take as much memory as it does.
+    """
+    if model.family.network.component == "transformer":
+        return
     evaluations = (request.steps or 1) * (request.sampler.evaluations if request.sampler else 1)
     label = model.family.network.label
     plan = _choose_plan(model, label, model.network, latent[1:], evaluations)
