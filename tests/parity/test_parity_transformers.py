@@ -17,7 +17,6 @@ from txt2img.pipeline.generate import sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request
 from txt2img.request.compat import rules
-from txt2img.request.resolve import ComponentOverrides
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -30,6 +29,11 @@ CASES = [
     ("flux_dev", 1.0),
     ("flux_dev", 3.0),
     ("flux_schnell", 1.0),
+    ("sd3", 4.5),
+    ("z_image", 1.0),
+    ("z_image", 3.5),
+    ("flux2_klein", 1.0),
+    ("flux2_klein", 4.0),
 ]
 
 
@@ -49,12 +53,8 @@ def arguments(name: str, layout: str) -> list[str]:
 
 
 @cache
-def loaded(name: str, layout: str) -> Model:
-    files = tiny(name)
-    if layout != "split":
-        return load(str(getattr(files, layout)), CPU)
-    texts = ComponentOverrides(texts=tuple(map(str, files.texts)))
-    return load(str(files.network), CPU, vae_path=str(files.vae), overrides=texts)
+def loaded(name: str) -> Model:
+    return load(str(tiny(name).folder), CPU)
 
 
 def request(cfg: float) -> Request:
@@ -68,11 +68,12 @@ def noise(model: Model, cfg: float) -> Tensor:
     return fresh_noise([request(cfg)], rules(request(cfg)), shape, CPU.torch_device)()
 
 
+@cache
 @torch.no_grad()
 def theirs(name: str, cfg: float, output: str) -> Tensor | Image.Image:
     """What diffusers' pipeline makes of the same noise: latents, or a picture."""
     files = tiny(name)
-    start = noise(loaded(name, "folder"), cfg)
+    start = noise(loaded(name), cfg)
     result = THEIRS[files.family](files.pipeline, start, cfg, output)
     return result
 
@@ -81,7 +82,7 @@ def flux(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | I
     """FLUX.1's true guidance is beside the embedded scale; its latents are in patches."""
     packed = pipeline._pack_latents(start, *start.shape)
     out = pipeline(
-        PROMPT,
+        prompt=PROMPT,
         negative_prompt=NEGATIVE if cfg > 1 else None,
         true_cfg_scale=cfg,
         guidance_scale=3.5,
@@ -95,13 +96,62 @@ def flux(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | I
     return pipeline._unpack_latents(out, HEIGHT, WIDTH, 8) if output == "latent" else out[0]
 
 
-THEIRS = {"flux": flux}
+def sd3(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | Image.Image:
+    """Stable Diffusion 3."""
+    out = pipeline(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        guidance_scale=cfg,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        latents=start,
+        output_type=output,
+        max_sequence_length=256,
+    ).images
+    return out if output == "latent" else out[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def z_image(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | Image.Image:
+    """Z-Image, whose pipeline counts guidance from 0, where there is none, and not from 1."""
+    out = pipeline(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        guidance_scale=cfg - 1,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        latents=start,
+        output_type=output,
+    ).images
+    return out if output == "latent" else out[0]
+
+
+def flux2(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | Image.Image:
+    """FLUX.2 klein; its latents come as the VAE's, without the batch norm's scale."""
+    out = pipeline(
+        prompt=PROMPT,
+        negative_prompt_embeds=pipeline.encode_prompt(NEGATIVE)[0],
+        guidance_scale=cfg,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        latents=start,
+        output_type=output,
+    ).images
+    if output != "latent":
+        return out[0]
+    vae, patches = pipeline.vae, pipeline._patchify_latents(out)
+    std = torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)[:, None, None]
+    return (patches - vae.bn.running_mean[:, None, None]) / std
+
+
+THEIRS = {"flux": flux, "sd3": sd3, "z-image": z_image, "flux2": flux2}
+
+
 @pytest.mark.parametrize(("name", "cfg"), CASES)
-def test_latents_equal_those_of_diffusers(name: str, cfg: float, layout: str) -> None:
-    model = loaded(name, layout)
+def test_latents_equal_those_of_diffusers(name: str, cfg: float) -> None:
+    model = loaded(name)
     filled = request(cfg).filled(model.family.defaults)
     [last] = deque(sample(model, [filled]), maxlen=1)
     expected = theirs(name, cfg, "latent")

@@ -8,10 +8,17 @@ from pathlib import Path
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,10 +28,16 @@ from tests.support import tiny, tiny_text
 from tests.support.transformers import original, randomise
 from txt2img.models.tokenizer import EOS
 from txt2img.weights.layouts.transformer_configs import (
+    flux2_from_diffusers,
     flux_from_diffusers,
+    sd3_from_diffusers,
+    z_image_from_diffusers,
 )
 from txt2img.weights.layouts.transformer_key_maps import (
+    flux2_layers,
     flux_layers,
+    sd3_layers,
+    z_image_layers,
 )
 from txt2img.weights.tokenizer_files import clip_tokenizer
 
@@ -92,6 +105,87 @@ def _flux(name: str, dev: bool) -> TinyTransformer:
     )
     layers = flux_layers(flux_from_diffusers(_config(transformer)))
     return _written(name, "flux", pipeline, lambda state: original(state, layers))
+
+
+@cache
+def sd3() -> TinyTransformer:
+    """Stable Diffusion 3.5 medium: a second attention of the picture in the first block."""
+    transformer = SD3Transformer2DModel(
+        sample_size=32,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=64,
+        num_attention_heads=1,
+        joint_attention_dim=32,
+        caption_projection_dim=64,
+        pooled_projection_dim=28,
+        pos_embed_max_size=48,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        _vae(1.5305, 0.0609),
+        tiny_text.clip_l(True),
+        _clip_words(EOS),
+        tiny_text.clip_g(),
+        _clip_words("!"),
+        tiny_text.t5(),
+        tiny_text.their_t5_tokenizer(),
+    )
+    layers = sd3_layers(sd3_from_diffusers(_config(transformer)))
+    return _written("tiny-sd3", "sd3", pipeline, lambda state: original(state, layers))
+
+
+@cache
+def z_image() -> TinyTransformer:
+    """Z-Image."""
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=128,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        cap_feat_dim=24,
+        axes_lens=[256, 64, 64],
+    )
+    pipeline = ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        _vae(0.3611, 0.1159),
+        tiny_text.qwen3(),
+        tiny_text.their_qwen_tokenizer(),
+        transformer,
+    )
+    layers = z_image_layers(z_image_from_diffusers(_config(transformer)))
+    return _written("tiny-z-image", "z-image", pipeline, lambda state: original(state, layers))
+
+
+@cache
+def flux2_klein() -> TinyTransformer:
+    """FLUX.2 klein base, which is not distilled and takes true guidance."""
+    transformer = Flux2Transformer2DModel(
+        in_channels=128,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=72,
+        guidance_embeds=False,
+    )
+    vae = randomise(AutoencoderKLFlux2(**LEVELS))
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    pipeline = Flux2KleinPipeline(
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae,
+        tiny_text.qwen3(28),
+        tiny_text.their_qwen_tokenizer(),
+        transformer,
+    )
+    layers = flux2_layers(flux2_from_diffusers(_config(transformer)))
+    return _written("tiny-klein-base", "flux2", pipeline, lambda state: original(state, layers))
 
 
 def _vae(scaling: float, shift: float) -> AutoencoderKL:
