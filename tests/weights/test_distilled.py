@@ -104,7 +104,7 @@ def test_a_few_step_lora_fills_the_requests_blanks(
     name: str, steps: int, cfg: float | None, sampler: Sampler, tmp_path: Path
 ) -> None:
     library, asked = lora(tmp_path, name), Request("a", loras=(Lora(name),))
-    filled = from_loras(asked, library)
+    filled = from_loras(asked, library, FULL)
     assert (filled.steps, filled.cfg, filled.sampler, filled.schedule) == (
         steps,
         cfg,
@@ -113,23 +113,23 @@ def test_a_few_step_lora_fills_the_requests_blanks(
     )
     assert (filled.width, filled.height) == (None, None)
     mine = replace(asked, steps=6, sampler=Sampler.HEUN)
-    assert from_loras(mine, library) == replace(mine, cfg=cfg, schedule=TRAILING)
+    assert from_loras(mine, library, FULL) == replace(mine, cfg=cfg, schedule=TRAILING)
 
 
 @pytest.mark.parametrize("name", ["turbo_cars", "ink_8000steps", "lightning_magic", "pixel-art"])
 def test_other_loras_and_those_not_used_change_nothing(name: str, tmp_path: Path) -> None:
     asked = Request("a", loras=(Lora(name),))
-    assert from_loras(asked, lora(tmp_path, name)) == asked
+    assert from_loras(asked, lora(tmp_path, name), FULL) == asked
     off = Request("a", loras=(Lora("lcm", unet=0.0),))
-    assert from_loras(off, lora(tmp_path, "lcm")) == off
+    assert from_loras(off, lora(tmp_path, "lcm"), FULL) == off
 
 
 def test_a_files_metadata_comes_before_its_name(tmp_path: Path) -> None:
     said = '{"steps": 3, "cfg": 1.5, "sampler": "heun", "schedule": "linear"}'
-    filled = from_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said))
+    filled = from_loras(Request("a", loras=(Lora("lcm"),)), lora(tmp_path, "lcm", said), FULL)
     assert (filled.steps, filled.cfg) == (3, 1.5)
     assert (filled.sampler, filled.schedule) == (Sampler.HEUN, Schedule.LINEAR)
-    half = from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", '{"cfg": 1}'))
+    half = from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", '{"cfg": 1}'), FULL)
     assert half == Request("a", loras=(Lora("x"),), cfg=1.0)  # the rest is the model's
 
 
@@ -139,12 +139,39 @@ def test_a_files_metadata_comes_before_its_name(tmp_path: Path) -> None:
 )
 def test_bad_values_in_metadata_are_named(said: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=told):
-        from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", said))
+        from_loras(Request("a", loras=(Lora("x"),)), lora(tmp_path, "x", said), FULL)
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     asked = Request("a", loras=(Lora("x"),))
-    assert from_loras(asked, lora(tmp_path, "x", '{"steps": 3}')).steps == 3
+    assert from_loras(asked, lora(tmp_path, "x", '{"steps": 3}'), FULL).steps == 3
     library = lora(tmp_path, "x", '{"steps": 5}')
     os.utime(library.loras["x"], ns=(1, 1))
-    assert from_loras(asked, library).steps == 5
+    assert from_loras(asked, library, FULL).steps == 5
+
+
+def test_a_model_draws_with_its_own_few_step_lora_where_a_request_leaves_it_to_it(
+    tmp_path: Path,
+) -> None:
+    said = '{"steps": 4, "cfg": 1, "sampler": "lcm", "schedule": "trailing"}'
+    library, own = lora(tmp_path, "few-steps", said), replace(FULL, lora="few-steps")
+    quick = from_loras(Request("a", seed=3, width=512), library, own)
+    assert quick == Request(
+        "a",
+        seed=3,
+        width=512,
+        loras=(Lora("few-steps"),),
+        steps=4,
+        cfg=1.0,
+        sampler=Sampler.LCM,
+        schedule=TRAILING,
+    )
+    for plain in (
+        Request("a", steps=30),
+        Request("a", cfg=7.5),
+        Request("a", sampler=Sampler.HEUN),
+        Request("a", negative="blurry"),
+        Request("a", loras=(Lora("few-steps", 0.0),)),
+    ):
+        assert from_loras(plain, library, own) == plain
+    assert from_loras(Request("a"), library, FULL) == Request("a")

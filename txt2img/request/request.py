@@ -33,6 +33,7 @@ class Defaults:
     cfg_rescale: float = 0.0
     cfg_interval: Interval | None = None
     strength: float = 0.75  # with a picture to begin from
+    lora: str = ""  # a few-step LoRA of the model's own, for those who leave all of this to it
     guidance: float | None = None
 
 
@@ -52,7 +53,7 @@ class Request(RequestFields):
         blanks = {
             f.name: getattr(defaults, f.name)
             for f in fields(defaults)
-            if getattr(self, f.name) is None and (self.image or f.name != "strength")
+            if getattr(self, f.name, "") is None and (self.image or f.name != "strength")
         }
         return replace(self, **blanks)
 

@@ -36,7 +36,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     Raises ModelNotFound, BadRequest, BadFile, MissingWeights.
     """
     state = model.adapters
-    resolved = from_loras(state.paths.resolve(request), state.paths)
+    resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
     if resolved.has_input:
         resolved = resolve_images(resolved, state.paths.images)
     refiner = None if model.refiner is None else model.refiner.record

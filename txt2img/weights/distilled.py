@@ -12,6 +12,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request import Defaults, Request, Sampler, Schedule
+from txt2img.request.adapters import Lora
 from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.files import parse_object
@@ -47,6 +48,13 @@ NEUTRAL = Defaults(512, 512, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)  # of a
 SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": HYPER}
 LCM_SCALE = 8.0  # of networks with an embedding of it; the others were distilled at one scale
 FIELDS = ("steps", "cfg", "sampler", "schedule")  # that a LoRA decides; sizes are the model's
+# A request that says any of these wants the plain model: without guidance, a negative prompt and
+# AND do nothing, and few steps leave little of a picture to begin from.
+DECISIONS = (
+    *("negative", "steps", "cfg", "cfg_rescale", "cfg_interval", "sampler", "schedule", "eta"),
+    *("loras", "refiner", "compat", "reuse", "image"),
+)
+PLAIN = Request("")
 STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?")
 
 
@@ -65,17 +73,20 @@ def from_name(defaults: Defaults, name: str, kinds: Sequence[Distillation] = KIN
     return _with_distillation(defaults, kind, steps)
 
 
-def from_loras(request: Request, library: AdapterPaths) -> Request:
+def from_loras(request: Request, library: AdapterPaths, defaults: Defaults) -> Request:
     """The request with its blanks filled by its first few-step LoRA, if it has one.
 
+    A request that leaves all of them to a model with a few-step LoRA of its own gets that one.
     Raises ModelNotFound, BadFile.
     """
+    if defaults.lora and all(getattr(request, n) == getattr(PLAIN, n) for n in DECISIONS):
+        request = replace(request, loras=(Lora(defaults.lora),))
     blanks = [name for name in FIELDS if getattr(request, name) is None]
     for lora in request.loras if blanks else ():
         path = library.lora_file(lora.name)
         changed = path.stat().st_mtime_ns if path.exists() else 0
-        if lora.unet and (defaults := lora_defaults(path, lora.name, changed)):
-            return request.with_json({name: defaults[name] for name in blanks if name in defaults})
+        if lora.unet and (own := lora_defaults(path, lora.name, changed)):
+            return request.with_json({name: own[name] for name in blanks if name in own})
     return request
 
 
@@ -105,6 +116,7 @@ def from_file(config: Config, defaults: Defaults, where: str) -> Defaults:
             schedule=Schedule.parse(str(config.get("schedule", defaults.schedule))),
             cfg_rescale=number(config, "cfg_rescale", defaults.cfg_rescale),
             cfg_interval=_interval(config, defaults),
+            lora=str(config.get("lora", defaults.lora)),
         )
     except BadRequest as error:
         raise BadFile(f"{where}: {error}") from error

@@ -84,7 +84,7 @@ class Forecast:
     def filled(self, request: Request) -> Request:
         """Fill a request's blanks. BadRequest if it cannot be drawn, BadFile."""
         family = self.checkpoint.family
-        done = from_loras(request, self.library).filled(family.defaults)
+        done = from_loras(request, self.library, family.defaults).filled(family.defaults)
         family.latent_size(done, family.vae.factor)
         return done
 
