@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from txt2img.errors import BadRequest
 from txt2img.system import device_names
-from txt2img.system.device.device import choose
+from txt2img.system.device.device import Device, choose
 
 
 def test_the_guess_is_what_is_chosen_here() -> None:
@@ -24,6 +25,20 @@ def test_precisions_are_those_that_are_loaded(text: str) -> None:
     assert {part: f"torch.{name}" for part, name in guessed.items()} == {
         part: str(chosen.dtype_of(part)) for part in device_names.PARTS
     }
+
+
+def test_networks_that_overflow_in_fp16_get_bf16_where_nobody_named_a_dtype() -> None:
+    half, bf16 = torch.float16, torch.bfloat16
+    wide = Device(torch.device("cuda"), half, wide=bf16).without_overflow()
+    parts = {part: str(wide.dtype_of(part)).removeprefix("torch.") for part in device_names.PARTS}
+    assert parts == device_names.guess_dtypes("cuda", None, fits_half=False)
+    assert parts == {"unet": "bfloat16", "vae": "float16", "text": "bfloat16"}
+    named = Device(torch.device("cuda"), half, (("vae", bf16),), wide=torch.float32)
+    assert named.without_overflow().dtype_of("vae") == bf16
+    assert named.without_overflow().dtype_of("transformer") == torch.float32
+    for chosen in (Device(torch.device("cuda"), half), choose("cpu"), choose("cpu", "fp16")):
+        assert chosen.without_overflow() == chosen
+    assert set(device_names.guess_dtypes("cuda", "fp16", fits_half=False).values()) == {"float16"}
 
 
 def test_a_card_that_must_not_be_used_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

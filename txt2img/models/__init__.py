@@ -1,1 +1,1 @@
-"""Networks: U-Net, VAE, CLIP, TAESD and the tokenizer."""
+"""Networks: U-Net, transformers, VAE, TAESD, text encoders and tokenizers."""

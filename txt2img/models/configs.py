@@ -68,6 +68,10 @@ class NetworkConfig(Protocol):
         """Whether it takes a distilled guidance scale as an input, beside true CFG."""
 
     @property
+    def fits_half(self) -> bool:
+        """Whether its activations, and those of what encodes its prompts, fit in fp16."""
+
+    @property
     def memory_width(self) -> int:
         """Numbers of an activation for each latent cell."""
 
@@ -84,6 +88,7 @@ class TransformerConfig:
     seamless_multiple: ClassVar = 0
     has_maps: ClassVar = False
     embeds_cfg: ClassVar = False
+    fits_half: ClassVar = False
 
     heads: int
     head_dim: int
@@ -138,6 +143,7 @@ class UNetConfig:
     has_maps: ClassVar = True
     multiple: ClassVar = 1
     embeds_guidance: ClassVar = False
+    fits_half: ClassVar = True
 
     in_channels: int = 4
     out_channels: int = 4

@@ -82,11 +82,17 @@ def guess_device(name: str | None) -> str:
     return "mps" if apple else "cpu"
 
 
-def guess_dtypes(device: str, text: str | None) -> dict[str, str]:
-    """The dtype of each of PARTS: as named, or half precision on a GPU."""
+def guess_dtypes(device: str, text: str | None, fits_half: bool = True) -> dict[str, str]:
+    """The dtype of each of PARTS: as named, or half precision on a GPU.
+
+    Without `fits_half` that is bf16 for all but the VAE, as in Device.without_overflow.
+    """
     named = {} if text is None else dtypes(text)
-    default = named.pop("", None) or ("float16" if device == "cuda" else "float32")
-    return {part: named.get(part, default) for part in PARTS}
+    default = named.pop("", None)
+    if default is None and device == "cuda":
+        default = "float16" if fits_half else "bfloat16"
+        named = {"vae": "float16"} | named
+    return {part: named.get(part, default or "float32") for part in PARTS}
 
 
 def describe_dtypes(dtypes: dict[str, str]) -> str:

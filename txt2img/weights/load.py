@@ -72,6 +72,8 @@ def load(
     """
     device = device if isinstance(device, Device) else choose(device, dtype)
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
+    if not checkpoint.family.network.fits_half:
+        device = device.without_overflow()
     check_complete(checkpoint, vae_path)
     adapters = AdapterState()
     vae_config: VAEConfig | TinyConfig = checkpoint.family.vae

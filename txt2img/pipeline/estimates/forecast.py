@@ -117,8 +117,9 @@ def forecast_for(
 ) -> Forecast:
     """The forecast for a model. Raises as loading it does, as far as its headers tell."""
     where = device_names.guess_device(device)
-    dtypes = device_names.guess_dtypes(where, dtype)
     checkpoint = open_checkpoint(model, overrides=library.overrides)
+    fits_half = checkpoint.family.network.fits_half
+    dtypes = device_names.guess_dtypes(where, dtype, fits_half)
     check_complete(checkpoint, library.vae)
     if library.vae is not None:
         network_path("VAE", library.vae)  # or ModelNotFound

@@ -1,7 +1,7 @@
 """Choose the device and dtypes to compute with."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,10 +27,21 @@ class Device:
     optimize: bool = True  # False: --no-optimize, networks stay plain torch
     compile: bool = False  # the network, by torch.compile
     quantize: str | None = None  # of models.optimize.quantize.KINDS, for the network
+    wide: torch.dtype | None = None  # in place of `dtype`, which nobody named, where fp16 overflows
 
     def dtype_of(self, component: str) -> torch.dtype:
         """The dtype of a model's component, such as "unet" or "text_encoder_2"."""
         return dict(self.parts).get(device_names.part_of(component), self.dtype)
+
+    def without_overflow(self) -> "Device":
+        """The device for networks whose activations exceed fp16, unless its dtype was named.
+
+        The VAE keeps its dtype: what it decodes is checked, and decoded anew in float32.
+        """
+        if self.wide is None:
+            return self
+        parts = {"vae": self.dtype} | dict(self.parts)
+        return replace(self, dtype=self.wide, wide=None, parts=tuple(sorted(parts.items())))
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:
@@ -50,8 +61,12 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
         torch.cuda.set_device(device)  # of streams and CUDA graphs
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # TF32 convolutions are no more exact than fp16
-    default = named.pop("", None) or _default_dtype(device)
-    return Device(device, default, tuple(sorted(named.items())))
+    default, wide = named.pop("", None), None
+    if default is None:
+        default = _default_dtype(device)
+        wide = torch.bfloat16 if has_bf16(device) else torch.float32
+    parts = tuple(sorted(named.items()))
+    return Device(device, default, parts, wide=wide if default == torch.float16 else None)
 
 
 def dtypes(text: str) -> dict[str, torch.dtype]:
