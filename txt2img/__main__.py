@@ -8,13 +8,19 @@ def main() -> None:
 
     A worker is tried before typer is imported, which takes longer than reaching it.
     """
-    from txt2img.cli.worker.client import run_in_worker
+    try:
+        from txt2img.cli.worker.client import run_in_worker
 
-    code = run_in_worker(sys.argv[1:])
-    if code is None:
-        from txt2img.cli import app
+        code = run_in_worker(sys.argv[1:])
+        if code is None:
+            from txt2img.cli import app
 
-        code = app.run(sys.argv[1:])
+            code = app.run(sys.argv[1:])
+    except ImportError as error:  # typer, without which no error is reported
+        from txt2img.system.missing import explain
+
+        line, code = explain(error)
+        sys.stderr.write(f"Error: {line}\n")
     sys.exit(code)
 
 

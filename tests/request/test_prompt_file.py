@@ -113,7 +113,7 @@ def test_a_negative_prompt_may_have_many_words(line: str, negative: str) -> None
         ("x --seed", "line 2: --seed needs a value"),
         ("x --seed --cfg 3", "line 2: --seed needs a value"),
         ("x --seed abc", 'line 2: seed must be a whole number, got "abc"'),
-        ("x --cfg nan", "line 2: cfg must be a finite number"),
+        ("x --cfg nan", "line 2: cfg must be 0 … 1000, got nan"),
         ("x --width 100", "line 2: width must be a multiple of 8"),
         ("x --model m", 'line 2: no option "--model"'),
     ],

@@ -1,16 +1,22 @@
 """Pictures and captions read from folders and archives."""
 
+import io
 import json
+import os
 import random
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.peak import peak
 from tests.support.pictures_data import archive
 from txt2img.errors import BadFile
+from txt2img.train import data
 from txt2img.train.data import (
     ImageCache,
     Pictures,
@@ -149,7 +155,7 @@ def test_plain_rows_are_whole_pictures_on_white(tmp_path: Path) -> None:
         ({"file_name": "/etc/passwd", "text": "x"}, "leads out"),
         ({"file_name": "clear.png", "text": ["a", "b"], "weights": [1]}, "2 captions but 1"),
         ({"file_name": "clear.png", "text": "x", "background": "blau"}, "no colour"),
-        ({"file_name": "clear.png", "text": "x", "background": []}, "no colour"),
+        ({"file_name": "clear.png", "text": "x", "background": []}, "background is"),
         ({"file_name": "c.png", "text": "x", "layers": [{"file_name": "/etc/x"}]}, "leads out"),
         ({"file_name": "c.png", "text": "x", "layers": [{"left": 0.5}]}, "file_name"),
         ({"file_name": "c.png", "text": "x", "layers": [{"file_name": "c", "up": 1}]}, "left, top"),
@@ -203,3 +209,143 @@ def test_captions_are_dropped_at_the_given_rate() -> None:
     kept = drop_captions(["x"] * 10_000, 0.1, random.Random(0))
     assert 900 < kept.count("") < 1100
     assert drop_captions(["x"], 0.0, random.Random(0)) == ["x"]
+
+
+def packed(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip archive."""
+    with zipfile.ZipFile(path, "w", method, compresslevel=1) as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return path
+
+
+LINE = b'{"file_name": "a.png", "text": "x"}\n'
+
+
+def png(side: int) -> bytes:
+    """A small file of a picture of that side."""
+    content = io.BytesIO()
+    Image.new("1", (side, side)).save(content, "png")
+    return content.getvalue()
+
+
+def bombs(place: Path) -> Iterator[tuple[str, Path]]:
+    """Data sets that take more memory than any machine should give, or that never end."""
+    zeros = bytes(2**26 + 2**24)
+    yield "metadata", packed(place / "m.zip", {"metadata.jsonl": zeros * 2})
+    yield "picture", packed(place / "p.zip", {"metadata.jsonl": LINE, "a.png": zeros})
+    yield "pixels", packed(place / "x.zip", {"metadata.jsonl": LINE, "a.png": png(12_000)})
+    yield "line", packed(place / "l.zip", {"metadata.jsonl": b'{"a": "' + bytes(2**22) + b'"}'})
+    yield "deep", packed(place / "d.zip", {"metadata.jsonl": b"[" * 100_000})
+    for name, target in (("zero", "/dev/zero"), ("self", "a.png")):
+        linked = folder(place / name, {"file_name": "a.png", "text": "x"})
+        (linked / "a.png").symlink_to(target)
+        yield name, linked
+    pipe = folder(place / "fifo", {"file_name": "a.png", "text": "x"})
+    os.mkfifo(pipe / "a.png")
+    yield "fifo", pipe
+    os.mkfifo(place / "fifo.zip")
+    yield "archive", place / "fifo.zip"
+    (place / "lines").mkdir()
+    (place / "lines" / "metadata.jsonl").symlink_to("/dev/zero")
+    yield "lines", place / "lines"
+
+
+def test_no_data_set_takes_all_memory_or_all_time(tmp_path: Path) -> None:
+    for kind, source in bombs(tmp_path):
+        before, start = peak(), time.monotonic()
+        with pytest.raises(BadFile) as caught:
+            Pictures(source).pixels(0, 8)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, kind
+        assert peak() - before < 300, kind
+        assert time.monotonic() - start < 20, kind
+
+
+def test_large_pictures_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"file_name": "a.png", "text": "x"}] * 8
+    pictures = Pictures(folder(tmp_path / "d", *rows))
+    (tmp_path / "d" / "a.png").write_bytes(png(200))
+    monkeypatch.setattr(data, "LARGE", 100)
+    at_once, most, convert = 0, 0, Image.Image.convert
+
+    def counted(self: Image.Image, *rest: object, **more: object) -> Image.Image:
+        nonlocal at_once, most
+        if self.mode != "1":
+            return convert(self, *rest, **more)
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+        return convert(self, *rest, **more)
+
+    monkeypatch.setattr(Image.Image, "convert", counted)
+    pictures.paint_all(pictures.rows, 8)
+    assert most == 1
+
+
+def broken_archives(place: Path) -> Iterator[tuple[str, Path]]:
+    """Archives that zipfile cannot read, or only in part."""
+    good = packed(place / "g.zip", {"metadata.jsonl": LINE, "a.png": png(8)})
+    whole = good.read_bytes()
+    for name, at, value in (
+        ("encrypted", 6, b"\x01\x00"),  # the flag of each file's header
+        ("method", 8, b"\x63\x00"),
+        ("version", 4, b"\xff\x00"),
+    ):
+        changed = bytearray(whole)
+        for sign, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            start = whole.find(sign)
+            while start >= 0:
+                changed[start + at + shift : start + at + shift + 2] = value
+                start = whole.find(sign, start + 1)
+        (place / f"{name}.zip").write_bytes(changed)
+        yield name, place / f"{name}.zip"
+    for cut in (10, len(whole) // 2, len(whole) - 3):
+        (place / f"{cut}.zip").write_bytes(whole[:cut])
+        yield f"cut at {cut}", place / f"{cut}.zip"
+    chance = random.Random(1)
+    for seed in range(60):
+        changed = bytearray(whole)
+        for _ in range(4):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        (place / f"r{seed}.zip").write_bytes(changed)
+        yield f"random {seed}", place / f"r{seed}.zip"
+
+
+def test_broken_archives_are_refused_in_one_line(tmp_path: Path) -> None:
+    refused = set()
+    for kind, source in broken_archives(tmp_path):
+        try:
+            Pictures(source).pixels(0, 8)
+        except BadFile as error:
+            assert "\n" not in str(error), kind
+            refused.add(kind)
+    assert {"encrypted", "method", "version", "cut at 10"} <= refused and len(refused) > 30
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"file_name": "a.png", "text": 7},
+        {"file_name": "a.png", "text": []},
+        {"file_name": "a.png", "text": ["x", None]},
+        {"file_name": "a.png", "text": "x", "weights": 3},
+        {"file_name": "a.png", "text": "x", "weights": [0]},
+        {"file_name": "a.png", "text": "x", "weights": ["a"]},
+        {"file_name": "a.png", "text": "x", "weights": [10**400]},
+        {"file_name": "a.png", "text": "x", "background": 3},
+        {"file_name": "a.png", "text": "x", "layers": 3},
+        {"file_name": "a.png", "text": "x", "layers": [7]},
+        {"file_name": "a.png", "text": "x", "layers": [{"file_name": "a.png", "left": 10**400}]},
+        {"file_name": 7, "text": "x", "layers": [{"file_name": "a.png", "hue": [1]}]},
+        "[1]",
+        "NaN",
+        "[" * 100_000,
+        '{"file_name": "a.png", "text": "x", "kind": ' + "9" * 5000 + "}",
+    ],
+)
+def test_rows_of_wrong_kinds_are_bad_files(tmp_path: Path, row: object) -> None:
+    with pytest.raises(BadFile, match="line 1"):
+        Pictures(folder(tmp_path / "d", row))

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny
 from tests.support.adapters import write
 from tests.support.mutations import mutant
+from tests.support.peak import peak
 from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.pipeline.generate import generate
 from txt2img.request.adapters import Lora
@@ -131,12 +130,6 @@ FILES: list[tuple[str, Use]] = [
     ("ia3", as_lora),
     ("embedding", as_embedding),
 ]
-
-
-def peak() -> int:
-    """The peak memory of this process in megabytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def survive(use: Use, path: Path, what: str) -> bool:

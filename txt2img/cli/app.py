@@ -4,6 +4,7 @@
 5 out of memory, 130 and 143 stopped by a signal.
 """
 
+import errno
 import os
 import signal
 import traceback
@@ -18,6 +19,7 @@ from txt2img.cli.terminal.console import BrokenStdout, log
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
 from txt2img.cli.terminal.streams import open_missing
 from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.system.files import reason
 from txt2img.system.text import nearest, shown
 
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the completion scripts of shells
@@ -42,6 +44,12 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except MemoryError:
         return _fail("this machine has too little memory; choose a smaller size", 5)
+    except ImportError as error:
+        from txt2img.system.missing import explain
+
+        return _fail(*explain(error))
+    except OSError as error:
+        return _fail(*_system_failed(error))
     except Exception as error:  # noqa: BLE001 - the last resort: one line for any error
         line = f"unexpected {type(error).__name__}: {error}"
         return _fail(f"{line} (TXT2IMG_DEBUG=1 shows where)", 1)
@@ -142,6 +150,14 @@ def _prepare() -> None:
         os.getcwd()
     except OSError:
         raise BadRequest("the current folder is gone; cd to one that exists") from None
+
+
+def _system_failed(error: OSError) -> tuple[str, int]:
+    """The line and exit code for what the system refused: its reason, and the file's name."""
+    if error.errno == errno.ENOMEM:
+        return "this machine has too little memory; choose a smaller size", 5
+    where = "" if error.filename is None else f"{shown(str(error.filename), 200)}: "
+    return f"{where}{reason(error)} (TXT2IMG_DEBUG=1 shows where)", 1
 
 
 def _fail(line: str, code: int) -> int:

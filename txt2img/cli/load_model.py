@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.request.resolve import AdapterPaths
+from txt2img.system.resources import require_address_space
 
 if TYPE_CHECKING:
     from txt2img.weights.model import Model
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 def load_model(name: str, options: DeviceOptions, library: AdapterPaths) -> "Model":
     """Load a model with the VAE, components and refiner of a request. Txt2imgError."""
+    require_address_space()
     from txt2img.system.device.memory import oom_as_error
     from txt2img.weights.model_cache import MODEL_CACHE
     from txt2img.weights.refiner import add_refiner

@@ -26,6 +26,7 @@ from txt2img.images import output
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.compat import rules, steps_of
 from txt2img.system import launcher
+from txt2img.system.resources import require_address_space
 
 if TYPE_CHECKING:
     from txt2img.cli.live_preview import Viewer
@@ -62,6 +63,7 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     """Load the model, draw all pictures and print each when it is written."""
     from txt2img.weights.checkpoint import find_model
 
+    require_address_space()
     find_model(batch.model)  # fails on an unknown name before torch is imported, which takes long
     from txt2img.weights.model import origin, precision
 

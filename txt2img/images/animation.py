@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile
-from txt2img.images import exif, output, png
+from txt2img.images import exif, image_file, output, png
 from txt2img.images.record import Origin
 from txt2img.request import Request
 from txt2img.system.files import open_regular
@@ -81,13 +81,17 @@ def is_step_file(path: Path) -> bool:
     from PIL import ExifTags, Image
 
     try:
-        with open_regular(path) as file, Image.open(file, formats=("PNG", "WEBP", "GIF")) as image:
+        with (
+            image_file.pillow_errors(),
+            open_regular(path) as file,
+            Image.open(file, formats=("PNG", "WEBP", "GIF")) as image,
+        ):
             texts = exif.own_texts(image.getexif().get(ExifTags.Base.ImageHistory))
             comment = image.info.get("comment", b"")
             return (
                 STEP_KEY in image.info or STEP_KEY in texts or f'{{"{STEP_KEY}":' in repr(comment)
             )
-    except (BadFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (BadFile, ValueError):
         return False
 
 

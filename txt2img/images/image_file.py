@@ -2,11 +2,12 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from txt2img.errors import BadFile, BadRequest
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import exif, formats, png
 from txt2img.images.formats import PNG, Format
 from txt2img.images.record import ImageInfo, Origin, metadata, parse_texts, pixels_sha256
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Content = tuple[int, int, dict[str, str]]  # width, height, texts
 FILE_MAX = 2**29  # bytes
-PILLOW_ERRORS = (OSError, SyntaxError, KeyError, TypeError, IndexError)
 FALLBACKS = 100  # bytes for what a lack of memory may add to a record
 
 
@@ -80,17 +80,29 @@ def read_stream(file: BinaryIO, name: str) -> ImageInfo:
 
 
 def _read(file: BinaryIO, read: Callable[[BinaryIO], Content]) -> Content:
-    """Call a reader; everything that Pillow raises becomes a ValueError."""
-    from PIL import Image, UnidentifiedImageError
-
+    """Call a reader. ValueError."""
     if file.seek(0, os.SEEK_END) > FILE_MAX:
         raise ValueError(f"it is larger than {FILE_MAX >> 20} MiB")
     file.seek(0)
+    with pillow_errors():
+        return read(file)
+
+
+@contextmanager
+def pillow_errors() -> Iterator[None]:
+    """Turn everything that Pillow raises into ValueError, and hide its warnings.
+
+    Its parsers and their libraries raise all kinds of errors for damaged files.
+    """
+    from PIL import UnidentifiedImageError
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd and large pictures; real faults raise
         try:
-            return read(file)
+            yield
         except UnidentifiedImageError:
             raise ValueError("it is damaged or cut short") from None
-        except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
-            raise ValueError(str(error)) from error
+        except (Txt2imgError, MemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(str(error) or type(error).__name__) from error

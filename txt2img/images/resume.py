@@ -22,7 +22,7 @@ from txt2img.images.output import Output, with_suffix
 from txt2img.images.record import Origin
 from txt2img.request import Request
 from txt2img.request.compat import canonical
-from txt2img.system import locks
+from txt2img.system import files, locks
 from txt2img.system.text import shown
 
 POLL_SECONDS = 0.2
@@ -199,6 +199,5 @@ class ResumeIndex:
 
 def _names(folder: Path, format: Format) -> list[str]:
     """The names of the pictures of that format in a folder."""
-    with os.scandir(folder) as entries:
-        names = [(entry.name, formats.by_suffix(entry.name)) for entry in entries]
+    names = [(path.name, formats.by_suffix(path.name)) for path in files.entries(folder)]
     return [name for name, its in names if its is not None and its.name == format.name]

@@ -38,7 +38,8 @@ from txt2img.weights.refiner import is_refiner_step, refiner_of, without_adapter
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
 FLOAT32 = "The model overflowed in half precision: drawn again in float32"
-BROKEN = "the model gave numbers that are no picture; try --dtype float32"
+BROKEN = "the model gave numbers that are no picture; "
+LESS = "use a smaller --cfg, and smaller weights of words and LoRAs"
 MAX_QUEUED_STEPS = 2  # of a GPU: enough that it never waits for the host
 
 
@@ -202,7 +203,7 @@ def steps_of_job(model: Model, job: Job) -> Iterator[Progress]:
     states, queued = job.states(), deque[torch.cuda.Event]()
     while state := next_state(states, job.requests[0]):
         if state.step in (1, job.steps):  # each check makes the host wait for a GPU
-            check_finite(state.x)
+            check_finite(model, state.x)
         limit_queue(state.x, queued)
         yield Progress(state.step, state.x, state.x0, *batch)
 
@@ -277,10 +278,11 @@ def limit_queue(x: Tensor, queued: deque[torch.cuda.Event]) -> None:
         queued.popleft().synchronize()
 
 
-def check_finite(x: Tensor) -> None:
+def check_finite(model: Model, x: Tensor) -> None:
     """Raise Rejected for latents that no image can be made of."""
     if not bool(torch.isfinite(x).all()):
-        raise Rejected(BROKEN)
+        is_exact = next(model.network.parameters()).dtype == torch.float32
+        raise Rejected(BROKEN + (LESS if is_exact else "try --dtype float32"))
 
 
 def batch_key(request: Request) -> Request:
@@ -330,7 +332,7 @@ def decode(model: Model, x: Tensor, request: Request) -> list[Image.Image]:
     Where no step was drawn it is the picture that they began from. Rejected if the latents are not
     finite, OutOfMemory, BadFile.
     """
-    check_finite(x)
+    check_finite(model, x)
     if request.image is not None and not compat.steps_of(request, compat.rules(request)).drawn:
         return [canvas(model, request) for _ in x]
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU

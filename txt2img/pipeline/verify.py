@@ -1,6 +1,7 @@
 """Draw a picture again from its record and compare the pixels."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from txt2img.images import (
 from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
 from txt2img.pipeline.generate import images_of
 from txt2img.request.size import written_size
-from txt2img.system.files import open_regular
+from txt2img.system.files import entries, open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__
 from txt2img.weights.apply_adapters import resolve_adapters
@@ -49,14 +50,10 @@ def read_verifiable(path: Path) -> ImageInfo:
 
 def list_pictures(name: str) -> list[str]:
     """The picture of that name, or all in that folder but sheets and steps. BadFile, BadRequest."""
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):
         return [name]
-    try:
-        entries = sorted(entry for entry in Path(name).iterdir() if entry.name[:1] != ".")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadFile(f"cannot read {shown(name)}: {reason}") from error
-    names = [str(path) for path in entries if formats.by_suffix(path.name) and _is_picture(path)]
+    paths = [path for path in entries(Path(name)) if path.name[:1] != "."]
+    names = [str(path) for path in paths if formats.by_suffix(path.name) and _is_picture(path)]
     if not names:
         raise BadRequest(f"{shown(name)} has no pictures")
     return names
@@ -71,12 +68,13 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
     assert info.request is not None
     with open_regular(path) as file:
         try:
-            with Image.open(file, formats=formats.PILLOW_NAMES) as image:
-                kind, then = (
-                    image.format,
-                    image.convert("RGBA" if image.has_transparency_data else "RGB"),
-                )
-        except (OSError, SyntaxError, ValueError) as error:
+            with (
+                image_file.pillow_errors(),
+                Image.open(file, formats=formats.PILLOW_NAMES) as image,
+            ):
+                mode = "RGBA" if image.has_transparency_data else "RGB"
+                kind, then = image.format, image.convert(mode)
+        except ValueError as error:
             raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
     is_lossy = kind != "PNG" and pixels_sha256(then) != info.pixels_sha256
     _check(path, info, then, f"{kind}" if is_lossy else "", lossy)

@@ -34,6 +34,7 @@ from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
 SEEDS = 2**64
 STEPS = range(1, 10_001)
 SIDES = range(64, 8193, 8)
+CFG_MAX = 1000.0  # people use up to 30; networks in float32 overflow from 1e30 on
 FLOAT_MAX = sys.float_info.max
 RNG = r"(cpu|nv(:[1-9]\d{0,9})?)"
 RNG_HELP = "cpu, nv or nv:THREADS, or two of them with a comma between: the start's and the steps'"
@@ -123,7 +124,12 @@ class RequestFields:
     ] = None
     cfg: Annotated[
         float | None,
-        Field(("--cfg",), ("--cfg-scale", "--guidance-scale", "--l"), a1111="CFG scale"),
+        Field(
+            ("--cfg",),
+            ("--cfg-scale", "--guidance-scale", "--l"),
+            a1111="CFG scale",
+            maximum=CFG_MAX,
+        ),
     ] = None
     cfg_rescale: Annotated[
         float | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Refiner, VAERef
-from txt2img.request.fields import FIELDS, FLOAT_MAX, SEEDS, SIDES, Field, RequestFields
+from txt2img.request.fields import FIELDS, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.input_image import ImageRef, Margins
 from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Name, Sampler, Schedule
@@ -159,9 +159,7 @@ def _check_float(field: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{field.label} must be a number, got {shown(value)}")
     if not 0 <= value <= field.maximum:
-        limited = field.maximum < FLOAT_MAX
-        allowed = f"0 … {field.maximum:g}" if limited else "a finite number, at least 0"
-        raise BadRequest(f"{field.label} must be {allowed}, got {_digits(value)}")
+        raise BadRequest(f"{field.label} must be 0 … {field.maximum:g}, got {_digits(value)}")
 
 
 def _check_bool(field: Field, value: object) -> None:

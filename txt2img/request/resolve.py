@@ -1,11 +1,11 @@
 """Names in requests → files: LoRAs and embeddings given singly or in folders."""
 
-import glob
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from txt2img.errors import BadRequest, ModelNotFound
+from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.request.adapters import (
     Embedding,
     find_words,
@@ -16,6 +16,7 @@ from txt2img.request.input_image import ImagePaths
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
 from txt2img.request.upscalers import OF_PIXELS, UpscalerRef
+from txt2img.system.files import cannot_read, entries, walk
 from txt2img.system.text import shown
 
 SUFFIX = ".safetensors"
@@ -81,8 +82,10 @@ class AdapterPaths:
     def embedding_files(self) -> dict[str, Path]:
         """Every embedding's word and its file."""
         folders = reversed(self.embedding_folders)  # the first folder given wins
-        files = [path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))]
-        return {path.name.removesuffix(SUFFIX): path for path in files} | dict(self.embeddings)
+        paths = [
+            path for folder in folders for path in entries(folder) if path.name.endswith(SUFFIX)
+        ]
+        return {path.name.removesuffix(SUFFIX): path for path in paths} | dict(self.embeddings)
 
     def embedding_file(self, token: str) -> Path:
         """The file of an embedding. ModelNotFound lists the folders that were searched."""
@@ -129,11 +132,22 @@ class AdapterPaths:
 
 
 def find_below(folder: Path, name: str) -> Path | None:
-    """The file of that name in a folder or in one inside it, the first in alphabetical order."""
-    if (folder / f"{name}{SUFFIX}").is_file():
+    """The file of that name in a folder or in one inside it, the first in alphabetical order.
+
+    BadFile if it is in none of them, and one cannot be read.
+    """
+    if os.path.isfile(folder / f"{name}{SUFFIX}"):
         return folder / f"{name}{SUFFIX}"
-    deeper = sorted(folder.rglob(f"{glob.escape(name)}{SUFFIX}"))
-    return next((path for path in deeper if path.is_file()), None)
+    unreadable: list[OSError] = []
+    *above, last = f"{name}{SUFFIX}".split("/")
+    deeper = [
+        at / last
+        for at, _, files in walk(folder, unreadable)
+        if last in files and at.parts[len(at.parts) - len(above) :] == tuple(above)
+    ]
+    if not deeper and unreadable:
+        raise BadFile(f"no file {shown(name)} was found, but {cannot_read(unreadable)[0]}")
+    return min(filter(os.path.isfile, deeper), default=None)
 
 
 def require_folder(option: str, folder: Path) -> Path:

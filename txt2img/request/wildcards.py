@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request import template
 from txt2img.request.request import PROMPT_MAX, Request
 from txt2img.request.template import DEPTH_MAX, Choice, ListName, Option, Text
-from txt2img.system.files import read_bounded
+from txt2img.system.files import cannot_read, read_bounded, walk
 from txt2img.system.text import shown
 
 TEMPLATE_MAX = 16_384  # characters
@@ -176,5 +176,10 @@ class Wildcards:
 
     def _known(self) -> list[str]:
         """The names of the lists in the folder."""
-        files = islice(self.folder.rglob("*.txt"), FILES_MAX)
-        return [path.relative_to(self.folder).with_suffix("").as_posix() for path in files]
+        unreadable: list[OSError] = []
+        below = ([at / name for name in names] for at, _, names in walk(self.folder, unreadable))
+        paths = (path for path in chain.from_iterable(below) if path.suffix == ".txt")
+        known = [path.relative_to(self.folder).with_suffix("") for path in islice(paths, FILES_MAX)]
+        if unreadable:
+            raise BadFile(f"--wildcards: {cannot_read(unreadable)[0]}")
+        return [path.as_posix() for path in known]

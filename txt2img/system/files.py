@@ -4,13 +4,18 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile
 from txt2img.system import locks
 from txt2img.system.text import shown
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 # A FIFO must not block. Where a flag does not exist it is not needed.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -20,17 +25,87 @@ ADVICE = "download the real file again"
 TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
 
 
+def reason(error: Exception) -> str:
+    """The system's reason for an error, in lower case, without its number and path."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.lower()
+
+
+def expand_user(text: str | Path) -> Path:
+    """A path with ~ as a home folder; ~NAME stays as it is if there is no such user."""
+    return Path(os.path.expanduser(text))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path. BadFile if its folder may not be searched."""
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise BadFile(*cannot_read([error])) from error
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def walk(folder: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk a folder as os.walk does, if there is one; what cannot be read goes to `unreadable`."""
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            unreadable.append(error)
+
+    for at, folders, names in os.walk(folder, onerror=note):
+        yield Path(at), folders, names
+
+
+def entries(folder: Path) -> list[Path]:
+    """The paths of what is in a folder, sorted. BadFile if it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise BadFile(*cannot_read([error])) from error
+
+
+def cannot_read(errors: Iterable[OSError]) -> list[str]:
+    """A line for each error in reading a file or folder, with its path."""
+    return [f"cannot read {shown(str(e.filename), 200)}: {reason(e)}" for e in errors]
+
+
+class _RegularFile(FileIO):
+    """A file open for reading whose errors, of a failing disk or a lost network, are BadFile."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor, "rb")
+        self.path = path
+
+    def readinto(self, buffer: "Buffer", /) -> int:
+        """Read into a buffer. BadFile."""
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise BadFile(f"cannot read {shown(str(self.path))}: {reason(error)}") from error
+
+    def readall(self) -> bytes:
+        """Read up to the end. BadFile."""
+        try:
+            return super().readall()
+        except OSError as error:
+            raise BadFile(f"cannot read {shown(str(self.path))}: {reason(error)}") from error
+
+
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. BadFile if it is missing, unreadable or not a regular file."""
+    """Open a file for reading. BadFile if it is missing, unreadable or not a regular file.
+
+    Its reads raise BadFile, too.
+    """
     try:
         descriptor = os.open(path, FLAGS)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise BadFile(f"{shown(str(path))} is not a regular file")
-        return os.fdopen(descriptor, "rb")
+        return BufferedReader(_RegularFile(descriptor, path))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadFile(f"cannot read {shown(str(path))}: {reason.lower()}") from error
+        raise BadFile(f"cannot read {shown(str(path))}: {reason(error)}") from error
 
 
 def read_bounded(path: Path, most: int, advice: str = "") -> bytes:

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from txt2img.errors import OutOfMemory
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 SIZE = Path("/proc/self/statm")
 PROCESSORS = Path("/sys/devices/system/cpu")
 THREADS = "OMP_NUM_THREADS"
+LIBRARIES = 2**29  # bytes of address space, which torch's libraries are mapped into
 # Of glibc's malloc.h: M_TRIM_THRESHOLD, the free bytes at the heap's end that are kept, and
 # M_MMAP_THRESHOLD, the size from which a block is mapped, and unmapped as soon as it is freed.
 HEAP_OPTIONS = ((-1, 2**31 - 1), (-3, 2**30))
@@ -24,6 +27,18 @@ def available() -> int:
     """
     limits = [limit for limit in (_system(), _group(), _own()) if limit is not None]
     return max(0, min(limits, default=0))
+
+
+def require_address_space() -> None:
+    """Raise OutOfMemory if `ulimit -v` leaves too little for torch's libraries.
+
+    Their loader ends the process without a word.
+    """
+    if (left := _own()) is not None and left < LIBRARIES:
+        raise OutOfMemory(
+            f"the limit on this process's memory (ulimit -v) leaves {max(left, 0) >> 20} MiB; "
+            f"loading the libraries alone takes {LIBRARIES >> 20} MiB"
+        )
 
 
 def cores() -> int | None:

@@ -19,10 +19,27 @@ def escape(text: str, keep: str = "") -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Quote a value from outside for a message, escaped and cut to `limit` characters."""
-    text = value if isinstance(value, str) else f"{value!r}"
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return f'"{escape(cut)}"' if isinstance(value, str) else escape(cut)
+    """Quote a value from outside for a message, escaped and cut to `limit` characters.
+
+    Both ends are kept: paths differ in the last part.
+    """
+    if not isinstance(value, str):
+        return escape(_cut(_repr(value), limit))
+    return f'"{escape(_cut(value, limit))}"'
+
+
+def _cut(text: str, limit: int) -> str:
+    end = limit * 2 // 3
+    return text if len(text) <= limit else f"{text[: limit - end - 1]}…{text[-end:]}"
+
+
+def _repr(value: object) -> str:
+    try:
+        return f"{value!r}"
+    except ValueError:  # Python writes no decimal numbers of more than 4,300 digits
+        return "a number of too many digits"
+    except RecursionError:
+        return "a value nested too deeply"
 
 
 def _hostile(c: str) -> bool:

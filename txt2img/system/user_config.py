@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import NO_CONFIG, read_bounded
+from txt2img.system.files import NO_CONFIG, expand_user, read_bounded
 from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
@@ -48,7 +48,7 @@ class UserConfig:
 def config_path() -> Path:
     """The config file's path."""
     if given := os.environ.get(CONFIG):
-        return Path(given).expanduser()
+        return expand_user(given)
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(base) / "txt2img" / "config.toml"
 
@@ -102,7 +102,7 @@ def _source(path: Path, name: str, value: object) -> ModelSource:
     if ("path" in rows) == ("id" in rows):
         raise BadFile(f"{shown(where, 200)} needs either path or id")
     text = rows.get("id") or rows.get("path", "")
-    local = path.parent / Path(text).expanduser()
+    local = path.parent / expand_user(text)
     if "path" in rows and (isinstance(value, dict) or _is_path(text) or local.exists()):
         return ModelSource(str(local))
     target, _, revision = text.partition("@")
@@ -118,4 +118,4 @@ def _folders(path: Path, rows: Values) -> tuple[Path, ...]:
     texts = rows.get("models", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadFile(f'{shown(str(path), 200)}: paths.models must be a list: ["~/models"]')
-    return tuple(path.parent / Path(text).expanduser() for text in texts)
+    return tuple(path.parent / expand_user(text) for text in texts)

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
+from txt2img.system.files import read_bounded
+from txt2img.system.text import shown
 
 T = TypeVar("T")
 STAGE_CHOICES = (
@@ -21,6 +23,7 @@ STAGE_CHOICES = (
 STAGES = STAGE_CHOICES[1:]
 OPTIMIZERS = ("adamw", "muon")
 PREDICTION_TYPES = ("eps", "v", "flow")
+SIZE_MAX = 2**20  # bytes of a configuration
 OPTIONAL_FLOATS = "minutes", "stop_after", "single_object_share", "min_snr"
 OLD_NAMES = {  # of keys and stages, which older configurations still use
     "what": "stage",
@@ -190,9 +193,9 @@ def read_config(path: Path | None) -> TrainConfig:
     if path is None:
         return TrainConfig()
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadFile(f"training configuration {path.name}: {error}") from error
+        table = tomllib.loads(read_bounded(path, SIZE_MAX).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"training configuration {shown(path.name)}: {error}") from error
     table = renamed(table)
     if isinstance(table.get("stage"), str):
         table["stage"] = OLD_NAMES.get(str(table["stage"]), table["stage"])

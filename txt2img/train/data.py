@@ -9,24 +9,39 @@ square as parts of the whole's, a `hue` that its colours are turned by, as part 
 """
 
 import io
-import json
+import os
 import random
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Lock
 
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from txt2img.errors import BadFile
+from txt2img.images.image_file import pillow_errors
+from txt2img.images.metadata.parsed import json_object
+from txt2img.system.files import exists, open_regular, parse_json, read_bounded
+from txt2img.system.text import shown
 
 METADATA = "metadata.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"  # scenes kept from training, to test composition with
 WORDS_FILE = "words.json"  # word → things that it names, if the data set has such a table
 WHITE = "#ffffff"
+TEXT_MAX = 2**27  # bytes of the metadata: a row takes some hundred
+LINE_MAX = 2**20  # characters of one row
+PICTURE_MAX = 2**26  # bytes of one picture's file
+PIXELS_MAX = 2**27  # of one picture, which takes 512 MiB when it is decoded
+WEIGHT_MAX = 1e9  # of a caption
+LARGE = 2**23  # pixels, from which on one picture at a time is decoded
+# What zipfile raises for archives that are damaged, encrypted or packed in a way that it lacks.
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -64,31 +79,44 @@ class Pictures:
 
     def __init__(self, source: Path, metadata: str = METADATA) -> None:
         self.source, self.metadata = source, metadata
-        if not source.exists():
-            raise BadFile(f"training data: no such folder or archive: {source}")
-        self._archive = None if source.is_dir() else _archive(source)
+        if not exists(source):
+            raise BadFile(f"training data: no such folder or archive: {shown(str(source), 200)}")
+        self._archive = None if os.path.isdir(source) else _archive(source)
+        self._one_large = Lock()
         self.rows = [_row(line, n) for n, line in enumerate(self._metadata().splitlines(), 1)]
         if not self.rows:
             raise BadFile(f"training data: {metadata} in {source.name} has no rows")
 
     def _metadata(self) -> str:
-        try:
-            return self.read(self.metadata).decode("utf-8")
-        except (KeyError, OSError, UnicodeDecodeError) as error:
+        if not self.has(self.metadata):
             raise BadFile(
-                f"training data: {self.source.name} has no readable {self.metadata}; each of its "
+                f"training data: {shown(self.source.name)} has no {self.metadata}; each of its "
                 """lines should be like {"file_name": "cat.png", "text": "a cat"}"""
-            ) from error
+            )
+        return self.text(self.metadata)
 
-    def read(self, name: str) -> bytes:
-        """The content of one of the data set's files."""
-        if self._archive is not None:
-            return self._archive.read(name)
-        return (self.source / name).read_bytes()
+    def read(self, name: str, most: int = PICTURE_MAX) -> bytes:
+        """The content of one of the data set's files, of at most so many bytes. BadFile."""
+        if self._archive is None:
+            return read_bounded(self.source / name, most)
+        where = f"training data: {shown(name)} in {shown(self.source.name)}"
+        try:
+            with self._archive.open(name) as file:
+                content = file.read(most + 1)
+        except KeyError as error:
+            raise BadFile(f"{where} is missing") from error
+        except BROKEN as error:
+            raise BadFile(f"{where} cannot be read: {error}") from error
+        if len(content) > most:
+            raise BadFile(f"{where} is larger than {most >> 20} MiB")
+        return content
 
     def text(self, name: str) -> str:
-        """The text of one of the data set's files."""
-        return self.read(name).decode("utf-8")
+        """The text of one of the data set's files. BadFile."""
+        try:
+            return self.read(name, TEXT_MAX).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadFile(f"training data: {shown(name)} is not UTF-8 text") from error
 
     def caption(self, row: int, rng: random.Random) -> str:
         """Sample one of a row's captions by their weights."""
@@ -117,9 +145,7 @@ class Pictures:
         """Compose any row's layers, as squares, on a scene, in place."""
         size = scene.width
         for layer in entry.layers:
-            image = rotate_hue(
-                center_crop(self._image(layer.file), round(layer.side * size)), layer.hue
-            )
+            image = rotate_hue(self._square(layer.file, round(layer.side * size)), layer.hue)
             if layer.mirrored:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             scene.alpha_composite(image, (round(layer.left * size), round(layer.top * size)))
@@ -135,21 +161,29 @@ class Pictures:
         if self._archive is not None:
             return str([(entry.filename, entry.CRC) for entry in self._archive.infolist()])
         files = sorted({layer.file for row in self.rows for layer in row.layers})
-        known = [(self.source / name).stat() for name in files if (self.source / name).exists()]
+        known = [(self.source / name).stat() for name in files if exists(self.source / name)]
         sizes = [(stat.st_size, stat.st_mtime_ns) for stat in known]
         return str([self._metadata(), *zip(files, sizes, strict=False)])
 
     def has(self, name: str) -> bool:
         """Whether the data set has a file of this name."""
         if self._archive is not None:
-            return name in self._archive.namelist()
-        return (self.source / name).exists()
+            return name in self._archive.NameToInfo
+        return exists(self.source / name)
 
-    def _image(self, name: str) -> Image.Image:
+    def _square(self, name: str, side: int) -> Image.Image:
+        """A picture's central square, scaled to `side` pixels. BadFile."""
+        content, where = self.read(name), f"training data: {shown(name)}"
         try:
-            return Image.open(io.BytesIO(self.read(name))).convert("RGBA")
-        except (KeyError, OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
-            raise BadFile(f"training data: cannot read the picture {name}") from error
+            with pillow_errors(), Image.open(io.BytesIO(content)) as image:
+                pixels = image.width * image.height
+                if pixels > PIXELS_MAX:
+                    size = f"{image.width}x{image.height}"
+                    raise BadFile(f"{where} has {size} pixels; at most {PIXELS_MAX:,} in all")
+                with self._one_large if pixels > LARGE else nullcontext():
+                    return center_crop(image.convert("RGBA"), side)
+        except ValueError as error:
+            raise BadFile(f"{where} is no whole picture: {error}") from error
 
 
 class ImageCache:
@@ -225,11 +259,12 @@ def rotate_hue(image: Image.Image, hue: float) -> Image.Image:
 
 
 def _archive(source: Path) -> zipfile.ZipFile:
+    open_regular(source).close()  # or BadFile: a pipe would wait for its writer
     try:
         return zipfile.ZipFile(source)
-    except (OSError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise BadFile(
-            f"training data: {source.name} is neither a folder nor a zip archive"
+            f"training data: {shown(source.name)} is neither a folder nor a whole zip archive"
         ) from error
 
 
@@ -237,20 +272,43 @@ def _row(line: str, number: int) -> Row:
     """Parse one line of the metadata. Raises BadFile with the line's number."""
     where = f"training data: {METADATA} line {number}"
     try:
-        entry = json.loads(line)
-        file, text = entry["file_name"], entry["text"]
-    except (ValueError, KeyError, TypeError) as error:
+        if len(line) > LINE_MAX:
+            raise ValueError(f"it has more than {LINE_MAX:,} characters")
+        entry = json_object(parse_json(line))
+        file, captions = str(entry["file_name"]), _texts(entry["text"], "text")
+        weights = _list(entry.get("weights", [1.0] * len(captions)), "weights")
+        layers = _list(entry.get("layers", [{"file_name": file}]), "layers")
+        named = _texts(entry.get("background", WHITE), "background")
+        colours = tuple(colour.lower() for colour in named)
+    except KeyError as error:
         raise BadFile(f"{where}: needs a JSON object with 'file_name' and 'text'") from error
-    captions = (text,) if isinstance(text, str) else tuple(text)
-    weights = tuple(entry.get("weights", [1.0] * len(captions)))
-    if not captions or len(weights) != len(captions):
+    except ValueError as error:
+        needs = "needs a JSON object with 'file_name' and 'text'"
+        raise BadFile(f"{where}: {needs}: {error}") from error
+    if len(weights) != len(captions):
         raise BadFile(f"{where}: {len(captions)} captions but {len(weights)} weights")
-    layers = tuple(_layer(layer, where) for layer in entry.get("layers", [{"file_name": file}]))
-    background = entry.get("background", WHITE)
-    colours = (background.lower(),) if isinstance(background, str) else tuple(background)
-    if not colours or not all(map(_is_colour, colours)):
-        raise BadFile(f"{where}: background {background!r} is no colour such as '{WHITE}'")
-    return Row(layers, captions, weights, colours, str(entry.get("kind", "")))
+    numbers = [one for one in weights if isinstance(one, int | float) and 0 <= one < WEIGHT_MAX]
+    if len(numbers) < len(weights) or not any(numbers):
+        raise BadFile(f"{where}: weights {shown(weights)}; they must be numbers, one above 0")
+    if not all(map(_is_colour, colours)):
+        raise BadFile(f"{where}: background {shown(colours)} is no colour such as '{WHITE}'")
+    placed = tuple(_layer(layer, where) for layer in layers)
+    return Row(placed, captions, tuple(numbers), colours, str(entry.get("kind", "")))
+
+
+def _texts(value: object, name: str) -> tuple[str, ...]:
+    """A text, or a list of at least one. ValueError."""
+    texts = [value] if isinstance(value, str) else _list(value, name)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} is {shown(value)}, not a text or a list of texts")
+    return tuple(map(str, texts))
+
+
+def _list(value: object, name: str) -> list[object]:
+    """A list. ValueError."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {shown(value)}, not a list")
+    return value
 
 
 def _layer(entry: object, where: str) -> Layer:
@@ -260,23 +318,23 @@ def _layer(entry: object, where: str) -> Layer:
         file, mirrored = str(fields.pop("file_name")), bool(fields.pop("mirrored", False))
         places = {name: float(value) for name, value in fields.items()}
         layer = Layer(file, mirrored=mirrored, **places)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFile(
             f"{where}: a layer needs 'file_name'; it may have left, top, side, hue, mirrored"
         ) from error
     parts = PurePosixPath(file).parts
     if not parts or ".." in parts or PurePosixPath(file).is_absolute():
-        raise BadFile(f"{where}: file_name '{file}' leads out of the data set")
+        raise BadFile(f"{where}: file_name {shown(file)} leads out of the data set")
     end = max(layer.left, layer.top) + layer.side
     if not (layer.side > 0 and min(layer.left, layer.top) >= 0 and end <= 1 + 1e-6):
-        raise BadFile(f"{where}: '{file}' reaches beyond the picture: places are from 0 to 1")
+        raise BadFile(f"{where}: {shown(file)} reaches beyond the picture: places are from 0 to 1")
     return layer
 
 
 def _is_colour(value: object) -> bool:
     try:
         return bool(ImageColor.getrgb(str(value)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 

@@ -13,11 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from txt2img.diffusion.levels import Flow, Process
+from txt2img.errors import BadFile
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.request.taught_words import from_captions
+from txt2img.system.files import parse_object
 from txt2img.train import checkpoint, train_tokenizer
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import (
@@ -297,8 +299,11 @@ def tokenizer_of(config: TrainConfig, pictures: Pictures) -> Tokenizer:
     if config.resume and (folder / "vocab.json").exists():
         return tokenizer_files.read_tokenizer(folder, config.text.length, config.vocab)
     if pictures.has(WORDS_FILE):  # every taught word becomes one token
-        table = json.loads(pictures.text(WORDS_FILE))
-        texts = [*table["words"], *table["ignored"]]
+        table = parse_object(pictures.text(WORDS_FILE).encode("utf-8"), WORDS_FILE)
+        words, ignored = table.get("words"), table.get("ignored", [])
+        if not isinstance(words, dict) or not isinstance(ignored, list):
+            raise BadFile(f"training data: {WORDS_FILE} needs a table 'words', a list 'ignored'")
+        texts = [*words, *map(str, ignored)]
     else:
         texts = [caption for row in pictures.rows for caption in row.captions]
     words, merges = train_tokenizer.train_bpe(texts, config.vocab)

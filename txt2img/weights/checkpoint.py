@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from txt2img.errors import BadRequest, MissingWeights, ModelNotFound, UnknownLayout
+from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import TinyConfig, VAEConfig
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
@@ -133,7 +133,12 @@ def open_checkpoint(
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find_model(name_or_path)
     texts = overrides.texts
-    checkpoint = _open_folder(path, texts) if path.is_dir() else _open_file(path, prediction, texts)
+    try:
+        checkpoint = (
+            _open_folder(path, texts) if path.is_dir() else _open_file(path, prediction, texts)
+        )
+    except OSError as error:  # of a folder that cannot be searched
+        raise BadFile(*files.cannot_read([error])) from error
     family = checkpoint.family
     if prediction is not None and family.process.kind == "diffusion":
         checkpoint = replace(checkpoint, family=replace(family, prediction=prediction))

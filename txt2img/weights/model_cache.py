@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
-from txt2img.system.files import stat_key
+from txt2img.system.files import expand_user, stat_key
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
@@ -53,7 +53,7 @@ class ModelCache:
         self.hit = False
         if not self.enabled:
             return load(name, device, vae_path=vae_path, overrides=overrides)
-        paths = [Path(p).expanduser() for p in (vae_path, overrides.unet, *overrides.texts) if p]
+        paths = [expand_user(p) for p in (vae_path, overrides.unet, *overrides.texts) if p]
         key = (device, vae_path, overrides, files_key(find_model(name)), *map(files_key, paths))
         last, self.cached = self.cached, None  # an interrupt in here leaves the cache empty
         if last is None or (last.key, last.weights) != (key, weights_key(last.model)):

@@ -1,7 +1,9 @@
 """txt2img models: list, show, search, hash and download models."""
 
+import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, print_row, progress
 from txt2img.errors import BadFile, ModelNotFound, Txt2imgError
 from txt2img.request.taught_words import words_in
+from txt2img.system.files import cannot_read, open_regular
 from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
@@ -67,10 +70,14 @@ def list_models(json: Json = False) -> None:
     from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry import find, hub_cache
 
-    for name, path in (("default", DEFAULT), *find.list_models()):
+    unreadable: list[OSError] = []
+    for name, path in chain([("default", DEFAULT)], find.list_models(unreadable)):
+        if os.path.isfile(path) and (line := _unreadable(path)):
+            log(f"Note: {line}")
+            continue
         model = _summary(name, path)
         family, layout = (model.family.name, model.layout) if model else ("", "")
-        kind = "model" if model else kind_of(path) if path.is_file() else ""
+        kind = "model" if model else kind_of(path) if os.path.isfile(path) else ""
         if not kind and hub_cache.source(path):
             continue  # weights of other programs
         size = model.size if model else _size(path)
@@ -79,6 +86,17 @@ def list_models(json: Json = False) -> None:
             print_json({**row, "path": str(path)})
         else:
             print_row(name, family or kind or "-", layout or "-", format_size(size), path)
+    for line in cannot_read(unreadable):
+        log(f"Note: {line}")
+
+
+def _unreadable(path: Path) -> str:
+    """The reason why a file cannot be read; empty if it can."""
+    try:
+        open_regular(path).close()
+    except BadFile as error:
+        return str(error)
+    return ""
 
 
 def show_model(name: Name, json: Json = False) -> None:
@@ -220,9 +238,9 @@ def _summary(name: str, path: Path) -> "Summary | None":
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """The bytes of a file, or of all in a folder that can be read."""
+    files = [path] if os.path.isfile(path) else [*path.rglob("*")]
+    return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 COMMANDS: dict[str, Command] = {

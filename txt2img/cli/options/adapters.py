@@ -13,6 +13,7 @@ from txt2img.cli.options.types import field_option
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Embedding, Lora, parse_weight
 from txt2img.request.resolve import SUFFIX, AdapterPaths, ComponentOverrides, require_folder
+from txt2img.system.files import expand_user
 from txt2img.system.text import shown
 
 LORAS = "TXT2IMG_LORAS"  # environment variable: folders of LoRAs
@@ -118,7 +119,7 @@ class AdapterOptions:
             loras,
             (
                 *(require_folder("--lora-dir", Path(text)) for text in self.lora_dir or ()),
-                *(require_folder(LORAS, Path(text).expanduser()) for text in own),
+                *(require_folder(LORAS, expand_user(text)) for text in own),
             ),
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(require_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),

@@ -172,12 +172,18 @@ def _value(where: str, option: TyperOption, value: object) -> object:
     values = value if isinstance(value, list) else [value]
     kinds = bool if option.is_flag else str | int | float
     if (isinstance(value, list) and not option.multiple) or not all(
-        isinstance(one, kinds) and isinstance(one, bool) == option.is_flag for one in values
+        isinstance(one, kinds) and isinstance(one, bool) == option.is_flag and not _is_huge(one)
+        for one in values
     ):
         kind = "true or false" if option.is_flag else "a text or a number"
         raise BadFile(f"{where} must be {kind}, got {shown(value)}")
     texts = [one if option.is_flag else str(one) for one in values]
     return texts if option.multiple else texts[0]
+
+
+def _is_huge(value: object) -> bool:
+    """Whether a number has more digits than Python writes: TOML's in hexadecimal may."""
+    return isinstance(value, int) and value.bit_length() > 4096
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from txt2img.errors import OutOfMemory
+from txt2img.system import resources
 from txt2img.system.device.offload import Placement
 
 # Messages of out-of-memory errors that have no class of their own: on a CPU, on Apple's GPUs, and
@@ -16,6 +17,8 @@ SIGNS = (
     *("DefaultCPUAllocator: can't allocate", "MPS backend out of memory"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
+ONEDNN = "could not create a primitive"
+LITTLE = 2**28  # bytes, with which its kernels may have failed for want of memory
 CPU = torch.device("cpu")
 
 
@@ -49,7 +52,12 @@ def is_oom(error: BaseException) -> bool:
     """Whether an error means out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    if ONEDNN in text:  # of memory, and of what it cannot do
+        return resources.available() < LITTLE
+    return any(sign in text for sign in SIGNS)
 
 
 def free() -> None:

@@ -167,9 +167,11 @@ def merge(
             new["bias"] = lycoris.merged_bias(bias, parts, strength)
     cast = {name: value.to(_weight(layer).dtype) for name, value in new.items()}
     if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
+        dtype = _weight(layer).dtype
+        advice = "" if dtype == torch.float32 else ", or --dtype float32"
         raise MissingWeights(
             f"{shown(pieces[-1][0].key, NAME_MAX)}: the LoRA makes weights too large for "
-            f"{_weight(layer).dtype}; use less of it, or --dtype float32"
+            f"{dtype}; use less of it{advice}"
         )
     return cast
 

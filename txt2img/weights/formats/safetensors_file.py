@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
-from txt2img.system.files import ADVICE, open_regular, read_json, write_atomic
+from txt2img.system.files import ADVICE, entries, open_regular, read_json, write_atomic
 from txt2img.system.text import escape, shown
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def component(folder: Path, stem: str) -> Header:
             return header(folder / single)
         if (folder / index).is_file():
             return sharded(folder / index)
-    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    there = entries(folder) if folder.is_dir() else []
+    pickled = [path.name for path in there if path.suffix in PICKLES]
     if pickled:
         raise UnknownLayout(f"{folder.name}/{shown(pickled[0])} is {PICKLE}; {CONVERT}")
     raise MissingWeights(f"{folder.name}/{stem}.safetensors is missing; download the folder again")

@@ -109,7 +109,8 @@ def _finite(
     if _is_finite(value if value.dtype.itemsize < dtype.itemsize else cast):
         return cast
     if _is_finite(value):
-        raise MissingWeights(f"{where} is too large for {dtype}; use --dtype float32")
+        advice = "its values cannot be used" if dtype == torch.float32 else "use --dtype float32"
+        raise MissingWeights(f"{where} is too large for {dtype}; {advice}")
     raise MissingWeights(f"{where} contains values that are not finite (NaN or infinity)")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import NetworkConfig, TextConfig
+from txt2img.system.files import expand_user
 from txt2img.system.text import shown
 from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
@@ -172,7 +173,7 @@ def network_path(kind: str, name: str) -> Path:
 
     Raises ModelNotFound.
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if not path.exists():
         raise ModelNotFound(
             f"no {kind} {shown(name)}: give a .safetensors file or a diffusers folder"

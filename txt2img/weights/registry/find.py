@@ -3,12 +3,13 @@
 import glob
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.system import user_config
-from txt2img.system.files import read_json
+from txt2img.system.files import cannot_read, exists, expand_user, read_json, walk
 from txt2img.system.text import nearest, shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.registry import hashes, hub_cache
@@ -20,6 +21,7 @@ SHIPPED = Path(__file__).parent.parent / "default" / "lora"  # LoRAs of the defa
 RECORD = "txt2img-source.json"  # in a folder that an earlier version pulled: its origin
 CANDIDATES_MAX = 5
 FILES_MAX = 1000  # in a folder that are looked at for a name alike
+UNREADABLE_MAX = 2  # folders that an error names
 _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([\w./-]+))?(?::(.+))?", re.ASCII)
 
@@ -40,17 +42,21 @@ def models_dir() -> Path:
 def folders() -> tuple[Path, ...]:
     """The folders that are searched: the environment's, the config's, our own, the package's."""
     variable = [text for text in os.environ.get(MODELS, "").split(os.pathsep) if text]
-    named = [Path(text).expanduser() for text in variable]
+    named = [expand_user(text) for text in variable]
     return tuple(dict.fromkeys([*named, *user_config.read_config().folders, models_dir(), SHIPPED]))
 
 
-def list_models() -> Iterator[tuple[str, Path]]:
-    """Each model in the folders, by its path there, and in the Hub's cache, by its id."""
+def list_models(unreadable: list[OSError] | None = None) -> Iterator[tuple[str, Path]]:
+    """Each model in the folders, by its path there, and in the Hub's cache, by its id.
+
+    Errors of folders that cannot be read are added to `unreadable`.
+    """
+    errors = [] if unreadable is None else unreadable
     for folder in folders():
-        for path in _below(folder):
+        for path in _below(folder, errors):
             name = path.relative_to(folder).as_posix()
             yield name.removesuffix(SUFFIX) if path.suffix == SUFFIX else name, path
-    yield from hub_cache.list_models()
+    yield from hub_cache.list_models(errors)
 
 
 def find(name: str) -> Path:
@@ -82,6 +88,7 @@ def find_file(option: str, name: str) -> Path:
     hint = nearest(name, names())
     raise ModelNotFound(
         f"{option}: no file {shown(name)}, and no name that txt2img models list shows{hint}"
+        f"{_unreadable()}"
     )
 
 
@@ -98,9 +105,9 @@ def find_upscaler(option: str, name: str) -> Path:
 
 
 def _search(name: str) -> Path | None:
-    """The place of a path or name; None if there is none. BadRequest if it is ambiguous."""
-    path = Path(name).expanduser()
-    if name and os.path.lexists(path):
+    """The place of a path or name; None if there is none. BadRequest if ambiguous; BadFile."""
+    path = expand_user(name)
+    if name and exists(path):
         return path
     configured = user_config.read_config().models.get(name)
     if configured is not None and Path(configured.target).exists():
@@ -191,10 +198,9 @@ def _record(path: Path) -> dict[str, object]:
         return {}
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
     """The models and weight files in a folder and its subfolders, but for hidden ones."""
-    for at, inside, files in os.walk(folder):
-        here = Path(at)
+    for here, inside, files in walk(folder, unreadable):
         if here != folder and ("unet" in inside or "model_index.json" in files):
             inside.clear()
             yield here
@@ -237,4 +243,12 @@ def _advice(name: str, configured: user_config.ModelSource | None, ref: HubRef |
     return (
         f"no model {shown(name)}: give 'default', a diffusers folder, a .safetensors file, or a "
         f"name that txt2img models list shows{hint or '; txt2img models pull ID fetches one'}"
+        f"{_unreadable()}"
     )
+
+
+def _unreadable() -> str:
+    """A hint with the folders of models that cannot be read; empty if all can."""
+    errors: list[OSError] = []
+    deque(list_models(errors), maxlen=0)
+    return "".join(f"; {line}" for line in cannot_read(errors[:UNREADABLE_MAX]))

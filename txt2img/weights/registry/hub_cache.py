@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from txt2img.errors import BadFile
-from txt2img.system.files import read_json, write_atomic
+from txt2img.system.files import expand_user, read_json, walk, write_atomic
 
 SUFFIX = ".safetensors"
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 COMMIT = re.compile("[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?=/|$)")
+_REPOSITORY = re.compile(r"models--[^/]+--[^/]+")
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)(.*)")
 
 
@@ -36,7 +38,7 @@ def cache_dir() -> Path:
     """The folder of the cache, by the environment's HF_HUB_CACHE or HF_HOME."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    return expand_user(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
 
 
 def find(ref: HubRef) -> Path | None:
@@ -47,16 +49,21 @@ def find(ref: HubRef) -> Path | None:
     return snapshot if _is_whole(snapshot) else None
 
 
-def list_models() -> Iterator[tuple[str, Path]]:
-    """Each model in the cache and each single weight file, by its name on the Hub."""
-    for repository in sorted(cache_dir().glob("models--*--*")):
+def list_models(unreadable: list[OSError]) -> Iterator[tuple[str, Path]]:
+    """Each model in the cache and each single weight file, by its name on the Hub.
+
+    Errors of folders that cannot be read are added to `unreadable`.
+    """
+    _, names, _ = next(walk(cache_dir(), unreadable), (None, [], None))
+    for repository in sorted(cache_dir() / one for one in names if _REPOSITORY.fullmatch(one)):
         id = repository.name.removeprefix("models--").replace("--", "/", 1)
         snapshot = snapshot_dir(HubRef(id))
         if _is_whole(snapshot):
             yield id, snapshot
         elif not (snapshot / "unet").is_dir():
-            for path in sorted(snapshot.rglob(f"*{SUFFIX}")):
-                if not _SHARD.fullmatch(path.name):
+            below = ([at / name for name in files] for at, _, files in walk(snapshot, unreadable))
+            for path in sorted(chain.from_iterable(below)):
+                if path.suffix == SUFFIX and not _SHARD.fullmatch(path.name):
                     yield f"{id}:{path.relative_to(snapshot).as_posix()}", path
 
 
