@@ -76,7 +76,8 @@ def test_one_unreadable_file_does_not_end_a_list(
     assert listed.code == 0
     names = [line.split("\t")[0] for line in listed.out.splitlines()]
     assert names == ["default", "a", "c", "few-steps"]
-    assert f'Note: cannot read "{models}/b.safetensors": input/output error' in listed.err
+    assert listed.err.startswith("Note: cannot read ")
+    assert listed.err.endswith('/models/b.safetensors": input/output error\n')
 
 
 @pytest.mark.parametrize(
