@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.images.image_file import FILE_MAX, PILLOW_ERRORS
+from txt2img.images.image_file import FILE_MAX
 from txt2img.request import Request
 from txt2img.request.fields import SIDES
 from txt2img.request.input_image import STDIN, ImagePaths, ImageRef, Margins, Resize
@@ -213,7 +213,9 @@ def open_image(file: BinaryIO, name: str) -> InputImage:
             raise BadFile(f"{shown(name)} has too many pixels: at most {PIXELS_MAX:,}") from None
         except MemoryError:
             raise BadFile(f"{shown(name)} does not fit into memory; make it smaller") from None
-        except (*PILLOW_ERRORS, ValueError, EOFError, OverflowError) as error:
+        except BadFile:
+            raise
+        except Exception as error:  # Pillow's parsers and their libraries raise all kinds
             raise BadFile(f"{shown(name)} is not a whole picture: {error}") from error
 
 
