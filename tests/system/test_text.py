@@ -27,5 +27,5 @@ def test_what_is_kept_stays() -> None:
 
 
 def test_shown_is_quoted_and_short() -> None:
-    assert shown("/home/me/" + "x/" * 50 + "b.png", 12) == '"/ho…x/b.png"'  # both ends of a path
+    assert shown("/home/me/" + "x/" * 50 + "b.png", 12) == '"/ho…/x/b.png"'  # both ends of a path
     assert shown(3) == "3"
