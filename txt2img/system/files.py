@@ -8,14 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile
 from txt2img.system import locks
 from txt2img.system.text import shown
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer as Buffer
 
 # A FIFO must not block. Where a flag does not exist it is not needed.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -78,7 +74,7 @@ class _RegularFile(FileIO):
         super().__init__(descriptor, "rb")
         self.path = path
 
-    def readinto(self, buffer: "Buffer", /) -> int:
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
         """Read into a buffer. BadFile."""
         try:
             return super().readinto(buffer)
