@@ -17,10 +17,11 @@ def main() -> None:
 
             code = app.run(sys.argv[1:])
     except ImportError as error:  # typer, without which no error is reported
+        from txt2img.cli.terminal.console import log
         from txt2img.system.missing import explain
 
         line, code = explain(error)
-        sys.stderr.write(f"Error: {line}\n")
+        log(f"Error: {line}")
     sys.exit(code)
 
 
