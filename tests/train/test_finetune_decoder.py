@@ -1,5 +1,7 @@
 """Which pictures are resampled for the decoder, and how."""
 
+import random
+from collections import Counter
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,7 +13,7 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.train import finetune_decoder
 from txt2img.train.data import Layer, Pictures, Row
-from txt2img.train.finetune_decoder import rows_to_noise, sample_from
+from txt2img.train.finetune_decoder import crop_start, rows_to_noise, sample_from
 
 
 def test_half_of_the_resampled_are_single_pictures_as_far_as_there_are() -> None:
@@ -36,3 +38,12 @@ def test_a_perfect_unet_draws_the_true_latent_again(monkeypatch: pytest.MonkeyPa
     unet = cast(UNet, SimpleNamespace())
     drawn = sample_from(x0, ["a", "b"], 5, cast(TextEncoder, text), unet, TINY, generator)
     assert torch.allclose(drawn, x0, atol=1e-5)
+
+
+def test_crops_lie_at_borders_more_often_than_chance() -> None:
+    rng = random.Random(0)
+    starts = Counter(crop_start(16, rng) for _ in range(4000))
+    assert set(starts) == set(range(17))
+    for border in (0, 16):  # an eighth, and one of 17 places of the rest
+        assert abs(starts[border] / 4000 - (1 / 8 + 3 / 4 / 17)) < 0.02
+    assert crop_start(0, rng) == 0

@@ -7,6 +7,7 @@ nothing, and drawing costs the same.
 """
 
 import copy
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from txt2img.train.stages import GIB, batch_rows, in_memory_format, step_rng, te
 STEPS = 12  # from pure noise to a picture
 START_STEPS = (5, 7, 9)  # that resampling starts at: any earlier, and the picture would change
 FINETUNED_SHARE = 0.3  # in the interpolation: with more, copies lose edges for little gain
+BORDER_SHARE = 0.25  # of a crop's sides lie on the picture's border, where padding is seen
 TRUE_SHARE = 0.25  # of the batch are latents of true pictures, which must not get worse
 
 
@@ -71,7 +73,7 @@ class DecoderStage:
         side = min(config.crop // factor, self.latents.shape[-1])
         for n, whole in zip(picked, painted, strict=True):
             source = self.latents if rng.random() < TRUE_SHARE else self.resampled
-            top, left = (rng.randint(0, self.latents.shape[-1] - side) for _ in range(2))
+            top, left = (crop_start(self.latents.shape[-1] - side, rng) for _ in range(2))
             latents.append(source[n, :, top : top + side, left : left + side])
             top, left, span = top * factor, left * factor, side * factor
             pixels.append(whole[:, top : top + span, left : left + span])
@@ -97,6 +99,11 @@ class DecoderStage:
         now = flat_weights(between)
         set_flat_weights(between, torch.lerp(self.before.to(now), now, FINETUNED_SHARE))
         return between
+
+
+def crop_start(last: int, rng: random.Random) -> int:
+    """Where a crop begins along an axis, 0 … last: often at a border, in its place there."""
+    return rng.choice((0, last)) if rng.random() < BORDER_SHARE else rng.randint(0, last)
 
 
 def flat_weights(vae: VAE) -> Tensor:
