@@ -34,8 +34,11 @@ def differences(then: Iterable[Origin], now: Origin) -> list[str]:
     lines = []
     for origin in then:
         if origin.hash and origin.hash != now.hash:
-            hashes = f"{escape(origin.hash)}, this one {now.hash}"
-            lines.append(f"the picture's model has the hash {hashes}")
+            hashes = f"the hash {escape(origin.hash)}, this one {now.hash}"
+            if origin.model == now.model == "default":  # its weights come with the program
+                lines.append(f"the picture is of another version's default model: it has {hashes}")
+            else:
+                lines.append(f"the picture's model has {hashes}")
         if origin.config and now.config and origin.config != now.config:
             lines.append("the picture's model had other configs or tokenizer files")
         for name, value in now.environment.items():

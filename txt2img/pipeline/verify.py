@@ -122,7 +122,8 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 def differences(then: Origin, now: Origin) -> tuple[str, ...]:
     """The differences between two origins, in words; if there are none, what else it may be."""
-    pairs = [("model", then.hash, now.hash)]
+    shipped = then.model == now.model == "default"  # with weights that come with the program
+    pairs = [("default model" if shipped else "model", then.hash, now.hash)]
     if then.config:  # earlier versions recorded none
         pairs.append(("the model's configs and tokenizers", then.config, now.config))
     names = dict.fromkeys([*now.environment, *then.environment])

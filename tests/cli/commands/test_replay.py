@@ -16,6 +16,7 @@ from txt2img.cli.requests import from_picture
 from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.record import Origin
+from txt2img.pipeline import verify
 
 
 def test_our_pictures_come_back_to_the_byte(
@@ -70,6 +71,15 @@ def test_a_model_that_is_not_known_is_asked_for(command: Command) -> None:
     assert outcome.code == 2 and 'drawn by the model "v1-5"; give its --model' in outcome.err
     Image.new("RGB", (8, 8)).save("bare.png")
     assert "does not say how it was drawn" in command("replay", "bare.png").err
+
+
+def test_a_former_default_model_is_told_apart_by_its_hash() -> None:
+    then, now = Origin("default", "4567"), Origin("default", "0123")
+    [line] = differences([then], now)
+    assert line == (
+        "the picture is of another version's default model: it has the hash 4567, this one 0123"
+    )
+    assert verify.differences(then, now) == ("default model 4567 then, 0123 now",)
 
 
 def test_each_difference_is_reported_once() -> None:
