@@ -146,7 +146,7 @@ def test_a_decoder_is_made_quick_for_the_pictures_size(
         return 0
 
     monkeypatch.setattr(cpu_speed, "bytes_needed", need)
-    decode(mock, torch.zeros(1, 4, 8, 16))
+    decode(mock, torch.zeros(1, 4, 8, 16), request())
     assert asked[0] == (64, 128)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
+from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
 from txt2img.pipeline.generate import Job, decode, generate, prepare, sample
 from txt2img.pipeline.noise import fresh_noise
@@ -50,7 +51,7 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
-        self.config = SimpleNamespace(factor=8, latent_channels=4)
+        self.config = VAEConfig()
         self.breaks_in: list[torch.dtype] = []
         self.room = 10**9
         self.sizes: list[int] = []
@@ -87,7 +88,15 @@ def mock() -> Model:
         "graphed": None,
         "prompt_cache": {},
     }
-    return cast(Model, SimpleNamespace(name="m", hash="0" * 10, family=SD15, refiner=None, **parts))
+    plain = {
+        "name": "m",
+        "hash": "0" * 10,
+        "family": SD15,
+        "refiner": None,
+        "clips": (),
+        "checkpoint": None,
+    }
+    return cast(Model, SimpleNamespace(**plain, **parts))
 
 
 def net(model: Model) -> Net:
@@ -157,8 +166,8 @@ def test_bits_do_not_depend_on_the_batch(sd1_model: Model, sampler: Sampler) -> 
     for i in range(2):
         alone = last(prepare(sd1_model, requests[i : i + 1]))
         assert torch.equal(alone[0], together[i])
-    pictures = decode(sd1_model, together)
-    assert pictures[1].tobytes() == decode(sd1_model, together[1:])[0].tobytes()
+    pictures = decode(sd1_model, together, SMALL)
+    assert pictures[1].tobytes() == decode(sd1_model, together[1:], SMALL)[0].tobytes()
 
 
 def test_both_prompts_have_equally_many_chunks(mock: Model) -> None:
@@ -172,7 +181,7 @@ def test_pictures_of_another_shape_are_not_mixed(mock: Model) -> None:
 
 
 def test_a_size_that_the_vae_cannot_make_is_refused(mock: Model) -> None:
-    vae(mock).config.factor = 16
+    vae(mock).config = VAEConfig(channels=(32,) * 5)
     with pytest.raises(BadRequest, match=r"width must be a multiple of 16, got 72; .* 64 or 80"):
         prepare(mock, [replace(SMALL, width=72)])
 
@@ -215,31 +224,31 @@ def test_no_memory_at_all_is_told(mock: Model) -> None:
         list(sample(mock, seeds(1)))
     vae(mock).room = 0
     with pytest.raises(OutOfMemory, match="decoding"):
-        decode(mock, torch.zeros(2, 4, 8, 8))
+        decode(mock, torch.zeros(2, 4, 8, 8), SMALL)
 
 
 def test_pixels_are_rounded_and_clipped(mock: Model) -> None:
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0])[None, :, None, None].expand(1, 4, 1, 1)
-    [image] = decode(mock, x)
+    [image] = decode(mock, x, SMALL)
     assert image.getpixel((0, 0)) == (0, 0, 128)
     assert (image.mode, image.size) == ("RGB", (8, 8))
 
 
 def test_broken_latents_are_no_picture(mock: Model) -> None:
     with pytest.raises(BadOutput, match="float32"):
-        decode(mock, torch.full((1, 4, 8, 8), float("nan")))
+        decode(mock, torch.full((1, 4, 8, 8), float("nan")), SMALL)
 
 
 def test_a_decoder_that_overflows_is_asked_again_in_float32(mock: Model) -> None:
     decoder = vae(mock)
     decoder.half()
     decoder.breaks_in = [torch.float16]
-    [image] = decode(mock, torch.ones(1, 4, 8, 8))
+    [image] = decode(mock, torch.ones(1, 4, 8, 8), SMALL)
     assert image.getpixel((0, 0)) == (255, 255, 255)
     assert decoder.weight.dtype == torch.float16
     decoder.breaks_in = [torch.float16, torch.float32]
     with pytest.raises(BadOutput, match="no picture"):
-        decode(mock, torch.ones(1, 4, 8, 8))
+        decode(mock, torch.ones(1, 4, 8, 8), SMALL)
 
 
 def test_generate_draws_all_pictures_of_a_request(mock: Model) -> None:
