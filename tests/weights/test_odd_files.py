@@ -18,7 +18,8 @@ from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
 from txt2img.pipeline.generate import generate
 from txt2img.request.request import Request
 from txt2img.system.device.device import Device
-from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
+from txt2img.weights.adapters.file_layout import word_of
+from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.checkpoint import summary
 from txt2img.weights.load import load
 from txt2img.weights.model import Model

@@ -50,14 +50,19 @@ def _json(text: str) -> object:
 
 
 def weights(name: str) -> dict[str, object]:
-    """Facts about a weight file or folder."""
+    """Facts about a weight file or folder. Txt2imgError."""
     from txt2img.weights.checkpoint import find_model, summary
     from txt2img.weights.file_kind import kind_of
 
     path = find_model(name)
     if path.is_file() and kind_of(path) == "upscaler":
         return upscaler(path)
-    model = summary(name)
+    try:
+        model = summary(name)
+    except BadFile:
+        if part := single_file(path):
+            return part
+        raise
     family, usual = model.family, model.family.defaults
     needs = "" if model.vae else "a VAE, given with --vae"
     if family.extra_inputs:
@@ -102,6 +107,28 @@ def upscaler(path: Path) -> dict[str, object]:
     }
 
 
+def single_file(path: Path) -> dict[str, object] | None:
+    """Facts about a file that is no whole model: a LoRA, a VAE and others. None if unknown."""
+    from txt2img.weights.adapters.file_layout import short_hash
+    from txt2img.weights.file_summary import summarise
+    from txt2img.weights.registry.hashes import model_hash
+
+    if (file := summarise(path)) is None:
+        return None
+    return {
+        "kind": f"{'an' if file.kind[0] in 'aeiou' else 'a'} {file.kind}",
+        "title": file.title,
+        "made for": file.base,
+        "trigger": ", ".join(file.words),
+        **file.details,
+        "hash": model_hash((file.path,)),
+        **({"lora hash": short_hash(file.path)} if file.kind == "LoRA" else {}),
+        "weights": f"{file.parameters:,} in {file.tensors:,} tensors",
+        "dtype": ", ".join(file.dtypes),
+        "size": format_size(file.size),
+    }
+
+
 def print_record(name: str, record: Mapping[str, object]) -> None:
     """Print what is known of a file, its kind first."""
     print_line(f"{name}: {record['kind']}")
@@ -117,7 +144,7 @@ def _print_field(key: str, value: object) -> None:
     elif isinstance(value, list):
         value = "\n".join(str(item) for item in value)
     if "\n" not in str(value) and key not in ("parameters", "txt2img"):
-        print_line(f"  {key:12}{value}")
+        print_line(f"  {key:11} {value}")
         return
     print_line(f"  {key}:")
     for line in str(value).split("\n"):

@@ -61,10 +61,16 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
 
 def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     """Load the model, draw all pictures and print each when it is written."""
-    from txt2img.weights.checkpoint import find_model
+    from txt2img.weights.checkpoint import find_model, open_checkpoint
 
     require_address_space()
-    find_model(batch.model)  # fails on an unknown name before torch is imported, which takes long
+    # What can fail does before torch is imported, which takes long.
+    find_model(batch.model)
+    if batch.library.loras or batch.library.embeddings or batch.library.vae:
+        from txt2img.weights.file_summary import check_library
+
+        checkpoint = open_checkpoint(batch.model, overrides=batch.library.overrides)
+        check_library(batch.library, checkpoint.family, checkpoint.name)
     from txt2img.weights.model import origin, precision
 
     began = time.perf_counter()
@@ -153,7 +159,9 @@ def check_all(
         raise output.already_exists(path)
     with bar.paused():
         warnings = [*batch.warnings, *adapters.warnings]
-        notes = [*batch.notes, *batch.library.images.notes, *adapters.notes]
+        hidden = [] if settings.preview.verbose else adapters.details
+        notes = [*batch.notes, *batch.library.images.notes]
+        notes += [note for note in adapters.notes if note not in hidden]
         warning_log.report(warnings, settings.note, notes)
         for error in batch.errors.values() if launcher.current().is_main else ():
             print_error(error, settings.json)

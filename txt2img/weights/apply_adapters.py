@@ -19,7 +19,8 @@ from txt2img.request.fields import SWITCH
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
-from txt2img.weights.adapters.lora import Piece, merge, open_adapter, short_hash
+from txt2img.weights.adapters.file_layout import short_hash
+from txt2img.weights.adapters.lora import Piece, merge, open_adapter
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats.tensors import Files
@@ -105,6 +106,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
         adapter = open_adapter(lora.name, path, model.network, model.clips, model.family.name)
         state.lora_files[lora.name] = adapter
         state.notes.append(adapter.report())
+        state.details += [] if adapter.unknown else state.notes[-1:]
         state.hashes["LoRA", lora.name] = short_hash(path)
     return replace(lora, hash=_check_hash(state, "LoRA", lora.name, lora.hash))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from txt2img.errors import BadFile
-from txt2img.weights.adapters import key_names, textual_inversion
+from txt2img.weights.adapters import file_layout
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import text_widths
 from txt2img.weights.layouts.taesd import is_taesd
@@ -18,6 +18,9 @@ UPSCALERS = {
 }
 # Beginnings of tensors' names, after the prefixes of whole checkpoints.
 STARTS = {
+    "ControlNet": ("controlnet_cond_embedding.", "input_hint_block.", "control_model."),
+    "IP-Adapter": ("image_proj.", "ip_adapter."),
+    "T2I-Adapter": ("adapter.body.",),
     "U-Net": ("input_blocks.", "down_blocks."),
     "VAE": ("decoder.",),
 }
@@ -25,15 +28,15 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_
 
 
 def kind_of(path: Path) -> str:
-    """LoRA, embedding, upscaler, VAE, U-Net or text encoder; empty for all else, or if broken."""
+    """LoRA, embedding, upscaler, text encoder or one of STARTS; empty for all else, or broken."""
     try:
         tensors = safetensors_file.header(path).tensors
     except BadFile:
         return ""
-    if {key_names.split(name)[1] for name in tensors} - {"", "ia3"}:
+    if {file_layout.split(name)[1] for name in tensors} - {"", "ia3"}:
         return "LoRA"
     shapes = [ref.shape for ref in tensors.values()]
-    if textual_inversion.A1111 in tensors or set(tensors) in map(set, textual_inversion.XL):
+    if file_layout.A1111 in tensors or set(tensors) in map(set, file_layout.XL):
         return "embedding"
     if len(shapes) == 1 and len(shapes[0]) == 2:
         return "embedding"

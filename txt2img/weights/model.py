@@ -38,6 +38,7 @@ class AdapterState:
 
     paths: AdapterPaths = SHIPPED_ONLY
     notes: list[str] = field(default_factory=list)  # for the user, once a file
+    details: list[str] = field(default_factory=list)  # those notes that are for who asks for all
     warnings: list[str] = field(default_factory=list)
     lora_files: dict[str, Adapter] = field(default_factory=dict)
     embedding_files: dict[str, EmbeddingFile] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from txt2img.request.adapters import Lora
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.weights.adapters import key_names
-from txt2img.weights.adapters.lora import short_hash
+from txt2img.weights.adapters.file_layout import short_hash
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 

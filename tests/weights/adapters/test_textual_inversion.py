@@ -17,7 +17,8 @@ from txt2img.request.adapters import Embedding
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
-from txt2img.weights.adapters.textual_inversion import open_embedding, word_of
+from txt2img.weights.adapters.file_layout import word_of
+from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.apply_adapters import apply_adapters, resolve_adapters
 from txt2img.weights.model import Model
 from txt2img.weights.registry.hashes import sha256

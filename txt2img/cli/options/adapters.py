@@ -184,7 +184,7 @@ def embedding_file(text: str) -> tuple[str, Path]:
     """Parse FILE[:WORD] into the word and its file. ModelNotFound, BadRequest, BadFile."""
     file, _, word = text.rpartition(":")
     if os.path.lexists(text) or not file:
-        from txt2img.weights.adapters.textual_inversion import word_of
+        from txt2img.weights.adapters.file_layout import word_of
 
         path = Path(find_or_fail("--embedding", text))
         word = word_of(path)

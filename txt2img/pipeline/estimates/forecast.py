@@ -15,9 +15,9 @@ from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
 from txt2img.weights.checkpoint import Checkpoint, check_complete, find_model, open_checkpoint
 from txt2img.weights.distilled import from_loras
+from txt2img.weights.file_summary import check_embedding, check_lora, check_vae
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
-from txt2img.weights.layouts.components import network_path
 from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.registry.hashes import cached_hash
 
@@ -34,6 +34,7 @@ class Forecast:
     speeds: Mapping[str, Speed]  # of all past runs
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
+    checked: set[Path] = field(default_factory=set)  # files of adapters that fit
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -86,7 +87,19 @@ class Forecast:
         family = self.checkpoint.family
         done = from_loras(request, self.library, family.defaults).filled(family.defaults)
         family.latent_size(done, family.vae.factor)
+        self._check_adapters(done)
         return done
+
+    def _check_adapters(self, request: Request) -> None:
+        """Raise what loading would for a LoRA or an embedding that does not fit, each once."""
+        family, name = self.checkpoint.family, self.checkpoint.name
+        loras = {self.library.lora_file(lora.name) for lora in request.loras} - self.checked
+        words = {self.library.embedding_file(word.token) for word in request.embeddings}
+        for path in sorted(loras):
+            check_lora(path, family, name)
+        for path in sorted(words - self.checked):
+            check_embedding(path, family)
+        self.checked.update(loras, words)
 
     def speed(self, request: Request) -> Speed | None:
         """The past speed of this model, at the same token merging or else without."""
@@ -122,7 +135,7 @@ def forecast_for(
     dtypes = device_names.guess_dtypes(where, dtype, fits_half)
     check_complete(checkpoint, library.vae)
     if library.vae is not None:
-        network_path("VAE", library.vae)  # or ModelNotFound
+        check_vae(library.vae, checkpoint.family)
     if library.refiner is not None:
         open_checkpoint(library.refiner)
     for tokenizer in checkpoint.tokenizers.values():

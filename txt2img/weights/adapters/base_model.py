@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from txt2img.weights.adapters import key_names
+from txt2img.weights.adapters import file_layout
 from txt2img.weights.formats.safetensors_file import TensorRef
 
 # Layer names that occur in one family only, with underscores for dots; the first match wins.
@@ -29,13 +29,15 @@ def base_model(tensors: Mapping[str, TensorRef]) -> str:
     for family, layers in UNIQUE_LAYERS:
         if any(layer in name.replace(".", "_") for name in tensors for layer in layers):
             return family
-    return next((TEXT_WIDTHS[width] for width in _widths(tensors) if width in TEXT_WIDTHS), "")
+    return next(
+        (TEXT_WIDTHS[width] for width in text_widths_of(tensors) if width in TEXT_WIDTHS), ""
+    )
 
 
-def _widths(tensors: Mapping[str, TensorRef]) -> Iterator[int]:
+def text_widths_of(tensors: Mapping[str, TensorRef]) -> Iterator[int]:
     """The text width of each cross-attention layer that the adapter changes."""
     for name, ref in tensors.items():
-        layer, role = key_names.split(name)
+        layer, role = file_layout.split(name)
         reads_text = layer.replace(".", "_").endswith(("attn2_to_k", "attn2_to_v"))
         if reads_text and role == "down" and len(ref.shape) >= 2:
             yield ref.shape[1]

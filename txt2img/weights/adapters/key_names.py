@@ -14,47 +14,6 @@ from txt2img.models.unet import UNet
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import published_name
 
-# Endings of tensors' names → roles, as in lycoris.py and oft.py.
-ENDINGS = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".down.weight": "down",
-    ".up.weight": "up",
-    ".alpha": "alpha",
-    ".dora_scale": "dora",
-    ".lora_magnitude_vector": "dora",
-    ".lora_magnitude_vector.weight": "dora",
-    ".diff": "diff",
-    ".diff_b": "diff_b",
-    ".w_norm": "w_norm",
-    ".b_norm": "b_norm",
-    ".on_input": "side",
-    ".weight": "ia3",
-    ".oft_R.weight": "oft_r",
-    ".boft_R": "boft_r",
-    ".boft_s": "rescale",
-    ".oft_r": "old_oft",
-    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
-    **{
-        f".{name}": name
-        for name in (
-            *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-            *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
-            *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-            *("oft_blocks", "rescale"),
-        )
-    },
-}
-_LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 # Early diffusers' names for the layers of a text encoder's attention.
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 # Prefixes of a text encoder's layers: with underscores (kohya, LyCORIS), with dots (the others).
@@ -82,15 +41,6 @@ class Share:
     rows: tuple[int, int, int] | None = None
     swapped: bool = False
     original: bool = False  # named as in the original layout
-
-
-def split(name: str) -> tuple[str, str]:
-    """Split a tensor's name into layer and role; the role is empty for an unknown ending."""
-    plain = name.replace(".default", "")  # peft's name of an adapter
-    for ending in _LONGEST_FIRST:
-        if plain.endswith(ending):
-            return plain.removesuffix(ending).replace(".processor.", "."), ENDINGS[ending]
-    return name, ""
 
 
 def layers(network: nn.Module, encoders: Sequence[TextEncoder]) -> dict[str, nn.Module]:

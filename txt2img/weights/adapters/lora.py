@@ -5,7 +5,6 @@ has the other methods.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,12 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
 from txt2img.system.text import shown
-from txt2img.weights.adapters import key_names, lycoris
+from txt2img.weights.adapters import file_layout, key_names, lycoris
 from txt2img.weights.adapters.base_model import base_model
 from txt2img.weights.adapters.key_names import Share
 from txt2img.weights.formats import safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import NAME_MAX, Header, TensorRef
 from txt2img.weights.layouts.components import first_names
-from txt2img.weights.registry.hashes import sha256, tensors_start
 
 # Alpha may be an integer, and IA3's side a boolean: both are read in their own type.
 SCALARS = ("alpha", "side")
@@ -96,7 +94,7 @@ def open_adapter(
     by_key: dict[str, dict[str, TensorRef]] = {}
     names: dict[str, list[str]] = {}
     for tensor, ref in header.tensors.items():
-        key, role = key_names.split(tensor)
+        key, role = file_layout.split(tensor)
         by_key.setdefault(key, {})[role or tensor] = ref
         names.setdefault(key, []).append(tensor)
     _check_methods(path.name, by_key)
@@ -141,14 +139,6 @@ def _without_repeats(pieces: Sequence[tuple[Share, Piece]]) -> list[Piece]:
     return [piece for share, piece in pieces if not (share.original and share.layer in ours)]
 
 
-def short_hash(path: Path) -> str:
-    """A1111's hash of a LoRA, 12 digits: kohya's in the metadata, else of the tensors' bytes."""
-    recorded = safetensors_file.header(path).metadata.get("sshs_model_hash", "")
-    if re.fullmatch("[0-9a-f]{64}", recorded):
-        return recorded[:12]
-    return sha256(path, tensors_start(path))[:12]
-
-
 def merge(
     layer: nn.Module, pieces: list[tuple[Piece, float]], files: tensors.Files
 ) -> dict[str, Tensor]:
@@ -190,7 +180,7 @@ def _bias(layer: nn.Module) -> Tensor:
 def _complete(parts: Mapping[str, TensorRef]) -> bool:
     """Whether all roles are known, and there is more than the numbers that go with weights."""
     roles = set(parts)
-    unknown = roles - set(key_names.ENDINGS.values())
+    unknown = roles - set(file_layout.ENDINGS.values())
     return not unknown and bool(roles - {"alpha", "side"}) and ("ia3" in roles) == ("side" in roles)
 
 

@@ -41,13 +41,15 @@ class VAEFiles:
     component: Component
 
 
-def open_vae(name: str, own: VAEConfig) -> VAEFiles:
+def open_vae(name: str, own: VAEConfig, hashed: bool = True) -> VAEFiles:
     """Open the VAE at a path for a model whose own is `own`, without reading weights.
+
+    Its record has its hash if `hashed`, for which the whole file is read once.
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it has other latents.
     """
     path = network_path("VAE", name)
-    vae = _open_folder(path) if path.is_dir() else _open_file(path, own)
+    vae = _open_folder(path, hashed) if path.is_dir() else _open_file(path, own, hashed)
     if (vae.config.latent_channels, vae.config.factor) != (own.latent_channels, own.factor):
         raise MissingWeights(
             f"{shown(vae.record.name)} makes latents of {vae.config.latent_channels} channels, "
@@ -57,13 +59,13 @@ def open_vae(name: str, own: VAEConfig) -> VAEFiles:
     return vae
 
 
-def _open_file(path: Path, own: VAEConfig) -> VAEFiles:
+def _open_file(path: Path, own: VAEConfig, hashed: bool) -> VAEFiles:
     """A single file, of a VAE or of a whole model; the scaling factor, which it lacks, is `own`."""
     tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
     prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in tensors)), "")
     if prefix:
         tensors = key_maps.strip_prefix(tensors, prefix.removesuffix("."))
-    record = VAERef(path.name, model_hash((path,)))
+    record = VAERef(path.name, model_hash((path,)) if hashed else "")
     if taesd.is_taesd(tensors):
         return _open_taesd(record, tensors)
     if "decoder.conv_in.weight" not in tensors:
@@ -78,17 +80,19 @@ def vae_in(tensors: Mapping[str, TensorRef], prefix: str, own: VAEConfig) -> VAE
     inside = key_maps.without_leftovers(inside, LEFTOVERS)
     diffusers = any(name.startswith("decoder.up_blocks.") for name in inside)
     config = detect.vae_config(inside, own.scaling, diffusers)
+    if not config.channels:
+        raise UnknownLayout(f"a VAE without blocks: it contains {first_names(list(inside))}")
     config = replace(config, shift=own.shift, groups=own.groups)
     table = key_maps.vae_from_old_diffusers() if diffusers else key_maps.vae_from_ldm(config)
     return config, linear_attention(component(inside, table, prefix))
 
 
-def _open_folder(folder: Path) -> VAEFiles:
+def _open_folder(folder: Path, hashed: bool) -> VAEFiles:
     """A VAE's own folder, or that of a whole model."""
     inner = config_folder("VAE", folder, "vae")
     config = files.read_json(inner / "config.json")
     header, alpha = vae_header(inner)
-    record = VAERef(folder.resolve().name, model_hash(header.paths))
+    record = VAERef(folder.resolve().name, model_hash(header.paths) if hashed else "")
     if config.get("_class_name") == taesd.CLASS:
         taesd.check(config)
         return _open_taesd(record, header.tensors)
