@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
-from txt2img.system.files import ADVICE, entries, open_regular, read_json, write_atomic
+from txt2img.system.files import (
+    ADVICE,
+    entries,
+    open_regular,
+    parse_object,
+    read_json,
+    write_atomic,
+)
 from txt2img.system.text import escape, shown
 
 if TYPE_CHECKING:
@@ -26,6 +33,10 @@ DIMENSIONS_MAX = 8
 NAME_MAX = 120  # characters of a tensor's name in a message
 DTYPE = re.compile(r"BOOL|(?:F|BF|I|U)(8|16|32|64)(?:_E4M3|_E5M2)?")  # those that torch has
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+# ComfyUI's names of a weight's scale, earlier and now, each with that of the layer's input.
+SCALES = {"scale_weight": "scale_input", "weight_scale": "input_scale"}
+QUANTIZED = "comfy_quant"  # a layer's description, as JSON in bytes
+QUANTIZED_MAX = 2**12  # bytes
 SCALED = "scaled_fp8"  # an empty tensor that names the 8-bit dtype of a file
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PICKLE = "a pickled checkpoint, which can run any code when it is opened and so is refused"
@@ -222,19 +233,36 @@ def _refuse(path: Path, beginning: bytes, size: int) -> None:
 
 
 def _with_scales(tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
-    """Attach the scale of each 8-bit weight, which ComfyUI stores as `scale_weight`.
+    """Attach the scale of each 8-bit float weight, which ComfyUI stores beside it.
 
-    Scales of a layer's input serve 8-bit arithmetic only, and are left out.
+    Scales of a layer's input serve 8-bit arithmetic only, and are left out. Raises UnknownLayout
+    for layers that are quantized in another way.
     """
     scaled = dict(tensors)
     for name, scale in tensors.items():
-        weight = name.removesuffix("scale_weight") + "weight"
-        if not name.endswith(".scale_weight") or weight not in tensors:
+        layer, _, ending = name.rpartition(".")
+        weight = f"{layer}.weight"
+        if ending not in SCALES or weight not in tensors:
             continue
         if tensors[weight].dtype in FLOAT8 and math.prod(scale.shape) == 1:
             scaled[weight] = replace(tensors[weight], scale=scaled.pop(name))
-            scaled.pop(name.removesuffix("scale_weight") + "scale_input", None)
+            scaled.pop(f"{layer}.{SCALES[ending]}", None)
+            scaled.pop(f"{layer}.{QUANTIZED}", None)
+    for name, ref in scaled.items():
+        if name.endswith(f".{QUANTIZED}"):
+            raise UnknownLayout(
+                f"{ref.path.name}: {shown(name.rpartition('.')[0], NAME_MAX)} is quantized as "
+                f"{_quantization(ref)}, which is not supported; use the fp16, bf16 or fp8 version"
+            )
     return {name: ref for name, ref in scaled.items() if name.split(".")[-1] != SCALED}
+
+
+def _quantization(ref: TensorRef) -> str:
+    """The format's name in ComfyUI's description of a quantized layer. Raises BadFile."""
+    with open_regular(ref.path) as file:
+        file.seek(ref.start)
+        content = parse_object(file.read(min(ref.nbytes, QUANTIZED_MAX)), ref.path.name)
+    return shown(content.get("format"))
 
 
 def _beside(index: Path, name: str) -> Path:
