@@ -4,6 +4,7 @@ Under --compat diffusers. Theirs get our conditions, which test_whole.py proves 
 their generator decide the rest: first the VAE's, then the start's, then the steps'.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from inspect import signature
@@ -21,7 +22,10 @@ from diffusers import (
     LCMScheduler,
     SchedulerMixin,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -39,7 +43,15 @@ from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
-MODELS = {"sd1": tiny.sd1, "sd2": tiny.sd2, "xl": tiny_xl.base}
+MODELS = {
+    "sd1": tiny.sd1,
+    "sd2": tiny.sd2,
+    "xl": tiny_xl.base,
+    "inpaint": tiny.inpaint,
+    "xl-inpaint": tiny_xl.inpaint,
+    "pix2pix": tiny.pix2pix,
+}
+PLAIN = ("sd1", "sd2", "xl")
 # Ours, our schedule, theirs.
 SCHEDULERS: dict[str, tuple[Schedule, type[SchedulerMixin]]] = {
     "ddim": (Schedule.LEADING, DDIMScheduler),
@@ -60,15 +72,33 @@ FEW = [
 ]
 ALL = [
     (name, layout, sampler, strength)
-    for name in MODELS
+    for name in PLAIN
     for layout in ("folder", "file")
     for sampler in SCHEDULERS
     for strength in STRENGTHS
 ]
-CASES = [
-    *FEW,
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FEW),
+# Masked ones, by models of four channels and of nine.
+FEW_MASKED = [
+    *(("sd1", "folder", "ddim", 0.5), ("sd1", "file", "euler_a", 1.0)),
+    *(("sd2", "folder", "heun", 0.75), ("xl", "file", "unipc", 0.75)),
+    *(("inpaint", "folder", "euler_a", 1.0), ("inpaint", "file", "dpm++2m", 0.5)),
+    *(("xl-inpaint", "folder", "euler", 0.75), ("xl-inpaint", "file", "lcm", 1.0)),
 ]
+ALL_MASKED = [
+    (name, layout, sampler, strength)
+    for name in (*PLAIN, "inpaint", "xl-inpaint")
+    for layout in ("folder", "file")
+    for sampler in SCHEDULERS
+    for strength in STRENGTHS
+]
+FEW_EDITED = [("folder", "euler_a"), ("file", "dpm++2m")]
+ALL_EDITED = [(layout, sampler) for layout in ("folder", "file") for sampler in SCHEDULERS]
+Case = tuple[object, ...]
+
+
+def cases(few: Sequence[Case], all: Sequence[Case]) -> list[object]:
+    """The few, and all others behind the marker of slow tests."""
+    return [*few, *(pytest.param(*c, marks=pytest.mark.slow) for c in all if c not in few)]
 
 
 @cache
@@ -82,6 +112,15 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def mask(picture: Path) -> Path:
+    """White on the right, with a border that no cell of the latent has."""
+    image = Image.new("L", (64, 64))
+    image.paste(255, (29, 10, 64, 50))
+    image.save(picture.with_name("mask.png"))
+    return picture.with_name("mask.png")
 
 
 def off(got: Tensor, wanted: Tensor) -> float:
@@ -126,7 +165,7 @@ def components(name: str, sampler: str) -> dict[str, object]:
     model = MODELS[name]()
     parts = {"vae": model.vae, "unet": model.unet, "scheduler": scheduler(name, sampler)}
     parts |= {"text_encoder": None, "tokenizer": None}
-    if name == "xl":
+    if name.startswith("xl"):
         return parts | {"text_encoder_2": None, "tokenizer_2": None}
     more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return parts | more
@@ -173,7 +212,7 @@ def check(model: Model, request: Request, pipeline: object, call: dict[str, obje
     assert float((drawn - torch.from_numpy(np.array(image)).float()).abs().max()) <= 2
 
 
-@pytest.mark.parametrize(("name", "layout", "sampler", "strength"), CASES)
+@pytest.mark.parametrize(("name", "layout", "sampler", "strength"), cases(FEW, ALL))
 def test_img2img_equals_diffusers(
     name: str, layout: str, sampler: str, strength: float, picture: Path
 ) -> None:
@@ -181,6 +220,34 @@ def test_img2img_equals_diffusers(
     request = filled(model, sampler, picture, strength=strength)
     kind = StableDiffusionXLImg2ImgPipeline if name == "xl" else StableDiffusionImg2ImgPipeline
     check(model, request, kind(**components(name, sampler)), arguments(model, request, picture))
+
+
+@pytest.mark.parametrize(("name", "layout", "sampler", "strength"), cases(FEW_MASKED, ALL_MASKED))
+def test_inpainting_equals_diffusers(
+    name: str, layout: str, sampler: str, strength: float, picture: Path, mask: Path
+) -> None:
+    model = ours(name, layout)
+    request = filled(model, sampler, picture, strength=strength, mask=str(mask))
+    xl = name.startswith("xl")
+    kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
+    call = arguments(model, request, picture) | {"mask_image": Image.open(mask)}
+    check(model, request, kind(**components(name, sampler)), call | {"height": 64, "width": 64})
+
+
+@pytest.mark.parametrize(("layout", "sampler"), cases(FEW_EDITED, ALL_EDITED))
+def test_instructions_equal_diffusers(layout: str, sampler: str, picture: Path) -> None:
+    model = ours("pix2pix", layout)
+    request = filled(model, sampler, picture, image_cfg=1.7)
+    assert request.strength == 1
+    pipeline = StableDiffusionInstructPix2PixPipeline(**components("pix2pix", sampler))
+    if sampler == "lcm":  # it takes no times of the caller's
+        own = pipeline.scheduler.set_timesteps
+        times = arguments(model, request, picture)["timesteps"]
+        pipeline.scheduler.set_timesteps = lambda *_, **__: own(timesteps=times)
+    call = arguments(model, request, picture) | {"image_guidance_scale": 1.7}
+    for name in ("strength", "timesteps"):
+        call.pop(name, None)
+    check(model, request, pipeline, call)
 
 
 def test_a_batch_is_noised_by_each_seed_as_alone(picture: Path) -> None:

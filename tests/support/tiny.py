@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class Sizes:
     text_heads: int = 1
     mlp: int = 64
     sample: int = 16
+    inputs: int = 4  # channels
 
 
 SD1 = Sizes((32, 64), 8, 32, 3, sd2=False)
@@ -100,6 +101,18 @@ def sd1() -> Tiny:
 def sd2() -> Tiny:
     """An SD 2 model: v, linear layers around attention, OpenCLIP, short prompts end in "!"."""
     return model(SD2, Path(_ROOT.name), "tiny-sd2")
+
+
+@cache
+def inpaint() -> Tiny:
+    """SD 1's inpainting model: a mask and a picture beside the latent."""
+    return model(replace(SD1, inputs=9), Path(_ROOT.name), "tiny-inpaint")
+
+
+@cache
+def pix2pix() -> Tiny:
+    """InstructPix2Pix: a picture beside the latent."""
+    return model(replace(SD1, inputs=8), Path(_ROOT.name), "tiny-pix2pix")
 
 
 def model(sizes: Sizes, root: Path, name: str, dtype: torch.dtype = torch.float32) -> Tiny:
@@ -174,6 +187,7 @@ def networks(sizes: Sizes) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTex
     """The three networks, as diffusers and transformers make them."""
     unet = UNet2DConditionModel(
         sample_size=sizes.sample,
+        in_channels=sizes.inputs,
         block_out_channels=sizes.channels,
         layers_per_block=sizes.layers,
         down_block_types=("CrossAttnDownBlock2D",) * (len(sizes.channels) - 1) + ("DownBlock2D",),

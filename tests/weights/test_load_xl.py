@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import Command
-from tests.support import tiny_xl
-from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
+from tests.support import tiny, tiny_xl
+from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.pipeline.generate import generate
 from txt2img.request import Request, Sampler, Schedule
@@ -148,25 +148,24 @@ def test_defaults_are_those_of_the_family(xl: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["folder", "file"])
-def test_an_inpainting_model_loads_but_does_not_draw(layout: str) -> None:
+def test_an_inpainting_model_loads_and_draws_without_a_picture(layout: str) -> None:
     model = load(str(getattr(tiny_xl.inpaint(), layout)), CPU)
     assert model.family.name == "latent diffusion inpainting"
     x, time = torch.randn(1, 9, 8, 8), torch.tensor([9.0])
     cond = model.text.encode(["a cat"])
     told = type(cond)(cond.tokens, cond.pooled, torch.zeros(1, 6))
     assert model.network(x, time, told).shape == (1, 4, 8, 8)
-    with pytest.raises(
-        BadRequest, match="needs a picture and a mask in addition to the prompt"
-    ) as caught:
-        generate(Request("a cat", width=64, height=64, steps=1), model)
-    assert "\n" not in str(caught.value)
+    # Without a picture all of it is painted, as in A1111.
+    [drawn] = generate(Request("a cat", width=64, height=64, steps=1), model)
+    assert drawn.size == (64, 64)
 
 
-def test_the_command_refuses_an_inpainting_model_in_one_line(command: Command) -> None:
-    small = ("-W", "64", "-H", "64", "--steps", "1")
-    outcome = command("-m", str(tiny_xl.inpaint().file), *small, "a cat")
+def test_the_command_refuses_a_model_of_edits_without_a_picture_in_one_line(
+    command: Command,
+) -> None:
+    outcome = command("-m", str(tiny.pix2pix().file), "-W", "64", "-H", "64", "a cat")
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.count("Error: ") == 1 and "choose another with --model" in outcome.err
+    assert outcome.err.count("Error: ") == 1 and "give one with --image" in outcome.err
     assert not list(Path().iterdir())
 
 

@@ -66,7 +66,7 @@ def weights(name: str) -> dict[str, object]:
     family, usual = model.family, model.family.defaults
     needs = "" if model.vae else "a VAE, given with --vae"
     if family.extra_inputs:
-        needs = f"{family.extra_inputs} in addition to the prompt, not supported yet"
+        needs = f"{family.extra_inputs} in addition to the prompt: --image"
     return {
         "kind": f"weights of {family.name}",
         "name": model.name,

@@ -128,6 +128,41 @@ def multi_guided(
     return denoise
 
 
+def image_guided(
+    predict: Predictor,
+    parts: Sequence[tuple[float, CondAt]],
+    negative: CondAt,
+    blind: CondAt,
+    scale: GuidanceScale,
+    image_scale: float,
+    batched: bool = True,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Guidance by prompts and a picture: three passes, or more with several prompts.
+
+    Brooks et al. 2023, "InstructPix2Pix: Learning to Follow Image Editing Instructions", equation
+    3. `negative` sees the picture, `blind` does not.
+    """
+    weights = [weight for weight, _ in parts]
+    conds = [blind, negative, *(cond for _, cond in parts)]
+    batch = batched_conds(*conds)
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        times = scale(level) if callable(scale) else scale
+        outputs: Sequence[Tensor]  # each (B, C, H, W)
+        if batched:
+            outputs = predict.output(x, level, batch(level)).chunk(len(conds))
+        else:
+            outputs = [predict.output(x, level, cond(level)) for cond in conds]
+        nothing, picture, *texts = outputs
+        out = nothing + image_scale * (picture - nothing)
+        for weight, text in zip(weights, texts, strict=True):
+            out = out + times * weight * (text - picture)
+        return predict.prediction.x0(x, rescaled(out, texts[0], rescale), level)
+
+    return denoise
+
+
 def switch(
     first: Denoise, make_second: Callable[[], Denoise], later: Callable[[Level], bool]
 ) -> Denoise:

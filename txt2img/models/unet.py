@@ -243,8 +243,11 @@ class UNet(nn.Module):
         are always computed.
         """
         tokens = cond.tokens.to(x.dtype)
-        if self.add_embedding is not None:  # the time embedding depends on the text
+        if self.add_embedding is not None or cond.extra_channels is not None:
+            # The time embedding depends on the text, or the first layer on the condition.
             x, time = repeat_to_batch(x, tokens), repeat_to_batch(time, tokens)
+        if cond.extra_channels is not None:
+            x = torch.cat([x, cond.extra_channels.to(x.dtype)], dim=1)
         features = time_features(time, self.config.channels[0])
         guidance = self.guidance_features(cond)
         guidance = None if guidance is None else guidance.to(x.dtype)

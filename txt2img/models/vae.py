@@ -211,7 +211,16 @@ class VAE(nn.Module):
         """Latent (B, C, H/f, W/f) of pixels (B, 3, H, W): its mean, or a sample by `noise`."""
         mean, log_variance = self.moments(pixels.to(self.encoder.conv_in.weight.dtype))
         latent = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
-        latent = patchify(latent, self.config.patch)
+        return self.scaled(patchify(latent, self.config.patch))
+
+    def spread(self, pixels: Tensor) -> Tensor:
+        """Mean and log variance (B, 2·C, H/f, W/f), unscaled, of the latent of pixels."""
+        mean, log_variance = self.moments(pixels.to(self.encoder.conv_in.weight.dtype))
+        patch = self.config.patch
+        return torch.cat([patchify(mean, patch), patchify(log_variance, patch)], dim=1)
+
+    def scaled(self, latent: Tensor) -> Tensor:
+        """An unscaled latent (B, C, h, w) as the network sees it."""
         if self.bn is not None:
             return self.bn.forward(latent)
         return (latent - self.config.shift) * self.config.scaling

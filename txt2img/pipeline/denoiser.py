@@ -13,7 +13,13 @@ from torch import Tensor
 
 from txt2img.diffusion.conditioning import CondAt, ScheduledCond, batched_conds, over_time
 from txt2img.diffusion.deepcache import DeepCache
-from txt2img.diffusion.guidance import Denoise, GuidanceScale, Predictor, multi_guided
+from txt2img.diffusion.guidance import (
+    Denoise,
+    GuidanceScale,
+    Predictor,
+    image_guided,
+    multi_guided,
+)
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline.encode_prompts import and_parts
@@ -33,19 +39,26 @@ def denoiser(
     conds: Sequence[tuple[ScheduledCond, ...]],
     levels: Sequence[Level],
     device: torch.device,
+    extra: Tensor | None = None,
 ) -> Denoise:
     """Build x, level → x0 for images drawn together: guidance, DeepCache, fallbacks.
 
-    `conds` has each image's prompts, its negative last.
+    `conds` has each image's prompts, its negative last; `extra` the images' extra channels.
     """
-    request = requests[0]
+    request, blind = requests[0], list[tuple[ScheduledCond, ...]]()
+    if extra is not None:
+        if model.family.edits:
+            blind = with_extra([pair[-1:] for pair in conds], torch.zeros_like(extra))
+        conds = with_extra(conds, extra)
     network = (model.graphed if device == device_of(model) else None) or model.network
     process, prediction = model.family.process.build(), PREDICTIONS[model.family.prediction]
     predict = Predictor(network, process, prediction, request.sampler in rules.integer_times)
     scale = guidance_scale(model.family, request, process)
     weights = [[weight for weight, _ in and_parts(request, rules)] for request in requests]
 
-    def cond_at(part: slice, which: int) -> CondAt:
+    def cond_at(
+        part: slice, which: int, conds: Sequence[tuple[ScheduledCond, ...]] = conds
+    ) -> CondAt:
         """The condition of each level: one of the prompts of some images, as a batch."""
         prompts = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
         late = rules.edits_one_step_late
@@ -57,13 +70,29 @@ def denoiser(
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
         negative = cond_at(part, -1)
-        return multi_guided(own, positive, negative, scale, one_pass, request.cfg_rescale or 0.0)
+        more = one_pass, request.cfg_rescale or 0.0
+        if blind:
+            conds_at = positive, negative, cond_at(part, -1, blind)
+            return image_guided(own, *conds_at, scale, request.image_cfg, *more)
+        return multi_guided(own, positive, negative, scale, *more)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
     fast = split_batch([(part, build(part)) for part in parts])
     slow = split_batch([(part, build(part, one_pass=False)) for part in singles])
     return with_oom_fallback(fast, slow, model.memory.warn)
+
+
+def with_extra(
+    conds: Sequence[tuple[ScheduledCond, ...]], extra: Tensor
+) -> list[tuple[ScheduledCond, ...]]:
+    """Each image's conditions with its extra channels, of (B, C', h, w)."""
+
+    def one(scheduled: ScheduledCond, own: Tensor) -> ScheduledCond:
+        return [(until, replace(cond, extra_channels=own)) for until, cond in scheduled]
+
+    parts = zip(conds, extra.split(1), strict=True)
+    return [tuple(one(scheduled, own) for scheduled in image) for image, own in parts]
 
 
 def guidance_scale(family: Family, request: Request, process: Process) -> GuidanceScale:

@@ -19,12 +19,13 @@ from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
 from txt2img.errors import OutOfMemory, Rejected
+from txt2img.images.canvas import canvas_of
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
 from txt2img.pipeline.denoiser import denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
-from txt2img.pipeline.init_image import InitImage, canvas, init_image
+from txt2img.pipeline.init_image import InitImage, init_image, starts_from_noise
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage
@@ -65,16 +66,21 @@ class Job:
 
     def states(self) -> Iterator[State]:
         """Start the sampler: one state (B, C, h, w) a step. BadRequest for an eta."""
-        request = self.requests[0]
+        request, init = self.requests[0], self.init
         sampler = sampler_for(str(request.sampler), self.process)
-        fresh = fresh_noise(self.requests, self.rules, self.latent, self.device)
+        if request.eta is not None:
+            sampler = partial(sampler, eta=request.eta)
+        skipped = (0, 0) if init is None else init.draws
+        fresh = fresh_noise(self.requests, self.rules, self.latent, self.device, skipped)
         noise = step_noise(self.requests, self.rules, self.levels, self.latent, self.device, fresh)
-        x = self.noise_scale * fresh()
-        if self.init is not None:
-            x = x.add_(self.init.latent, alpha=self.init_scale)
-        if request.eta is None:
+        first = fresh()
+        x = self.noise_scale * first
+        if init is None:
             return sampler(self.denoise, x, self.levels, noise)
-        return sampler(self.denoise, x, self.levels, noise, eta=request.eta)
+        if self.init_scale:
+            x = x.add_(init.start(first), alpha=self.init_scale)
+        denoise = init.keeping(self.denoise, first, self.process, self.rules, self.levels)
+        return init.kept(sampler(denoise, x, self.levels, noise), self.rules, self.steps)
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,20 @@ def prepare(
 
     # 2b. A picture to begin from → its latents, noised to a later level.
     drawn = compat.steps_of(first, rules).drawn
-    top = starting_level(first, rules, levels, drawn)
-    if first.image is not None:
-        levels = levels[len(levels) - 1 - drawn :]
+    top, levels = starting_level(first, rules, levels, drawn), levels[len(levels) - 1 - drawn :]
+    from_noise = True
+    if first.image is not None or model.family.inpaints:
         init = init or init_image(model, requests, rules, latent, device)
+        from_noise = init.latent is None or starts_from_noise(model, first, rules, init.has_mask)
 
     # 3. Network and conditions → a denoiser.
     process = model.family.process.build()
-    denoise = denoiser(model, requests, rules, conds, levels, device)
-    scale = initial_noise_scale(process, first, rules, top)
-    return Job(
-        tuple(requests), rules, process, levels, denoise, latent, device, scale, init, top.alpha
-    )
+    extra = None if init is None else init.extra
+    denoise = denoiser(model, requests, rules, conds, levels, device, extra)
+    scale = initial_noise_scale(process, first, rules, top, from_noise)
+    init_scale = 0.0 if from_noise else top.alpha
+    images = tuple(requests), rules, process
+    return Job(*images, levels, denoise, latent, device, scale, init, init_scale)
 
 
 def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
@@ -197,8 +205,9 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
 def steps_of_job(model: Model, job: Job) -> Iterator[Progress]:
     """The states of a job; of one without steps, what it begins from. Rejected, OutOfMemory."""
     batch = job.steps, job.requests, model, cache(partial(Previewer, model))
-    if job.init is not None and not job.steps:
-        yield Progress(0, job.init.latent, job.init.latent, *batch)
+    if not job.steps:
+        latent = torch.zeros(len(job.requests), *job.latent)  # of no use: the picture stays
+        yield Progress(0, latent, latent, *batch)
         return
     states, queued = job.states(), deque[torch.cuda.Event]()
     while state := next_state(states, job.requests[0]):
@@ -319,29 +328,38 @@ def starting_level(request: Request, rules: Rules, levels: Sequence[Level], draw
     return levels[max(len(levels) - 1 - drawn - above, 0)]
 
 
-def initial_noise_scale(process: Process, request: Request, rules: Rules, start: Level) -> float:
+def initial_noise_scale(
+    process: Process, request: Request, rules: Rules, start: Level, from_noise: bool = True
+) -> float:
     """The standard deviation of the initial noise, at the level `start`."""
     is_top = start.ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    return 1.0 if compat.starts_at_unit_variance(rules, request, is_top) else start.sigma
+    at_unit = compat.starts_at_unit_variance(rules, request, is_top, from_noise)
+    return 1.0 if at_unit else start.sigma
 
 
 @torch.inference_mode()
-def decode(model: Model, x: Tensor, request: Request) -> list[Image.Image]:
+def decode(model: Model, x: Tensor, request: Request | None = None) -> list[Image.Image]:
     """Decode latents (B, C, h, w) of filled requests like `request` to the finished images.
 
     Where no step was drawn it is the picture that they began from. Rejected if the latents are not
     finite, OutOfMemory, BadFile.
     """
     check_finite(model, x)
-    if request.image is not None and not compat.steps_of(request, compat.rules(request)).drawn:
-        return [canvas(model, request) for _ in x]
+    canvas, tile = None, request.tile if request else None
+    if request and request.image:
+        rules = compat.rules(request)
+        canvas = canvas_of(request, rules, model.adapters.paths.images)
+        if not compat.steps_of(request, rules).drawn:
+            return [canvas.untouched for _ in x]
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
-    decoded = pixels_of(model, here, request.tile)
-    if decoded.shape[1] == 3 and not request.transparent:
-        return [to_image(pixels) for pixels in decoded]
-    from txt2img.pipeline.transparency import image_of
+    pixels, transparent = pixels_of(model, here, tile), request is not None and request.transparent
+    if request is None or (pixels.shape[1] == 3 and not transparent):
+        drawn = [to_image(one) for one in pixels]
+    else:
+        from txt2img.pipeline.transparency import image_of
 
-    return [image_of(pixels, request) for pixels in decoded]
+        drawn = [image_of(one, request) for one in pixels]
+    return [canvas.finish(image) for image in drawn] if canvas else drawn
 
 
 def finished_images(model: Model, x: Tensor, requests: Sequence[Request]) -> list[Image.Image]:

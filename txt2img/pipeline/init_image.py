@@ -1,7 +1,7 @@
 """A picture → the start of sampling: its latents, and the later levels of the same schedule."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,9 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.guidance import Denoise
+from txt2img.diffusion.levels import Level, Process
+from txt2img.diffusion.masks import by_threshold, masked
+from txt2img.diffusion.samplers import State
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
-from txt2img.images.input_image import InputImage, load_image, resize_image
+from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
 from txt2img.models.tiled_decode import OVERLAP, encode_tiled
@@ -19,6 +22,7 @@ from txt2img.pipeline.noise import Shape, vae_noise
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.fields import Tile
+from txt2img.request.input_image import InpaintFill
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.model import Model
 
@@ -31,40 +35,127 @@ READING = "reading the picture"
 
 @dataclass(frozen=True)
 class InitImage:
-    """The start of pictures drawn together: latents of what they begin from."""
+    """What pictures drawn together begin from, and what the network sees of it."""
 
-    latent: Tensor  # (B, C, h, w), float32, scaled as the network sees them
+    latent: Tensor | None = None  # (B, C, h, w), float32, as the network sees it
+    mask: Tensor | None = None  # (1, 1, h, w): 1 is repainted, 0 is kept
+    extra: Tensor | None = None  # the network's extra channels, (B, C', h, w)
+    fill: InpaintFill | None = None  # what lies under the mask
+    # How many draws of a seed's generator the VAE takes, before the start's noise and after it.
+    draws: tuple[int, int] = (0, 0)
+    has_mask: bool = False
 
-    def noised(self, level: Level, noise: Tensor, scale: float) -> Tensor:
-        """The latents at a level, with noise of standard deviation `scale`."""
-        return level.alpha * self.latent + scale * noise
+    def start(self, noise: Tensor) -> Tensor:
+        """The latent to be noised, with what is to lie under its mask."""
+        assert self.latent is not None
+        if self.mask is None or self.fill in (None, InpaintFill.FILL):
+            return self.latent
+        under = noise if self.fill is InpaintFill.NOISE else torch.zeros_like(noise)
+        return self.mask * under + (1 - self.mask) * self.latent
+
+    def keeping(
+        self, denoise: Denoise, noise: Tensor, process: Process, rules: Rules, levels: list[Level]
+    ) -> Denoise:
+        """The denoiser that keeps what is not masked, by a program's rules."""
+        if self.mask is None or self.latent is None:
+            return denoise
+        mask, how = self.mask, rules.image
+        at = by_threshold(mask, process, levels[0]) if how.cells == "threshold" else lambda _: mask
+        first = None if how.seen_first else levels[0]
+        return masked(denoise, at, self.latent, noise, how.seen, first)
+
+    def kept(self, states: Iterator[State], rules: Rules, steps: int) -> Iterator[State]:
+        """States whose last x is exactly the latent where it is kept."""
+        for state in states:
+            if state.step == steps and self.mask is not None and self.latent is not None:
+                share = self.mask.ceil() if rules.image.cells == "threshold" else self.mask
+                state = replace(state, x=share * state.x + (1 - share) * self.latent)
+            yield state
 
 
-def load_picture(model: Model, request: Request) -> InputImage:
-    """The picture that a request begins from. BadFile."""
-    assert request.image is not None
-    return load_image(request.image, model.adapters.paths.images)
-
-
-def canvas(model: Model, request: Request) -> Image.Image:
-    """The picture that a filled request begins from, at the request's size. BadFile."""
-    picture = load_picture(model, request).rgb()
-    return resize_image(picture, request.width or 0, request.height or 0, request.resize)
+def starts_from_noise(model: Model, request: Request, rules: Rules, has_mask: bool) -> bool:
+    """Whether a request starts from noise alone, though it may name a picture."""
+    sees_it = has_mask or model.family.edits or model.family.inpaints
+    pure = {"all": True, "masked": sees_it, "nothing": False}[rules.image.pure]
+    return pure and request.strength == 1
 
 
 def init_image(
     model: Model, requests: Sequence[Request], rules: Rules, latent: Shape, device: torch.device
-) -> InitImage | None:
-    """Encode what filled requests of one batch key begin from; None for noise alone.
+) -> InitImage:
+    """Encode what filled requests of one batch key begin from, and what the network sees of it.
 
     BadFile, BadRequest, OutOfMemory, Rejected.
     """
-    if requests[0].image is None:
+    first, inpainting, editing = requests[0], model.family.inpaints, model.family.edits
+    if first.image is None:
+        return InitImage(extra=_extra_of_nothing(model, latent, first, device))
+    canvas = canvas_of(first, rules, model.adapters.paths.images)
+    pure = starts_from_noise(model, first, rules, canvas.mask is not None)
+    sampled, has_mask = rules.image.sampled, canvas.mask is not None
+    before = int(sampled and not editing and not (inpainting and pure))
+    draws = before, int(sampled and has_mask)
+
+    def noises(skip: int) -> list[Tensor | None]:
+        return [vae_noise(one, rules, latent, skip) if sampled else None for one in requests]
+
+    start = extra = None
+    if has_mask or not pure:
+        pixels = to_pixels(canvas.start)[None]
+        start = encode(model, pixels, noises(0), first).to(device)
+    if inpainting:
+        extra = _masked_picture(model, canvas, noises(before + 1), first).to(device)
+    elif editing:
+        extra = encode(model, to_pixels(canvas.image)[None], [None], first, scaled=False)
+        extra = extra.to(device).expand(len(requests), -1, -1, -1)
+    keeps = rules.image.keeps_of_inpainting or not inpainting
+    cells = mask_cells(canvas, rules, latent[1:]) if has_mask and keeps else None
+    cells = None if cells is None else cells.to(device)
+    return InitImage(start, cells, extra, canvas.fill, draws, has_mask)
+
+
+def mask_cells(canvas: Canvas, rules: Rules, size: tuple[int, int]) -> Tensor | None:
+    """A canvas's mask by latent cells, (1, 1, h, w), as a program makes it."""
+    if canvas.soft_mask is None:
         return None
-    pixels = to_pixels(canvas(model, requests[0]))[None]
-    noises = [vae_noise(request, rules, latent) for request in requests]
-    encoded = encode(model, pixels, noises, requests[0])
-    return InitImage(encoded.to(device))
+    if rules.image.cells == "rounded":
+        return _values(canvas.soft_mask.convert("RGB").resize(size[::-1]).getchannel(0)).round()
+    soft = _values(canvas.soft_mask)
+    if rules.image.cells == "nearest":
+        return functional.interpolate((soft >= 0.5).float(), size)
+    if rules.image.cells == "bilinear":
+        return functional.interpolate(soft, size, mode="bilinear")
+    return functional.adaptive_avg_pool2d(soft, size)
+
+
+def _values(mask: Image.Image) -> Tensor:
+    """A mask's values 0 … 1, (1, 1, H, W)."""
+    return torch.from_numpy(np.asarray(mask).copy()).float()[None, None] / 255
+
+
+def _masked_picture(
+    model: Model, canvas: Canvas, noises: Sequence[Tensor | None], request: Request
+) -> Tensor:
+    """The extra channels of an inpainting model: the mask, and the picture without what it hides.
+
+    Without a mask all of it is hidden.
+    """
+    pixels = to_pixels(canvas.image)[None]
+    hidden = torch.ones(1, 1, *pixels.shape[-2:])
+    if canvas.soft_mask is not None:
+        hidden = (_values(canvas.soft_mask) >= 0.5).float()
+    seen = encode(model, pixels * (1 - hidden), noises, request)
+    mask = functional.interpolate(hidden, tuple(seen.shape[-2:])).to(seen)
+    return torch.cat([mask.expand(len(seen), -1, -1, -1), seen], dim=1)
+
+
+def _extra_of_nothing(
+    model: Model, latent: Shape, request: Request, device: torch.device
+) -> Tensor:
+    """The extra channels of an inpainting model that paints a whole picture, as in A1111."""
+    grey = torch.zeros(1, 3, request.height or 0, request.width or 0)
+    seen = encode(model, grey, [None], request)
+    return torch.cat([torch.ones(1, 1, *latent[1:]).to(seen), seen], dim=1).to(device)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -74,44 +165,50 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def encode(
-    model: Model, pixels: Tensor, noises: Sequence[Tensor | None], request: Request
+    model: Model,
+    pixels: Tensor,
+    noises: Sequence[Tensor | None],
+    request: Request,
+    scaled: bool = True,
 ) -> Tensor:
     """Latents (B, C, h, w), float32, of pixels (1, 3, H, W): one sampled by each noise, or means.
 
-    By the first way that works: as a whole, in tiles, on the CPU. BadRequest for a VAE without
-    encoder; Rejected, OutOfMemory.
+    Scaled as the network sees them, or as the VAE gives them. By the first way that works: as a
+    whole, in tiles, on the CPU. BadRequest for a VAE without encoder; Rejected, OutOfMemory.
     """
-    moments = encode_moments(model, pixels, request)
-    if isinstance(model.vae, TinyVAE):
-        return moments.expand(len(noises), -1, -1, -1)
-    mean, log_variance = moments.chunk(2, dim=1)
-    config, deviation = model.vae.config, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    sampled = [mean if noise is None else mean + deviation * noise.to(mean) for noise in noises]
-    return (torch.cat(sampled) - config.shift) * config.scaling
-
-
-def encode_moments(model: Model, pixels: Tensor, request: Request) -> Tensor:
-    """Mean and log variance (1, 2·C, h, w) of a picture's unscaled latent; a TAESD's latent.
-
-    Raises as `encode`.
-    """
-    if isinstance(model.vae, TinyVAE) and model.vae.encoder is None:
+    vae = model.vae
+    if isinstance(vae, TinyVAE) and vae.encoder is None:
         raise BadRequest(
             "this TAESD has a decoder alone, which reads no picture; choose another --vae"
         )
-    wrap = _cells_wrapped(request.tile, pixels, model.vae.config.factor)
-    pixels = wrapped(pixels, [cells * model.vae.config.factor for cells in wrap])
+    with oom_as_error(READING), model.memory.placement.using("vae", vae):
+        spread = _spread(model, pixels, request.tile)
+        if isinstance(vae, TinyVAE):
+            return spread.expand(len(noises), -1, -1, -1)
+        mean, log_variance = spread.chunk(2, dim=1)
+        deviation = torch.exp(0.5 * log_variance)
+        sampled = [mean if noise is None else mean + deviation * noise.to(mean) for noise in noises]
+        latent = torch.cat(sampled)
+        return vae.scaled(latent).float() if scaled else latent
+
+
+def _spread(model: Model, pixels: Tensor, tile: Tile | None) -> Tensor:
+    """Mean and log variance (1, 2·C, h, w) of a picture's unscaled latent; a TAESD's latent."""
+    factor = model.vae.config.factor
+    down, across = _cells_wrapped(tile, pixels, factor)
+    if down or across:
+        sides = [across * factor] * 2 + [down * factor] * 2
+        pixels = functional.pad(pixels, sides, mode="circular")
     last_error: OutOfMemory | None = None
-    with oom_as_error(READING), model.memory.placement.using("vae", model.vae):
-        for attempt in _attempts(model, pixels):
-            try:
-                with oom_as_error(READING):
-                    moments = attempt()
-                    height, width = moments.shape[-2] - 2 * wrap[0], moments.shape[-1] - 2 * wrap[1]
-                    return moments.narrow(-2, wrap[0], height).narrow(-1, wrap[1], width)
-            except OutOfMemory as error:
-                last_error = OutOfMemory(str(error))  # without the frames that hold the memory
-            free()
+    for attempt in _attempts(model, pixels):
+        try:
+            with oom_as_error(READING):
+                spread = attempt()
+                height, width = spread.shape[-2] - 2 * down, spread.shape[-1] - 2 * across
+                return spread.narrow(-2, down, height).narrow(-1, across, width)
+        except OutOfMemory as error:
+            last_error = OutOfMemory(str(error))  # without the frames that hold the memory
+        free()
     assert last_error is not None
     raise last_error
 
@@ -120,11 +217,6 @@ def _cells_wrapped(tile: Tile | None, pixels: Tensor, factor: int) -> tuple[int,
     """Latent cells, down and across, that a seamless picture is continued by for the encoder."""
     height, width = (min(OVERLAP, side // factor) for side in pixels.shape[-2:])
     return height * (HEIGHT in AXES.get(tile, ())), width * (WIDTH in AXES.get(tile, ()))
-
-
-def wrapped(pixels: Tensor, sides: Sequence[int]) -> Tensor:
-    """Pixels (B, C, H, W) continued by their opposite edges: sides[0] up and down, then across."""
-    return functional.pad(pixels, [sides[1], sides[1], sides[0], sides[0]], mode="circular")
 
 
 def _attempts(model: Model, pixels: Tensor) -> Iterator[Callable[[], Tensor]]:
@@ -171,6 +263,6 @@ def _encode(model: Model, pixels: Tensor, tiled: bool) -> Tensor:
         part = part.to(weight.device, weight.dtype)
         if isinstance(vae, TinyVAE):
             return vae.encode(part).float()
-        return torch.cat(vae.moments(part), dim=1).float()
+        return vae.spread(part).float()
 
     return encode_tiled(one, pixels, vae.config.factor) if tiled else one(pixels)

@@ -6,6 +6,7 @@ batch.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -23,10 +24,17 @@ Shape = tuple[int, int, int]  # C, h, w
 
 
 def fresh_noise(
-    requests: Sequence[Request], rules: Rules, latent: Shape, device: torch.device
+    requests: Sequence[Request],
+    rules: Rules,
+    latent: Shape,
+    device: torch.device,
+    skipped: tuple[int, int] = (0, 0),
 ) -> Callable[[], Tensor]:
-    """Noise (B, C, h, w), float32, new at each call: first the initial one, then the steps'."""
-    streams = [image_noise(request, rules, latent) for request in requests]
+    """Noise (B, C, h, w), float32, new at each call: first the initial one, then the steps'.
+
+    So many draws are `skipped` before the initial one, and after it: the VAE's.
+    """
+    streams = [image_noise(request, rules, latent, skipped) for request in requests]
     return lambda: _to_device([next(noise) for noise in streams], device)
 
 
@@ -46,12 +54,12 @@ def step_noise(
     return lambda a, b: _to_device([path(a, b) for path in paths], device)
 
 
-def image_noise(request: Request, rules: Rules, latent: Shape) -> Iterator[Tensor]:
+def image_noise(
+    request: Request, rules: Rules, latent: Shape, skipped: tuple[int, int] = (0, 0)
+) -> Iterator[Tensor]:
     """One image's noise (C, h, w), without end. BadRequest."""
     seed = request.seed or 0
     first = later = noise_source(rules.init_rng, seed, latent)
-    if request.image is not None and rules.image.sampled:
-        first()  # the VAE's, `vae_noise`
     if rules.step_rng or rules.seed_delta:
         later = noise_source(
             rules.step_rng or rules.init_rng, (seed + rules.seed_delta) % SEEDS, latent
@@ -61,14 +69,17 @@ def image_noise(request: Request, rules: Rules, latent: Shape) -> Iterator[Tenso
         if request.subseed is None:
             raise BadRequest("a subseed strength needs a subseed: give --subseed")
         other = noise_source(rules.init_rng, request.subseed, latent)
-    return noise_stream(first, later, other, request.subseed_strength)
+    for _ in range(skipped[0]):
+        first()
+    noise = noise_stream(first, later, other, request.subseed_strength)
+    yield next(noise)
+    yield from islice(noise, skipped[1], None)
 
 
-def vae_noise(request: Request, rules: Rules, latent: Shape) -> Tensor | None:
-    """The noise (C, h, w) that samples the latent of a picture; None for its mean."""
-    if not rules.image.sampled:
-        return None
-    return noise_source(rules.init_rng, request.seed or 0, latent)()
+def vae_noise(request: Request, rules: Rules, latent: Shape, skip: int = 0) -> Tensor:
+    """The noise (C, h, w) that samples a picture's latent: the seed's first, or a later one."""
+    source = noise_source(rules.init_rng, request.seed or 0, latent)
+    return [source() for _ in range(skip + 1)][-1]
 
 
 def brownian_path(request: Request, rules: Rules, levels: Sequence[Level], latent: Shape) -> Noise:

@@ -37,6 +37,16 @@ class ImageRules:
     # last of int(steps / strength) (ComfyUI).
     steps_drawn: Literal["floor", "floor_plus_one", "all"] = "floor"
     sampled: bool = False  # a sample of the VAE's distribution, by the seed's first noise, or mean
+    # What at strength 1 starts from noise alone: all, or what has a mask.
+    pure: Literal["all", "masked", "nothing"] = "all"
+    # The mask of latent cells: soft, for thresholds level by level; or theirs.
+    cells: Literal["threshold", "rounded", "nearest", "bilinear"] = "threshold"
+    seen: Literal["noised", "clean", "free"] = "noised"  # where it is kept; masks.py
+    seen_first: bool = True  # also at the first level
+    mask_blur: float = 4.0  # pixels, by default
+    pastes: bool = True  # the picture's own pixels over what the mask keeps
+    # Whether what an inpainting model keeps, which sees it, is put into its latents as well.
+    keeps_of_inpainting: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,9 @@ A1111 = Rules(
     trailing_weight=True,
     old_ddim=True,
     no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
-    image=ImageRules("floor_plus_one"),  # sd_samplers_common.py: setup_img2img_steps
+    # sd_samplers_common.py: setup_img2img_steps; processing.py: the mask is rounded;
+    # sd_samplers_cfg_denoiser.py: apply_blend.
+    image=ImageRules("floor_plus_one", pure="nothing", cells="rounded", seen="free"),
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
@@ -86,7 +98,16 @@ DIFFUSERS = Rules(
     unit_variance=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
     unit_variance_if_leading=True,
     integer_times=frozenset({Sampler.DPMPP_2M, Sampler.DPMPP_2M_SDE, Sampler.UNIPC}),
-    image=ImageRules(sampled=True),  # pipeline_stable_diffusion_img2img.py: get_timesteps
+    # pipeline_stable_diffusion_img2img.py, …_inpaint.py: get_timesteps, is_strength_max.
+    image=ImageRules(
+        sampled=True,
+        pure="masked",
+        cells="nearest",
+        seen_first=False,
+        mask_blur=0.0,
+        pastes=False,
+        keeps_of_inpainting=False,
+    ),
 )
 RULES: Mapping[Compat | None, Rules] = {
     None: Rules(prompt_editing=True, sde_noise="own"),
@@ -106,11 +127,14 @@ RULES: Mapping[Compat | None, Rules] = {
         without_penultimate=frozenset({Sampler.UNIPC}),
         no_padding=True,  # conds.py: repeated as a whole, which changes nothing
         zero_empty_negative=False,
-        image=ImageRules("all"),  # samplers.py: KSampler.set_steps
+        # samplers.py: KSampler.set_steps, KSamplerX0Inpaint.
+        image=ImageRules("all", pure="nothing", cells="bilinear", mask_blur=0.0, pastes=False),
     ),
     Compat.DIFFUSERS: DIFFUSERS,
     # rng_philox.hpp is the default generator, conditioner.hpp weights as A1111's.
-    Compat.SDCPP: Rules(init_rng="nv", no_padding=True, image=ImageRules("floor_plus_one")),
+    Compat.SDCPP: Rules(
+        init_rng="nv", no_padding=True, image=ImageRules("floor_plus_one", pure="nothing")
+    ),
     # Its weights are compel's, which are not supported: (word)1.2 is text.
     Compat.INVOKEAI: replace(DIFFUSERS, image=ImageRules()),
     # A1111 reads its pictures with ENSD 31337 (infotext_utils.py); clip skip comes in the record.
@@ -153,13 +177,15 @@ def canonical(request: Request) -> Request:
     return request
 
 
-def starts_at_unit_variance(program: Rules, request: Request, at_top: bool) -> bool:
+def starts_at_unit_variance(
+    program: Rules, request: Request, at_top: bool, from_noise: bool = True
+) -> bool:
     """Whether a picture starts from noise of variance 1, not scaled by its first level's sigma.
 
-    `at_top` says that this level is the noisiest of the model's table. A picture to begin from is
-    noised by the sigma, but in ComfyUI (noise_scaling).
+    `at_top` says that this level is the noisiest of the model's table. Unless it starts
+    `from_noise` alone, what it begins from is noised by the sigma, but in ComfyUI (noise_scaling).
     """
-    if request.image is not None:
+    if not from_noise:
         return program.unit_variance_at_top and at_top
     leading = program.unit_variance_if_leading and request.schedule is Schedule.LEADING
     top = program.unit_variance_at_top and at_top

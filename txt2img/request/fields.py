@@ -242,7 +242,8 @@ class RequestFields:
         ImageRef | None,
         Field(("--mask",), ("--mask-image", "--mask-img"), from_json=image_from_json),
     ] = None
-    mask_blur: Annotated[float, Field(("--mask-blur",), maximum=1024.0)] = 4.0  # pixels
+    # Pixels by which its border is softened; None: as the program does whose rules are followed.
+    mask_blur: Annotated[float | None, Field(("--mask-blur",), maximum=1024.0)] = None
     mask_invert: Annotated[bool, Field(("--mask-invert",), ("--inpainting-mask-invert",))] = False
     inpaint_fill: Annotated[
         InpaintFill | None, Field(("--inpaint-fill",), ("--inpainting-fill",))

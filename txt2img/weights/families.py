@@ -76,15 +76,29 @@ class Family:
         """The inputs that it needs besides the prompt, as a text; empty for most."""
         return EXTRA_INPUTS.get(self.network.extra_channels, "")
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether its U-Net sees a mask and a picture without what that hides."""
+        return isinstance(self.network, UNetConfig) and self.network.extra_channels == (
+            self.vae.latent_channels + 1
+        )
+
+    @property
+    def edits(self) -> bool:
+        """Whether its U-Net sees a picture that the prompt says how to change."""
+        return isinstance(self.network, UNetConfig) and self.network.extra_channels == (
+            self.vae.latent_channels
+        )
+
     def latent_size(self, request: Request, factor: int) -> tuple[int, int]:
         """Height and width of a filled request's latents, in cells of `factor` pixels.
 
-        Raises BadRequest, which names the nearest sizes or the extra inputs.
+        Raises BadRequest, which names the nearest sizes or the missing picture.
         """
-        if self.extra_inputs:
+        if self.edits and request.image is None:
             raise BadRequest(
-                f"this model ({self.name}) needs {self.extra_inputs} in addition to the prompt, "
-                "which is not supported yet; choose another with --model"
+                f"this model ({self.name}) changes a picture as the prompt says: give one with "
+                "--image, or choose another with --model"
             )
         self._check_options(request)
         height, width = request.height or 0, request.width or 0
@@ -260,7 +274,7 @@ TEXT_WIDTHS: dict[str, Callable[[Family], tuple[int, int]]] = {
 
 
 def check_family(family: Family) -> Family:
-    """Check that a family's networks fit each other and can be built. Raises UnknownLayout."""
+    """The family, if its networks fit each other and can be built. Raises UnknownLayout."""
     network, vae, label = family.network, family.vae, family.network.label
     tokens, pooled = TEXT_WIDTHS[family.prompt_encoder](family)
     if network.cross_dim != tokens:
@@ -282,6 +296,8 @@ def check_family(family: Family) -> Family:
     if any(width % vae.groups for width in vae.channels):
         raise UnknownLayout(f"vae: channels {vae.channels} cannot be cut into {vae.groups} groups")
     network.check()
+    if family.edits or family.inpaints:  # they see the picture, and need not begin from it
+        return replace(family, defaults=replace(family.defaults, strength=1.0))
     return family
 
 

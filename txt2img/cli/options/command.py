@@ -1,6 +1,6 @@
 """The class of every command: groups of options, sections in --help, config.toml's defaults."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -37,6 +37,10 @@ HELP = ("-h", "-help", "-?")
 OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENTS}
 
 
+# Values that may be left out: by option, what it means then.
+LEFT_OUT = {"--only-masked": "32"}
+
+
 class HelpFormatter(Protocol):
     """The writer of a page of help."""
 
@@ -52,6 +56,7 @@ class SectionedCommand(TyperCommand):
 
     def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse a command line. BadFile, BadRequest."""
+        args = with_left_out_values(args)
         if (place := _place_of_short_help(args)) is not None:
             following = "".join(args[place + 1 : place + 2])
             if following.isdigit():
@@ -116,6 +121,17 @@ class SectionedCommand(TyperCommand):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+def with_left_out_values(args: Sequence[str]) -> list[str]:
+    """A command line with the values that may be left out, where no number follows."""
+    whole = list[str]()
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        whole.append(word)
+        name = word.replace("_", "-")
+        if "--" not in whole[:-1] and name in LEFT_OUT and not after.isdecimal():
+            whole.append(LEFT_OUT[name])
+    return whole
 
 
 class ConfiguredCommand(SectionedCommand):

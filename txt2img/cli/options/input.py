@@ -54,6 +54,62 @@ class InputOptions:
             help="How a picture of another shape comes to -W and -H (default: crop).",
         ),
     ] = None
+    mask: Annotated[
+        str | None,
+        field_option(
+            "mask",
+            metavar="FILE",
+            help="Repaint only what is white in this picture (default: what is transparent in "
+            "--image). All else stays as it is.",
+        ),
+    ] = None
+    mask_blur: Annotated[
+        float | None,
+        field_option(
+            "mask_blur",
+            metavar="PIXELS",
+            help="Soften the mask's border by so much (default: 4); 0 keeps it hard.",
+        ),
+    ] = None
+    mask_invert: Annotated[
+        bool | None,
+        field_option("mask_invert", metavar="", help="Repaint what is black instead."),
+    ] = None
+    inpaint_fill: Annotated[
+        str | None,
+        field_option(
+            "inpaint_fill",
+            metavar="NAME",
+            help="What lies under the mask at first: original, fill (the colours around it), "
+            "noise or zero.",
+        ),
+    ] = None
+    only_masked: Annotated[
+        int | None,
+        field_option(
+            "only_masked",
+            metavar="[PAD]",
+            help="Draw the masked part alone, PAD (32) pixels around it, at -W and -H, and put it "
+            "back: small things come out finer.",
+        ),
+    ] = None
+    outpaint: Annotated[
+        str | None,
+        field_option(
+            "outpaint",
+            metavar="SIDES",
+            help="Continue the picture beyond its edges: all=128, or left=64,up=32.",
+        ),
+    ] = None
+    image_cfg: Annotated[
+        float | None,
+        field_option(
+            "image_cfg",
+            metavar="X",
+            help="How closely a model of edits (InstructPix2Pix) follows its picture (default: "
+            "1.5).",
+        ),
+    ] = None
     image_dir: ImageDirs = None
 
     def with_places(self, library: AdapterPaths) -> AdapterPaths:

@@ -54,7 +54,7 @@ def field_option(
     field = FIELDS[name]
     return typer.Option(
         *field.flags,
-        metavar=metavar,
+        metavar=metavar or None,  # a switch has none
         help=help,
         parser={int: integer, float: number}.get(field.kind),
         autocompletion=autocompletion,
