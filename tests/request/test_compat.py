@@ -23,12 +23,13 @@ from txt2img.diffusion.guidance import Predictor
 from txt2img.diffusion.levels import Diffusion, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.rng import noise_source
+from txt2img.errors import BadRequest
 from txt2img.pipeline.denoiser import equal_length_runs
 from txt2img.pipeline.encode_prompts import encode
 from txt2img.pipeline.generate import noise_levels, prepare
 from txt2img.pipeline.noise import image_noise
 from txt2img.request import Compat, Request, Sampler, Schedule
-from txt2img.request.compat import rules
+from txt2img.request.compat import Steps, rules, steps_of
 from txt2img.system.device.device import Device
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -282,3 +283,48 @@ def test_the_steps_noise_may_have_a_source_of_its_own(rng: str, first: str, then
         one if first == then else noise_source(then, 5, latent)
     )  # a generator of its own, or goes on
     assert torch.equal(step, other())
+
+
+# As read in A1111's sd_samplers_common.py and sd_samplers_timesteps.py, and in ComfyUI's
+# samplers.py: compat, sampler, steps, strength → the schedule's steps, and how many are drawn.
+STARTS = [
+    *((None, "euler", 20, 0.75, 20, 15), (None, "euler", 20, 1.0, 20, 20)),
+    *((None, "euler", 20, 0.04, 20, 0), (None, "euler", 20, 0.0, 20, 0)),
+    *((Compat.DIFFUSERS, "heun", 10, 0.5, 10, 5), (Compat.DIFFUSERS, "ddim", 50, 0.8, 50, 40)),
+    *((Compat.A1111, "euler", 20, 0.75, 20, 16), (Compat.A1111, "euler", 20, 1.0, 20, 20)),
+    *((Compat.A1111, "euler", 20, 0.1, 20, 3), (Compat.A1111, "euler", 20, 0.01, 20, 1)),
+    *((Compat.A1111, "ddim", 20, 0.75, 20, 14), (Compat.FORGE, "euler", 30, 0.5, 30, 16)),
+    *((Compat.SDCPP, "euler", 20, 0.75, 20, 16), (Compat.SDCPP, "euler", 20, 1.0, 20, 20)),
+    *((Compat.COMFYUI, "euler", 20, 0.75, 26, 20), (Compat.COMFYUI, "euler", 20, 1.0, 20, 20)),
+    *((Compat.COMFYUI, "euler", 20, 0.1, 200, 20), (Compat.COMFYUI, "euler", 20, 0.0, 20, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "sampler", "steps", "strength", "total", "drawn"), STARTS)
+def test_a_picture_starts_where_the_program_starts_it(
+    name: Compat | None, sampler: str, steps: int, strength: float, total: int, drawn: int
+) -> None:
+    values = {"image": "a.png", "steps": steps, "strength": strength, "sampler": sampler}
+    request = Request("x", compat=name).with_json(values)
+    assert steps_of(request, rules(request)) == Steps(total, drawn)
+
+
+@pytest.mark.parametrize(
+    ("strength", "total"), [(0.75, 26), (0.5, 40), (1.0, 20), (0.7, 28), (0.3, 66)]
+)
+def test_exact_steps_are_those_of_a1111s_hires_pass(strength: float, total: int) -> None:
+    values = {"image": "a.png", "steps": 20, "strength": strength, "sampler": "euler"}
+    request = Request("x", compat=Compat.A1111).with_json(values)
+    assert steps_of(request, rules(request), exact=True) == Steps(total, 20)
+
+
+def test_without_a_picture_all_steps_are_drawn() -> None:
+    request = Request("x", steps=20, strength=0.5)
+    assert steps_of(request, rules(request)) == Steps(20, 20)
+
+
+def test_a_schedule_that_would_be_endless_is_refused() -> None:
+    values = {"image": "a.png", "steps": 20, "strength": 0.0001, "sampler": "euler"}
+    request = Request("x", compat=Compat.COMFYUI).with_json(values)
+    with pytest.raises(BadRequest, match="200,000 steps"):
+        steps_of(request, rules(request))

@@ -98,6 +98,7 @@ def from_arguments(
     batch = Batch(options.library(), options.batch.policy.skip)
     if picture:
         base, batch.warnings, origin = from_picture(picture, fields)
+        batch.library.images.beside.append(picture.parent)
         batch.origins.append(origin)
     batch.warnings += lines
     prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
@@ -107,6 +108,8 @@ def from_arguments(
     if prompts_file is not None:
         file = read_prompts(prompts_file, sys.stdin.buffer, base, batch.skip_errors)
         requests, batch.errors, batch.notes = file.requests, file.errors, file.notes
+        if prompts_file != prompt_source.STDIN:
+            batch.library.images.beside.append(Path(prompts_file).parent)
     batch.requests, random_seeds = _with_seeds(requests)
     return _complete(batch, options.batch, random_seeds)
 
@@ -137,6 +140,7 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
     requests: list[Request] = []
     for picture in pictures:
         recorded, lines, origin = from_picture(picture, fields)
+        batch.library.images.beside.append(picture.parent)
         base = Request.from_json({**recorded.to_json(), **fields})
         request = base.seeded()
         name = shown(str(picture))

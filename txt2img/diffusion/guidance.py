@@ -133,8 +133,8 @@ def image_guided(
     parts: Sequence[tuple[float, CondAt]],
     negative: CondAt,
     blind: CondAt,
-    scale: GuidanceScale,
     image_scale: float,
+    scale: GuidanceScale,
     batched: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:

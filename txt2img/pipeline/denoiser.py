@@ -29,6 +29,7 @@ from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
 from txt2img.weights.model import Model, device_of
 
+ImageConds = tuple[ScheduledCond, ...]  # of an image's prompts, its negative last
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 
 
@@ -36,7 +37,7 @@ def denoiser(
     model: Model,
     requests: Sequence[Request],
     rules: Rules,
-    conds: Sequence[tuple[ScheduledCond, ...]],
+    conds: Sequence[ImageConds],
     levels: Sequence[Level],
     device: torch.device,
     extra: Tensor | None = None,
@@ -45,47 +46,52 @@ def denoiser(
 
     `conds` has each image's prompts, its negative last; `extra` the images' extra channels.
     """
-    request, blind = requests[0], list[tuple[ScheduledCond, ...]]()
+    request, blind = requests[0], list[ImageConds]()
     if extra is not None:
-        if model.family.edits:
-            blind = with_extra([pair[-1:] for pair in conds], torch.zeros_like(extra))
+        blind = with_extra(conds, 0 * extra) if model.family.edits else []
         conds = with_extra(conds, extra)
-    network = (model.graphed if device == device_of(model) else None) or model.network
-    process, prediction = model.family.process.build(), PREDICTIONS[model.family.prediction]
-    predict = Predictor(network, process, prediction, request.sampler in rules.integer_times)
-    scale = guidance_scale(model.family, request, process)
     weights = [[weight for weight, _ in and_parts(request, rules)] for request in requests]
 
-    def cond_at(
-        part: slice, which: int, conds: Sequence[tuple[ScheduledCond, ...]] = conds
-    ) -> CondAt:
-        """The condition of each level: one of the prompts of some images, as a batch."""
-        prompts = [[(until, c.on(device)) for until, c in pair[which]] for pair in conds[part]]
-        late = rules.edits_one_step_late
-        return batched_conds(*(over_time(prompt, levels, late) for prompt in prompts))
+    def cond_at(part: slice, which: int, conds: Sequence[ImageConds] = conds) -> CondAt:
+        return batched_over_time([image[which] for image in conds[part]], levels, rules, device)
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
         cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
-        own = replace(predict, deepcache=cache)
+        own = replace(predictor(model, request, rules, device), deepcache=cache)
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
         negative = cond_at(part, -1)
-        more = one_pass, request.cfg_rescale or 0.0
+        scale = guidance_scale(model.family, request, own.process)
+        how = scale, one_pass, request.cfg_rescale or 0.0
         if blind:
-            conds_at = positive, negative, cond_at(part, -1, blind)
-            return image_guided(own, *conds_at, scale, request.image_cfg, *more)
-        return multi_guided(own, positive, negative, scale, *more)
+            nothing = cond_at(part, -1, blind)
+            return image_guided(own, positive, negative, nothing, request.image_cfg, *how)
+        return multi_guided(own, positive, negative, *how)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
     fast = split_batch([(part, build(part)) for part in parts])
-    slow = split_batch([(part, build(part, one_pass=False)) for part in singles])
+    slow = split_batch([(part, build(part, False)) for part in singles])
     return with_oom_fallback(fast, slow, model.memory.warn)
 
 
-def with_extra(
-    conds: Sequence[tuple[ScheduledCond, ...]], extra: Tensor
-) -> list[tuple[ScheduledCond, ...]]:
+def predictor(model: Model, request: Request, rules: Rules, device: torch.device) -> Predictor:
+    """The network on a device as x, level, condition → x0."""
+    network = (model.graphed if device == device_of(model) else None) or model.network
+    process, prediction = model.family.process.build(), PREDICTIONS[model.family.prediction]
+    return Predictor(network, process, prediction, request.sampler in rules.integer_times)
+
+
+def batched_over_time(
+    prompts: Sequence[ScheduledCond], levels: Sequence[Level], rules: Rules, device: torch.device
+) -> CondAt:
+    """The condition of each level: one prompt each of some images, as a batch on a device."""
+    on_device = [[(until, cond.on(device)) for until, cond in prompt] for prompt in prompts]
+    late = rules.edits_one_step_late
+    return batched_conds(*(over_time(prompt, levels, late) for prompt in on_device))
+
+
+def with_extra(conds: Sequence[ImageConds], extra: Tensor) -> list[ImageConds]:
     """Each image's conditions with its extra channels, of (B, C', h, w)."""
 
     def one(scheduled: ScheduledCond, own: Tensor) -> ScheduledCond:

@@ -174,6 +174,10 @@ def canonical(request: Request) -> Request:
                 break
     if not request.subseed_strength and request.subseed is not None:
         request = replace(request, subseed=None)
+    for name in ("image", "mask"):  # whatever the file is called
+        if (image := getattr(request, name)) is not None and image.hash:
+            change = {name: replace(image, name=image.hash)}
+            request = replace(request, **change)
     return request
 
 

@@ -1,5 +1,6 @@
 """txt2img decode: decode latents that were saved, or left by a run that was stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from txt2img.cli import distributed
 from txt2img.cli.load_model import load_model
 from txt2img.cli.options.adapters import VAE, AdapterOptions
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
+from txt2img.cli.options.input import ImageDirs, image_places
 from txt2img.cli.options.output import Json, OutputName, Overwrite, Quiet
 from txt2img.cli.options.picture import ModelName
 from txt2img.cli.provenance import require_model
@@ -41,6 +43,7 @@ def decode(
     vae: VAE = None,
     device: DeviceName = None,
     dtype: Dtype = None,
+    image_dir: ImageDirs = None,
     out: OutputName = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -49,12 +52,13 @@ def decode(
     """Decode saved latents to pictures; those of stopped runs are then removed. Prints paths."""
     code = 0
     models: dict[str, Model] = {}
-    library = AdapterOptions(vae=vae).library()
+    library = replace(AdapterOptions(vae=vae).library(), images=image_places(image_dir))
     with progress(not quiet, "loading") as bar:
         for i, name in launcher.current().shard(enumerate(files)):
             bar.advance("decoding", i, len(files), f"{i + 1}/{len(files)}")
             try:
                 latent = read_latent(Path(name), model, vae)
+                library.images.beside[:] = [Path(name).parent]
                 key = model or latent.request.model
                 models[key] = models.get(key) or load_model(
                     key, DeviceOptions(device, dtype), library

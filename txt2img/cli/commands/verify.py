@@ -1,6 +1,7 @@
 """txt2img verify: draw pictures again from their records, and compare."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from txt2img.cli.load_model import load_model
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
+from txt2img.cli.options.input import ImageDirs, image_places
 from txt2img.cli.options.output import Json, Quiet
 from txt2img.cli.options.picture import ModelName
 from txt2img.cli.options.types import number
@@ -20,9 +22,11 @@ from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_line, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import Txt2imgError
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system import launcher
 
 if TYPE_CHECKING:
+    from txt2img.images.record import ImageInfo
     from txt2img.pipeline.verify import Verdict
     from txt2img.weights.model import Model
 
@@ -57,6 +61,7 @@ def verify(
     device: DeviceName = None,
     dtype: Dtype = None,
     psnr: Psnr = None,
+    image_dir: ImageDirs = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,15 +70,15 @@ def verify(
 
     code, counts = 0, Counter[str]()
     loaded: Model | None = None
+    library = replace(adapters.library(), images=image_places(image_dir))
     names = [*launcher.current().shard(chain(*map(verifier.list_pictures, files)))]
     with progress(not quiet, "loading") as bar:
         for i, name in enumerate(names):
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
-                info = verifier.read_verifiable(Path(name))
-                require_model(Path(name), request_of(Path(name), info), model)
+                info = read_verifiable(Path(name), model, library)
                 loaded = loaded or load_model(
-                    model or "default", DeviceOptions(device, dtype), adapters.library()
+                    model or "default", DeviceOptions(device, dtype), library
                 )
                 verdict = verifier.verify(Path(name), info, loaded, psnr is not None)
             except Txt2imgError as error:
@@ -90,6 +95,16 @@ def verify(
         log(", ".join(f"{count} {result}" for result, count in counts.items()))
     if code := distributed.gather_results(code, None)[0]:
         raise typer.Exit(code)
+
+
+def read_verifiable(path: Path, model: str | None, library: AdapterPaths) -> "ImageInfo":
+    """A picture's record; from here on, what it began from is looked for beside it. Txt2imgError."""
+    from txt2img.pipeline import verify as verifier
+
+    info = verifier.read_verifiable(path)
+    require_model(path, request_of(path, info), model)
+    library.images.beside[:] = [path.parent]
+    return info
 
 
 def rated(verdict: "Verdict", psnr: float | None) -> str:

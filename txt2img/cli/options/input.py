@@ -1,6 +1,7 @@
 """Options for a picture to begin from: image to image, inpainting and outpainting."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -114,8 +115,12 @@ class InputOptions:
 
     def with_places(self, library: AdapterPaths) -> AdapterPaths:
         """The library with the folders, and the file on standard input. BadFile, BadRequest."""
-        folders = tuple(require_folder("--image-dir", Path(text)) for text in self.image_dir or ())
         content = sys.stdin.buffer.read(FILE_MAX + 1) if self.image == STDIN else None
         if content == b"":
             raise BadFile("--image -: nothing came on standard input")
-        return replace(library, images=ImagePaths(folders, stdin=content))
+        return replace(library, images=replace(image_places(self.image_dir), stdin=content))
+
+
+def image_places(folders: Sequence[str] | None) -> ImagePaths:
+    """The folders of --image-dir. ModelNotFound, BadRequest."""
+    return ImagePaths(tuple(require_folder("--image-dir", Path(text)) for text in folders or ()))

@@ -95,11 +95,31 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Compat": request.compat,
         "Version": f"txt2img {version}",
     }
+    entries |= _input_entries(request)
     if not request.subseed_strength:
         del entries["Variation seed"]
     ordered = sorted(entries, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
     present = {key: value for key in ordered if (value := entries[key]) is not None}
     return Infotext(add_lora_tags(request.prompt, request.loras), request.negative, present)
+
+
+def _input_entries(request: Request) -> dict[str, str | None]:
+    """The entries on the picture that a request begins from, as A1111's img2img has them."""
+    if request.image is None:
+        return {}
+    masked = request.mask is not None
+    blur = rules(request).image.mask_blur if request.mask_blur is None else request.mask_blur
+    fill, part = request.inpaint_fill, request.only_masked
+    return {
+        "Denoising strength": f"{request.strength:g}" if request.strength is not None else None,
+        "Resize mode": None if request.resize is None else request.resize.label,
+        "Mask blur": f"{blur:g}" if masked else None,
+        "Mask mode": "Inpaint not masked" if masked and request.mask_invert else None,
+        "Masked content": None if fill is None else fill.label,
+        "Inpaint area": None if part is None else "Only masked",
+        "Masked area padding": None if part is None else str(part),
+        "Outpaint": None if request.outpaint is None else str(request.outpaint),
+    }
 
 
 def _text(request: Request, row: Field) -> str | None:
