@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -68,8 +68,7 @@ def verify(
     """Draw pictures again and compare them pixel by pixel."""
     from txt2img.pipeline import verify as verifier
 
-    code, counts = 0, Counter[str]()
-    loaded: Model | None = None
+    code, counts, loaded = 0, Counter[str](), cast("Model | None", None)
     library = replace(adapters.library(), images=image_places(image_dir))
     names = [*launcher.current().shard(chain(*map(verifier.list_pictures, files)))]
     with progress(not quiet, "loading") as bar:
@@ -98,7 +97,7 @@ def verify(
 
 
 def read_verifiable(path: Path, model: str | None, library: AdapterPaths) -> "ImageInfo":
-    """A picture's record; from here on, what it began from is looked for beside it. Txt2imgError."""
+    """A picture's record; what it began from is looked for beside it. Txt2imgError."""
     from txt2img.pipeline import verify as verifier
 
     info = verifier.read_verifiable(path)
