@@ -173,7 +173,8 @@ def test_a_recorded_picture_is_found_by_its_hash(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=f'no picture "a.png" .* {ref.hash[:12]}.*--image-dir'):
         find_image(ref, ImagePaths(folders=(tmp_path / "renamed",)))
     two_colours().save(tmp_path / "renamed" / "z.webp", lossless=True)
-    assert find_image(ref, ImagePaths(folders=(tmp_path / "renamed",)))[0].name == "z.webp"
+    found, size = find_image(ref, ImagePaths(folders=(tmp_path / "renamed",)))
+    assert (found, size) == (ref, (48, 32))
 
 
 def test_a_picture_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:

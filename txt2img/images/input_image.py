@@ -115,7 +115,7 @@ def find_image(ref: ImageRef, paths: ImagePaths) -> tuple[ImageRef, tuple[int, i
     candidates = [paths.files[ref.hash]] if ref.hash in paths.files else [*_places(ref, paths)]
     for path in candidates:
         if found := _known(path, paths, ref.hash):
-            return found
+            return (ref, found[1]) if ref.hash else found  # a record keeps the name
     raise BadFile(_missing(ref, paths))
 
 
