@@ -18,10 +18,15 @@ Values = Mapping[str, object]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The value of a name in [models]: a path, or a Hub id with its revision."""
+    """The value of a name in [models]: a path, or a Hub id with its revision.
+
+    A model may be named with the files of its parts, which are paths or names in turn.
+    """
 
     target: str
     revision: str = ""
+    vae: str = ""
+    text_encoders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,31 @@ def _table(path: Path, name: str, value: object) -> Values:
 def _source(path: Path, name: str, value: object) -> ModelSource:
     """A model's path, relative to the file's folder, or its Hub id, "ID@REVISION" included."""
     rows = {"path": value} if isinstance(value, str) else value
+    rows = dict(rows) if isinstance(rows, dict) else rows
     where = f"{path}: models.{name}"
+    texts = rows.pop("text_encoders", []) if isinstance(rows, dict) else []
     if not isinstance(rows, dict) or not all(isinstance(text, str) for text in rows.values()):
         raise BadFile(f'{shown(where, 200)} must be a path or a Hub id, such as "owner/model"')
-    check_keys(where, rows, ("path", "id", "revision"))
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadFile(f'{shown(where, 200)}: text_encoders must be a list: ["t5xxl.safetensors"]')
+    check_keys(where, rows, ("path", "id", "revision", "vae"))
     if ("path" in rows) == ("id" in rows):
         raise BadFile(f"{shown(where, 200)} needs either path or id")
+    vae = _beside(path, rows["vae"]) if "vae" in rows else ""
+    encoders = tuple(_beside(path, text) for text in texts)
     text = rows.get("id") or rows.get("path", "")
     local = path.parent / expand_user(text)
     if "path" in rows and (isinstance(value, dict) or _is_path(text) or local.exists()):
-        return ModelSource(str(local))
+        return ModelSource(str(local), "", vae, encoders)
     target, _, revision = text.partition("@")
-    return ModelSource(target, rows.get("revision", revision))
+    return ModelSource(target, rows.get("revision", revision), vae, encoders)
+
+
+def _beside(path: Path, text: str) -> str:
+    """A file's path, relative to the config's folder; a name that is none stays."""
+    local = path.parent / expand_user(text)
+    looks_so = text.startswith((".", "/", "~", "\\")) or Path(text).suffix != ""
+    return str(local) if looks_so or local.exists() else text
 
 
 def _is_path(text: str) -> bool:

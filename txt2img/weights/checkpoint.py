@@ -33,6 +33,7 @@ from txt2img.weights.layouts.components import (
 )
 from txt2img.weights.layouts.diffusers_config import TEXT_ENCODERS, from_configs
 from txt2img.weights.layouts.overrides import open_text_encoders, open_unet
+from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.registry import find
 from txt2img.weights.registry.hashes import model_hash
 
@@ -132,6 +133,16 @@ def open_checkpoint(
     if prediction not in (None, "eps", "v"):
         raise BadRequest(f"no prediction type {shown(prediction)}; choose from eps, v")
     path = find_model(name_or_path)
+    vae, texts = find.named_parts(name_or_path)
+    overrides = replace(overrides, texts=overrides.texts or texts)
+    checkpoint = _open(path, prediction, overrides)
+    if vae or texts:  # only by this name are the files found together again
+        checkpoint = replace(checkpoint, name=name_or_path)
+    return _with_vae(checkpoint, vae) if vae else checkpoint
+
+
+def _open(path: Path, prediction: str | None, overrides: ComponentOverrides) -> Checkpoint:
+    """The checkpoint at a path, with other components."""
     texts = overrides.texts
     try:
         checkpoint = (
@@ -159,6 +170,21 @@ def check_complete(checkpoint: Checkpoint, vae_path: str | None) -> None:
         )
     if missing:
         raise MissingWeights("; ".join(missing))
+
+
+def _with_vae(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The checkpoint with the VAE at a path. Raises as `open_vae`, BadRequest for a TAESD."""
+    other = open_vae(name, checkpoint.family.vae)
+    if not isinstance(other.config, VAEConfig):
+        raise BadRequest(f"{shown(other.record.name)} is a TAESD: give it with --vae instead")
+    components = checkpoint.components | {"vae": other.component}
+    paths = [ref.path for ref in other.component.tensors.values()]
+    return replace(
+        checkpoint,
+        family=replace(checkpoint.family, vae=other.config),
+        components=components,
+        weights=tuple(dict.fromkeys([*checkpoint.weights, *paths])),
+    )
 
 
 def _with_overrides(

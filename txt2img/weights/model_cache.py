@@ -49,11 +49,14 @@ class ModelCache:
         from txt2img.weights.apply_adapters import remove_adapters
         from txt2img.weights.checkpoint import find_model
         from txt2img.weights.load import load
+        from txt2img.weights.registry.find import named_parts
 
         self.hit = False
         if not self.enabled:
             return load(name, device, vae_path=vae_path, overrides=overrides)
-        paths = [expand_user(p) for p in (vae_path, overrides.unet, *overrides.texts) if p]
+        vae, texts = named_parts(name)
+        given = (vae_path, overrides.unet, *overrides.texts, vae, *texts)
+        paths = [expand_user(p) for p in given if p]
         key = (device, vae_path, overrides, files_key(find_model(name)), *map(files_key, paths))
         last, self.cached = self.cached, None  # an interrupt in here leaves the cache empty
         if last is None or (last.key, last.weights) != (key, weights_key(last.model)):

@@ -66,6 +66,19 @@ def find(name: str) -> Path:
     raise ModelNotFound(_advice(name, user_config.read_config().models.get(name), hub_ref(name)))
 
 
+def named_parts(name: str) -> tuple[str, tuple[str, ...]]:
+    """The VAE and the text encoders that config.toml names with a model: paths; empty for others.
+
+    ModelNotFound, BadRequest.
+    """
+    source = user_config.read_config().models.get(name)
+    if source is None:
+        return "", ()
+    where = f"config.toml, models.{name}"
+    vae = str(find_file(where, source.vae)) if source.vae else ""
+    return vae, tuple(str(find_file(where, text)) for text in source.text_encoders)
+
+
 def find_by_hash(digits: str) -> tuple[str, Path] | None:
     """The name and file of the model with one of A1111's short hashes; None if none has it.
 
