@@ -101,36 +101,79 @@ def cells() -> list[tuple[Path, Request]]:
     return found
 
 
-def test_a_sheet_shows_every_picture_under_its_label(folder: Path) -> None:
-    axes = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"]).axes
-    image = Image.open(io.BytesIO(contact_sheet.draw(cells(), axes, 2)))
-    across, down = 64 + contact_sheet.GAP, 64 + 2 * contact_sheet.LINE + contact_sheet.GAP
-    assert image.size == (2 * across + contact_sheet.GAP, 2 * down + contact_sheet.GAP)
-    centres = [
-        image.getpixel(
-            (
-                contact_sheet.GAP + x * across + 32,
-                contact_sheet.GAP + y * down + 2 * contact_sheet.LINE + 32,
-            )
-        )
-        for y in range(2)
-        for x in range(2)
+def sheet_of(texts: list[str], requests: list[Request], in_step: bool = False) -> Image.Image:
+    """The sheet of a sweep whose pictures are greys, in the order in which they are drawn."""
+    sweep = Sweep(requests, texts, in_step)
+    found = []
+    for i, request in enumerate(sweep):
+        Image.new("RGB", (64, 64), (10 * i,) * 3).save(f"{i}.png")
+        found.append((Path(f"{i}.png"), request))
+    return Image.open(io.BytesIO(contact_sheet.draw(found, sweep)))
+
+
+def greys(image: Image.Image, left: int, top: int, columns: int, rows: int) -> list[int]:
+    """The numbers of the pictures of a block whose first picture has its corner there."""
+    step = 64 + contact_sheet.GAP
+    points = [
+        (left + x * step + 32, top + y * step + 32) for y in range(rows) for x in range(columns)
     ]
-    assert centres == [(50 * i,) * 3 for i in range(4)]
-    caption = image.crop(
-        (contact_sheet.GAP, contact_sheet.GAP, across, contact_sheet.GAP + 2 * contact_sheet.LINE)
-    ).convert("L")
-    other = image.crop(
-        (
-            across + contact_sheet.GAP,
-            contact_sheet.GAP,
-            2 * across,
-            contact_sheet.GAP + 2 * contact_sheet.LINE,
-        )
-    )
-    assert min(caption.tobytes()) < 100  # ink
-    assert caption.tobytes() != other.convert("L").tobytes()  # cfg 1, cfg 2
-    assert '"cfg": [1, 2]' in image.info["txt2img-sheet"]
+    return [image.getpixel(point)[0] // 10 for point in points]  # type: ignore[index]
+
+
+def ink(image: Image.Image, box: tuple[int, int, int, int]) -> bytes:
+    return image.crop(box).convert("L").tobytes()
+
+
+def test_a_sheet_is_a_grid_whose_columns_and_rows_are_axes(folder: Path) -> None:
+    gap, line = contact_sheet.GAP, contact_sheet.LINE
+    image = sheet_of(["cfg=1,2,3", "sampler=euler,heun"], [REQUEST])
+    margin = image.width - 3 * (64 + gap) - gap  # for the rows' labels
+    assert margin > 0 and image.height == gap + line + 2 * (64 + gap)
+    left, top = gap + margin, gap + line
+    assert greys(image, left, top, 3, 2) == [0, 1, 2, 3, 4, 5]
+    heads = [
+        ink(image, (left + x * (64 + gap), gap, left + x * (64 + gap) + 64, top)) for x in (0, 1)
+    ]
+    assert all(min(head) < 100 for head in heads) and heads[0] != heads[1]  # cfg 1, cfg 2
+    sides = [
+        ink(image, (gap, top + y * (64 + gap), left - gap, top + y * (64 + gap) + 64))
+        for y in (0, 1)
+    ]
+    assert all(min(side) < 100 for side in sides) and sides[0] != sides[1]  # euler, heun
+    assert '"cfg": [1, 2, 3]' in image.info["txt2img-sheet"]
+
+
+def test_seeds_and_further_axes_have_a_block_each(folder: Path) -> None:
+    seeds = [replace(REQUEST, seed=seed) for seed in (1, 2)]
+    image = sheet_of(["cfg=1,2", "sampler=euler,heun", "steps=3,4"], seeds)
+    assert '"blocks": 4' in image.info["txt2img-sheet"]
+    gap, line = contact_sheet.GAP, contact_sheet.LINE
+    across = 2
+    wide, high = (image.width - gap) // across, (image.height - gap) // 2
+    margin = wide - 2 * (64 + gap)
+    blocks = [
+        greys(image, gap + x * wide + margin, gap + y * high + 2 * line, 2, 2)
+        for y in range(2)
+        for x in range(across)
+    ]
+    assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_a_picture_that_failed_leaves_its_place_empty(folder: Path) -> None:
+    found = cells()
+    sweep = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"])
+    whole = Image.open(io.BytesIO(contact_sheet.draw(found, sweep)))
+    image = Image.open(io.BytesIO(contact_sheet.draw([found[0], *found[2:]], sweep)))
+    assert image.size == whole.size
+    corner = image.width - contact_sheet.GAP - 32, contact_sheet.GAP + contact_sheet.LINE + 32
+    assert image.getpixel(corner) == contact_sheet.PAPER != whole.getpixel(corner)
+
+
+def test_a_sweep_in_step_is_a_list_with_every_value(folder: Path) -> None:
+    image = sheet_of(["cfg=1,2,3", "sampler=euler,heun,ddim"], [REQUEST], in_step=True)
+    gap, line = contact_sheet.GAP, contact_sheet.LINE
+    assert image.size == (gap + 3 * (64 + gap), gap + 2 * line + 64 + gap)
+    assert greys(image, gap, gap + 2 * line, 3, 1) == [0, 1, 2]
 
 
 def test_a_table_has_a_line_for_each_picture(folder: Path) -> None:
@@ -147,22 +190,23 @@ def test_a_table_has_a_line_for_each_picture(folder: Path) -> None:
 
 
 def test_a_sheet_is_written_once_for_the_same_pictures(folder: Path) -> None:
-    axes = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"]).axes
+    sweep = Sweep([REQUEST], ["cfg=1,2", "sampler=euler,heun"])
     target = parse("./", several=True)
     found = cells()
-    first = contact_sheet.write(found, axes, target, 2)
+    first = contact_sheet.write(found, sweep, target)
     assert [path.name for path in first] == ["sheet.png", "sheet.csv"]
-    assert contact_sheet.write(found, axes, target, 2) == first
-    other = contact_sheet.write(found[:2], axes, target, 2)
+    assert contact_sheet.write(found, sweep, target) == first
+    other = contact_sheet.write(found[:2], sweep, target)
     assert [path.name for path in other] == ["sheet-2.png", "sheet-2.csv"]
-    assert contact_sheet.write([], axes, target, 2) == []
+    assert contact_sheet.write([], sweep, target) == []
 
 
 def test_a_huge_sweep_is_a_sheet_of_bounded_size(folder: Path) -> None:
     big = Request("x" * 60_000, width=1024, height=1024, seed=1, sampler=Sampler.EULER)
     Image.new("RGB", (64, 64)).save("x.png")
-    axes = Sweep([REQUEST], ["cfg=1..100"]).axes
-    image = Image.open(io.BytesIO(contact_sheet.draw([(Path("x.png"), big)] * 100, axes, 100)))
+    sweep = Sweep([big], ["cfg=1..100", "seed=1..10"])
+    many = [(Path("x.png"), request) for request in sweep]
+    image = Image.open(io.BytesIO(contact_sheet.draw(many, sweep)))
     assert max(image.size) <= contact_sheet.SIDE_MAX
 
 
@@ -184,6 +228,6 @@ def test_a_sheet_says_which_lora_it_was(tmp_path: Path) -> None:
         cells.append((tmp_path / f"{number}.png", request))
     rows = list(csv.DictReader(io.StringIO(contact_sheet.table(cells, sweep.axes).decode())))
     assert [row["loras"] for row in rows] == ["", "ink:0.5"]
-    with Image.open(io.BytesIO(contact_sheet.draw(cells, sweep.axes, 2))) as drawn:
+    with Image.open(io.BytesIO(contact_sheet.draw(cells, sweep))) as drawn:
         left, right = (drawn.crop((x, 8, x + 64, 24)).tobytes() for x in (8, 80))
     assert left != right

@@ -255,7 +255,7 @@ def finish_sweep(
             path, seed = picture
             cells.append((path, replace(item.request, seed=seed)))
     assert batch.sweep is not None
-    for path in contact_sheet.write(cells, batch.sweep.axes, settings.target, batch.sweep.columns):
+    for path in contact_sheet.write(cells, batch.sweep, settings.target):
         if settings.json:
             print_json({"path": str(path), "pictures": len(cells)})
         else:

@@ -33,7 +33,7 @@ class Sweep:
         self, requests: Iterable[Request], texts: Sequence[str], in_step: bool = False
     ) -> None:
         """`in_step` pairs the axes' first values, then their second, … BadRequest."""
-        self.requests = requests
+        self.requests, self.in_step = requests, in_step
         self.axes = tuple(axis(text) for text in texts)
         fields = [axis.field for axis in self.axes]
         if len(set(fields)) < len(fields):
