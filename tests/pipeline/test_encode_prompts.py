@@ -53,6 +53,16 @@ def test_a_text_is_encoded_once_for_a_whole_sweep(counted: Counted) -> None:
     assert counted.texts == ["red", ""]
 
 
+def test_a_negative_that_is_not_looked_at_is_not_encoded(counted: Counted) -> None:
+    counted.told(cfg=1.0, negative="blue")
+    assert counted.texts == ["red"]
+    counted.told(cfg=2.0, negative="blue")
+    assert counted.texts == ["red", "red", "blue"]
+    request = replace(SMALL, prompt="red AND dog", negative="blue", cfg=1.0)
+    encode_prompts(counted.model, [request], rules(request))  # is weighed against the negative
+    assert counted.texts[3:] == ["red ", " dog", "blue"]
+
+
 def test_what_changes_its_meaning_is_encoded_anew(counted: Counted) -> None:
     first = counted.told()
     for changes in ({"negative": "blue"}, {"compat": Compat.COMFYUI}, {"clip_skip": 2}):

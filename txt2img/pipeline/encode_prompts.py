@@ -47,22 +47,27 @@ def cache_key(model: Model, request: Request, rules: Rules) -> Hashable:
     cfg = request.cfg if model.family.network.embeds_cfg else None
     numbers = request.steps, request.width, request.height, cfg
     adapters = request.loras, request.embeddings
-    return request.prompt, request.negative, request.guidance, *numbers, *adapters, rules
+    prompts = request.prompt, request.negative, has_guidance(model, request, rules)
+    return *prompts, request.guidance, *numbers, *adapters, rules
+
+
+def has_guidance(model: Model, request: Request, rules: Rules) -> bool:
+    """Whether a request's negative prompt is looked at: not at cfg 1, nor by an LCM.
+
+    Prompts that AND joins are always weighed against it.
+    """
+    alone = [weight for weight, _ in and_parts(request, rules)] == [1.0]
+    return not alone or (request.cfg != 1 and not model.family.network.embeds_cfg)
 
 
 def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond, ...]:
     """Encode a request's prompts over the steps, each with a batch of 1; the negative comes last.
 
-    There are several before it where AND joins them, all of them equally long.
+    There are several before it where AND joins them, all of them equally long. A negative that is
+    not looked at is not encoded: the prompt stands in its place.
     """
     text, reading = model.text, rules.prompt
-    prompts = [prompt for _, prompt in and_parts(request, rules)] + [request.negative]
-    schedules = [
-        prompt_syntax.schedule(prompt, request.steps or 1)
-        if rules.prompt_editing
-        else [(1, prompt)]
-        for prompt in prompts
-    ]
+    schedules = schedules_of(request, rules)
     counts = [
         max(text.chunk_count(part, reading) for _, part in schedule) for schedule in schedules
     ]
@@ -85,11 +90,24 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
             cond = cond.zeroed()
         return with_sizes(cond, model, request, False)
 
-    encoders = [positive] * (len(prompts) - 1) + [negative]
+    encoders = [positive] * (len(schedules) - 1) + [negative]
+    rows = list(zip(schedules, counts, encoders, strict=True))
+    if not has_guidance(model, request, rules):
+        rows[-1] = rows[0]  # in the negative's place, which a large encoder would take seconds for
     return tuple(
-        [(until, one(part, chunks)) for until, part in schedule]
-        for schedule, chunks, one in zip(schedules, counts, encoders, strict=True)
+        [(until, one(part, chunks)) for until, part in schedule] for schedule, chunks, one in rows
     )
+
+
+def schedules_of(request: Request, rules: Rules) -> list[list[tuple[int, str]]]:
+    """The texts of a request's prompts over the steps, each with its last one; the negative last.
+
+    Several come before it where AND joins them.
+    """
+    prompts = [prompt for _, prompt in and_parts(request, rules)] + [request.negative]
+    if not rules.prompt_editing:
+        return [[(1, prompt)] for prompt in prompts]
+    return [list(prompt_syntax.schedule(prompt, request.steps or 1)) for prompt in prompts]
 
 
 def and_parts(request: Request, rules: Rules) -> list[tuple[float, str]]:
