@@ -335,3 +335,25 @@ def test_weights_of_other_programs_in_the_cache_are_not_listed(hub: Hub, command
     snapshot_download("a/m", cache_dir=hub_cache.cache_dir(), endpoint=hub.url)
     outcome = command("models", "list")
     assert "a/m" not in outcome.out and not outcome.err
+
+
+def test_a_transformers_parts_are_pulled_and_found_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    weights = {part: "diffusion_pytorch_model" if part in parts[:2] else "model" for part in parts}
+    names = [f"{part}/{stem}.safetensors" for part, stem in weights.items()]
+    names += [f"{part}/config.json" for part in parts]
+    names += ["model_index.json", "tokenizer_3/tokenizer.json", "sd3.5_medium.safetensors"]
+    assert set(weights_hub.needed(names, "a/b")) == {*names} - {"sd3.5_medium.safetensors"}
+    snapshot = hub_cache.snapshot_dir(hub_cache.HubRef("a/b", "0" * 40))
+    for name in names:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_text("{}")
+    index = {part: ["library", "Class"] for part in parts}
+    (snapshot / "model_index.json").write_text(json.dumps(index))
+    assert hub_cache.find(hub_cache.HubRef("a/b", "0" * 40)) == snapshot
+    (snapshot / names[0]).unlink()
+    assert hub_cache.find(hub_cache.HubRef("a/b", "0" * 40)) is None

@@ -15,6 +15,9 @@ class Alias:
 OPENRAIL = "CreativeML Open RAIL-M"
 OPENRAIL_PP = "CreativeML Open RAIL++-M"
 COMMUNITY = "Stability AI Community License"
+APACHE = "Apache-2.0"
+FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
+FLUX_KLEIN = "FLUX Non-Commercial License"
 
 ALIASES = {
     "sd15": Alias("stable-diffusion-v1-5/stable-diffusion-v1-5", OPENRAIL),
@@ -29,6 +32,17 @@ ALIASES = {
     "vega": Alias("segmind/Segmind-Vega", "Apache-2.0"),
     "small-sd": Alias("segmind/small-sd", OPENRAIL),
     "lcm-sd15": Alias("SimianLuo/LCM_Dreamshaper_v7", "MIT"),
+    "flux-schnell": Alias("black-forest-labs/FLUX.1-schnell", APACHE),
+    "flux-dev": Alias("black-forest-labs/FLUX.1-dev", FLUX_DEV),
+    "sd3-medium": Alias("stabilityai/stable-diffusion-3-medium-diffusers", COMMUNITY),
+    "sd35-medium": Alias("stabilityai/stable-diffusion-3.5-medium", COMMUNITY),
+    "sd35-large": Alias("stabilityai/stable-diffusion-3.5-large", COMMUNITY),
+    "sd35-large-turbo": Alias("stabilityai/stable-diffusion-3.5-large-turbo", COMMUNITY),
+    "z-image": Alias("Tongyi-MAI/Z-Image", APACHE),
+    "z-image-turbo": Alias("Tongyi-MAI/Z-Image-Turbo", APACHE),
+    "flux2-klein-4b": Alias("black-forest-labs/FLUX.2-klein-4B", APACHE),
+    "flux2-klein-base-4b": Alias("black-forest-labs/FLUX.2-klein-base-4B", APACHE),
+    "flux2-klein-9b": Alias("black-forest-labs/FLUX.2-klein-9B", FLUX_KLEIN),
     "lcm-lora-sd15": Alias(
         "latent-consistency/lcm-lora-sdv1-5",
         OPENRAIL_PP,

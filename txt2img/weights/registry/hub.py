@@ -23,13 +23,13 @@ from txt2img.system.text import format_size, shown
 from txt2img.weights.registry import hub_cache
 from txt2img.weights.registry.find import leads_out, pulled_before
 from txt2img.weights.registry.hashes import sha256
-from txt2img.weights.registry.hub_cache import NETWORKS, SUFFIX, HubRef
+from txt2img.weights.registry.hub_cache import DENOISERS, NETWORKS, SUFFIX, HubRef
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
-COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+WEIGHTS = dict.fromkeys((*DENOISERS, "vae"), "diffusion_pytorch_model")
 SPARE = 64 * 2**20  # bytes that are left free on the disk
 
 
@@ -83,7 +83,7 @@ def needed(names: Sequence[str], repository: str, variant: str | None = None) ->
 
     ModelNotFound if there are none, or weights as pickles only.
     """
-    if "model_index.json" not in names and "unet/config.json" not in names:
+    if "model_index.json" not in names and not {f"{n}/config.json" for n in DENOISERS} & {*names}:
         raise ModelNotFound(_no_file(HubRef(repository), names))
     top = [name for name in names if "/" not in name and not leads_out(name)]
     chosen = [name for name in top if name == "model_index.json" or name.startswith("LICENSE")]

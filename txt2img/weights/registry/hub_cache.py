@@ -18,7 +18,8 @@ from txt2img.errors import BadFile
 from txt2img.system.files import expand_user, read_json, walk, write_atomic
 
 SUFFIX = ".safetensors"
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+DENOISERS = ("unet", "transformer")
+NETWORKS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 COMMIT = re.compile("[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?=/|$)")
 _REPOSITORY = re.compile(r"models--[^/]+--[^/]+")
@@ -60,7 +61,7 @@ def list_models(unreadable: list[OSError]) -> Iterator[tuple[str, Path]]:
         snapshot = snapshot_dir(HubRef(id))
         if _is_whole(snapshot):
             yield id, snapshot
-        elif not (snapshot / "unet").is_dir():
+        elif not _has_network(snapshot):
             below = ([at / name for name in files] for at, _, files in walk(snapshot, unreadable))
             for path in sorted(chain.from_iterable(below)):
                 if path.suffix == SUFFIX and not _SHARD.fullmatch(path.name):
@@ -100,14 +101,20 @@ def _branch(ref: HubRef) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a diffusers model has all its networks: downloads stop, and some fetch a part."""
-    if not (folder / "unet").is_dir():
+    if not _has_network(folder):
         return False
     try:
         index = read_json(folder / "model_index.json")
     except BadFile:
         index = {}
     listed = [name for name in NETWORKS if index.get(name, [None, None]) != [None, None]]
-    return all(_has_weights(folder / name) for name in listed or ["unet"])
+    own = [name for name in DENOISERS if (folder / name).is_dir()]
+    return all(_has_weights(folder / name) for name in listed or own)
+
+
+def _has_network(folder: Path) -> bool:
+    """Whether a folder has a network that denoises, whole or not."""
+    return any((folder / name).is_dir() for name in DENOISERS)
 
 
 def _has_weights(folder: Path) -> bool:
