@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,15 +15,17 @@ from txt2img.images import output
 from txt2img.images.formats import PNG, Format
 from txt2img.images.output import Output
 from txt2img.request.sweep import axis
+from txt2img.system.text import shown
+
+if TYPE_CHECKING:
+    from txt2img.images.image_folder import ImageFolders
 
 
 def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
-    """The default pattern with a token for each swept option; any other, unchanged.
+    """A default pattern with a token for each swept option.
 
     What is rarely in a name stands after the option's: -clip-skip2.
     """
-    if pattern != output.default_pattern(form):
-        return pattern
     fields = [axis(text).field for text in sweep]
     more = [
         f"-{{{name}}}" if name in output.TOKENS else f"-{name.replace('_', '-')}{{{name}}}"
@@ -32,8 +35,16 @@ def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
     return pattern.replace(form.suffix, "".join(more) + form.suffix)
 
 
-def output_target(options: RunOptions, several: bool, context: typer.Context) -> Output:
-    """The output that -o, --format and --quality ask for. BadRequest."""
+def output_target(
+    options: RunOptions,
+    several: bool,
+    context: typer.Context,
+    folders: "ImageFolders | None" = None,
+) -> Output:
+    """The output that -o, --format and --quality ask for. BadRequest.
+
+    Pictures that begin from those of `folders` are named after them, and go elsewhere.
+    """
 
     def is_explicit(name: str) -> bool:
         source = context.get_parameter_source(name)
@@ -44,10 +55,27 @@ def output_target(options: RunOptions, several: bool, context: typer.Context) ->
     if out != "-":
         target = output.parse(out, several, options.output.overwrite, form)
         target.resume = batch.resume
-        target.pattern = _name_by_values(target.pattern, batch.sweep or (), form)
+        if folders is not None:
+            check_elsewhere(target.folder, folders.folders)
+        if target.pattern == (default := output.default_pattern(form)):
+            named = f"{folders.pattern}{form.suffix}" if folders and folders.pattern else default
+            target.pattern = _name_by_values(named, batch.sweep or (), form)
         return target
     check_stdout(several)
     return StdoutOutput(form)
+
+
+def check_elsewhere(folder: Path, sources: Sequence[Path]) -> None:
+    """Raise BadRequest if results would lie among the pictures that they begin from.
+
+    The next run would take them for more of those.
+    """
+    same = [source for source in sources if folder.exists() and folder.samefile(source)]
+    if same:
+        raise BadRequest(
+            f"the results would lie among the pictures of {shown(str(same[0]))}; name another "
+            "folder with -o, as -o drawn/"
+        )
 
 
 def check_stdout(several: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 from txt2img.cli import distributed, prompt_source
 from txt2img.cli.options.batch import BatchOptions
@@ -24,6 +25,9 @@ from txt2img.request.wildcards import Wildcards
 from txt2img.system import launcher
 from txt2img.system.text import shown
 
+if TYPE_CHECKING:
+    from txt2img.images.image_folder import ImageFolders
+
 SEEDS_SHOWN = 8  # random ones, in the note on them
 
 
@@ -39,6 +43,7 @@ class Batch:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     wildcards: Wildcards | None = None
+    image_folders: "ImageFolders | None" = None
     sweep: Sweep | None = None
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
     several: bool = False
@@ -179,6 +184,12 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
     """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
     if options.wildcards is not None:
         batch.wildcards = Wildcards(options.wildcards)
+    if any(request.has_input for request in batch.requests):
+        from txt2img.images.image_folder import ImageFolders
+
+        errors = batch.errors if batch.skip_errors else None
+        folders = ImageFolders(batch.requests, batch.library.images, errors)
+        batch.requests = batch.image_folders = folders
     if options.sweep:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
     count, is_random, known = 0, False, set(random_seeds)

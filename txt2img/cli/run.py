@@ -41,7 +41,7 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     is_main = launcher.current().is_main  # of several processes one reports for all
     preview = options.preview.with_vae_path()
     settings = RunSettings(
-        output_target(options, batch.several, context),
+        output_target(options, batch.several, context, batch.image_folders),
         options.batch,
         options.batch.batch_size or 0,
         options.device,

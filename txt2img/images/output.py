@@ -18,6 +18,7 @@ from txt2img.images import formats
 from txt2img.images.formats import FORMATS, PNG, Format
 from txt2img.request import Request
 from txt2img.request.fields import FIELDS
+from txt2img.request.input_image import ImageRef
 from txt2img.request.request import check_text
 from txt2img.system import files, locks
 from txt2img.system.files import TEMPORARY
@@ -36,6 +37,7 @@ OTHER_KINDS = (
 )
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
+STEM_BYTES_MAX = 200
 
 
 @dataclass
@@ -125,6 +127,8 @@ class Output:
             token, digits = match[1], match[2]
             if token == "index":
                 return f"{index:0{int(digits or 4)}}"
+            if isinstance(picture := getattr(request, token, None), ImageRef):
+                return stem(picture.name)
             if token in SWEPT:
                 return slug(_swept(getattr(request, token)))
             value = getattr(request, token, None) if token in TOKENS else None
@@ -218,6 +222,13 @@ def slug(text: str) -> str:
     words = words[:SLUG_MAX]
     words = words.encode("utf-8")[:SLUG_BYTES_MAX].decode("utf-8", errors="ignore")
     return words.strip("-._") or "picture"
+
+
+def stem(name: str) -> str:
+    """A picture's name as part of another's: without its ending, as it is written but for signs."""
+    words = re.sub(r"[^\w.+-]+", "-", os.path.splitext(os.path.basename(name))[0])
+    words = words.encode("utf-8")[:STEM_BYTES_MAX].decode("utf-8", errors="ignore")
+    return words.strip("-.") or "picture"
 
 
 def _in_a_word(c: str) -> bool:

@@ -4,10 +4,11 @@ They depend on an image's own size and steps and on the memory that was free whe
 its first, so that an image has the same bits whatever is drawn before it or with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from txt2img.models.optimize import CpuPlan, optimize
 from txt2img.models.optimize.cpu import bytes_needed
@@ -37,11 +38,10 @@ def prepare_network(model: Model, request: Request, latent: tuple[int, int, int]
     optimize(model.network, plan, request.token_merging or 0.0)
 
 
-def prepare_vae(model: Model, x: Tensor) -> None:
-    """Optimise the decoder for latents (B, C, h, w)."""
-    factor = model.vae.config.factor
-    size = factor * x.shape[-2], factor * x.shape[-1]
-    optimize(model.vae, _choose_plan(model, "vae", model.vae, size, 1))
+def prepare_vae(model: Model, size: Sequence[int]) -> None:
+    """Optimise the VAE for pictures of so many pixels, height and width."""
+    height, width = size
+    optimize(model.vae, _choose_plan(model, "vae", model.vae, (height, width), 1))
 
 
 def _choose_plan(

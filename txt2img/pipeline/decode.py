@@ -33,7 +33,7 @@ def pixels_of(model: Model, x: Tensor, tile: Tile | None = None) -> Tensor:
     """
     last_error: OutOfMemory | None = None
     with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
-        cpu_speed.prepare_vae(model, x)
+        cpu_speed.prepare_vae(model, [side * model.vae.config.factor for side in x.shape[-2:]])
         for attempt in attempts(model, x, tile):
             try:
                 with oom_as_error("decoding the picture"):

@@ -18,6 +18,7 @@ from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
 from txt2img.models.tiled_decode import OVERLAP, encode_tiled
+from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.noise import Shape, vae_noise
 from txt2img.request import Request
 from txt2img.request.compat import Rules
@@ -200,6 +201,7 @@ def _spread(model: Model, pixels: Tensor, tile: Tile | None) -> Tensor:
         sides = [across * factor] * 2 + [down * factor] * 2
         pixels = functional.pad(pixels, sides, mode="circular")
     last_error: OutOfMemory | None = None
+    cpu_speed.prepare_vae(model, pixels.shape[-2:])
     for attempt in _attempts(model, pixels):
         try:
             with oom_as_error(READING):

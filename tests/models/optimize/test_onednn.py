@@ -186,11 +186,11 @@ def test_a_decoder_is_packed_where_the_cpu_has_bf16(monkeypatch: pytest.MonkeyPa
     own, exact = vae.decode(x), copy.deepcopy(vae).float().decode(x.float())
     model = cast(Model, SimpleNamespace(vae=vae, memory=MemoryState()))
     monkeypatch.setattr(cpu_speed, "has_bf16", lambda device: True)
-    cpu_speed.prepare_vae(model, x)
+    cpu_speed.prepare_vae(model, (32, 32))
     assert type(vae.decoder.conv_in.optimized) is PackedConv
     assert_as_exact(vae.decode(x), own, exact)
     monkeypatch.setattr(cpu_speed, "has_bf16", lambda device: False)
-    cpu_speed.prepare_vae(model, x)
+    cpu_speed.prepare_vae(model, (32, 32))
     assert vae.decoder.conv_in.optimized is None
 
 

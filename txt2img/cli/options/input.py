@@ -34,8 +34,9 @@ class InputOptions:
         str | None,
         field_option(
             "image",
-            metavar="FILE|-",
-            help="Begin from a picture (- is standard input). Without -W and -H it keeps its size.",
+            metavar="FILE|FOLDER|-",
+            help="Begin from a picture (- is standard input), or from each of a folder. Without -W "
+            "and -H it keeps its size.",
         ),
     ] = None
     strength: Annotated[

@@ -1,0 +1,130 @@
+"""Folders of pictures to begin from: a job a file, however it is asked for."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Command
+from txt2img.images import image_file
+from txt2img.request import Request
+
+LEVELS = {"shot2.png": 40, "shot10.png": 90, "Shot1.jpg": 140}
+
+
+@pytest.fixture
+def shots(folder: Path) -> Path:
+    """A folder of three pictures, and files that are none."""
+    Path("shots").mkdir()
+    for name, level in LEVELS.items():
+        Image.linear_gradient("L").resize((64, 64)).point(lambda v, k=level: v * k // 255).convert(
+            "RGB"
+        ).save(Path("shots") / name)
+    for other in ("notes.txt", ".hidden.png"):
+        (Path("shots") / other).write_text("no picture")
+    (Path("shots") / "deeper.png").mkdir()
+    return folder
+
+
+def requests(*paths: str) -> list[Request]:
+    """The requests that pictures record."""
+    found = [image_file.read(Path(path)).request for path in paths]
+    return [request for request in found if request is not None]
+
+
+def masks(*names: str, folder: str = "masks") -> None:
+    """A folder of masks of those names, white in the left half."""
+    Path(folder).mkdir(exist_ok=True)
+    for name in names:
+        mask = Image.new("L", (64, 64), 0)
+        mask.paste(255, (0, 0, 32, 64))
+        mask.save(Path(folder) / name)
+
+
+@pytest.mark.usefixtures("shots")
+def test_each_picture_of_a_folder_is_drawn_in_natural_order(draw: Command) -> None:
+    outcome = draw("a cat", "--image", "shots/", "--seed", "1", "-q", "-o", "new/")
+    paths = ["new/Shot1.png", "new/shot2.png", "new/shot10.png"]
+    assert (outcome.code, outcome.out.split()) == (0, paths)
+    names = [request.image.name for request in requests(*paths) if request.image]
+    assert names == ["Shot1.jpg", "shot2.png", "shot10.png"]
+    assert len({Path(path).read_bytes() for path in paths}) == 3
+    assert draw("a cat", "-i", "shots", "--seed", "1", "-q", "-o", "x.png").out.split()[0] == (
+        "x-0001.png"
+    )
+
+
+@pytest.mark.usefixtures("shots")
+def test_names_tell_seeds_and_swept_values_apart(draw: Command) -> None:
+    line = ("a cat", "-i", "shots", "--seed", "1", "-q", "-o", "new/")
+    assert draw(*line, "--count", "2").out.split()[:3] == [
+        *("new/Shot1-1.png", "new/Shot1-2.png", "new/shot2-1.png"),
+    ]
+    swept = draw(*line, "--sweep", "strength=0.5..1:0.5").out.split()
+    assert swept[:2] == ["new/Shot1-strength0.5.png", "new/Shot1-strength1.png"]
+    assert swept[-2:] == ["new/sheet.png", "new/sheet.csv"]
+    Path("p.txt").write_text("a cat\na dog\n")
+    outcome = draw("--prompts", "p.txt", *line[1:])
+    assert outcome.out.split()[0] == "new/Shot1-a-cat.png"
+
+
+@pytest.mark.usefixtures("shots")
+def test_a_dry_run_names_what_a_run_writes(draw: Command) -> None:
+    line = ("a cat", "-i", "shots", "--seed", "1", "-q", "-o", "new/")
+    said = [row.split("\t")[0] for row in draw(*line, "--dry-run").out.splitlines()]
+    assert said == draw(*line).out.split()
+
+
+@pytest.mark.usefixtures("shots")
+def test_shards_and_resumed_runs_are_together_the_whole(draw: Command) -> None:
+    line = ("a cat", "-i", "shots", "--seed", "1", "-q")
+    draw(*line, "-o", "whole/")
+    said = [draw(*line, "-o", "new/", "--shard", f"{i}/2").out.split() for i in (2, 1)]
+    assert [len(paths) for paths in said] == [1, 2]
+    Path("new/shot2.png").unlink()
+    assert draw(*line, "-o", "new/", "--resume").out == "new/shot2.png\n"
+    assert left("new") == left("whole")
+
+
+def left(folder: str) -> dict[str, bytes]:
+    """Every file in a folder, hidden ones too."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.usefixtures("shots")
+def test_masks_beside_pictures_are_taken_and_told(draw: Command) -> None:
+    masks("shot2_mask.png", "shot10_mask.png", folder="shots")
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "new/")
+    assert outcome.out.split() == ["new/Shot1.png", "new/shot2.png", "new/shot10.png"]
+    assert '"shots": 2 of its pictures have a mask beside them' in outcome.err
+    assert "1 have none" in outcome.err
+    found = [request.mask and request.mask.name for request in requests(*outcome.out.split())]
+    assert found == [None, "shot2_mask.png", "shot10_mask.png"]
+
+
+@pytest.mark.usefixtures("shots")
+def test_what_is_wrong_with_a_folder_is_one_line(draw: Command) -> None:
+    Path("empty").mkdir()
+    outcome = draw("a cat", "-i", "empty", "--seed", "1")
+    assert outcome.code == 1
+    assert outcome.err == 'Error: "empty" has no pictures, such as .png or .jpg files\n'
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "shots/")
+    assert outcome.code == 2 and 'among the pictures of "shots"' in outcome.err
+    Path("shots/shot3.png").write_text("no picture")
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "new/")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1
+    assert '"shots/shot3.png" is no picture' in outcome.err
+    assert not Path("new").exists()
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "new/", "--on-error", "skip")
+    assert (outcome.code, len(outcome.out.split())) == (3, 3)
+    assert outcome.err.count("Error") == 1
+
+
+@pytest.mark.usefixtures("shots")
+def test_a_folder_of_one_picture_goes_to_standard_output(draw: Command) -> None:
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "-")
+    assert outcome.code == 2 and "one picture" in outcome.err
+    for name in ("shot2.png", "shot10.png"):
+        Path("shots", name).unlink()
+    outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "-")
+    assert outcome.code == 0 and outcome.out[1:4] == "PNG"
