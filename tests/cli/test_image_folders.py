@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_folder_is_one_line(draw: Command) -> None:
     Path("shots/shot3.png").write_text("no picture")
     outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "new/")
     assert outcome.code == 1 and outcome.err.count("\n") == 1
-    assert '"shots/shot3.png" is no picture' in outcome.err
+    assert 'shots/shot3.png" is no picture' in outcome.err
     assert not Path("new").exists()
     outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "new/", "--on-error", "skip")
     assert (outcome.code, len(outcome.out.split())) == (3, 3)
@@ -128,3 +128,28 @@ def test_a_folder_of_one_picture_goes_to_standard_output(draw: Command) -> None:
         Path("shots", name).unlink()
     outcome = draw("a cat", "-i", "shots", "--seed", "1", "-o", "-")
     assert outcome.code == 0 and outcome.out[1:4] == "PNG"
+
+
+@pytest.mark.usefixtures("shots")
+def test_each_picture_has_its_mask_of_a_folder(draw: Command) -> None:
+    masks("shot2.png", "Shot1_mask.png")
+    line = ("a cat", "-i", "shots", "--mask", "masks", "--seed", "1", "-o", "new/")
+    outcome = draw(*line)
+    assert (outcome.code, outcome.err) == (
+        1,
+        'Error: no mask for "shot10.png" in "masks": name it "shot10.png" or "shot10_mask.png"\n',
+    )
+    skipped = draw(*line, "--on-error", "skip", "-q")
+    assert (skipped.code, skipped.err) == (3, outcome.err)
+    assert skipped.out.split() == ["new/Shot1.png", "new/shot2.png"]
+    for path, name in zip(skipped.out.split(), ("Shot1.jpg", "shot2.png"), strict=True):
+        with Image.open(path) as drawn, Image.open(f"shots/{name}") as before:
+            right = (52, 0, 64, 64)  # beyond the blur of the mask's border
+            same = before.convert("RGB").crop(right).tobytes()
+            assert drawn.crop(right).tobytes() == same
+            assert drawn.tobytes() != before.convert("RGB").tobytes()
+    one = draw("a cat", "-i", "shots/shot2.png", "--mask", "masks", "--seed", "1", "-o", "one.png")
+    assert one.code == 0
+    assert Path("one.png").read_bytes() == Path("new/shot2.png").read_bytes()
+    whole = draw("a cat", "-i", "shots", "--mask", "masks/shot2.png", "--seed", "1", "-o", "all/")
+    assert len(whole.out.split()) == 3

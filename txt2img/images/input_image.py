@@ -144,14 +144,14 @@ def _from_stdin(paths: ImagePaths) -> tuple[ImageRef, tuple[int, int]]:
 
 def _known(path: Path, paths: ImagePaths, digits: str) -> tuple[ImageRef, tuple[int, int]] | None:
     """The picture at a path, read once; None if its hash is another one. BadFile, OSError."""
-    path = Path(os.path.abspath(path))
+    given, path = str(path), Path(os.path.abspath(path))
     known, key = paths.seen.get(path), None
     with suppress(OSError):
         key = stat_key(path.stat())
     if known is None or known[0] != key:
         try:
             with open_regular(path) as file:
-                image = open_image(file, str(path))
+                image = open_image(file, given)
         except BadFile:
             if digits:
                 return None

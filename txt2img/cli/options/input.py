@@ -60,9 +60,10 @@ class InputOptions:
         str | None,
         field_option(
             "mask",
-            metavar="FILE",
+            metavar="FILE|FOLDER",
             help="Repaint only what is white in this picture (default: what is transparent in "
-            "--image). All else stays as it is.",
+            "--image); all else stays as it is. For a folder of pictures one of masks, X.png or "
+            "X_mask.png.",
         ),
     ] = None
     mask_blur: Annotated[
