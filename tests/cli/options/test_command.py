@@ -88,3 +88,54 @@ def test_other_names_are_not_shown(command: Command) -> None:
 
 def test_spellings_are_all_that_mean_an_option() -> None:
     assert spellings("keep-alive") == ("--keep-alive", "--keep_alive", "--warm")
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ('steps = "abc"', 'defaults.steps must be a whole number, got "abc"'),
+        ("steps = 0", "defaults.steps: steps must be 1 … 10,000"),
+        ('cfg_scale = "x"', "defaults.cfg_scale must be a number"),
+        ('sampler = "eulr"', 'defaults.sampler: no sampler "eulr"'),
+        ('lora = ["few-steps", "nope"]', 'defaults.lora: --lora: no file "nope"'),
+        ('lora = ["bad.safetensors"]', "defaults.lora: bad.safetensors: not a safetensors file"),
+        ('format = "bmp"', 'defaults.format: no format "bmp"'),
+        ('sweep = ["cfg"]', "defaults.sweep: --sweep"),
+        ('device = "gpu"', 'defaults.device: no device "gpu"'),
+        ('model = "nomodel"', 'defaults.model: no model "nomodel"'),
+    ],
+)
+def test_an_error_in_a_value_of_the_config_names_its_place(
+    line: str, place: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TXT2IMG_CONFIG", "config.toml")
+    Path("config.toml").write_text(f"[defaults]\n{line}\n", encoding="utf-8")
+    Path("bad.safetensors").write_bytes(b"x" * 20)
+    done = command("cat", "--dry-run", "-o", "o/")
+    assert done.code in (1, 2) and done.err.count("\n") == 1
+    assert f'"config.toml": {place}' in done.err
+
+
+def test_an_error_on_the_line_is_not_blamed_on_the_config(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TXT2IMG_CONFIG", "config.toml")
+    text = "[defaults]\nsteps = 5\n[profiles.x]\nsteps = 0\n"
+    Path("config.toml").write_text(text, encoding="utf-8")
+    assert command("cat", "--steps", "0", "--dry-run").err.startswith("Error: steps must be")
+    assert "profiles.x.steps: steps must" in command("cat", "--profile", "x", "--dry-run").err
+
+
+def test_a_default_lora_is_not_forced_upon_a_model_it_does_not_fit(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support import tiny
+
+    monkeypatch.setenv("TXT2IMG_CONFIG", "config.toml")
+    Path("config.toml").write_text('[defaults]\nlora = ["few-steps"]\n', encoding="utf-8")
+    other = command("cat", "--model", str(tiny.sd1().folder), "--dry-run", "-o", "o/")
+    assert other.code == 0 and "config.toml's --lora few-steps is left out" in other.err
+    own = command("cat", "--dry-run", "-o", "o/")
+    assert own.code == 0 and "left out" not in own.err and "4 steps" in own.err
+    asked = command("cat", "--model", str(tiny.sd1().folder), "--lora", "few-steps", "--dry-run")
+    assert asked.code == 1

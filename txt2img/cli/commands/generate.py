@@ -1,5 +1,6 @@
 """txt2img "prompt": draw pictures. The default command."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from txt2img.cli.requests import from_arguments
 from txt2img.cli.run import run
 from txt2img.cli.terminal.console import print_line
 from txt2img.cli.terminal.results import errors_on_stdout
+from txt2img.errors import UnknownLayout
 from txt2img.system.version import __version__
 
 EPILOG = """
@@ -86,9 +88,34 @@ def generate(
     prompts += context.args
     with errors_on_stdout(options.output.json):
         options.check()
+        options, notes = without_misfits(context, options)
         is_named = context.command_path.endswith(" generate")
         batch = from_arguments(prompts, source.prompts, source.params_from, options, is_named)
+        batch.notes += notes
         raise typer.Exit(run(batch, options, context))
+
+
+def without_misfits(context: typer.Context, options: RunOptions) -> tuple[RunOptions, list[str]]:
+    """The options without config.toml's LoRAs that do not fit the model, and a note on each.
+
+    A default that suits one model is not forced upon others. Txt2imgError.
+    """
+    source = context.get_parameter_source("lora")
+    if not options.adapters.lora or source is None or source.name != "DEFAULT_MAP":
+        return options, []
+    from txt2img.cli.options.adapters import lora_file
+    from txt2img.weights.checkpoint import open_checkpoint
+    from txt2img.weights.file_summary import check_lora
+
+    checkpoint = open_checkpoint(options.picture.model or "default")
+    kept, notes = [], []
+    for text in options.adapters.lora:
+        try:
+            check_lora(lora_file(text)[1], checkpoint.family, checkpoint.name)
+            kept.append(text)
+        except UnknownLayout as error:
+            notes.append(f"{error}; config.toml's --lora {text} is left out")
+    return replace(options, adapters=replace(options.adapters, lora=kept)), notes
 
 
 COMMAND: Command = generate, EPILOG

@@ -1,5 +1,6 @@
 """The class of every command: groups of options, sections in --help, config.toml's defaults."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
@@ -9,12 +10,13 @@ from inspect import Parameter, signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 
+from typer import TyperException
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from txt2img.cli.options.aliases import OTHER_NAMES
 from txt2img.cli.registry import NAMES
 from txt2img.cli.terminal.console import print_line
-from txt2img.errors import BadFile, BadRequest
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.request.fields import COMPONENTS, FIELDS
 from txt2img.system import user_config
 from txt2img.system.text import shown
@@ -145,6 +147,39 @@ class ConfiguredCommand(SectionedCommand):
         records = [common.get_help_record(ctx) for common in in_order(options)]
         return short_help([row for row in records if row], NAMES[1:], len(options))
 
+    @cached_property
+    def config_places(self) -> dict[str, str]:
+        """Where config.toml sets each option, by the option's name."""
+        return {}
+
+    def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse a command line. BadFile names the place of a value in config.toml. BadRequest."""
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            param = getattr(error, "param", None)
+            if isinstance(param, TyperOption) and (place := self._place(ctx, param)):
+                raise BadFile(f"{place} {getattr(error, 'message', error)}") from error
+            raise
+
+    def invoke(self, ctx: "typer.Context") -> object:  # type: ignore[override]
+        """Run the command; an error about a value of config.toml names its place. Txt2imgError."""
+        try:
+            return super().invoke(ctx)
+        except Txt2imgError as error:
+            for param in (one for one in self.params if isinstance(one, TyperOption)):
+                place = self._place(ctx, param)
+                if place and _is_about(str(error), param, ctx.params.get(param.name or "")):
+                    raise type(error)(f"{place}: {error}") from error
+            raise
+
+    def _place(self, ctx: "typer.Context", option: TyperOption) -> str:
+        """Where config.toml sets an option; empty if its value is another one."""
+        source = ctx.get_parameter_source(option.name or "")
+        name = max(option.opts, key=len).lstrip("-")
+        is_configured = source is not None and source.name == "DEFAULT_MAP"
+        return self.config_places.get(name, "") if is_configured else ""
+
     def defaults(self, ctx: "typer.Context", args: list[str]) -> dict[str, object]:
         """Read config.toml, unless the line asks for help. BadFile, BadRequest."""
         line, _, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -156,6 +191,10 @@ class ConfiguredCommand(SectionedCommand):
         for name, rows in tables.items():
             self._values(f"{config.path}: {name}", rows)
         values = self._values(f"{config.path}", config.options(line.get("profile")))
+        for name in ("defaults", f"profiles.{line.get('profile')}"):
+            for key in tables.get(name, {}):
+                option = self.canonical_name(key)
+                self.config_places[option] = f"{shown(str(config.path), 200)}: {name}.{key}"
         if line.get("params_from"):
             values = {name: value for name, value in values.items() if name not in OF_PICTURES}
         return values
@@ -181,6 +220,15 @@ def _place_of_short_help(args: list[str]) -> int | None:
     """Where a line asks for -h; None if it does not."""
     before = args[: args.index("--")] if "--" in args else args
     return next((i for i, text in enumerate(before) if text in HELP), None)
+
+
+def _is_about(message: str, option: TyperOption, value: object) -> bool:
+    """Whether an error is about an option's value: it says both, or a text that is no word."""
+    texts = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    said = [text for text in texts if text in message]
+    name = max(option.opts, key=len).lstrip("-")
+    names_it = re.search(rf"(?<![\w-])(?:--)?{re.escape(name)}(?![\w-])", message) is not None
+    return bool(said) and (names_it or any("." in text for text in said))
 
 
 def _value(where: str, option: TyperOption, value: object) -> object:
