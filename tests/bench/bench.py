@@ -3,9 +3,9 @@
     python -m tests.bench.bench                half of Stable Diffusion 1.5's width, two minutes
     python -m tests.bench.bench --full         its exact size, at 256×256 and 512×512
     python -m tests.bench.bench --only start   one part: network, vae, transformer, bf16 (all
-                                              three in it, where a processor has it), fewer,
-                                              start, loop, model, warm, sdcpp (--full runs it
-                                              too, where installed)
+                                              three in it, where a processor has it), img2img,
+                                              fewer, start, loop, model, warm, sdcpp (--full
+                                              runs it too, where installed)
     python -m tests.bench.bench --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.bench import img2img as bench_img2img
 from tests.bench import process as bench_process
 from tests.bench import sdcpp as bench_sdcpp
 from tests.bench import transformer as bench_transformer
@@ -36,6 +37,7 @@ PARTS = (
     "network",
     "vae",
     "transformer",
+    "img2img",
     "bf16",
     "fewer",
     "start",
@@ -193,6 +195,16 @@ def transformer(rounds: int, dtype: torch.dtype = FLOAT32) -> Result:
         return Result(name, *in_turns(ours, theirs, rounds), difference)
 
 
+def img2img(factor: float, pixels: int, rounds: int) -> Result:
+    """A picture to another: the encoder, half of the steps under guidance, and the decoder."""
+    sizes = widths(SD15, factor), widths(SD15_VAE, factor)
+    ours, theirs = bench_img2img.programs(*sizes, pixels, CFG, same_weights)
+    with torch.inference_mode():
+        difference = (ours().clamp(-1, 1) - theirs()).abs().max().item()
+        name = f"img2img, {bench_img2img.STEPS} guided steps, {pixels}×{pixels}"
+        return Result(name, *in_turns(ours, theirs, rounds), difference)
+
+
 def named(dtype: torch.dtype) -> str:
     """What a row says of a precision other than the usual one."""
     return "" if dtype == FLOAT32 else ", bf16"
@@ -282,6 +294,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         yield transformer(min(options.rounds, 3))
     if {"transformer", "bf16"} <= set(parts) and has_bf16(torch.device("cpu")):
         yield transformer(min(options.rounds, 3), torch.bfloat16)
+    if "img2img" in parts:
+        yield img2img(factor, sizes[0], min(options.rounds, 3))
     if "fewer" in parts:
         yield from fewer()
     if "sdcpp" in parts:

@@ -17,7 +17,9 @@ def test_a_row_is_of_its_field_and_has_the_default() -> None:
         *("width", "height", "steps", "cfg", "cfg_rescale", "eta", "sampler", "schedule", "seed"),
         *("vae", "compat", "clip_skip", "subseed", "refiner", "cfg_interval", "ensd", "rng"),
         *("tile", "image", "strength", "resize", "mask", "inpaint_fill", "only_masked"),
-        *("outpaint", "upscale_by", "upscale", "guidance", "transparent", "background"),
+        *("outpaint", "hires", "hires_width", "hires_height", "hires_upscaler"),
+        *("hires_strength", "hires_steps", "upscale_by", "upscale", "guidance", "transparent"),
+        "background",
     ]
 
 

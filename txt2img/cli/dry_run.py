@@ -12,6 +12,7 @@ from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
 from txt2img.images.resume import Item, ResumeIndex, items
+from txt2img.request.hires import drawn_size, second_steps, upscaler_of
 from txt2img.request.request import Request
 from txt2img.system.device_names import guess_device
 from txt2img.system.text import format_size
@@ -134,6 +135,10 @@ def summary(
     )
     yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
+    if request.has_hires:
+        (width, height), steps = drawn_size(request), second_steps(request)
+        count_of_steps = "1 step" if steps == 1 else f"{steps} steps"
+        shape = f"{shape}, then {width}x{height} by {upscaler_of(request)}, {count_of_steps}"
     if request.upscale is not None:
         by = "" if request.upscale_by is None else f" {request.upscale_by:g} times"
         shape = f"{shape}, upscaled{by} by {request.upscale}"

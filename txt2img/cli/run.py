@@ -25,6 +25,7 @@ from txt2img.cli.warning_log import WarningLog
 from txt2img.images import output
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.compat import rules, steps_of
+from txt2img.request.hires import all_steps
 from txt2img.system import launcher
 from txt2img.system.resources import require_address_space
 
@@ -152,7 +153,8 @@ def check_all(
     left = steps = 0
     for group in batches(batch.pending(mine, index), settings.batch_size):
         left += len(group)
-        steps += steps_of(group[0].request, rules(group[0].request)).drawn
+        one = group[0].request
+        steps += all_steps(one) if one.has_hires else steps_of(one, rules(one)).drawn
     target, adapters = settings.target, model.adapters
     path = target.folder / target.pattern
     if target.exact and target.resume and left and os.path.lexists(path):

@@ -20,11 +20,10 @@ from txt2img.images.output import Output
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
 from txt2img.pipeline.decode import one_by_one
-from txt2img.pipeline.generate import batch_key, decode, latent_shape, noise_levels, sample
+from txt2img.pipeline.generate import batch_key, check_drawable, decode, sample
 from txt2img.pipeline.latent_store import LatentStore
 from txt2img.pipeline.writer import FAILURES, Decoded, Failed, Finished, ImageWriter
 from txt2img.request import Request
-from txt2img.request.compat import rules
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.model import Model, device_of, origin
 
@@ -140,8 +139,7 @@ def filled_requests(
         try:
             filled = resolve_adapters(model, request).seeded().filled(model.family.defaults)
             if batch_key(filled) not in checked:
-                latent_shape(model, filled)
-                noise_levels(model, filled, rules(filled))
+                check_drawable(model, filled)
                 checked.add(batch_key(filled))
             check_record_fits(filled, made_by, form)
         except BadRequest as error:

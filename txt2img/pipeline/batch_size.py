@@ -7,6 +7,7 @@ import torch
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.batch import filled_requests
 from txt2img.request import Request
+from txt2img.request.hires import drawn_size
 from txt2img.system.device.offload import free_memory
 from txt2img.weights.model import Model, device_of
 
@@ -32,7 +33,8 @@ def images_that_fit(model: Model, request: Request, free: int) -> int:
 
 def bytes_per_image(model: Model, request: Request) -> int:
     """Estimated bytes of one image beyond the weights, with guidance."""
-    pixels = (request.width or 0) * (request.height or 0)
+    width, height = drawn_size(request)
+    pixels = width * height
     cells = pixels // model.vae.config.factor**2
     shape = model.vae.config
     vae_width = shape.channels[:2][-1] if isinstance(shape, VAEConfig) else shape.width

@@ -18,7 +18,7 @@ from txt2img.diffusion.guidance import Denoise, switch
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
-from txt2img.errors import OutOfMemory, Rejected
+from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.images.canvas import canvas_of
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
@@ -31,6 +31,12 @@ from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage
 from txt2img.request import Request, Sampler, compat
 from txt2img.request.compat import Rules
+from txt2img.request.hires import (
+    second_pass,
+    second_rules,
+    second_steps,
+    without_hires,
+)
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
@@ -129,14 +135,16 @@ def prepare(
     requests: Sequence[Request],
     device: torch.device | None = None,
     init: InitImage | None = None,
+    rules: Rules | None = None,
 ) -> Job:
     """Prepare filled requests of one batch key for sampling, on `device` or where the model is.
 
-    `init` is what they begin from, if it is encoded already. BadRequest, BadFile, OutOfMemory.
+    `init` is what they begin from, if it is encoded already; `rules` are others than the requests'.
+    BadRequest, BadFile, OutOfMemory.
     """
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
-    device, rules = device or device_of(model), compat.rules(first)
+    device, rules = device or device_of(model), rules or compat.rules(first)
     if first.transparent or first.background:
         from txt2img.pipeline.transparency import check_transparent
 
@@ -181,13 +189,8 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
         model.memory.used["batch"] = str(len(requests))  # a GPU's last bits depend on it
     while True:
         try:
-            with oom_as_error("the model"), ExitStack() as stack:
-                job = with_refiner(model, requests, device, dtype, stack)
-                stack.enter_context(ready_to_draw(model, job, device, dtype))
-                for progress in steps_of_job(model, job):
-                    if progress.step < job.steps:
-                        yield progress
-            yield progress  # once the network has left its device, for the VAE to come
+            with oom_as_error("the model"):
+                yield from draw_passes(model, requests, device, dtype)
             return
         except Rejected:
             if len(requests) > 1 or dtype == torch.float32:
@@ -202,11 +205,51 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
         model.memory.used[component] = "float32" if device == own_device else "cpu, float32"
 
 
+def draw_passes(
+    model: Model, requests: Sequence[Request], device: torch.device, dtype: torch.dtype
+) -> Iterator[Progress]:
+    """The states of one pass, or of two of which the second is larger. Raises as `prepare`."""
+    if not requests[0].has_hires:
+        yield from draw_pass(model, requests, device, dtype)
+        return
+    from txt2img.pipeline.hires import enlarge
+
+    rules, later = second_rules(requests[0]), second_steps(requests[0])
+    for first in draw_pass(model, [without_hires(request) for request in requests], device, dtype):
+        steps = first.steps + later
+        if first.step < steps:
+            yield replace(first, steps=steps, requests=tuple(requests))
+    init = enlarge(model, requests, first.x, rules)
+    larger = [second_pass(request) for request in requests]
+    for state in draw_pass(model, larger, device, dtype, init, rules):
+        yield replace(state, step=first.step + state.step, steps=steps, requests=tuple(requests))
+
+
+def draw_pass(
+    model: Model,
+    requests: Sequence[Request],
+    device: torch.device,
+    dtype: torch.dtype,
+    init: InitImage | None = None,
+    rules: Rules | None = None,
+) -> Iterator[Progress]:
+    """The states of one pass; the last one once the network has left its device."""
+    with ExitStack() as stack:
+        job = with_refiner(model, requests, device, dtype, stack, init, rules)
+        stack.enter_context(ready_to_draw(model, job, device, dtype))
+        for progress in steps_of_job(model, job):
+            if progress.step < job.steps:
+                yield progress
+    yield progress
+
+
 def steps_of_job(model: Model, job: Job) -> Iterator[Progress]:
     """The states of a job; of one without steps, what it begins from. Rejected, OutOfMemory."""
     batch = job.steps, job.requests, model, cache(partial(Previewer, model))
     if not job.steps:
-        latent = torch.zeros(len(job.requests), *job.latent)  # of no use: the picture stays
+        # Of no use but to a second pass: the picture stays.
+        start = None if job.init is None else job.init.latent
+        latent = torch.zeros(len(job.requests), *job.latent) if start is None else start
         yield Progress(0, latent, latent, *batch)
         return
     states, queued = job.states(), deque[torch.cuda.Event]()
@@ -230,20 +273,23 @@ def with_refiner(
     device: torch.device,
     dtype: torch.dtype,
     stack: ExitStack,
+    init: InitImage | None = None,
+    rules: Rules | None = None,
 ) -> Job:
     """Prepare requests for a device and dtype; the model's refiner takes the last steps if asked.
 
     The stack holds the network in use: where memory is short, the first leaves before the other
     comes.
     """
-    job, switch_at = prepare(model, requests, device), requests[0].refiner_switch
+    job = prepare(model, requests, device, init, rules)
+    switch_at = requests[0].refiner_switch
     if requests[0].refiner is None:
         return job
 
     def make_second() -> Denoise:
         refiner = refiner_of(model)
         stack.close()
-        last_steps = prepare(refiner, without_adapters(requests), device, job.init)
+        last_steps = prepare(refiner, without_adapters(requests), device, job.init, rules)
         stack.enter_context(ready_to_draw(refiner, last_steps, device, dtype))
         return last_steps.denoise
 
@@ -306,6 +352,25 @@ def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:
     return vae.latent_channels, *model.family.latent_size(request, vae.factor)
 
 
+def latent_shapes(model: Model, request: Request) -> list[tuple[int, int, int]]:
+    """The shape of a filled request's latents in each of its passes. BadRequest."""
+    passes = [request, second_pass(request)] if request.has_hires else [request]
+    return [latent_shape(model, one) for one in passes]
+
+
+def check_drawable(model: Model, request: Request) -> None:
+    """Raise BadRequest if the model cannot draw a filled request: its sizes, or so many steps."""
+    latent_shapes(model, request)
+    noise_levels(model, request, compat.rules(request))
+    if request.has_hires:
+        if model.family.inpaints or model.family.edits:
+            raise BadRequest(
+                f"{model.name} sees a picture in every step, which hires has not; choose another "
+                "--model"
+            )
+        noise_levels(model, second_pass(request), second_rules(request))
+
+
 def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
     """The levels of a filled request's whole schedule. BadRequest for too many steps."""
     steps, (_, height, width) = compat.steps_of(request, rules).total, latent_shape(model, request)
@@ -346,7 +411,7 @@ def decode(model: Model, x: Tensor, request: Request | None = None) -> list[Imag
     """
     check_finite(model, x)
     canvas, tile = None, request.tile if request else None
-    if request and request.image:
+    if request and request.image and not request.has_hires:
         rules = compat.rules(request)
         canvas = canvas_of(request, rules, model.adapters.paths.images)
         if not compat.steps_of(request, rules).drawn:

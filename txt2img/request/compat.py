@@ -34,8 +34,8 @@ class ImageRules:
     """Rules by which a picture becomes the start of another, as `init_image.py` follows them."""
 
     # How many of the steps are drawn: int(steps · strength); one more (A1111); or all of them, the
-    # last of int(steps / strength) (ComfyUI).
-    steps_drawn: Literal["floor", "floor_plus_one", "all"] = "floor"
+    # last of int(steps / strength) (ComfyUI; exact: by A1111 in its hires pass).
+    steps_drawn: Literal["floor", "floor_plus_one", "all", "exact"] = "floor"
     sampled: bool = False  # a sample of the VAE's distribution, by the seed's first noise, or mean
     # What at strength 1 starts from noise alone: all, or what has a mask.
     pure: Literal["all", "masked", "nothing"] = "all"
@@ -204,11 +204,10 @@ class Steps:
     drawn: int
 
 
-def steps_of(request: Request, program: Rules, exact: bool = False) -> Steps:
+def steps_of(request: Request, program: Rules) -> Steps:
     """The steps of a filled request: all, or the later ones of one that begins from a picture.
 
-    With `exact` as many as it asks for are drawn, as in A1111's hires pass. At strength 0 none is,
-    by whosever rules. BadRequest for a schedule of too many.
+    At strength 0 none is drawn, by whosever rules. BadRequest for a schedule of too many.
     """
     steps = request.steps or 0
     if request.image is None or request.strength is None:
@@ -220,11 +219,13 @@ def steps_of(request: Request, program: Rules, exact: bool = False) -> Steps:
         return Steps(steps, steps)
     if rule == "all":
         return Steps(_bounded(steps / strength, strength), steps)
-    if exact:
-        return Steps(_bounded(steps / min(strength, 0.999), strength), steps)
+    ddim = program.old_ddim and request.sampler is Sampler.DDIM
+    if rule == "exact":
+        total = _bounded(steps / min(strength, 0.999), strength)
+        return Steps(total, max(steps - 2, 0) if ddim else steps)
     if rule == "floor_plus_one":
         encoded = int(min(strength, 0.999) * steps)  # A1111's t_enc
-        if program.old_ddim and request.sampler is Sampler.DDIM:
+        if ddim:
             return Steps(steps, max(encoded - 1, 0))
         return Steps(steps, min(encoded + 1, steps))
     return Steps(steps, min(int(steps * strength), steps))

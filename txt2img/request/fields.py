@@ -42,6 +42,7 @@ TEXTUAL = (
     str | int | float | Interval | ImageRef | Margins | UpscalerRef
 )  # kinds whose values are one text
 COLOUR = r"#[0-9a-fA-F]{3}|#[0-9a-fA-F]{6}|[a-zA-Z]{3,20}"
+HIRES_MAX = 8.0  # times
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
 COMPONENTS = ("unet", "text_encoder")
@@ -263,6 +264,39 @@ class RequestFields:
             a1111="Image CFG scale",
         ),
     ] = 1.5
+    # A second pass at a larger size (A1111's hires. fix): so many times larger, or to a size.
+    hires: Annotated[
+        float | None,
+        Field(("--hires",), ("--hr-scale",), a1111="Hires upscale", maximum=HIRES_MAX),
+    ] = None
+    hires_width: Annotated[
+        int | None, Field(("--hires-width",), ("--hr-resize-x",), allowed=range(64, 8193))
+    ] = None
+    hires_height: Annotated[
+        int | None, Field(("--hires-height",), ("--hr-resize-y",), allowed=range(64, 8193))
+    ] = None
+    # What enlarges the first pass; and how much of it is drawn anew, in how many steps.
+    hires_upscaler: Annotated[
+        UpscalerRef | None,
+        Field(
+            ("--hires-upscaler",),
+            ("--hr-upscaler",),
+            a1111="Hires upscaler",
+            from_json=upscaler_from_json,
+        ),
+    ] = None
+    hires_strength: Annotated[
+        float | None, Field(("--hires-strength",), ("--hires-denoising-strength",), maximum=1.0)
+    ] = None
+    hires_steps: Annotated[
+        int | None,
+        Field(
+            ("--hires-steps",),
+            ("--hr-second-pass-steps",),
+            a1111="Hires steps",
+            allowed=STEPS,
+        ),
+    ] = None
     # How many times larger the finished picture is made; None: by the upscaler's own scale.
     upscale_by: Annotated[
         float | None,

@@ -15,6 +15,7 @@ from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.text import nearest_or_all, shown
 
+HIRES = tuple(name for name in FIELDS if name.startswith("hires"))
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
@@ -35,6 +36,7 @@ class Defaults:
     strength: float = 0.75  # with a picture to begin from
     lora: str = ""  # a few-step LoRA of the model's own, for those who leave all of this to it
     guidance: float | None = None
+    hires_strength: float = 0.7  # with a second pass
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Request(RequestFields):
         blanks = {
             f.name: getattr(defaults, f.name)
             for f in fields(defaults)
-            if getattr(self, f.name, "") is None and (self.image or f.name != "strength")
+            if getattr(self, f.name, "") is None
+            if (self.image or f.name != "strength")
+            if (self.has_hires or f.name != "hires_strength")
         }
         return replace(self, **blanks)
 
@@ -78,6 +82,11 @@ class Request(RequestFields):
     def has_input(self) -> bool:
         """Whether it names a picture, or something that needs one."""
         return not (self.image is None and self.mask is None and self.outpaint is None)
+
+    @property
+    def has_hires(self) -> bool:
+        """Whether it asks for a second pass, or has something that needs one."""
+        return any(getattr(self, name) is not None for name in HIRES)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of later versions only if not at their default."""

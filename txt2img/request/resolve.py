@@ -12,6 +12,7 @@ from txt2img.request.adapters import (
     strip_embedding_prefixes,
     strip_lora_tags,
 )
+from txt2img.request.hires import check_hires
 from txt2img.request.input_image import ImagePaths
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
@@ -65,19 +66,19 @@ class AdapterPaths:
         below = (find_below(folder, ref.name) for folder in self.model_folders)
         if (path := next(filter(None, below), None)) is None:
             raise ModelNotFound(
-                f"no upscaler {shown(ref.name)}, in no folder of models; give its file, or none, "
-                "with --upscale"
+                f"no upscaler {shown(ref.name)}, in no folder of models; give its file, or another "
+                "one, with --upscale or --hires-upscaler"
             )
         return path
 
     def check_upscaler(self, request: Request) -> None:
         """Raise BadRequest, ModelNotFound for an upscaler that is none of pictures, or not here."""
-        ref = request.upscale
-        how = None if ref is None else ref.interpolation
+        how = None if request.upscale is None else request.upscale.interpolation
         if how is not None and how.of_latents:
             raise BadRequest(f"{how} enlarges latents; upscale takes {', '.join(OF_PIXELS)}")
-        if ref is not None and how is None:
-            self.upscaler_file(ref)
+        for ref in (request.upscale, request.hires_upscaler):
+            if ref is not None and ref.interpolation is None:
+                self.upscaler_file(ref)
 
     def embedding_files(self) -> dict[str, Path]:
         """Every embedding's word and its file."""
@@ -125,6 +126,8 @@ class AdapterPaths:
         loras, embeddings = (*request.loras, *tagged), tuple(used)
         for lora in loras:
             self.lora_file(lora.name)
+        if request.has_hires:
+            check_hires(request)
         self.check_upscaler(request)
         return replace(
             request, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings

@@ -1,6 +1,7 @@
 """Sizes of a request's picture: as it is drawn, and as it is written."""
 
 from txt2img.errors import BadRequest
+from txt2img.request.hires import drawn_size
 from txt2img.request.request import Request
 
 PIXELS_MAX = 2**28  # of an upscaled picture: 16,384 x 16,384
@@ -8,7 +9,7 @@ PIXELS_MAX = 2**28  # of an upscaled picture: 16,384 x 16,384
 
 def written_size(request: Request) -> tuple[int, int]:
     """Width and height of a filled, resolved request's picture file."""
-    width, height = request.width or 0, request.height or 0
+    width, height = drawn_size(request)
     if request.upscale is None:
         return width, height
     by = request.upscale_by or 1.0

@@ -60,7 +60,13 @@ def resolve_adapters(model: Model, request: Request) -> Request:
 
 
 def resolve_upscaler(model: Model, request: Request) -> Request:
-    """The request with its upscaler loaded, hashed, and its scale. Raises as `resolve_adapters`."""
+    """The request with its upscalers loaded and hashed, and the last one's scale.
+
+    Raises as `resolve_adapters`.
+    """
+    if request.hires_upscaler is not None:
+        hires, _ = _load_upscaler(model, request.hires_upscaler)
+        request = replace(request, hires_upscaler=hires)
     if request.upscale is None:
         return request
     upscale, scale = _load_upscaler(model, request.upscale)

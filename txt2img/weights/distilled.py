@@ -117,6 +117,7 @@ def from_file(config: Config, defaults: Defaults, where: str) -> Defaults:
             cfg_rescale=number(config, "cfg_rescale", defaults.cfg_rescale),
             cfg_interval=_interval(config, defaults),
             lora=str(config.get("lora", defaults.lora)),
+            hires_strength=number(config, "hires_strength", defaults.hires_strength),
         )
     except BadRequest as error:
         raise BadFile(f"{where}: {error}") from error

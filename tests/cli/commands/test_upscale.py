@@ -91,14 +91,16 @@ def test_what_cannot_be_is_said_in_a_line(command: Command, words: list[str], li
     assert outcome.err.count("\n") == 1 and [p.name for p in Path().iterdir()] == ["a.png"]
 
 
+@needs_spandrel
 def test_without_spandrel_the_line_says_how_to_get_it(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture("a.png")
+    path = upscaler_file(2)
     for name in [name for name in sys.modules if name.split(".")[0] == "spandrel"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    outcome = command("upscale", "a.png", "-m", str(upscaler_file(2)))
+    outcome = command("upscale", "a.png", "-m", str(path))
     assert outcome.code == 1
     assert outcome.err.endswith("need spandrel: pip install --no-deps spandrel einops\n")
 

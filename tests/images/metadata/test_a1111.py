@@ -127,13 +127,13 @@ def test_what_no_request_says_is_told() -> None:
     line = (
         "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Denoising strength: 0.7, ENSD: 31337, "
         "Clip skip: 1, RNG: TPU, Version: v1.10.1, FP8 weight: Enable, Hires upscale: 2, "
-        "Hires upscaler: Latent"
+        "Hires upscaler: Latent, Hires prompt: a dog"
     )
     _, notes = to_request(parse(f"x\n{line}"))
     told = "\n".join(notes)
-    for what in ("Denoising strength", "RNG", "FP8 weight", "(hires)"):
+    for what in ("Hires prompt", "RNG", "FP8 weight"):
         assert told.count(what) == 1
-    assert len(notes) == 4
+    assert len(notes) == 3
 
 
 def test_old_samplers_carry_their_schedule() -> None:

@@ -106,7 +106,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
     from txt2img.weights.model import device_of, origin
 
     request = latent.request
-    if tuple(latent.x.shape) != generate.latent_shape(model, request):
+    if tuple(latent.x.shape) not in generate.latent_shapes(model, request):
         raise BadFile(f"{shown(str(path))} has another shape than this model's latents")
     name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG

@@ -45,6 +45,14 @@ def upscalers() -> Iterable[str]:
 
 
 @completion
+def hires() -> Iterable[str]:
+    """Twice the size, by each of the interpolations."""
+    from txt2img.request.upscalers import Interpolation
+
+    return ["2", *(f"2:{how}" for how in Interpolation)]
+
+
+@completion
 def pullable() -> Iterable[str]:
     """Short names of models on the Hub, and those of config.toml."""
     from txt2img.system.user_config import read_config

@@ -1,14 +1,34 @@
-"""Options for larger pictures: an upscaler after the last step."""
+"""Options for larger pictures: a second pass (hires. fix), and an upscaler after the last step."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.options.types import field_option, given_fields
-from txt2img.request.upscalers import OF_PIXELS, UpscalerRef, parse_upscaler, split_scale
+from txt2img.cli.options.types import field_option, given_fields, integer, number
+from txt2img.errors import BadRequest
+from txt2img.request.fields import FIELDS
+from txt2img.request.hires import STRENGTH, UPSCALER
+from txt2img.request.upscalers import (
+    OF_PIXELS,
+    Interpolation,
+    UpscalerRef,
+    parse_upscaler,
+    split_scale,
+)
+from txt2img.system.text import shown
 
 NONE = "none"  # undoes what a picture or config.toml says
+_HIRES = re.compile(r"([^:x×]+)x?(?::(.+))?", re.DOTALL)
+_SIZE = re.compile(r"(\d{1,5})[x×*](\d{1,5})", re.ASCII)
+
+
+def _hidden(name: str) -> Any:
+    """The option of a field that another option gives too, for command lines of records."""
+    return typer.Option(*FIELDS[name].flags, hidden=True, parser=integer)
 
 
 @dataclass(frozen=True)
@@ -17,6 +37,45 @@ class LargerOptions:
 
     section: ClassVar = "Larger pictures"
 
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            *FIELDS["hires"].flags,
+            metavar="X[:UPSCALER]",
+            autocompletion=completion.hires,
+            help="Hires fix: make the picture X times larger and draw it once more. UPSCALER: "
+            f"{', '.join(Interpolation)}, or a model's .safetensors file (default: {UPSCALER}). "
+            "none turns it off.",
+        ),
+    ] = None
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option(*FIELDS["hires_upscaler"].flags, hidden=True),
+    ] = None
+    hires_size: Annotated[
+        str | None,
+        typer.Option("--hires-size", metavar="WxH", help="The larger size, in place of X."),
+    ] = None
+    hires_width: Annotated[int | None, _hidden("hires_width")] = None
+    hires_height: Annotated[int | None, _hidden("hires_height")] = None
+    hires_strength: Annotated[
+        float | None,
+        field_option(
+            "hires_strength",
+            metavar="X",
+            help="How much is drawn anew: 0 nothing, 1 all (default: "
+            f"{STRENGTH:g}; 0.3 for models of 256 pixels, which lose the whole beyond).",
+        ),
+    ] = None
+    hires_steps: Annotated[
+        int | None,
+        field_option(
+            "hires_steps",
+            metavar="N",
+            help="Steps of the second pass (default: of --steps, the share that --hires-strength "
+            "is; by A1111's rules all).",
+        ),
+    ] = None
     upscale: Annotated[
         str | None,
         field_option(
@@ -27,20 +86,26 @@ class LargerOptions:
             ".safetensors file; none does not. txt2img upscale does it to files.",
         ),
     ] = None
-
     upscale_by: Annotated[
         float | None,
-        field_option(
-            "upscale_by",
-            metavar="X",
-            help="How many times larger (default: as the model makes it).",
-        ),
+        typer.Option(*FIELDS["upscale_by"].flags, hidden=True, parser=number),
     ] = None
+
+    @property
+    def hires_parts(self) -> tuple[str | None, str | None]:
+        """The factor and the upscaler of --hires; that also by its own option. BadRequest."""
+        if self.hires is None or self.hires == NONE:
+            return None, self.hires_upscaler
+        match = _HIRES.fullmatch(self.hires)
+        if match is None:
+            raise BadRequest(f"--hires is like 2 or 1.5:lanczos, got {shown(self.hires)}")
+        return match[1], match[2] or self.hires_upscaler
 
     def files(self) -> dict[str, Path]:
         """The upscalers' files by the names that requests have. ModelNotFound, UnknownLayout."""
         found = {}
-        for option, text in (("--upscale", self.upscale),):
+        upscale = None if self.upscale is None else split_scale(self.upscale)[0]
+        for option, text in (("--upscale", upscale), ("--hires", self.hires_parts[1])):
             if text not in (None, NONE):
                 ref, path = find(option, text)
                 if path is not None:
@@ -48,20 +113,48 @@ class LargerOptions:
         return found
 
     def request_fields(self) -> dict[str, object]:
-        """The given options as fields of a request. ModelNotFound, UnknownLayout."""
+        """The given options as fields of a request. ModelNotFound, UnknownLayout, BadRequest."""
         values = given_fields(self)
+        for name in ("hires", "hires_upscaler", "upscale"):
+            values.pop(name, None)
         if self.upscale == NONE:
-            values = {"upscale": None, "upscale_by": None}
+            values |= {"upscale": None, "upscale_by": None}
         elif self.upscale is not None:
-            values["upscale"] = asdict(find("--upscale", self.upscale)[0])
-            if (scale := split_scale(self.upscale)[1]) is not None:
-                values["upscale_by"] = scale
+            name, scale = split_scale(self.upscale)
+            values["upscale"] = asdict(find("--upscale", name)[0])
+            values |= {} if scale is None else {"upscale_by": scale}
+        return values | self._hires_fields()
+
+    def _hires_fields(self) -> dict[str, object]:
+        """The fields of the second pass that no option has under their own names."""
+        if self.hires == NONE:
+            return dict.fromkeys(name for name in FIELDS if name.startswith("hires"))
+        values: dict[str, object] = {}
+        by, upscaler = self.hires_parts
+        if by is not None:
+            values = {"hires": as_factor(by), "hires_width": None, "hires_height": None}
+        if upscaler is not None:
+            values["hires_upscaler"] = asdict(find("--hires", upscaler)[0])
+        if self.hires_size is not None:
+            if by is not None or not (match := _SIZE.fullmatch(self.hires_size)):
+                raise BadRequest(
+                    f"--hires-size is like 1024x768, in place of --hires; got "
+                    f"{shown(self.hires_size)}"
+                )
+            values |= {"hires": None, "hires_width": int(match[1]), "hires_height": int(match[2])}
         return values
 
 
-def find(option: str, text: str) -> tuple[UpscalerRef, Path | None]:
-    """The upscaler of NAME|PATH[:X], and its file if it is a model. ModelNotFound, BadRequest."""
-    name = split_scale(text)[0]
+def as_factor(text: str) -> float:
+    """How many times larger. BadRequest."""
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRequest(f"--hires is like 2 or 1.5:lanczos, got {shown(text)}") from None
+
+
+def find(option: str, name: str) -> tuple[UpscalerRef, Path | None]:
+    """The upscaler of a name or path, and its file if it is a model. ModelNotFound."""
     ref = parse_upscaler(name)
     if ref.interpolation is not None:
         return ref, None

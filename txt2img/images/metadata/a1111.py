@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from txt2img.images.metadata.a1111_hires import hires_entries, hires_fields
 from txt2img.images.metadata.a1111_unsupported import unsupported
 from txt2img.images.metadata.a1111_versions import generator_of
 from txt2img.images.metadata.parsed import NO_VAE, accepted, cap, file_stem, number
@@ -16,6 +17,7 @@ from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora, Refiner, add_lora_tags, strip_lora_tags
 from txt2img.request.compat import rules
 from txt2img.request.fields import FIELDS, Field
+from txt2img.request.request import HIRES
 from txt2img.request.sampler_names import Name, split_sampler
 from txt2img.request.upscalers import UpscalerRef
 
@@ -28,8 +30,10 @@ _JSON_TAIL = re.compile(r"(?:^|, )SDCPP: (\{.*)$")
 # A1111's own keys in its order; others follow.
 ORDER = (
     *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model"),
-    *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Clip skip", "ENSD"),
+    *("VAE hash", "VAE", "Variation seed", "Variation seed strength", "Denoising strength"),
+    *("Clip skip", "ENSD"),
     *("RNG", "Tiling", "Eta DDIM", "Eta", "Refiner", "Refiner switch at"),
+    *("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler"),
 )
 _ENTRIES_MIN = 3  # a line with fewer is prompt text
 _ADDED = re.compile(r"(\w[\w \-/]{1,63}):(?: (.*))?")  # an extension's line after the entries
@@ -96,6 +100,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Version": f"txt2img {version}",
     }
     entries |= _input_entries(request)
+    if request.has_hires:
+        entries |= hires_entries(request)
     if not request.subseed_strength:
         del entries["Variation seed"]
     ordered = sorted(entries, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
@@ -217,6 +223,8 @@ def _request_fields(entries: dict[str, str]) -> dict[str, str]:
         "width": size[1] if size else None,
         "height": size[2] if size else None,
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
+        **dict.fromkeys(HIRES),
+        **hires_fields(entries),
     }
     return {name: text for name, text in texts.items() if text}
 

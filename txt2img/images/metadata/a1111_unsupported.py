@@ -5,6 +5,13 @@ Every key is told unless it is known: extensions add keys of their own without e
 
 from collections.abc import Mapping
 
+from txt2img.images.metadata.a1111_hires import (
+    BOTH,
+    OTHERS,
+    STRENGTH_KEY,
+    hires_fields,
+    hires_notes,
+)
 from txt2img.request.fields import FIELDS
 from txt2img.system.text import shown
 
@@ -12,7 +19,7 @@ from txt2img.system.text import shown
 READ = (
     *("Size", "Model hash", "VAE", "VAE hash", "ENSD", "RNG", "Sampler RNG", "Eta", "Eta DDIM"),
     *("Refiner", "Lora hashes", "TI hashes", "Compat", "Version", "App", "SDCPP", "Scheduler"),
-    "Lora weights",
+    *("Lora weights", "Hires resize", BOTH, *OTHERS),
 )
 # Entries that decide nothing: other words for what is drawn, its origin, its time.
 NEUTRAL = (
@@ -41,9 +48,7 @@ def unsupported(entries: Mapping[str, str]) -> list[str]:
     notes = [
         f"{key}: {shown(value, 40)} is not carried over"
         for key, value in entries.items()
-        if key not in KNOWN and not key.startswith("Hires")
+        if key not in KNOWN and not (key == STRENGTH_KEY and hires_fields(entries))
         if value not in OFF and value != USUAL.get(key)
     ]
-    if any(key.startswith("Hires") for key in entries):
-        notes.append("its second pass (hires) is not carried over")
-    return notes
+    return [*notes, *hires_notes(entries)]

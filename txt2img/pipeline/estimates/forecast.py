@@ -10,6 +10,7 @@ from txt2img.images.record import Origin
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
+from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
@@ -87,6 +88,8 @@ class Forecast:
         family = self.checkpoint.family
         done = from_loras(request, self.library, family.defaults).filled(family.defaults)
         family.latent_size(done, family.vae.factor)
+        if done.has_hires:
+            family.latent_size(second_pass(done), family.vae.factor)
         self._check_adapters(done)
         return done
 

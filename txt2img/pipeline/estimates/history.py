@@ -13,7 +13,8 @@ from pathlib import Path
 
 from txt2img.errors import BadFile
 from txt2img.request import Request
-from txt2img.request.compat import rules, steps_of
+from txt2img.request.compat import Rules, rules, steps_of
+from txt2img.request.hires import drawn_size, second_pass, second_rules, without_hires
 from txt2img.request.prompt_syntax import split_and
 from txt2img.system import files
 
@@ -51,10 +52,20 @@ def evaluations(request: Request) -> float:
 
 
 def costs(request: Request) -> list[float]:
+    """The evaluations of each step of all passes, those of a smaller one as fractions."""
+    if not request.has_hires:
+        return _costs_of_pass(request, rules(request))
+    share = megapixels(without_hires(request)) / megapixels(request)
+    first = _costs_of_pass(without_hires(request), rules(request))
+    second = _costs_of_pass(second_pass(request), second_rules(request))
+    return [*(share * cost for cost in first), *second]
+
+
+def _costs_of_pass(request: Request, program: Rules) -> list[float]:
     """The evaluations of each step, as if the steps were evenly spaced."""
-    steps, interval = steps_of(request, rules(request)).drawn, request.cfg_interval
+    steps, interval = steps_of(request, program).drawn, request.cfg_interval
     per_step = request.sampler.evaluations if request.sampler else 1
-    prompts = len(split_and(request.prompt)) if rules(request).prompt_editing else 1
+    prompts = len(split_and(request.prompt)) if program.prompt_editing else 1
     result, rows_before, since_full = [], 0, 0
     for step in range(steps):
         guided = request.cfg != 1 and (interval is None or (step + 0.5) / steps in interval)
@@ -68,8 +79,9 @@ def costs(request: Request) -> list[float]:
 
 
 def megapixels(request: Request) -> float:
-    """The size of a filled request's image."""
-    return (request.width or 0) * (request.height or 0) / MEGA
+    """The size of a filled request's image, as it is drawn."""
+    width, height = drawn_size(request) if request.has_hires else (request.width, request.height)
+    return (width or 0) * (height or 0) / MEGA
 
 
 def seconds(speed: Speed, request: Request) -> float:

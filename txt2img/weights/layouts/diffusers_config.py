@@ -32,6 +32,7 @@ from txt2img.weights.formats.json_values import (
     same_for_all,
 )
 
+SMALL, SMALL_STRENGTH = 256, 0.3  # pixels a side; how much its second pass draws anew
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 PREDICTION_NAMES = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "flow"}
@@ -298,4 +299,7 @@ def _defaults(process: ProcessConfig, side: int, xl: bool) -> Defaults:
     """The defaults of a process, a side in pixels and a size of model."""
     sampler = Sampler.EULER if process.kind == "flow" else Sampler.DPMPP_2M
     cfg = (SDXL if xl else SD15).defaults.cfg
-    return Defaults(side, side, 30, cfg, sampler, default_schedule(process))
+    # Drawn larger than it knows, a small model loses the whole where much is drawn anew.
+    schedule = default_schedule(process)
+    defaults = Defaults(side, side, 30, cfg, sampler, schedule)
+    return replace(defaults, hires_strength=SMALL_STRENGTH) if side <= SMALL else defaults
