@@ -125,7 +125,7 @@ def test_a_dry_run_says_what_both_passes_are(draw: Command) -> None:
             ["--hires-strength", "0.4"],
             "hires-strength is of a second pass: say with hires how many",
         ),
-        (["--hires", "2", "--hires-strength", "1.5"], "hires_strength must be 0 … 1, got 1.5"),
+        (["--hires", "2", "--hires-strength", "1.5"], "hires-strength must be 0 … 1, got 1.5"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(draw: Command, words: list[str], line: str) -> None:

@@ -16,8 +16,8 @@ def test_a_row_is_of_its_field_and_has_the_default() -> None:
     assert [name for name, row in FIELDS.items() if row.optional] == [
         *("width", "height", "steps", "cfg", "cfg_rescale", "eta", "sampler", "schedule", "seed"),
         *("vae", "compat", "clip_skip", "subseed", "refiner", "cfg_interval", "ensd", "rng"),
-        *("tile", "image", "strength", "resize", "mask", "inpaint_fill", "only_masked"),
-        *("outpaint", "hires", "hires_width", "hires_height", "hires_upscaler"),
+        *("tile", "image", "strength", "resize", "mask", "mask_blur", "inpaint_fill"),
+        *("only_masked", "outpaint", "hires", "hires_width", "hires_height", "hires_upscaler"),
         *("hires_strength", "hires_steps", "upscale_by", "upscale", "guidance", "transparent"),
         "background",
     ]
