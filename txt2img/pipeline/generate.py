@@ -168,10 +168,9 @@ def prepare(
     process = model.family.process.build()
     extra = None if init is None else init.extra
     denoise = denoiser(model, requests, rules, conds, levels, device, extra)
-    scale = initial_noise_scale(process, first, rules, top, from_noise)
-    init_scale = 0.0 if from_noise else top.alpha
-    images = tuple(requests), rules, process
-    return Job(*images, levels, denoise, latent, device, scale, init, init_scale)
+    scales = initial_noise_scale(process, first, rules, top, from_noise), init, top.alpha
+    job = Job(tuple(requests), rules, process, levels, denoise, latent, device, *scales)
+    return replace(job, init_scale=0.0) if from_noise else job
 
 
 def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
