@@ -166,7 +166,7 @@ def prepare(
 
     # 3. Network and conditions → a denoiser.
     process = model.family.process.build()
-    denoise = denoiser(model, requests, rules, conds, levels, device, init and init.extra)
+    denoise = denoiser(model, requests, rules, conds, levels, device, init.extra if init else None)
     scales = initial_noise_scale(process, first, rules, top, from_noise), init, top.alpha
     job = Job(tuple(requests), rules, process, levels, denoise, latent, device, *scales)
     return replace(job, init_scale=0.0) if from_noise else job
