@@ -13,6 +13,7 @@ from PIL import Image
 from tests.cli.test_errors import nothing_in, refused
 from tests.cli.test_process import shell
 from tests.conftest import Command
+from txt2img.cli.options.completion import known_models
 from txt2img.errors import BadFile
 from txt2img.images import image_file
 from txt2img.system import missing
@@ -247,6 +248,27 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert missing.install_command("rich").startswith("uv pip install --python ")
     line, code = missing.explain(ImportError("cannot import name 'y'", name="txt2img.cli"))
     assert code == 1 and line.endswith("install txt2img again")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_path_is_safe_on_a_terminal_and_exact_in_a_pipe(
+    command: Command, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    name = "\x1b]0;x\x07.safetensors"
+    Path(name).write_bytes(b"x")
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: is_terminal, raising=False)
+    printed = command("models", "path", f"./{name}").out
+    assert printed == ("\\x1b]0;x\\x07.safetensors\n" if is_terminal else f"{name}\n")
+
+
+def test_completion_offers_nothing_that_a_terminal_obeys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TXT2IMG_MODELS", str(folder))
+    for name in ("plain", "\x1b[2J", "\u202eodd"):
+        Path(f"{name}.safetensors").write_bytes(b"x")
+    assert "plain" in known_models("")
+    assert [one for one in known_models("") if not one.isprintable()] == []
 
 
 def test_an_unreadable_part_of_a_model_is_a_bad_file(locked: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,19 @@ def test_a_prompt_is_a_safe_name(text: str, name: str) -> None:
 @pytest.mark.parametrize("text", ["word " * 100, "苹" * 300, "e\u0301" * 300])
 def test_a_long_prompt_is_a_short_name(text: str) -> None:
     assert 20 < len(slug(text).encode()) <= 120
+
+
+def test_only_the_beginning_of_a_prompt_is_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes the square of the length of a run of combining marks."""
+    normalize, lengths = unicodedata.normalize, list[int]()
+
+    def recorded(form: str, text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", recorded)
+    assert slug("a" + "\u0301\u0323" * 30_000)
+    assert max(lengths) <= 4096
 
 
 def test_no_prompt_leads_out_of_the_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """A request that exists can be drawn."""
 
+from dataclasses import replace
+
 import pytest
 
 from txt2img.errors import BadRequest
@@ -138,3 +140,11 @@ def test_where_seeds_are_mixed_the_second_one_is_counted() -> None:
     mixed = Request("x", seed=5, subseed=7, subseed_strength=0.5)
     assert (mixed.nth(2).seed, mixed.nth(2).subseed) == (5, 9)
     assert Request("x", seed=5, subseed=7).nth(2).seed == 7
+
+
+def test_a_changed_request_checks_what_is_new() -> None:
+    request = Request("a", seed=1)
+    assert request.changed(seed=1) is request
+    assert request.changed(seed=2) == replace(request, seed=2)
+    with pytest.raises(BadRequest, match="steps must be"):
+        request.changed(steps=0)

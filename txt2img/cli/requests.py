@@ -133,7 +133,7 @@ def _with_seeds(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
     for request in requests:
         if request.seed is None:
             seeds.append(random.getrandbits(32) if seeds else first)
-            request = replace(request, seed=seeds[-1])
+            request = request.changed(seed=seeds[-1])
         seeded.append(request)
     return seeded, seeds
 

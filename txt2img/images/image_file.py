@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Content = tuple[int, int, dict[str, str]]  # width, height, texts
 FILE_MAX = 2**29  # bytes
-FALLBACKS = 100  # bytes for what a lack of memory may add to a record
+FALLBACKS = 200  # bytes for what a lack of memory may add to a record
 
 
 def encode(

@@ -35,6 +35,7 @@ OTHER_KINDS = (
     *(".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic"),
     *(".pdf", ".svg", ".psd", ".tga", ".ppm", ".ico", ".exr"),
 )
+NORMALISED_MAX = 4096  # characters of a prompt that its name is made of
 SLUG_MAX = 60  # characters
 SLUG_BYTES_MAX = 120
 STEM_BYTES_MAX = 200
@@ -214,7 +215,8 @@ def default_pattern(format: Format) -> str:
 
 def slug(text: str) -> str:
     """A text as part of a file name: words joined by hyphens, no separators or dots at the ends."""
-    text = unicodedata.normalize("NFC", text).lower()
+    # Normalising takes the square of a run of combining marks; only the beginning is used.
+    text = unicodedata.normalize("NFC", text[:NORMALISED_MAX]).lower()
     if text.isascii():
         words = re.sub(r"[^a-z0-9._+]+", "-", text)
     else:

@@ -21,6 +21,7 @@ from txt2img.weights.model import Model
 PART = 0.5  # of the free memory, for optimised copies of weights
 NETWORK = 0.75  # of that part; the rest is for the decoder
 LARGE = 32  # side of a feature map; filters of larger ones take little memory
+LAYOUT = "{} layout"  # in records where it is not the fastest: its sums are rounded otherwise
 SLOWER = "Little memory is free: the {network} runs in a slower way that takes {size} less"
 
 
@@ -49,8 +50,12 @@ def _choose_plan(
 ) -> CpuPlan | None:
     """The best plan that memory allows, with a warning if not the best; None for plain torch."""
     memory, first = model.memory, next(network.parameters())
+    memory.used.pop(LAYOUT.format(name), None)
     slow_dtype = first.dtype == torch.bfloat16 and not has_bf16(first.device)
-    if not memory.optimize or memory.low_memory or slow_dtype or first.device.type != "cpu":
+    if slow_dtype or first.device.type != "cpu":
+        return None
+    if not memory.optimize or memory.low_memory:
+        memory.used[LAYOUT.format(name)] = "plain"
         return None
     if memory.cpu_budget is None:
         resources.trim_heap()  # of an earlier model
@@ -65,4 +70,5 @@ def _choose_plan(
     else:
         less = needs[best] - (0 if plan is None else needs[plan])
         memory.warn(SLOWER.format(network=name, size=format_size(less)))
+        memory.used[LAYOUT.format(name)] = "plain" if plan is None else "small"
     return plan

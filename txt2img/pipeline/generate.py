@@ -340,8 +340,8 @@ def check_finite(model: Model, x: Tensor) -> None:
 
 def batch_key(request: Request) -> Request:
     """The settings that requests of one batch must share: all but the prompts and seeds."""
-    words = replace(request, prompt="", negative="", template="", negative_template="")
-    return replace(words, seed=0, subseed=None)
+    words = request.changed(prompt="", negative="", template="", negative_template="")
+    return words.changed(seed=0, subseed=None)
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int]:

@@ -124,16 +124,14 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def differences(then: Origin, now: Origin) -> tuple[str, ...]:
     """The differences between two origins, in words; if there are none, what else it may be."""
     shipped = then.model == now.model == "default"  # with weights that come with the program
-    pairs = [("default model" if shipped else "model", then.hash, now.hash)]
-    if then.config:  # earlier versions recorded none
-        pairs.append(("the model's configs and tokenizers", then.config, now.config))
-    names = dict.fromkeys([*now.environment, *then.environment])
-    pairs += [
-        (name, then.environment.get(name, ""), now.environment.get(name, "")) for name in names
-    ]
-    changed = [
-        f"{name} {old or 'unknown'} then, {new or 'none'} now"
-        for name, old, new in pairs
-        if old != new
-    ]
+    old, new = dict(then.environment), dict(now.environment)
+    threads = old.pop("threads", ""), new.pop("threads", "")
+    names = dict.fromkeys([*new, *old])
+    rows = [("default model" if shipped else "model", then.hash, now.hash)]
+    if then.config:  # earlier versions recorded none, nor threads
+        rows.append(("the model's configs and tokenizers", then.config, now.config))
+    rows += [(name, old.get(name, ""), new.get(name, "")) for name in names]
+    changed = [f"{name} {a or 'unknown'} then, {b or 'none'} now" for name, a, b in rows if a != b]
+    if all(threads) and threads[0] != threads[1]:
+        changed.append(f"another number of threads: {threads[0]} then, {threads[1]} now")
     return tuple(changed) or ("nothing that the record tells: another processor, or threads",)

@@ -6,7 +6,7 @@ The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diff
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from txt2img.errors import BadRequest
 from txt2img.request.fields import STEPS
@@ -167,17 +167,15 @@ def canonical(request: Request) -> Request:
     init_rng = None if request.rng is None else request.rng.partition(",")[0]
     for name, values in {"rng": (None, init_rng), "ensd": (None,), "clip_skip": (None,)}.items():
         for value in values if getattr(request, name) is not None else ():
-            change: dict[str, Any] = {name: value}
-            other = replace(request, **change)
+            other = request.changed(**{name: value})
             if rules(other) == rules(request):
                 request = other
                 break
     if not request.subseed_strength and request.subseed is not None:
-        request = replace(request, subseed=None)
+        request = request.changed(subseed=None)
     for name in ("image", "mask"):  # whatever the file is called
         if (image := getattr(request, name)) is not None and image.hash:
-            change = {name: replace(image, name=image.hash)}
-            request = replace(request, **change)
+            request = request.changed(**{name: replace(image, name=image.hash)})
     return request
 
 

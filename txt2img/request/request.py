@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from txt2img.errors import BadRequest
@@ -45,10 +45,22 @@ class Request(RequestFields):
 
     def __post_init__(self) -> None:
         """Check every field, so that a Request that exists can be drawn."""
-        for name, field in FIELDS.items():
-            value = getattr(self, name)
-            if (value is not None or not field.optional) and field.kind in _CHECKS:
-                _CHECKS[field.kind](field, value)
+        for name in FIELDS:
+            _check(name, getattr(self, name))
+
+    def changed(self, **changes: object) -> "Request":
+        """The request with other values, the only ones to be checked; itself if all are the same.
+
+        `replace` checks every field, which takes most of the time of a batch of 100,000 lines.
+        """
+        new = {name: value for name, value in changes.items() if getattr(self, name) != value}
+        if not new:
+            return self
+        for name, value in new.items():
+            _check(name, value)
+        request = object.__new__(Request)
+        vars(request).update(vars(self) | new)
+        return request
 
     def filled(self, defaults: Defaults) -> "Request":
         """The request with defaults for what is None but the seed; no other place fills them in."""
@@ -59,11 +71,11 @@ class Request(RequestFields):
             if (self.image or f.name != "strength")
             if (self.has_hires or f.name != "hires_strength")
         }
-        return replace(self, **blanks)
+        return self.changed(**blanks)
 
     def seeded(self) -> "Request":
         """The request with a seed: its own, or a random one below 2^32."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
+        return self if self.seed is not None else self.changed(seed=secrets.randbelow(2**32))
 
     def nth(self, i: int) -> "Request":
         """The request of the i-th picture alone: seed + i, count 1.
@@ -75,8 +87,8 @@ class Request(RequestFields):
         if not i and self.count == 1:
             return self
         if self.subseed is not None and self.subseed_strength:
-            return replace(self, subseed=(self.subseed + i) % SEEDS, count=1)
-        return replace(self, seed=(self.seed + i) % SEEDS, count=1)
+            return self.changed(subseed=(self.subseed + i) % SEEDS, count=1)
+        return self.changed(seed=(self.seed + i) % SEEDS, count=1)
 
     @property
     def has_input(self) -> bool:
@@ -91,7 +103,7 @@ class Request(RequestFields):
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of later versions only if not at their default."""
         return {
-            name: _json_value(value)
+            name: value if value is None or type(value) in _PLAIN else _json_value(value)
             for name, field in FIELDS.items()
             if (value := getattr(self, name)) != field.default or not field.omitted
         }
@@ -108,8 +120,10 @@ class Request(RequestFields):
     def with_json(self, values: Mapping[str, object]) -> "Request":
         """The request with JSON values in place of its own. BadRequest as `from_json`."""
         _check_names(values)
-        change: Callable[..., Request] = replace
-        return change(self, **{name: _value(name, values[name]) for name in values})
+        return self.changed(**{name: _value(name, values[name]) for name in values})
+
+
+_PLAIN = (str, int, float, bool)
 
 
 def _json_value(value: object) -> object:
@@ -182,6 +196,13 @@ _CHECKS: Mapping[type, Callable[[Field, object], None]] = {
     int: _check_int,
     float: _check_float,
 }
+
+
+def _check(name: str, value: object) -> None:
+    """Raise BadRequest for a field's value that is out of range."""
+    field = FIELDS[name]
+    if (value is not None or not field.optional) and field.kind in _CHECKS:
+        _CHECKS[field.kind](field, value)
 
 
 def _digits(value: float) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
@@ -129,9 +129,7 @@ class AdapterPaths:
         if request.has_hires:
             check_hires(request)
         self.check_upscaler(request)
-        return replace(
-            request, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings
-        )
+        return request.changed(prompt=prompt, negative=negative, loras=loras, embeddings=embeddings)
 
 
 def find_below(folder: Path, name: str) -> Path | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from txt2img.errors import BadFile
@@ -21,6 +22,7 @@ FILE = "words.json"
 WORDS_SHOWN = 6  # in a warning
 NEAR_SHOWN = 3  # for a word
 PART_MIN = 4  # letters of a taught word within another: "lighthouse" has "house"
+WORD_CACHE = 2**12  # words whose nearest ones are remembered
 SPELLING = 0.8  # how alike two spellings are, 0 to 1
 # Words without meaning of their own, about which no warning helps.
 _FUNCTION_WORDS = """
@@ -30,7 +32,7 @@ _FUNCTION_WORDS = """
     this through to under up very was we while who with within without you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-_WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}][^\W_]+)?")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _OPERATOR = re.compile(r"\b(?:BREAK|AND)\b")
 _IRREGULAR = (
     *(("children", "child"), ("feet", "foot"), ("geese", "goose"), ("leaves", "leaf")),
@@ -47,7 +49,7 @@ class TaughtWords:
     ignored: frozenset[str] = frozenset()
     near: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def things(self) -> list[str]:
         """All things that any word names."""
         return sorted({thing for things in self.words.values() for thing in things})
@@ -68,15 +70,26 @@ class TaughtWords:
         words = {word for text in _texts(request) for word in words_in(text)} - FUNCTION_WORDS
         return any(self.words.get(word) for word in words) or not any(self.words.values())
 
-    def nearest(self, word: str) -> list[str]:
-        """What is nearest to a word: another form, a synonym, what is spelt like it or in it."""
+    @cached_property
+    def nearest(self) -> Callable[[str], list[str]]:
+        """What is nearest to a word: another form, a synonym, what is spelt like it or in it.
+
+        Comparing spellings takes 20 ms, so the answers are cached.
+        """
+        return lru_cache(maxsize=WORD_CACHE)(self._nearest)
+
+    @cached_property
+    def _named(self) -> list[str]:
+        """The words that name things, or all if none does."""
+        return [known for known, things in self.words.items() if things] or list(self.words)
+
+    def _nearest(self, word: str) -> list[str]:
         if forms := [form for form in forms_of(word) if form in self.words]:
             return forms[:1]
         for form in (word, *forms_of(word)):
             if form in self.near:
                 return list(self.near[form])[:NEAR_SHOWN]
-        named = [known for known, things in self.words.items() if things] or list(self.words)
-        if alike := get_close_matches(word, named, n=1, cutoff=SPELLING):
+        if alike := get_close_matches(word, self._named, n=1, cutoff=SPELLING):
             return alike
         inside = [one for one in self.things if len(one) >= PART_MIN and word.endswith(one)]
         return sorted(inside, key=len)[-1:]
@@ -133,10 +146,8 @@ def describe(table: TaughtWords, word: str) -> str:
 
 def words_in(text: str) -> list[str]:
     """The words of a text, in lower case, without possessives."""
-    return [
-        re.split("['\N{RIGHT SINGLE QUOTATION MARK}]", word)[0]
-        for word in _WORD.findall(text.lower())
-    ]
+    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return [word.partition("'")[0] for word in _WORD.findall(plain)]
 
 
 def forms_of(word: str) -> Iterator[str]:

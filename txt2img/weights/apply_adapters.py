@@ -49,8 +49,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
             state.hashes[kind, recorded.name] = loaded.hash
             _check_hash(state, kind, recorded.name, recorded.hash)
     resolved = resolve_upscaler(model, resolved)
-    return replace(
-        resolved,
+    return resolved.changed(
         loras=tuple(_resolve_lora(model, lora) for lora in resolved.loras),
         embeddings=tuple(_resolve_embedding(model, word) for word in resolved.embeddings),
         vae=state.vae,

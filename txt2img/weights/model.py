@@ -101,6 +101,8 @@ def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
         "device": describe(device_of(model)),
         "dtype": precision(model),
     }
+    if device_of(model).type == "cpu":
+        environment["threads"] = str(torch.get_num_threads())  # sums are split among them
     return Origin(model.name, model.hash, environment | (used or {}), config_hash(model))
 
 

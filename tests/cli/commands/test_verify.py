@@ -146,6 +146,30 @@ def test_a_difference_without_a_reason_is_reported_as_such() -> None:
     )
 
 
+def test_another_number_of_threads_is_a_reason() -> None:
+    old, one, two = (Origin("m", "0", t) for t in ({}, {"threads": "1"}, {"threads": "2"}))
+    assert differences(one, two) == ("another number of threads: 1 then, 2 now",)
+    assert differences(old, two) == differences(two, two)  # earlier versions recorded none
+
+
+def test_a_record_tells_the_threads_and_a_slower_layout(
+    command: Command, draw: Command, sd1_folder: Path
+) -> None:
+    import torch
+
+    drawn = ("a cat", "-q", "--seed", "7", "--steps", "1")
+    assert draw(*drawn, "-o", "x.png").code == 0
+    usual = image_file.read(Path("x.png")).origin.environment
+    assert usual["threads"] == str(torch.get_num_threads())
+    assert not [name for name in usual if "layout" in name]
+    assert draw(*drawn, "--no-optimize", "-o", "y.png").code == 0
+    plain = image_file.read(Path("y.png")).origin.environment
+    assert {name: plain[name] for name in plain if "layout" in name} == {
+        "U-Net layout": "plain",
+        "vae layout": "plain",
+    }
+
+
 def test_pictures_are_compared_with_all_that_they_were_drawn_with(
     command: Command, draw: Command, sd1_folder: Path
 ) -> None:

@@ -5,6 +5,7 @@ from functools import wraps
 
 from txt2img.images.formats import FORMATS
 from txt2img.request import Sampler, Schedule
+from txt2img.system.text import escape
 
 UPSCALER = "upscaler"  # a kind of weight file
 Completion = Callable[[str], list[str]]
@@ -16,7 +17,8 @@ def completion(values: Callable[[], Iterable[str]]) -> Completion:
     @wraps(values)
     def complete(incomplete: str) -> list[str]:
         try:
-            return [value for value in values() if value.startswith(incomplete)]
+            known = (value for value in values() if value.startswith(incomplete))
+            return [value for value in known if escape(value) == value]  # none for the terminal
         except Exception:  # noqa: BLE001 - an error would end up in the user's command line
             return []
 

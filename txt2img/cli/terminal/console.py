@@ -30,8 +30,11 @@ def print_row(*cells: object) -> None:
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
-    """Print a path on stdout, in the file system's encoding."""
-    print_bytes(os.fsencode(path) + b"\n")
+    """Print a path on stdout: escaped on a terminal, else in the file system's encoding."""
+    if sys.stdout.isatty():
+        print_line(os.fspath(path))
+    else:
+        print_bytes(os.fsencode(path) + b"\n")
 
 
 def print_json(record: Mapping[str, object]) -> None:
