@@ -106,7 +106,7 @@ def test_progress_and_previews_run_over_both_passes(draw: Command) -> None:
 
 def test_a_dry_run_says_what_both_passes_are(draw: Command) -> None:
     record = json.loads(draw(*HIRES, "--hires", "2", "--dry-run", "--json").out)
-    assert record["size"] == [64, 64]
+    assert (record["size"], record["final_size"]) == ([64, 64], [128, 128])
     shown = draw(
         "a cat", "--seed", "7", "--hires", "2:latent", "--hires-strength", "0.5", "--dry-run"
     )

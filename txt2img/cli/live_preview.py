@@ -15,6 +15,7 @@ from txt2img.images import animation
 from txt2img.images.output import Output
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item
+from txt2img.request.hires import all_steps
 
 if TYPE_CHECKING:
     from txt2img.pipeline.batch import Event, Step
@@ -96,7 +97,7 @@ class Viewer:
             self.screen.show(event.image)
             self.screen.leave()
         request = event.item.request
-        steps = request.steps or 0
+        steps = all_steps(request)
         record = animation.record(request, self.origin, steps, steps)
         self.write_preview(event.image, record)
         frames = self.frames.pop(event.item.index, [])
@@ -110,7 +111,7 @@ class Viewer:
         self, item: Item, picture: Image.Image, frames: list[tuple[int, Image.Image]]
     ) -> Iterator[tuple[Path, bytes]]:
         """The paths and contents of a picture's step files and its animation."""
-        steps = item.request.steps or 0
+        steps = all_steps(item.request)
         path = self.output.free_path(item.name, item.number)
         full = [(step, resized(frame, picture.size)) for step, frame in frames]
         for step, frame in full if self.options.save_steps else ():

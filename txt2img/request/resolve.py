@@ -66,8 +66,8 @@ class AdapterPaths:
         below = (find_below(folder, ref.name) for folder in self.model_folders)
         if (path := next(filter(None, below), None)) is None:
             raise ModelNotFound(
-                f"no upscaler {shown(ref.name)}, in no folder of models; give its file, or another "
-                "one, with --upscale or --hires-upscaler"
+                f"no upscaler {shown(ref.name)} in the folders of TXT2IMG_MODELS and config.toml; "
+                "put it there, or give another with --upscale or --hires-upscaler"
             )
         return path
 

@@ -9,7 +9,12 @@ import typer
 from tests.conftest import Command
 from txt2img.cli import registry
 from txt2img.cli.options.aliases import spellings
-from txt2img.cli.options.command import ALIASES, SectionedCommand
+from txt2img.cli.options.command import (
+    ALIASES,
+    LEFT_OUT,
+    SectionedCommand,
+    with_left_out_values,
+)
 
 
 def command_of(name: str) -> SectionedCommand:
@@ -139,3 +144,9 @@ def test_a_default_lora_is_not_forced_upon_a_model_it_does_not_fit(
     assert own.code == 0 and "left out" not in own.err and "4 steps" in own.err
     asked = command("cat", "--model", str(tiny.sd1().folder), "--lora", "few-steps", "--dry-run")
     assert asked.code == 1
+
+
+def test_a_line_without_words_has_no_values_left_out() -> None:
+    assert with_left_out_values([]) == []
+    masked = "--only-masked"
+    assert with_left_out_values([masked]) == [masked, LEFT_OUT[masked]]

@@ -128,7 +128,7 @@ class SectionedCommand(TyperCommand):
 def with_left_out_values(args: Sequence[str]) -> list[str]:
     """A command line with the values that may be left out, where no number follows."""
     whole = list[str]()
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for word, after in pairwise([*args, ""]):
         whole.append(word)
         name = word.replace("_", "-")
         if "--" not in whole[:-1] and name in LEFT_OUT and not after.isdecimal():

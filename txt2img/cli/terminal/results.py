@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, rate
 from txt2img.errors import BadOutput, Txt2imgError
 from txt2img.request.request import Request
+from txt2img.request.size import written_size
 
 if TYPE_CHECKING:
     from txt2img.pipeline.batch import Started, Step, Upscaling
@@ -65,12 +66,18 @@ def request_summary(request: Request) -> dict[str, object]:
         **templates,
         "seed": request.seed,
         "size": [request.width, request.height],
+        **({"final_size": [*written_size(request)]} if is_larger(request) else {}),
         "steps": request.steps,
         "cfg": request.cfg,
         "sampler": request.sampler,
         "schedule": request.schedule,
         **({} if second is None else {"refiner": {**asdict(second), "switch": switch}}),
     }
+
+
+def is_larger(request: Request) -> bool:
+    """Whether a request's picture is written larger than its width and height say."""
+    return request.has_hires or bool(request.upscale and request.upscale_by)
 
 
 def print_finished(finished: "Finished", json: bool, warnings: Sequence[str] = ()) -> None:
