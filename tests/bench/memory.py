@@ -1,7 +1,7 @@
 """Weighs and times loading and drawing at Stable Diffusion 1.5's size, and diffusers beside it.
 
     python -m tests.bench.memory               both, about ten minutes; makes a file of 2.1 GB
-    python -m tests.bench.memory --only load   one part: load, first, draw
+    python -m tests.bench.memory --only load   one part: load, first, draw, transformer
 
 Every figure is of a process of its own, above what it held when it had imported its libraries.
 Private pages are what a program takes; pages of a mapped file the system can take back at any time.
@@ -9,6 +9,7 @@ A model is loaded when a value of each page of its weights was read: diffusers m
 reads it at the first use only. Cold is after the system was asked to forget what it has of the
 file; the other rows find it in memory. The processor's seconds say what a busy machine hides.
 Pictures are drawn in four steps: in fewer, fewer filters are laid out for Winograd's transforms.
+A transformer is of Z-Image's depth and a third of its width.
 Weights are random; sizes, names and types are the published ones. Linux only: it reads /proc.
 """
 
@@ -28,9 +29,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench import transformer as bench_transformer
 from tests.support import published
 
-PARTS = ("load", "first", "draw")
+PARTS = ("load", "first", "draw", "transformer")
 POLL_SECONDS = 0.002
 GB = 1e9
 Command = tuple[str, ...]
@@ -192,9 +194,14 @@ def forget(file: Path) -> None:
 
 def runs(part: str, file: Path, folder: Path, steps: int) -> Iterator[tuple[str, bool, Command]]:
     """A part's runs: what each is called, whether it reads from the disk, and its command."""
-    side, count = {"load": (0, 0), "first": (64, 1), "draw": (512, steps)}[part]
+    sizes = {"load": (0, 0), "first": (64, 1), "draw": (512, steps), "transformer": (256, 2)}
+    side, count = sizes[part]
     what = f"draw {side}×{side}, {count} step{'s' * (count > 1)}" if count else "load"
     tail = (str(side), str(count))
+    if part == "transformer":
+        name = f"Z-Image's depth, {bench_transformer.weights_bytes(file) / GB:.2f} GB, {what}"
+        yield name, False, (OURS, str(file), "float32", "whole", *tail)
+        return
     for dtype in ("float16", "float32") if part == "load" else ("float32",):
         for cold in (False, True) if dtype == "float16" else (False,):
             name = f"{what} {dtype}{', cold' * cold}"
@@ -240,12 +247,16 @@ def main() -> None:
         if not folder.exists():
             folder.mkdir(parents=True)
             write_folder(folder)
+        deep = root / "z-image"
+        if not deep.exists() and "transformer" in (chosen.only or PARTS):
+            bench_transformer.write_folder(deep)
         size = file.stat().st_size
         print(f"the file has {size / GB:.2f} GB")
         heads = ("peak", "private", "mapped", "whole", "seconds", "processor")
         print(COLUMNS.format("GB above the imports", *heads))
         for part in chosen.only or PARTS:
-            for weight in rows(part, file, folder, chosen):
+            model = deep if part == "transformer" else file
+            for weight in rows(part, model, folder, chosen):
                 sizes = (weight.peak, weight.private, weight.mapped, weight.whole)
                 shown = [f"{bytes_ / GB:.2f}" for bytes_ in sizes]
                 spans = f"{weight.seconds:.2f}", f"{weight.processor:.2f}"

@@ -1,11 +1,15 @@
-"""A step of a diffusion transformer beside diffusers': Z-Image's depth, a fifth of its width."""
+"""A diffusion transformer beside diffusers': Z-Image's depth, a fraction of its width."""
 
+import shutil
 from collections.abc import Callable
+from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-HEADS = 6  # of 30
+HEADS = 6  # of 30, for a step
+WIDER = 10  # for memory, of which libraries and the tokenizer take 0.3 GB at any width
 PIXELS = 256
 TOKENS = 40  # of a caption
 
@@ -47,3 +51,26 @@ def step(
         return x + level.sigma * out[None, :, 0].float()
 
     return ours, theirs
+
+
+def write_folder(folder: Path, heads: int = WIDER, layers: int = 30) -> None:
+    """A whole model's folder: the network in float32, and tiny text encoder and VAE."""
+    from diffusers import ZImageTransformer2DModel
+
+    from tests.support.tiny_transformers import z_image
+
+    shutil.copytree(z_image().folder, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "transformer")
+    torch.manual_seed(0)
+    ZImageTransformer2DModel(
+        dim=128 * heads, n_heads=heads, n_kv_heads=heads, n_layers=layers, cap_feat_dim=24
+    ).save_pretrained(folder / "transformer")
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of all weights in float32."""
+    from txt2img.weights.formats import safetensors_file
+
+    paths = [folder] if folder.is_file() else folder.glob("*/*.safetensors")
+    headers = (safetensors_file.header(path) for path in paths)
+    return sum(4 * prod(ref.shape) for header in headers for ref in header.tensors.values())

@@ -119,4 +119,4 @@ class FluxTransformer(nn.Module):
             height, width = picture.shape[-2:]
             grids.append(Grid((min(index, 1), 0, 0), (1, height // 2, width // 2)))
         device = pictures[0].device
-        return rotations(tuple(grids), self.config.axes, self.config.theta, device)
+        return rotations(grids, self.config.axes, self.config.theta, device)

@@ -170,4 +170,4 @@ class Flux2Transformer(nn.Module):
             height, width = picture.shape[-2:]
             grids.append(Grid((REFERENCE_STEP * index, 0, 0, 0), (1, height, width, 1)))
         device = pictures[0].device
-        return rotations(tuple(grids), self.config.axes, self.config.theta, device)
+        return rotations(grids, self.config.axes, self.config.theta, device)

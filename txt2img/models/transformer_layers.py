@@ -3,7 +3,8 @@
 Parameter names are diffusers', so that its folders need no key map.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,17 +26,9 @@ class Grid(NamedTuple):
     size: tuple[int, ...]
     repeat: int = 1  # tokens at each position
 
-    def positions(self) -> np.ndarray:
-        """The position of each token on each axis, (L, n)."""
-        axes = [np.arange(n) + first for first, n in zip(self.start, self.size, strict=True)]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
-        return grid.repeat(self.repeat, axis=0)
 
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def rotations(
-    grids: tuple[Grid, ...],
+    grids: Sequence[Grid],
     axes: tuple[int, ...],
     theta: float,
     device: torch.device,
@@ -46,14 +39,28 @@ def rotations(
     Axis i turns axes[i] of a head's d features. Angles are float64, or rounded to float32 where
     a model was trained so (`single`).
     """
-    positions = np.concatenate([grid.positions() for grid in grids])
-    angles = [
-        np.outer(positions[:, axis], theta ** -(np.arange(0, width, 2) / width))
-        for axis, width in enumerate(axes)
-    ]
-    joined = np.concatenate(angles, axis=1).astype(np.float32 if single else np.float64)
-    table = np.stack([np.cos(joined), np.sin(joined)], axis=-1).astype(np.float32)
-    return torch.view_as_complex(torch.from_numpy(table)).to(device)[:, None]
+    rows = []
+    for grid in grids:
+        parts = []
+        for axis, (first, count, width) in enumerate(zip(grid.start, grid.size, axes, strict=True)):
+            length = 1 << (first + count - 1).bit_length()
+            table = axis_rotations(length, width, theta, device, single)[first : first + count]
+            shape = [count if other == axis else 1 for other in range(len(axes))]
+            parts.append(table.view(*shape, -1).expand(*grid.size, -1))
+        rows.append(torch.cat(parts, dim=-1).flatten(0, -2).repeat_interleave(grid.repeat, dim=0))
+    return torch.cat(rows)[:, None]
+
+
+@cache  # never dropped, as recorded CUDA graphs read it; lengths are powers of 2, so there are few
+@torch.inference_mode(False)
+def axis_rotations(
+    length: int, width: int, theta: float, device: torch.device, single: bool
+) -> Tensor:
+    """Rotations of positions 0 to length - 1 on one axis: (length, width / 2), complex."""
+    angles = np.outer(np.arange(length), theta ** -(np.arange(0, width, 2) / width))
+    angles = angles.astype(np.float32 if single else np.float64)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    return torch.view_as_complex(torch.from_numpy(table)).to(device)
 
 
 def rotate(x: Tensor, by: Tensor) -> Tensor:
