@@ -1,6 +1,7 @@
 """LoRAs of diffusion transformers in every naming; fused layers are cut as diffusers cuts them."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -10,18 +11,22 @@ from diffusers.loaders import lora_conversion_utils as theirs
 from torch import Tensor, nn
 
 from tests.support.adapters import Pairs, State, kohya, pairs, peft, write
+from tests.support.tiny_transformers import flux_schnell
 from tests.support.transformers import original
+from tests.weights.adapters.test_lora import put_on, states
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.configs import Flux2Config, FluxConfig, SD3Config, ZImageConfig
 from txt2img.models.flux import FluxTransformer
 from txt2img.models.flux2 import Flux2Transformer
 from txt2img.models.sd3 import SD3Transformer
 from txt2img.models.z_image import ZImageTransformer
+from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.lora import Adapter, merge, open_adapter
 from txt2img.weights.adapters.lycoris import merged_weight
 from txt2img.weights.formats import tensors
 from txt2img.weights.layouts.transformer_key_maps import layers_of
+from txt2img.weights.load import load
 
 SMALL = {"cross_dim": 24, "heads": 2, "head_dim": 16}
 TINY: dict[str, Callable[[], nn.Module]] = {
@@ -319,3 +324,29 @@ def test_a_magnitude_is_cut_with_its_rows(tmp_path: Path) -> None:
     got = merged(model, file)
     for name, value in zip("qkv", wanted, strict=True):
         torch.testing.assert_close(got[f"layers.1.attention.to_{name}.weight"], value)
+
+
+def test_a_loaded_model_has_diffusers_fused_weights_and_then_its_own(tmp_path: Path) -> None:
+    files = flux_schnell()
+    model = load(str(files.folder), Device(torch.device("cpu"), torch.float32))
+    other = deepcopy(files.pipeline.transformer)
+    found, before = some(other), states(model)
+    words = kohya({"text_model.encoder.layers.0.mlp.fc1": CLIP_PAIR}, "lora_te1_", alpha=None)
+    file = write(tmp_path / "a.safetensors", peft(found, "transformer."))
+    both = write(tmp_path / "b.safetensors", kohya(found, alpha=None) | words)
+    other.load_lora_adapter(file, prefix="transformer")
+    other.fuse_lora(0.5)
+    other.unload_lora()
+    for one, count in ((file, len(found)), (both, len(found) + 1)):
+        notes = put_on(model, one, unet=0.5, text=2.0)
+        assert notes[-1] == f"LoRA {one.stem}: applied {count} of {count}"
+        close(dict(model.network.state_dict()), other.state_dict())
+    changed = {
+        name for name, value in states(model).items() if not torch.equal(value, before[name])
+    }
+    assert len(changed) == len(found) + 1
+    put_on(model)
+    assert all(torch.equal(value, before[name]) for name, value in states(model).items())
+
+
+CLIP_PAIR = torch.ones(1, 16), torch.ones(24, 1)
