@@ -303,6 +303,50 @@ def begun(arguments: Line, which: int) -> ForkServerProcess:
     return process
 
 
+def begin_from(folder: Path, count: int) -> tuple[str, ...]:
+    """A folder of small pictures and one of masks, as options of a command line."""
+    chance = random.Random(count)
+    for name in ("shots", "masks"):
+        (folder / name).mkdir()
+    for i in range(count):
+        picture = Image.frombytes("RGB", (8, 8), chance.randbytes(192)).resize((64, 64))
+        picture.save(folder / "shots" / f"shot{i}.png")
+        mask = Image.new("L", (64, 64), 0)
+        left, up = chance.randrange(0, 40, 4), chance.randrange(0, 40, 4)
+        mask.paste(255, (left, up, left + 24, up + 24))
+        mask.save(folder / "masks" / f"shot{i}.png")
+    return ("--image", "shots", "--mask", "masks", "--mask-blur", "2", "--strength", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_forty_pictures_with_masks_killed_ten_times_can_go_on(
+    line: Line, folder: Path, shards: int
+) -> None:
+    started = begin_from(folder, FORTY)
+    forty = ("a cat", *line[:10], "--seed", "1", "-q", *started)
+    finish(*forty, "-o", "whole/")
+    whole = left("whole")
+    assert sorted(whole) == sorted(f"shot{i}.png" for i in range(FORTY))
+    assert len(set(whole.values())) == FORTY
+    chance, seen = random.Random(shards), set()
+    resumed = (*forty, "--resume", "-o", "new/")
+    parts = [(*resumed, "--shard", f"{i + 1}/{shards}") for i in range(shards)]
+    for kill in range(MOMENTS // shards):
+        calls = chance.randrange(kill % 4, 36)
+        processes = [doomed.start(part, f"out-{i}", calls) for i, part in enumerate(parts)]
+        for process in processes:
+            process.join()
+        assert {process.exitcode for process in processes} == {-signal.SIGKILL}
+        seen.add(sound("new"))
+    assert len(seen) > 3 and max(seen) < FORTY
+    last = [doomed.start(part, f"out-{i}") for i, part in enumerate(parts)]
+    for process in last:
+        process.join()
+    assert finish(*resumed) == []  # all is done; what lay about is swept
+    assert left("new") == whole
+
+
 @pytest.mark.slow
 def test_real_processes_killed_at_random_moments(line: Line, whole: dict[str, bytes]) -> None:
     chance = random.Random(1)

@@ -1,14 +1,18 @@
 """A file of prompts is read as people write them."""
 
+import base64
 import io
+import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request import Compat, Request, Sampler, Schedule, prompt_file, prompt_line
+from txt2img.request.input_image import ImageRef, InpaintFill, Resize
 from txt2img.request.prompt_line import from_line
 
 BASE = Request("", steps=9, seed=1)
@@ -374,3 +378,126 @@ def test_a_line_may_say_whose_rules_it_is_drawn_by() -> None:
         ensd=4,
         rng="nv:9",
     )
+
+
+def pictures(text: str) -> list[tuple[str, str]]:
+    """The picture and mask that each request of a file in "lists" begins from."""
+    found = prompt_file.parse_prompts(text, BASE, folder=Path("lists")).requests
+    return [
+        (str(request.image), "" if request.mask is None else request.mask.name) for request in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat --image a.png --mask ../m.png",
+        "a cat -i a.png --mask-image ../m.png",
+        'a cat --i "a.png" --mask_path ../m.png',
+        '{"prompt": "a cat", "image": "a.png", "mask": "../m.png"}',
+        '{"prompt": "a cat", "init_images": ["a.png"], "mask": "../m.png"}',
+        "prompt,image,mask\na cat,a.png,../m.png",
+        "prompt;init_img;mask\na cat;a.png;../m.png",
+    ],
+)
+def test_pictures_to_begin_from_lie_where_the_file_does(text: str) -> None:
+    assert pictures(text) == [("lists/a.png", "lists/../m.png")]
+
+
+def test_pictures_of_the_command_line_lie_where_it_is_run() -> None:
+    base = Request("", image=ImageRef("b.png"))
+    parse = partial(prompt_file.parse_prompts, base=base, folder=Path("lists"))
+    first, second = parse(f"a cat\na dog --image {os.sep}c.png").requests
+    assert first.image == ImageRef("b.png") and second.image == ImageRef(f"{os.sep}c.png")
+    [same] = parse('{"prompt": "x", "image": "-"}').requests
+    assert same.image == ImageRef("-")
+
+
+def test_a_line_says_how_its_picture_is_used() -> None:
+    request = one("x --image 7 --t 0.5 --mask_blur 8 --mask-invert --only-masked --resize_mode 2")
+    assert request == replace(
+        Request("x", steps=9, seed=1, image=ImageRef("7"), strength=0.5, mask_blur=8.0),
+        mask_invert=True,
+        only_masked=32,
+        resize=Resize.FILL,
+    )
+    assert one("x -i a --only-masked 64 --inpaint-fill 2").inpaint_fill is InpaintFill.NOISE
+
+
+CALL: dict[str, object] = {
+    "prompt": "a cat",
+    "negative_prompt": "blurry",
+    "styles": [],
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "sampler_name": "DPM++ 2M Karras",
+    "batch_size": 2,
+    "n_iter": 3,
+    "steps": 20,
+    "cfg_scale": 7,
+    "width": 512,
+    "height": 768,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "eta": None,
+    "denoising_strength": 0.5,
+    "s_churn": 0,
+    "s_noise": 1,
+    "script_args": [],
+    "mask_blur_x": 4,
+    "mask_blur_y": 4,
+    "inpainting_fill": 1,
+    "inpaint_full_res": True,
+    "alwayson_scripts": {},
+    "inpaint_full_res_padding": 16,
+    "inpainting_mask_invert": 1,
+    "resize_mode": 0,
+    "override_settings": {"CLIP_stop_at_last_layers": 2},
+    "scheduler": "Automatic",
+    "send_images": True,
+    "save_images": False,
+    "script_name": None,
+    "enable_hr": False,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "initial_noise_multiplier": None,
+}
+
+
+def test_a_call_of_a1111s_api_is_read() -> None:
+    picture = b"".join(bytes([i]) for i in range(256))
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    bare = base64.b64encode(picture[::-1]).decode()
+    text = json.dumps({**CALL, "init_images": [url], "mask": bare})
+    file = prompt_file.parse_prompts(text, Request(""), folder=Path("lists"))
+    [request] = file.requests
+    assert request.image is not None and request.mask is not None
+    held = [file.pictures[ref.name] for ref in (request.image, request.mask)]
+    assert held == [picture, picture[::-1]]
+    assert replace(request, image=None, mask=None) == Request(
+        "a cat", "blurry", width=512, height=768, steps=20, cfg=7.0, sampler=Sampler.DPMPP_2M,
+        schedule=Schedule.KARRAS, count=6, clip_skip=2, strength=0.5, mask_blur=4.0,
+        mask_invert=True, only_masked=16, resize=Resize.STRETCH,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"restore_faces": True}, '"restore_faces"'),
+        ({"alwayson_scripts": {"ControlNet": {}}}, '"alwayson_scripts"'),
+        ({"init_images": ["a.png", "b.png"]}, "one picture"),
+        ({"init_images": ["a.png"], "image": "b.png"}, "image and init_images"),
+        ({"cfg_scale": 7, "cfg": 5}, "are the same"),
+        ({"resize_mode": 3}, "resize must be a name, got 3"),
+        ({"mask_blur_x": 4, "mask_blur_y": 5}, "differ"),
+        ({"init_images": ["data:image/png;base64,?"]}, "not base64"),
+        ({"image": 7}, "picture"),
+    ],
+)
+def test_what_a_call_asks_for_in_vain_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRequest, match=f"line 1: .*{message}"):
+        requests(json.dumps({"prompt": "x", **values}))

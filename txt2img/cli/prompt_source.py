@@ -13,7 +13,6 @@ from txt2img.request.prompt_line import LONG
 from txt2img.request.request import PROMPT_MAX
 from txt2img.system.text import shown
 
-STDIN = "-"
 SWITCHES = ("yes", "no", "true", "false", "on", "off")
 CURLY = "“”„‟«»\u2018\u201a"
 COMMANDS = {

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from txt2img.cli import distributed, prompt_source
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
+from txt2img.cli.options.input import read_stdin
 from txt2img.cli.provenance import request_of, require_model
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
+from txt2img.request.input_image import STDIN
 from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -46,6 +48,7 @@ class Batch:
     image_folders: "ImageFolders | None" = None
     sweep: Sweep | None = None
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
+    on_stdin: str = ""  # what was read from standard input
     several: bool = False
     done: int = 0  # pictures that --resume found finished
 
@@ -95,12 +98,14 @@ def from_arguments(
         raise BadRequest("a prompt and --prompts; give one of them")
     lines = [line for prompt in prompts for line in prompt_source.warnings(prompt, is_named)]
     nothing = not prompts and prompts_file is None and picture is None
-    if prompts == [prompt_source.STDIN] or (nothing and prompt_source.has_piped_input()):
+    pipes_prompt = options.input.image != STDIN and prompt_source.has_piped_input()
+    if from_stdin := prompts == [STDIN] or (nothing and pipes_prompt):
         prompts, nothing = [prompt_source.read_prompt()], False
     if nothing:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
     fields, base = options.request_fields(), Request("")
     batch = Batch(options.library(), options.batch.policy.skip)
+    batch.on_stdin = "the prompt" if from_stdin else ""
     if picture:
         base, batch.warnings, origin = from_picture(picture, fields)
         batch.library.images.beside.append(picture.parent)
@@ -109,14 +114,21 @@ def from_arguments(
     prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
     base = Request.from_json({**base.to_json(), **fields, **prompt})
     base, batch.model = replace(base, template="") if prompts_file is not None else base, base.model
-    requests = [base]
-    if prompts_file is not None:
-        file = read_prompts(prompts_file, sys.stdin.buffer, base, batch.skip_errors)
-        requests, batch.errors, batch.notes = file.requests, file.errors, file.notes
-        if prompts_file != prompt_source.STDIN:
-            batch.library.images.beside.append(Path(prompts_file).parent)
+    requests = [base] if prompts_file is None else _read_file(batch, prompts_file, base)
     batch.requests, random_seeds = _with_seeds(requests)
     return _complete(batch, options.batch, random_seeds)
+
+
+def _read_file(batch: Batch, path: str, base: Request) -> list[Request]:
+    """The requests of a prompt file; the batch gets what else comes of it. BadRequest, BadFile."""
+    file = read_prompts(path, sys.stdin.buffer, base, batch.skip_errors)
+    batch.errors, batch.notes = file.errors, file.notes
+    batch.library.images.embedded |= file.pictures
+    if path == STDIN:
+        batch.on_stdin = "the prompts"
+    else:
+        batch.library.images.beside.append(Path(path).parent)
+    return file.requests
 
 
 def _with_seeds(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
@@ -187,6 +199,7 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
     if any(request.has_input for request in batch.requests):
         from txt2img.images.image_folder import ImageFolders
 
+        read_stdin(batch.requests, batch.library.images, batch.on_stdin)
         errors = batch.errors if batch.skip_errors else None
         folders = ImageFolders(batch.requests, batch.library.images, errors)
         batch.requests = batch.image_folders = folders

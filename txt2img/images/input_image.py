@@ -108,8 +108,8 @@ def find_image(ref: ImageRef, paths: ImagePaths) -> tuple[ImageRef, tuple[int, i
 
     From then on `load_image` finds it by its hash.
     """
-    if ref.name == STDIN and not ref.hash:
-        return _from_stdin(paths)
+    if not ref.hash and (ref.name == STDIN or ref.name in paths.embedded):
+        return _from_memory(ref.name, paths)
     if ref.hash in paths.contents:
         return ref, open_image(BytesIO(paths.contents[ref.hash]), ref.name).size
     candidates = [paths.files[ref.hash]] if ref.hash in paths.files else [*_places(ref, paths)]
@@ -134,12 +134,15 @@ def load_image(ref: ImageRef, paths: ImagePaths) -> InputImage:
     return image
 
 
-def _from_stdin(paths: ImagePaths) -> tuple[ImageRef, tuple[int, int]]:
-    assert paths.stdin is not None, "the command reads standard input"
-    image = open_image(BytesIO(paths.stdin), STDIN_NAME)
-    paths.contents[image.hash] = paths.stdin
+def _from_memory(given: str, paths: ImagePaths) -> tuple[ImageRef, tuple[int, int]]:
+    content = paths.stdin if given == STDIN else paths.embedded[given]
+    if content is None:
+        raise BadRequest(f"{STDIN_NAME} holds no picture here; give --image - on the command line")
+    name = STDIN_NAME if given == STDIN else given
+    image = open_image(BytesIO(content), name)
+    paths.contents[image.hash] = content
     _note_all(image, paths)
-    return ImageRef(STDIN_NAME, image.hash), image.size
+    return ImageRef(name, image.hash), image.size
 
 
 def _known(path: Path, paths: ImagePaths, digits: str) -> tuple[ImageRef, tuple[int, int]] | None:
@@ -175,7 +178,7 @@ def _places(ref: ImageRef, paths: ImagePaths) -> list[Path]:
     """Where a picture may be: the path that it was given by; else files of its name, then all."""
     given, name = Path(ref.name).expanduser(), Path(ref.name).name
     if not ref.hash:
-        folders = [path / ref.name for path in paths.folders]
+        folders = [path / end for path in paths.folders for end in (ref.name, name)]
         return [next((path for path in [given, *folders] if path.exists()), given)]
     named = [folder / name for folder in (*paths.beside, *paths.folders)]
     others = [entry for folder in paths.folders for entry in sorted(folder.iterdir())]

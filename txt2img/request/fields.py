@@ -148,7 +148,8 @@ class RequestFields:
         Field(("--sampler",), ("--sampler-name", "--sampling-method", "--ss"), a1111="Sampler"),
     ] = None
     schedule: Annotated[
-        Schedule | None, Field(("--schedule",), ("--schedule-type",), a1111="Schedule type")
+        Schedule | None,
+        Field(("--schedule",), ("--schedule-type",), a1111="Schedule type"),
     ] = None
     seed: Annotated[
         int | None, Field(("--seed",), ("--d",), a1111="Seed", allowed=range(SEEDS))
@@ -230,18 +231,24 @@ class RequestFields:
     # The picture to begin from; None: noise alone. The fields after it need one.
     image: Annotated[
         ImageRef | None,
-        Field(("--image", "-i"), ("--init-img", "--init-image"), from_json=image_from_json),
+        Field(
+            ("--image", "-i"),
+            ("--init-img", "--init-image", "--image-path", "--i"),
+            from_json=image_from_json,
+        ),
     ] = None
     # The share of the steps that is drawn, from the last ones; None: the model decides.
     strength: Annotated[
         float | None,
-        Field(("--strength",), ("--denoising-strength", "--denoise"), maximum=1.0),
+        Field(("--strength",), ("--denoising-strength", "--denoise", "--t"), maximum=1.0),
     ] = None
     resize: Annotated[Resize | None, Field(("--resize",), ("--resize-mode",))] = None
     # Where to repaint: white; None: where the picture is transparent, or all of it.
     mask: Annotated[
         ImageRef | None,
-        Field(("--mask",), ("--mask-image", "--mask-img"), from_json=image_from_json),
+        Field(
+            ("--mask",), ("--mask-image", "--mask-img", "--mask-path"), from_json=image_from_json
+        ),
     ] = None
     # Pixels by which its border is softened; None: as the program does whose rules are followed.
     mask_blur: Annotated[float | None, Field(("--mask-blur",), maximum=1024.0)] = None

@@ -100,20 +100,20 @@ def margins_from_json(value: object) -> Margins:
 
 
 class Resize(Name):
-    """How a picture of another shape comes to the size asked for."""
+    """How a picture of another shape comes to the size asked for; the numbers are A1111's."""
 
-    CROP = NameRow("crop", "Crop and resize", is_default=True)
-    FILL = NameRow("fill", "Resize and fill", ("pad",))
-    STRETCH = NameRow("stretch", "Just resize")
+    CROP = NameRow("crop", "Crop and resize", ("crop_and_resize", "1"), is_default=True)
+    FILL = NameRow("fill", "Resize and fill", ("resize_and_fill", "pad", "2"))
+    STRETCH = NameRow("stretch", "Just resize", ("just_resize", "0"))
 
 
 class InpaintFill(Name):
-    """What lies under the mask at the start."""
+    """What lies under the mask at the start; the numbers are A1111's."""
 
-    ORIGINAL = NameRow("original", is_default=True)
-    FILL = NameRow("fill")
-    NOISE = NameRow("noise", "latent noise", ("latent_noise",))
-    ZERO = NameRow("zero", "latent nothing", ("latent_nothing", "nothing"))
+    ORIGINAL = NameRow("original", aliases=("1",), is_default=True)
+    FILL = NameRow("fill", aliases=("0",))
+    NOISE = NameRow("noise", "latent noise", ("latent_noise", "2"))
+    ZERO = NameRow("zero", "latent nothing", ("latent_nothing", "nothing", "3"))
 
 
 @dataclass
@@ -123,6 +123,7 @@ class ImagePaths:
     folders: tuple[Path, ...] = ()  # to search, of --image-dir
     beside: list[Path] = field(default_factory=list)  # of records and prompt files: names only
     stdin: bytes | None = None  # the file that "-" is
+    embedded: dict[str, bytes] = field(default_factory=dict)  # files inside prompt files, by name
     files: dict[str, Path] = field(default_factory=dict)  # by hash
     contents: dict[str, bytes] = field(default_factory=dict)  # of those that are no files, by hash
     # By path: its file's key, the picture's hash, width and height.

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.request.prompt_line import columns, from_json, from_line, from_row
+from txt2img.request.input_image import STDIN
+from txt2img.request.prompt_line import PATHS, columns, from_json, from_line, from_row
 from txt2img.request.request import Request
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
@@ -33,6 +34,7 @@ class PromptFile:
     requests: list[Request] = field(default_factory=list)
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)  # that lines hold, by name
 
 
 def read_prompts(
@@ -50,19 +52,27 @@ def read_prompts(
             content = file.read(SIZE_MAX + 1)
     if len(content) > SIZE_MAX:
         raise BadFile(f"{shown(name)} is larger than {SIZE_MAX >> 20} MiB; split it")
-    return parse_prompts(_decode(content, name), base, name, skip_errors)
+    folder = Path() if path == "-" else Path(path).parent
+    return parse_prompts(_decode(content, name), base, name, skip_errors, folder)
 
 
 def parse_prompts(
-    text: str, base: Request, name: str = "prompts", skip_errors: bool = False
+    text: str,
+    base: Request,
+    name: str = "prompts",
+    skip_errors: bool = False,
+    folder: Path | None = None,
 ) -> PromptFile:
-    """The requests of a text, as `read_prompts`; skips blank lines and comments (#)."""
+    """The requests of a text, as `read_prompts`; skips blank lines and comments (#).
+
+    Paths of pictures are relative to `folder`.
+    """
     result = PromptFile()
     skipped: list[str] = []
     places: dict[str, list[int]] = {}  # of each option that is skipped
-    for number, make in _makers(text, base, name, skipped):
+    for number, make in _makers(text, base, name, skipped, result.pictures):
         try:
-            result.requests.append(make())
+            result.requests.append(_relative_to(folder or Path(), make(), base, result.pictures))
             for option in skipped:
                 places.setdefault(option, []).append(number)
         except BadRequest as error:
@@ -75,6 +85,18 @@ def parse_prompts(
     if not result.requests and not result.errors:
         raise BadRequest(f"{shown(name)} has no prompts: write one a line")
     return result
+
+
+def _relative_to(
+    folder: Path, request: Request, base: Request, pictures: Mapping[str, bytes]
+) -> Request:
+    """The request with the paths that its own line gives relative to a folder. BadRequest."""
+    for name in PATHS:
+        ref = getattr(request, name)
+        if ref is None or ref is getattr(base, name) or ref.hash or ref.name in (STDIN, *pictures):
+            continue
+        request = request.with_json({name: str(folder / Path(ref.name).expanduser())})
+    return request
 
 
 def _skipped_note(option: str, numbers: Sequence[int], name: str) -> str:
@@ -99,7 +121,7 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _makers(
-    text: str, base: Request, name: str, skipped: list[str]
+    text: str, base: Request, name: str, skipped: list[str], pictures: dict[str, bytes]
 ) -> Iterator[tuple[int, Callable[[], Request]]]:
     """Each line's number and what makes its request."""
     lines: Iterator[Line] = enumerate(StringIO(text, newline=None), start=1)
@@ -114,7 +136,7 @@ def _makers(
         line = line.strip()
         if line and not line.startswith("#"):
             if all_json or _KEY.match(line):
-                yield number, partial(from_json, line, base)
+                yield number, partial(from_json, line, base, pictures)
             else:
                 yield number, partial(from_line, line, base, skipped)
 

@@ -1,10 +1,12 @@
 """One line of a prompt file → a Request: options of several programs, a JSON object, a CSV row."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from txt2img.errors import BadRequest
+from txt2img.request.a1111_api import from_api
 from txt2img.request.fields import FIELDS
+from txt2img.request.input_image import ImageRef
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import split_sampler
 from txt2img.system.files import parse_json
@@ -34,10 +36,13 @@ NO_EFFECT: Mapping[str, tuple[str, ...]] = {
 }
 SHORT_MAX = 5  # characters of other programs' short options, as --am
 TEXTS = ("prompt", "negative")
+PATHS = tuple(name for name, field in FIELDS.items() if field.kind is ImageRef)
+# Options whose value may be left out, and what it is then.
+LEFT_OUT = {"mask_invert": True, "only_masked": 32}
 Values = dict[str, object]
 
 # An option where a word begins. Other short words with a hyphen are part of the prompt.
-_OPTION = re.compile(r"(?:^|(?<=\s))(--[A-Za-z][\w-]*|-[nWH](?=\s))[=\s]?")
+_OPTION = re.compile(r"(?:^|(?<=\s))(--[A-Za-z][\w-]*|-[nWHi](?=\s))[=\s]?")
 _QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')(?=\s|$)""")
 
 
@@ -66,9 +71,12 @@ def from_line(line: str, base: Request, skipped: list[str] | None = None) -> Req
         field = OPTIONS[name]
         if field == "prompt" and values["prompt"]:
             raise BadRequest("a prompt before the options and --prompt; give one of them")
-        if not text and field not in TEXTS:
+        if not text and field not in (*TEXTS, *LEFT_OUT):
             raise BadRequest(f"{option[1]} needs a value")
-        values[field] = _unquoted(text) if field in TEXTS else as_number(_unquoted(text))
+        is_text = field in (*TEXTS, *PATHS)
+        values[field] = _unquoted(text) if is_text else as_number(_unquoted(text))
+        if not text and field in LEFT_OUT:
+            values[field] = LEFT_OUT[field]
     return _request(values, base)
 
 
@@ -79,8 +87,13 @@ def _hint(name: str) -> str:
     return f"; known: {', '.join(LONG)}"
 
 
-def from_json(line: str, base: Request) -> Request:
-    """The request of `{"prompt": "a cat", "seed": 7}`. BadRequest."""
+def from_json(
+    line: str, base: Request, contents: MutableMapping[str, bytes] | None = None
+) -> Request:
+    """The request of `{"prompt": "a cat", "seed": 7}`, or of a call of A1111's API. BadRequest.
+
+    Pictures inside the line become `contents`, by name.
+    """
     try:
         values = parse_json(line)
     except ValueError as error:
@@ -91,6 +104,8 @@ def from_json(line: str, base: Request) -> Request:
         raise BadRequest('a request needs a "prompt"')
     if values.get("model", base.model) != base.model:
         raise BadRequest("one model draws all lines; choose it with --model")
+    if not FIELDS.keys() >= values.keys() or not {*PATHS}.isdisjoint(values):
+        return _request(from_api(values, OPTIONS, {} if contents is None else contents), base)
     if values.get("seed") == -1:  # random, as in a plain line
         values["seed"] = None
     return base.with_json(values)
@@ -106,7 +121,7 @@ def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Req
     for field, cell in zip(columns, cells, strict=False):
         text = cell.strip()
         if text:
-            values[field] = text if field in TEXTS else as_number(text)
+            values[field] = text if field in (*TEXTS, *PATHS) else as_number(text)
     return _request(values, base)
 
 

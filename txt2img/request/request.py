@@ -220,7 +220,9 @@ def _value(name: str, value: object) -> object:
     if field.from_json is not None:
         return field.from_json(value)
     if issubclass(field.kind, Name):
-        value = str(value) if isinstance(value, bool) else value  # aliases of some names
+        if any(str(value) in member.aliases for member in field.kind):
+            value = str(value)  # some are numbers
+        value = str(value) if isinstance(value, bool) else value
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)

@@ -8,7 +8,7 @@ from itertools import product
 
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import parse_lora
-from txt2img.request.prompt_line import LONG, OPTIONS, TEXTS, as_number
+from txt2img.request.prompt_line import LONG, OPTIONS, PATHS, TEXTS, as_number
 from txt2img.request.request import Request
 from txt2img.system.text import nearest_or_all, shown
 
@@ -81,12 +81,13 @@ def axis(text: str) -> Axis:
         known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
         hint = nearest_or_all(option[2:], known)
         raise BadRequest(f"--sweep cannot vary {shown(name.strip())}{hint}")
-    if field not in TEXTS and (match := _RANGE.fullmatch(listed.strip())):
+    is_text = field in (*TEXTS, *PATHS)
+    if not is_text and (match := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *match.groups())))
     parts = _parts(listed)
     if not all(parts) and field not in TEXTS:
         raise BadRequest(f"--sweep {shown(text)} has an empty value")
-    values = tuple(part if field in TEXTS else as_number(part) for part in parts)
+    values = tuple(part if is_text else as_number(part) for part in parts)
     for value in values:
         Request.from_json({"prompt": "", field: value})
     return Axis(field, values)

@@ -14,7 +14,6 @@ from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.options.types import given_fields
 from txt2img.cli.options.worker import WorkerOptions
-from txt2img.request.input_image import STDIN
 from txt2img.request.resolve import AdapterPaths
 
 
@@ -45,7 +44,7 @@ class RunOptions:
     def library(self) -> AdapterPaths:
         """The files and folders that requests name. ModelNotFound, BadRequest."""
         library = self.adapters.library()
-        if self.input.image_dir or self.input.image == STDIN:
+        if self.input.image_dir:
             library = self.input.with_places(library)
         if self.larger != LargerOptions():
             library = replace(library, upscalers=self.larger.files())

@@ -1,7 +1,7 @@
 """Options for a picture to begin from: image to image, inpainting and outpainting."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar
 import typer
 
 from txt2img.cli.options.types import field_option
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, BadRequest
 from txt2img.images.image_file import FILE_MAX
-from txt2img.request.input_image import STDIN, ImagePaths
+from txt2img.request.input_image import STDIN, ImagePaths, ImageRef
+from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths, require_folder
 
 ImageDirs = Annotated[
@@ -116,11 +117,24 @@ class InputOptions:
     image_dir: ImageDirs = None
 
     def with_places(self, library: AdapterPaths) -> AdapterPaths:
-        """The library with the folders, and the file on standard input. BadFile, BadRequest."""
-        content = sys.stdin.buffer.read(FILE_MAX + 1) if self.image == STDIN else None
-        if content == b"":
-            raise BadFile("--image -: nothing came on standard input")
-        return replace(library, images=replace(image_places(self.image_dir), stdin=content))
+        """The library with the folders of --image-dir. BadRequest, ModelNotFound."""
+        return replace(library, images=image_places(self.image_dir))
+
+
+def read_stdin(requests: Iterable[Request], images: ImagePaths, taken: str = "") -> None:
+    """Read the picture on standard input, if a request begins from it. BadFile, BadRequest.
+
+    `taken` is what else was read from there, if anything.
+    """
+    named = [[request.image, request.mask].count(ImageRef(STDIN)) for request in requests]
+    if not any(named):
+        return
+    if taken or max(named) > 1:
+        both = f"{taken} and a picture" if taken else "the picture and its mask"
+        raise BadRequest(f"{both} cannot both come on standard input (-); name a file for one")
+    images.stdin = sys.stdin.buffer.read(FILE_MAX + 1)
+    if not images.stdin:
+        raise BadFile("--image -: nothing came on standard input")
 
 
 def image_places(folders: Sequence[str] | None) -> ImagePaths:
