@@ -484,6 +484,14 @@ def test_a_call_of_a1111s_api_is_read() -> None:
     )  # fmt: skip
 
 
+def test_a_call_with_a_second_pass_is_read() -> None:
+    second = {"hr_scale": 1.5, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "hr_resize_x": 0}
+    text = json.dumps({"prompt": "x", "enable_hr": True, "denoising_strength": 0.4, **second})
+    [request] = requests(text)
+    assert (request.hires, request.hires_strength, request.hires_steps) == (1.5, 0.4, None)
+    assert str(request.hires_upscaler) == "latent" and request.strength is None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
