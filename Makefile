@@ -1,7 +1,7 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench bench-memory readme default-model large-data large-model ship-model
+.PHONY: demo test lint format dist bench bench-memory readme default-model large-data large-model ship-model
 .PHONY: eval-model sheet clean help
 
 VENV ?= .venv
@@ -38,6 +38,8 @@ export PROMPT
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
+# For downloads that take minutes: with pip's lines and bars, not on standard output.
+PIP_SHOWN := $(PY) -m pip install --disable-pip-version-check
 
 demo: $(VENV)/run.done ## draw PROMPT with SEED and print the picture's path
 	@echo "Drawing \"$$PROMPT\" with seed $(SEED)" >&2
@@ -55,6 +57,9 @@ lint: $(VENV)/test.done ## check style and types
 format: $(VENV)/test.done ## lay the source out
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
+
+dist: $(VENV)/test.done ## build the wheel and the sdist into dist/ (PROJECT_URL is the address that README's links get)
+	@$(PY) -m build --outdir dist
 
 bench: $(VENV)/test.done ## time this and diffusers in one run, into BENCH (ARGS=--full for Stable Diffusion 1.5's size; DEVICE=cuda on a card)
 	@$(PY) -m tests.bench.$(if $(filter cuda,$(DEVICE)),cuda,bench) --json "$(BENCH)" $(ARGS)
@@ -107,13 +112,13 @@ $(VENV)/torch.done:
 	@echo "Making a virtual environment in $(VENV) with $$("$(PYTHON)" --version)" >&2
 	@"$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing $(TORCH): a large download, once" >&2
-	@$(PIP) "$(TORCH)" || { echo "$(TORCH) is not to be had here: taking the newest torch" >&2; \
-		$(PIP) "torch>=2.11"; }
+	@$(PIP_SHOWN) "$(TORCH)" >&2 || { echo "$(TORCH) is not to be had here: taking the newest torch" >&2; \
+		$(PIP_SHOWN) "torch>=2.11,<3" >&2; }
 	@touch $@
 
 $(VENV)/run.done: $(VENV)/torch.done pyproject.toml
 	@echo "Installing txt2img and what it needs" >&2
-	@$(PIP) --editable .
+	@$(PIP_SHOWN) --editable . >&2
 	@touch $@
 
 $(VENV)/test.done: $(VENV)/run.done
