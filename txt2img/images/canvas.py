@@ -10,18 +10,18 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadRequest
-from txt2img.images.input_image import load_image, resize_image, with_edges
+from txt2img.images.input_image import as_mask, load_image, resize_image, with_edges
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.fields import SIDES
 from txt2img.request.input_image import ImagePaths, InpaintFill, Margins, Resize
-from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 FEATHER = 40  # pixels of the picture that outpainting fades into, as in ComfyUI
+ROUGHNESS = 24  # levels of noise over what is new
 FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # A1111's: blur, repeats
 
 
@@ -100,22 +100,14 @@ def mask_of(request: Request, paths: ImagePaths) -> "Image.Image | None":
     assert request.image is not None
     picture = load_image(request.image, paths)
     if request.mask is not None:
-        mask = load_image(request.mask, paths).rgb((0, 0, 0)).convert("L")
+        mask = as_mask(load_image(request.mask, paths))
         if mask.size != picture.size:
-            paths.note(
-                f"the mask {shown(request.mask.name)} has {mask.width}x{mask.height} pixels, the "
-                f"picture {picture.size[0]}x{picture.size[1]}: it is scaled"
-            )
             mask = mask.resize(picture.size, Image.Resampling.BICUBIC)
     elif picture.pixels.mode == "RGBA":
         mask = ImageOps.invert(picture.pixels.getchannel("A"))
-        paths.note(f"the transparent part of {shown(request.image.name)} is the mask")
     else:
         return None
-    mask = ImageOps.invert(mask) if request.mask_invert else mask
-    if mask.getextrema() == (0, 0) and request.outpaint is None:
-        paths.note("the mask is all black: there is nothing to repaint")
-    return mask
+    return ImageOps.invert(mask) if request.mask_invert else mask
 
 
 def _resized(canvas: Canvas, width: int, height: int, how: Resize | None) -> Canvas:

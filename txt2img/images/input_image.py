@@ -13,7 +13,14 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.images.image_file import FILE_MAX
 from txt2img.request import Request
 from txt2img.request.fields import SIDES
-from txt2img.request.input_image import STDIN, ImagePaths, ImageRef, Margins, Resize
+from txt2img.request.input_image import (
+    STDIN,
+    ImageFacts,
+    ImagePaths,
+    ImageRef,
+    Margins,
+    Resize,
+)
 from txt2img.system.files import open_regular, stat_key
 from txt2img.system.text import escape, shown
 
@@ -67,6 +74,7 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
     image, size = find_image(request.image, paths)
     mask = None if request.mask is None else find_image(request.mask, paths)[0]
     request = replace(request, image=image, mask=mask)
+    _note_mask(request, paths)
     if request.width is None or request.height is None:
         width, height = size_of(request, size, paths)
         request = replace(request, width=width, height=height)
@@ -111,11 +119,12 @@ def find_image(ref: ImageRef, paths: ImagePaths) -> tuple[ImageRef, tuple[int, i
     if not ref.hash and (ref.name == STDIN or ref.name in paths.embedded):
         return _from_memory(ref.name, paths)
     if ref.hash in paths.contents:
-        return ref, open_image(BytesIO(paths.contents[ref.hash]), ref.name).size
+        return ref, paths.facts[ref.hash].size
     candidates = [paths.files[ref.hash]] if ref.hash in paths.files else [*_places(ref, paths)]
     for path in candidates:
         if found := _known(path, paths, ref.hash):
-            return (ref, found[1]) if ref.hash else found  # a record keeps the name
+            found = ref if ref.hash else found  # a record keeps the name
+            return found, paths.facts[found.hash].size
     raise BadFile(_missing(ref, paths))
 
 
@@ -141,11 +150,11 @@ def _from_memory(given: str, paths: ImagePaths) -> tuple[ImageRef, tuple[int, in
     name = STDIN_NAME if given == STDIN else given
     image = open_image(BytesIO(content), name)
     paths.contents[image.hash] = content
-    _note_all(image, paths)
+    _remember(image, paths)
     return ImageRef(name, image.hash), image.size
 
 
-def _known(path: Path, paths: ImagePaths, digits: str) -> tuple[ImageRef, tuple[int, int]] | None:
+def _known(path: Path, paths: ImagePaths, digits: str) -> ImageRef | None:
     """The picture at a path, read once; None if its hash is another one. BadFile, OSError."""
     given, path = str(path), Path(os.path.abspath(path))
     known, key = paths.seen.get(path), None
@@ -153,25 +162,51 @@ def _known(path: Path, paths: ImagePaths, digits: str) -> tuple[ImageRef, tuple[
         key = stat_key(path.stat())
     if known is None or known[0] != key:
         try:
-            with open_regular(path) as file:
+            with open_regular(Path(given)) as file:
                 image = open_image(file, given)
         except BadFile:
             if digits:
                 return None
             raise
         assert key is not None
-        known = paths.seen[path] = (key, image.hash, image.size)
-        if digits in ("", image.hash):
-            _note_all(image, paths)
+        known = paths.seen[path] = (key, image.hash)
+        _remember(image, paths, digits in ("", image.hash))
     if digits not in ("", known[1]):
         return None
     paths.files[known[1]] = path
-    return ImageRef(escape(path.name)[:255], known[1]), known[2]
+    return ImageRef(escape(path.name)[:255], known[1])
 
 
-def _note_all(image: InputImage, paths: ImagePaths) -> None:
-    for line in image.notes:
+def _remember(image: InputImage, paths: ImagePaths, tell: bool = True) -> None:
+    """Keep the facts of a picture, and tell what is odd about its file."""
+    low, high = as_mask(image).getextrema()
+    shades = int(str(low)), int(str(high))
+    paths.facts[image.hash] = ImageFacts(image.size, image.pixels.mode == "RGBA", shades)
+    for line in image.notes if tell else ():
         paths.note(line)
+
+
+def as_mask(image: InputImage) -> "Image.Image":
+    """A picture as a mask, of one channel; what is transparent is black."""
+    return image.rgb((0, 0, 0)).convert("L")
+
+
+def _note_mask(request: Request, paths: ImagePaths) -> None:
+    """Tell what a user may not expect of a mask."""
+    image, mask = request.image, request.mask
+    assert image is not None
+    if mask is None:
+        if paths.facts[image.hash].transparent:
+            paths.note(f"the transparent part of {shown(image.name)} is the mask")
+        return
+    facts, size = paths.facts[mask.hash], paths.facts[image.hash].size
+    if facts.size != size:
+        paths.note(
+            f"the mask {shown(mask.name)} has {facts.size[0]}x{facts.size[1]} pixels, the picture "
+            f"{size[0]}x{size[1]}: it is scaled"
+        )
+    if facts.shades == ((255, 255) if request.mask_invert else (0, 0)) and not request.outpaint:
+        paths.note(f"the mask {shown(mask.name)} leaves nothing to repaint: white is repainted")
 
 
 def _places(ref: ImageRef, paths: ImagePaths) -> list[Path]:
@@ -329,11 +364,3 @@ def _on_canvas(image: "Image.Image", width: int, height: int, left: int, up: int
         if pixels:
             whole.paste(wide.crop((0, row, width, row + 1)).resize((width, pixels)), (0, y))
     return whole
-
-
-def inside(request: Request, margins: Margins | None) -> tuple[int, int]:
-    """Width and height of a filled request's picture, without what outpainting adds."""
-    width, height = request.width or 0, request.height or 0
-    if margins is None:
-        return width, height
-    return width - margins.left - margins.right, height - margins.up - margins.down

@@ -85,7 +85,8 @@ class Job:
             return sampler(self.denoise, x, self.levels, noise)
         if self.init_scale:
             x = x.add_(init.start(first), alpha=self.init_scale)
-        denoise = init.keeping(self.denoise, first, self.process, self.rules, self.levels)
+        how = self.process, self.rules, self.levels, request.sampler
+        denoise = init.keeping(self.denoise, first, *how)
         return init.kept(sampler(denoise, x, self.levels, noise), self.rules, self.steps)
 
 

@@ -20,7 +20,7 @@ from txt2img.models.taesd import TinyVAE
 from txt2img.models.tiled_decode import OVERLAP, encode_tiled
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.noise import Shape, vae_noise
-from txt2img.request import Request
+from txt2img.request import Request, Sampler
 from txt2img.request.compat import Rules
 from txt2img.request.fields import Tile
 from txt2img.request.input_image import InpaintFill
@@ -55,7 +55,13 @@ class InitImage:
         return self.mask * under + (1 - self.mask) * self.latent
 
     def keeping(
-        self, denoise: Denoise, noise: Tensor, process: Process, rules: Rules, levels: list[Level]
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        process: Process,
+        rules: Rules,
+        levels: Sequence[Level],
+        sampler: Sampler | None,
     ) -> Denoise:
         """The denoiser that keeps what is not masked, by a program's rules."""
         if self.mask is None or self.latent is None:
@@ -63,7 +69,8 @@ class InitImage:
         mask, how = self.mask, rules.image
         at = by_threshold(mask, process, levels[0]) if how.cells == "threshold" else lambda _: mask
         first = None if how.seen_first else levels[0]
-        return masked(denoise, at, self.latent, noise, how.seen, first)
+        seen = "clean" if sampler in how.clean_for else how.seen
+        return masked(denoise, at, self.latent, noise, seen, first)
 
     def kept(self, states: Iterator[State], rules: Rules, steps: int) -> Iterator[State]:
         """States whose last x is exactly the latent where it is kept."""

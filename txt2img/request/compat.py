@@ -42,6 +42,7 @@ class ImageRules:
     # The mask of latent cells: soft, for thresholds level by level; or theirs.
     cells: Literal["threshold", "rounded", "nearest", "bilinear"] = "threshold"
     seen: Literal["noised", "clean", "free"] = "noised"  # where it is kept; masks.py
+    clean_for: frozenset[Sampler] = frozenset()  # samplers for which it is "clean" there
     seen_first: bool = True  # also at the first level
     mask_blur: float = 4.0  # pixels, by default
     pastes: bool = True  # the picture's own pixels over what the mask keeps
@@ -88,7 +89,13 @@ A1111 = Rules(
     no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
     # sd_samplers_common.py: setup_img2img_steps; processing.py: the mask is rounded;
     # sd_samplers_cfg_denoiser.py: apply_blend.
-    image=ImageRules("floor_plus_one", pure="nothing", cells="rounded", seen="free"),
+    image=ImageRules(
+        "floor_plus_one",
+        pure="nothing",
+        cells="rounded",
+        seen="free",
+        clean_for=frozenset({Sampler.DDIM, Sampler.UNIPC}),  # mask_before_denoising
+    ),
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.

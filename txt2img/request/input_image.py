@@ -116,6 +116,15 @@ class InpaintFill(Name):
     ZERO = NameRow("zero", "latent nothing", ("latent_nothing", "nothing", "3"))
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of a picture once it was read."""
+
+    size: tuple[int, int]  # width, height
+    transparent: bool  # in part
+    shades: tuple[int, int]  # the darkest and the lightest, as a mask
+
+
 @dataclass
 class ImagePaths:
     """Where the pictures lie that requests begin from; grows as they are found."""
@@ -126,10 +135,9 @@ class ImagePaths:
     embedded: dict[str, bytes] = field(default_factory=dict)  # files inside prompt files, by name
     files: dict[str, Path] = field(default_factory=dict)  # by hash
     contents: dict[str, bytes] = field(default_factory=dict)  # of those that are no files, by hash
-    # By path: its file's key, the picture's hash, width and height.
-    seen: dict[Path, tuple[tuple[int, int, int], str, tuple[int, int]]] = field(
-        default_factory=dict
-    )
+    facts: dict[str, ImageFacts] = field(default_factory=dict)  # by hash
+    # By path: its file's key and the picture's hash.
+    seen: dict[Path, tuple[tuple[int, int, int], str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # for the user
 
     def note(self, line: str) -> None:
