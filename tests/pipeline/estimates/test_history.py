@@ -65,6 +65,16 @@ def test_a_picture_takes_as_long_as_its_looks_and_pixels(
     assert history.seconds(SPEED, request) == pytest.approx(0.2016 * (2.0 * looks + 1.0))
 
 
+def test_a_second_pass_costs_what_its_larger_size_does() -> None:
+    request = replace(REQUEST, hires=2.0, hires_strength=0.5)
+    costs = history.costs(request)
+    first, second = costs[:10], costs[10:]
+    assert first == pytest.approx([2 / 4] * 10) and second == pytest.approx([2.0] * 5)
+    pixels = 1008 * 800 / 1e6
+    assert history.megapixels(request) == pytest.approx(pixels)
+    assert history.seconds(SPEED, request) == pytest.approx(pixels * (2.0 * (5 + 10) + 1.0))
+
+
 @pytest.mark.parametrize(
     "content",
     [
