@@ -61,6 +61,26 @@ class Predictor:
         return self.prediction.x0(x, self.output(x, level, cond), level)
 
 
+@dataclass(frozen=True)
+class SkipGuidance:
+    """Skip-layer guidance: away from the prompt's output of a network without some layers.
+
+    Stability AI 2024, Stable Diffusion 3.5 medium. `predict` is that network.
+    """
+
+    predict: Predictor
+    positive: CondAt
+    scale: float
+    active: Callable[[Level], bool]
+
+    def apply(self, out: Tensor, towards: Tensor, x: Tensor, level: Level) -> Tensor:
+        """Move an output away; `towards` is the whole network's for the prompt."""
+        if not self.active(level):
+            return out
+        without = self.predict.output(x, level, self.positive(level))
+        return torch.add(out, towards - without, alpha=self.scale)
+
+
 def guided(
     predict: Predictor,
     positive: CondAt,
@@ -68,6 +88,7 @@ def guided(
     scale: GuidanceScale,
     batched: bool = True,
     rescale: float = 0.0,
+    skip: SkipGuidance | None = None,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
 
@@ -78,15 +99,16 @@ def guided(
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         times = scale(level) if callable(scale) else scale
-        if times == 1:
+        if times == 1 and (skip is None or not skip.active(level)):
             return predict(x, level, positive(level))
         if batched:
             away, towards = predict.output(x, level, both(level)).chunk(2)  # each (B, C, H, W)
         else:
             away = predict.output(x, level, negative(level))
             towards = predict.output(x, level, positive(level))
-        out = torch.add(away, towards - away, alpha=times)
-        return predict.prediction.x0(x, rescaled(out, towards, rescale), level)
+        out = rescaled(torch.add(away, towards - away, alpha=times), towards, rescale)
+        out = out if skip is None else skip.apply(out, towards, x, level)
+        return predict.prediction.x0(x, out, level)
 
     return denoise
 
@@ -98,6 +120,7 @@ def multi_guided(
     scale: GuidanceScale,
     batched: bool = True,
     rescale: float = 0.0,
+    skip: SkipGuidance | None = None,
 ) -> Denoise:
     """Guidance by several prompts: away from negative, `scale` times each one's weight, summed.
 
@@ -106,7 +129,7 @@ def multi_guided(
     """
     weights = [weight for weight, _ in parts]
     if weights == [1.0]:
-        return guided(predict, parts[0][1], negative, scale, batched, rescale)
+        return guided(predict, parts[0][1], negative, scale, batched, rescale, skip)
     total = sum(map(abs, weights))
     conds = [negative, *(cond for _, cond in parts)]
     batch = batched_conds(*conds)
@@ -123,6 +146,7 @@ def multi_guided(
         if total:
             mean = sum(abs(weight) * towards for weight, towards in weighted) / total
             out = rescaled(out, torch.as_tensor(mean), rescale)
+        out = out if skip is None else skip.apply(out, outputs[1], x, level)
         return predict.prediction.x0(x, out, level)
 
     return denoise

@@ -68,6 +68,10 @@ class NetworkConfig(Protocol):
         """Whether it takes a distilled guidance scale as an input, beside true CFG."""
 
     @property
+    def skip_layers(self) -> tuple[int, ...]:
+        """Blocks that skip-layer guidance leaves out; empty where nothing is known of it."""
+
+    @property
     def fits_half(self) -> bool:
         """Whether its activations, and those of what encodes its prompts, fit in fp16."""
 
@@ -88,6 +92,7 @@ class TransformerConfig:
     seamless_multiple: ClassVar = 0
     has_maps: ClassVar = False
     embeds_cfg: ClassVar = False
+    skip_layers: ClassVar[tuple[int, ...]] = ()
     fits_half: ClassVar = False
 
     heads: int
@@ -143,6 +148,7 @@ class UNetConfig:
     has_maps: ClassVar = True
     multiple: ClassVar = 1
     embeds_guidance: ClassVar = False
+    skip_layers: ClassVar = ()
     fits_half: ClassVar = True
 
     in_channels: int = 4
@@ -348,6 +354,7 @@ class SD3Config(TransformerConfig):
 
     multiple: ClassVar = 2
     embeds_guidance: ClassVar = False
+    skip_layers: ClassVar = (7, 8, 9)  # those that Stability AI recommends
 
     in_channels: int = 16
     out_channels: int = 16

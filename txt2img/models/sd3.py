@@ -4,7 +4,7 @@ Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Imag
 parameter names are diffusers' SD3Transformer2DModel's.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -132,20 +132,17 @@ class SD3Transformer(nn.Module):
         return unpatchify(tokens, height, width, channels_last=True)
 
 
-class SkipLayers:
+class SkipLayers(nn.Module):
     """A transformer without some of its blocks: the bad example of skip-layer guidance."""
 
     broadcasts_latents = False
 
     def __init__(self, network: SD3Transformer, layers: Collection[int]) -> None:
+        super().__init__()
         self.network = network
         self.layers = frozenset(layers)
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """x (B, C, H, W), time (B,), cond → (B, C', H, W)."""
         out: Tensor = self.network(x, time, cond, self.layers)
         return out
-
-    def parameters(self) -> Iterator[Tensor]:
-        """The network's weights."""
-        return iter(self.network.parameters())

@@ -4,9 +4,11 @@ On a CPU every image goes through the networks by itself, so that its bits do no
 images next to it; on other devices a batch is one pass.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, groupby, pairwise
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from txt2img.diffusion.guidance import (
     Denoise,
     GuidanceScale,
     Predictor,
+    SkipGuidance,
     image_guided,
     multi_guided,
 )
@@ -29,7 +32,11 @@ from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
 from txt2img.weights.model import Model, device_of
 
+if TYPE_CHECKING:
+    from txt2img.models.sd3 import SD3Transformer
+
 ImageConds = tuple[ScheduledCond, ...]  # of an image's prompts, its negative last
+SKIPPING = 0.01, 0.2  # of the steps, between which skip-layer guidance is on
 PIECEMEAL = "Out of memory while drawing: one picture at a time, in two passes a step"
 
 
@@ -60,13 +67,13 @@ def denoiser(
         own = replace(predictor(model, request, rules, device), deepcache=cache)
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
-        negative = cond_at(part, -1)
-        scale = guidance_scale(model.family, request, own.process)
+        negative, scale = cond_at(part, -1), guidance_scale(model.family, request, own.process)
         how = scale, one_pass, request.cfg_rescale or 0.0
         if blind:
             nothing = cond_at(part, -1, blind)
             return image_guided(own, positive, negative, nothing, request.image_cfg, *how)
-        return multi_guided(own, positive, negative, *how)
+        skip = skip_guidance(model, own, request, positive[0][1], levels)
+        return multi_guided(own, positive, negative, *how, skip)
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
@@ -80,6 +87,26 @@ def predictor(model: Model, request: Request, rules: Rules, device: torch.device
     network = (model.graphed if device == device_of(model) else None) or model.network
     process, prediction = model.family.process.build(), PREDICTIONS[model.family.prediction]
     return Predictor(network, process, prediction, request.sampler in rules.integer_times)
+
+
+def skip_guidance(
+    model: Model, predict: Predictor, request: Request, positive: CondAt, levels: Sequence[Level]
+) -> SkipGuidance | None:
+    """Skip-layer guidance, if it is asked for: in a part of the steps, by their number."""
+    if not request.skip_layer_guidance:
+        return None
+    from txt2img.models.sd3 import SkipLayers
+
+    skipping = SkipLayers(cast("SD3Transformer", model.network), model.family.network.skip_layers)
+    ratios, steps = [-level.ratio for level in levels], len(levels) - 1
+    start, stop = SKIPPING
+
+    def active(level: Level) -> bool:
+        done = max(bisect_right(ratios, -level.ratio), 1) - 1
+        return start * steps < done < stop * steps
+
+    own = replace(predict, network=skipping, deepcache=None)
+    return SkipGuidance(own, positive, request.skip_layer_guidance, active)
 
 
 def batched_over_time(

@@ -322,6 +322,16 @@ class RequestFields:
             a1111="Distilled CFG Scale",
         ),
     ] = None
+    # How far to go away from the output of a network without some of its layers.
+    skip_layer_guidance: Annotated[
+        float | None,
+        Field(
+            ("--skip-layer-guidance",),
+            ("--slg", "--slg-scale"),
+            a1111="Skip layer guidance",
+            maximum=CFG_MAX,
+        ),
+    ] = None
     # What makes the ground transparent, and a colour in place of the ground.
     transparent: Annotated[Transparent | None, Field(a1111="Transparent")] = None
     background: Annotated[

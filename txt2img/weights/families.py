@@ -115,6 +115,10 @@ class Family:
         """Raise BadRequest for options that are not for this architecture."""
         if request.guidance is not None and not self.network.embeds_guidance:
             raise BadRequest(f"--guidance: {self.name} takes no such scale as an input; use --cfg")
+        if request.skip_layer_guidance and not self.network.skip_layers:
+            raise BadRequest(
+                f"--skip-layer-guidance: it is for Stable Diffusion 3.5, not {self.name}"
+            )
         for option, asked in (
             ("--deepcache", request.reuse > 1),
             ("--token-merging", request.token_merging),

@@ -101,6 +101,15 @@ class PictureOptions:
             help="Distilled guidance scale, for models that take one beside --cfg: FLUX.1 dev.",
         ),
     ] = None
+    skip_layer_guidance: Annotated[
+        float | None,
+        field_option(
+            "skip_layer_guidance",
+            metavar="X",
+            help="Skip-layer guidance scale, for better anatomy with Stable Diffusion 3.5 medium: "
+            "2.8 is usual.",
+        ),
+    ] = None
     cfg_rescale: Annotated[
         float | None,
         field_option(
