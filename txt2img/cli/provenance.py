@@ -1,10 +1,11 @@
 """Provenance of pictures: the request and model that a replay needs, and what has changed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from txt2img.errors import BadRequest
+from txt2img.errors import BadFile, BadRequest
 from txt2img.images.record import ImageInfo, Origin
+from txt2img.request.input_image import UNNAMED, ImagePaths, ImageRef
 from txt2img.request.request import Request
 from txt2img.system.text import escape, shown
 
@@ -27,6 +28,39 @@ def require_model(path: Path, request: Request, model: str | None) -> None:
     if model is None and request.model != "default":
         name = shown(request.model)
         raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
+
+
+def with_pictures(
+    path: Path, request: Request, given: Collection[str], images: ImagePaths
+) -> Request:
+    """The request of another program's picture, with the paths of what it began from.
+
+    Those have no hash: they are found by their names, beside the picture or in --image-dir. The
+    fields in `given` are replaced anyhow. BadFile for what is not there.
+    """
+    refs = {name: getattr(request, name) for name in ("image", "mask")}
+    refs = {name: ref for name, ref in refs.items() if ref and not ref.hash and name not in given}
+    found: dict[str, object] = {}
+    for name, ref in refs.items():
+        places = [folder / Path(ref.name).name for folder in (path.parent, *images.folders)]
+        file = next((place for place in places if ref.name != UNNAMED and place.is_file()), None)
+        if file is not None:
+            found[name] = str(file)
+    missing = {name: ref for name, ref in refs.items() if name not in found}
+    if missing:
+        whats = " and ".join(_described(name, ref) for name, ref in missing.items())
+        options = " and ".join(f"--{name}" for name in missing)
+        named = any(ref.name != UNNAMED for ref in missing.values())
+        where = ", or its folder with --image-dir" if named else ""
+        raise BadFile(f"{shown(str(path))} began from {whats}; give it with {options}{where}")
+    return request.with_json(found)
+
+
+def _described(name: str, ref: ImageRef) -> str:
+    what = "a picture" if name == "image" else "a mask"
+    if ref.name == UNNAMED:
+        return f"{what} that it does not name"
+    return f"{what}, {shown(ref.name)}, that is not here"
 
 
 def differences(then: Iterable[Origin], now: Origin) -> list[str]:

@@ -12,13 +12,13 @@ from txt2img.cli import distributed, prompt_source
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.input import read_stdin
-from txt2img.cli.provenance import request_of, require_model
+from txt2img.cli.provenance import request_of, require_model, with_pictures
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
-from txt2img.request.input_image import STDIN
+from txt2img.request.input_image import STDIN, ImagePaths
 from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -107,7 +107,7 @@ def from_arguments(
     batch = Batch(options.library(), options.batch.policy.skip)
     batch.on_stdin = "the prompt" if from_stdin else ""
     if picture:
-        base, batch.warnings, origin = from_picture(picture, fields)
+        base, batch.warnings, origin = from_picture(picture, fields, batch.library.images)
         batch.library.images.beside.append(picture.parent)
         batch.origins.append(origin)
     batch.warnings += lines
@@ -156,7 +156,7 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
     batch = Batch(options.library(), options.batch.policy.skip)
     requests: list[Request] = []
     for picture in pictures:
-        recorded, lines, origin = from_picture(picture, fields)
+        recorded, lines, origin = from_picture(picture, fields, batch.library.images)
         batch.library.images.beside.append(picture.parent)
         base = Request.from_json({**recorded.to_json(), **fields})
         request = base.seeded()
@@ -175,7 +175,9 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
     return _complete(batch, options.batch)
 
 
-def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, list[str], Origin]:
+def from_picture(
+    picture: Path, fields: Mapping[str, object], images: ImagePaths
+) -> tuple[Request, list[str], Origin]:
     """A picture's request, what is wrong with its record, and its origin. BadFile, BadRequest."""
     content = image_file.read(picture)
     from txt2img.weights.registry.find import find_by_hash
@@ -189,6 +191,7 @@ def from_picture(picture: Path, fields: Mapping[str, object]) -> tuple[Request, 
         origin = replace(origin, hash="")  # A1111's first hash is not the one to compare
     else:
         require_model(picture, request, None if model is None else str(model))
+    request = with_pictures(picture, request, fields, images)
     return replace(request, count=1), notes, origin
 
 

@@ -4,6 +4,7 @@ import shlex
 
 from txt2img.request.adapters import add_lora_tags
 from txt2img.request.fields import FIELDS
+from txt2img.request.input_image import UNNAMED, ImageRef
 from txt2img.request.request import Request
 from txt2img.system.text import escape
 
@@ -16,6 +17,10 @@ def command_line(request: Request) -> str:
         if not field.scalar or value == field.default:
             continue
         flag, text = field.flags[0], str(value)
+        if field.kind is bool:
+            words.append(flag)
+            continue
+        text = name.upper() if value == ImageRef(UNNAMED) else text
         # A text that begins with a hyphen is a value only after a long flag's "=".
         joined = text.startswith("-")
         words += [f"{flag}={shell_quote(text)}"] if joined else [flag, shell_quote(text)]

@@ -15,6 +15,7 @@ from txt2img.request import Request
 from txt2img.request.fields import SIDES
 from txt2img.request.input_image import (
     STDIN,
+    UNNAMED,
     ImageFacts,
     ImagePaths,
     ImageRef,
@@ -118,6 +119,8 @@ def find_image(ref: ImageRef, paths: ImagePaths) -> tuple[ImageRef, tuple[int, i
     """
     if not ref.hash and (ref.name == STDIN or ref.name in paths.embedded):
         return _from_memory(ref.name, paths)
+    if ref == ImageRef(UNNAMED):
+        raise BadFile("a record does not name the picture that it begins from; give it as image")
     if ref.hash in paths.contents:
         return ref, paths.facts[ref.hash].size
     candidates = [paths.files[ref.hash]] if ref.hash in paths.files else [*_places(ref, paths)]

@@ -11,6 +11,7 @@ from txt2img.request.sampler_names import Name, NameRow
 from txt2img.system.text import shown
 
 STDIN = "-"
+UNNAMED = "?"  # a picture that a record does not name
 NAME_MAX = 4096  # characters of a path
 MARGIN_MAX = 4096  # pixels
 

@@ -17,6 +17,7 @@ from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.record import Origin
 from txt2img.pipeline import verify
+from txt2img.request.input_image import ImagePaths
 
 
 def test_our_pictures_come_back_to_the_byte(
@@ -136,9 +137,47 @@ def test_a_model_is_found_by_its_hash(
     old = sha256(model.read_bytes()[2**20 : 2**20 + 2**16]).hexdigest()[:8]
     for name, entries in (("a.png", f", Model hash: {digits}, Model: foo"), ("b.png", "")):
         save_a1111(name, entries or f", Model hash: {old}")
-        request, notes, _ = from_picture(Path(name), {})
+        request, notes, _ = from_picture(Path(name), {}, ImagePaths())
         assert request.model == str(model)
         assert notes[-1].startswith('its model is "ink" here, by its hash ')
     save_a1111("c.png", ", Model hash: 0123456789, Model: foo")
     with pytest.raises(BadRequest, match='was drawn by the model "foo"'):
-        from_picture(Path("c.png"), {})
+        from_picture(Path("c.png"), {}, ImagePaths())
+
+
+def foreign(name: str, more: str) -> None:
+    """A picture of A1111's img2img."""
+    texts = PngInfo()
+    line = "Steps: 2, Sampler: Euler, CFG scale: 5, Seed: 4, Size: 64x64, Model hash: 0123456789"
+    texts.add_text("parameters", f"a cat\n{line}, Denoising strength: 0.6{more}, Version: v1.10.1")
+    Image.new("RGB", (64, 64)).save(name, pnginfo=texts)
+
+
+def test_what_another_programs_picture_began_from_is_found_or_asked_for(
+    command: Command, draw: Command, sd1_folder: Path
+) -> None:
+    line = ("-m", str(sd1_folder), "-q", "-o", "new/")
+    Path("old").mkdir()
+    foreign("old/plain.png", "")
+    outcome = command("replay", "old/plain.png", *line)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        'Error: "old/plain.png" began from a picture that it does not name; give it with --image\n'
+    )
+    foreign("old/masked.png", ", Mask blur: 4")
+    outcome = command("replay", "old/masked.png", *line)
+    assert outcome.err.count("\n") == 1 and "give it with --image and --mask" in outcome.err
+    foreign("old/named.png", ", Init image hash: c0ffee")
+    outcome = command("replay", "old/named.png", *line)
+    assert 'from a picture, "c0ffee.png", that is not here' in outcome.err
+    Image.linear_gradient("L").resize((64, 64)).save("start.png")
+    given = command("replay", "old/plain.png", "--image", "start.png", *line)
+    Path("starts").mkdir()
+    Path("start.png").rename("starts/c0ffee.png")
+    found = command("replay", "old/named.png", "--image-dir", "starts", *line)
+    assert (given.code, found.code) == (0, 0)
+    first, second = (image_file.read(Path(path)) for path in (given.out + found.out).split())
+    assert first.request and second.request and first.request.strength == 0.6
+    assert first.request.image and second.request.image
+    assert first.request.image.hash == second.request.image.hash
+    assert first.pixels_sha256 == second.pixels_sha256

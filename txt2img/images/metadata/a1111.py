@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from txt2img.images.metadata.a1111_hires import hires_entries, hires_fields
+from txt2img.images.metadata.a1111_image import image_fields
 from txt2img.images.metadata.a1111_unsupported import unsupported
 from txt2img.images.metadata.a1111_versions import generator_of
 from txt2img.images.metadata.parsed import NO_VAE, accepted, cap, file_stem, number
@@ -164,6 +165,7 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
         "embeddings": [{"token": token, "hash": digits} for token, digits in words.items()],
         "vae": None if vae in NO_VAE else {"name": vae, "hash": entries.get("VAE hash", "")},
         "refiner": _refiner(entries.get("Refiner", "")),
+        **image_fields(entries),
     }
     request = Request.from_json(accepted(values, notes))
     return request, cap([*notes, *unsupported(entries)])

@@ -12,6 +12,7 @@ from txt2img.images.metadata.a1111_hires import (
     hires_fields,
     hires_notes,
 )
+from txt2img.images.metadata.a1111_image import KEYS, image_fields
 from txt2img.request.fields import FIELDS
 from txt2img.system.text import shown
 
@@ -19,7 +20,7 @@ from txt2img.system.text import shown
 READ = (
     *("Size", "Model hash", "VAE", "VAE hash", "ENSD", "RNG", "Sampler RNG", "Eta", "Eta DDIM"),
     *("Refiner", "Lora hashes", "TI hashes", "Compat", "Version", "App", "SDCPP", "Scheduler"),
-    *("Lora weights", "Hires resize", BOTH, *OTHERS),
+    *("Lora weights", "Hires resize", BOTH, *OTHERS, *KEYS),
 )
 # Entries that decide nothing: other words for what is drawn, its origin, its time.
 NEUTRAL = (
@@ -37,7 +38,6 @@ USUAL = {
     "Noise Schedule": "Default",
     "VAE Decoder": "Full",
     "Strength": "1.0",  # Draw Things
-    "Operations": "txt2img",  # SD.Next
     "Diffusion in Low Bits": "Automatic",  # Forge
 }
 KNOWN = {*READ, *NEUTRAL, *(row.a1111 for row in FIELDS.values())}
@@ -45,10 +45,13 @@ KNOWN = {*READ, *NEUTRAL, *(row.a1111 for row in FIELDS.values())}
 
 def unsupported(entries: Mapping[str, str]) -> list[str]:
     """A note for each entry that decided the picture and cannot be carried over."""
+    read = {STRENGTH_KEY} if hires_fields(entries) else set()
+    if image_fields(entries):
+        read |= {STRENGTH_KEY, "Strength"}
     notes = [
         f"{key}: {shown(value, 40)} is not carried over"
         for key, value in entries.items()
-        if key not in KNOWN and not (key == STRENGTH_KEY and hires_fields(entries))
+        if key not in KNOWN and key not in read
         if value not in OFF and value != USUAL.get(key)
     ]
     return [*notes, *hires_notes(entries)]

@@ -4,9 +4,11 @@
 kinds of nodes are known by name, and their inputs are followed, each node once.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from txt2img.images.metadata import comfyui_image
 from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, list_in, python_json, table_in
 from txt2img.request.adapters import strip_embedding_prefixes
 from txt2img.system.text import shown
@@ -37,6 +39,7 @@ WIDGETS = {
     "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "VAELoader": ("vae_name",),
+    **comfyui_image.WIDGETS,
 }
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "SamplerCustom")
 FIELDS = {
@@ -51,7 +54,7 @@ LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage")
 VALUES = ("value", "text", "string", "seed", "noise_seed", "int", "float")  # of a simple node
 CONDITIONINGS = ("conditioning", "conditioning_1", "conditioning_to")
 UPSTREAM = ("model", *CONDITIONINGS, "clip", "samples")
-PICTURE_LATENTS = ("VAEEncode", "VAEEncodeTiled", "VAEEncodeForInpaint", "LoadLatent")
+PICTURE_LATENTS = (*comfyui_image.ENCODERS, "LoadLatent")
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
@@ -145,7 +148,7 @@ def parse_graph(value: object) -> Graph:
     if not _add_refiner(graph, first, samplers) and len(samplers) > 1:
         graph.notes.append(f"its graph has {len(samplers)} samplers; only the first is read")
     _add_sampling(graph, first)
-    _add_size(graph, first)
+    _add_start(graph, first)
     guider = graph.node_behind(first, "guider") or first
     _add_prompts(graph, guider)
     _add_model(graph, guider)
@@ -208,19 +211,46 @@ def _add_sampling(graph: Graph, node: Node) -> None:
     for part in (node, *parts):
         for name, field_name in FIELDS.items():
             graph.add(field_name, graph.value(part, name))
-        denoise = graph.value(part, "denoise")
-        if isinstance(denoise, int | float) and denoise != 1:
-            graph.notes.append(f"denoise {denoise} is not carried over")
         if part.get("unnamed"):
             kind = shown(part.get("class_type"))
             graph.notes.append(f"the settings of the node {kind} are not known")
+
+
+def _add_strength(graph: Graph, node: Node) -> None:
+    """How much of a picture is drawn anew: by the denoise of a sampler or its schedule, or steps.
+
+    ComfyUI draws all `steps` of a longer schedule; those of an advanced sampler are its last ones.
+    """
+    steps, start = graph.values.get("steps"), graph.value(node, "start_at_step")
+    if isinstance(steps, int) and isinstance(start, int) and 0 < start < steps:
+        drawn = steps - start
+        strength = drawn / steps
+        while int(drawn / strength) < steps:
+            strength = math.nextafter(strength, 0)
+        graph.values |= {"steps": drawn, "strength": strength}
+        return
+    denoise = _denoise(graph, node)
+    graph.add("strength", 1.0 if denoise is None else denoise)
+
+
+def _denoise(graph: Graph, node: Node) -> object:
+    """The denoise of a sampler's node, or of its schedule's."""
+    parts = (node, graph.node_behind(node, "sigmas"))
+    return next((d for part in parts if (d := graph.value(part, "denoise")) is not None), None)
+
+
+def _add_start(graph: Graph, node: Node) -> None:
+    """What a sampler's node starts from: an empty latent's size, or a picture and its strength."""
+    latents = [*graph.chain(node, "latent_image")]
+    encoder = next((n for n in latents if n.get("class_type") in comfyui_image.ENCODERS), None)
+    if encoder is not None and comfyui_image.add_picture(graph, encoder, latents):
+        _add_strength(graph, node)
+        return
+    denoise = _denoise(graph, node)
+    if isinstance(denoise, int | float) and denoise != 1:
+        graph.notes.append(f"denoise {denoise} is not carried over")
     if graph.value(node, "start_at_step"):
         graph.notes.append("it began at a later step, which is not carried over")
-
-
-def _add_size(graph: Graph, node: Node) -> None:
-    """The size of the empty latent that a sampler's node starts from."""
-    latents = [*graph.chain(node, "latent_image")]
     empty = next((one for one in latents if one.get("class_type") in LATENTS), None)
     if empty is None:
         kind = str(latents[-1].get("class_type")) if latents else ""

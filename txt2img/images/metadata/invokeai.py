@@ -14,6 +14,7 @@ from txt2img.images.metadata.parsed import (
     split_karras,
     table_in,
 )
+from txt2img.request.input_image import UNNAMED
 
 FIELDS = {
     "positive_prompt": "prompt",
@@ -43,7 +44,8 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
 
 
 def _version_3(table: Table) -> ParsedMetadata:
-    parsed = from_table(table, FIELDS, "refiner_start")
+    parsed = from_table(table, FIELDS, "refiner_start", "strength", "init_image", "generation_mode")
+    _add_picture(parsed, str(table.get("generation_mode")), table.get("init_image"), table)
     for name in ("model", "vae"):
         if value := model_name(table.get(name)):
             parsed.values[name] = value
@@ -60,9 +62,21 @@ def _version_3(table: Table) -> ParsedMetadata:
     return parsed
 
 
+def _add_picture(parsed: ParsedMetadata, mode: str, picture: object, table: Table) -> None:
+    """Add what a picture began from, if its mode is not text alone: the name may be missing."""
+    if picture or re.search("img2img|inpaint|outpaint", mode):
+        parsed.values["image"] = picture or UNNAMED
+        parsed.values["strength"] = table.get("strength", 0.75)
+    if re.search("inpaint|outpaint", mode):
+        parsed.values["mask"] = UNNAMED
+
+
 def _version_2(table: Table) -> ParsedMetadata:
     image = table_in(table, "image")
-    parsed = from_table(image, FIELDS_2, "prompt")
+    picture = image.get("init_image_path", image.get("init_image"))
+    own = ("prompt", "type", "strength", "init_image_path", "init_image", "orig_hash")
+    parsed = from_table(image, FIELDS_2, *own)
+    _add_picture(parsed, str(image.get("type")), picture, image)
     prompt = image.get("prompt")
     if isinstance(prompt, list):
         prompt = " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))

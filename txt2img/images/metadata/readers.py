@@ -13,6 +13,7 @@ from txt2img.images.metadata import (
     fooocus,
     imaginairy,
     invokeai,
+    mflux,
     novelai,
     swarmui,
 )
@@ -32,6 +33,7 @@ Reader = Callable[[Mapping[str, str]], ParsedMetadata | None]
 # The first that knows a picture's texts reads them.
 READERS: tuple[Reader, ...] = (
     invokeai.read,
+    mflux.read,
     novelai.read,
     fooocus.read,
     swarmui.read,
@@ -85,9 +87,20 @@ def _vae(value: object) -> object:
     return None if value in NO_VAE else {"name": re.split(r"[\\/]", value)[-1]}
 
 
+def _picture(value: object) -> object:
+    """A picture by the last part of its path, without ComfyUI's folder in brackets."""
+    name = value.get("name") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        return value
+    return {"name": re.split(r"[\\/]", re.sub(r" \[\w+\]$", "", name))[-1]}
+
+
 CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "model": file_stem,
     "loras": _loras,
     "vae": _vae,
+    "image": _picture,
+    "mask": _picture,
     **{name: number for name in ("width", "height", "steps", "cfg", "cfg_rescale", "seed")},
+    "strength": number,
 }

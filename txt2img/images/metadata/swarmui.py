@@ -11,6 +11,7 @@ from txt2img.images.metadata.parsed import (
     table_in,
     written_json,
 )
+from txt2img.request.input_image import UNNAMED
 
 FIELDS = {
     "negativeprompt": "negative",
@@ -27,6 +28,7 @@ OWN = (
     "refinercontrolpercentage",
     "refinercontrol",
     "clipstopatlayer",
+    *("initimage", "initimagecreativity", "maskimage"),
 )
 
 
@@ -48,6 +50,11 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
         share = number(table.get("refinercontrolpercentage", table.get("refinercontrol", 0.2)))
         if isinstance(share, int | float):
             parsed.values["refiner_switch"] = round(1 - share, 6)
+    if "initimage" in table or "initimagecreativity" in table:  # the picture itself is left out
+        parsed.values["image"] = UNNAMED
+        parsed.values["strength"] = table.get("initimagecreativity", 0.6)
+    if "maskimage" in table:
+        parsed.values["mask"] = UNNAMED
     layer = number(table.get("clipstopatlayer"))
     if isinstance(layer, int) and layer < -1:
         parsed.values["clip_skip"] = -layer
