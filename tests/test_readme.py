@@ -76,7 +76,7 @@ def test_lines_of_the_shell_name_options_that_exist() -> None:
     assert len(lines) > 35
     for words in lines:
         name = words[0] if words[0] in NAMES else "generate"
-        if words[0] == "models" or words == ["--help"]:
+        if words[0] == "models" or words in (["--help"], ["-h"]):
             continue
         function, _ = command(name)
         app = typer.Typer()

@@ -177,3 +177,8 @@ def test_a_model_of_edits_needs_a_picture_and_draws_with_one(
     model = ("-m", str(tiny.pix2pix().folder), "--steps", "1", "-q", "--seed", "1")
     refused(command("make it snow", *model, "-o", "b.png"), 2, "give one with --image")
     assert command("make it snow", *model, "-o", "b.png", "-i", str(picture)).code == 0
+
+
+def test_a_strength_without_a_picture_is_told(draw: Command) -> None:
+    told = draw("x", "--strength", "0.5", "--dry-run").err
+    assert "--strength changes nothing without --image" in told

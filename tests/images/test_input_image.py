@@ -240,3 +240,10 @@ def test_edges_are_repeated_on_a_larger_canvas() -> None:
     assert wide.size == (12, 20)
     assert wide.crop((8, 0, 12, 4)).tobytes() == image.tobytes()
     assert near(wide, 0, 0, GREEN, 0) and near(wide, 0, 3, RED, 0) and near(wide, 11, 19, RED, 0)
+
+
+def test_of_many_pictures_the_first_lines_are_told() -> None:
+    paths = ImagePaths()
+    for number in range(1000):
+        paths.note(f"a{number}.png")
+    assert len(paths.notes) == 21 and "more" in paths.notes[-1]

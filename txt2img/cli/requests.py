@@ -206,6 +206,8 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
         errors = batch.errors if batch.skip_errors else None
         folders = ImageFolders(batch.requests, batch.library.images, errors)
         batch.requests = batch.image_folders = folders
+    elif any(request.strength is not None for request in batch.requests):
+        batch.notes.append("--strength changes nothing without --image")
     if options.sweep:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
     count, is_random, known = 0, False, set(random_seeds)

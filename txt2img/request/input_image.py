@@ -14,6 +14,7 @@ STDIN = "-"
 UNNAMED = "?"  # a picture that a record does not name
 NAME_MAX = 4096  # characters of a path
 MARGIN_MAX = 4096  # pixels
+NOTES_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class ImagePaths:
     notes: list[str] = field(default_factory=list)  # for the user
 
     def note(self, line: str) -> None:
-        """Add a line for the user, once."""
-        if line not in self.notes:
+        """Add a line for the user, once; of many pictures only the first ones' lines."""
+        if len(self.notes) == NOTES_MAX:
+            self.notes.append("and so with more pictures")
+        elif len(self.notes) < NOTES_MAX and line not in self.notes:
             self.notes.append(line)

@@ -26,6 +26,7 @@ Examples:
   txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
   txt2img --prompts prompts.txt --seed 1 -o art/ --resume
   txt2img "a cat" --sweep cfg=4..10:2 --sweep sampler=euler,heun -o cats/
+  txt2img "a green apple" --image apple.png --strength 0.6
   txt2img --params-from apple.png --seed 43
 
 \b
