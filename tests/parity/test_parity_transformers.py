@@ -68,6 +68,13 @@ def noise(model: Model, cfg: float) -> Tensor:
     return fresh_noise([request(cfg)], rules(request(cfg)), shape, CPU.torch_device)()
 
 
+def picture(width: int, height: int) -> Image.Image:
+    """A picture of smooth colours."""
+    down, across = np.mgrid[0:height, 0:width]
+    channels = [down * 2 % 256, across * 3 % 256, (down + across) % 256]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
 @cache
 @torch.no_grad()
 def theirs(name: str, cfg: float, output: str) -> Tensor | Image.Image:
@@ -127,10 +134,17 @@ def z_image(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor 
     return out if output == "latent" else out[0]
 
 
-def flux2(pipeline: object, start: Tensor, cfg: float, output: str) -> Tensor | Image.Image:
+def flux2(
+    pipeline: object,
+    start: Tensor,
+    cfg: float,
+    output: str,
+    references: list[Image.Image] | None = None,
+) -> Tensor | Image.Image:
     """FLUX.2 klein; its latents come as the VAE's, without the batch norm's scale."""
     out = pipeline(
         prompt=PROMPT,
+        image=references,
         negative_prompt_embeds=pipeline.encode_prompt(NEGATIVE)[0],
         guidance_scale=cfg,
         height=HEIGHT,
@@ -164,13 +178,33 @@ def test_latents_equal_those_of_diffusers(name: str, cfg: float) -> None:
 def test_pictures_of_the_command_equal_those_of_diffusers(
     command: Command, name: str, cfg: float, layout: str
 ) -> None:
+    expected = theirs(name, cfg, "pil")
+    assert isinstance(expected, Image.Image)
+    check_drawn(command, expected, cfg, *arguments(name, layout))
+
+
+def test_references_are_seen_as_by_diffusers(command: Command) -> None:
+    sizes = [(80, 64), (100, 64)]  # the second is cut to whole patches
+    for index, size in enumerate(sizes):
+        picture(*size).save(f"{index}.png")
+    files, given = tiny("flux2_klein"), [f"--reference={index}.png" for index in range(len(sizes))]
+    start = noise(loaded("flux2_klein"), 4.0)
+    with torch.no_grad():
+        pictures = [picture(*size) for size in sizes]
+        expected = flux2(files.pipeline, start, 4.0, "pil", pictures)
+    assert isinstance(expected, Image.Image)
+    check_drawn(command, expected, 4.0, "--model", str(files.folder), *given)
+    outcome = command("info", "x.png", "--json")
+    assert outcome.code == 0 and '"references"' in outcome.out
+
+
+def check_drawn(command: Command, expected: Image.Image, cfg: float, *options: str) -> None:
+    """Draw a picture and compare it."""
     size = ("--width", str(WIDTH), "--height", str(HEIGHT), "--steps", str(STEPS))
     guidance = ("--cfg", str(cfg), "--negative", NEGATIVE, "--seed", str(SEED))
-    outcome = command(PROMPT, *arguments(name, layout), *size, *guidance, "-o", "x.png")
+    outcome = command(PROMPT, *options, *size, *guidance, "-o", "x.png")
     assert outcome.code == 0, outcome.err
     with Image.open("x.png") as image:
         drawn = np.asarray(image.convert("RGB")).astype(int)
-    expected = theirs(name, cfg, "pil")
-    assert isinstance(expected, Image.Image)
     assert np.abs(drawn - np.asarray(expected).astype(int)).max() <= 2
     assert drawn.std() > 5  # there is something to see

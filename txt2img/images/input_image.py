@@ -68,6 +68,9 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
 
     BadFile for what is missing or no picture, BadRequest for fields that need a picture.
     """
+    if request.references:
+        found = tuple(find_image(one, paths)[0] for one in request.references)
+        request = replace(request, references=found)
     if request.image is None:
         if request.mask is not None or request.outpaint is not None:
             raise BadRequest("--mask and --outpaint need --image: the picture to change")

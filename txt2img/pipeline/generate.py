@@ -23,7 +23,7 @@ from txt2img.images.canvas import canvas_of
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
-from txt2img.pipeline.denoiser import denoiser
+from txt2img.pipeline.denoiser import ImageConds, denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.init_image import InitImage, init_image, starts_from_noise
 from txt2img.pipeline.noise import fresh_noise, step_noise
@@ -152,7 +152,7 @@ def prepare(
         check_transparent(model, first)
 
     # 1. Prompts → conditions, with LoRAs and embeddings applied.
-    conds = encode_prompts(model, requests, rules)
+    conds = conditions(model, requests, rules)
 
     # 2. Steps → levels, from noise to image; pixels → the VAE's latent cells.
     levels, latent = noise_levels(model, first, rules), latent_shape(model, first)
@@ -171,6 +171,16 @@ def prepare(
     scales = initial_noise_scale(process, first, rules, top, from_noise), init, top.alpha
     job = Job(tuple(requests), rules, process, levels, denoise, latent, device, *scales)
     return replace(job, init_scale=0.0) if from_noise else job
+
+
+def conditions(model: Model, requests: Sequence[Request], rules: Rules) -> list[ImageConds]:
+    """What the network is told: each image's prompts, with the reference pictures' latents."""
+    conds = encode_prompts(model, requests, rules)
+    if not requests[0].references:
+        return conds
+    from txt2img.pipeline.references import with_references
+
+    return with_references(model, requests[0], conds)
 
 
 def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:

@@ -25,6 +25,7 @@ from txt2img.request.input_image import (
     Margins,
     Resize,
     image_from_json,
+    images_from_json,
     margins_from_json,
 )
 from txt2img.request.interval import Interval, interval_from_json
@@ -313,6 +314,16 @@ class RequestFields:
         UpscalerRef | None,
         Field(("--upscale",), a1111="Postprocess upscaler", from_json=upscaler_from_json),
     ] = None
+    # Pictures that models of edits look at (FLUX.1 Kontext, FLUX.2), in the prompt's order.
+    references: Annotated[
+        tuple[ImageRef, ...],
+        Field(
+            ("--reference",),
+            ("--ref-image", "--reference-image"),
+            from_json=images_from_json,
+            option="reference",
+        ),
+    ] = ()
     # The distilled guidance scale, which some networks take as an input.
     guidance: Annotated[
         float | None,
@@ -354,7 +365,7 @@ def _rows() -> Iterator[Field]:
         parts = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
         kind, items = get_origin(parts[0]) or parts[0], get_args(parts[0])
         from_json = row.from_json
-        if items:
+        if items and not from_json:
             from_json = partial(objects_from_json, items[0], name)
         elif isinstance(kind, type) and is_dataclass(kind) and not from_json:
             from_json = partial(object_from_json, kind, name)

@@ -49,6 +49,13 @@ def image_from_json(value: object) -> ImageRef:
     return object_from_json(ImageRef, "a picture", value)
 
 
+def images_from_json(value: object) -> tuple[ImageRef, ...]:
+    """Pictures from a list of paths or JSON objects. BadRequest."""
+    if not isinstance(value, list | tuple):
+        raise BadRequest(f"references must be a list of pictures, got {shown(value)}")
+    return tuple(map(image_from_json, value))
+
+
 @dataclass(frozen=True)
 class Margins:
     """Pixels by which outpainting makes a picture larger, at each side."""

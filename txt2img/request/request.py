@@ -93,7 +93,8 @@ class Request(RequestFields):
     @property
     def has_input(self) -> bool:
         """Whether it names a picture, or something that needs one."""
-        return not (self.image is None and self.mask is None and self.outpaint is None)
+        pictures = self.image is None and self.mask is None and not self.references
+        return not (pictures and self.outpaint is None)
 
     @property
     def has_hires(self) -> bool:

@@ -57,6 +57,9 @@ class Family:
     pad_tokens: tuple[str, ...] = (EOS,)  # the padding token of each text encoder
     zero_empty_negative: bool = False  # an empty negative prompt is zeros
     prompt_encoder: str = "clip"  # how the encoders work together: a key of TEXT_WIDTHS
+    takes_references: bool = False  # whether it was trained to look at other pictures
+    # Sizes, width and height, that references are brought to; without any, at most a megapixel.
+    reference_sizes: tuple[tuple[int, int], ...] = ()
     vae_file: str = ""  # where its VAE comes from, for models that are published without
 
     @property
@@ -118,6 +121,11 @@ class Family:
         if request.skip_layer_guidance and not self.network.skip_layers:
             raise BadRequest(
                 f"--skip-layer-guidance: it is for Stable Diffusion 3.5, not {self.name}"
+            )
+        if request.references and not self.takes_references:
+            raise BadRequest(
+                f"--reference: {self.name} looks at no other pictures; FLUX.2 klein and FLUX.1 "
+                "Kontext do"
             )
         for option, asked in (
             ("--deepcache", request.reuse > 1),

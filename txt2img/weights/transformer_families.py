@@ -40,6 +40,13 @@ T5_XXL = "t5xxl_fp16.safetensors, from comfyanonymous/flux_text_encoders"
 _PROJECTED = TextConfig(penultimate=True, projection=768)
 _FLOW = Defaults(1024, 1024, 28, 1.0, Sampler.EULER, Schedule.FLOW)
 
+# Of Kontext's training, each also turned by a quarter (diffusers, PREFERRED_KONTEXT_RESOLUTIONS).
+_KONTEXT = (
+    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248)),
+    *((880, 1184), (944, 1104)),
+)
+KONTEXT_SIZES = (*_KONTEXT, (1024, 1024), *(size[::-1] for size in _KONTEXT))
+
 FLUX_ROLES = (
     TextRole("text_encoder", "clip", TextConfig(pooled=True), CLIP_L),
     TextRole("text_encoder_2", "t5", T5TextConfig(length=512), T5_XXL),
@@ -122,6 +129,7 @@ FLUX2_KLEIN = Family(
     "flow",
     replace(_FLOW, steps=4),
     prompt_encoder="flux2",
+    takes_references=True,
     vae_file="flux2-vae.safetensors, from Comfy-Org/flux2-klein (split_files/vae/)",
 )
 FLUX2_KLEIN_BASE = replace(
@@ -137,6 +145,14 @@ def flux_variant(network: FluxConfig, hints: str) -> Family:
         guidance = 30.0 if network.extra_channels == 80 else 10.0
         family = replace(
             family, name=purpose, defaults=replace(family.defaults, guidance=guidance, steps=50)
+        )
+    elif "kontext" in hints:
+        family = replace(
+            family,
+            name="FLUX.1 Kontext",
+            defaults=replace(family.defaults, guidance=2.5),
+            takes_references=True,
+            reference_sizes=KONTEXT_SIZES,
         )
     return replace(family, network=network)
 

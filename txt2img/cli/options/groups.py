@@ -56,6 +56,7 @@ class RunOptions:
             self.picture.request_fields()
             | self.adapters.request_fields()
             | given_fields(self.input)
+            | ({"references": self.input.reference} if self.input.reference else {})
             | given_fields(self.compat)
             | given_fields(self.speed)
             | (self.larger.request_fields() if self.larger != LargerOptions() else {})

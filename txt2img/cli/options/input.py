@@ -114,6 +114,15 @@ class InputOptions:
             "1.5).",
         ),
     ] = None
+    reference: Annotated[
+        list[str] | None,
+        field_option(
+            "references",
+            metavar="FILE",
+            help="Let a model of edits (FLUX.1 Kontext, FLUX.2 klein) look at a picture while it "
+            "draws. Repeatable.",
+        ),
+    ] = None
     image_dir: ImageDirs = None
 
     def with_places(self, library: AdapterPaths) -> AdapterPaths:
