@@ -12,6 +12,7 @@ from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
 from txt2img.images.resume import Item, ResumeIndex, items
+from txt2img.request.compat import rules, steps_of
 from txt2img.request.hires import drawn_size, second_steps, upscaler_of
 from txt2img.request.request import Request
 from txt2img.system.device_names import guess_device
@@ -135,6 +136,9 @@ def summary(
     )
     yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
+    if request.image is not None and request.strength is not None:
+        drawn = steps_of(request, rules(request)).drawn
+        shape = f"{shape}, from a picture at strength {request.strength:g} ({drawn} steps drawn)"
     if request.has_hires:
         (width, height), steps = drawn_size(request), second_steps(request)
         count_of_steps = "1 step" if steps == 1 else f"{steps} steps"

@@ -9,6 +9,8 @@ from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadFile, Txt2imgError
 from txt2img.images import formats, image_file
 from txt2img.images.animation import STEP_KEY
+from txt2img.request.input_image import UNNAMED, ImageRef
+from txt2img.request.request import Request
 from txt2img.system.files import open_regular, parse_json
 from txt2img.system.text import format_size, shown
 
@@ -32,6 +34,7 @@ def picture(path: Path, kind: str) -> dict[str, object]:
     ours, step = (_json(texts.pop(key, '""')) for key in ("txt2img", STEP_KEY))
     return {
         "kind": f"a {kind} picture, {info.width}x{info.height}",
+        "began from": began_from(info.request) if info.request and info.request.image else "",
         "parameters": parameters,
         "txt2img": ours,
         STEP_KEY: step,
@@ -39,6 +42,29 @@ def picture(path: Path, kind: str) -> dict[str, object]:
         "other texts": {key: f"{len(text):,} characters" for key, text in texts.items()},
         "notes": list(info.notes),
     }
+
+
+def began_from(request: Request) -> str:
+    """What a request begins from, in a line: picture, strength, mask."""
+    parts = [_named(request.image)]
+    if request.strength is not None:
+        parts[0] += f", strength {request.strength:g}"
+    if request.mask is not None:
+        inverted = ", inverted" if request.mask_invert else ""
+        parts.append(f"mask: {_named(request.mask)}{inverted}")
+    if request.only_masked is not None:
+        parts.append(f"only the masked part, {request.only_masked} pixels around it")
+    if request.outpaint is not None:
+        parts.append(f"outpainted by {request.outpaint}")
+    return "; ".join(parts)
+
+
+def _named(ref: ImageRef | None) -> str:
+    """A picture's name and the hash of its pixels, as far as they are known."""
+    if ref is None or ref.name == UNNAMED:
+        return "a picture that the record does not name"
+    known = f" (hash {ref.hash[:12]})" if ref.hash else ""
+    return f"{shown(ref.name)}{known}"
 
 
 def _json(text: str) -> object:

@@ -1,6 +1,7 @@
 """info prints what a file contains, for people and as JSON, without control characters."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +11,7 @@ from tests.conftest import Command
 from tests.support import picture_files
 from txt2img.images.record import Origin
 from txt2img.request import Request, Sampler, Schedule
+from txt2img.request.input_image import ImageRef, Margins
 
 REQUEST = Request(
     "a cat\nat home",
@@ -42,6 +44,26 @@ def test_a_picture_is_described_in_both_forms(command: Command) -> None:
     assert any(line.startswith("    Steps: 3, Sampler: Euler a, Schedule type") for line in lines)
     assert '      "version": 1,' in lines
     assert "\x1b" not in outcome.out
+
+
+def test_what_a_picture_began_from_is_told(command: Command) -> None:
+    start, mask = ImageRef("a.png", "0" * 64), ImageRef("m.png", "1" * 64)
+    request = replace(REQUEST, image=start, strength=0.5, mask=mask, mask_invert=True)
+    request = replace(request, outpaint=Margins(left=64))
+    picture_files.save(Image.new("RGB", (64, 64)), Path("x.png"), request, Origin("m", "01"))
+    [line] = [row for row in command("info", "x.png").out.splitlines() if "began" in row]
+    assert line == (
+        '  began from  "a.png" (hash 000000000000), strength 0.5; mask: "m.png" '
+        "(hash 111111111111), inverted; outpainted by left=64"
+    )
+    texts = PngInfo()
+    entries = "Steps: 3, Sampler: Euler, Seed: 4, Size: 64x64, Denoising strength: 0.5"
+    texts.add_text("parameters", f"a cat\n{entries}")
+    Image.new("RGB", (64, 64)).save("y.png", pnginfo=texts)
+    assert "began from  a picture that the record does not name, strength 0.5\n" in (
+        command("info", "y.png").out
+    )
+    assert "--image IMAGE " in command("info", "--command", "y.png").out
 
 
 def test_a_file_that_is_named_like_a_picture_is_judged_as_one(command: Command) -> None:

@@ -67,12 +67,21 @@ def request_summary(request: Request) -> dict[str, object]:
         "seed": request.seed,
         "size": [request.width, request.height],
         **({"final_size": [*written_size(request)]} if is_larger(request) else {}),
+        **began_from(request),
         "steps": request.steps,
         "cfg": request.cfg,
         "sampler": request.sampler,
         "schedule": request.schedule,
         **({} if second is None else {"refiner": {**asdict(second), "switch": switch}}),
     }
+
+
+def began_from(request: Request) -> dict[str, object]:
+    """The fields of a request's picture to begin from in a JSON record; none without one."""
+    if request.image is None:
+        return {}
+    mask = {} if request.mask is None else {"mask": asdict(request.mask)}
+    return {"image": asdict(request.image), "strength": request.strength, **mask}
 
 
 def is_larger(request: Request) -> bool:
