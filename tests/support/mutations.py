@@ -181,10 +181,57 @@ def of_json(path: Path, chance: random.Random) -> bytes:
     if isinstance(values.get(key), list) and values[key] and chance.random() < 0.5:
         values[key][chance.randrange(len(values[key]))] = chance.choice(bad)
     elif chance.random() < 0.15:
-        del values[key]
+        values.pop(key, None)
     else:
         values[key] = chance.choice(bad)
     return json.dumps(values).encode()
+
+
+def of_text(path: Path, chance: random.Random) -> bytes:
+    """A text file cut, emptied, with lines lost, doubled, exchanged, or of other characters."""
+    data = path.read_bytes()
+    lines = data.split(b"\n")
+    place, other = chance.randrange(len(lines)), chance.randrange(len(lines))
+    odd = [b"\xff\xfe", b"\0", b"a" * 5000, b"\x1b[31m", "\u202e".encode(), b"a b c", b" ", b"#"]
+    kind = chance.randrange(6)
+    if kind == 0:
+        return data[: chance.randrange(len(data) + 1)]
+    if kind == 1:
+        return chance.choice([b"", b"\n", b"#version: 0.2\n", b"\xff", bytes(100)])
+    if kind == 2:
+        del lines[place]
+    elif kind == 3:
+        lines.insert(place, lines[other])
+    elif kind == 4:
+        lines[place], lines[other] = lines[other], lines[place]
+    else:
+        lines[place] = chance.choice(odd)
+    return b"\n".join(lines)
+
+
+def of_value(value: object, chance: random.Random) -> object:
+    """A JSON value with one of the values in it changed, at any depth: what a server may answer."""
+    if isinstance(value, dict) and value and chance.random() < 0.8:
+        key = chance.choice(list(value))
+        if chance.random() < 0.15:
+            return {k: v for k, v in value.items() if k != key}
+        return value | {key: of_value(value[key], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        place = chance.randrange(len(value))
+        return [*value[:place], of_value(value[place], chance), *value[place + 1 :]]
+    names = ["../x", "a/../../b", "x" * 5000, "\x1b[31m", "/etc/x", "\ud800"]
+    return chance.choice([*BAD_NUMBERS, *names])
+
+
+def of_toml(path: Path, chance: random.Random) -> bytes:
+    """A TOML file damaged as a text is, or with values that no option takes."""
+    if chance.random() < 0.5:
+        return of_text(path, chance)
+    values = ["0x" + "f" * 5000, "inf", "nan", "[[1]]", "{a = 1}", "1979-05-27", '"\\u0000"', "-1"]
+    lines = path.read_text().splitlines()
+    place = chance.choice([n for n, line in enumerate(lines) if "=" in line])
+    lines[place] = f"{lines[place].split('=')[0]}= {chance.choice(values)}"
+    return "\n".join(lines).encode()
 
 
 OF_WEIGHTS = (of_bytes, of_header, of_tensors, of_tensors)
@@ -195,4 +242,8 @@ def mutant(path: Path, seed: int) -> bytes:
     chance = random.Random(seed)
     if path.suffix == ".json":
         return of_json(path, chance)
+    if path.suffix == ".toml":
+        return of_toml(path, chance)
+    if path.suffix == ".txt":
+        return of_text(path, chance)
     return chance.choice(OF_WEIGHTS)(path, chance)

@@ -26,10 +26,12 @@ from txt2img.weights.registry.hashes import sha256
 from txt2img.weights.registry.hub_cache import DENOISERS, NETWORKS, SUFFIX, HubRef
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
     from huggingface_hub.utils.tqdm import tqdm
 
 COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 WEIGHTS = dict.fromkeys((*DENOISERS, "vae"), "diffusion_pytorch_model")
+SIZE_MAX = 2**50  # bytes of a file that is believed
 SPARE = 64 * 2**20  # bytes that are left free on the disk
 
 
@@ -64,18 +66,29 @@ def plan_download(ref: HubRef, variant: str | None = None, endpoint: str | None 
     with _hub_errors(ref, endpoint):
         api = HfApi(endpoint=_endpoint(endpoint))
         info = api.model_info(ref.id, revision=ref.revision or None, files_metadata=True)
-    remote = {
-        row.rfilename: RemoteFile(row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "")
-        for row in info.siblings or ()
-    }
+        remote = _remote_files(info)
     names = [ref.file] if ref.file else needed(list(remote), ref.id, variant)
     if ref.file and ref.file not in remote:
         raise ModelNotFound(_no_file(ref, list(remote)))
-    tags = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
+    listed = info.tags if isinstance(info.tags, list) else []
+    tags = [str(tag).partition(":")[2] for tag in listed if str(tag).startswith("license:")]
     licence = tags[0] if tags else "not stated"
-    if not hub_cache.COMMIT.fullmatch(info.sha or ""):
+    if not hub_cache.COMMIT.fullmatch(str(info.sha)):
         raise ModelNotFound(f"the Hub names no commit of {ref.id}; try again later")
     return Download(ref, info.sha or "", licence, tuple(remote[name] for name in names))
+
+
+def _remote_files(info: "ModelInfo") -> dict[str, RemoteFile]:
+    """The files that the Hub lists, by name. ValueError if the list is malformed."""
+    files: dict[str, RemoteFile] = {}
+    for row in info.siblings or ():
+        name, size, sha = row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else ""
+        if not isinstance(name, str) or type(size) is not int or not 0 <= size < SIZE_MAX:
+            raise ValueError(f"{shown(name)} of {shown(size)} bytes")
+        if not isinstance(sha, str):
+            raise ValueError(f"{shown(name)} with the hash {shown(sha)}")
+        files[name] = RemoteFile(name, size, sha)
+    return files
 
 
 def needed(names: Sequence[str], repository: str, variant: str | None = None) -> list[str]:
