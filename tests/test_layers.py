@@ -28,6 +28,7 @@ ABOVE_TORCH = ("cli/", "__main__.py", "__init__.py")
 # The only homes of each library that is not a standard one; torch lives in TORCH.
 HOMES = {
     "accelerate": ("system/device/", "train/"),
+    "gguf": ("weights/formats/dequantize.py",),
     "huggingface_hub": ("weights/registry/hub.py",),
     "numpy": ("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
     "PIL": ("images/", "pipeline/", "train/", "cli/"),

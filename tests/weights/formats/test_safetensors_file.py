@@ -214,7 +214,7 @@ LOOKALIKES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("by name", holds(b"nonsense, but long enough"), "a.bin", "pickled"),
     ("lfs", holds(b"version https://git-lfs.github.com/spec/v1\noid"), "a.safetensors", "LFS"),
     ("html", holds(b"\n<!DOCTYPE html><html>"), "a.safetensors", "web page"),
-    ("gguf", holds(b"GGUF\x03\0\0\0 and so on"), "a.gguf", "GGUF"),
+    ("gguf", holds(b"GGUF\x03\0\0\0 and so on"), "a.gguf", "tensors; at most"),
     ("picture", holds(b"\x89PNG\r\n\x1a\n and so on"), "a.png", "picture"),
     ("empty", holds(b""), "a.safetensors", "empty"),
     ("short", holds(b"\x01\x02"), "a.safetensors", "truncated"),

@@ -1,7 +1,8 @@
-"""Safetensors files, single or sharded: headers, which import no torch, and writing.
+"""Weight files: headers, which import no torch, and writing.
 
-The `safetensors` package parses headers and refuses those that do not agree with the file; tensors
-are read by weights/formats/tensors.py.
+Most are safetensors, single or sharded, whose headers the `safetensors` package parses, and refuses
+those that do not agree with the file; GGUF files are parsed by weights/formats/gguf.py. Tensors are
+read by weights/formats/tensors.py.
 """
 
 import math
@@ -38,6 +39,7 @@ SCALES = {"scale_weight": "scale_input", "weight_scale": "input_scale"}
 QUANTIZED = "comfy_quant"  # a layer's description, as JSON in bytes
 QUANTIZED_MAX = 2**12  # bytes
 SCALED = "scaled_fp8"  # an empty tensor that names the 8-bit dtype of a file
+GGUF = ".gguf"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PICKLE = "a pickled checkpoint, which can run any code when it is opened and so is refused"
 CONVERT = "convert it to safetensors with a tool you trust, or download the .safetensors version"
@@ -54,7 +56,6 @@ LOOKALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
         f"run `git lfs pull`, or {ADVICE}",
     ),
     ((b"<!doctype", b"<html", b"<?xml"), "a web page, not weights", ADVICE),
-    ((b"gguf",), "a GGUF file, which is not supported", "use a .safetensors version"),
     ((b"\x89png", b"\xff\xd8\xff", b"riff"), "a picture, not weights", "give a weight file"),
 )
 
@@ -72,10 +73,18 @@ class TensorRef:
     swapped: bool = False  # the first and second half of the first axis exchanged
     transposed: bool = False  # a matrix that the file has as (columns, rows)
     scale: "TensorRef | None" = None  # one number that multiplies all values
+    block: tuple[int, int] | None = None  # values and bytes of a block, in a GGUF file only
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored in blocks of small integers with scales, as GGUF files have them."""
+        return self.block is not None and self.block[0] > 1
 
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
+        if self.block is not None:
+            return -(-math.prod(self.shape) * self.block[1] // self.block[0])
         known = DTYPE.fullmatch(self.dtype)
         return math.prod(self.shape) * int((known and known[1]) or 8) // 8
 
@@ -138,9 +147,31 @@ def component(folder: Path, stem: str) -> Header:
 
 
 def header(path: Path) -> Header:
-    """The header of one safetensors file. Raises BadFile, UnknownLayout."""
+    """The header of one safetensors or GGUF file. Raises BadFile, UnknownLayout."""
+    with open_regular(path) as file:
+        is_gguf = file.read(4) == b"GGUF"
+    if is_gguf:
+        return _gguf_header(path)
     whole = _header(path)
     return replace(whole, tensors=_with_scales(whole.tensors))
+
+
+def stem(path: Path) -> str:
+    """A weight file's name without its ending."""
+    return path.name.split(".safetensors")[0].removesuffix(GGUF)
+
+
+def _gguf_header(path: Path) -> Header:
+    """The header of a GGUF file. Raises BadFile, UnknownLayout."""
+    from txt2img.weights.formats import gguf
+
+    content = gguf.read_header(path)
+    texts = {key: value for key, value in content.metadata.items() if isinstance(value, str)}
+    tensors = {
+        one.name: TensorRef(path, one.name, one.dtype, one.shape, one.start, block=one.block)
+        for one in content.tensors
+    }
+    return Header(texts, tensors)
 
 
 def _header(path: Path) -> Header:

@@ -1,4 +1,4 @@
-"""Read tensors out of safetensors files: checked to be finite, and cast."""
+"""Read tensors out of safetensors and GGUF files: dequantised, checked to be finite, and cast."""
 
 import math
 import os
@@ -16,6 +16,16 @@ from txt2img.system.text import shown
 from txt2img.weights.formats.safetensors_file import FLOAT8, NAME_MAX, TensorRef, broken
 
 FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
+GGUF_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 READERS = 4  # threads at most
 THREADS_PAY = 2**22  # bytes in all, from which on it is worth starting threads
 
@@ -71,7 +81,12 @@ def read(
 
 
 def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor:
-    """Read one tensor in its stored dtype onto the CPU. Raises BadFile."""
+    """Read one tensor in its stored dtype, or dequantised to float32, onto the CPU.
+
+    Raises BadFile; Txt2imgError for a quantised one that needs a package that is missing.
+    """
+    if ref.block is not None:
+        return _oriented(_read_gguf(name, ref), ref)
     try:
         file = (Files() if files is None else files)[ref.path]
         value: Tensor = (
@@ -82,8 +97,51 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
     except (SafetensorError, OSError) as error:
         raise broken(ref.path, error) from error
     if value.numel() != math.prod(ref.shape):
-        where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
-        raise BadFile(f"{where} was changed while it was in use; start again")
+        raise _changed(name, ref)
+    return _oriented(value, ref)
+
+
+def read_blocks(name: str, ref: TensorRef) -> tuple[Tensor, int]:
+    """The blocks (n, bytes) of a GGUF file that hold a tensor, uint8, and the values before it.
+
+    Rows that a tensor is cut to need not begin with a block. Raises BadFile.
+    """
+    assert ref.block is not None
+    values, nbytes = ref.block
+    row = math.prod(ref.shape[:-1] if ref.transposed else ref.shape[1:])
+    begin = row * (ref.rows or (0,))[0]
+    first, end = begin // values, -(-(begin + math.prod(ref.shape)) // values)
+    content = torch.empty((end - first) * nbytes, dtype=torch.uint8)
+    try:
+        with open_regular(ref.path) as file:
+            file.seek(ref.start + first * nbytes)
+            count = file.readinto(memoryview(content.numpy()))
+    except OSError as error:
+        raise broken(ref.path, error) from error
+    if count != len(content):
+        raise _changed(name, ref)
+    return content.view(-1, nbytes), begin - first * values
+
+
+def _read_gguf(name: str, ref: TensorRef) -> Tensor:
+    """The values of a tensor of a GGUF file, in a row. Raises as `read_stored`."""
+    assert ref.block is not None
+    blocks, before = read_blocks(name, ref)
+    if not ref.is_quantized:
+        return blocks.view(GGUF_DTYPES[ref.dtype]).flatten()
+    from txt2img.weights.formats.dequantize import dequantize_flat
+
+    flat = dequantize_flat(blocks, ref.dtype, ref.block[0], torch.float32)
+    return flat[before : before + math.prod(ref.shape)]
+
+
+def _changed(name: str, ref: TensorRef) -> BadFile:
+    where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
+    return BadFile(f"{where} was changed while it was in use; start again")
+
+
+def _oriented(value: Tensor, ref: TensorRef) -> Tensor:
+    """Values of a tensor in its shape, transposed or with its halves swapped if it is to be."""
     if ref.transposed:
         return value.reshape(ref.shape[::-1]).T.contiguous()
     value = value.reshape(ref.shape)
@@ -101,7 +159,7 @@ def _finite(
 ) -> Tensor:
     """The value in a dtype and on a device. Raises MissingWeights unless it is finite floats."""
     where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
-    if ref.dtype not in FLOATS:
+    if ref.dtype not in FLOATS and not ref.is_quantized:
         raise MissingWeights(f"{where} contains {ref.dtype}; weights are floats")
     if value.dtype != torch.float64:  # which MPS has not
         value = value.to(device)
