@@ -108,7 +108,7 @@ def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def q4_k(blocks: Tensor) -> Tensor:
     """4 bits: 8 groups of 32 numbers, each with a scale and a minimum of 6 bits."""
     scale, minimum = _scales_and_minima(blocks)
-    numbers = _nibbles(blocks[:, 16:], 32).unflatten(-1, (8, 32))
+    numbers: Tensor = _nibbles(blocks[:, 16:], 32).unflatten(-1, (8, 32))
     return (scale * numbers.float() - minimum).flatten(1)
 
 
@@ -116,7 +116,7 @@ def q5_k(blocks: Tensor) -> Tensor:
     """5 bits: as Q4_K, with fifth bits of the groups in the bits of 32 bytes."""
     scale, minimum = _scales_and_minima(blocks)
     fifth = _bits(blocks[:, None, 16:48], 1)[:, 0] << 4  # (n, 8, 32)
-    numbers = _nibbles(blocks[:, 48:], 32).unflatten(-1, (8, 32)) | fifth
+    numbers: Tensor = _nibbles(blocks[:, 48:], 32).unflatten(-1, (8, 32)) | fifth
     return (scale * numbers.float() - minimum).flatten(1)
 
 
@@ -125,8 +125,8 @@ def q6_k(blocks: Tensor) -> Tensor:
     scale = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
     low = _nibbles(blocks[:, :128], 64)
     high = _bits(blocks[:, 128:192].unflatten(-1, (2, 32)), 2).flatten(1)
-    numbers = (low | (high << 4)).float() - 32
-    return (scale[:, :, None] * numbers.unflatten(-1, (16, 16))).flatten(1)
+    numbers: Tensor = ((low | (high << 4)).float() - 32).unflatten(-1, (16, 16))
+    return (scale[:, :, None] * numbers).flatten(1)
 
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {

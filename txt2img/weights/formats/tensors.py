@@ -115,7 +115,7 @@ def read_blocks(name: str, ref: TensorRef) -> tuple[Tensor, int]:
     try:
         with open_regular(ref.path) as file:
             file.seek(ref.start + first * nbytes)
-            count = file.readinto(memoryview(content.numpy()))
+            count = file.readinto(content.numpy().data)
     except OSError as error:
         raise broken(ref.path, error) from error
     if count != len(content):
