@@ -219,6 +219,15 @@ def test_a_size_that_no_model_draws_is_told(tmp_path: Path) -> None:
     assert not resolved(tmp_path, (256, 320))[1].notes
 
 
+def test_a_model_of_patches_has_sizes_of_its_own(tmp_path: Path) -> None:
+    request, paths = resolved(tmp_path, (264, 320))
+    assert (request.width, request.height) == (264, 320)
+    paths.fit_to(16)
+    again = resolve_images(Request("x", image=request.image), paths)
+    assert (again.width, again.height) == (256, 320)
+    assert paths.notes == ['"a.png" has 264x320 pixels; it is drawn at 256x320']
+
+
 def test_a_mask_needs_a_picture() -> None:
     with pytest.raises(BadRequest, match="need --image"):
         resolve_images(Request("x", mask=ImageRef("m.png")), ImagePaths())

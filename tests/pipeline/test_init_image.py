@@ -232,3 +232,10 @@ def test_other_options_go_with_a_picture(
     changed = last(model, asked(model, folder, True, strength=0.75, **more))
     assert bool(torch.isfinite(changed).all())
     assert not torch.equal(changed, last(model, asked(model, folder, True, strength=0.75)))
+
+
+def test_a_python_caller_names_a_picture_by_its_path(model: Model, folder: Path) -> None:
+    values = {"image": folder / "image.png", "steps": 1, "seed": 1}
+    [image] = generate(Request("a cat", **values), model)  # type: ignore[arg-type]
+    assert image.size == (64, 64)
+    assert image.request.image is not None and image.request.image.name == "image.png"

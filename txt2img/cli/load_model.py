@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from txt2img.cli.options.device import DeviceOptions
+from txt2img.request.fields import SIDES
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.resources import require_address_space
 
@@ -21,6 +22,8 @@ def load_model(name: str, options: DeviceOptions, library: AdapterPaths) -> "Mod
     with oom_as_error("the model"):
         model = MODEL_CACHE.load(name, device, library.vae, library.overrides)
     model.memory, model.adapters.paths = options.memory(model.memory), library
+    if (multiple := max(model.family.size_multiple, SIDES.step)) != library.images.multiple:
+        library.images.fit_to(multiple)
     if library.refiner is not None:
         with oom_as_error("the refiner"):
             add_refiner(model, library.refiner, device)

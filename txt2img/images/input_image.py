@@ -35,7 +35,7 @@ FORMATS = (
 )
 PIXELS_MAX = 2**27  # 11,585 × 11,585
 STDIN_NAME = "standard input"
-MULTIPLE, SEAMLESS_MULTIPLE = 8, 64  # pixels
+SEAMLESS_MULTIPLE = 64  # pixels
 LARGE = 2  # megapixels: a picture drawn that large takes long
 SRGB_GAMMA = 1 / 2.2
 
@@ -96,7 +96,7 @@ def size_of(request: Request, size: tuple[int, int], paths: ImagePaths) -> tuple
         shape = across + max(height - down, 1) * size[0] / size[1], float(height)
     else:
         shape = float(size[0] + across), float(size[1] + down)
-    multiple = SEAMLESS_MULTIPLE if request.tile else MULTIPLE
+    multiple = SEAMLESS_MULTIPLE if request.tile else paths.multiple
     new = (nearest(shape[0], multiple), nearest(shape[1], multiple))
     new = (width or new[0], height or new[1])
     assert request.image is not None

@@ -148,6 +148,13 @@ class ImagePaths:
     # By path: its file's key and the picture's hash.
     seen: dict[Path, tuple[tuple[int, int, int], str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # for the user
+    multiple: int = 8  # pixels, of the sides that a picture without a size asked for is drawn at
+
+    def fit_to(self, multiple: int) -> None:
+        """Take a model's multiple; lines on sizes by another one are forgotten."""
+        if multiple != self.multiple:
+            self.multiple = multiple
+            self.notes.clear()
 
     def note(self, line: str) -> None:
         """Add a line for the user, once; of many pictures only the first ones' lines."""

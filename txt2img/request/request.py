@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from txt2img.errors import BadRequest
@@ -44,7 +45,13 @@ class Request(RequestFields):
     """A request for pictures; its fields are declared in fields.py. BadRequest if out of range."""
 
     def __post_init__(self) -> None:
-        """Check every field, so that a Request that exists can be drawn."""
+        """Check every field, so that a Request that exists can be drawn.
+
+        A picture may be given by its path.
+        """
+        for name in ("image", "mask"):
+            if isinstance(path := getattr(self, name), str | Path):
+                object.__setattr__(self, name, ImageRef(str(path)))
         for name in FIELDS:
             _check(name, getattr(self, name))
 

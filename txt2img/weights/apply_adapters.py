@@ -15,7 +15,7 @@ from txt2img.models.optimize.upcast import to_float32
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
-from txt2img.request.fields import SWITCH
+from txt2img.request.fields import SIDES, SWITCH
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
@@ -39,6 +39,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
     if resolved.has_input:
+        state.paths.images.fit_to(max(model.family.size_multiple, SIDES.step))
         resolved = resolve_images(resolved, state.paths.images)
     refiner = None if model.refiner is None else model.refiner.record
     for kind, recorded, loaded in (

@@ -93,6 +93,11 @@ class Family:
             self.vae.latent_channels
         )
 
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that width and height are a multiple of."""
+        return self.vae.factor * self.network.multiple
+
     def latent_size(self, request: Request, factor: int) -> tuple[int, int]:
         """Height and width of a filled request's latents, in cells of `factor` pixels.
 

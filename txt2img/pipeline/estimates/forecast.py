@@ -10,6 +10,7 @@ from txt2img.images.record import Origin
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
+from txt2img.request.fields import SIDES
 from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -146,6 +147,7 @@ def forecast_for(
             word: [0] * embedding_tokens(path) for word, path in library.embedding_files().items()
         }
     speeds = history.read()
+    library.images.fit_to(max(checkpoint.family.size_multiple, SIDES.step))
     return Forecast(
         checkpoint,
         find_model(model),
