@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from txt2img.cli import registry
+from txt2img.cli import last_line, registry
 from txt2img.cli.options.command import ConfiguredCommand, SectionedCommand
 from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
 from txt2img.cli.terminal.console import BrokenStdout, log
@@ -73,13 +73,20 @@ def _dispatch(arguments: Sequence[str]) -> int:
         app = _app(completion=not named)
         function, epilog = registry.command(name)
         # generate reports a second prompt itself: quotes are missing.
-        settings = {"allow_extra_args": name == "generate"}
+        # again hands all other options on.
+        settings = {
+            "allow_extra_args": name in ("generate", "again"),
+            "ignore_unknown_options": name == "again",
+        }
         # Only generate reads config.toml.
         cls = ConfiguredCommand if name == "generate" else SectionedCommand
         app.command(epilog=epilog, context_settings=settings, cls=cls)(function)
     program = f"txt2img {name}" if named else "txt2img"
     command = typer.main.get_command(app)
-    return int(command.main(list(rest), prog_name=program, standalone_mode=False) or 0)
+    code = int(command.main(list(rest), prog_name=program, standalone_mode=False) or 0)
+    if name == "generate" and not code:
+        last_line.save(rest)
+    return code
 
 
 def _app(completion: bool = False) -> typer.Typer:

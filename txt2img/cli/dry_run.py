@@ -1,6 +1,6 @@
 """--dry-run: names, seeds, warnings and cost of a run, without torch and without weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
+from txt2img.images.output import describe_value
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.compat import rules, steps_of
+from txt2img.request.fields import FIELDS
 from txt2img.request.hires import drawn_size, second_steps, upscaler_of
 from txt2img.request.request import Request
 from txt2img.system.device_names import guess_device
@@ -35,8 +37,10 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         batch.warnings += differences(batch.origins, forecast.origin)
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers, forecast.checkpoint)
     seconds: float | None = 0.0
-    memory, last = 0, None
+    memory, last, first = 0, None, None
+    swept = [axis.field for axis in batch.sweep.axes] if batch.sweep else []
     names = set[Path]()  # a name that is in use moves the later ones too
+    settings.target.model_hash = forecast.hash
     for item, warnings, token_counts in checked(batch, forecast, settings, warning_log):
         path = settings.target.free_path(item.name, item.number, names)
         names.add(path)
@@ -48,7 +52,8 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
             checks = {"tokens": token_counts, "warnings": warnings}
             print_json({"path": str(path), **describe(item, forecast, settings), **checks})
         else:
-            print_row(path, f"seed {last.seed}", last.prompt)
+            first = first or last
+            print_row(path, f"seed {last.seed}", *settings_told(last, first, swept), last.prompt)
     if last is not None:
         for line in summary(forecast, last, warning_log.pictures, seconds, memory):
             settings.note(line)
@@ -57,6 +62,18 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     for error in batch.errors.values():
         print_error(error, settings.json)
     return SOME_FAILED if batch.errors else 0
+
+
+def settings_told(request: Request, first: Request, swept: Sequence[str]) -> list[str]:
+    """The settings that tell a picture apart: those swept, and those that the first has not."""
+    plain = [row.name for row in FIELDS.values() if row.scalar or row.name == "loras"]
+    names = [name for name in plain if getattr(request, name) != getattr(first, name)]
+    told = dict.fromkeys([*(name for name in swept if name in plain), *names])
+    return [
+        f"{FIELDS[name].label} {describe_value(getattr(request, name))}"
+        for name in told
+        if name not in ("seed", "count")
+    ]
 
 
 def checked(

@@ -38,7 +38,9 @@ def viewer_of(
     if options.preview_vae not in (None, OWN):
         vae = load_vae(str(options.preview_vae), model)
     screen = Screen(bar, "off" if quiet else options.protocol)
-    return Viewer(options, Previewer(model, vae), origin(model), output, screen, bar, several)
+    return Viewer(
+        options, Previewer(model, vae), origin(model), output, screen, bar, several, quiet
+    )
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Viewer:
     screen: Screen
     bar: Bar
     several: bool
+    quiet: bool = False
     frames: dict[int, list[tuple[int, Image.Image]]] = field(default_factory=dict)  # by item
     failure: BadOutput | None = None  # of a step file or animation, raised after its picture
     preview_failed: bool = False  # the preview file cannot be written
@@ -103,7 +106,10 @@ class Viewer:
         frames = self.frames.pop(event.item.index, [])
         try:
             for path, data in self.files(event.item, event.image, frames):
-                animation.write(data, path, self.output.overwrite)
+                written = animation.write(data, path, self.output.overwrite)
+                if not self.quiet:
+                    with self.bar.paused():
+                        log(f"Saved {written}")
         except BadOutput as error:
             self.failure = error
 

@@ -4,10 +4,23 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-NAMES = ("generate", "info", "models", "replay", "verify", "decode", "upscale", "train", "worker")
-MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull")
+NAMES = (
+    "generate",
+    "info",
+    "models",
+    "replay",
+    "verify",
+    "decode",
+    "upscale",
+    "train",
+    "worker",
+    "again",
+    "env",
+)
+MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull", "rm", "default")
 OTHER_VERBS = {  # words that are no verbs of `txt2img models`, but mean one
     **dict.fromkeys(("add", "download", "fetch", "get", "install"), "pull"),
+    **dict.fromkeys(("delete", "remove", "uninstall"), "rm"),
     **dict.fromkeys(("ls", "all"), "list"),
     **dict.fromkeys(("info", "describe", "inspect"), "show"),
     **dict.fromkeys(("search", "find", "vocabulary"), "words"),

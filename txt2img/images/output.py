@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +25,10 @@ from txt2img.system import files, locks
 from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
 
-TOKENS = ("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model")
+TOKENS = (
+    *("seed", "index", "prompt", "width", "height", "steps", "cfg", "sampler", "model"),
+    *("date", "time", "hash"),  # when the run began, and the model's
+)
 # Other fields that may tell a sweep's pictures apart.
 SWEPT = tuple(
     name for name, row in FIELDS.items() if (row.scalar or name == "loras") and name not in TOKENS
@@ -51,6 +55,8 @@ class Output:
     overwrite: bool = False
     resume: bool = False  # files that exist may be of this batch
     format: Format = PNG
+    began: datetime = field(default_factory=datetime.now)
+    model_hash: str = ""  # empty until it is known
     _written: set[Path] = field(default_factory=set)
     _new_folders: list[Path] = field(default_factory=list)
     _placeholder: tuple[Path, int] | None = None  # a locked file that keeps the folder
@@ -128,10 +134,14 @@ class Output:
             token, digits = match[1], match[2]
             if token == "index":
                 return f"{index:0{int(digits or 4)}}"
+            if token in ("date", "time"):
+                return f"{self.began:{'%Y-%m-%d' if token == 'date' else '%H%M%S'}}"
+            if token == "hash":
+                return self.model_hash or match[0]
             if isinstance(picture := getattr(request, token, None), ImageRef):
                 return stem(picture.name)
             if token in SWEPT:
-                return slug(_swept(getattr(request, token)))
+                return slug(describe_value(getattr(request, token)))
             value = getattr(request, token, None) if token in TOKENS else None
             if value is None:
                 return match[0]
@@ -199,8 +209,8 @@ def _check_tokens(text: str) -> None:
             raise BadRequest(f"--output {braced}: only {numbers} take digits, as {{seed:06}}")
 
 
-def _swept(value: object) -> str:
-    """A field's value as text for a name."""
+def describe_value(value: object) -> str:
+    """A field's value as text for a name or a line."""
     if isinstance(value, tuple):
         value = "+".join(f"{lora.name} {lora.unet:g}" for lora in value)
     if value is None or value == "":

@@ -70,6 +70,8 @@ def items(requests: Iterable[Request], output: Output, model: Origin | None) -> 
 
     If the model's hash is not known (None), they have no ids.
     """
+    if model is not None:
+        output.model_hash = model.hash
     names: dict[str, int] = {}
     copies: Counter[str] = Counter()
     for index, request in enumerate(requests, start=1):

@@ -1,13 +1,15 @@
 """The user's config.toml: default options, profiles, model names and model folders."""
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import NO_CONFIG, expand_user, read_bounded
+from txt2img.system.files import NO_CONFIG, expand_user, read_bounded, write_atomic
 from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
@@ -80,6 +82,49 @@ def read_config() -> UserConfig:
         },
         _folders(path, _table(path, "paths", tables.get("paths", {}))),
     )
+
+
+def set_default(key: str, value: str) -> Path:
+    """Set an option's default in the config file, whose other lines stay; gives its path. BadFile.
+
+    The file is made if it is missing.
+    """
+    path = config_path()
+    text = ""
+    if os.path.lexists(path):
+        read_config()  # or it is broken
+        text = read_bounded(path, SIZE_MAX, NO_CONFIG).decode("utf-8-sig")
+    changed = _with_default(text, key, value)
+    try:
+        right = tomllib.loads(changed).get("defaults", {}).get(key) == value
+    except ValueError:
+        right = False
+    if not right:
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        raise BadFile(f"{shown(str(path), 200)} cannot be changed; write {line} in [defaults]")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(changed.encode("utf-8"), path.resolve(), overwrite=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadFile(f"cannot write {shown(str(path), 200)}: {reason}") from error
+    return path
+
+
+def _with_default(text: str, key: str, value: str) -> str:
+    """A config's text with a default set in its [defaults]."""
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    lines = text.splitlines()
+    head = next((i for i, one in enumerate(lines) if re.match(r"\s*\[defaults\]", one)), None)
+    if head is None:
+        return "\n".join([*lines, *([""] if lines else []), "[defaults]", line, ""])
+    end = next((i for i in range(head + 1, len(lines)) if re.match(r"\s*\[", lines[i])), len(lines))
+    old = next((i for i in range(head, end) if re.match(rf"\s*{key}\s*=", lines[i])), None)
+    if old is None:
+        lines.insert(head + 1, line)
+    else:
+        lines[old] = line
+    return "\n".join([*lines, ""])
 
 
 def check_keys(where: str, keys: Iterable[str], known: Iterable[str]) -> None:

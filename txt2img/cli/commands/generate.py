@@ -47,6 +47,8 @@ Commands (each has its own --help):
   txt2img upscale FILE...    Make pictures larger.
   txt2img train DATA         Train a model on pictures with captions.
   txt2img worker status|stop List or stop the workers of --keep-alive.
+  txt2img again [-n N]       Draw what was drawn last, with new seeds.
+  txt2img env                Print versions, devices and folders.
 """
 
 

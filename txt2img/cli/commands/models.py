@@ -12,7 +12,16 @@ import typer
 from txt2img.cli.file_info import print_record, weights
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import Bar, log, print_json, print_path, print_row, progress
+from txt2img.cli.terminal.console import (
+    Bar,
+    log,
+    print_json,
+    print_line,
+    print_path,
+    print_row,
+    print_table,
+    progress,
+)
 from txt2img.errors import BadFile, ModelNotFound, Txt2imgError
 from txt2img.request.taught_words import words_in
 from txt2img.system.files import cannot_read, open_regular
@@ -44,6 +53,11 @@ Endpoint = Annotated[
     str | None,
     typer.Option("--endpoint", metavar="URL", help="Use another Hub, as HF_ENDPOINT."),
 ]
+MaybeName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="A model's name or path.", autocompletion=known_models),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 WordsModel = Annotated[
     str | None,
     typer.Argument(
@@ -64,13 +78,14 @@ SCHEMA = 1  # the version of --json records; raised when a key changes its meani
 def list_models(json: Json = False) -> None:
     """List models and LoRAs known by name.
 
-    Prints their family, layout, size and path.
+    Prints their family, layout, size and path: as a table on a terminal, with tabs in a pipe.
     """
     from txt2img.weights.checkpoint import DEFAULT
     from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry import find, hub_cache
 
     unreadable: list[OSError] = []
+    rows = []
     for name, path in chain([("default", DEFAULT)], find.list_models(unreadable)):
         if os.path.isfile(path) and (line := _unreadable(path)):
             log(f"Note: {line}")
@@ -83,9 +98,10 @@ def list_models(json: Json = False) -> None:
         size = model.size if model else _size(path)
         if json:
             row = {"name": name, "kind": kind, "family": family, "layout": layout, "size": size}
-            print_json({**row, "path": str(path)})
+            print_json({"schema": SCHEMA, **row, "path": str(path)})
         else:
-            print_row(name, family or kind or "-", layout or "-", format_size(size), path)
+            rows.append((name, family or kind or "-", layout or "-", format_size(size), path))
+    print_table(("NAME", "KIND", "LAYOUT", "SIZE", "PATH"), rows)
     for line in cannot_read(unreadable):
         log(f"Note: {line}")
 
@@ -111,7 +127,7 @@ def show_model(name: Name, json: Json = False) -> None:
         **source(path),
     }
     if json:
-        print_json(record)
+        print_json({"schema": SCHEMA, **record})
         return
     print_record(name, record)
 
@@ -243,11 +259,57 @@ def _size(path: Path) -> int:
     return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
+def remove_model(name: Name, yes: Yes = False) -> None:
+    """Delete a model from this machine, after asking. Prints its path.
+
+    A model of the Hugging Face cache goes with all its revisions.
+    """
+    from txt2img.errors import BadRequest
+    from txt2img.system.text import shown
+    from txt2img.weights.checkpoint import DEFAULT, find_model
+    from txt2img.weights.registry import find, hub_cache
+
+    path = find_model(name)
+    pulled = hub_cache.source(path)
+    owned = any(folder.absolute() in path.absolute().parents for folder in find.folders())
+    if path == DEFAULT or DEFAULT in path.absolute().parents:
+        raise BadRequest(f"{shown(name)} comes with txt2img, and stays")
+    if pulled is None and not owned:
+        raise BadRequest(f"{shown(str(path))} is in no folder of models; delete it yourself")
+    what = f"{pulled.id}, with all its revisions," if pulled else shown(str(path))
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise BadRequest(f"{what} is deleted for good; say --yes")
+        if not typer.confirm(f"Delete {what} for good?", err=True):
+            raise typer.Exit(1)
+    parents = path.absolute().parents
+    repository = next((one for one in parents if one.name.startswith("models--")), path)
+    find.delete(repository if pulled else path)
+    print_path(path)
+
+
+def default_model(name: MaybeName = None) -> None:
+    """Print the model that is used without --model, or make NAME that one, in config.toml."""
+    from txt2img.system import user_config
+    from txt2img.weights.checkpoint import find_model, summary
+
+    if name is None:
+        print_line(str(user_config.read_config().defaults.get("model", "default")))
+        return
+    path = find_model(name)
+    summary(name, hashed=False)  # or it is no model
+    value = str(path.absolute()) if os.path.lexists(name) else name
+    config = user_config.set_default("model", value)
+    log(f"{config}: defaults.model is {value}")
+
+
 COMMANDS: dict[str, Command] = {
     "list": (list_models, "Example: txt2img models list --json"),
     "show": (show_model, "Example: txt2img models show default"),
     "words": (words_of, "Example: txt2img models words default kitten"),
     "path": (path_of, "Example: txt2img models path sd15"),
     "hash": (hash_models, "Example: txt2img models hash default models/style.safetensors"),
+    "rm": (remove_model, "Example: txt2img models rm sd21"),
+    "default": (default_model, "Example: txt2img models default sd15"),
     "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import log, print_json, print_row
+from txt2img.cli.terminal.console import log, print_json, print_table
 from txt2img.cli.worker import protocol
 from txt2img.errors import BadRequest
 from txt2img.system.text import shown
@@ -18,6 +18,7 @@ Examples:
   txt2img worker status
   txt2img worker stop
 """
+SCHEMA = 1  # the version of --json records; raised when a key changes its meaning
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per worker.")]
 Action = Annotated[str, typer.Argument(metavar="status|stop", show_default=False)]
 
@@ -27,18 +28,18 @@ def worker(action: Action, json: Json = False) -> None:
     if action not in ("status", "stop"):
         raise BadRequest(f"no worker command {shown(action)}; choose status or stop")
     states = [state for path in sockets() if (state := ask(path, action))]
+    rows = []
     for state in states:
         if json:
-            print_json(state)
+            print_json({"schema": SCHEMA, **state})
             continue
         busy, left = state.get("busy"), state.get("idle_seconds_left")
         if action == "stop":
             status = "stops after its current pictures" if busy else "stopped"
         else:
             status = "drawing" if busy else f"idle, ends in {left} s"
-        print_row(
-            f"pid {state.get('pid')}", state.get("model"), f"{state.get('calls')} calls", status
-        )
+        rows.append((state.get("pid"), state.get("model"), state.get("calls"), status))
+    print_table(("PID", "MODEL", "CALLS", "STATUS"), rows)
     if not states and not json:
         log("No worker is running.")
 

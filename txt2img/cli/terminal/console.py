@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,19 @@ def print_line(line: str) -> None:
 def print_row(*cells: object) -> None:
     """Print cells on stdout, separated by tabs and escaped."""
     _write_line("\t".join(escape(str(cell)) for cell in cells))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows: as a table with headers on a terminal, else each as its cells and tabs."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print_row(*row)
+        return
+    cells = [[escape(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    for row in [headers, *cells] if cells else []:
+        line = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _write_line("  ".join(line).rstrip())
 
 
 def print_path(path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,18 @@ def model_name(folder: Path) -> str:
     """The name of the model in a folder, for records: the repository's, or the folder's."""
     ref = hub_cache.source(folder)
     return ref.id.rpartition("/")[2] if ref else folder.resolve().name
+
+
+def delete(path: Path) -> None:
+    """Delete a model's file or folder; of a link only the link. BadFile."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadFile(f"cannot delete {shown(str(path))}: {reason}") from error
 
 
 def leads_out(file: str) -> bool:
