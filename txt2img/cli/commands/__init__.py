@@ -1,1 +1,1 @@
-"""Commands, one per file: generate, info, models, replay, verify, decode, upscale, train, worker, again, env."""
+"""Commands, one per file; cli/registry.py lists them."""

@@ -10,8 +10,6 @@ from txt2img.cli.options.command import grouped
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.picture import PromptOptions
 from txt2img.cli.registry import Command
-from txt2img.cli.requests import from_arguments
-from txt2img.cli.run import run
 from txt2img.cli.terminal.console import print_line
 from txt2img.cli.terminal.results import errors_on_stdout
 from txt2img.errors import UnknownLayout
@@ -87,6 +85,10 @@ def generate(
 
     Other commands, listed at the end: info, models, replay, verify, decode, upscale, train, worker.
     """
+    # these import much, which completion does not need
+    from txt2img.cli.requests import from_arguments
+    from txt2img.cli.run import run
+
     prompts = [text for text in (source.prompt, source.prompt_option) if text is not None]
     prompts += context.args
     with errors_on_stdout(options.output.json):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from txt2img.cli.options import completion
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.types import integer, number, positive
@@ -48,7 +49,12 @@ class TrainOptions:
     ] = None
     stage: Annotated[
         str | None,
-        typer.Option("--stage", metavar="STAGE", help="vae, text, unet, decoder, distill or all."),
+        typer.Option(
+            "--stage",
+            metavar="STAGE",
+            help="vae, text, unet, decoder, distill or all.",
+            autocompletion=completion.stages,
+        ),
     ] = None
     steps: Annotated[
         int | None,

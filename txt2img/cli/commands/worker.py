@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from txt2img.cli.options.completion import choices
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_table
 from txt2img.cli.worker import protocol
@@ -20,7 +21,12 @@ Examples:
 """
 SCHEMA = 1  # the version of --json records; raised when a key changes its meaning
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON record per worker.")]
-Action = Annotated[str, typer.Argument(metavar="status|stop", show_default=False)]
+Action = Annotated[
+    str,
+    typer.Argument(
+        metavar="status|stop", show_default=False, autocompletion=choices("status|stop")
+    ),
+]
 
 
 def worker(action: Action, json: Json = False) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from txt2img.cli.options import completion
 from txt2img.cli.options.output import OutputOptions
 from txt2img.cli.options.types import integer, positive
 from txt2img.errors import BadRequest
@@ -29,6 +30,7 @@ class BatchOptions:
         typer.Option(
             "--sweep",
             metavar="OPTION=VALUES",
+            autocompletion=completion.swept,
             help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. "
             "Two sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV table.",
         ),
@@ -80,6 +82,7 @@ class BatchOptions:
         typer.Option(
             "--reject",
             metavar="NAMES",
+            autocompletion=completion.rejections,
             help="Save no pictures that are black, or flat (one colour): black,flat.",
         ),
     ] = None

@@ -14,6 +14,7 @@ from typer import TyperException
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from txt2img.cli.options.aliases import OTHER_NAMES
+from txt2img.cli.options.completion import choices
 from txt2img.cli.registry import NAMES
 from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
@@ -280,6 +281,7 @@ def _spread(parameter: Parameter) -> Iterator[Parameter]:
             kind, info = get_args(hint)
             info = copy(info)
             info.rich_help_panel = section
+            info.autocompletion = info.autocompletion or choices(info.metavar)
             hint = Annotated[kind, info]
         yield from _spread(
             parameter.replace(name=field.name, default=field.default, annotation=hint)

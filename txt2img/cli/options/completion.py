@@ -1,12 +1,17 @@
 """Shell completion of options' values: fast, without torch, and never an error."""
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 
+from txt2img.cli.registry import NAMES
 from txt2img.images.formats import FORMATS
 from txt2img.request import Sampler, Schedule
+from txt2img.request.fields import FIELDS
 from txt2img.system.text import escape
 
+FIRST = 2  # words of a line whose first argument is not finished: the program and it
 UPSCALER = "upscaler"  # a kind of weight file
 Completion = Callable[[str], list[str]]
 
@@ -73,8 +78,31 @@ def profiles() -> Iterable[str]:
     return sorted(read_config().profiles)
 
 
+@completion
+def commands() -> Iterable[str]:
+    """Commands, for the first word of a line."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return NAMES if len(line.split()) <= FIRST else ()
+
+
+def choices(metavar: str | None) -> Completion | None:
+    """The completion of the words in a metavar such as auto|on|off; None if it has none."""
+    if "|" not in (metavar or ""):
+        return None
+    words = [one for one in re.split(r"[|\[\]:]", metavar or "") if re.fullmatch(r"[a-z]\w*", one)]
+    return completion(lambda: words) if words else None
+
+
+@completion
+def swept() -> Iterable[str]:
+    """Options that a sweep can vary."""
+    return [f"{row.flags[0][2:]}=" for row in FIELDS.values() if row.scalar or row.name == "loras"]
+
+
 formats = completion(lambda: list(FORMATS))
 samplers = completion(lambda: [member.value for member in Sampler])
 schedules = completion(lambda: [member.value for member in Schedule])
 devices = completion(lambda: ["cpu", "cuda", "mps"])
+stages = completion(lambda: ["vae", "text", "unet", "decoder", "distill", "all"])
+rejections = completion(lambda: ["black", "flat", "black,flat"])
 dtypes = completion(lambda: ["float32", "bf16", "fp16"])

@@ -33,7 +33,12 @@ class PromptOptions:
 
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="What to draw, in quotes.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw, in quotes.",
+            show_default=False,
+            autocompletion=completion.commands,
+        ),
     ] = None
     # As in other programs.
     prompt_option: Annotated[str | None, typer.Option("--prompt", "-p", hidden=True)] = None

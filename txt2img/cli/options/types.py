@@ -6,7 +6,9 @@ from typing import Any
 
 import typer
 
+from txt2img.cli.options.completion import completion
 from txt2img.request.fields import FIELDS
+from txt2img.request.sampler_names import Name
 from txt2img.system.text import shown
 
 
@@ -52,12 +54,15 @@ def field_option(
 ) -> Any:
     """The option of a request's field, with the flags and the type of its row."""
     field = FIELDS[name]
+    kind, names = field.kind, None
+    if issubclass(kind, Name):
+        names = completion(lambda: [member.value for member in kind])
     return typer.Option(
         *field.flags,
         metavar=metavar or None,  # a switch has none
         help=help,
         parser={int: integer, float: number}.get(field.kind),
-        autocompletion=autocompletion,
+        autocompletion=autocompletion or names,
     )
 
 
