@@ -49,7 +49,7 @@ cat --seed=-5 ‖ seed must be 0 … 2^64-1
 cat --seeds 1,2,3 ‖ use --sweep seed=1,2,3, or --seed and --count
 cat --cfg seven ‖ --cfg must be a number, got "seven"
 cat --cfg 7,5 ‖ write 7.5
-cat --cfg=-1 ‖ cfg must be a finite number, at least 0
+cat --cfg=-1 ‖ cfg must be 0 … 1000, got -1
 cat --cfg-scale abc ‖ --cfg must be a number
 cat --guidance 7 ‖ use --cfg
 cat --scale 7 ‖ use --cfg

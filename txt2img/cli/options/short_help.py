@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 from typer.core import TyperOption
 
@@ -25,7 +26,7 @@ def short_help(rows: Sequence[tuple[str, str]], commands: Sequence[str], total: 
         room = width - column - 3
         cut = summary if len(summary) <= room else f"{summary[: room - 1].rstrip(' ,')}…"
         lines.append(f"  {flags:<{column}}{cut}")
-    lines.append(f"Commands: {', '.join(commands)}")
+    lines += wrap(f"Commands: {', '.join(commands)}", width, subsequent_indent=" " * 10)
     lines.append(f"txt2img --help describes all {total} options, txt2img COMMAND -h a command.")
     return "\n".join(lines)
 
