@@ -134,7 +134,9 @@ def _others(info: ImageInfo) -> ImageInfo | None:
         return None
     request, notes = readers.to_request(parsed)
     request, notes = _with_size(info, _without_default_model(request), notes)
-    return replace(info, request=request, origin=Origin(request.model), notes=tuple(notes))
+    return replace(
+        info, request=request, origin=Origin(request.model, parsed.hash), notes=tuple(notes)
+    )
 
 
 def _without_default_model(request: Request) -> Request:

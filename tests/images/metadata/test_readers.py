@@ -350,6 +350,43 @@ def test_invokeai_2_writes_what_is_not_wanted_in_brackets(tmp_path: Path) -> Non
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("line", "request_of_it", "notes"),
+    [
+        (
+            '"a fox [dull] in snow [dark]" -s 50 -S 6 -W512 -H 640 -C7.5 -A k_lms -G 0.9 -U 4 1',
+            Request(
+                "a fox in snow", "dull, dark", "", 512, 640, 50, 7.5, sampler=Sampler.LMS, seed=6,
+                compat=Compat.INVOKEAI,
+            ),
+            ['-G "0.9" is not carried over', '-U "4 1" is not carried over'],
+        ),
+        ('"a "b" fox" -s 5', Request('a "b" fox', steps=5, model="", compat=Compat.INVOKEAI), []),
+        ('"a" -s many', Request("a", compat=Compat.INVOKEAI, model=""), ["steps"]),
+    ],
+)  # fmt: skip
+def test_invokeai_1_writes_the_line_of_its_prompt(
+    line: str, request_of_it: Request, notes: list[str], tmp_path: Path
+) -> None:
+    found = read(tmp_path, {"Dream": line})
+    assert found.request is not None
+    size = {"width": found.request.width, "height": found.request.height}
+    assert found.request == replace(request_of_it, **size)
+    told = [note for note in found.notes if "records no size" not in note]
+    assert len(told) == len(notes) and all(n in t for n, t in zip(notes, told, strict=True))
+
+
+def test_a_dream_that_is_no_line_of_a_prompt_is_told(tmp_path: Path) -> None:
+    found = read(tmp_path, {"Dream": "of electric sheep"})
+    assert found.request is None and any("Dream" in note for note in found.notes)
+
+
+def test_fooocus_gives_the_hash_of_its_model(tmp_path: Path) -> None:
+    table = {**FOOOCUS, "base_model_hash": "aeb7e9e689"}
+    texts = {"parameters": json.dumps(table), "fooocus_scheme": "fooocus"}
+    assert read(tmp_path, texts).origin.hash == "aeb7e9e689"
+
+
 def test_fooocus(tmp_path: Path) -> None:
     found = read(tmp_path, {"parameters": json.dumps(FOOOCUS), "fooocus_scheme": "fooocus"})
     assert found.request == Request(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from txt2img.images.metadata.parsed import (
     ParsedMetadata,
@@ -35,4 +36,5 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
         parsed.values["loras"] = [{"name": name, "unet": weight} for name, weight, *_ in loras]
     add_refiner(parsed.values, table, "refiner_switch")
     parsed.values["compat"] = "comfyui"  # it draws with ComfyUI's code
-    return parsed
+    digits = str(table.get("base_model_hash", ""))
+    return replace(parsed, hash=digits if re.fullmatch("[0-9a-f]{10}", digits) else "")

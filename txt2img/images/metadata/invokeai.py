@@ -1,4 +1,4 @@
-"""InvokeAI's metadata: of version 3 and later in `invokeai_metadata`, of 2 in `sd-metadata`."""
+"""InvokeAI's metadata: `invokeai_metadata` since version 3, `sd-metadata` of 2, `Dream` of 1."""
 
 import re
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from txt2img.images.metadata.parsed import (
     table_in,
 )
 from txt2img.request.input_image import UNNAMED
+from txt2img.system.text import shown
 
 FIELDS = {
     "positive_prompt": "prompt",
@@ -24,6 +25,16 @@ FIELDS = {
     "scheduler": "sampler",
     **{name: name for name in ("width", "height", "seed", "steps", "clip_skip")},
 }
+FIELDS_1 = {
+    "s": "steps",
+    "S": "seed",
+    "W": "width",
+    "H": "height",
+    "C": "cfg",
+    "A": "sampler",
+}
+_DREAM = re.compile(r'"(.*)"((?:\s+-[A-Za-z].*)?)', re.DOTALL)
+_OPTION = re.compile(r"(?<!\S)--?([A-Za-z](?=[\d.])|[A-Za-z][\w-]*)=?((?:\s*(?!-[A-Za-z])\S+)*)")
 FIELDS_2 = {
     **{name: name for name in ("steps", "width", "height", "seed", "sampler")},
     "cfg_scale": "cfg",
@@ -36,6 +47,8 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
         parsed = _version_3(json_table(texts["invokeai_metadata"]))
     elif "sd-metadata" in texts:
         parsed = _version_2(json_table(texts["sd-metadata"]))
+    elif "Dream" in texts:
+        parsed = _version_1(texts["Dream"])
     else:
         return None
     parsed.values["compat"] = "invokeai"
@@ -80,8 +93,34 @@ def _version_2(table: Table) -> ParsedMetadata:
     prompt = image.get("prompt")
     if isinstance(prompt, list):
         prompt = " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))
-    if isinstance(prompt, str):  # its [brackets] are the negative prompt
-        parsed.values["prompt"] = re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip()
-        parsed.values["negative"] = ", ".join(re.findall(r"\[([^\[\]]*)\]", prompt))
+    if isinstance(prompt, str):
+        parsed.values.update(_split_prompt(prompt))
     parsed.values["model"] = table.get("model_weights", "")
     return parsed
+
+
+def _version_1(line: str) -> ParsedMetadata:
+    """A line of its prompt, such as `"a cat [blurry]" -s 50 -S 7 -W 512 -H 768 -C 5 -A k_lms`.
+
+    It names no model. ValueError for another.
+    """
+    match = _DREAM.fullmatch(line.strip())
+    if match is None:
+        raise ValueError("its Dream is no line of InvokeAI 1")
+    options = [(option[1], option[2].strip()) for option in _OPTION.finditer(match[2])]
+    values: dict[str, object] = {**_split_prompt(match[1]), "model": ""}
+    notes = []
+    for name, value in options:
+        if field := FIELDS_1.get(name):
+            values[field] = value
+        else:
+            notes.append(f"-{name} {shown(value, 40)} is not carried over")
+    return ParsedMetadata(values, notes)
+
+
+def _split_prompt(prompt: str) -> dict[str, object]:
+    """The prompt and the negative prompt, which stands in [brackets]."""
+    return {
+        "prompt": re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip(),
+        "negative": ", ".join(re.findall(r"\[([^\[\]]*)\]", prompt)),
+    }

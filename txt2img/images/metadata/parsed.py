@@ -42,6 +42,7 @@ class ParsedMetadata:
 
     values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    hash: str = ""  # of the model, if it is one of A1111's
 
 
 def from_table(table: Table, names: Mapping[str, str], *read: str) -> ParsedMetadata:
