@@ -84,7 +84,7 @@ def test_lines_of_the_shell_name_options_that_exist() -> None:
         read = typer.main.get_command(app)
         options = {o for p in read.params for o in (*p.opts, *p.secondary_opts)}
         asked = [word for word in words if re.match(r"--?[A-Za-z]", word)]
-        assert set(asked) <= options | {"--install-completion"}, words
+        assert set(asked) <= options | {"--install-completion", "-h"}, words
 
 
 def test_contents_lead_to_sections() -> None:

@@ -14,7 +14,7 @@ from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
 from tests.images.test_exif import KINDS
 from tests.images.test_image_file import IMAGE, NASTY, ORIGIN, REQUEST
-from txt2img.cli.output_target import StdoutOutput
+from txt2img.cli.run_options import StdoutOutput
 from txt2img.errors import BadRequest
 from txt2img.images import formats, image_file
 from txt2img.images.formats import FORMATS, PNG, Format

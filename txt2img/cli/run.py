@@ -14,10 +14,9 @@ from txt2img.cli import distributed
 from txt2img.cli.dry_run import dry_run
 from txt2img.cli.load_model import load_model, load_seconds
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.output_target import output_target
 from txt2img.cli.provenance import differences
 from txt2img.cli.requests import Batch
-from txt2img.cli.run_options import SOME_FAILED, RunSettings
+from txt2img.cli.run_options import SOME_FAILED, RunSettings, output_target
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progress
 from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP

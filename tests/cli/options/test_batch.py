@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
-from txt2img.cli.output_target import StdoutOutput
+from txt2img.cli.run_options import StdoutOutput
 from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images import checks, image_file
 from txt2img.images.output import Output

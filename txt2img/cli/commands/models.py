@@ -309,7 +309,7 @@ COMMANDS: dict[str, Command] = {
     "words": (words_of, "Example: txt2img models words default kitten"),
     "path": (path_of, "Example: txt2img models path sd15"),
     "hash": (hash_models, "Example: txt2img models hash default models/style.safetensors"),
+    "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),
     "rm": (remove_model, "Example: txt2img models rm sd21"),
     "default": (default_model, "Example: txt2img models default sd15"),
-    "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),
 }

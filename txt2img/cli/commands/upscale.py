@@ -26,8 +26,8 @@ from txt2img.cli.options.output import (
     Quiet,
 )
 from txt2img.cli.options.types import integer, number
-from txt2img.cli.output_target import StdoutOutput, check_stdout
 from txt2img.cli.registry import Command
+from txt2img.cli.run_options import StdoutOutput, check_stdout
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
