@@ -1,23 +1,31 @@
 """Pictures of diffusion transformers as diffusers' own pipelines draw them, in every layout."""
 
+import inspect
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline, FluxControlPipeline, FluxFillPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
 from tests.conftest import Command
 from tests.support import tiny_transformers
 from tests.support.tiny_transformers import TinyTransformer
-from txt2img.pipeline.generate import sample
+from txt2img.pipeline.generate import latent_shape, sample
+from txt2img.pipeline.init_image import init_image
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request
 from txt2img.request.compat import rules
+from txt2img.request.input_image import ImageRef
 from txt2img.system.device.device import Device
+from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -196,6 +204,69 @@ def test_references_are_seen_as_by_diffusers(command: Command) -> None:
     check_drawn(command, expected, 4.0, "--model", str(files.folder), *given)
     outcome = command("info", "x.png", "--json")
     assert outcome.code == 0 and '"references"' in outcome.out
+
+
+def encoder_mean(self: DiagonalGaussianDistribution, generator: object = None) -> Tensor:
+    """The mean of what an encoder gives; diffusers takes a sample for these pipelines."""
+    mean: Tensor = self.mean
+    return mean
+
+
+def sibling(kind: type[DiffusionPipeline], files: TinyTransformer) -> DiffusionPipeline:
+    """Another pipeline of the same networks."""
+    given = inspect.signature(kind).parameters
+    parts = {name: part for name, part in files.pipeline.components.items() if name in given}
+    pipeline = kind(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_fill_sees_the_picture_and_the_mask_as_in_diffusers(folder: Path) -> None:
+    files, model = tiny("flux_fill"), loaded("flux_fill")
+    shown = picture(WIDTH, HEIGHT)
+    hidden = Image.fromarray((np.asarray(shown)[..., 0] > 90).astype(np.uint8) * 255)
+    shown.save("a.png")
+    hidden.save("m.png")
+    wanted = replace(request(1.0), image=ImageRef("a.png"), mask=ImageRef("m.png"), mask_blur=0.0)
+    filled = resolve_adapters(model, wanted).filled(model.family.defaults)
+    shape = latent_shape(model, filled)
+    extra = init_image(model, [filled], rules(filled), shape, CPU.torch_device).extra
+    kind = sibling(FluxFillPipeline, files)
+    pixels = kind.image_processor.preprocess(shown, height=HEIGHT, width=WIDTH)
+    mask = kind.mask_processor.preprocess(hidden, height=HEIGHT, width=WIDTH)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiagonalGaussianDistribution, "sample", encoder_mean)
+        channels = kind.prepare_mask_latents(
+            mask, pixels * (1 - mask), 1, 16, 1, HEIGHT, WIDTH, torch.float32, "cpu", None
+        )
+    seen = kind._unpack_latents(channels[1], HEIGHT, WIDTH, 8)
+    places = kind._unpack_latents(channels[0], HEIGHT, WIDTH, 8)
+    assert extra is not None
+    torch.testing.assert_close(extra[:, 16:], places)
+    # Half of the picture is flat: there this encoder's norms make much of the last bits.
+    torch.testing.assert_close(extra[:, :16], seen, rtol=0, atol=0.01)
+
+
+def test_depth_follows_its_picture_as_in_diffusers(command: Command) -> None:
+    files, shown = tiny("flux_depth"), picture(WIDTH, HEIGHT)
+    shown.save("depth.png")
+    start = noise(loaded("flux_depth"), 1.0)
+    kind = sibling(FluxControlPipeline, files)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiagonalGaussianDistribution, "sample", encoder_mean)
+        expected = kind(
+            PROMPT,
+            control_image=shown,
+            guidance_scale=10.0,
+            height=HEIGHT,
+            width=WIDTH,
+            num_inference_steps=STEPS,
+            latents=kind._pack_latents(start, *start.shape),
+            max_sequence_length=512,
+        ).images[0]
+    check_drawn(command, expected, 1.0, "--model", str(files.folder), "--image", "depth.png")
+    outcome = command("a", "--model", str(files.folder), "--dry-run")
+    assert outcome.code and "follows a picture of depths or edges" in outcome.err
 
 
 def check_drawn(command: Command, expected: Image.Image, cfg: float, *options: str) -> None:

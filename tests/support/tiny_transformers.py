@@ -82,9 +82,22 @@ def flux_schnell() -> TinyTransformer:
     return _flux("tiny-flux-schnell", False)
 
 
-def _flux(name: str, dev: bool) -> TinyTransformer:
+@cache
+def flux_fill() -> TinyTransformer:
+    """FLUX.1 Fill."""
+    return _flux("tiny-flux-fill", True, 384)
+
+
+@cache
+def flux_depth() -> TinyTransformer:
+    """FLUX.1 Depth."""
+    return _flux("tiny-flux-depth", True, 128)
+
+
+def _flux(name: str, dev: bool, inputs: int = 64) -> TinyTransformer:
     transformer = FluxTransformer2DModel(
-        in_channels=64,
+        in_channels=inputs,
+        out_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=128,  # as published: single files do not tell the axes' shares of it

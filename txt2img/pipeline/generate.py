@@ -372,7 +372,7 @@ def check_drawable(model: Model, request: Request) -> None:
     latent_shapes(model, request)
     noise_levels(model, request, compat.rules(request))
     if request.has_hires:
-        if model.family.inpaints or model.family.edits:
+        if model.family.extra_inputs:
             raise BadRequest(
                 f"{model.name} sees a picture in every step, which hires has not; choose another "
                 "--model"

@@ -83,6 +83,8 @@ class InitImage:
 
 def starts_from_noise(model: Model, request: Request, rules: Rules, has_mask: bool) -> bool:
     """Whether a request starts from noise alone, though it may name a picture."""
+    if model.family.follows_picture:
+        return True
     sees_it = has_mask or model.family.edits or model.family.inpaints
     pure = {"all": True, "masked": sees_it, "nothing": False}[rules.image.pure]
     return pure and request.strength == 1
@@ -97,7 +99,7 @@ def init_image(
     """
     first, inpainting, editing = requests[0], model.family.inpaints, model.family.edits
     if first.image is None:
-        return InitImage(extra=_extra_of_nothing(model, latent, first, device))
+        return InitImage(extra=_extra_of_nothing(model, first, device))
     canvas = canvas_of(first, rules, model.adapters.paths.images)
     pure = starts_from_noise(model, first, rules, canvas.mask is not None)
     sampled, has_mask = rules.image.sampled, canvas.mask is not None
@@ -113,8 +115,9 @@ def init_image(
         start = encode(model, pixels, noises(0), first).to(device)
     if inpainting:
         extra = _masked_picture(model, canvas, noises(before + 1), first).to(device)
-    elif editing:
-        extra = encode(model, to_pixels(canvas.image)[None], [None], first, scaled=False)
+    elif editing or model.family.follows_picture:
+        scaled = not editing
+        extra = encode(model, to_pixels(canvas.image)[None], [None], first, scaled=scaled)
         extra = extra.to(device).expand(len(requests), -1, -1, -1)
     keeps = rules.image.keeps_of_inpainting or not inpainting
     cells = mask_cells(canvas, rules, latent[1:]) if has_mask and keeps else None
@@ -153,17 +156,26 @@ def _masked_picture(
     if canvas.soft_mask is not None:
         hidden = (_values(canvas.soft_mask) >= 0.5).float()
     seen = encode(model, pixels * (1 - hidden), noises, request)
+    return _beside_mask(model, seen, hidden)
+
+
+def _beside_mask(model: Model, seen: Tensor, hidden: Tensor) -> Tensor:
+    """The latents of what is seen with the mask of what is hidden, as a family's network has it.
+
+    `hidden` (1, 1, H, W) is 1 or 0. FLUX.1 Fill has a channel for each of a cell's pixels, last.
+    """
+    if model.family.sees_mask_pixels:
+        mask = functional.pixel_unshuffle(hidden, model.vae.config.factor)
+        return torch.cat([seen, mask.to(seen).expand(len(seen), -1, -1, -1)], dim=1)
     mask = functional.interpolate(hidden, tuple(seen.shape[-2:])).to(seen)
     return torch.cat([mask.expand(len(seen), -1, -1, -1), seen], dim=1)
 
 
-def _extra_of_nothing(
-    model: Model, latent: Shape, request: Request, device: torch.device
-) -> Tensor:
+def _extra_of_nothing(model: Model, request: Request, device: torch.device) -> Tensor:
     """The extra channels of an inpainting model that paints a whole picture, as in A1111."""
     grey = torch.zeros(1, 3, request.height or 0, request.width or 0)
     seen = encode(model, grey, [None], request)
-    return torch.cat([torch.ones(1, 1, *latent[1:]).to(seen), seen], dim=1).to(device)
+    return _beside_mask(model, seen, torch.ones_like(grey[:, :1])).to(device)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

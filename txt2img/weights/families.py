@@ -81,17 +81,27 @@ class Family:
 
     @property
     def inpaints(self) -> bool:
-        """Whether its U-Net sees a mask and a picture without what that hides."""
-        return isinstance(self.network, UNetConfig) and self.network.extra_channels == (
-            self.vae.latent_channels + 1
-        )
+        """Whether it sees a mask and a picture without what that hides."""
+        return self.network.extra_channels == self.vae.latent_channels + 1 or self.sees_mask_pixels
+
+    @property
+    def sees_mask_pixels(self) -> bool:
+        """Whether it sees every pixel of a mask as a channel, as FLUX.1 Fill does."""
+        return self.network.extra_channels == self.vae.latent_channels + self.vae.factor**2
 
     @property
     def edits(self) -> bool:
         """Whether its U-Net sees a picture that the prompt says how to change."""
-        return isinstance(self.network, UNetConfig) and self.network.extra_channels == (
-            self.vae.latent_channels
-        )
+        return self.network.has_maps and self._sees_picture
+
+    @property
+    def follows_picture(self) -> bool:
+        """Whether it follows a picture of depths or edges from noise on, as FLUX.1 Depth does."""
+        return self._sees_picture and not self.network.has_maps
+
+    @property
+    def _sees_picture(self) -> bool:
+        return self.network.extra_channels == self.vae.latent_channels
 
     @property
     def size_multiple(self) -> int:
@@ -106,6 +116,11 @@ class Family:
         if self.edits and request.image is None:
             raise BadRequest(
                 f"this model ({self.name}) changes a picture as the prompt says: give one with "
+                "--image, or choose another with --model"
+            )
+        if self.follows_picture and request.image is None:
+            raise BadRequest(
+                f"this model ({self.name}) follows a picture of depths or edges: give one with "
                 "--image, or choose another with --model"
             )
         self._check_options(request)
@@ -153,7 +168,12 @@ class Family:
 
 # By the input channels besides the latent: the model's purpose, and what goes there.
 EXTRA_PURPOSE = {5: "inpainting", 4: "pix2pix"}
-EXTRA_INPUTS = {5: "a picture and a mask", 4: "a picture"}
+EXTRA_INPUTS = {
+    5: "a picture and a mask",
+    80: "a picture and a mask",
+    4: "a picture",
+    16: "a picture of depths or edges",
+}
 
 _DRAWN = Defaults(512, 512, 30, 7.5, Sampler.DPMPP_2M, Schedule.KARRAS)
 SD1_UNET = UNetConfig()
@@ -239,7 +259,7 @@ NETWORKS = {
 
 def family_name(network: UNetConfig) -> str:
     """The name of the family that has a network, with its purpose. Raises UnknownLayout."""
-    if network.extra_channels and network.extra_channels not in EXTRA_INPUTS:
+    if network.extra_channels and network.extra_channels not in EXTRA_PURPOSE:
         inputs, outputs = network.in_channels, network.out_channels
         what = {5: "a depth model", 7: "an upscaler"}.get(inputs, "a model of an unknown kind")
         raise UnknownLayout(

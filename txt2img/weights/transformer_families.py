@@ -143,9 +143,8 @@ def flux_variant(network: FluxConfig, hints: str) -> Family:
     purpose = {80: "FLUX.1 Fill", 16: "FLUX.1 Depth or Canny"}.get(network.extra_channels)
     if purpose:
         guidance = 30.0 if network.extra_channels == 80 else 10.0
-        family = replace(
-            family, name=purpose, defaults=replace(family.defaults, guidance=guidance, steps=50)
-        )
+        defaults = replace(family.defaults, guidance=guidance, steps=50, strength=1.0)
+        family = replace(family, name=purpose, defaults=defaults)
     elif "kontext" in hints:
         family = replace(
             family,
