@@ -64,7 +64,7 @@ class LargerOptions:
             "hires_strength",
             metavar="X",
             help="How much is drawn anew: 0 nothing, 1 all (default: "
-            f"{STRENGTH:g}; 0.3 for models of 256 pixels, which lose the whole beyond).",
+            f"{STRENGTH:g}; 0.2 for models of 256 pixels, which lose the whole beyond).",
         ),
     ] = None
     hires_steps: Annotated[

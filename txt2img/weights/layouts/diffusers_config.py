@@ -32,7 +32,7 @@ from txt2img.weights.formats.json_values import (
     same_for_all,
 )
 
-SMALL, SMALL_STRENGTH = 256, 0.3  # pixels a side; how much its second pass draws anew
+SMALL, SMALL_STRENGTH = 256, 0.2  # pixels a side; how much its second pass draws anew
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 PREDICTION_NAMES = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "flow"}
