@@ -136,3 +136,27 @@ def test_info_tells_a_lora_without_torch(folder: Path) -> None:
     assert done.stdout.startswith("ink.safetensors: a LoRA\n")
     assert "made for    Stable Diffusion 1" in done.stdout and "ink, wash" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--model", "nothing"],
+        ["--model", "text.safetensors"],
+        ["--lora", "ink.safetensors"],
+        ["--lora", "nothing"],
+        ["--vae", "ink.safetensors"],
+    ],
+)
+def test_a_cheap_mistake_is_told_without_torch(line: list[str], folder: Path) -> None:
+    lora(folder / "ink.safetensors", 768)
+    (folder / "text.safetensors").write_text("no weights")
+    code = "import sys; from txt2img.cli import app; code = app.run(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(code, 'torch' in sys.modules)", "red apple", *line],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    assert done.stdout == "1 False\n" and done.stderr.startswith("Error: ")

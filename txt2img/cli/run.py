@@ -66,7 +66,8 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     require_address_space()
     # What can fail does before torch is imported, which takes long.
     find_model(batch.model)
-    if batch.library.loras or batch.library.embeddings or batch.library.vae:
+    has_files = batch.library.loras or batch.library.embeddings or batch.library.vae
+    if has_files or batch.model != "default":
         from txt2img.weights.file_summary import check_library
 
         checkpoint = open_checkpoint(batch.model, overrides=batch.library.overrides)
