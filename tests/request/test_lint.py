@@ -155,3 +155,10 @@ def test_a_negative_prompt_without_guidance_is_told() -> None:
     assert of("a cat", negative="blurry", cfg=1.0) == told
     assert of("a cat", negative=" ", cfg=1.0) == of("a cat", negative="blurry", cfg=1.5) == []
     assert of("a cat AND a dog", negative="blurry", cfg=1.0) == []
+
+
+def test_a_strength_of_no_step_is_told() -> None:
+    values = {"prompt": "x", "image": "a.png", "steps": 4}
+    told = prompt_warnings(Request.from_json(values | {"strength": 0.2}))
+    assert told == ["strength 0.2 of 4 steps is none: the picture stays as it is"]
+    assert not prompt_warnings(Request.from_json(values | {"strength": 0.25}))

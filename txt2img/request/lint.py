@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from txt2img.request.compat import Rules, rules
+from txt2img.request.compat import Rules, rules, steps_of
 from txt2img.request.prompt_syntax import Edit, edits, schedule, spans
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
@@ -48,6 +48,11 @@ def prompt_warnings(request: Request) -> list[str]:
         lines.append(f"negative prompt: it is a number; --count {number} draws so many pictures")
     if request.cfg == 1 and request.negative.strip() and not _AND.search(request.prompt):
         lines.append("negative prompt: at cfg 1 it has no effect")
+    if request.image is not None and not steps_of(request, rules(request)).drawn:
+        lines.append(
+            f"strength {request.strength:g} of {request.steps} steps is none: the picture stays as "
+            "it is"
+        )
     return lines
 
 
