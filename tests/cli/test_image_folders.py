@@ -1,5 +1,7 @@
 """Folders of pictures to begin from: a job a file, however it is asked for."""
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,36 @@ def test_each_picture_has_its_mask_of_a_folder(draw: Command) -> None:
     assert Path("one.png").read_bytes() == Path("new/shot2.png").read_bytes()
     whole = draw("a cat", "-i", "shots", "--mask", "masks/shot2.png", "--seed", "1", "-o", "all/")
     assert len(whole.out.split()) == 3
+
+
+@pytest.mark.usefixtures("shots")
+def test_a_prompt_file_names_pictures_that_records_find_again(
+    draw: Command, command: Command, sd1_folder: Path
+) -> None:
+    masks("m.png", folder="lists")
+    held = base64.b64encode(Path("shots/shot2.png").read_bytes()).decode()
+    lines = [
+        {"prompt": "a cat", "image": "../shots/shot2.png", "strength": 1, "seed": 3},
+        {"prompt": "a dog", "init_images": [held], "denoising_strength": 1, "seed": 3},
+        {"prompt": "a fox", "image": "../shots/shot2.png", "mask": "m.png", "mask_blur": 2},
+    ]
+    Path("lists/p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    line = ("--prompts", "lists/p.jsonl", "--seed", "1", "-q", "-o", "new/")
+    outcome = draw(*line)
+    assert outcome.code == 0
+    cat, dog, fox = outcome.out.split()
+    assert draw(*line, "--resume").out == ""
+    starts = [request.image and request.image.hash for request in requests(cat, dog, fox)]
+    assert len(set(starts)) == 1
+    model = ("-m", str(sd1_folder))
+    outcome = command("verify", cat, *model)
+    assert outcome.code == 1 and '"shot2.png"' in outcome.err and "--image-dir" in outcome.err
+    both = ("--image-dir", "shots", "--image-dir", "lists")
+    outcome = command("verify", cat, dog, fox, *model, *both, "-q")
+    assert outcome.out == "".join(f"{path}: identical\n" for path in (cat, dog, fox))
+    outcome = command("replay", fox, *model, *both, "-q", "-o", "again.png")
+    assert Path("again.png").read_bytes() == Path(fox).read_bytes()
+    Path("lists/q.txt").write_text("a cat --image gone.png\na cat --image ../shots --t 1\n")
+    outcome = draw("--prompts", "lists/q.txt", "--seed", "1", "-o", "q/", "--on-error", "skip")
+    assert (outcome.code, len(outcome.out.split())) == (3, 3)
+    assert outcome.err.count("\n") == 1 and 'cannot read "lists/gone.png"' in outcome.err

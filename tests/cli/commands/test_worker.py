@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Command
 from txt2img.cli.commands.worker import ask
 from txt2img.cli.worker import client
+from txt2img.images import image_file
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SIZE = ("-W", "64", "-H", "64", "--steps", "2", "--seed", "1")
@@ -129,6 +131,32 @@ def test_prompts_come_through_standard_input(workers: Workers) -> None:
     done = workers.call(*SIZE, "--prompts", "-", "-o", "out/", given=b"a cat\na dog\n")
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(done.stdout.splitlines()) == len(list(Path("out").glob("*.png"))) == 2
+
+
+def test_pictures_to_begin_from_are_read_where_the_caller_is(
+    workers: Workers, command: Command
+) -> None:
+    Path("shots").mkdir()
+    for i in (1, 2):
+        start = Image.linear_gradient("L").resize((64, 64)).rotate(90 * i)
+        start.convert("RGB").save(f"shots/{i}.png")
+    line = (*SIZE, "a cat", "-i", "shots")
+    assert command("-m", workers.model, "--device", "cpu", *line, "-o", "cold/").code == 0
+    done = workers.call(*line, "-o", "warm/")
+    assert (done.returncode, done.stdout) == (0, b"warm/1.png\nwarm/2.png\n")
+    for name in ("1.png", "2.png"):
+        assert Path("warm", name).read_bytes() == Path("cold", name).read_bytes()
+    given = Path("shots/1.png").read_bytes()
+    done = workers.call(*SIZE, "a cat", "-i", "-", "-o", "-", given=given)
+    assert done.returncode == 0
+    Path("piped.png").write_bytes(done.stdout)
+    piped, named = (image_file.read(Path(path)) for path in ("piped.png", "warm/1.png"))
+    assert piped.pixels_sha256 == named.pixels_sha256
+    done = workers.call(*SIZE, "--prompts", "-", "-i", "-", given=b"a cat\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"Error: the prompts and a picture cannot both come on standard")
+    done = workers.call(*SIZE, "-i", "-", given=given)
+    assert done.returncode == 2 and done.stderr.startswith(b"Error: no prompt")
 
 
 def test_a_picture_is_drawn_again(workers: Workers) -> None:
