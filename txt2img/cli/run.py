@@ -98,8 +98,7 @@ def draw_all(
     from txt2img.pipeline.latent_store import LatentStore
     from txt2img.weights.model import origin
 
-    if batch.image_folders is not None:
-        read_pictures(batch, bar)
+    read_pictures(batch, bar)
     target, policy = settings.target, settings.batch.policy
     size = settings.batch_size or (auto_batch_size(model, batch.pictures()) if on_gpu(model) else 1)
     settings, made_by = replace(settings, batch_size=size), origin(model)
@@ -132,6 +131,8 @@ def draw_all(
 
 def read_pictures(batch: Batch, bar: Bar) -> None:
     """Find and hash all pictures to begin from, which takes long for many. BadFile, BadRequest."""
+    if batch.image_folders is None:
+        return
     total = sum(request.count for request in batch.requests)
     for done, _ in enumerate(batch.pictures(), start=1):
         bar.advance("reading pictures", done, total, f"{done}/{total}")
