@@ -132,6 +132,7 @@ def describe(item: Item, forecast: "Forecast", settings: RunSettings) -> dict[st
         "prediction": forecast.checkpoint.family.prediction,
         "device": forecast.device,
         "dtype": forecast.dtype,
+        **({"quantized": text} if (text := forecast.checkpoint.quantized) else {}),
         "compat": request.compat,
         "clip_skip": request.clip_skip,
         "loras": [lora.name for lora in request.loras],
@@ -152,6 +153,8 @@ def summary(
         forecast.device if is_here else f"{forecast.device}, which was not found on this machine"
     )
     yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
+    if checkpoint.quantized:
+        yield f"weights: {checkpoint.quantized}"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     if request.image is not None and request.strength is not None:
         drawn = steps_of(request, rules(request)).drawn

@@ -104,6 +104,7 @@ def weights(name: str) -> dict[str, object]:
         "weights": f"{model.parameters:,} in {model.tensors:,} tensors",
         "dtype": ", ".join(model.dtypes),
         "size": format_size(model.size),
+        "quantized": model.quantized,
         "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
         f"{usual.sampler}, {usual.schedule}",
     }
@@ -152,6 +153,7 @@ def single_file(path: Path) -> dict[str, object] | None:
         "weights": f"{file.parameters:,} in {file.tensors:,} tensors",
         "dtype": ", ".join(file.dtypes),
         "size": format_size(file.size),
+        "quantized": file.quantized,
     }
 
 

@@ -65,6 +65,15 @@ class Checkpoint:
     taught_words: TaughtWords | None = None  # if its folder says which it was taught
     missing: tuple[str, ...] = ()  # text encoders that drawing needs, each with what to do
 
+    @property
+    def quantized(self) -> str:
+        """Types, bits and bytes of the networks that are quantised in blocks; empty for others."""
+        return ", ".join(
+            f"{name}: {text}"
+            for name, part in self.components.items()
+            if (text := safetensors_file.quantized(part.tensors.values()))
+        )
+
     def config_hash(self, vae: VAEConfig | TinyConfig | None = None) -> str:
         """Eight hex digits of all that configs and tokenizers decide of a picture's pixels.
 
@@ -98,6 +107,7 @@ class Summary:
     parameters: int
     size: int  # bytes of weights
     vae: bool  # whether it has one
+    quantized: str = ""  # as Checkpoint.quantized
 
 
 def summary(name_or_path: str, prediction: str | None = None, hashed: bool = True) -> Summary:
@@ -115,6 +125,7 @@ def summary(name_or_path: str, prediction: str | None = None, hashed: bool = Tru
         parameters=sum(math.prod(ref.shape) for ref in refs),
         size=sum(ref.nbytes for ref in refs),
         vae="vae" in checkpoint.components,
+        quantized=checkpoint.quantized,
     )
 
 
@@ -224,7 +235,7 @@ def _open_transformer(path: Path, header: Header | None, which: str, texts: Text
         name = find.model_name(path)
         parts = transformers.open_folder(path, name.lower(), texts)
     else:
-        name = path.name.split(".safetensors")[0]
+        name = safetensors_file.stem(path)
         parts = transformers.open_file(header, which, name.lower(), texts)
     refs = [ref for part in parts.components.values() for ref in part.tensors.values()]
     return Checkpoint(
@@ -250,7 +261,7 @@ def _open_file(path: Path, prediction: str | None, texts: Texts) -> Checkpoint:
     if which := detect.match(header.tensors).transformer:
         return _open_transformer(path, header, which, texts)
     family = detect.detect(header, prediction)
-    name = path.name.split(".safetensors")[0]
+    name = safetensors_file.stem(path)
     title = header.metadata.get("modelspec.title", "")
     # A U-Net with an embedding of the guidance scale is an LCM whatever its name.
     hints = "" if family.network.embeds_cfg else f"{name} {title}"

@@ -58,6 +58,7 @@ class FileSummary:
     tensors: int = 0
     parameters: int = 0
     size: int = 0  # bytes of weights
+    quantized: str = ""  # types, bits and bytes, if it is quantised in blocks
 
 
 def summarise(path: Path) -> FileSummary | None:
@@ -80,6 +81,7 @@ def summarise(path: Path) -> FileSummary | None:
         len(header.tensors),
         sum(math.prod(ref.shape) for ref in refs),
         sum(ref.nbytes for ref in refs),
+        safetensors_file.quantized(refs),
     )
 
 

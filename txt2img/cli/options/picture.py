@@ -20,7 +20,7 @@ ModelName = Annotated[
         "model",
         metavar="NAME|PATH",
         autocompletion=completion.known_models,
-        help="A .safetensors checkpoint, a diffusers folder, or a name from txt2img models list.",
+        help="A .safetensors or .gguf file, diffusers folder, or name from txt2img models list.",
     ),
 ]
 

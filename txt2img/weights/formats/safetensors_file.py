@@ -8,7 +8,8 @@ read by weights/formats/tensors.py.
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from txt2img.system.files import (
     read_json,
     write_atomic,
 )
-from txt2img.system.text import escape, shown
+from txt2img.system.text import escape, format_size, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,6 +160,24 @@ def header(path: Path) -> Header:
 def stem(path: Path) -> str:
     """A weight file's name without its ending."""
     return path.name.split(".safetensors")[0].removesuffix(GGUF)
+
+
+def with_axes(ref: TensorRef, count: int) -> TensorRef:
+    """A whole tensor with axes of size 1 before its own, if it has fewer than `count`."""
+    return replace(ref, shape=(1,) * (count - len(ref.shape)) + ref.shape)
+
+
+def quantized(tensors: Iterable[TensorRef]) -> str:
+    """Types, bits and bytes of tensors of which some are quantised in blocks; empty for others."""
+    refs = list(tensors)
+    if not any(ref.is_quantized for ref in refs):
+        return ""
+    sizes: Counter[str] = Counter()
+    for ref in refs:
+        sizes[ref.dtype] += ref.nbytes
+    count, size = sum(math.prod(ref.shape) for ref in refs), sizes.total()
+    types = " and ".join(dtype for dtype, _ in sizes.most_common())
+    return f"{types}, {8 * size / count:.3g} bits a weight, {format_size(size)}"
 
 
 def _gguf_header(path: Path) -> Header:

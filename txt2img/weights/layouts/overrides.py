@@ -47,7 +47,7 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
     """
     path = network_path("U-Net", name)
     home = path.parent if path.name == "unet" else path
-    title = home.resolve().name.removesuffix(".safetensors")
+    title = home.resolve().name.removesuffix(".safetensors").removesuffix(safetensors_file.GGUF)
     like, pooled = own.unet, own.clip_texts[-1].projection
     config: UNetConfig | None = None
     if path.is_dir():

@@ -45,6 +45,9 @@ Tensors = Mapping[str, TensorRef]
 # What files have before the network's names, and before the VAE's.
 PREFIXES = (f"{key_maps.UNET}.", "diffusion_model.", "")
 
+# Tensors of one row, and how many axes they have: GGUF files lose those that come first.
+LEADING_AXES = {"pos_embed": 3, "cap_pad_token": 2, "x_pad_token": 2}
+
 SCHEDULER_FIXED: Config = {
     "invert_sigmas": False,
     "shift_terminal": None,
@@ -214,6 +217,11 @@ def _network(architecture: Architecture, tensors: Tensors, hints: str) -> tuple[
         raise MissingWeights(
             f"{first_names(unknown)} of this file belong to no part of {architecture.label}"
         )
+    inside |= {
+        name: safetensors_file.with_axes(inside[name], count)
+        for name, count in LEADING_AXES.items()
+        if name in inside
+    }
     config = architecture.config(inside)
     layers = architecture.layers(config)
     network = Component(layers.renamed(inside), partial(_file_name, layers, prefix))

@@ -15,7 +15,7 @@ from txt2img.system.text import nearest, shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.registry import hashes, hub_cache
 from txt2img.weights.registry.aliases import ALIASES
-from txt2img.weights.registry.hub_cache import SUFFIX, HubRef
+from txt2img.weights.registry.hub_cache import GGUF, SUFFIX, SUFFIXES, HubRef
 
 MODELS = "TXT2IMG_MODELS"  # the environment variable for folders of models
 SHIPPED = Path(__file__).parent.parent / "default" / "lora"  # LoRAs of the default model
@@ -155,8 +155,11 @@ def hub_ref(name: str) -> HubRef | None:
     if match is None or (match[2] and leads_out(match[2])):
         return None
     file = match[3] or ""
-    if file and (not file.endswith(SUFFIX) or leads_out(file)):
-        raise BadRequest(f"{shown(file)} is not the name of a {SUFFIX} file; others are not pulled")
+    if file and (not file.endswith(SUFFIXES) or leads_out(file)):
+        raise BadRequest(
+            f"{shown(file)} is not the name of a {' or '.join(SUFFIXES)} file; others are not "
+            "pulled"
+        )
     return HubRef(match[1], match[2] or "", file)
 
 
@@ -233,7 +236,7 @@ def _below(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
             continue
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         for name in sorted(files):
-            if name.endswith(SUFFIX) and not name.startswith("."):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
                 yield here / name
 
 
@@ -243,7 +246,8 @@ def _matches(name: str) -> list[Path]:
     models = [(known.removesuffix(SUFFIX), path) for known, path in list_models()]
     whole = [path for known, path in models if known == bare]
     last = [path for known, path in models if re.split("[/:]", known)[-1] == bare]
-    return list({path.resolve(): path for path in whole or last}.values())
+    named = [path for known, path in models if re.split("[/:]", known)[-1] == f"{bare}{GGUF}"]
+    return list({path.resolve(): path for path in whole or last or named}.values())
 
 
 def _advice(name: str, configured: user_config.ModelSource | None, ref: HubRef | None) -> str:
@@ -262,8 +266,9 @@ def _advice(name: str, configured: user_config.ModelSource | None, ref: HubRef |
             f"no file {shown(name)}, and pickles ({', '.join(PICKLES[:2])}) are not read: they may "
             "run code; use the model's .safetensors"
         )
-    if (path := Path(name)).suffix == SUFFIX or os.sep in name:
-        beside = sorted(one.name for one in path.parent.glob(f"*{SUFFIX}"))[:FILES_MAX]
+    if (path := Path(name)).suffix in SUFFIXES or os.sep in name:
+        weights = (one.name for one in path.parent.glob("*") if one.suffix in SUFFIXES)
+        beside = sorted(weights)[:FILES_MAX]
         return f"no file or folder {shown(name)}{nearest(path.name, beside)}"
     hint = nearest(name, [*names(), *ALIASES])
     return (

@@ -17,7 +17,8 @@ from pathlib import Path
 from txt2img.errors import BadFile
 from txt2img.system.files import expand_user, read_json, walk, write_atomic
 
-SUFFIX = ".safetensors"
+SUFFIX, GGUF = ".safetensors", ".gguf"
+SUFFIXES = (SUFFIX, GGUF)
 DENOISERS = ("unet", "transformer")
 NETWORKS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -64,7 +65,7 @@ def list_models(unreadable: list[OSError]) -> Iterator[tuple[str, Path]]:
         elif not _has_network(snapshot):
             below = ([at / name for name in files] for at, _, files in walk(snapshot, unreadable))
             for path in sorted(chain.from_iterable(below)):
-                if path.suffix == SUFFIX and not _SHARD.fullmatch(path.name):
+                if path.suffix in SUFFIXES and not _SHARD.fullmatch(path.name):
                     yield f"{id}:{path.relative_to(snapshot).as_posix()}", path
 
 
