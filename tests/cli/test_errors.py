@@ -56,7 +56,6 @@ def nothing_in(folder: Path) -> bool:
         ("x -s 30", ['no option "-s"; use --steps, or --seed']),
         ("x --size 512x512", ["use -W 512 -H 512"]),
         ("x -W 512x768", ['whole number, got "512x768"', "-W 512 -H 768"]),
-        ("x --init-image no.png", ['cannot read "no.png"']),
         ("x --strength abc", ['--strength must be a number, got "abc"']),
         ("x --strength 1.5", ["strength must be 0 … 1, got 1.5"]),
         ("x --zzzz", ["txt2img --help lists them"]),

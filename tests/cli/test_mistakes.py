@@ -173,6 +173,7 @@ cat --vae nothing ‖ --vae: no file "nothing"
 cat --embedding nothing ‖ --embedding: no file "nothing"
 --prompts no.txt ‖ cannot read "no.txt": no such file
 --params-from no.png ‖ cannot read "no.png": no such file
+cat --init-image no.png ‖ cannot read "no.png": no such file
 info no.png ‖ cannot read "no.png": no such file
 models show nope ‖ no model "nope"
 models words xyzzy ‖ was never taught "xyzzy"
