@@ -181,6 +181,12 @@ def conditions(model: Model, request: Request) -> dict[str, Tensor | None]:
     return named
 
 
+def opened(path: Path) -> Image.Image:
+    """A picture, its file closed."""
+    with Image.open(path) as image:
+        return image.copy()
+
+
 def arguments(model: Model, request: Request, picture: Path) -> dict[str, object]:
     """What a call of a pipeline of theirs is given."""
     levels = noise_levels(model, request, rules(request))
@@ -189,7 +195,7 @@ def arguments(model: Model, request: Request, picture: Path) -> dict[str, object
     return {
         **conditions(model, request),
         **({"timesteps": times} if request.sampler is Sampler.LCM else {}),
-        "image": Image.open(picture),
+        "image": opened(picture),
         "num_inference_steps": request.steps,
         "strength": request.strength,
         "guidance_scale": request.cfg,
@@ -230,7 +236,7 @@ def test_inpainting_equals_diffusers(
     request = filled(model, sampler, picture, strength=strength, mask=str(mask))
     xl = name.startswith("xl")
     kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
-    call = arguments(model, request, picture) | {"mask_image": Image.open(mask)}
+    call = arguments(model, request, picture) | {"mask_image": opened(mask)}
     check(model, request, kind(**components(name, sampler)), call | {"height": 64, "width": 64})
 
 
