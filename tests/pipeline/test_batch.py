@@ -86,7 +86,8 @@ def test_a_picture_says_how_it_was_made(sd1_model: Model, folder: Path) -> None:
     assert found.request == replace(finished.request, model=sd1_model.name)
     assert found.origin == finished.origin
     assert (found.origin.model, found.origin.hash) == (sd1_model.name, sd1_model.hash)
-    assert {"txt2img", "torch", "python", "device", "dtype"} == set(found.origin.environment)
+    environment = set(found.origin.environment)
+    assert environment == {"txt2img", "torch", "python", "device", "dtype", "threads"}
 
 
 def test_steps_are_told_and_pictures_written_as_they_are_done(
