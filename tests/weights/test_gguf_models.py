@@ -1,20 +1,24 @@
 """Models whose network is a GGUF file compute what its dequantised weights do."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.conftest import Command
-from tests.support import gguf_files, tiny, tiny_transformers
+from tests.support import adapters, gguf_files, tiny, tiny_transformers
 from tests.support.tiny_transformers import TinyTransformer
+from tests.weights.adapters.test_lora import put_on
 from txt2img.diffusion.conditioning import Cond
+from txt2img.errors import BadRequest
 from txt2img.request.resolve import ComponentOverrides
 from txt2img.system.device.device import Device
+from txt2img.weights.apply_adapters import remove_adapters
 from txt2img.weights.checkpoint import open_checkpoint, summary
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.load import load
@@ -42,10 +46,10 @@ def packed(tensors: Mapping[str, Tensor], folder: Path, kind: str) -> tuple[Path
     return folder / f"tiny-{kind}.gguf", folder / "wide.safetensors"
 
 
-def loaded(files: TinyTransformer, network: Path) -> Model:
+def loaded(files: TinyTransformer, network: Path, device: Device = CPU) -> Model:
     texts = tuple(str(path) for path in files.texts)
     overrides = ComponentOverrides(None, texts)
-    return load(str(network), CPU, vae_path=str(files.vae), overrides=overrides)
+    return load(str(network), device, vae_path=str(files.vae), overrides=overrides)
 
 
 @torch.inference_mode()
@@ -59,7 +63,8 @@ def a_pass(model: Model) -> Tensor:
         guidance=torch.tensor([3.5]) if config.embeds_guidance else None,
     )
     x = torch.randn(1, config.in_channels, 8, 8, generator=generator)
-    out: Tensor = model.network(x, torch.tensor([500.0]), cond)
+    dtype = next(model.network.parameters()).dtype
+    out: Tensor = model.network(x.to(dtype), torch.tensor([500.0]), cond.to(dtype))
     return out
 
 
@@ -130,3 +135,44 @@ def test_a_picture_is_drawn_and_bits_are_told(
     for name in ("tiny-Q8_0.gguf", "tiny-Q8_0"):
         assert command("a", "--model", name, *rest, "--dry-run").code == 0
     assert "tiny-Q8_0.gguf" in command("models", "list").out
+
+
+def weights_in_memory(network: nn.Module) -> int:
+    return sum(value.nbytes for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["flux_dev", "z_image"])
+def test_weights_stay_packed_and_a_lora_changes_what_is_unpacked(tmp_path: Path, name: str) -> None:
+    files = tiny_files(name)
+    narrow, wide = packed(load_file(files.network), tmp_path, "Q8_0")
+    quantized, plain = loaded(files, narrow), loaded(files, wide)
+    assert weights_in_memory(quantized.network) <= 1.15 * narrow.stat().st_size
+    assert weights_in_memory(plain.network) > 3 * narrow.stat().st_size
+    before = a_pass(quantized)
+    torch.manual_seed(4)
+    lora = adapters.write(
+        tmp_path / "l.safetensors",
+        adapters.peft(adapters.pairs(plain.network, r"to_[qk]$"), "transformer."),
+    )
+    for model in (quantized, plain):
+        put_on(model, lora)
+    assert quantized.adapters.packed and not plain.adapters.packed
+    assert (a_pass(plain) - before).abs().max() > 0.1 * before.std()
+    assert_close(a_pass(quantized), a_pass(plain))
+    remove_adapters(quantized)
+    assert torch.equal(a_pass(quantized), before)
+
+
+def test_a_packed_model_is_not_quantised_again(tmp_path: Path) -> None:
+    files = tiny_files("flux_dev")
+    narrow, _ = packed(load_file(files.network), tmp_path, "Q8_0")
+    with pytest.raises(BadRequest, match="--quantize int8: this model is quantised already"):
+        load(str(narrow), replace(CPU, quantize="int8"), vae_path=str(files.vae))
+
+
+def test_bfloat16_computes_with_unpacked_weights_in_bfloat16(tmp_path: Path) -> None:
+    files = tiny_files("flux_dev")
+    narrow, wide = packed(load_file(files.network), tmp_path, "Q4_K")
+    bf16 = replace(CPU, dtype=torch.bfloat16)
+    outs = [a_pass(loaded(files, path, bf16)) for path in (narrow, wide)]
+    assert outs[0].dtype == torch.bfloat16 and torch.equal(*outs)

@@ -11,6 +11,7 @@ from torch import nn
 from txt2img.errors import BadRequest, MissingWeights
 from txt2img.images.input_image import resolve_images
 from txt2img.models.layers import weights_changed
+from txt2img.models.optimize.packed import packed_weight
 from txt2img.models.optimize.upcast import to_float32
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
@@ -20,7 +21,7 @@ from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
 from txt2img.weights.adapters.file_layout import short_hash
-from txt2img.weights.adapters.lora import Piece, merge, open_adapter
+from txt2img.weights.adapters.lora import Piece, merge, open_adapter, weight_change
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.formats.tensors import Files
@@ -165,6 +166,9 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
             if strength:
                 by_layer.setdefault(piece.layer, []).append((piece, strength))
     for layer, pieces in by_layer.items():
+        if (packed := packed_weight(layers[layer])) is not None:
+            packed.change = weight_change(pieces, files)
+            state.packed.append(packed)
         to_float32(layers[layer])  # or the merged filter would be rounded
         for name, value in merge(layers[layer], pieces, files).items():
             weight = layers[layer].get_parameter(name)
@@ -172,6 +176,8 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
             weight.copy_(value)
         weights_changed(layers[layer])
     state.loras = loras
+    if state.packed and model.graphed:
+        model.graphed.forget()  # what was recorded lacks the change
 
 
 @torch.no_grad()
@@ -183,6 +189,11 @@ def _unmerge_loras(model: Model) -> None:
         layers[layer].get_parameter(name).copy_(value)
         weights_changed(layers[layer])
     state.originals.clear()
+    if state.packed and model.graphed:
+        model.graphed.forget()
+    for packed in state.packed:
+        packed.change = None
+    state.packed.clear()
     state.loras = ()
 
 

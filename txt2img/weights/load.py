@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, BadRequest
 from txt2img.models.configs import (
     Flux2Config,
     FluxConfig,
@@ -24,6 +24,7 @@ from txt2img.models.configs import (
     ZImageConfig,
 )
 from txt2img.models.optimize.cuda_graph import CudaGraphed, record_on_card
+from txt2img.models.optimize.packed import pack, packable_weights, packed_weights
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
 from txt2img.models.taesd import AnyVAE, vae_of
@@ -40,6 +41,7 @@ from txt2img.weights import tokenizer_files
 from txt2img.weights.checkpoint import Checkpoint, check_complete, open_checkpoint
 from txt2img.weights.families import Family
 from txt2img.weights.formats import tensors
+from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.components import Component, check_depth, check_tensors, published_name
 from txt2img.weights.layouts.taesd import vae_warnings
 from txt2img.weights.layouts.vae import open_vae
@@ -74,6 +76,11 @@ def load(
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
     if not checkpoint.family.network.fits_half:
         device = device.without_overflow()
+    if device.quantize and checkpoint.quantized:
+        raise BadRequest(
+            f"--quantize {device.quantize}: this model is quantised already "
+            f"({checkpoint.quantized}); leave the option out, or give a wider file"
+        )
     check_complete(checkpoint, vae_path)
     adapters = AdapterState()
     vae_config: VAEConfig | TinyConfig = checkpoint.family.vae
@@ -105,6 +112,7 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     part = components[family.network.component]
     check_depth(family.network, part)
     network = _build(partial(network_of, family.network), family.network.component, part, device)
+    _pack(network, part)
     texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
         _build(partial(text_encoder_of, config, tokenizer), name, components[name], device)
@@ -207,8 +215,7 @@ def load_weights(model: Model, device: Device) -> None:
 def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     """Choose between --offload's ways, with notes for the user. Raises BadRequest."""
     sizes = {
-        name: device.dtype_of(name).itemsize
-        * sum(torch.Size(ref.shape).numel() for ref in component.tensors.values())
+        name: sum(_size(ref, device.dtype_of(name)) for ref in component.tensors.values())
         for name, component in checkpoint.components.items()
     }
     where = device.torch_device
@@ -218,6 +225,13 @@ def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     if device.compile and (where.type != "cuda" or mode != "none"):
         notes.append(NOT_COMPILED)
     return Placement(where, mode, tuple(notes))
+
+
+def _size(ref: TensorRef, dtype: torch.dtype) -> int:
+    """The bytes of a weight in memory."""
+    if tensors.is_packable(ref):
+        return ref.nbytes
+    return dtype.itemsize * torch.Size(ref.shape).numel()
 
 
 def load_vae(name: str, model: Model) -> AnyVAE:
@@ -247,6 +261,15 @@ def _build(
     return network.eval().requires_grad_(False)
 
 
+def _pack(network: nn.Module, component: Component) -> None:
+    """Let the network's weights that are quantised in blocks stay so in memory."""
+    for name in packable_weights(network):
+        ref = component.tensors[name]
+        if tensors.is_packable(ref):
+            layer = network.get_submodule(name.rpartition(".")[0])
+            pack(layer, tensors.block_shape(ref), tensors.unpack_of(ref))
+
+
 def keeps_filters_narrow(component: str, device: Device) -> bool:
     """Whether large filters stay in their stored dtype: true in float32 on a CPU.
 
@@ -264,6 +287,7 @@ def _load_component(
     dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
     stored = {component.file_name(published_name(n)) for n in stored_dtype_weights(network)}
+    packed = packed_weights(network)
     paths = {ref.path for ref in component.tensors.values()}
     keys = {path: tensors.file_key(path) for path in paths}
 
@@ -273,7 +297,9 @@ def _load_component(
                 raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
         file_names = {n: component.file_name(published_name(n)) for n in names}
         refs = {file_names[n]: component.tensors[published_name(n)] for n in names}
+        blocks = {file_names[n]: refs.pop(file_names[n]) for n in packed.intersection(names)}
         values = tensors.read(refs, home, dtype, keep_dtype=stored)
+        values |= tensors.read_packed(blocks, home) if blocks else {}
         return {n: values[file_names[n]] for n in names}
 
     if device.low and device.torch_device.type == "cpu" and placement.device is not None:

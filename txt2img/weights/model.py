@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from txt2img.diffusion.conditioning import ScheduledCond
 from txt2img.images.record import Origin
 from txt2img.models.optimize.cuda_graph import CudaGraphed
+from txt2img.models.optimize.packed import PackedWeight
 from txt2img.models.taesd import AnyVAE
 from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.tokenizer import PromptTokenizer
@@ -47,6 +48,7 @@ class AdapterState:
     loras: tuple[Lora, ...] = ()  # applied
     embeddings: tuple[Embedding, ...] = ()  # applied
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
+    packed: list[PackedWeight] = field(default_factory=list)  # whose unpacking LoRAs change
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
 

@@ -23,6 +23,7 @@ from txt2img.models.layers import (
     split_heads,
 )
 from txt2img.models.optimize import onednn, winograd
+from txt2img.models.optimize.packed import packed_weight
 from txt2img.models.optimize.quantize import is_quantized
 
 WINOGRAD_SIDE = (
@@ -194,6 +195,8 @@ def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
     kinds = fast_kinds(first.dtype, plan) if plan and first.device.type == "cpu" else {}
     for layer in network.modules():
         if not isinstance(layer, Linear | Conv2d | Attention | FeedForward):
+            continue
+        if packed_weight(layer) is not None:
             continue
         own, kind = layer.optimized, kinds.get(type(layer))
         if plan is not None and isinstance(own, Fast) and type(own) is kind:

@@ -81,6 +81,8 @@ class Forecast:
     def _size(self, component: str, stored: TensorRef) -> int:
         """The bytes of a weight in memory; on a CPU large filters stay as stored."""
         wide = prod(stored.shape) * device_names.BYTES[self.dtypes[device_names.part_of(component)]]
+        if stored.is_quantized:
+            return min(wide, stored.nbytes)
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 

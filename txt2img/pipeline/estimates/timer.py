@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 from txt2img.images.resume import Item
+from txt2img.models.optimize.packed import weight_count
 from txt2img.pipeline.batch import Event, Started, Step
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
@@ -84,7 +85,7 @@ class Timer:
         networks = [self.model.network, self.model.vae, *self.model.text.encoders]
         weights = sum(p.nbytes for network in networks for p in network.parameters())
         drawing = max(peak(device) - self.resident, 0)
-        count = sum(p.numel() for p in self.model.network.parameters())
+        count = weight_count(self.model.network)
         family, dtype = self.model.family.name, precision(self.model)
         base = max(self.resident - weights, 0)
         for merging, timed in self.groups.items():

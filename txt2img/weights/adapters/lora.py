@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
+from txt2img.models.optimize.packed import Change, packed_weight
 from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
@@ -144,18 +145,20 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge pieces at their strengths: a layer's changed weight and bias, in its dtype.
 
+    A weight that is packed is left to `weight_change`.
+
     Raises MissingWeights for values that are not finite.
     """
     new: dict[str, Tensor] = {}
     for piece, strength in pieces:
         parts = {role: value.to(_weight(layer).device) for role, value in piece.read(files).items()}
-        if lycoris.changes_weight(parts):
+        if lycoris.changes_weight(parts) and packed_weight(layer) is None:
             weight = new.get("weight", _weight(layer).float())
             new["weight"] = lycoris.merged_weight(weight, parts, piece.alpha, strength, piece.cut)
         if lycoris.changes_bias(parts):
             bias = new.get("bias", _bias(layer).float())
             new["bias"] = lycoris.merged_bias(bias, parts, strength)
-    cast = {name: value.to(_weight(layer).dtype) for name, value in new.items()}
+    cast = {name: value.to(layer.get_parameter(name).dtype) for name, value in new.items()}
     if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
         dtype = _weight(layer).dtype
         advice = "" if dtype == torch.float32 else ", or --dtype float32"
@@ -164,6 +167,35 @@ def merge(
             f"{dtype}; use less of it{advice}"
         )
     return cast
+
+
+def weight_change(pieces: list[tuple[Piece, float]], files: tensors.Files) -> Change:
+    """What pieces at their strengths do to a weight in float32, each time that it is unpacked.
+
+    Raises MissingWeights, BadFile.
+    """
+    read = [(piece, piece.read(files), strength) for piece, strength in pieces]
+    moved: dict[torch.device, list[tuple[Piece, dict[str, Tensor], float]]] = {}
+
+    def change(weight: Tensor) -> Tensor:
+        device = weight.device
+        if device not in moved:
+            moved[device] = [
+                (piece, {role: value.to(device) for role, value in parts.items()}, strength)
+                for piece, parts, strength in read
+                if lycoris.changes_weight(parts)
+            ]
+        for piece, parts, strength in moved[device]:
+            weight = lycoris.merged_weight(weight, parts, piece.alpha, strength, piece.cut)
+        return weight
+
+    return change
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, packed or not."""
+    packed = packed_weight(layer)
+    return tuple(_weight(layer).shape) if packed is None else packed.shape
 
 
 def _weight(layer: nn.Module) -> Tensor:
@@ -263,12 +295,12 @@ def _check_methods(file: str, by_key: Mapping[str, Mapping[str, TensorRef]]) -> 
 def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) -> None:
     """Try the merge on the meta device, unless shapes alone prove it. Raises MissingWeights."""
     shapes = {role: ref.shape for role, ref in piece.parts.items()}
-    if lycoris.surely_fits(_weight(layer).shape, shapes):
+    if lycoris.surely_fits(_shape(layer), shapes):
         return
     parts = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
     try:
         if lycoris.changes_weight(parts):
-            weight = _weight(layer).to("meta", torch.float32)
+            weight = torch.empty(_shape(layer), device="meta")
             lycoris.merged_weight(weight, parts, piece.alpha, 1.0, piece.cut)
         if lycoris.changes_bias(parts):
             lycoris.merged_bias(_bias(layer).to("meta", torch.float32), parts, 1.0)
@@ -276,7 +308,7 @@ def _check_shapes(file: str, piece: Piece, layer: nn.Module, trained_on: str) ->
         listed = ", ".join(f"{role} {shape}" for role, shape in shapes.items())
         raise MissingWeights(
             f"{file}: {shown(piece.key, NAME_MAX)} ({listed}) does not fit a layer of "
-            f"shape {tuple(_weight(layer).shape)}; it was made for {trained_on}, or is not whole"
+            f"shape {_shape(layer)}; it was made for {trained_on}, or is not whole"
         ) from error
 
 

@@ -141,6 +141,19 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# The bytes of a block at which its float16 scales begin.
+SCALES = {
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q5_0"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q6_K": (208,),
+}
+
+
+def has_finite_scales(blocks: Tensor, kind: str) -> bool:
+    """Whether no scale of blocks of a type in KERNELS is NaN or infinite."""
+    return all(bool(_half(blocks, at).isfinite().all()) for at in SCALES[kind])
+
+
 def _by_package(blocks: Tensor, kind: str) -> Tensor:
     """Dequantise by the `gguf` package, on the CPU. Raises as `dequantize`."""
     try:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +123,49 @@ def read_blocks(name: str, ref: TensorRef) -> tuple[Tensor, int]:
     return content.view(-1, nbytes), begin - first * values
 
 
+def is_packable(ref: TensorRef) -> bool:
+    """Whether a tensor is whole blocks of a type that torch unpacks, in their order."""
+    if ref.block is None or not ref.is_quantized or ref.transposed:
+        return False
+    from txt2img.weights.formats.dequantize import KERNELS
+
+    begin = math.prod(ref.shape[1:]) * (ref.rows or (0,))[0]
+    part = math.prod(ref.shape) // (2 if ref.swapped else 1)  # that must be whole blocks
+    is_whole = begin % ref.block[0] == 0 and part % ref.block[0] == 0
+    return ref.dtype in KERNELS and is_whole
+
+
+def block_shape(ref: TensorRef) -> tuple[int, int]:
+    """The number of a packable tensor's blocks, and their bytes."""
+    assert ref.block is not None
+    return math.prod(ref.shape) // ref.block[0], ref.block[1]
+
+
+def unpack_of(ref: TensorRef) -> Callable[[Tensor, torch.dtype], Tensor]:
+    """What unpacks a packable tensor's blocks."""
+    from txt2img.weights.formats.dequantize import dequantize_flat
+
+    assert ref.block is not None
+    kind, values = ref.dtype, ref.block[0]
+    return lambda blocks, dtype: dequantize_flat(blocks, kind, values, dtype)
+
+
+def read_packed(refs: Mapping[str, TensorRef], device: torch.device) -> dict[str, Tensor]:
+    """Read packable tensors as blocks (n, bytes), uint8. Raises MissingWeights, BadFile.
+
+    Only their scales are checked to be finite: numbers times scales then are, too.
+    """
+    from txt2img.weights.formats.dequantize import has_finite_scales
+
+    read = {}
+    for name, ref in sorted(refs.items(), key=lambda item: (item[1].path, item[1].start)):
+        blocks = read_blocks(name, ref)[0].to(device)
+        if not has_finite_scales(blocks, ref.dtype):
+            raise _not_finite(name, ref)
+        read[name] = blocks.roll(len(blocks) // 2, 0) if ref.swapped else blocks
+    return read
+
+
 def _read_gguf(name: str, ref: TensorRef) -> Tensor:
     """The values of a tensor of a GGUF file, in a row. Raises as `read_stored`."""
     assert ref.block is not None
@@ -169,7 +212,12 @@ def _finite(
     if _is_finite(value):
         advice = "its values cannot be used" if dtype == torch.float32 else "use --dtype float32"
         raise MissingWeights(f"{where} is too large for {dtype}; {advice}")
-    raise MissingWeights(f"{where} contains values that are not finite (NaN or infinity)")
+    raise _not_finite(name, ref)
+
+
+def _not_finite(name: str, ref: TensorRef) -> MissingWeights:
+    where = f"{ref.path.name}: {shown(name, NAME_MAX)}"
+    return MissingWeights(f"{where} contains values that are not finite (NaN or infinity)")
 
 
 def _is_finite(value: Tensor) -> bool:
