@@ -15,6 +15,7 @@ class Linear(nn.Linear):
 
     optimized: Optimized | None = None
     version = 0  # of the weights: see weights_changed
+    packed_shape: tuple[int, ...] | None = None  # of a weight in blocks: see optimize/packed.py
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.optimized or nn.Linear.forward)(self, x)
@@ -25,6 +26,7 @@ class Conv2d(nn.Conv2d):
 
     optimized: Optimized | None = None
     version = 0
+    packed_shape: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.optimized or nn.Conv2d.forward)(self, x)

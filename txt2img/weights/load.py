@@ -263,6 +263,8 @@ def _build(
 
 def _pack(network: nn.Module, component: Component) -> None:
     """Let the network's weights that are quantised in blocks stay so in memory."""
+    if not any(ref.is_quantized for ref in component.tensors.values()):
+        return
     for name in packable_weights(network):
         ref = component.tensors[name]
         if tensors.is_packable(ref):
@@ -287,7 +289,8 @@ def _load_component(
     dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
     stored = {component.file_name(published_name(n)) for n in stored_dtype_weights(network)}
-    packed = packed_weights(network)
+    is_quantized = any(ref.is_quantized for ref in component.tensors.values())
+    packed = packed_weights(network) if is_quantized else set()
     paths = {ref.path for ref in component.tensors.values()}
     keys = {path: tensors.file_key(path) for path in paths}
 

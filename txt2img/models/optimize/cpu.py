@@ -23,7 +23,6 @@ from txt2img.models.layers import (
     split_heads,
 )
 from txt2img.models.optimize import onednn, winograd
-from txt2img.models.optimize.packed import packed_weight
 from txt2img.models.optimize.quantize import is_quantized
 
 WINOGRAD_SIDE = (
@@ -196,7 +195,7 @@ def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
     for layer in network.modules():
         if not isinstance(layer, Linear | Conv2d | Attention | FeedForward):
             continue
-        if packed_weight(layer) is not None:
+        if getattr(layer, "packed_shape", None) is not None:
             continue
         own, kind = layer.optimized, kinds.get(type(layer))
         if plan is not None and isinstance(own, Fast) and type(own) is kind:

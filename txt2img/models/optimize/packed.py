@@ -5,7 +5,6 @@ quantise again.
 """
 
 from collections.abc import Callable
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,8 @@ class PackedWeight:
 def pack(layer: nn.Module, blocks: tuple[int, int], unpack: Unpack) -> None:
     """Make a layer's weight one of so many blocks of so many bytes, still to be loaded."""
     assert isinstance(layer, Linear | Conv2d)
-    layer.optimized = PackedWeight(tuple(layer.weight.shape), unpack)
+    layer.packed_shape = tuple(layer.weight.shape)
+    layer.optimized = PackedWeight(layer.packed_shape, unpack)
     empty = torch.empty(blocks, dtype=torch.uint8, device="meta")
     layer.weight = nn.Parameter(empty, requires_grad=False)
 
@@ -67,10 +67,3 @@ def packable_weights(network: nn.Module) -> set[str]:
 def packed_weights(network: nn.Module) -> set[str]:
     """Names of the weights that are packed."""
     return {f"{name}.weight" for name, part in network.named_modules() if packed_weight(part)}
-
-
-def weight_count(network: nn.Module) -> int:
-    """The number of a network's weights, packed or not."""
-    shapes = {name: packed_weight(part) for name, part in network.named_modules()}
-    packed = {f"{name}.weight": prod(own.shape) for name, own in shapes.items() if own}
-    return sum(packed.get(name, value.numel()) for name, value in network.named_parameters())

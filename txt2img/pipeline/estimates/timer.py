@@ -5,13 +5,15 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from statistics import fmean
 from typing import Self
 
 import torch
+from torch import nn
 
 from txt2img.images.resume import Item
-from txt2img.models.optimize.packed import weight_count
+from txt2img.models.layers import Conv2d, Linear
 from txt2img.pipeline.batch import Event, Started, Step
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
@@ -85,7 +87,7 @@ class Timer:
         networks = [self.model.network, self.model.vae, *self.model.text.encoders]
         weights = sum(p.nbytes for network in networks for p in network.parameters())
         drawing = max(peak(device) - self.resident, 0)
-        count = weight_count(self.model.network)
+        count = _weight_count(self.model.network)
         family, dtype = self.model.family.name, precision(self.model)
         base = max(self.resident - weights, 0)
         for merging, timed in self.groups.items():
@@ -113,3 +115,10 @@ def peak(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _weight_count(network: nn.Module) -> int:
+    """The number of a network's weights, of packed ones as if they were not."""
+    layers = (part for part in network.modules() if isinstance(part, Linear | Conv2d))
+    packed = {id(one.weight): prod(one.packed_shape) for one in layers if one.packed_shape}
+    return sum(packed.get(id(value), value.numel()) for value in network.parameters())
