@@ -76,11 +76,7 @@ def load(
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
     if not checkpoint.family.network.fits_half:
         device = device.without_overflow()
-    if device.quantize and checkpoint.quantized:
-        raise BadRequest(
-            f"--quantize {device.quantize}: this model is quantised already "
-            f"({checkpoint.quantized}); leave the option out, or give a wider file"
-        )
+    _check_quantize(checkpoint, device)
     check_complete(checkpoint, vae_path)
     adapters = AdapterState()
     vae_config: VAEConfig | TinyConfig = checkpoint.family.vae
@@ -101,6 +97,15 @@ def load(
         load_weights(model, device)
         model.hash = digest()
     return model
+
+
+def _check_quantize(checkpoint: Checkpoint, device: Device) -> None:
+    """Raise BadRequest for --quantize with a model that is quantised in blocks."""
+    if device.quantize and checkpoint.quantized:
+        raise BadRequest(
+            f"--quantize {device.quantize}: this model is quantised already "
+            f"({checkpoint.quantized}); leave the option out, or give a wider file"
+        )
 
 
 def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
