@@ -191,7 +191,7 @@ def test_hash_of_a_single_file_is_its_sha256() -> None:
 
 @pytest.mark.parametrize("name", ["", "stabilityai/none", "none.safetensors", "a\0b", "x" * 5000])
 def test_a_missing_model_is_not_downloaded(name: str) -> None:
-    with pytest.raises(ModelNotFound, match=r"nothing is fetched unasked|models pull ID fetches"):
+    with pytest.raises(ModelNotFound, match=r"unasked|models pull ID fetches|no file or folder"):
         load(name, CPU)
 
 
