@@ -195,7 +195,7 @@ def test_a_rehearsal_is_said_by_the_first_process(
     for rank in ("0", "1"):
         for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)
-        outcome: Outcome = command("x", "--seed", "1", "--count", "3", "--dry-run")
+        outcome: Outcome = command("apple", "--seed", "1", "--count", "3", "--dry-run")
         said.append((outcome.code, outcome.out.count("\n"), outcome.err.count("\n")))
     assert said == [(0, 3, 3), (0, 0, 0)]
 

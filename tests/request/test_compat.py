@@ -309,15 +309,6 @@ def test_a_picture_starts_where_the_program_starts_it(
     assert steps_of(request, rules(request)) == Steps(total, drawn)
 
 
-@pytest.mark.parametrize(
-    ("strength", "total"), [(0.75, 26), (0.5, 40), (1.0, 20), (0.7, 28), (0.3, 66)]
-)
-def test_exact_steps_are_those_of_a1111s_hires_pass(strength: float, total: int) -> None:
-    values = {"image": "a.png", "steps": 20, "strength": strength, "sampler": "euler"}
-    request = Request("x", compat=Compat.A1111).with_json(values)
-    assert steps_of(request, rules(request), exact=True) == Steps(total, 20)
-
-
 def test_without_a_picture_all_steps_are_drawn() -> None:
     request = Request("x", steps=20, strength=0.5)
     assert steps_of(request, rules(request)) == Steps(20, 20)

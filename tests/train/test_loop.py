@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
@@ -78,6 +79,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def run(config: TrainConfig, steps: int | None = None) -> list[Report]:
     """The reports of a run, of `steps` steps if it is to stop there."""
+    AcceleratorState._reset_state()  # another test's precision would be kept
     reports: Iterator[Report] = fit(config)
     return list(islice(reports, steps))
 

@@ -89,7 +89,7 @@ def test_a_config_file_fills_what_options_leave_open(
         (
             "pictures --out m --stage tea",
             2,
-            'no stage "tea"; choose from vae, text, unet, decoder, distill, all',
+            'no stage "tea"; choose from vae, text, unet, decoder, alpha, distill, all',
         ),
         ("pictures --out m --steps 0", 2, "--steps must be at least 1, got 0"),
         ("pictures --out m --lr fast", 2, '--lr must be a number, got "fast"'),

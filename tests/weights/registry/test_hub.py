@@ -175,7 +175,7 @@ def test_what_goes_wrong_is_one_line(hub: Hub, command: Command) -> None:
     refused(command, "a/m@nope", 'no revision "nope"')
     refused(command, "a/other", "no model a/other")
     refused(command, "a/m:x.safetensors", "has no file")
-    refused(command, "a/m:x.bin", "not the name of a .safetensors file")
+    refused(command, "a/m:x.bin", "not the name of a .safetensors or .gguf file")
     refused(command, "a/m:../x.safetensors", "not the name")
     refused(command, "a/m@../../x", "not a Hub id")
     refused(command, "sdxl-tubro", "did you mean sdxl-turbo")
