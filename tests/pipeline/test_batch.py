@@ -271,7 +271,7 @@ def test_what_ends_at_once_leaves_the_latents_of_what_is_not_written(
     assert not list(folder.glob(".txt2img-*.latent"))
 
 
-def test_four_generators_stand_between_a_batch_and_its_sampler(
+def test_few_generators_stand_between_a_batch_and_its_sampler(
     sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, seen = generate.next_state, []
@@ -286,6 +286,5 @@ def test_four_generators_stand_between_a_batch_and_its_sampler(
 
     monkeypatch.setattr(generate, "next_state", watched)
     assert drawn(sd1_model, [replace(SMALL, steps=1)])
-    assert (
-        seen == ["steps_of_job", "sample", "_sample_group", "_draw_group"] * 2
-    )  # for a step, and for the end
+    passes = ["steps_of_job", "draw_pass", "draw_passes", "sample"]
+    assert seen == [*passes, "_sample_group", "_draw_group"] * 2  # for a step, and for the end

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401, peft's BOFT needs it before anything imports distutils
 import torch
 from peft import BOFTConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
