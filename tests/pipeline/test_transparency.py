@@ -22,6 +22,7 @@ from txt2img.train.config import Run
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
+PLAIN = Request(prompt="x")
 CUT = Request(prompt="x", transparent=Transparent.MODEL)
 
 
@@ -45,7 +46,7 @@ def levels(image: Image.Image) -> Tensor:
 def test_a_nearly_white_ground_becomes_white_and_a_coloured_one_even() -> None:
     for ground, expected in (((0.97, 0.99, 0.98), 255), ((0.53, 0.81, 0.92), None)):
         drawn = disc(torch.tensor(ground)[:, None, None], noise=0.004)
-        pixels = levels(image_of(drawn))
+        pixels = levels(image_of(drawn, PLAIN))
         clear = pixels[drawn[3] == 0]
         assert (clear == clear[0]).all()
         colour = [expected] * 3 if expected else [round(255 * value) for value in ground]
@@ -58,14 +59,14 @@ def test_a_nearly_white_ground_becomes_white_and_a_coloured_one_even() -> None:
 def test_a_gradient_stays_one_and_a_whole_scene_stays_as_it_is() -> None:
     down = torch.linspace(0.2, 0.8, 64)[None, :, None].expand(3, 64, 1)
     drawn = disc(down, noise=0.004)
-    pixels = levels(image_of(drawn))
+    pixels = levels(image_of(drawn, PLAIN))
     clear = drawn[3] == 0
     assert (pixels[:, 0] == pixels[:, 63]).all()  # each row of one colour
     expected = (255 * down.expand(3, 64, 64)).permute(1, 2, 0)
     assert (pixels - expected)[clear].abs().max() < 3
     scene = disc(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)))
     plain = ((scene[:3].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0)
-    assert (levels(image_of(scene)) - plain).abs().max() <= 1
+    assert (levels(image_of(scene, PLAIN)) - plain).abs().max() <= 1
 
 
 def test_a_transparent_picture_on_its_ground_is_the_picture() -> None:
@@ -76,7 +77,7 @@ def test_a_transparent_picture_on_its_ground_is_the_picture() -> None:
     assert cut.getpixel((32, 32))[3] == 255  # type: ignore[index]
     on_white = Image.new("RGBA", cut.size, "white")
     on_white.alpha_composite(cut)
-    assert (levels(on_white.convert("RGB")) - levels(image_of(drawn))).abs().max() <= 3
+    assert (levels(on_white.convert("RGB")) - levels(image_of(drawn, PLAIN))).abs().max() <= 3
     blue = image_of(drawn, Request(prompt="x", background="#0000ff"))
     assert blue.getpixel((0, 0)) == (0, 0, 255)
     edge = levels(blue)[(drawn[3] > 0.3) & (drawn[3] < 0.7)]

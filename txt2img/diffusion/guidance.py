@@ -81,6 +81,20 @@ class SkipGuidance:
         return torch.add(out, towards - without, alpha=self.scale)
 
 
+def outputs_by_cond(
+    predict: Predictor, conds: Sequence[CondAt], batched: bool
+) -> Callable[[Tensor, Level], Sequence[Tensor]]:
+    """Network outputs (B, C, H, W), one a condition: of one pass if `batched`, or a pass each."""
+    batch = batched_conds(*conds)
+
+    def outputs(x: Tensor, level: Level) -> Sequence[Tensor]:
+        if batched:
+            return predict.output(x, level, batch(level)).chunk(len(conds))
+        return [predict.output(x, level, cond(level)) for cond in conds]
+
+    return outputs
+
+
 def guided(
     predict: Predictor,
     positive: CondAt,
@@ -95,17 +109,13 @@ def guided(
     An evaluation is one pass of 2B, two of B unless `batched`, or one of B where the scale is 1.
     Network outputs are mixed and rescaled (by `rescale`, 0 to 1), not x0, as in diffusers.
     """
-    both = batched_conds(negative, positive)
+    outputs = outputs_by_cond(predict, [negative, positive], batched)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         times = scale(level) if callable(scale) else scale
         if times == 1 and (skip is None or not skip.active(level)):
             return predict(x, level, positive(level))
-        if batched:
-            away, towards = predict.output(x, level, both(level)).chunk(2)  # each (B, C, H, W)
-        else:
-            away = predict.output(x, level, negative(level))
-            towards = predict.output(x, level, positive(level))
+        away, towards = outputs(x, level)
         out = rescaled(torch.add(away, towards - away, alpha=times), towards, rescale)
         out = out if skip is None else skip.apply(out, towards, x, level)
         return predict.prediction.x0(x, out, level)
@@ -131,22 +141,17 @@ def multi_guided(
     if weights == [1.0]:
         return guided(predict, parts[0][1], negative, scale, batched, rescale, skip)
     total = sum(map(abs, weights))
-    conds = [negative, *(cond for _, cond in parts)]
-    batch = batched_conds(*conds)
+    outputs = outputs_by_cond(predict, [negative, *(cond for _, cond in parts)], batched)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         times = scale(level) if callable(scale) else scale
-        outputs: Sequence[Tensor]  # each (B, C, H, W)
-        if batched:
-            outputs = predict.output(x, level, batch(level)).chunk(len(conds))
-        else:
-            outputs = [predict.output(x, level, cond(level)) for cond in conds]
-        away, weighted = outputs[0], list(zip(weights, outputs[1:], strict=True))
+        away, *texts = outputs(x, level)
+        weighted = list(zip(weights, texts, strict=True))
         out = away + times * sum(weight * (towards - away) for weight, towards in weighted)
         if total:
             mean = sum(abs(weight) * towards for weight, towards in weighted) / total
             out = rescaled(out, torch.as_tensor(mean), rescale)
-        out = out if skip is None else skip.apply(out, outputs[1], x, level)
+        out = out if skip is None else skip.apply(out, texts[0], x, level)
         return predict.prediction.x0(x, out, level)
 
     return denoise
@@ -169,16 +174,11 @@ def image_guided(
     """
     weights = [weight for weight, _ in parts]
     conds = [blind, negative, *(cond for _, cond in parts)]
-    batch = batched_conds(*conds)
+    outputs = outputs_by_cond(predict, conds, batched)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         times = scale(level) if callable(scale) else scale
-        outputs: Sequence[Tensor]  # each (B, C, H, W)
-        if batched:
-            outputs = predict.output(x, level, batch(level)).chunk(len(conds))
-        else:
-            outputs = [predict.output(x, level, cond(level)) for cond in conds]
-        nothing, picture, *texts = outputs
+        nothing, picture, *texts = outputs(x, level)
         out = nothing + image_scale * (picture - nothing)
         for weight, text in zip(weights, texts, strict=True):
             out = out + times * weight * (text - picture)

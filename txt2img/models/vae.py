@@ -136,9 +136,9 @@ class Decoder(nn.Module):
     def maps(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three maps for an alpha head: of the latent's size, half the pixels', the pixels'."""
         coarse = half = x = self.mid_block(self.conv_in(latent))
-        for level, block in enumerate(self.up_blocks, start=3):
+        for level, block in enumerate(self.up_blocks):
             x = block(x)
-            if level == len(self.up_blocks):
+            if level == len(self.up_blocks) - 3:  # of the last two, only the first doubles it
                 half = x
         return coarse, half, x
 

@@ -5,24 +5,27 @@ Each way is tried anew for each image, so that its bits do not depend on those b
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from txt2img.errors import OutOfMemory, Rejected
+from txt2img.errors import Rejected
 from txt2img.models.seamless import decode_tiled_seamless, seamless
 from txt2img.models.tiled_decode import TILE
 from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed
 from txt2img.request.fields import Tile
-from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
+from txt2img.system.device.memory import CPU, first_that_fits, free, moved_to, oom_as_error
 from txt2img.weights.model import Model
 
-LARGE = 1536 * 1536  # pixels; larger images are decoded in tiles, unless tiling is off
+LARGE = 1536 * 1536  # pixels; larger ones go through the VAE in tiles, unless tiling is off
 BATCH_PIXELS = 2**22  # decoded at once; at 256 numbers each, some kernels cannot count more
 TILED = "Out of memory while decoding: decoded in tiles instead"
 ON_CPU = "Out of memory while decoding, even in tiles: decoded on the CPU instead"
+BROKEN = "the decoder gave numbers that are no picture; nothing was saved"
+DECODING = "decoding the picture"
 FLOAT32 = "The decoder overflowed in half precision: decoded in float32 instead"
 
 
@@ -31,20 +34,20 @@ def pixels_of(model: Model, x: Tensor, tile: Tile | None = None) -> Tensor:
 
     A VAE with an alpha head adds a fourth channel, opacity. Rejected, OutOfMemory.
     """
-    last_error: OutOfMemory | None = None
-    with oom_as_error("decoding the picture"), model.memory.placement.using("vae", model.vae):
+
+    def release() -> None:
+        if model.graphed:
+            model.graphed.forget()  # recordings hold memory, too
+        free()
+
+    ways = (partial(_joined, attempt) for attempt in attempts(model, x, tile))
+    with oom_as_error(DECODING), model.memory.placement.using("vae", model.vae):
         cpu_speed.prepare_vae(model, [side * model.vae.config.factor for side in x.shape[-2:]])
-        for attempt in attempts(model, x, tile):
-            try:
-                with oom_as_error("decoding the picture"):
-                    return torch.cat(attempt())
-            except OutOfMemory as error:
-                last_error = OutOfMemory(str(error))  # without the frames that hold the memory
-            if model.graphed:
-                model.graphed.forget()  # recordings hold memory, too
-            free()
-    assert last_error is not None
-    raise last_error
+        return first_that_fits(ways, DECODING, release)
+
+
+def _joined(attempt: Callable[[], list[Tensor]]) -> Tensor:
+    return torch.cat(attempt())
 
 
 def attempts(
@@ -87,7 +90,7 @@ def one_by_one(x: Tensor) -> list[Tensor]:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """The image of pixels (3, H, W) in −1…1."""
+    """The image of pixels (3, H, W) in −1…1; with a fourth channel, it is RGBA."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
@@ -101,17 +104,24 @@ def _on_cpu(model: Model, single: list[Tensor], tile: Tile | None) -> list[Tenso
 
 def _finite(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:
     """Decode latents, in float32 if half precision overflows. Rejected if that does, too."""
-    pixels = _decode(model, x, tiled, tile)
-    if bool(torch.isfinite(pixels).all()):
-        return pixels
-    weight = next(model.vae.parameters())
+    return finite_by_vae(model, lambda: _decode(model, x, tiled, tile), FLOAT32, BROKEN)
+
+
+def finite_by_vae(model: Model, run: Callable[[], Tensor], overflow: str, broken: str) -> Tensor:
+    """What the VAE gives in `run`; in float32, with a warning, if half precision overflows.
+
+    Rejected, with the message `broken`, if float32 does, too.
+    """
+    result, weight = run(), next(model.vae.parameters())
+    if bool(torch.isfinite(result).all()):
+        return result
     if weight.dtype != torch.float32:
-        model.memory.warn(FLOAT32)
+        model.memory.warn(overflow)
         with moved_to(model.vae, weight.device, torch.float32):
-            pixels = _decode(model, x, tiled, tile)
-    if not bool(torch.isfinite(pixels).all()):
-        raise Rejected("the decoder gave numbers that are no picture; nothing was saved")
-    return pixels
+            result = run()
+    if not bool(torch.isfinite(result).all()):
+        raise Rejected(broken)
+    return result
 
 
 def _decode(model: Model, x: Tensor, tiled: bool, tile: Tile | None) -> Tensor:

@@ -13,23 +13,24 @@ from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.masks import by_threshold, masked
 from txt2img.diffusion.samplers import State
-from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.errors import BadRequest
 from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
 from txt2img.models.tiled_decode import OVERLAP, encode_tiled
 from txt2img.pipeline import cpu_speed
+from txt2img.pipeline.decode import LARGE, finite_by_vae
 from txt2img.pipeline.noise import Shape, vae_noise
 from txt2img.request import Request, Sampler
 from txt2img.request.compat import Rules
 from txt2img.request.fields import Tile
 from txt2img.request.input_image import InpaintFill
-from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
+from txt2img.system.device.memory import CPU, first_that_fits, moved_to, oom_as_error
 from txt2img.weights.model import Model
 
-LARGE = 1536 * 1536  # pixels; larger pictures are encoded in tiles, unless tiling is off
 TILED = "Out of memory while encoding the picture: encoded in tiles instead"
 ON_CPU = "Out of memory while encoding the picture, even in tiles: encoded on the CPU instead"
+BROKEN = "the encoder gave numbers that are no latent, in float32 too; choose another --vae"
 FLOAT32 = "The encoder overflowed in half precision: encoded in float32 instead"
 READING = "reading the picture"
 
@@ -219,19 +220,10 @@ def _spread(model: Model, pixels: Tensor, tile: Tile | None) -> Tensor:
     if down or across:
         sides = [across * factor] * 2 + [down * factor] * 2
         pixels = functional.pad(pixels, sides, mode="circular")
-    last_error: OutOfMemory | None = None
     cpu_speed.prepare_vae(model, pixels.shape[-2:])
-    for attempt in _attempts(model, pixels):
-        try:
-            with oom_as_error(READING):
-                spread = attempt()
-                height, width = spread.shape[-2] - 2 * down, spread.shape[-1] - 2 * across
-                return spread.narrow(-2, down, height).narrow(-1, across, width)
-        except OutOfMemory as error:
-            last_error = OutOfMemory(str(error))  # without the frames that hold the memory
-        free()
-    assert last_error is not None
-    raise last_error
+    spread = first_that_fits(_attempts(model, pixels), READING)
+    height, width = spread.shape[-2] - 2 * down, spread.shape[-1] - 2 * across
+    return spread.narrow(-2, down, height).narrow(-1, across, width)
 
 
 def _cells_wrapped(tile: Tile | None, pixels: Tensor, factor: int) -> tuple[int, int]:
@@ -263,17 +255,7 @@ def _on_cpu(model: Model, pixels: Tensor) -> Tensor:
 
 def _finite(model: Model, pixels: Tensor, tiled: bool) -> Tensor:
     """Encode, in float32 if half precision overflows. Rejected if that does, too."""
-    moments = _encode(model, pixels, tiled)
-    if bool(torch.isfinite(moments).all()):
-        return moments
-    weight = next(model.vae.parameters())
-    if weight.dtype != torch.float32:
-        model.memory.warn(FLOAT32)
-        with moved_to(model.vae, weight.device, torch.float32):
-            moments = _encode(model, pixels, tiled)
-    if not bool(torch.isfinite(moments).all()):
-        raise Rejected("the encoder gave numbers that are no picture; try --dtype float32")
-    return moments
+    return finite_by_vae(model, lambda: _encode(model, pixels, tiled), FLOAT32, BROKEN)
 
 
 def _encode(model: Model, pixels: Tensor, tiled: bool) -> Tensor:

@@ -46,13 +46,12 @@ def check_transparent(model: Model, request: Request) -> None:
         )
 
 
-def image_of(pixels: Tensor, request: Request | None = None) -> Image.Image:
+def image_of(pixels: Tensor, request: Request) -> Image.Image:
     """The image of pixels (3, H, W) in −1…1, or of (4, H, W) with opacity in 0…1.
 
     With opacity the ground becomes exactly even, or what the request asks for: RGBA if transparent.
     """
-    transparent = None if request is None else request.transparent
-    background = None if request is None else request.background
+    transparent, background = request.transparent, request.background
     if len(pixels) == 3:
         image = to_image(pixels)
         return from_border(image, background) if transparent is Transparent.BORDER else image
@@ -133,5 +132,4 @@ def _colour(name: str) -> Tensor:
 
 def _image(values: Tensor) -> Image.Image:
     """The image of values (3 or 4, H, W) in 0…1."""
-    levels = (values.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+    return to_image(2 * values - 1)

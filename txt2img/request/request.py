@@ -35,7 +35,7 @@ class Defaults:
     cfg_rescale: float = 0.0
     cfg_interval: Interval | None = None
     strength: float = 0.75  # with a picture to begin from
-    lora: str = ""  # a few-step LoRA of the model's own, for those who leave all of this to it
+    lora: str = ""  # the model's own few-step LoRA, used where a request sets nothing of this
     guidance: float | None = None
     hires_strength: float = 0.7  # with a second pass
 

@@ -48,8 +48,8 @@ NEUTRAL = Defaults(512, 512, 30, 5.0, Sampler.DPMPP_2M, Schedule.KARRAS)  # of a
 SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": HYPER}
 LCM_SCALE = 8.0  # of networks with an embedding of it; the others were distilled at one scale
 FIELDS = ("steps", "cfg", "sampler", "schedule")  # that a LoRA decides; sizes are the model's
-# A request that says any of these wants the plain model: without guidance, a negative prompt and
-# AND do nothing, and few steps leave little of a picture to begin from.
+# Fields that turn a model's own few-step LoRA off: a negative prompt does nothing without
+# guidance, and img2img needs more steps.
 DECISIONS = (
     *("negative", "steps", "cfg", "cfg_rescale", "cfg_interval", "sampler", "schedule", "eta"),
     *("loras", "refiner", "compat", "reuse", "image"),

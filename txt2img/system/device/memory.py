@@ -1,8 +1,9 @@
 """Memory: how a model is kept in it, its fallbacks and warnings, out-of-memory errors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ SIGNS = (
 ONEDNN = "could not create a primitive"
 LITTLE = 2**28  # bytes, with which its kernels may have failed for want of memory
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,6 +80,25 @@ def oom_as_error(what: str) -> Iterator[None]:
             f"the device has not enough memory for {what}; choose a smaller size, "
             "--batch-size 1 or --device cpu"
         ) from error
+
+
+def first_that_fits(
+    attempts: Iterable[Callable[[], T]], what: str, release: Callable[[], None] = free
+) -> T:
+    """The result of the first attempt that memory suffices for; `release` runs after the others.
+
+    Raises the last one's OutOfMemory, of `what`.
+    """
+    last_error: OutOfMemory | None = None
+    for attempt in attempts:
+        try:
+            with oom_as_error(what):
+                return attempt()
+        except OutOfMemory as error:
+            last_error = OutOfMemory(str(error))  # without the frames that hold the memory
+        release()
+    assert last_error is not None
+    raise last_error
 
 
 @contextmanager
