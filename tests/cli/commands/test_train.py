@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from txt2img.train import loop
+from txt2img.cli.options import completion
+from txt2img.train import config, loop
 from txt2img.train.config import TrainConfig
 from txt2img.train.loop import Report
 
@@ -104,3 +105,8 @@ def test_an_impossible_option_is_one_line(
     assert outcome.code == code
     assert outcome.err.startswith("Error: ") and outcome.err.count("\n") == 1
     assert message in outcome.err
+
+
+def test_the_command_offers_every_stage_of_a_training() -> None:
+    assert completion.STAGES == config.STAGES
+    assert completion.stages("") == [*config.STAGES, "all"]

@@ -10,6 +10,7 @@ import typer
 
 from txt2img.cli.options import completion
 from txt2img.cli.options.command import grouped
+from txt2img.cli.options.completion import STAGES
 from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.types import integer, number, positive
 from txt2img.cli.registry import Command
@@ -28,7 +29,6 @@ The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
 {"file_name": "apple.png", "text": "a red apple"}. A run that was stopped
 continues from its last checkpoint.
 """
-STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill", "all")
 LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
 Config = Annotated[
@@ -52,7 +52,7 @@ class TrainOptions:
         typer.Option(
             "--stage",
             metavar="STAGE",
-            help="vae, text, unet, decoder, distill or all.",
+            help=f"{', '.join(STAGES)} or all.",
             autocompletion=completion.stages,
         ),
     ] = None
@@ -115,8 +115,8 @@ def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) ->
     data, stage = options.data, options.stage
     if config is None and (data is None or options.out is None):
         raise BadRequest("what to train on, and where to? txt2img train DATA --out FOLDER")
-    if stage not in (None, "distil", *STAGES):  # its older spelling
-        raise BadRequest(f"no stage {shown(str(stage))}; choose from {', '.join(STAGES)}")
+    if stage not in (None, "distil", "all", *STAGES):  # its older spelling
+        raise BadRequest(f"no stage {shown(str(stage))}; choose from {', '.join(STAGES)}, all")
     if data is not None and not data.exists():
         raise BadRequest(f"no data at {shown(str(data))}; name a folder or a .zip of pictures")
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes one reports for all

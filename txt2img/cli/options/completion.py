@@ -93,6 +93,10 @@ def choices(metavar: str | None) -> Completion | None:
     return completion(lambda: words) if words else None
 
 
+# Those of train/config.py, which the command line imports only to train.
+STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill")
+
+
 @completion
 def swept() -> Iterable[str]:
     """Options that a sweep can vary."""
@@ -103,6 +107,6 @@ formats = completion(lambda: list(FORMATS))
 samplers = completion(lambda: [member.value for member in Sampler])
 schedules = completion(lambda: [member.value for member in Schedule])
 devices = completion(lambda: ["cpu", "cuda", "mps"])
-stages = completion(lambda: ["vae", "text", "unet", "decoder", "distill", "all"])
+stages = completion(lambda: [*STAGES, "all"])
 rejections = completion(lambda: ["black", "flat", "black,flat"])
 dtypes = completion(lambda: ["float32", "bf16", "fp16"])
