@@ -7,10 +7,13 @@ import ast
 import re
 import shlex
 
+import pytest
 import typer
+import yaml
 
 from tests.test_layers import PACKAGE, ROWS
 from txt2img.cli.registry import NAMES, command
+from txt2img.system import launcher
 
 ROOT = PACKAGE.parent
 README = ROOT / "README.md"
@@ -85,6 +88,29 @@ def test_lines_of_the_shell_name_options_that_exist() -> None:
         options = {o for p in read.params for o in (*p.opts, *p.secondary_opts)}
         asked = [word for word in words if re.match(r"--?[A-Za-z]", word)]
         assert set(asked) <= options | {"--install-completion", "-h"}, words
+
+
+def test_the_manifest_is_an_indexed_job_that_draws_all_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = re.search(r"```yaml\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert manifest
+    spec = yaml.safe_load(manifest[1])["spec"]
+    container = spec["template"]["spec"]["containers"][0]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    parts = []
+    for index in range(spec["completions"]):  # Kubernetes sets this one
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        parts.append(launcher.array_part())
+    assert spec["completionMode"] == "Indexed"
+    assert parts == [(part, len(parts)) for part in range(1, len(parts) + 1)]
+    assert said(shlex.join(container["command"]))[-2:] == ["--shard", "auto"]
+    mounts = {one["name"] for one in container["volumeMounts"]}
+    assert mounts == {one["name"] for one in spec["template"]["spec"]["volumes"]}
 
 
 def test_contents_lead_to_sections() -> None:

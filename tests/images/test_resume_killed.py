@@ -160,6 +160,62 @@ def test_a_launchers_processes_are_together_the_whole(line: Line, whole: dict[st
     assert left("new") == whole
 
 
+SBATCH = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # its own shell's
+SRUN = [
+    {**SBATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": f"{rank}"}
+    for rank in range(2)
+]
+ARRAYS = {
+    "slurm": [
+        {f"SLURM_ARRAY_TASK_{key}": value for key, value in job.items()} | SBATCH
+        for job in (
+            {"ID": "3", "COUNT": "2", "MIN": "3", "MAX": "5", "STEP": "2"},
+            {"ID": "5", "COUNT": "2", "MIN": "3", "MAX": "5", "STEP": "2"},
+        )
+    ],
+    "kubernetes": [{"JOB_COMPLETION_INDEX": index, "JOB_COMPLETIONS": "2"} for index in ("0", "1")],
+    "aws": [
+        {"AWS_BATCH_JOB_ARRAY_INDEX": index, "AWS_BATCH_JOB_ARRAY_SIZE": "2"}
+        for index in ("0", "1")
+    ],
+}
+
+
+@pytest.mark.parametrize("system", ["srun", *ARRAYS])
+def test_jobs_of_a_cluster_are_together_the_whole(
+    line: Line, whole: dict[str, bytes], system: str
+) -> None:
+    jobs = ARRAYS.get(system, SRUN)
+    words = (*(word for word in line if word != "--resume"), "-o", "new/")
+    words += () if system == "srun" else ("--shard", "auto")
+    processes = [doomed.start(words, f"out-{i}", None, job) for i, job in enumerate(jobs)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    said = [Path(f"out-{i}").read_text().splitlines() for i in range(2)]
+    assert [len(paths) for paths in said] == [PICTURES // 2] * 2
+    assert left("new") == whole
+
+
+def test_the_shell_of_sbatch_draws_all(line: Line, whole: dict[str, bytes]) -> None:
+    process = doomed.start((*line, "-o", "new/"), "out", None, SBATCH)
+    process.join()
+    assert process.exitcode == 0 and left("new") == whole
+
+
+def test_tasks_of_srun_meet_where_they_are_told(line: Line) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    words = ("a cat", *line[:10], "--sweep", "cfg=1,2", "-o", "new/")
+    processes = [doomed.start(words, f"out-{i}", None, {**SRUN[i], **place}) for i in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    rows = Path("new/sheet.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2  # of one seed, which no one gave: both tasks know it
+
+
 def test_one_picture_is_drawn_by_the_first_process(line: Line) -> None:
     arguments = ("a cat", *line[:10], "--seed", "1", "-q", "-o", "x.png")
     assert launched(arguments) == ["x.png\n", ""]

@@ -16,6 +16,7 @@ from txt2img.errors import BadRequest
 from txt2img.images import checks
 from txt2img.images.checks import RETRIES_MAX, FailurePolicy
 from txt2img.images.resume import Item
+from txt2img.system import launcher
 from txt2img.system.text import shown
 
 
@@ -60,7 +61,12 @@ class BatchOptions:
     ] = False
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="I/N", help="Draw only part I of N parts, such as 2/8."),
+        typer.Option(
+            "--shard",
+            metavar="I/N|auto",
+            help="Draw only part I of N parts, such as 2/8; auto: the part of this job of an array "
+            "of Slurm, Kubernetes or AWS Batch.",
+        ),
     ] = None
     batch_size: Annotated[
         int | None,
@@ -133,9 +139,13 @@ class BatchOptions:
         """The part to draw, and the number of parts. BadRequest."""
         if self.shard is None:
             return 1, 1
+        if self.shard == "auto":
+            return launcher.array_part()
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard, re.ASCII)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise BadRequest(f"--shard must be like 2/8, part 2 of 8; got {shown(self.shard)}")
+            raise BadRequest(
+                f"--shard must be like 2/8, part 2 of 8, or auto; got {shown(self.shard)}"
+            )
         return int(match[1]), int(match[2])
 
     def shard_items(self, items: Iterable[Item]) -> Iterator[Item]:

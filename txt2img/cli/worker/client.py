@@ -32,7 +32,9 @@ OPTIONS_WITHOUT_WORKER = {
     *("--install-completion", "--show-completion"),
 }
 # Set for shell completion and for the processes of a launch.
-ENV_WITHOUT_WORKER = {"_TXT2IMG_COMPLETE", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"}
+ENV_WITHOUT_WORKER = {
+    *("_TXT2IMG_COMPLETE", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+}
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 IDLE_SECONDS_MAX = 24 * 3600
 START_SECONDS = 60.0  # for a new worker to open its socket

@@ -1,5 +1,6 @@
 """Exchange between a launch's processes, by accelerate: a seed at the start, results at the end."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from accelerate import PartialState, utils
 from torch import distributed
 
 from txt2img.errors import Txt2imgError
+from txt2img.system import launcher
 
 START_TIMEOUT = timedelta(minutes=10)  # a launcher starts all processes at once
 END_TIMEOUT = timedelta(days=7)  # then some draw longer than others
@@ -32,7 +34,14 @@ def gather(text: str) -> list[str]:
 
 @contextmanager
 def _joined(timeout: timedelta) -> Iterator[PartialState]:
-    """Join the launch's other processes over gloo, unless that is done."""
+    """Join the launch's other processes over gloo, unless that is done.
+
+    accelerate and torch.distributed do not know srun's variables, so they get torchrun's.
+    """
+    group = launcher.current()
+    values = (group.rank, group.world, group.local)
+    for name, value in zip(launcher.VARIABLES[0], values, strict=True):
+        os.environ.setdefault(name, str(value))
     try:
         with warnings.catch_warnings(action="ignore"):  # of how many threads it lets torch use
             state = PartialState(cpu=True, timeout=timeout)
