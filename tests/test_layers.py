@@ -29,6 +29,7 @@ ABOVE_TORCH = ("cli/", "__main__.py", "__init__.py")
 HOMES = {
     "accelerate": ("system/device/", "train/"),
     "gguf": ("weights/formats/dequantize.py",),
+    "vtracer": ("images/svg.py",),
     "huggingface_hub": ("weights/registry/hub.py",),
     "numpy": ("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
     "PIL": ("images/", "pipeline/", "train/", "cli/"),

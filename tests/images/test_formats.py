@@ -158,8 +158,8 @@ def test_a_sweep_ends_in_a_sheet_of_that_format(draw: Command) -> None:
     [
         ("x --format gif", 'no format "gif"; choose from png, jpeg, webp, avif'),
         ("x --format jpeg -o x.png", "give one of them"),
-        ("x --quality 50", "png is lossless"),
-        ("x --quality 50 -o x.png", "png is lossless"),
+        ("x --quality 50", "png has none"),
+        ("x --quality 50 -o x.png", "png has none"),
         ("x --quality 0 --format webp", "1 … 100"),
         ("x --quality best --format webp", "whole number"),
         ("x -o x.gif", "png, jpeg, webp, avif"),

@@ -132,7 +132,7 @@ def test_tokens_are_filled() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("b.gif", 'png, jpeg, webp, avif, not "b.gif"; name it "b.png"'),
+        ("b.gif", 'png, jpeg, webp, avif, svg, not "b.gif"; name it "b.png"'),
         ("b.pdf", 'not "b.pdf"; name it "b.png"'),
         ("{sed}.png", r"no \{sed\}; choose from \{seed\}"),
         ("{seed}/b.png", "file's name only"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadFile, Txt2imgError
-from txt2img.images import formats, image_file
+from txt2img.images import formats, image_file, svg
 from txt2img.images.animation import STEP_KEY
 from txt2img.request.input_image import UNNAMED, ImageRef
 from txt2img.request.request import Request
@@ -30,10 +30,12 @@ def picture(path: Path, kind: str) -> dict[str, object]:
     """A picture's metadata, for people and for --json."""
     info = image_file.read(path)
     texts = dict(info.texts)
+    article = "an" if kind in ("AVIF", "SVG") else "a"
+    paths = f", {svg.count_paths(path.read_bytes())} paths" if kind == formats.SVG.name else ""
     parameters = texts.pop("parameters", "")
     ours, step = (_json(texts.pop(key, '""')) for key in ("txt2img", STEP_KEY))
     return {
-        "kind": f"a {kind} picture, {info.width}x{info.height}",
+        "kind": f"{article} {kind} picture, {info.width}x{info.height}{paths}",
         "began from": began_from(info.request) if info.request and info.request.image else "",
         "parameters": parameters,
         "txt2img": ours,

@@ -14,7 +14,7 @@ from typing import Self
 from PIL import Image, ImageDraw, ImageFont
 
 from txt2img.images import image_file, output
-from txt2img.images.formats import PNG, Format
+from txt2img.images.formats import PNG, SVG, Format
 from txt2img.images.output import Output, with_suffix
 from txt2img.request import Request
 from txt2img.request.sweep import NONE, Axis, Sweep
@@ -34,14 +34,17 @@ ALWAYS = ("prompt", "negative", "seed", "width", "height", "steps", "cfg", "samp
 
 
 def write(cells: Sequence[Cell], sweep: Sweep, target: Output) -> list[Path]:
-    """Write sheet.png and sheet.csv next to the pictures; gives their paths. BadOutput, OSError."""
+    """Write sheet.png and sheet.csv next to the pictures; gives their paths. BadOutput, OSError.
+
+    Of SVG files, which have no pixels, only the table.
+    """
     if not cells:
         return []
-    sheet = draw(cells, sweep, target.format)
-    return [
-        _publish(sheet, target, f"sheet{target.format.suffix}"),
-        _publish(table(cells, sweep.axes), target, "sheet.csv"),
-    ]
+    paths = []
+    if target.format.name != SVG.name:
+        sheet = draw(cells, sweep, target.format)
+        paths.append(_publish(sheet, target, f"sheet{target.format.suffix}"))
+    return [*paths, _publish(table(cells, sweep.axes), target, "sheet.csv")]
 
 
 def table(cells: Sequence[Cell], axes: Sequence[Axis]) -> bytes:

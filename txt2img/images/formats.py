@@ -1,7 +1,8 @@
-"""The formats of picture files: PNG is lossless, the others are smaller."""
+"""The formats of picture files: PNG is lossless, SVG is traced, the others are smaller."""
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePath
 
 from txt2img.errors import BadRequest
@@ -18,7 +19,7 @@ class Format:
     name: str
     suffixes: tuple[str, ...]  # new files get the first
     magic: bytes  # a pattern of a file's first bytes
-    quality: int | None = None  # None: lossless
+    quality: int | None = None  # None: it has none to choose
     exif_max: int | None = None  # bytes of EXIF data, if they are bounded
     alpha: bool = True  # whether it holds transparency
 
@@ -29,14 +30,16 @@ class Format:
 
 
 PNG = Format("PNG", (".png",), rb"\x89PNG\r\n\x1a\n")
+SVG = Format("SVG", (".svg",), rb"<svg\s|<\?xml\s")
 # The qualities are those where a loss can hardly be seen. A JPEG has its EXIF data in one segment.
 FORMATS = {
     "png": PNG,
     "jpeg": Format("JPEG", (".jpg", ".jpeg"), rb"\xff\xd8\xff", 95, exif_max=65_533, alpha=False),
     "webp": Format("WEBP", (".webp",), rb"RIFF.{4}WEBP", 90),
     "avif": Format("AVIF", (".avif",), rb".{4}ftypavi[fs]", 80),
+    "svg": SVG,
 }
-PILLOW_NAMES = tuple(format.name for format in FORMATS.values())
+PILLOW_NAMES = tuple(format.name for format in FORMATS.values() if format is not SVG)
 LOSSY = ", ".join(name for name, format in FORMATS.items() if format.quality is not None)
 
 
@@ -62,8 +65,12 @@ def by_content(head: bytes) -> Format | None:
 
 
 def check_writable(format: Format) -> None:
-    """Raise BadRequest if this Pillow was built without the format's encoder."""
-    if format is PNG:
+    """Raise BadRequest if the format's encoder is not installed."""
+    if format.name == PNG.name:
+        return
+    if format.name == SVG.name:
+        if find_spec("vtracer") is None:
+            raise BadRequest('svg needs the package vtracer: pip install "txt2img[svg]"')
         return
     from PIL import features
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import exif, formats, png
-from txt2img.images.formats import PNG, Format
+from txt2img.images.formats import PNG, SVG, Format
 from txt2img.images.record import ImageInfo, Origin, metadata, parse_texts, pixels_sha256
 from txt2img.request import Request
 from txt2img.request.fields import SEEDS
@@ -42,8 +42,12 @@ def encode(
 
 def encode_texts(image: "Image.Image", texts: Mapping[str, str], format: Format) -> bytes:
     """The file of a picture with any texts. BadRequest if it cannot hold so much."""
-    if format.name == "PNG":
+    if format.name == PNG.name:
         return png.encode(image, texts)
+    if format.name == SVG.name:
+        from txt2img.images import svg
+
+        return svg.encode(image, texts)
     exif.check_text_fits(texts, format)
     return exif.encode(image, texts, format)
 
@@ -52,7 +56,7 @@ def check_record_fits(request: Request, origin: Origin, format: Format) -> None:
     """Raise BadRequest if a file of that format cannot hold a picture or its record."""
     if request.transparent and not request.background and not format.alpha:
         raise BadRequest(
-            f"a {format.name} file holds no transparency; choose png, webp or avif, or give a "
+            f"a {format.name} file holds no transparency; choose png, webp, avif or svg, or give a "
             "--background"
         )
     if format.exif_max is not None:
@@ -66,6 +70,15 @@ def read(path: Path) -> ImageInfo:
         return read_stream(file, str(path))
 
 
+def reader_of(format: Format) -> Callable[[BinaryIO], Content]:
+    """What reads the size and texts of a format's files."""
+    if format.name == SVG.name:
+        from txt2img.images import svg
+
+        return svg.read
+    return png.read if format == PNG else exif.read
+
+
 def read_stream(file: BinaryIO, name: str) -> ImageInfo:
     """As `read`, of an open file."""
     format = formats.by_content(file.read(formats.HEAD))
@@ -73,7 +86,7 @@ def read_stream(file: BinaryIO, name: str) -> ImageInfo:
         names = ", ".join(formats.PILLOW_NAMES)
         raise BadFile(f"{shown(name)} is no picture: it begins like none of {names}")
     try:
-        width, height, texts = _read(file, png.read if format == PNG else exif.read)
+        width, height, texts = _read(file, reader_of(format))
     except ValueError as error:
         raise BadFile(f"{shown(name)} is not a whole {format.name} file: {error}") from error
     return parse_texts(ImageInfo(width, height, texts))

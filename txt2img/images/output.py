@@ -37,7 +37,7 @@ NUMBERS = ("seed", "index", "width", "height", "steps")  # tokens that take {tok
 _TOKEN = re.compile(r"\{(\w+)(?::0(\d{1,2})d?)?\}")
 OTHER_KINDS = (
     *(".gif", ".bmp", ".tif", ".tiff", ".jxl", ".jp2", ".heic"),
-    *(".pdf", ".svg", ".psd", ".tga", ".ppm", ".ico", ".exr"),
+    *(".pdf", ".psd", ".tga", ".ppm", ".ico", ".exr"),
 )
 NORMALISED_MAX = 4096  # characters of a prompt that its name is made of
 SLUG_MAX = 60  # characters

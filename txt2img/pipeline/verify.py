@@ -67,6 +67,11 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
     `lossy`, and as `resolve_adapters` for missing files.
     """
     assert info.request is not None
+    if formats.by_suffix(path.name) is formats.SVG:
+        raise BadRequest(
+            f"{shown(str(path))} is traced into shapes, which no pixels can be compared with; "
+            "replay draws it again"
+        )
     with open_regular(path) as file:
         try:
             with (

@@ -104,6 +104,6 @@ class OutputOptions:
             raise BadRequest(f"--quality must be 1 … {QUALITIES[-1]}, got {self.quality}")
         if form.quality is None:
             if on_command_line("quality"):
-                raise BadRequest(f"--quality is for {LOSSY}: png is lossless")
+                raise BadRequest(f"--quality is for {LOSSY}; {form.suffix[1:]} has none")
             return form
         return replace(form, quality=self.quality)
