@@ -28,18 +28,22 @@ ABOVE_TORCH = ("cli/", "__main__.py", "__init__.py")
 # The only homes of each library that is not a standard one; torch lives in TORCH.
 HOMES = {
     "accelerate": ("system/device/", "train/"),
+    "cv2": ("images/preprocess.py",),
     "gguf": ("weights/formats/dequantize.py",),
     "vtracer": ("images/svg.py",),
     "huggingface_hub": ("weights/registry/hub.py",),
-    "numpy": ("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
-    "PIL": ("images/", "pipeline/", "train/", "cli/"),
+    "numpy": (
+        *("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
+        "images/preprocess.py",
+    ),
+    "PIL": ("images/", "pipeline/", "train/", "cli/", "weights/annotator.py"),
     "resvg_py": ("train/default_model/build_dataset.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
     "spandrel": ("weights/upscaler.py",),
     "torchao": ("models/optimize/quantize.py",),
     "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
-    "transformers": ("models/t5.py", "models/qwen3.py"),
+    "transformers": ("models/t5.py", "models/qwen3.py", "weights/annotator.py"),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.

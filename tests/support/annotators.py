@@ -1,0 +1,107 @@
+"""Tiny models of depths and segments with random weights, as transformers writes their folders."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tests.support.tiny import _ROOT
+from txt2img.models.transformers_library import quietly
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+SIZE = {"height": 64, "width": 64}
+
+
+@cache
+def depth_folder(kind: str = "dpt") -> Path:
+    """A depth model: DPT, or Depth Anything, whose depths may be metric."""
+    with quietly():
+        from transformers import (
+            DepthAnythingConfig,
+            DepthAnythingForDepthEstimation,
+            Dinov2Config,
+            DPTConfig,
+            DPTForDepthEstimation,
+        )
+    shape = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    fusion = {"fusion_hidden_size": 8, "neck_hidden_sizes": [8] * 4}
+    fusion["reassemble_factors"] = [4, 2, 1, 0.5]
+    torch.manual_seed(1)
+    if kind == "dpt":
+        config = DPTConfig(
+            **shape,
+            **fusion,
+            intermediate_size=16,
+            image_size=64,
+            patch_size=16,
+            backbone_out_indices=[0, 1, 2, 3],
+        )
+        return save(DPTForDepthEstimation(config), kind, "DPTImageProcessor", SIZE)
+    backbone = Dinov2Config(
+        **shape,
+        mlp_ratio=1,
+        image_size=56,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        **fusion,
+        reassemble_hidden_size=16,
+        patch_size=14,
+        head_hidden_size=4,
+        depth_estimation_type=kind,
+        max_depth=20,
+    )
+    size = {"height": 56, "width": 56}
+    model = DepthAnythingForDepthEstimation(config)
+    return save(model, kind, "DPTImageProcessor", size, keep_aspect_ratio=True, multiple=14)
+
+
+@cache
+def segment_folder(classes: int = 150) -> Path:
+    """A SegFormer of ADE20K's classes, or of others."""
+    with quietly():
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(2)
+    config = SegformerConfig(
+        num_labels=classes,
+        hidden_sizes=[8] * 4,
+        depths=[1] * 4,
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+    )
+    model = SegformerForSemanticSegmentation(config)
+    return save(model, f"segformer-{classes}", "SegformerImageProcessor", SIZE)
+
+
+def save(
+    model: "PreTrainedModel",
+    name: str,
+    processor: str,
+    size: dict[str, int],
+    keep_aspect_ratio: bool = False,
+    multiple: int = 1,
+) -> Path:
+    """A model's folder, with the settings of its pictures."""
+    path = Path(_ROOT.name) / "annotators" / name
+    with quietly():
+        model.save_pretrained(path)
+    rows = {**ROWS, "image_processor_type": processor, "size": size}
+    rows |= {"keep_aspect_ratio": keep_aspect_ratio, "ensure_multiple_of": multiple}
+    (path / "preprocessor_config.json").write_text(json.dumps(rows))
+    return path
