@@ -84,7 +84,8 @@ def _intensity(cv2: ModuleType, x: "Levels", numbers: tuple[float, ...]) -> "NDA
 
 
 def _threshold(cv2: ModuleType, x: "Levels", numbers: tuple[float, ...]) -> "NDArray[np.generic]":
-    return (x.min(axis=2) > numbers[0]) * 255
+    white: Levels = (x.min(axis=2) > numbers[0]) * 255
+    return white
 
 
 def _lineart(cv2: ModuleType, x: "Levels", numbers: tuple[float, ...]) -> "NDArray[np.generic]":
@@ -107,7 +108,8 @@ def _scribble(cv2: ModuleType, x: "Levels", numbers: tuple[float, ...]) -> "NDAr
     light = x.astype(np.float32)
     near, far = (cv2.GaussianBlur(light, (0, 0), sigma) for sigma in (0.5, 5.0))
     dark = 255 - (255 - (far - near).min(axis=2)).clip(0, 255).astype(np.uint8)
-    return (2 * dark.astype(np.int32) > numbers[0]) * 255
+    white: Levels = (2 * dark.astype(np.int32) > numbers[0]) * 255
+    return white
 
 
 def _shuffle(cv2: ModuleType, x: "Levels", numbers: tuple[float, ...]) -> "NDArray[np.generic]":
