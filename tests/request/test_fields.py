@@ -19,7 +19,7 @@ def test_a_row_is_of_its_field_and_has_the_default() -> None:
         *("tile", "image", "strength", "resize", "mask", "mask_blur", "inpaint_fill"),
         *("only_masked", "outpaint", "hires", "hires_width", "hires_height", "hires_upscaler"),
         *("hires_strength", "hires_steps", "upscale_by", "upscale", "guidance"),
-        *("skip_layer_guidance", "transparent", "background"),
+        *("skip_layer_guidance", "transparent", "background", "control_mode"),
     ]
 
 
@@ -42,7 +42,8 @@ def test_whole_numbers_have_a_range_and_flags_begin_with_the_long_one() -> None:
 def test_flags_of_fields_that_lines_may_change_are_read_in_prompt_files() -> None:
     for row in FIELDS.values():
         for flag in row.flags:
-            assert (OPTIONS.get(flag) == row.name) == (row.scalar and not row.same_for_all)
+            changes = (row.scalar or row.listed) and not row.same_for_all
+            assert (OPTIONS.get(flag) == row.name) == changes
 
 
 def test_records_of_the_first_fields_hold_them_all_and_later_ones_only_if_set() -> None:

@@ -66,7 +66,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
 
 def settings_told(request: Request, first: Request, swept: Sequence[str]) -> list[str]:
     """The settings that tell a picture apart: those swept, and those that the first has not."""
-    plain = [row.name for row in FIELDS.values() if row.scalar or row.name == "loras"]
+    plain = [row.name for row in FIELDS.values() if row.scalar or row.name == "loras" or row.listed]
     names = [name for name in plain if getattr(request, name) != getattr(first, name)]
     told = dict.fromkeys([*(name for name in swept if name in plain), *names])
     return [

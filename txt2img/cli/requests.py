@@ -13,7 +13,7 @@ from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.input import read_stdin
 from txt2img.cli.provenance import request_of, require_model, with_pictures
-from txt2img.errors import BadFile, BadRequest, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
@@ -60,10 +60,14 @@ class Batch:
                 try:
                     chosen = one if self.wildcards is None else self.wildcards.resolve(one)
                     resolved = self.library.resolve(chosen)
+                    if resolved.controls:
+                        from txt2img.weights.control_file import find_controls
+
+                        resolved = find_controls(resolved, self.library)
                     if resolved.has_input:
                         resolved = resolve_images(resolved, self.library.images)
                     yield resolved
-                except (BadRequest, BadFile) as error:
+                except (BadRequest, BadFile, ModelNotFound) as error:
                     if not self.skip_errors:
                         raise
                     self.errors["choices", number, i] = error

@@ -17,6 +17,7 @@ from txt2img.images import image_file, output
 from txt2img.images.formats import PNG, SVG, Format
 from txt2img.images.output import Output, with_suffix
 from txt2img.request import Request
+from txt2img.request.adapters import Lora
 from txt2img.request.sweep import NONE, Axis, Sweep
 from txt2img.system.text import escape
 
@@ -193,7 +194,8 @@ def _caption(request: Request, name: str) -> str:
 def _plain(value: object) -> object:
     """A field's value in a table: None is empty, LoRAs are as on a command line."""
     if isinstance(value, tuple):
-        return ",".join(f"{lora.name}:{lora.unet:g}" for lora in value)
+        texts = (f"{x.name}:{x.unet:g}" if isinstance(x, Lora) else str(x) for x in value)
+        return ",".join(texts)
     return "" if value is None else value
 
 

@@ -68,19 +68,14 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
 
     BadFile for what is missing or no picture, BadRequest for fields that need a picture.
     """
-    if request.references:
-        found = tuple(find_image(one, paths)[0] for one in request.references)
-        request = replace(request, references=found)
+    if request.image is None and not (request.mask is None and request.outpaint is None):
+        raise BadRequest("--mask and --outpaint need --image: the picture to change")
+    request = request.with_images(lambda ref: find_image(ref, paths)[0])
     if request.image is None:
-        if request.mask is not None or request.outpaint is not None:
-            raise BadRequest("--mask and --outpaint need --image: the picture to change")
         return request
-    image, size = find_image(request.image, paths)
-    mask = None if request.mask is None else find_image(request.mask, paths)[0]
-    request = replace(request, image=image, mask=mask)
     _note_mask(request, paths)
     if request.width is None or request.height is None:
-        width, height = size_of(request, size, paths)
+        width, height = size_of(request, paths.facts[request.image.hash].size, paths)
         request = replace(request, width=width, height=height)
     return request
 

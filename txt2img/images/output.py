@@ -18,6 +18,8 @@ from txt2img.errors import BadOutput, BadRequest
 from txt2img.images import formats
 from txt2img.images.formats import FORMATS, PNG, Format
 from txt2img.request import Request
+from txt2img.request.adapters import Lora
+from txt2img.request.control import CONTROL_PARTS
 from txt2img.request.fields import FIELDS
 from txt2img.request.input_image import ImageRef
 from txt2img.request.request import check_text
@@ -30,8 +32,9 @@ TOKENS = (
     *("date", "time", "hash"),  # when the run began, and the model's
 )
 # Other fields that may tell a sweep's pictures apart.
-SWEPT = tuple(
-    name for name, row in FIELDS.items() if (row.scalar or name == "loras") and name not in TOKENS
+SWEPT = (
+    *(name for name, row in FIELDS.items() if row.scalar or row.listed or name == "loras"),
+    *CONTROL_PARTS,
 )
 NUMBERS = ("seed", "index", "width", "height", "steps")  # tokens that take {token:0DIGITS}
 _TOKEN = re.compile(r"\{(\w+)(?::0(\d{1,2})d?)?\}")
@@ -140,7 +143,7 @@ class Output:
                 return self.model_hash or match[0]
             if isinstance(picture := getattr(request, token, None), ImageRef):
                 return stem(picture.name)
-            if token in SWEPT:
+            if token in SWEPT and token not in TOKENS:
                 return slug(describe_value(getattr(request, token)))
             value = getattr(request, token, None) if token in TOKENS else None
             if value is None:
@@ -212,7 +215,7 @@ def _check_tokens(text: str) -> None:
 def describe_value(value: object) -> str:
     """A field's value as text for a name or a line."""
     if isinstance(value, tuple):
-        value = "+".join(f"{lora.name} {lora.unet:g}" for lora in value)
+        value = "+".join(f"{x.name} {x.unet:g}" if isinstance(x, Lora) else str(x) for x in value)
     if value is None or value == "":
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

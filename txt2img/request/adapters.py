@@ -4,8 +4,8 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from txt2img.errors import BadRequest
 from txt2img.system.text import escape, shown
@@ -176,6 +176,12 @@ def object_from_json(kind: Callable[..., T], field: str, value: object) -> T:
     except TypeError:
         keys = ", ".join(shown(key) for key in value)
         raise BadRequest(f"{field}: not what such an object holds: {keys}") from None
+
+
+def sparse_json(item: Any) -> dict[str, object]:
+    """A dataclass as a JSON object, without the fields at their defaults."""
+    values = asdict(item)
+    return {f.name: values[f.name] for f in fields(item) if getattr(item, f.name) != f.default}
 
 
 def objects_from_json(kind: Callable[..., T], field: str, value: object) -> tuple[T, ...]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from txt2img.errors import BadRequest
+from txt2img.request.control import Control
 from txt2img.request.fields import STEPS
 from txt2img.request.prompt_syntax import Grammar
 from txt2img.request.request import Request
@@ -180,10 +181,17 @@ def canonical(request: Request) -> Request:
                 break
     if not request.subseed_strength and request.subseed is not None:
         request = request.changed(subseed=None)
-    for name in ("image", "mask"):  # whatever the file is called
-        if (image := getattr(request, name)) is not None and image.hash:
-            request = request.changed(**{name: replace(image, name=image.hash)})
-    return request
+    if request.controls:
+        request = request.changed(controls=tuple(map(_canonical_control, request.controls)))
+    if not request.has_input:
+        return request
+    # Whatever the files are called.
+    return request.with_images(lambda ref: replace(ref, name=ref.hash) if ref.hash else ref)
+
+
+def _canonical_control(control: Control) -> Control:
+    model = control.model
+    return replace(control, model=replace(model, name=model.hash)) if model.hash else control
 
 
 def starts_at_unit_variance(

@@ -19,6 +19,7 @@ from txt2img.request.adapters import (
     object_from_json,
     objects_from_json,
 )
+from txt2img.request.control import Control, ControlMode, controls_from_json
 from txt2img.request.input_image import (
     ImageRef,
     InpaintFill,
@@ -82,6 +83,7 @@ class Field:
     pattern: str = ""  # of a text
     pattern_help: str = ""  # the pattern in a message's words
     from_json: Callable[[object], object] | None = None  # other than by its type
+    listed: bool = False  # a text is one of several values, or some of them separated by bars
     same_for_all: bool = False  # no line of a prompt file may change it
     option: str = ""  # the command's parameter; default: the field's name
     # Filled in from the declaration:
@@ -321,6 +323,7 @@ class RequestFields:
             ("--reference",),
             ("--ref-image", "--reference-image"),
             from_json=images_from_json,
+            listed=True,
             option="reference",
         ),
     ] = ()
@@ -355,6 +358,18 @@ class RequestFields:
             pattern_help="a colour such as white, skyblue or #87ceeb",
         ),
     ] = None
+    # ControlNets, each with a picture that it follows; and whether they or the prompt count more.
+    controls: Annotated[
+        tuple[Control, ...],
+        Field(
+            ("--control",),
+            ("--controlnet", "--control-net"),
+            from_json=controls_from_json,
+            listed=True,
+            option="control",
+        ),
+    ] = ()
+    control_mode: Annotated[ControlMode | None, Field(("--control-mode",))] = None
 
 
 def _rows() -> Iterator[Field]:

@@ -1,8 +1,8 @@
 """Pictures that a request begins from, as it names them, and the words for how they are used."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 from txt2img.errors import BadRequest
@@ -50,10 +50,25 @@ def image_from_json(value: object) -> ImageRef:
 
 
 def images_from_json(value: object) -> tuple[ImageRef, ...]:
-    """Pictures from a list of paths or JSON objects. BadRequest."""
+    """Pictures from a list of paths or JSON objects, or from one path. BadRequest."""
+    value = [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple):
         raise BadRequest(f"references must be a list of pictures, got {shown(value)}")
     return tuple(map(image_from_json, value))
+
+
+def map_images(value: object, change: Callable[[ImageRef], ImageRef]) -> object:
+    """A value with the pictures in it changed: those of its items or fields, however deep."""
+    if isinstance(value, ImageRef):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_images(item, change) for item in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    old = {part.name: getattr(value, part.name) for part in fields(value)}
+    new = {name: map_images(part, change) for name, part in old.items()}
+    changed = {name: part for name, part in new.items() if part != old[name]}
+    return replace(value, **changed) if changed else value
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.request.input_image import STDIN
-from txt2img.request.prompt_line import PATHS, columns, from_json, from_line, from_row
+from txt2img.request.input_image import STDIN, ImageRef
+from txt2img.request.prompt_line import columns, from_json, from_line, from_row
 from txt2img.request.request import Request
 from txt2img.system.files import open_regular
 from txt2img.system.text import shown
@@ -91,12 +91,14 @@ def _relative_to(
     folder: Path, request: Request, base: Request, pictures: Mapping[str, bytes]
 ) -> Request:
     """The request with the paths that its own line gives relative to a folder. BadRequest."""
-    for name in PATHS:
-        ref = getattr(request, name)
-        if ref is None or ref is getattr(base, name) or ref.hash or ref.name in (STDIN, *pictures):
-            continue
-        request = request.with_json({name: str(folder / Path(ref.name).expanduser())})
-    return request
+    own = {id(ref) for ref in base.images}
+
+    def relative(ref: ImageRef) -> ImageRef:
+        if id(ref) in own or ref.hash or ref.name in (STDIN, *pictures):
+            return ref
+        return ImageRef(str(folder / Path(ref.name).expanduser()))
+
+    return request.with_images(relative) if request.has_input else request
 
 
 def _skipped_note(option: str, numbers: Sequence[int], name: str) -> str:

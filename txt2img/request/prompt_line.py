@@ -17,7 +17,7 @@ from txt2img.system.text import nearest_or_all, shown
 OURS = {
     flag: name
     for name, field in FIELDS.items()
-    if field.scalar and not field.same_for_all
+    if (field.scalar or field.listed) and not field.same_for_all
     for flag in field.flags
 }
 THEIRS = {alias: name for name, field in FIELDS.items() for alias in field.aliases}
@@ -37,6 +37,7 @@ NO_EFFECT: Mapping[str, tuple[str, ...]] = {
 SHORT_MAX = 5  # characters of other programs' short options, as --am
 TEXTS = ("prompt", "negative")
 PATHS = tuple(name for name, field in FIELDS.items() if field.kind is ImageRef)
+LISTED = tuple(name for name, field in FIELDS.items() if field.listed)
 # Options whose value may be left out, and what it is then.
 LEFT_OUT = {"mask_invert": True, "only_masked": 32}
 Values = dict[str, object]
@@ -73,8 +74,12 @@ def from_line(line: str, base: Request, skipped: list[str] | None = None) -> Req
             raise BadRequest("a prompt before the options and --prompt; give one of them")
         if not text and field not in (*TEXTS, *LEFT_OUT):
             raise BadRequest(f"{option[1]} needs a value")
-        is_text = field in (*TEXTS, *PATHS)
-        values[field] = _unquoted(text) if is_text else as_number(_unquoted(text))
+        if field in LISTED:
+            listed = values.setdefault(field, [])
+            assert isinstance(listed, list)
+            listed.append(_unquoted(text))
+            continue
+        values[field] = _cell(field, _unquoted(text))
         if not text and field in LEFT_OUT:
             values[field] = LEFT_OUT[field]
     return _request(values, base)
@@ -121,7 +126,7 @@ def from_row(cells: Sequence[str], columns: Sequence[str], base: Request) -> Req
     for field, cell in zip(columns, cells, strict=False):
         text = cell.strip()
         if text:
-            values[field] = text if field in (*TEXTS, *PATHS) else as_number(text)
+            values[field] = _cell(field, text)
     return _request(values, base)
 
 
@@ -167,6 +172,13 @@ def _value(line: str, start: int) -> tuple[str, int]:
     after = _OPTION.search(line, quoted.end() if quoted else start)
     end = after.start() if after else len(line)
     return line[start:end].strip(), end
+
+
+def _cell(field: str, text: str) -> object:
+    """A field's value in a cell; several of a list are separated by bars."""
+    if field in LISTED:
+        return [part.strip() for part in text.split("|")]
+    return text if field in (*TEXTS, *PATHS) else as_number(text)
 
 
 def _unquoted(text: str) -> str:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import Refiner, VAERef
+from txt2img.request.adapters import Refiner, VAERef, sparse_json
+from txt2img.request.control import Control
 from txt2img.request.fields import FIELDS, SEEDS, SIDES, Field, RequestFields
-from txt2img.request.input_image import ImageRef, Margins
+from txt2img.request.input_image import ImageRef, Margins, map_images
 from txt2img.request.interval import Interval
 from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.text import nearest_or_all, shown
 
 HIRES = tuple(name for name in FIELDS if name.startswith("hires"))
+PICTURES = tuple(name for name, row in FIELDS.items() if row.kind is ImageRef or row.listed)
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
@@ -100,8 +102,34 @@ class Request(RequestFields):
     @property
     def has_input(self) -> bool:
         """Whether it names a picture, or something that needs one."""
-        pictures = self.image is None and self.mask is None and not self.references
-        return not (pictures and self.outpaint is None)
+        return any(getattr(self, name) for name in PICTURES) or self.outpaint is not None
+
+    @property
+    def control_weight(self) -> str:
+        """The weights of its ControlNets, as a sweep and its names show them."""
+        return "+".join(f"{one.weight:g}" for one in self.controls)
+
+    @property
+    def control_interval(self) -> str:
+        """The intervals of its ControlNets, likewise."""
+        return "+".join(str(one.interval) for one in self.controls)
+
+    def with_images(self, change: Callable[[ImageRef], ImageRef]) -> "Request":
+        """The request with each of its pictures changed."""
+        named = {name: value for name in PICTURES if (value := getattr(self, name))}
+        return self.changed(**{name: map_images(value, change) for name, value in named.items()})
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """All pictures that it names."""
+        found: list[ImageRef] = []
+
+        def keep(ref: ImageRef) -> ImageRef:
+            found.append(ref)
+            return ref
+
+        self.with_images(keep)
+        return found
 
     @property
     def has_hires(self) -> bool:
@@ -137,7 +165,7 @@ _PLAIN = (str, int, float, bool)
 def _json_value(value: object) -> object:
     """A field's value for JSON."""
     if isinstance(value, tuple):
-        return tuple(asdict(item) for item in value)
+        return tuple(sparse_json(x) if isinstance(x, Control) else asdict(x) for x in value)
     return asdict(value) if isinstance(value, OBJECTS) else value
 
 

@@ -48,6 +48,7 @@ class AdapterPaths:
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too, and upscalers
     images: ImagePaths = field(default_factory=ImagePaths)  # pictures to begin from
     upscalers: Mapping[str, Path] = field(default_factory=dict)
+    controls: dict[str, Path] = field(default_factory=dict)  # those found so far
 
     def lora_file(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound lists the folders that were searched."""

@@ -7,8 +7,9 @@ from decimal import Decimal, InvalidOperation
 from itertools import product
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import parse_lora
-from txt2img.request.prompt_line import LONG, OPTIONS, PATHS, TEXTS, as_number
+from txt2img.request.adapters import parse_lora, sparse_json
+from txt2img.request.control import CONTROL_PARTS, controls_from_json
+from txt2img.request.prompt_line import LISTED, LONG, OPTIONS, PATHS, TEXTS, as_number
 from txt2img.request.request import Request
 from txt2img.system.text import nearest_or_all, shown
 
@@ -55,8 +56,11 @@ class Sweep:
         """Every request with every point. BadRequest."""
         for request in self.requests:
             for point in self.points:
-                values = {field: value for field, value in point.items() if field != LORAS}
-                yield with_lora(request.with_json(values), str(point.get(LORAS, NONE)))
+                values = {f: v for f, v in point.items() if f not in (LORAS, *CONTROL_PARTS)}
+                one = with_lora(request.with_json(values), str(point.get(LORAS, NONE)))
+                for name in CONTROL_PARTS & point.keys():
+                    one = with_control_part(one, name, point[name])
+                yield one
 
 
 def with_lora(request: Request, text: str) -> Request:
@@ -68,6 +72,15 @@ def with_lora(request: Request, text: str) -> Request:
     return replace(request, loras=(*others, lora))
 
 
+def with_control_part(request: Request, name: str, value: object) -> Request:
+    """The request with another weight or interval of its ControlNets. BadRequest."""
+    if not request.controls:
+        raise BadRequest(f"--sweep {name.replace('_', '-')} needs --control")
+    values = {CONTROL_PARTS[name]: value}
+    objects = ({**sparse_json(one), **values} for one in request.controls)
+    return request.changed(controls=controls_from_json([*objects]))
+
+
 def axis(text: str) -> Axis:
     """Parse `cfg=4..10:1.5`. BadRequest."""
     name, equals, listed = text.partition("=")
@@ -77,18 +90,21 @@ def axis(text: str) -> Axis:
         raise BadRequest(f"--sweep {shown(text)}; say OPTION=VALUES, as cfg=1..5:0.5")
     if option == "--lora":
         return Axis(LORAS, tuple(_loras(text, listed)))
+    of_controls = {f"--{part.replace('_', '-')}": part for part in CONTROL_PARTS}
+    field = of_controls.get(option, field)
     if not field or field in ("count", "times"):
-        known = ["prompt", "lora", *(option[2:] for option in LONG if option != "--count")]
+        options = [option for option in (*LONG, *of_controls) if option != "--count"]
+        known = ["prompt", "lora", *(option[2:] for option in options)]
         hint = nearest_or_all(option[2:], known)
         raise BadRequest(f"--sweep cannot vary {shown(name.strip())}{hint}")
-    is_text = field in (*TEXTS, *PATHS)
+    is_text = field in (*TEXTS, *PATHS, *LISTED, "control_interval")
     if not is_text and (match := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *match.groups())))
     parts = _parts(listed)
     if not all(parts) and field not in TEXTS:
         raise BadRequest(f"--sweep {shown(text)} has an empty value")
     values = tuple(part if is_text else as_number(part) for part in parts)
-    for value in values:
+    for value in values if field not in CONTROL_PARTS else ():
         Request.from_json({"prompt": "", field: value})
     return Axis(field, values)
 

@@ -39,6 +39,8 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     """
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
+    if resolved.controls:
+        raise BadRequest("--control: this version reads it, but does not draw with it")
     if resolved.has_input:
         state.paths.images.fit_to(max(model.family.size_multiple, SIDES.step))
         resolved = resolve_images(resolved, state.paths.images)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.compat import CompatOptions
+from txt2img.cli.options.control import ControlOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.options.input import InputOptions
 from txt2img.cli.options.larger import LargerOptions
@@ -23,6 +24,7 @@ class RunOptions:
 
     picture: PictureOptions = field(default_factory=PictureOptions)
     input: InputOptions = field(default_factory=InputOptions)
+    control: ControlOptions = field(default_factory=ControlOptions)
     larger: LargerOptions = field(default_factory=LargerOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
@@ -57,6 +59,7 @@ class RunOptions:
             | self.adapters.request_fields()
             | given_fields(self.input)
             | ({"references": self.input.reference} if self.input.reference else {})
+            | self.control.request_fields()
             | given_fields(self.compat)
             | given_fields(self.speed)
             | (self.larger.request_fields() if self.larger != LargerOptions() else {})

@@ -101,6 +101,10 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Version": f"txt2img {version}",
     }
     entries |= _input_entries(request)
+    if request.controls:
+        from txt2img.images.metadata.a1111_control import control_entries
+
+        entries |= control_entries(request)
     if request.has_hires:
         entries |= hires_entries(request)
     if not request.subseed_strength:

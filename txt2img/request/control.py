@@ -1,0 +1,174 @@
+"""ControlNets as a request names them: a model, a picture, a weight and an interval each.
+
+Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models".
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import NamedTuple
+
+from txt2img.errors import BadRequest
+from txt2img.request.adapters import FileRef, object_from_json
+from txt2img.request.input_image import ImageRef, image_from_json
+from txt2img.request.interval import Interval, interval_from_json, parse_interval
+from txt2img.request.sampler_names import Name, NameRow
+from txt2img.system.text import shown
+
+WEIGHT_MAX = 100.0
+ALL_STEPS = Interval(0.0, 1.0)
+SUFFIX = ".safetensors"
+# What --sweep may vary of all ControlNets of a request.
+CONTROL_PARTS = {"control_weight": "weight", "control_interval": "interval"}
+USAGE = "MODEL:IMAGE[:WEIGHT[:START..END]], as canny:edges.png:0.8:0..0.5"
+# Kinds of pictures that a Union model tells apart, by its numbers (ComfyUI, control_types.py).
+UNION_TYPES: Mapping[str, int] = {
+    "openpose": 0,
+    "depth": 1,
+    **dict.fromkeys(("hed", "pidi", "scribble", "ted", "softedge"), 2),
+    **dict.fromkeys(("canny", "lineart", "anime_lineart", "mlsd"), 3),
+    "normal": 4,
+    **dict.fromkeys(("segment", "seg"), 5),
+    "tile": 6,
+    **dict.fromkeys(("repaint", "inpaint"), 7),
+}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_INTERVAL = re.compile(r"[\d.]*\.\.[\d.]*", re.ASCII)
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+
+
+class ControlMode(Name):
+    """Which of prompt and ControlNet counts for more; the numbers are A1111's."""
+
+    BALANCED = NameRow("balanced", "Balanced", ("0",), is_default=True)
+    PROMPT = NameRow("prompt", "My prompt is more important", ("1",))
+    CONTROL = NameRow("control", "ControlNet is more important", ("2", "guess"))
+
+
+class ControlRef(FileRef):
+    """A ControlNet by its file's name; until it is found the name may be a path."""
+
+    what = "a ControlNet"
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet and the picture that it follows."""
+
+    model: ControlRef
+    image: ImageRef
+    weight: float = 1.0
+    interval: Interval = ALL_STEPS  # of the steps
+    type: str = ""  # a Union model's kind of picture; empty: by the names of model and picture
+
+    def __post_init__(self) -> None:
+        """Check weight and type. BadRequest."""
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise BadRequest(f"control: a weight must be a number, got {shown(weight)}")
+        if not 0 <= weight <= WEIGHT_MAX:
+            raise BadRequest(f"control: a weight must be 0 … {WEIGHT_MAX:g}, got {weight}")
+        if self.type not in ("", *UNION_TYPES):
+            known = ", ".join(UNION_TYPES)
+            raise BadRequest(f"control: no type {shown(self.type)}; known: {known}")
+
+    def __str__(self) -> str:
+        """The option's text."""
+        parts = [f"{self.model.name}:{self.image.name}", self.type]
+        whole = self.interval == ALL_STEPS
+        parts += [f"{self.weight:g}"] if self.weight != 1 or not whole else []
+        return ":".join(filter(None, [*parts, "" if whole else str(self.interval)]))
+
+
+def controls_from_json(value: object) -> tuple[Control, ...]:
+    """ControlNets from a list of objects or of the option's texts, or from one. BadRequest."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    return tuple(map(control_from_json, listed))
+
+
+def control_from_json(value: object) -> Control:
+    """A ControlNet from a JSON object or the option's text. BadRequest."""
+    if isinstance(value, Control):
+        return value
+    if isinstance(value, str):
+        return parse_control(value)
+    if not isinstance(value, dict) or not {"model", "image"} <= value.keys():
+        raise BadRequest(f"control: {shown(value)} is no object with a model and an image")
+    values = {k: FROM_JSON[k](v) if k in FROM_JSON else v for k, v in value.items()}
+    return object_from_json(Control, "control", values)
+
+
+def _model_from_json(value: object) -> ControlRef:
+    if isinstance(value, str | ControlRef):
+        return value if isinstance(value, ControlRef) else ControlRef(value)
+    return object_from_json(ControlRef, "control", value)
+
+
+FROM_JSON: Mapping[str, Callable[[object], object]] = {
+    "model": _model_from_json,
+    "image": image_from_json,
+    "interval": interval_from_json,
+}
+
+
+class Use(NamedTuple):
+    """An option's text MODEL:IMAGE[:WEIGHT[:START..END]], taken apart."""
+
+    model: str
+    image: str
+    weight: float
+    interval: Interval
+    type: str
+
+
+def parse_control(text: str) -> Control:
+    """Parse MODEL[@TYPE]:IMAGE[:TYPE][:WEIGHT[:START..END]]. BadRequest."""
+    use = parse_use(text, "--control", USAGE)
+    model, _, kind = use.model.rpartition("@")
+    if model and kind in UNION_TYPES:
+        use = use._replace(model=model, type=use.type or kind)
+    return Control(ControlRef(use.model), ImageRef(use.image), *use[2:])
+
+
+def parse_use(text: str, option: str, usage: str) -> Use:
+    """Take an option's text apart from its end, whose parts may be left out. BadRequest.
+
+    File names may hold colons, and those of Windows begin with a drive.
+    """
+    rest, weight, interval, kind = text, "", ALL_STEPS, ""
+    while match := re.fullmatch(r"(.+:.+):([^:/\\]*)", rest, re.DOTALL):
+        before, last = match.groups()
+        if _INTERVAL.fullmatch(last) and interval == ALL_STEPS and not weight:
+            interval = parse_interval(last)
+        elif _NUMBER.fullmatch(last) and not weight:
+            weight = last
+        elif last in UNION_TYPES and not kind:
+            kind = last
+        else:
+            break
+        rest = before
+    model, image = _split(rest, text, option, usage)
+    return Use(model, image, float(weight or 1), interval, kind)
+
+
+def _split(text: str, whole: str, option: str, usage: str) -> tuple[str, str]:
+    """Split MODEL:IMAGE, where either may hold colons: at the one after which a file's name is."""
+    drives = {match.end() - 1 for match in _DRIVE.finditer(text) if _begins(text, match.start())}
+    places = [i for i, sign in enumerate(text) if sign == ":" and i not in drives]
+    pairs = [(text[:i].strip(), text[i + 1 :].strip()) for i in places]
+    pairs = [pair for pair in pairs if all(pair)]
+    if not pairs:
+        raise BadRequest(f"{option} is {usage}; got {shown(whole)}")
+    there = (pair for pair in pairs if os.path.lexists(os.path.expanduser(pair[1])))
+    return next(there, pairs[-1])
+
+
+def _begins(text: str, at: int) -> bool:
+    return at == 0 or text[at - 1] == ":"
+
+
+def bare_name(name: str) -> str:
+    """A model's name without folders and ending, as records have it."""
+    return PurePath(name.replace("\\", "/")).name.removesuffix(SUFFIX)
