@@ -11,9 +11,10 @@ from PIL import Image
 
 from tests.support.annotators import depth_folder, segment_folder
 from txt2img.errors import BadFile, BadRequest, MissingWeights, Txt2imgError, UnknownLayout
-from txt2img.pipeline.preprocess import ADE20K, depth_map, preprocess_image, preprocessor
+from txt2img.pipeline.preprocess import ADE20K, depth_map, preprocess_image
 from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.system.device.device import choose
+from txt2img.weights.annotator import load_annotator
 
 LEVELS = np.random.default_rng(1).integers(0, 256, (48, 80, 3), np.uint8)
 PICTURE = Image.fromarray(LEVELS)
@@ -21,7 +22,7 @@ PICTURE = Image.fromarray(LEVELS)
 
 def drawn(kind: Preprocessor, folder: Path) -> Image.Image:
     how = Preprocess(kind, model=str(folder))
-    return preprocess_image(PICTURE, how, preprocessor(how, choose("cpu", None)))
+    return preprocess_image(PICTURE, how, load_annotator(how, choose("cpu", None)))
 
 
 @pytest.mark.parametrize("kind", ["dpt", "relative"])
@@ -45,11 +46,11 @@ def test_what_is_near_is_white_also_where_depths_are_metres() -> None:
     assert np.array(depth_map(metres, metric=True))[..., 0].tolist() == [[255, 85], [0, 0]]
     assert np.array(depth_map(metres, metric=False))[..., 2].tolist() == [[0, 85], [255, 255]]
     metric = np.array(drawn(Preprocessor.DEPTH, depth_folder("metric")), int)
-    relative = preprocessor(
+    loaded = load_annotator(
         Preprocess(Preprocessor.DEPTH, model=str(depth_folder("metric"))), choose("cpu", None)
     )
-    assert relative is not None and relative.metric
-    assert metric.flat[int(relative(PICTURE).argmin()) * 3] == 255
+    assert loaded.metric
+    assert metric.flat[int(loaded(PICTURE).argmin()) * 3] == 255
     assert not np.array(depth_map(torch.ones(2, 2), metric=True)).any()  # of an even ground
 
 

@@ -12,6 +12,7 @@ NAMES = (
     "verify",
     "decode",
     "upscale",
+    "preprocess",
     "train",
     "worker",
     "again",

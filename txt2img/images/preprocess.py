@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from txt2img.errors import Txt2imgError
+from txt2img.images.metadata.a1111 import Infotext
+from txt2img.images.upscaled import NO_PROMPT
 from txt2img.request.preprocess import Preprocess, Preprocessor
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ def preprocess(image: "Image.Image", how: Preprocess) -> "Image.Image":
     result = _MAPS[how.name](cv2, np.array(image.convert("RGB")), how.numbers)
     levels = np.clip(result, 0, 255).astype(np.uint8)
     return Image.fromarray(levels).convert("RGB")
+
+
+def map_texts(how: Preprocess) -> dict[str, str]:
+    """The text of a map: how it was made. What drew its picture would not draw it."""
+    label = f"{how.name}:{how.model}" if how.model else str(how)
+    return {NO_PROMPT: str(Infotext("", entries={"Preprocessor": label}))}
 
 
 def import_opencv() -> ModuleType:

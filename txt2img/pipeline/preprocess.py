@@ -7,8 +7,7 @@ from torch import Tensor
 
 from txt2img.images.preprocess import preprocess
 from txt2img.request.preprocess import Preprocess, Preprocessor
-from txt2img.system.device.device import Device
-from txt2img.weights.annotator import Annotator, load_annotator
+from txt2img.weights.annotator import Annotator
 
 # ADE20K's colours of its 150 classes, RGB in hexadecimal digits, as its toolkits draw them.
 ADE20K = bytes.fromhex(
@@ -26,19 +25,15 @@ ADE20K = bytes.fromhex(
 )
 
 
-def preprocessor(how: Preprocess, device: Device) -> Annotator | None:
-    """The loaded model of a preprocessor; None for those without. Raises as `load_annotator`."""
-    return load_annotator(how, device) if how.name.model else None
-
-
 def preprocess_image(
     image: Image.Image, how: Preprocess, annotator: Annotator | None = None
 ) -> Image.Image:
-    """The map of an RGB picture, RGB and of its size. Txt2imgError without OpenCV."""
+    """The map of a picture, RGB and of its size, by OpenCV or by a loaded model. Txt2imgError."""
+    image = image.convert("RGB")
     if annotator is None:
         return preprocess(image, how)
-    found = annotator(image.convert("RGB"))
-    if how.name is Preprocessor.DEPTH:
+    found = annotator(image)
+    if annotator.kind is Preprocessor.DEPTH:
         return depth_map(found, annotator.metric)
     palette = np.frombuffer(ADE20K, np.uint8).reshape(-1, 3)
     return Image.fromarray(palette[found.clamp(min=0).numpy()])

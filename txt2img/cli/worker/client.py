@@ -25,7 +25,8 @@ KEEP_ALIVE = spellings("keep-alive")
 VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")  # the second is the former name
 # Commands that draw nothing, or load several models.
 COMMANDS_WITHOUT_WORKER = {
-    *("info", "verify", "train", "worker", "models", "decode", "upscale", "env", "again")
+    *("info", "verify", "train", "worker", "models", "decode", "env", "again"),
+    *("upscale", "preprocess"),
 }
 OPTIONS_WITHOUT_WORKER = {
     *("--help", "--version", "--dry-run", *spellings("no-keep-alive")),

@@ -1,0 +1,81 @@
+"""preprocess makes the maps of files, by the same rules of names and folders as upscale."""
+
+import json
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.commands.test_upscale import picture
+from tests.conftest import Command
+from tests.support.annotators import depth_folder
+from txt2img.images import image_file
+
+pytest.importorskip("cv2")
+
+
+def test_a_folder_becomes_maps_of_the_same_sizes_once(command: Command) -> None:
+    Path("in").mkdir()
+    picture("in/b.png", "RGBA")
+    picture("in/a.png", parameters="a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 20x12")
+    assert command("preprocess", "in/").out == "in/a-canny.png\nin/b-canny.png\n"
+    assert command("preprocess", "in/", "--resume").out == ""  # nor are maps preprocessed
+    assert command("preprocess", "in", "-p", "blur:3", "-o", "m/").out.split() == [
+        "m/a-blur.png",
+        "m/b-blur.png",
+    ]
+    info = image_file.read(Path("m/a-blur.png"))
+    assert (info.width, info.height, info.request) == (20, 12, None)  # no record would draw it
+    assert info.texts == {"postprocessing": 'Preprocessor: "blur:3"'}
+    with Image.open("in/a-canny.png") as edges:
+        assert edges.mode == "RGB" and {*np.unique(edges)} <= {0, 255}
+
+
+def test_a_models_map_is_recorded_by_its_name(command: Command) -> None:
+    picture("a.png")
+    outcome = command("preprocess", "a.png", "-p", f"depth:{depth_folder()}", "--json")
+    record = json.loads(outcome.out)
+    assert (record["path"], record["size"]) == ("a-depth.png", [20, 12])
+    assert (record["preprocess"], len(record["hash"])) == ("depth:dpt", 10)
+    assert image_file.read(Path("a-depth.png")).texts == {
+        "postprocessing": 'Preprocessor: "depth:dpt"'
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["-p", "openpose"], 'no preprocessor "openpose"; choose from none, canny'),
+        (["-p", "canny:1,2,3"], "canny takes LOW, HIGH; got"),
+        (["-p", "depth"], "the preprocessor depth needs a model for depth estimation"),
+        (["-p", "depth:nope"], '--preprocess depth: no file "nope"'),
+        (["-p", "depth:a.png"], "depth takes a folder of transformers"),
+        (["b.png", "-o", "-"], "-o - writes one picture to standard output"),
+    ],
+)
+def test_what_cannot_be_is_a_line(command: Command, words: list[str], line: str) -> None:
+    picture("a.png")
+    outcome = command("preprocess", "a.png", *words)
+    assert outcome.code in (1, 2) and outcome.err.startswith(f"Error: {line}"), outcome.err
+    assert outcome.err.count("\n") == 1 and [p.name for p in Path().iterdir()] == ["a.png"]
+
+
+def test_a_pipe_needs_no_torch(folder: Path) -> None:
+    picture("a.png")
+    script = (
+        "import runpy, sys\ntry:\n    runpy.run_module('txt2img', run_name='__main__')\n"
+        "finally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "preprocess", "-", "-p", "invert", "-o", "-"],
+        input=Path("a.png").read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr.splitlines()[-1] == b"False"
+    with Image.open(BytesIO(done.stdout)) as image, Image.open("a.png") as given:
+        assert np.array_equal(np.array(image), 255 - np.array(given))

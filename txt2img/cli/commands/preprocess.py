@@ -1,0 +1,106 @@
+"""txt2img preprocess: make the maps of pictures that a ControlNet follows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from txt2img.cli.options.completion import completion
+from txt2img.cli.options.device import DeviceName, DeviceOptions
+from txt2img.cli.options.output import (
+    FormatName,
+    Json,
+    OutputName,
+    OutputOptions,
+    Overwrite,
+    Quality,
+    Quiet,
+)
+from txt2img.cli.picture_files import (
+    Files,
+    Made,
+    Resume,
+    Source,
+    check_output,
+    pictures,
+    write_each,
+)
+from txt2img.cli.registry import Command
+from txt2img.cli.terminal.console import progress
+from txt2img.images.preprocess import import_opencv, map_texts
+from txt2img.images.preprocess import preprocess as draw_map
+from txt2img.request.preprocess import Preprocess, Preprocessor, parse_preprocess
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Draw = Callable[[Image.Image], Image.Image]
+
+EPILOG = """
+\b
+Examples:
+  txt2img preprocess apple.png
+  txt2img preprocess photos/ --preprocess lineart -o lines/
+  txt2img preprocess room.jpg --preprocess canny:50,150 -o - > edges.png
+  txt2img preprocess room.jpg --preprocess depth:models/depth-anything-small
+"""
+RESULT = f"-(?:{'|'.join(Preprocessor)})"
+Name = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        "-p",
+        metavar="NAME[:N,…]|NAME:MODEL",
+        autocompletion=completion(lambda: [kind.value for kind in Preprocessor]),
+        help=f"{', '.join(kind for kind in Preprocessor if not kind.model)}, by OpenCV (pip "
+        "install --no-deps opencv-python-headless), with numbers such as canny:100,200; or depth "
+        "or segment with the folder of a model of transformers.",
+    ),
+]
+
+
+def preprocess(
+    files: Files,
+    name: Name = Preprocessor.CANNY.value,
+    device: DeviceName = None,
+    out: OutputName = None,
+    format: FormatName = None,
+    quality: Quality = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the control map of each picture: its edges, lines or depths. Prints their paths."""
+    how = parse_preprocess(name)
+    options = OutputOptions(out, None, overwrite, format, quality, False, json, quiet)
+    names = [*pictures(files, RESULT)]
+    run = check_output(options, resume, names, f"-{how.name}")
+    with progress(not quiet, "loading") as bar:
+        how, draw = load(how, DeviceOptions(device))
+        facts = {"preprocess": str(how)} | ({"hash": how.hash} if how.hash else {})
+
+        def make(source: Source) -> Made:
+            image = draw(source.image.rgb())
+            bar.advance("preprocessing", source.number + 1, source.count, "", source.label)
+            return Made(image, map_texts(how), facts)
+
+        write_each(names, run, make, bar)
+
+
+def load(how: Preprocess, device: DeviceOptions) -> "tuple[Preprocess, Draw]":
+    """A preprocessor as records call it, and the function that makes its maps. Txt2imgError."""
+    if not how.name.model:
+        import_opencv()
+        return how, partial(draw_map, how=how)
+    from txt2img.pipeline.preprocess import preprocess_image
+    from txt2img.weights.annotator import load_annotator
+
+    loaded = load_annotator(how, device.choose_device())
+    how = replace(how, model=loaded.name, hash=loaded.hash)
+    return how, partial(preprocess_image, how=how, annotator=loaded)
+
+
+COMMAND: Command = preprocess, EPILOG
