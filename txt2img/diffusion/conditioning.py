@@ -12,6 +12,22 @@ from txt2img.diffusion.levels import Level
 
 
 @dataclass(frozen=True)
+class ImagePrompt:
+    """What cross-attention sees of pictures beside the text: an IP-Adapter's keys and values."""
+
+    pairs: Tensor  # of all cross-attentions, flat, (B, N): see models/ip_adapter.py
+    mask: Tensor | None = None  # where they count, at the sizes of the network's maps, (B, P)
+
+    def join(self, other: "ImagePrompt") -> "ImagePrompt":
+        """Batch both, this one first."""
+        return ImagePrompt(torch.cat([self.pairs, other.pairs]), cat(self.mask, other.mask))
+
+    def to(self, to: torch.dtype | torch.device) -> "ImagePrompt":
+        """Cast or move both tensors."""
+        return ImagePrompt(self.pairs.to(to), _moved(self.mask, to))
+
+
+@dataclass(frozen=True)
 class Cond:
     """Inputs of a network besides x and time; every tensor's first axis is the batch."""
 
@@ -21,6 +37,7 @@ class Cond:
     extra_channels: Tensor | None = None  # a mask and a picture, say, (B, C', H, W)
     guidance: Tensor | None = None  # the guidance scale that a network embeds, (B,)
     references: tuple[Tensor, ...] = ()  # latents of pictures to draw from, each (B, C, h, w)
+    image_prompts: tuple[ImagePrompt, ...] = ()  # of IP-Adapters
 
     def join(self, other: "Cond") -> "Cond":
         """Batch both, this one first; a tensor that either lacks is left out."""
@@ -31,6 +48,7 @@ class Cond:
             cat(self.extra_channels, other.extra_channels),
             cat(self.guidance, other.guidance),
             tuple(map(torch.cat, zip(self.references, other.references, strict=False))),
+            tuple(a.join(b) for a, b in zip(self.image_prompts, other.image_prompts, strict=True)),
         )
 
     def zeroed(self) -> "Cond":
@@ -61,6 +79,7 @@ class Cond:
                 pooled=_moved(self.pooled, dtype),
                 extra_channels=_moved(self.extra_channels, dtype),
                 references=tuple(part.to(dtype) for part in self.references),
+                image_prompts=tuple(part.to(dtype) for part in self.image_prompts),
             )
         return self._casts[dtype]
 
@@ -79,6 +98,7 @@ class Cond:
             _moved(self.extra_channels, device),
             _moved(self.guidance, device),
             tuple(part.to(device) for part in self.references),
+            tuple(part.to(device) for part in self.image_prompts),
         )
 
 

@@ -1,7 +1,8 @@
 """Layers that the networks share: residual blocks, attention, time features, resampling."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None) -> Tensor:
     mixed = functional.scaled_dot_product_attention(q, k, v, bias)
     out: Tensor = mixed.transpose(1, 2).flatten(-2)
     return out
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Keys and values that a cross-attention's queries attend to beside the text's."""
+
+    k: Tensor  # (B, heads, M, d)
+    v: Tensor
+    masks: Mapping[int, Tensor] | None = None  # by the number of queries L, (B, L, 1)
+
+    def attend(self, q: Tensor) -> Tensor:
+        """What is added for queries (B, heads, L, d): (B, L, D)."""
+        mixed = attend(q, self.k, self.v, None)
+        return mixed if self.masks is None else mixed * self.masks[q.shape[2]]
 
 
 def repeat_to_batch(x: Tensor, other: Tensor) -> Tensor:
@@ -142,6 +157,7 @@ class Attention(nn.Module):
     """Self-attention of x (B, L, D), or cross-attention on a context (B, M, C): (B, L, D)."""
 
     optimized: Optimized | None = None
+    beside: Sequence[Beside] = ()  # during a pass with pictures as prompts
 
     def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -161,8 +177,16 @@ class Attention(nn.Module):
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         mixed = attention(q, k, v, self.heads, counts)
+        if self.beside:
+            mixed = self.with_beside(mixed, split_heads(q, self.heads))
         out: Tensor = self.to_out[0](mixed)
         return out
+
+    def with_beside(self, mixed: Tensor, q: Tensor) -> Tensor:
+        """What was mixed (B, L, D) and what queries (B, heads, L, d) find beside the context."""
+        for beside in self.beside:
+            mixed = mixed + beside.attend(q)
+        return mixed
 
 
 class GatedLinear(nn.Module):

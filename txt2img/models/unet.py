@@ -5,6 +5,9 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
+from functools import cached_property
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -234,6 +237,13 @@ class UNet(nn.Module):
                 if isinstance(part, SpatialTransformer):
                     part.merging = ratio
 
+    @cached_property
+    def cross_attentions(self) -> list[Attention]:
+        """The cross-attentions in the order of an IP-Adapter's keys: down, up, middle."""
+        parts = (self.down_blocks, self.up_blocks, self.mid_block)
+        modules = chain.from_iterable(part.modules() for part in parts if part is not None)
+        return [block.attn2 for block in modules if isinstance(block, TransformerBlock)]
+
     def forward(
         self, x: Tensor, time: Tensor, cond: Cond, cache: FeatureCache | None = None
     ) -> Tensor:
@@ -242,6 +252,19 @@ class UNet(nn.Module):
         Deep features are read from `cache`, or fill it; the first convolution and the last layer
         are always computed.
         """
+        if not cond.image_prompts:
+            return self.predict(x, time, cond, cache)
+        from txt2img.models.ip_adapter import set_beside
+
+        height, width = x.shape[-2:]
+        set_beside(self.cross_attentions, cond.image_prompts, (height, width))
+        try:
+            return self.predict(x, time, cond, cache)
+        finally:
+            set_beside(self.cross_attentions, (), (height, width))
+
+    def predict(self, x: Tensor, time: Tensor, cond: Cond, cache: FeatureCache | None) -> Tensor:
+        """What `forward` does, after the cross-attentions were told of image prompts."""
         tokens = cond.tokens.to(x.dtype)
         if self.add_embedding is not None or cond.extra_channels is not None:
             # The time embedding depends on the text, or the first layer on the condition.

@@ -136,7 +136,8 @@ class FastAttention(Fast):
             return self.plain(layer, x, context, counts)
         q = split_heads(layer.to_q(x), layer.heads).contiguous()
         k, v = keys_values(layer, x) if context is None else self._keys_values(layer, context)
-        out: Tensor = layer.to_out[0](attend(q, k, v, counts))
+        mixed = attend(q, k, v, counts)
+        out: Tensor = layer.to_out[0](layer.with_beside(mixed, q) if layer.beside else mixed)
         return out
 
     def _keys_values(self, layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
