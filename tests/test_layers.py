@@ -43,7 +43,12 @@ HOMES = {
     "spandrel": ("weights/upscaler.py",),
     "torchao": ("models/optimize/quantize.py",),
     "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
-    "transformers": ("models/t5.py", "models/qwen3.py", "weights/annotator.py"),
+    "transformers": (
+        "models/t5.py",
+        "models/qwen3.py",
+        "models/clip_vision.py",
+        "weights/annotator.py",
+    ),
     "typer": ("cli/",),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
