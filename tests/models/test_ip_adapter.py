@@ -13,11 +13,12 @@ from torch import Tensor
 
 from tests.support import ip_adapters, tiny, tiny_xl
 from txt2img.diffusion.conditioning import Cond, ImagePrompt
-from txt2img.models.clip_vision import CLIPVision, pixels_for_clip
+from txt2img.models.clip_vision import CLIPVision
 from txt2img.models.configs import IPAdapterConfig, UNetConfig
 from txt2img.models.ip_adapter import IPAdapter, level_masks
 from txt2img.models.optimize import CpuPlan, optimize
 from txt2img.models.unet import UNet
+from txt2img.pipeline.image_prompts import pixels_for_clip
 from txt2img.system.device.device import Device
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.ip_adapter import cross_widths, ip_adapter_in
