@@ -4,7 +4,6 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 Parameter names are transformers' after `model.`.
 """
 
-import torch
 from torch import Tensor, nn
 
 from txt2img.models import configs
