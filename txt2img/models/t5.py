@@ -42,8 +42,7 @@ class T5TextEncoder(nn.Module):
             )
         )
         del self.model.shared  # the same tensor as encoder.embed_tokens
-        # The model takes the dtype of `wo` for its input's: that weight must not be narrower.
-        replace_linears(self.model, but=("wo",))
+        replace_linears(self.model)
 
     @property
     def device(self) -> torch.device:

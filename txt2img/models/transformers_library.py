@@ -24,14 +24,14 @@ def quietly() -> Iterator[None]:
         logging.disable(level)
 
 
-def replace_linears(network: nn.Module, but: tuple[str, ...] = ()) -> None:
-    """Make a network's linear layers ours, so that optimisations know them, `but` for some names.
+def replace_linears(network: nn.Module) -> None:
+    """Make a network's linear layers ours, so that optimisations know them.
 
     Their weights stay to be loaded.
     """
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
-            if type(layer) is nn.Linear and name not in but:
+            if type(layer) is nn.Linear:
                 with torch.device(layer.weight.device):
                     own = Linear(layer.in_features, layer.out_features, layer.bias is not None)
                 setattr(module, name, own)

@@ -338,6 +338,14 @@ def check_family(family: Family) -> Family:
     return family
 
 
+def keeps_float8(family: Family) -> bool:
+    """Whether weights in 8-bit floats stay so in memory: those of diffusion transformers do.
+
+    A U-Net is small, and faster with wide ones; --low-memory keeps its narrow, too.
+    """
+    return family.network.component == "transformer"
+
+
 def default_schedule(process: ProcessConfig) -> Schedule:
     """A process's default schedule: zero terminal SNR needs one that starts at the last step."""
     if process.kind == "flow":

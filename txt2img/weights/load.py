@@ -39,7 +39,7 @@ from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
 from txt2img.weights.checkpoint import Checkpoint, check_complete, open_checkpoint
-from txt2img.weights.families import Family
+from txt2img.weights.families import Family, keeps_float8
 from txt2img.weights.formats import tensors
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.components import Component, check_depth, check_tensors, published_name
@@ -117,12 +117,14 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     part = components[family.network.component]
     check_depth(family.network, part)
     network = _build(partial(network_of, family.network), family.network.component, part, device)
-    _pack(network, part)
+    _pack(network, part, keeps_float8(family))
     texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
         _build(partial(text_encoder_of, config, tokenizer), name, components[name], device)
         for config, (name, tokenizer) in texts
     ]
+    for encoder, name in zip(encoders, checkpoint.tokenizers, strict=True):
+        _pack(encoder, components[name], keeps_float8(family))
     for config, (name, tokenizer) in zip(family.texts, checkpoint.tokenizers.items(), strict=True):
         tokenizer_files.check_vocab(name, tokenizer.vocab, config.vocab)
     text = prompt_encoder_of(family, encoders)
@@ -219,8 +221,9 @@ def load_weights(model: Model, device: Device) -> None:
 
 def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     """Choose between --offload's ways, with notes for the user. Raises BadRequest."""
+    float8 = keeps_float8(checkpoint.family)
     sizes = {
-        name: sum(_size(ref, device.dtype_of(name)) for ref in component.tensors.values())
+        name: sum(_size(ref, device.dtype_of(name), float8) for ref in component.tensors.values())
         for name, component in checkpoint.components.items()
     }
     where = device.torch_device
@@ -232,9 +235,9 @@ def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     return Placement(where, mode, tuple(notes))
 
 
-def _size(ref: TensorRef, dtype: torch.dtype) -> int:
+def _size(ref: TensorRef, dtype: torch.dtype, float8: bool) -> int:
     """The bytes of a weight in memory."""
-    if tensors.is_packable(ref):
+    if tensors.is_packable(ref) and (float8 or not ref.is_float8):
         return ref.nbytes
     return dtype.itemsize * torch.Size(ref.shape).numel()
 
@@ -266,15 +269,20 @@ def _build(
     return network.eval().requires_grad_(False)
 
 
-def _pack(network: nn.Module, component: Component) -> None:
-    """Let the network's weights that are quantised in blocks stay so in memory."""
-    if not any(ref.is_quantized for ref in component.tensors.values()):
+def _pack(network: nn.Module, component: Component, float8: bool) -> None:
+    """Let the network's weights that are quantised stay so in memory, with `float8` those too."""
+    if not _is_narrow(component):
         return
     for name in packable_weights(network):
-        ref = component.tensors[name]
-        if tensors.is_packable(ref):
+        ref = component.tensors[published_name(name)]
+        if tensors.is_packable(ref) and (float8 or not ref.is_float8):
             layer = network.get_submodule(name.rpartition(".")[0])
-            pack(layer, tensors.block_shape(ref), tensors.unpack_of(ref))
+            pack(layer, tensors.block_shape(ref), tensors.unpack_of(ref), ref.rotation)
+
+
+def _is_narrow(component: Component) -> bool:
+    """Whether some of a component's weights may be packed."""
+    return any(ref.is_quantized or ref.is_float8 for ref in component.tensors.values())
 
 
 def keeps_filters_narrow(component: str, device: Device) -> bool:
@@ -294,8 +302,7 @@ def _load_component(
     dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
     stored = {component.file_name(published_name(n)) for n in stored_dtype_weights(network)}
-    is_quantized = any(ref.is_quantized for ref in component.tensors.values())
-    packed = packed_weights(network) if is_quantized else set()
+    packed = packed_weights(network) if _is_narrow(component) else set()
     paths = {ref.path for ref in component.tensors.values()}
     keys = {path: tensors.file_key(path) for path in paths}
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from txt2img.errors import BadFile, BadOutput, MissingWeights, UnknownLayout
+from txt2img.errors import BadFile, BadOutput, MissingWeights
 from txt2img.system import files
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
@@ -44,58 +43,10 @@ def test_header_and_tensors_equal_safetensors(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], value.float()) for name, value in tensors.items())
 
 
-def described(**layer: object) -> Tensor:
-    """ComfyUI's description of a quantized layer."""
-    return torch.tensor(list(json.dumps(layer).encode()), dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("named", ["scale_{}", "{}_scale"])
-def test_8_bit_weights_are_multiplied_by_their_scale(
-    tmp_path: Path, dtype: torch.dtype, named: str
-) -> None:
-    weight, scale = torch.randn(6, 4), torch.tensor(0.25)
-    new = {"unet.a.comfy_quant": described(format="float8_e4m3fn")}
-    save_file(
-        (new if named == "{}_scale" else {"unet.scaled_fp8": torch.empty(0, dtype=dtype)})
-        | {
-            "unet.a.weight": (weight / scale).to(dtype),
-            f"unet.a.{named.format('weight')}": scale,
-            f"unet.a.{named.format('input')}": torch.tensor(3.0),
-            "unet.b.weight": weight.to(dtype),
-        },
-        tmp_path / "a.safetensors",
-    )
-    stored = safetensors_file.header(tmp_path / "a.safetensors").tensors
-    assert set(stored) == {"unet.a.weight", "unet.b.weight"}
-    read = reading.read(stored, CPU, torch.float32)
-    assert torch.equal(read["unet.a.weight"], (weight / scale).to(dtype).float() * scale)
-    assert torch.equal(read["unet.b.weight"], weight.to(dtype).float())
-    part = reading.read({"q": stored["unet.a.weight"].chunk(1, 3)}, CPU, torch.float32)
-    assert torch.equal(part["q"], read["unet.a.weight"][2:4])
-
-
-def test_other_quantizations_are_refused_by_name(tmp_path: Path) -> None:
-    layer = {
-        "a.weight": torch.ones(6, 4, dtype=torch.int8),
-        "a.weight_scale": torch.ones(6),
-        "a.comfy_quant": described(format="int8_tensorwise", convrot=True),
-    }
-    save_file(layer, tmp_path / "a.safetensors")
-    with pytest.raises(UnknownLayout, match=r'"a" is quantized as "int8_tensorwise", which is not'):
-        safetensors_file.header(tmp_path / "a.safetensors")
-    save_file(
-        layer | {"a.comfy_quant": torch.zeros(9, dtype=torch.uint8)}, tmp_path / "a.safetensors"
-    )
-    with pytest.raises(BadFile, match="broken JSON"):
-        safetensors_file.header(tmp_path / "a.safetensors")
-
-
 def test_a_scale_of_another_kind_stays_a_tensor_of_its_own(tmp_path: Path) -> None:
     rows = {"a.weight": torch.ones(3, 2), "a.scale_weight": torch.tensor(2.0)}
-    eight = {"b.weight": torch.ones(3, 2).to(torch.float8_e5m2), "b.scale_weight": torch.ones(3)}
-    save_file(rows | eight, tmp_path / "a.safetensors")
-    assert set(safetensors_file.header(tmp_path / "a.safetensors").tensors) == set(rows | eight)
+    save_file(rows, tmp_path / "a.safetensors")
+    assert set(safetensors_file.header(tmp_path / "a.safetensors").tensors) == set(rows)
 
 
 def test_a_chunk_is_of_the_first_axis(tmp_path: Path) -> None:

@@ -56,12 +56,15 @@ UPCAST: dict[type[nn.Module], Optimized] = {
     Conv2d: upcast_conv2d,
     FeedForward: chunked_feed_forward,
 }
+# A network's first convolutions tell its dtype, and transformers' T5 takes that of `wo` for its
+# states'.
+EXCEPT = ("conv_in", ".wo")
 
 
 def keep_stored_dtype(network: nn.Module, filters_only: bool = False) -> None:
     """Let weights keep their stored dtype: all, or only filters larger than 1×1.
 
-    A network's first convolutions are excepted: they tell its dtype.
+    Those in EXCEPT stay wide.
     """
     for name, layer in network.named_modules():
         large_filter = isinstance(layer, Conv2d) and layer.kernel_size != (1, 1)
@@ -69,7 +72,7 @@ def keep_stored_dtype(network: nn.Module, filters_only: bool = False) -> None:
         if (
             isinstance(layer, Linear | Conv2d | FeedForward)
             and keeps_dtype
-            and "conv_in" not in name
+            and not any(one in name for one in EXCEPT)
         ):
             layer.optimized = UPCAST[type(layer)]
 

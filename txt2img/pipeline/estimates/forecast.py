@@ -17,6 +17,7 @@ from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
 from txt2img.weights.checkpoint import Checkpoint, check_complete, find_model, open_checkpoint
 from txt2img.weights.distilled import from_loras
+from txt2img.weights.families import keeps_float8
 from txt2img.weights.file_summary import check_embedding, check_lora, check_vae
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -81,7 +82,7 @@ class Forecast:
     def _size(self, component: str, stored: TensorRef) -> int:
         """The bytes of a weight in memory; on a CPU large filters stay as stored."""
         wide = prod(stored.shape) * device_names.BYTES[self.dtypes[device_names.part_of(component)]]
-        if stored.is_quantized:
+        if stored.is_quantized or (stored.is_float8 and keeps_float8(self.checkpoint.family)):
             return min(wide, stored.nbytes)
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide

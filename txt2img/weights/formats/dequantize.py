@@ -149,9 +149,44 @@ SCALES = {
 }
 
 
-def has_finite_scales(blocks: Tensor, kind: str) -> bool:
-    """Whether no scale of blocks of a type in KERNELS is NaN or infinite."""
-    return all(bool(_half(blocks, at).isfinite().all()) for at in SCALES[kind])
+# Signs of 8-bit floats that are NaN or infinite: bits without the sign, from which on they are.
+NOT_FINITE = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+EIGHT = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+
+
+def is_finite(blocks: Tensor, kind: str, scaled: bool) -> bool:
+    """Whether nothing is NaN or infinite in blocks of a type in KERNELS, or rows of EIGHT."""
+    if kind in SCALES:
+        return all(bool(_half(blocks, at).isfinite().all()) for at in SCALES[kind])
+    scales = bool(_row_scales(blocks).isfinite().all()) if scaled else True
+    if kind not in NOT_FINITE:
+        return scales
+    values = blocks[:, 4:] if scaled else blocks
+    return scales and all(
+        int((part & 0x7F).max()) < NOT_FINITE[kind]
+        for part in values.split(max(1, PIECE // values.shape[1]))
+    )
+
+
+def _row_scales(rows: Tensor) -> Tensor:
+    """The scales that rows of bytes begin with: (n, 1), float32."""
+    return rows[:, :4].contiguous().view(torch.float32)
+
+
+def dequantize_rows(rows: Tensor, kind: str, scaled: bool, dtype: torch.dtype) -> Tensor:
+    """Dequantise rows (n, bytes) of 8-bit numbers of a type in EIGHT, each perhaps after its scale.
+
+    (n, values), in a dtype. In pieces, as `dequantize_flat`.
+    """
+    values = (rows[:, 4:] if scaled else rows).view(EIGHT[kind])
+    if not scaled:
+        return values.to(dtype)
+    out = torch.empty(values.shape, dtype=dtype, device=rows.device)
+    count = max(1, PIECE // values.shape[1])
+    parts = (part.split(count) for part in (values, _row_scales(rows), out))
+    for numbers, scale, into in zip(*parts, strict=True):
+        into.copy_(numbers.float() * scale)
+    return out
 
 
 def _by_package(blocks: Tensor, kind: str) -> Tensor:

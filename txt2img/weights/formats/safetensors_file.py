@@ -21,25 +21,20 @@ from txt2img.system.files import (
     ADVICE,
     entries,
     open_regular,
-    parse_object,
     read_json,
     write_atomic,
 )
 from txt2img.system.text import escape, format_size, shown
+from txt2img.weights.formats import quantized_layers
+from txt2img.weights.formats.quantized_layers import FLOAT8
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HEADER_MAX = 16 * 2**20  # bytes
 DIMENSIONS_MAX = 8
-NAME_MAX = 120  # characters of a tensor's name in a message
 DTYPE = re.compile(r"BOOL|(?:F|BF|I|U)(8|16|32|64)(?:_E4M3|_E5M2)?")  # those that torch has
-FLOAT8 = ("F8_E4M3", "F8_E5M2")
-# ComfyUI's names of a weight's scale, earlier and now, each with that of the layer's input.
-SCALES = {"scale_weight": "scale_input", "weight_scale": "input_scale"}
-QUANTIZED = "comfy_quant"  # a layer's description, as JSON in bytes
-QUANTIZED_MAX = 2**12  # bytes
-SCALED = "scaled_fp8"  # an empty tensor that names the 8-bit dtype of a file
+NAME_MAX = 120  # characters of a tensor's name in a message
 GGUF = ".gguf"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PICKLE = "a pickled checkpoint, which can run any code when it is opened and so is refused"
@@ -73,13 +68,19 @@ class TensorRef:
     rows: tuple[int, int] | None = None  # of the first axis, if not all
     swapped: bool = False  # the first and second half of the first axis exchanged
     transposed: bool = False  # a matrix that the file has as (columns, rows)
-    scale: "TensorRef | None" = None  # one number that multiplies all values
+    scale: "TensorRef | None" = None  # numbers that multiply it: one, or one for each row
+    rotation: int = 0  # inputs of a group that ConvRot rotates
     block: tuple[int, int] | None = None  # values and bytes of a block, in a GGUF file only
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is stored in blocks of small integers with scales, as GGUF files have them."""
-        return self.block is not None and self.block[0] > 1
+        """Whether it is stored as small numbers with scales: in blocks, or ComfyUI's 8 bits."""
+        return self.scale is not None or (self.block is not None and self.block[0] > 1)
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether it is stored in 8-bit floats without a scale."""
+        return self.scale is None and self.dtype in FLOAT8
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +88,8 @@ class TensorRef:
         if self.block is not None:
             return -(-math.prod(self.shape) * self.block[1] // self.block[0])
         known = DTYPE.fullmatch(self.dtype)
-        return math.prod(self.shape) * int((known and known[1]) or 8) // 8
+        scales = 0 if self.scale is None else self.scale.nbytes
+        return math.prod(self.shape) * int((known and known[1]) or 8) // 8 + scales
 
     def transpose(self) -> "TensorRef":
         """The matrix with its axes exchanged."""
@@ -132,8 +134,11 @@ class Header:
 def component(folder: Path, stem: str) -> Header:
     """The header of a network's weights in a folder, single or sharded; full precision first.
 
-    Raises MissingWeights, BadFile; UnknownLayout if they are there as a pickle only.
+    Raises MissingWeights, BadFile; UnknownLayout if they are there as a pickle only, or quantised
+    by a program whose way of it is not supported.
     """
+    if (folder / "config.json").is_file():
+        quantized_layers.refuse_method(read_json(folder / "config.json"), folder.name)
     for variant in ("", ".fp16"):
         single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
         if (folder / single).is_file():
@@ -154,7 +159,7 @@ def header(path: Path) -> Header:
     if is_gguf:
         return _gguf_header(path)
     whole = _header(path)
-    return replace(whole, tensors=_with_scales(whole.tensors))
+    return replace(whole, tensors=_with_scales(whole.tensors, whole.metadata))
 
 
 def stem(path: Path) -> str:
@@ -174,7 +179,7 @@ def quantized(tensors: Iterable[TensorRef]) -> str:
         return ""
     sizes: Counter[str] = Counter()
     for ref in refs:
-        sizes[ref.dtype] += ref.nbytes
+        sizes[f"{ref.dtype} (ConvRot)" if ref.rotation else ref.dtype] += ref.nbytes
     count, size = sum(math.prod(ref.shape) for ref in refs), sizes.total()
     types = " and ".join(dtype for dtype, _ in sizes.most_common())
     return f"{types}, {8 * size / count:.3g} bits a weight, {format_size(size)}"
@@ -256,7 +261,7 @@ def sharded(index: Path) -> Header:
                     f"{shard}: {shown(name, NAME_MAX)} is not in the index {index.name}"
                 )
             tensors[name] = ref
-    return Header({}, _with_scales(tensors))
+    return Header({}, _with_scales(tensors, {}))
 
 
 def write(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, str]) -> None:
@@ -282,37 +287,19 @@ def _refuse(path: Path, beginning: bytes, size: int) -> None:
     raise BadFile(f"{path.name}: not a safetensors file, or truncated; {ADVICE}")
 
 
-def _with_scales(tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
-    """Attach the scale of each 8-bit float weight, which ComfyUI stores beside it.
-
-    Scales of a layer's input serve 8-bit arithmetic only, and are left out. Raises UnknownLayout
-    for layers that are quantized in another way.
-    """
-    scaled = dict(tensors)
-    for name, scale in tensors.items():
-        layer, _, ending = name.rpartition(".")
-        weight = f"{layer}.weight"
-        if ending not in SCALES or weight not in tensors:
-            continue
-        if tensors[weight].dtype in FLOAT8 and math.prod(scale.shape) == 1:
-            scaled[weight] = replace(tensors[weight], scale=scaled.pop(name))
-            scaled.pop(f"{layer}.{SCALES[ending]}", None)
-            scaled.pop(f"{layer}.{QUANTIZED}", None)
-    for name, ref in scaled.items():
-        if name.endswith(f".{QUANTIZED}"):
-            raise UnknownLayout(
-                f"{ref.path.name}: {shown(name.rpartition('.')[0], NAME_MAX)} is quantized as "
-                f"{_quantization(ref)}, which is not supported; use the fp16, bf16 or fp8 version"
-            )
-    return {name: ref for name, ref in scaled.items() if name.split(".")[-1] != SCALED}
-
-
-def _quantization(ref: TensorRef) -> str:
-    """The format's name in ComfyUI's description of a quantized layer. Raises BadFile."""
-    with open_regular(ref.path) as file:
-        file.seek(ref.start)
-        content = parse_object(file.read(min(ref.nbytes, QUANTIZED_MAX)), ref.path.name)
-    return shown(content.get("format"))
+def _with_scales(
+    tensors: dict[str, TensorRef], metadata: Mapping[str, str]
+) -> dict[str, TensorRef]:
+    """The tensors of which those that ComfyUI quantised have their scales. Raises as `header`."""
+    endings = {name.rpartition(".")[2] for name in tensors}
+    if quantized_layers.SIGNS.isdisjoint(endings):
+        return tensors
+    scales, dropped = quantized_layers.scales(tensors, metadata)
+    attached = {
+        name: replace(tensors[name], scale=tensors[scale], rotation=group)
+        for name, (scale, group) in scales.items()
+    }
+    return {name: ref for name, ref in (tensors | attached).items() if name not in dropped}
 
 
 def _beside(index: Path, name: str) -> Path:

@@ -13,7 +13,8 @@ from torch import Tensor
 from txt2img.errors import BadFile, MissingWeights
 from txt2img.system.files import open_regular, stat_key
 from txt2img.system.text import shown
-from txt2img.weights.formats.safetensors_file import FLOAT8, NAME_MAX, TensorRef, broken
+from txt2img.weights.formats.quantized_layers import FLOAT8
+from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef, broken
 
 FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
 GGUF_DTYPES = {
@@ -60,9 +61,6 @@ def read(
     def one(item: tuple[str, TensorRef]) -> Tensor:
         name, ref = item
         value = read_stored(name, ref, opened)
-        if ref.scale is not None:
-            scale = read_stored(f"{name} scale", ref.scale, opened)
-            value = value.float() * scale.float().reshape(())
         keeps = name in keep_dtype and ref.scale is None and value.dtype.itemsize < dtype.itemsize
         return _finite(name, ref, value, device, value.dtype if keeps else dtype)
 
@@ -87,6 +85,19 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
     """
     if ref.block is not None:
         return _oriented(_read_gguf(name, ref), ref)
+    if ref.scale is None:
+        return _oriented(_read_rows(name, ref, files), ref)
+    from txt2img.models.optimize.packed import rotated
+    from txt2img.weights.formats.dequantize import dequantize_rows
+
+    rows = _read_eight(name, ref, files)
+    shape = ref.shape[::-1] if ref.transposed else ref.shape
+    value = dequantize_rows(rows, ref.dtype, True, torch.float32).reshape(shape)
+    return _oriented(rotated(value, ref.rotation) if ref.rotation else value, ref)
+
+
+def _read_rows(name: str, ref: TensorRef, files: Files | None) -> Tensor:
+    """The rows of a safetensors file that a tensor is, as they are stored. Raises BadFile."""
     try:
         file = (Files() if files is None else files)[ref.path]
         value: Tensor = (
@@ -98,7 +109,19 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
         raise broken(ref.path, error) from error
     if value.numel() != math.prod(ref.shape):
         raise _changed(name, ref)
-    return _oriented(value, ref)
+    return value
+
+
+def _read_eight(name: str, ref: TensorRef, files: Files | None = None) -> Tensor:
+    """Rows of 8-bit numbers as bytes, each after its scale as a float32. Raises as `_read_rows`."""
+    values = _read_rows(name, ref, files).view(torch.uint8)
+    values = values.reshape(len(values), -1)
+    if ref.scale is None:
+        return values
+    scale = _read_rows(f"{name} scale", ref.scale, files).float().reshape(-1, 1)
+    if len(scale) > 1 and ref.rows is not None:
+        scale = scale[slice(*ref.rows)]
+    return torch.cat([scale.expand(len(values), 1).contiguous().view(torch.uint8), values], dim=1)
 
 
 def read_blocks(name: str, ref: TensorRef) -> tuple[Tensor, int]:
@@ -124,8 +147,15 @@ def read_blocks(name: str, ref: TensorRef) -> tuple[Tensor, int]:
 
 
 def is_packable(ref: TensorRef) -> bool:
-    """Whether a tensor is whole blocks of a type that torch unpacks, in their order."""
-    if ref.block is None or not ref.is_quantized or ref.transposed:
+    """Whether a tensor is whole blocks of a type that torch unpacks, in their order.
+
+    A row of 8-bit numbers is a block, too.
+    """
+    if ref.transposed or len(ref.shape) < 2:
+        return False
+    if ref.block is None:
+        return ref.is_quantized or ref.is_float8
+    if not ref.is_quantized:
         return False
     from txt2img.weights.formats.dequantize import KERNELS
 
@@ -137,32 +167,37 @@ def is_packable(ref: TensorRef) -> bool:
 
 def block_shape(ref: TensorRef) -> tuple[int, int]:
     """The number of a packable tensor's blocks, and their bytes."""
-    assert ref.block is not None
+    if ref.block is None:
+        return ref.shape[0], math.prod(ref.shape[1:]) + (0 if ref.scale is None else 4)
     return math.prod(ref.shape) // ref.block[0], ref.block[1]
 
 
 def unpack_of(ref: TensorRef) -> Callable[[Tensor, torch.dtype], Tensor]:
-    """What unpacks a packable tensor's blocks."""
-    from txt2img.weights.formats.dequantize import dequantize_flat
+    """What unpacks a packable tensor's blocks; rotated ones stay so."""
+    from txt2img.weights.formats.dequantize import dequantize_flat, dequantize_rows
 
-    assert ref.block is not None
+    if ref.block is None:
+        dtype_name, scaled = ref.dtype, ref.scale is not None
+        return lambda rows, dtype: dequantize_rows(rows, dtype_name, scaled, dtype)
     kind, values = ref.dtype, ref.block[0]
     return lambda blocks, dtype: dequantize_flat(blocks, kind, values, dtype)
 
 
 def read_packed(refs: Mapping[str, TensorRef], device: torch.device) -> dict[str, Tensor]:
-    """Read packable tensors as blocks (n, bytes), uint8. Raises MissingWeights, BadFile.
+    """Read packable tensors as blocks (n, bytes), as int8. Raises MissingWeights, BadFile.
 
-    Only their scales are checked to be finite: numbers times scales then are, too.
+    Of integers only their scales are checked to be finite: numbers times scales then are, too.
     """
-    from txt2img.weights.formats.dequantize import has_finite_scales
+    from txt2img.weights.formats.dequantize import is_finite
 
-    read = {}
+    read, files = {}, Files()
     for name, ref in sorted(refs.items(), key=lambda item: (item[1].path, item[1].start)):
-        blocks = read_blocks(name, ref)[0].to(device)
-        if not has_finite_scales(blocks, ref.dtype):
+        whole = _read_eight(name, ref, files) if ref.block is None else read_blocks(name, ref)[0]
+        blocks = whole.to(device)
+        if not is_finite(blocks, ref.dtype, ref.scale is not None):
             raise _not_finite(name, ref)
-        read[name] = blocks.roll(len(blocks) // 2, 0) if ref.swapped else blocks
+        blocks = blocks.roll(len(blocks) // 2, 0) if ref.swapped else blocks
+        read[name] = blocks.view(torch.int8)
     return read
 
 
