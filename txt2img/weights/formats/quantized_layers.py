@@ -92,12 +92,11 @@ def scales(
     return found, dropped
 
 
-def refuse_method(config: Mapping[str, object], name: str) -> None:
-    """Raise UnknownLayout for the config.json of a network whose file is quantised."""
-    given = config.get("quantization_config")
-    if isinstance(given, dict):
-        method = str(given.get("quant_method", given.get("quant_type", "")))
-        _refuse(name, METHODS.get(method.lower(), shown(method)))
+def refuse_method(config: object, name: str) -> None:
+    """Raise UnknownLayout for a network whose config.json says how it is quantised."""
+    given = config if isinstance(config, dict) else {}
+    method = str(given.get("quant_method", given.get("quant_type", "")))
+    _refuse(name, METHODS.get(method.lower(), shown(method)))
 
 
 def _group(

@@ -137,8 +137,9 @@ def component(folder: Path, stem: str) -> Header:
     Raises MissingWeights, BadFile; UnknownLayout if they are there as a pickle only, or quantised
     by a program whose way of it is not supported.
     """
-    if (folder / "config.json").is_file():
-        quantized_layers.refuse_method(read_json(folder / "config.json"), folder.name)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "quantization_config" in config:
+        quantized_layers.refuse_method(config["quantization_config"], folder.name)
     for variant in ("", ".fp16"):
         single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
         if (folder / single).is_file():
