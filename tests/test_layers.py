@@ -18,13 +18,15 @@ ROWS = (
     ("weights/",),
     ("pipeline/",),
     ("train/",),
+    ("server/",),
     ("cli/",),
     ("__main__.py", "__init__.py"),
 )
 # These may import torch at the top; the rows above them inside functions only, all others never.
 TORCH = ("diffusion/", "models/", "weights/", "pipeline/", "train/", "system/device/")
-ABOVE_TORCH = ("cli/", "__main__.py", "__init__.py")
+ABOVE_TORCH = ("server/", "cli/", "__main__.py", "__init__.py")
 
+LISTENER = "server/listen.py"  # waits for clients, and reaches for nobody
 # The only homes of each library that is not a standard one; torch lives in TORCH.
 HOMES = {
     "accelerate": ("system/device/", "train/"),
@@ -36,10 +38,11 @@ HOMES = {
         *("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
         "images/preprocess.py",
     ),
-    "PIL": ("images/", "pipeline/", "train/", "cli/", "weights/annotator.py"),
+    "PIL": ("images/", "pipeline/", "train/", "server/", "cli/", "weights/annotator.py"),
     "resvg_py": ("train/default_model/build_dataset.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
+    "starlette": ("server/",),
     "spandrel": ("weights/upscaler.py",),
     "torchao": ("models/optimize/quantize.py",),
     "tokenizers": ("models/tokenizer.py", "models/text_tokenizer.py", "weights/", "train/"),
@@ -50,6 +53,7 @@ HOMES = {
         "weights/annotator.py",
     ),
     "typer": ("cli/",),
+    "uvicorn": (LISTENER,),
 }
 # Run with -m from a shell: they print, and the first may fetch what it draws.
 SCRIPTS = tuple(
@@ -240,10 +244,13 @@ def test_nothing_reaches_for_the_network() -> None:
     for file in (file for file in TREES if file not in SCRIPTS):
         names = {name for name in imports(TREES[file]) if name not in PURE}
         homes = {name for name in HOMES if file in HOMES[name]}  # the one file that pulls models
-        homes |= {"socket"} if file in SOCKETS else set()
+        homes |= {"socket"} if file in (*SOCKETS, LISTENER) else set()
         assert not {name.split(".")[0] for name in names} & NETWORK - homes, file
         spelt = {ast.unparse(n) for n in ast.walk(TREES[file]) if isinstance(n, ast.Attribute)}
         made = {n for n in dotted_calls(TREES[file]) if n.split(".")[0] == "socket"}
+        if file == LISTENER:
+            assert made == {"socket.create_server"}, file
+            continue
         assert not {"socket.AF_INET", "socket.AF_INET6", "socket.AF_VSOCK"} & spelt, file
         assert made <= {"socket.socket", "socket.send_fds", "socket.recv_fds"}, file
         if "socket.socket" in made:  # never without the family, which would be the network's
@@ -287,7 +294,7 @@ def test_a_file_is_one_topic_long() -> None:
 
 def test_the_package_holds_what_its_readme_names() -> None:
     folders = {"request", "images", "diffusion", "models", "weights", "pipeline", "train"}
-    folders |= {"system", "cli"}
+    folders |= {"system", "server", "cli"}
     files = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
     assert {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"} == folders | files
 

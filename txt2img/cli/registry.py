@@ -15,6 +15,7 @@ NAMES = (
     "preprocess",
     "train",
     "worker",
+    "serve",
     "again",
     "env",
 )

@@ -71,6 +71,8 @@ def from_api(
         if name in settings:
             values[field] = settings.pop(name)
     values |= {name: value for name, value in settings.items() if name != "sd_model_checkpoint"}
+    if "sampler_name" in values:
+        values.pop("sampler_index", None)  # its former name, which A1111 then ignores
     for convert in (_second_pass, _area, _blur, _first_picture):
         convert(values)
     named: Values = {}
@@ -79,7 +81,7 @@ def from_api(
         field = RENAMED.get(name, field)
         if name == "times":  # the field that batch_size becomes
             raise BadRequest(f"no request has a field {shown(name)}")
-        if field == "schedule" and value == "Automatic":
+        if field == "schedule" and str(value).lower() == "automatic":
             continue
         if field in named:
             raise BadRequest(f"{field} and {name} are the same; give one of them")

@@ -105,6 +105,13 @@ def from_json(
         raise BadRequest(f"not JSON: {error}") from error
     if not isinstance(values, dict):
         raise BadRequest("not a JSON object")
+    return from_values(values, base, contents)
+
+
+def from_values(
+    values: Values, base: Request, contents: MutableMapping[str, bytes] | None = None
+) -> Request:
+    """The request of a JSON object's values, as `from_json`. BadRequest."""
     if "prompt" not in values:
         raise BadRequest('a request needs a "prompt"')
     if values.get("model", base.model) != base.model:

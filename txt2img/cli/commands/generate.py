@@ -83,7 +83,7 @@ def generate(
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
-    Other commands, listed at the end: info, models, replay, verify, decode, upscale, train, worker.
+    Other commands, listed at the end: info, models, replay, verify, decode, upscale, train, serve.
     """
     # these import much, which completion does not need
     from txt2img.cli.requests import from_arguments
