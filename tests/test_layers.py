@@ -33,7 +33,9 @@ HOMES = {
     "cv2": ("images/preprocess.py",),
     "gguf": ("weights/formats/dequantize.py",),
     "vtracer": ("images/svg.py",),
+    "httpx": ("system/chat_endpoint.py",),
     "huggingface_hub": ("weights/registry/hub.py",),
+    "jinja2": ("weights/language_model.py",),
     "numpy": (
         *("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
         "images/preprocess.py",
@@ -51,6 +53,7 @@ HOMES = {
         "models/qwen3.py",
         "models/clip_vision.py",
         "weights/annotator.py",
+        "weights/language_model.py",
     ),
     "typer": ("cli/",),
     "uvicorn": (LISTENER,),
@@ -62,7 +65,11 @@ SCRIPTS = tuple(
 PRINTERS = ("cli/", *SCRIPTS)
 FILES = {"glob", "io", "json", "os", "pathlib", "shutil", "tempfile"}  # not for maths, networks
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "socket", "urllib"}
-PURE = {"urllib.parse.quote", "urllib.parse.urlsplit"}  # they reach for nothing
+PURE = {
+    "urllib.parse.quote",
+    "urllib.parse.urlsplit",
+    "urllib.parse.SplitResult",
+}  # they reach for nothing
 CODE_IN_DATA = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve", "yaml"}
 SOCKETS = (
     "cli/worker/protocol.py",

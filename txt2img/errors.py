@@ -8,6 +8,7 @@ Txt2imgError               1   the base; its text is one line: what is wrong, wh
 ├── ModelNotFound          1   no model of that name or path
 ├── BadOutput              1   a picture that cannot be written
 │   └── Rejected           4   a picture that is not finite; or black or flat, with --reject
+├── EnhanceFailed          1   a language model that gave no prompt
 └── OutOfMemory            5   memory ran out on the device and in all fallbacks
 """
 
@@ -48,6 +49,10 @@ class Rejected(BadOutput):
     """A picture that is not finite; or black or flat, with --reject."""
 
     exit_code = 4
+
+
+class EnhanceFailed(Txt2imgError):
+    """A language model that gave no prompt: dead, slow, or with an answer that is none."""
 
 
 class OutOfMemory(Txt2imgError):

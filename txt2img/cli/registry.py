@@ -13,6 +13,7 @@ NAMES = (
     "decode",
     "upscale",
     "preprocess",
+    "enhance",
     "train",
     "worker",
     "serve",

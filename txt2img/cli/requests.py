@@ -1,7 +1,7 @@
 """Requests of a command line: from its options, a prompt file, or pictures to draw again."""
 
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,8 @@ from txt2img.system.text import shown
 if TYPE_CHECKING:
     from txt2img.images.image_folder import ImageFolders
 
+# What a picture's prompt was made from, which another prompt was not.
+MADE_FROM = {"template": "", "written": "", "enhancer": None}
 SEEDS_SHOWN = 8  # random ones, in the note on them
 
 
@@ -47,6 +49,8 @@ class Batch:
     wildcards: Wildcards | None = None
     image_folders: "ImageFolders | None" = None
     sweep: Sweep | None = None
+    rewritten: Callable[[Request], Request] | None = None  # puts rewritten prompts in
+    is_unwritten: Callable[[Request], bool] = lambda request: False  # not rewritten here
     errors: dict[Hashable, Txt2imgError] = field(default_factory=dict)
     on_stdin: str = ""  # what was read from standard input
     several: bool = False
@@ -66,7 +70,7 @@ class Batch:
                         resolved = find_controls(resolved, self.library)
                     if resolved.has_input:
                         resolved = resolve_images(resolved, self.library.images)
-                    yield resolved
+                    yield resolved if self.rewritten is None else self.rewritten(resolved)
                 except (BadRequest, BadFile, ModelNotFound) as error:
                     if not self.skip_errors:
                         raise
@@ -115,9 +119,9 @@ def from_arguments(
         batch.library.images.beside.append(picture.parent)
         batch.origins.append(origin)
     batch.warnings += lines
-    prompt = {"prompt": prompts[0], "template": ""} if prompts else {}
+    prompt = {"prompt": prompts[0], **MADE_FROM} if prompts else {}
     base = Request.from_json({**base.to_json(), **fields, **prompt})
-    base, batch.model = replace(base, template="") if prompts_file is not None else base, base.model
+    base, batch.model = base.changed(**MADE_FROM) if prompts_file is not None else base, base.model
     requests = [base] if prompts_file is None else _read_file(batch, prompts_file, base)
     batch.requests, random_seeds = _with_seeds(requests)
     return _complete(batch, options.batch, random_seeds)

@@ -50,11 +50,18 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
         options.output.json,
         options.output.save_latents,
     )
-    if options.batch.dry_run:
-        return dry_run(batch, settings) if is_main else 0
+    if options.batch.dry_run and not is_main:
+        return 0
     if not batch.several and not is_main:
         return distributed.gather_results(0, None)[0]
     with_bar = not (settings.quiet or options.preview.no_progress)
+    if (enhancer := options.enhance.settings()) is not None:
+        from txt2img.cli.enhance import enhance
+
+        with progress(with_bar, "rewriting") as bar:
+            enhance(batch, enhancer, settings, bar)
+    if options.batch.dry_run:
+        return dry_run(batch, settings)
     with settings.target, progress(with_bar, "loading") as bar:
         return draw(batch, settings, bar)
 
@@ -158,7 +165,8 @@ def check_all(
     """Check every picture, report warnings and errors, count what is left to draw. BadRequest."""
     from txt2img.pipeline.batch import batches
 
-    warning_log = WarningLog(settings.batch.strict, model.tokenizers, model.checkpoint)
+    strict, skips = settings.batch.strict, batch.is_unwritten
+    warning_log = WarningLog(strict, model.tokenizers, model.checkpoint, skips)
     mine = launcher.current().shard(warning_log.checked(pictures, batch.skip_errors))
     left = steps = 0
     for group in batches(batch.pending(mine, index), settings.batch_size):

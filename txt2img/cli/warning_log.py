@@ -28,6 +28,7 @@ class WarningLog:
     strict: bool
     tokenizers: "Sequence[PromptTokenizer]"
     checkpoint: "Checkpoint | None" = None
+    skips: Callable[[Request], bool] = lambda request: False  # what is not to be checked
     by_picture: dict[int, list[str]] = field(default_factory=dict)  # index → its warnings
     counts: dict[str, list[int]] = field(default_factory=dict)  # warning → [first picture, count]
     pictures: int = 0
@@ -35,6 +36,9 @@ class WarningLog:
     def checked(self, items: Iterable[Item], skip_errors: bool) -> Iterator[Item]:
         """Check each item and yield it. BadRequest, unless errors are to be skipped."""
         for item in items:
+            if self.skips(item.request):
+                yield item
+                continue
             with suppress(*[BadRequest] if skip_errors else []):
                 self.check(item, counted=False)
             yield item

@@ -146,6 +146,8 @@ class Output:
             if token in SWEPT and token not in TOKENS:
                 return slug(describe_value(getattr(request, token)))
             value = getattr(request, token, None) if token in TOKENS else None
+            if token == "prompt":  # as a resumed run knows it, before it is rewritten
+                value = request.written or value
             if value is None:
                 return match[0]
             return slug(f"{value:0{int(digits)}}" if digits else str(value))

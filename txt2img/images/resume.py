@@ -44,7 +44,13 @@ class Item:
 
 
 def item_id(request: Request, origin: Origin) -> str:
-    """The id of a picture: a hash (32 hex digits) of its whole request and its model."""
+    """The id of a picture: a hash (32 hex digits) of its whole request and its model.
+
+    A prompt that a language model rewrote counts as it was written: the next time it would be
+    rewritten otherwise.
+    """
+    if request.enhancer is not None:
+        request = request.changed(prompt=request.written)
     values = canonical(request).to_json() | {"model": origin.hash, "config": origin.config}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -20,6 +20,7 @@ from txt2img.request.adapters import (
     objects_from_json,
 )
 from txt2img.request.control import Control, ControlMode, controls_from_json
+from txt2img.request.enhance import Enhancer
 from txt2img.request.input_image import (
     ImageRef,
     InpaintFill,
@@ -370,6 +371,10 @@ class RequestFields:
         ),
     ] = ()
     control_mode: Annotated[ControlMode | None, Field(("--control-mode",))] = None
+
+    # What the user wrote, if a language model made the prompt of it, and which one.
+    written: Annotated[str, Field()] = ""
+    enhancer: Annotated[Enhancer | None, Field()] = None
 
 
 def _rows() -> Iterator[Field]:

@@ -10,6 +10,7 @@ from typing import Any
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import Refiner, VAERef, sparse_json
 from txt2img.request.control import Control
+from txt2img.request.enhance import Enhancer
 from txt2img.request.fields import FIELDS, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.input_image import ImageRef, Margins, map_images
 from txt2img.request.interval import Interval
@@ -20,7 +21,7 @@ from txt2img.system.text import nearest_or_all, shown
 HIRES = tuple(name for name in FIELDS if name.startswith("hires"))
 PICTURES = tuple(name for name, row in FIELDS.items() if row.kind is ImageRef or row.listed)
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef  # in JSON
+OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef | Enhancer  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
 
 

@@ -54,6 +54,19 @@ class TaughtWords:
         """All things that any word names."""
         return sorted({thing for things in self.words.values() for thing in things})
 
+    @property
+    def others(self) -> list[str]:
+        """The words that are no things: styles, colours, numbers, places; without plurals."""
+        named = {word for thing in self.things for word in words_in(thing)}
+        return [
+            word
+            for word in sorted(self.words)
+            if word not in named
+            and word not in FUNCTION_WORDS
+            and (not self.things or not self.words[word])
+            and not any(form in self.words for form in forms_of(word) if len(form) < len(word))
+        ]
+
     def knows(self, word: str) -> bool:
         """Whether a word was taught, or says nothing."""
         plain = word.isdigit() or word in FUNCTION_WORDS

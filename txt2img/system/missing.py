@@ -10,6 +10,7 @@ from txt2img.system import resources
 PACKAGES = {
     **{name: name for name in ("torch", "numpy", "safetensors", "tokenizers", "accelerate")},
     **{name: name for name in ("huggingface_hub", "transformers", "typer", "rich", "torchao")},
+    "httpx": "httpx",
     "PIL": "pillow",
     "resvg_py": "resvg_py",
 }

@@ -14,7 +14,8 @@ from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
 SIZE_MAX = 2**20  # bytes
-TABLES = ("defaults", "profiles", "models", "paths")
+TABLES = ("defaults", "profiles", "models", "paths", "enhance")
+ENHANCE = ("model", "prompt", "temperature", "seed", "timeout", "key-file")
 Values = Mapping[str, object]
 
 
@@ -40,6 +41,7 @@ class UserConfig:
     profiles: Mapping[str, Values] = field(default_factory=dict)
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()  # with models
+    enhance: Values = field(default_factory=dict)  # the language model of --enhance
 
     def options(self, profile: str | None) -> dict[str, object]:
         """The default options with a profile's on top. BadRequest if there is none of that name."""
@@ -71,6 +73,8 @@ def read_config() -> UserConfig:
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{shown(str(path))}: not TOML: {error}") from error
     check_keys(str(path), tables, TABLES)
+    enhance = _table(path, "enhance", tables.get("enhance", {}))
+    check_keys(f"{path}: enhance", enhance, ENHANCE)
     profiles = _table(path, "profiles", tables.get("profiles", {}))
     return UserConfig(
         path,
@@ -81,6 +85,7 @@ def read_config() -> UserConfig:
             for name, value in _table(path, "models", tables.get("models", {})).items()
         },
         _folders(path, _table(path, "paths", tables.get("paths", {}))),
+        enhance,
     )
 
 

@@ -149,4 +149,4 @@ def test_a_default_lora_is_not_forced_upon_a_model_it_does_not_fit(
 def test_a_line_without_words_has_no_values_left_out() -> None:
     assert with_left_out_values([]) == []
     masked = "--only-masked"
-    assert with_left_out_values([masked]) == [masked, LEFT_OUT[masked]]
+    assert with_left_out_values([masked]) == [masked, LEFT_OUT[masked][0]]

@@ -93,8 +93,8 @@ def folders() -> dict[str, str]:
 
 def variables() -> dict[str, str]:
     """Environment variables that change what is done, but none that holds a secret."""
-    names = [*VARIABLES, *sorted(name for name in os.environ if name.startswith("TXT2IMG_"))]
-    return {name: os.environ[name] for name in names if name in os.environ}
+    ours = (name for name in os.environ if name.startswith("TXT2IMG_") and "KEY" not in name)
+    return {name: os.environ[name] for name in (*VARIABLES, *sorted(ours)) if name in os.environ}
 
 
 def _version(package: str) -> str:

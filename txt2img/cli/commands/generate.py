@@ -43,6 +43,7 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Decode saved latents to pictures.
   txt2img upscale FILE...    Make pictures larger.
+  txt2img enhance PROMPT...  Print prompts rewritten by a language model.
   txt2img train DATA         Train a model on pictures with captions.
   txt2img worker status|stop List or stop the workers of --keep-alive.
   txt2img again [-n N]       Draw what was drawn last, with new seeds.

@@ -15,6 +15,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from txt2img.cli.options.aliases import OTHER_NAMES
 from txt2img.cli.options.completion import choices
+from txt2img.cli.options.enhance import CONFIGURED, is_enhancer
 from txt2img.cli.registry import NAMES
 from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
@@ -40,8 +41,11 @@ HELP = ("-h", "-help", "-?")
 OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENTS}
 
 
-# Values that may be left out: by option, what it means then.
-LEFT_OUT = {"--only-masked": "32"}
+# Values that may be left out: by option, what it means then, and what its values are.
+LEFT_OUT: Mapping[str, tuple[str, Callable[[str], bool]]] = {
+    "--only-masked": ("32", str.isdecimal),
+    "--enhance": (CONFIGURED, is_enhancer),
+}
 
 
 class HelpFormatter(Protocol):
@@ -127,13 +131,14 @@ class SectionedCommand(TyperCommand):
 
 
 def with_left_out_values(args: Sequence[str]) -> list[str]:
-    """A command line with the values that may be left out, where no number follows."""
+    """A command line with the values that may be left out, where none follows."""
     whole = list[str]()
     for word, after in pairwise([*args, ""]):
         whole.append(word)
         name = word.replace("_", "-")
-        if "--" not in whole[:-1] and name in LEFT_OUT and not after.isdecimal():
-            whole.append(LEFT_OUT[name])
+        if "--" not in whole[:-1] and name in LEFT_OUT:
+            left_out, is_value = LEFT_OUT[name]
+            whole += [] if is_value(after) else [left_out]
     return whole
 
 

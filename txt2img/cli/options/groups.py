@@ -7,6 +7,7 @@ from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.control import ControlOptions
 from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.enhance import EnhanceOptions
 from txt2img.cli.options.input import InputOptions
 from txt2img.cli.options.larger import LargerOptions
 from txt2img.cli.options.output import OutputOptions
@@ -29,6 +30,7 @@ class RunOptions:
     output: OutputOptions = field(default_factory=OutputOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
+    enhance: EnhanceOptions = field(default_factory=EnhanceOptions)
     compat: CompatOptions = field(default_factory=CompatOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     speed: SpeedOptions = field(default_factory=SpeedOptions)
