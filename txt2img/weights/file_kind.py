@@ -22,6 +22,7 @@ STARTS = {
     "IP-Adapter": ("image_proj.", "ip_adapter."),
     "T2I-Adapter": ("adapter.body.",),
     "U-Net": ("input_blocks.", "down_blocks."),
+    "text encoder": ("encoder.block.0.layer.0.SelfAttention.", "model.layers.0.self_attn."),
     "VAE": ("decoder.",),
 }
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_model.")

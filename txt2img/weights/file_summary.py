@@ -177,8 +177,21 @@ def _vae(path: Path, header: Header) -> Details:
 
 
 def _text_encoder(path: Path, header: Header) -> Details:
-    """A text encoder's width."""
-    return {"width": ", ".join(map(str, text_widths(header.tensors).values()))}, ""
+    """A text encoder's kind and width."""
+    from txt2img.weights.layouts import text_key_maps
+
+    found = text_key_maps.text_encoders(header.tensors)
+    names = {"t5": "T5", "qwen3": "Qwen3", "clip": "CLIP"}
+    widths = [*text_widths(header.tensors).values()] or [
+        ref.shape[1]
+        for name, ref in header.tensors.items()
+        if name.endswith(("shared.weight", "embed_tokens.weight")) and len(ref.shape) == 2
+    ][:1]
+    details: dict[str, object] = {
+        "method": ", ".join(names[kind] for kind in found.values()),
+        "width": ", ".join(map(str, widths)),
+    }
+    return details, ""
 
 
 def _other(path: Path, header: Header) -> Details:

@@ -184,7 +184,27 @@ MALFORMED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "old version": ({"version": b"\x01\0\0\0"}, "of version 1; supported are"),
     "big-endian": ({"version": b"\0\0\0\x03"}, "big-endian; supported are"),
-    "language model": ({"tensors": [entry(b"blk.0.attn_q.weight", (4,))]}, "is a language model"),
+    "language model": (
+        {"tensors": [entry(b"blk.0.attn_q.weight", (4,))]},
+        'is a language model with llama.cpp\'s names, "of unknown kind"',
+    ),
+    "another language model": (
+        {
+            "metadata": [pair(b"general.architecture", 8, text(b"llama"))],
+            "tensors": [entry(b"token_embd.weight", (4,))],
+        },
+        'names, "llama", which no supported model reads; text encoders as GGUF are t5,',
+    ),
+    "a Qwen3 of another kind": (
+        {
+            "metadata": [
+                pair(b"general.architecture", 8, text(b"qwen3")),
+                pair(b"qwen3.rope.freq_base", 6, struct.pack("<f", 5e6)),
+            ],
+            "tensors": [entry(b"token_embd.weight", (4,))],
+        },
+        "its qwen3.rope.freq_base is 5000000.0, not 1e\\+06",
+    ),
     "split": (
         {"metadata": [pair(b"split.count", 2, struct.pack("<H", 3))]},
         "one part of a split GGUF file",

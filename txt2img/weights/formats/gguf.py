@@ -27,8 +27,6 @@ LIST_MAX = 16  # numbers of a list that is kept
 ALIGNMENT_MAX = 2**16
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # city96's key of a shape before blocks were made
-# Beginnings of the names that llama.cpp gives to the layers of language models.
-LANGUAGE_MODEL = ("blk.0.", "enc.blk.0.", "token_embd.")
 NUMBERS = {
     **dict(enumerate("BbHhIif?")),
     10: "Q",
@@ -109,13 +107,6 @@ def read_header(path: Path) -> GGUFHeader:
         header = _Reader(path, file).read()
     if header.metadata.get("split.count", 0) not in (0, 1):
         _refuse_split(path)
-    language = [one.name for one in header.tensors if one.name.startswith(LANGUAGE_MODEL)]
-    if language:
-        kind = shown(header.metadata.get("general.architecture", "of unknown kind"))
-        raise UnknownLayout(
-            f"{path.name} is a language model ({kind}) with llama.cpp's names, which is not "
-            "supported as GGUF; use its .safetensors version"
-        )
     return header
 
 

@@ -188,7 +188,7 @@ def quantized(tensors: Iterable[TensorRef]) -> str:
 
 def _gguf_header(path: Path) -> Header:
     """The header of a GGUF file. Raises BadFile, UnknownLayout."""
-    from txt2img.weights.formats import gguf
+    from txt2img.weights.formats import gguf, llama_cpp
 
     content = gguf.read_header(path)
     texts = {key: value for key, value in content.metadata.items() if isinstance(value, str)}
@@ -196,6 +196,8 @@ def _gguf_header(path: Path) -> Header:
         one.name: TensorRef(path, one.name, one.dtype, one.shape, one.start, block=one.block)
         for one in content.tensors
     }
+    if names := llama_cpp.published_names(path.name, tensors, content.metadata):
+        tensors = {ours: tensors[theirs] for theirs, ours in names.items()}
     return Header(texts, tensors)
 
 

@@ -119,6 +119,7 @@ KINDS = (
         (
             *("text_model.", "embeddings.token_embedding", "transformer.resblocks."),
             *("text_encoders.", "token_embedding."),
+            *("encoder.block.0.layer.0.SelfAttention.", "model.layers.0.self_attn."),
         ),
     ),
     Kind("a ControlNet", ("control_model.", "controlnet_")),
