@@ -5,11 +5,15 @@ from dataclasses import asdict
 import pytest
 
 from txt2img.errors import BadRequest
+from txt2img.images.metadata.a1111_control import control_entries
+from txt2img.request import Request
 from txt2img.request.preprocess import (
     Preprocessor,
     parse_preprocess,
     preprocess_from_json,
+    preprocesses_from_json,
 )
+from txt2img.request.prompt_file import parse_prompts
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,8 @@ def test_a_text_gives_a_preprocessor_and_it_the_text(
 def test_models_are_paths() -> None:
     how = parse_preprocess("depth:C:/models/depth-anything")
     assert (how.name, how.model) == (Preprocessor.DEPTH, "C:/models/depth-anything")
-    assert preprocess_from_json("none") is None and preprocess_from_json(None) is None
+    assert preprocesses_from_json(["none", "none"]) == () == preprocesses_from_json("none")
+    assert len(preprocesses_from_json(["none", "canny"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -66,3 +71,30 @@ def test_what_is_no_preprocessor_is_told(value: object, line: str) -> None:
     with pytest.raises(BadRequest) as caught:
         preprocess_from_json(value)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def asked(controls: int, *names: str) -> Request:
+    listed = [{"model": f"m{i}", "image": "a.png"} for i in range(controls)]
+    return Request.from_json({"prompt": "a cat", "controls": listed, "preprocess": [*names]})
+
+
+def test_one_preprocessor_is_for_all_pictures_or_each_has_its_own() -> None:
+    assert [str(asked(2, "canny:5").preprocess_of(i)) for i in range(2)] == ["canny:5,200"] * 2
+    own = asked(2, "none", "gray")
+    assert (own.preprocess_of(0), str(own.preprocess_of(1))) == (None, "gray")
+    assert asked(1).preprocess_of(0) is None
+    with pytest.raises(BadRequest, match="3 times --preprocess for 2 ControlNets; give one"):
+        asked(2, "gray", "gray", "canny").preprocess_of(0)
+
+
+def test_a_record_and_a_prompt_file_keep_it() -> None:
+    request = asked(2, "none", "canny:5")
+    assert Request.from_json(request.to_json()) == request
+    assert "preprocess" not in asked(1, "none").to_json()
+    line = "a cat --control m:a.png --preprocess canny:5 --control m:b.png --preprocess none"
+    [read] = parse_prompts(line, Request("")).requests
+    assert [str(one) for one in read.preprocess] == ["canny:5,200", "none"]
+    entries = control_entries(request)
+    assert "Module: none, " in entries["ControlNet 0"]
+    words = "Module: canny, Model: m1, Weight: 1, Resize Mode: Crop and resize, Threshold A: 5, "
+    assert entries["ControlNet 1"].startswith(f"{words}Threshold B: 200, Guidance Start: 0")

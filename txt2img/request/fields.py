@@ -31,6 +31,7 @@ from txt2img.request.input_image import (
     margins_from_json,
 )
 from txt2img.request.interval import Interval, interval_from_json
+from txt2img.request.preprocess import Preprocess, preprocesses_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
 from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
 
@@ -371,6 +372,16 @@ class RequestFields:
         ),
     ] = ()
     control_mode: Annotated[ControlMode | None, Field(("--control-mode",))] = None
+    # What makes the ControlNets' maps of their pictures: one for all, or one for each.
+    preprocess: Annotated[
+        tuple[Preprocess, ...],
+        Field(
+            ("--preprocess",),
+            ("--preprocessor", "--control-preprocess"),
+            from_json=preprocesses_from_json,
+            listed=True,
+        ),
+    ] = ()
 
     # What the user wrote, if a language model made the prompt of it, and which one.
     written: Annotated[str, Field()] = ""

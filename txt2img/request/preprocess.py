@@ -168,12 +168,20 @@ def parse_preprocess(text: str) -> Preprocess:
         raise BadRequest(f"the preprocessor {kind} {like}; got {shown(text)}") from None
 
 
-def preprocess_from_json(value: object) -> Preprocess | None:
-    """A preprocessor from its text or a JSON object; None for none. BadRequest."""
-    if value is None or isinstance(value, Preprocess):
-        how = value
-    elif isinstance(value, str):
-        how = parse_preprocess(value)
-    else:
-        how = object_from_json(Preprocess, "preprocess", value)
-    return None if how is None or how.name is Preprocessor.NONE else how
+def preprocesses_from_json(value: object) -> tuple[Preprocess, ...]:
+    """Preprocessors from a list of JSON objects or of the option's texts, or from one. BadRequest.
+
+    Those of "none" are left out where there is no other.
+    """
+    listed = value if isinstance(value, list | tuple) else [value]
+    found = tuple(map(preprocess_from_json, listed))
+    return found if any(one.name is not Preprocessor.NONE for one in found) else ()
+
+
+def preprocess_from_json(value: object) -> Preprocess:
+    """A preprocessor from its text or a JSON object. BadRequest."""
+    if isinstance(value, Preprocess):
+        return value
+    if isinstance(value, str):
+        return parse_preprocess(value)
+    return object_from_json(Preprocess, "preprocess", value)

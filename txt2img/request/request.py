@@ -14,12 +14,17 @@ from txt2img.request.enhance import Enhancer
 from txt2img.request.fields import FIELDS, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.input_image import ImageRef, Margins, map_images
 from txt2img.request.interval import Interval
+from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.text import nearest_or_all, shown
 
 HIRES = tuple(name for name in FIELDS if name.startswith("hires"))
-PICTURES = tuple(name for name, row in FIELDS.items() if row.kind is ImageRef or row.listed)
+PICTURES = tuple(
+    name
+    for name, row in FIELDS.items()
+    if row.kind is ImageRef or (row.listed and name != "preprocess")
+)
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 OBJECTS = VAERef | Refiner | Interval | ImageRef | Margins | UpscalerRef | Enhancer  # in JSON
 PROMPT_MAX = 65_536  # characters; keeps each of a picture's text chunks under 1 MiB
@@ -115,6 +120,19 @@ class Request(RequestFields):
         """The intervals of its ControlNets, likewise."""
         return "+".join(str(one.interval) for one in self.controls)
 
+    def preprocess_of(self, number: int) -> Preprocess | None:
+        """What makes the map of a ControlNet's picture; None where the picture is the map.
+
+        BadRequest if there are neither one preprocessor nor as many as ControlNets.
+        """
+        if len(self.preprocess) not in (0, 1, len(self.controls)):
+            raise BadRequest(
+                f"{len(self.preprocess)} times --preprocess for {len(self.controls)} ControlNets; "
+                "give one for all, or one for each in their order (none leaves a picture as it is)"
+            )
+        how = self.preprocess[number % len(self.preprocess)] if self.preprocess else None
+        return None if how is None or how.name is Preprocessor.NONE else how
+
     def with_images(self, change: Callable[[ImageRef], ImageRef]) -> "Request":
         """The request with each of its pictures changed."""
         named = {name: value for name in PICTURES if (value := getattr(self, name))}
@@ -161,12 +179,13 @@ class Request(RequestFields):
 
 
 _PLAIN = (str, int, float, bool)
+SPARSE = Control | Preprocess  # in JSON without what is at its default
 
 
 def _json_value(value: object) -> object:
     """A field's value for JSON."""
     if isinstance(value, tuple):
-        return tuple(sparse_json(x) if isinstance(x, Control) else asdict(x) for x in value)
+        return tuple(sparse_json(x) if isinstance(x, SPARSE) else asdict(x) for x in value)
     return asdict(value) if isinstance(value, OBJECTS) else value
 
 

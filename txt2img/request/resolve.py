@@ -49,6 +49,7 @@ class AdapterPaths:
     images: ImagePaths = field(default_factory=ImagePaths)  # pictures to begin from
     upscalers: Mapping[str, Path] = field(default_factory=dict)
     controls: dict[str, Path] = field(default_factory=dict)  # those found so far
+    annotators: dict[str, Path] = field(default_factory=dict)  # likewise, of preprocessors
 
     def lora_file(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound lists the folders that were searched."""

@@ -15,7 +15,6 @@ from txt2img.system.device.device import Device
 from txt2img.system.device.memory import oom_as_error
 from txt2img.system.files import read_json
 from txt2img.system.text import shown
-from txt2img.weights.registry.find import find_file
 from txt2img.weights.registry.hashes import model_hash
 
 if TYPE_CHECKING:
@@ -65,12 +64,11 @@ class Annotator:
             return cast(Tensor, post_process(outputs, **size)[0]["predicted_depth"]).cpu()
 
 
-def load_annotator(how: Preprocess, device: Device) -> Annotator:
-    """Load the model of a preprocessor, in float32. ModelNotFound, BadFile, BadRequest.
+def load_annotator(how: Preprocess, folder: Path, device: Device) -> Annotator:
+    """Load the model of a preprocessor, in float32. BadFile, BadRequest, MissingWeights.
 
     Nothing is fetched, pickles are not read, and no code that lies beside a model is run.
     """
-    folder = find_file(f"--preprocess {how.name}", how.model)
     _check_folder(folder, how.name)
     with quietly():
         from transformers import (

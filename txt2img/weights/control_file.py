@@ -1,13 +1,16 @@
 """Files of ControlNets, without torch: found by name or hash."""
 
+import glob
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from txt2img.errors import ModelNotFound
 from txt2img.request import Request
 from txt2img.request.control import Control, ControlRef, bare_name
+from txt2img.request.preprocess import Preprocess
 from txt2img.request.resolve import AdapterPaths, find_below
-from txt2img.weights.registry.find import find_by_hash, find_file, model_name
+from txt2img.weights.registry.find import find_by_hash, find_file, folders, model_name
 
 GENERIC = "diffusion_pytorch_model"  # the file in a diffusers folder
 OPTION = "--control"
@@ -22,7 +25,31 @@ def find_controls(request: Request, paths: AdapterPaths) -> Request:
     def found(control: Control) -> Control:
         return replace(control, model=find_control(control.model, paths))
 
-    return request.changed(controls=tuple(map(found, request.controls)))
+    request = request.changed(controls=tuple(map(found, request.controls)))
+    for number in range(len(request.controls)):
+        request.preprocess_of(number)  # which checks how many there are
+    made = (find_annotator(one, paths) for one in request.preprocess)
+    return request.changed(preprocess=tuple(made))
+
+
+def find_annotator(how: Preprocess, paths: AdapterPaths) -> Preprocess:
+    """A preprocessor with its model found, and named as records name it. ModelNotFound."""
+    if not how.model or how.model in paths.annotators:
+        return how
+    path = _annotator_folder(how)
+    paths.annotators[name := path.resolve().name] = path
+    return replace(how, model=name)
+
+
+def _annotator_folder(how: Preprocess) -> Path:
+    try:
+        return find_file(f"--preprocess {how.name}", how.model)
+    except ModelNotFound:
+        below = (folder.rglob(f"{glob.escape(how.model)}/config.json") for folder in folders())
+        config = next(chain.from_iterable(below), None) if "/" not in how.model else None
+        if config is None:
+            raise
+        return config.parent
 
 
 def find_control(ref: ControlRef, paths: AdapterPaths) -> ControlRef:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txt2img.cli.options.completion import completion
+from txt2img.cli.options import completion
 from txt2img.cli.options.device import DeviceName, DeviceOptions
 from txt2img.cli.options.output import (
     FormatName,
@@ -32,6 +32,7 @@ from txt2img.cli.terminal.console import progress
 from txt2img.images.preprocess import import_opencv, map_texts
 from txt2img.images.preprocess import preprocess as draw_map
 from txt2img.request.preprocess import Preprocess, Preprocessor, parse_preprocess
+from txt2img.request.resolve import AdapterPaths
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,7 @@ Name = Annotated[
         "--preprocess",
         "-p",
         metavar="NAME[:N,…]|NAME:MODEL",
-        autocompletion=completion(lambda: [kind.value for kind in Preprocessor]),
+        autocompletion=completion.preprocessors,
         help=f"{', '.join(kind for kind in Preprocessor if not kind.model)}, by OpenCV (pip "
         "install --no-deps opencv-python-headless), with numbers such as canny:100,200; or depth "
         "or segment with the folder of a model of transformers.",
@@ -97,9 +98,12 @@ def load(how: Preprocess, device: DeviceOptions) -> "tuple[Preprocess, Draw]":
         return how, partial(draw_map, how=how)
     from txt2img.pipeline.preprocess import preprocess_image
     from txt2img.weights.annotator import load_annotator
+    from txt2img.weights.control_file import find_annotator
 
-    loaded = load_annotator(how, device.choose_device())
-    how = replace(how, model=loaded.name, hash=loaded.hash)
+    paths = AdapterPaths()
+    how = find_annotator(how, paths)
+    loaded = load_annotator(how, paths.annotators[how.model], device.choose_device())
+    how = replace(how, hash=loaded.hash)
     return how, partial(preprocess_image, how=how, annotator=loaded)
 
 

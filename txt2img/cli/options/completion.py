@@ -52,6 +52,14 @@ def upscalers() -> Iterable[str]:
 
 
 @completion
+def preprocessors() -> Iterable[str]:
+    """Names of preprocessors; those with a model end in a colon."""
+    from txt2img.request.preprocess import Preprocessor
+
+    return [f"{kind}:" if kind.model else kind.value for kind in Preprocessor]
+
+
+@completion
 def hires() -> Iterable[str]:
     """Twice the size, by each of the interpolations."""
     from txt2img.request.upscalers import Interpolation

@@ -24,6 +24,16 @@ class ControlOptions:
             "Repeatable.",
         ),
     ] = None
+    preprocess: Annotated[
+        list[str] | None,
+        field_option(
+            "preprocess",
+            metavar="NAME[:N,…]|NAME:MODEL",
+            autocompletion=completion.preprocessors,
+            help="Make the map from the control's picture: canny, lineart, scribble, depth:FOLDER "
+            "…, as txt2img preprocess shows it. One for all of --control, or one for each.",
+        ),
+    ] = None
     control_mode: Annotated[
         str | None,
         field_option(
@@ -35,4 +45,5 @@ class ControlOptions:
 
     def request_fields(self) -> dict[str, object]:
         """The given options as fields of a request."""
-        return given_fields(self) | ({"controls": self.control} if self.control else {})
+        listed = {"controls": self.control, "preprocess": self.preprocess}
+        return given_fields(self) | {name: texts for name, texts in listed.items() if texts}

@@ -171,6 +171,10 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
         "refiner": _refiner(entries.get("Refiner", "")),
         **image_fields(entries),
     }
+    if any(key.startswith("ControlNet") for key in entries):
+        from txt2img.images.metadata.a1111_control import control_fields
+
+        values = {**control_fields(entries, notes), **values}
     request = Request.from_json(accepted(values, notes))
     return request, cap([*notes, *unsupported(entries)])
 

@@ -51,7 +51,7 @@ def unsupported(entries: Mapping[str, str]) -> list[str]:
     notes = [
         f"{key}: {shown(value, 40)} is not carried over"
         for key, value in entries.items()
-        if key not in KNOWN and key not in read
+        if key not in KNOWN and key not in read and not key.startswith("ControlNet")
         if value not in OFF and value != USUAL.get(key)
     ]
     return [*notes, *hires_notes(entries)]

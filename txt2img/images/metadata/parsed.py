@@ -64,7 +64,7 @@ def accepted(values: Mapping[str, object], notes: list[str]) -> dict[str, object
     """The values that a Request takes; the others, also single LoRAs and words, become notes."""
     taken: dict[str, object] = {}
     for name, value in values.items():
-        if name in ("loras", "embeddings") and isinstance(value, list):
+        if name in ("loras", "embeddings", "controls", "ip_adapters") and isinstance(value, list):
             taken[name] = [item for item in value if _accepts(name, [item], notes)]
         elif _accepts(name, value, notes):
             taken[name] = value
