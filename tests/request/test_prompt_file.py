@@ -496,7 +496,7 @@ def test_a_call_with_a_second_pass_is_read() -> None:
     ("values", "message"),
     [
         ({"restore_faces": True}, '"restore_faces"'),
-        ({"alwayson_scripts": {"ControlNet": {}}}, '"alwayson_scripts"'),
+        ({"alwayson_scripts": {"ADetailer": {}}}, "alwayson_scripts"),
         ({"init_images": ["a.png", "b.png"]}, "one picture"),
         ({"init_images": ["a.png"], "image": "b.png"}, "image and init_images"),
         ({"cfg_scale": 7, "cfg": 5}, "are the same"),

@@ -70,6 +70,12 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
     """
     if request.image is None and not (request.mask is None and request.outpaint is None):
         raise BadRequest("--mask and --outpaint need --image: the picture to change")
+    for one in request.controls:
+        if one.image == ImageRef(UNNAMED):
+            raise BadFile(
+                f"the record does not name the picture of the ControlNet {shown(one.model.name)}; "
+                f"give it with --control {escape(one.model.name)}:IMAGE, or --control none"
+            )
     request = request.with_images(lambda ref: find_image(ref, paths)[0])
     if request.image is None:
         return request

@@ -10,6 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from hashlib import sha256
 
 from txt2img.errors import BadRequest
+from txt2img.request.a1111_units import unit_fields
 from txt2img.request.fields import FIELDS
 from txt2img.request.input_image import ImageRef
 from txt2img.system.text import shown
@@ -31,7 +32,6 @@ NEUTRAL: Mapping[str, tuple[object, ...] | None] = {
     "styles": ([],),
     "script_name": ("",),
     "script_args": ([],),
-    "alwayson_scripts": ({},),
     "override_settings": ({},),
     "seed_resize_from_h": (0, -1),
     "seed_resize_from_w": (0, -1),
@@ -75,6 +75,7 @@ def from_api(
         values.pop("sampler_index", None)  # its former name, which A1111 then ignores
     for convert in (_second_pass, _area, _blur, _first_picture):
         convert(values)
+    values = _controls(values.pop("alwayson_scripts", {}), contents) | values
     named: Values = {}
     for name, value in values.items():
         field = name if name in FIELDS else options.get(f"--{name.replace('_', '-')}", name)
@@ -138,6 +139,34 @@ def _first_picture(values: Values) -> None:
         if "image" in values:
             raise BadRequest("image and init_images are the same; give one of them")
         values["image"] = pictures[0]
+
+
+def _controls(scripts: object, contents: MutableMapping[str, bytes]) -> Values:
+    """The fields of the ControlNet extension's units. BadRequest for other extensions."""
+    if not isinstance(scripts, dict):
+        raise BadRequest(f"alwayson_scripts is an object, got {shown(scripts)}")
+    units: list[Values] = []
+    for name, script in scripts.items():
+        given = script.get("args", []) if isinstance(script, dict) else None
+        if name.lower() != "controlnet" or not isinstance(given, list):
+            raise BadRequest(f"alwayson_scripts: {shown(name)} is none that is known")
+        units += [unit for unit in given if isinstance(unit, dict)]
+    for number, unit in enumerate(units):
+        for old, new in (("input_image", "image"), ("guidance", "guidance_end")):
+            unit.setdefault(new, unit.get(old, unit.get(new)))
+        image = unit["image"]
+        image = image.get("image") if isinstance(image, dict) else image
+        if image is None and unit.get("enabled", True) and "model" in unit:
+            raise BadRequest(f"ControlNet {number} has no image")
+        unit["image"] = picture(image, contents) if isinstance(image, str) else image
+        for name in ("guidance_end", "image"):
+            if unit[name] is None:
+                del unit[name]
+    notes: list[str] = []
+    fields = unit_fields(units, notes)
+    if notes:
+        raise BadRequest(notes[0])
+    return fields
 
 
 def picture(text: str, contents: MutableMapping[str, bytes]) -> ImageRef:

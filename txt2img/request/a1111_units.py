@@ -97,8 +97,9 @@ def _module(module: str, unit: Unit, about: str, notes: list[str]) -> str:
             f"--preprocess {kind}:FOLDER"
         )
         return Preprocessor.NONE
+    listed = unit.get("numbers")
     given = [unit.get(f"threshold_{letter}") for letter in "ab"] if kind in SLIDERS else []
-    given = [*(unit.get("numbers") or given)] if isinstance(unit.get("numbers"), list) else given
+    given = listed if isinstance(listed, list) else given
     numbers = tuple(n for n in given if isinstance(n, int | float) and n >= 0)
     try:
         return str(Preprocess(kind, numbers[: len(kind.numbers)]))

@@ -18,6 +18,7 @@ from txt2img.request.sampler_names import Name, NameRow
 from txt2img.system.text import shown
 
 WEIGHT_MAX = 100.0
+NONE = "none"  # undoes what a picture or config.toml says
 ALL_STEPS = Interval(0.0, 1.0)
 SUFFIX = ".safetensors"
 # What --sweep may vary of all ControlNets of a request.
@@ -85,7 +86,7 @@ class Control:
 def controls_from_json(value: object) -> tuple[Control, ...]:
     """ControlNets from a list of objects or of the option's texts, or from one. BadRequest."""
     listed = value if isinstance(value, list | tuple) else [value]
-    return tuple(map(control_from_json, listed))
+    return tuple(control_from_json(one) for one in listed if one != NONE)
 
 
 def control_from_json(value: object) -> Control:

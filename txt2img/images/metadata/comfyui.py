@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from txt2img.images.metadata import comfyui_image
+from txt2img.images.metadata import comfyui_control, comfyui_image
 from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, list_in, python_json, table_in
+from txt2img.request.a1111_units import Unit
 from txt2img.request.adapters import strip_embedding_prefixes
 from txt2img.system.text import shown
 
@@ -40,6 +41,7 @@ WIDGETS = {
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "VAELoader": ("vae_name",),
     **comfyui_image.WIDGETS,
+    **comfyui_control.WIDGETS,
 }
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "SamplerCustom")
 FIELDS = {
@@ -80,6 +82,7 @@ class Graph:
     nodes: Mapping[str, Node]
     values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
 
     def node_behind(self, node: Node, name: str) -> Node:
         """The node that an input is linked to; an empty one if there is none."""
@@ -152,6 +155,7 @@ def parse_graph(value: object) -> Graph:
     guider = graph.node_behind(first, "guider") or first
     _add_prompts(graph, guider)
     _add_model(graph, guider)
+    graph.values |= comfyui_control.fields_of(graph)
     return graph
 
 
@@ -284,6 +288,8 @@ def _add_prompts(graph: Graph, node: Node) -> None:
         if text is None and passed:
             graph.notes.append(f"the {field_name} comes from a node that is not known")
         for one in passed if text is None else passed[:-1]:
+            if comfyui_control.add_control(graph, one, field_name == "prompt"):
+                continue
             kind = shown(one.get("class_type"))
             graph.notes.append(f"the node {kind} of its {field_name} is not carried over")
         for one in graph.chain(passed[-1], "clip") if text is not None else ():
@@ -321,7 +327,7 @@ def _add_model(graph: Graph, node: Node) -> None:
             loras.append({"name": lora, "unet": strength, "text": text})
         elif model is not None:
             graph.add("model", model)
-        elif one.get("class_type"):
+        elif one.get("class_type") and not comfyui_control.add_adapter(graph, one):
             kind = shown(one["class_type"])
             graph.notes.append(f"the node {kind} of its model is not carried over")
     if loras:

@@ -1,7 +1,7 @@
 """InvokeAI's metadata: `invokeai_metadata` since version 3, `sd-metadata` of 2, `Dream` of 1."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from txt2img.images.metadata.parsed import (
     ParsedMetadata,
@@ -14,6 +14,7 @@ from txt2img.images.metadata.parsed import (
     split_karras,
     table_in,
 )
+from txt2img.request.a1111_units import unit_fields
 from txt2img.request.input_image import UNNAMED
 from txt2img.system.text import shown
 
@@ -24,6 +25,12 @@ FIELDS = {
     "cfg_rescale_multiplier": "cfg_rescale",
     "scheduler": "sampler",
     **{name: name for name in ("width", "height", "seed", "steps", "clip_skip")},
+}
+# The lists of what pictures control it, and how each names its model.
+UNITS = {
+    "controlnets": "control_model",
+    "t2iAdapters": "t2i_adapter_model",
+    "ipAdapters": "ip_adapter_model",
 }
 FIELDS_1 = {
     "s": "steps",
@@ -57,7 +64,8 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
 
 
 def _version_3(table: Table) -> ParsedMetadata:
-    parsed = from_table(table, FIELDS, "refiner_start", "strength", "init_image", "generation_mode")
+    own = ("refiner_start", "strength", "init_image", "generation_mode", *UNITS)
+    parsed = from_table(table, FIELDS, *own)
     _add_picture(parsed, str(table.get("generation_mode")), table.get("init_image"), table)
     for name in ("model", "vae"):
         if value := model_name(table.get(name)):
@@ -69,10 +77,31 @@ def _version_3(table: Table) -> ParsedMetadata:
             for lora in loras
         ]
     add_refiner(parsed.values, table, "refiner_start")
+    units = [*_units(table)]
+    if units:
+        parsed.values.update(unit_fields(units, parsed.notes))
     skipped = parsed.values.pop("clip_skip", None)
     if isinstance(skipped, int) and skipped:
         parsed.values["clip_skip"] = skipped + 1  # there 0 is none, elsewhere 1
     return parsed
+
+
+def _units(table: Table) -> Iterator[Table]:
+    """Its ControlNets, T2I-Adapters and IP-Adapters as units of A1111; maps are those it made."""
+    for kind, model in UNITS.items():
+        for one in (one for one in list_in(table, kind) if isinstance(one, dict)):
+            picture = table_in(one, "processed_image") or table_in(one, "image")
+            weight = one.get("control_weight", one.get("weight", 1.0))
+            yield {
+                "module": "ip-adapter" if kind == "ipAdapters" else "none",
+                "model": model_name(one.get(model)),
+                "image": {"name": picture.get("image_name", UNNAMED)},
+                "weight": weight[0] if isinstance(weight, list) and weight else weight,
+                "guidance_start": one.get("begin_step_percent", 0),
+                "guidance_end": one.get("end_step_percent", 1),
+                "control_mode": one.get("control_mode"),
+                "resize_mode": one.get("resize_mode"),
+            }
 
 
 def _add_picture(parsed: ParsedMetadata, mode: str, picture: object, table: Table) -> None:

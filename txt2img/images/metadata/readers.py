@@ -95,12 +95,25 @@ def _picture(value: object) -> object:
     return {"name": re.split(r"[\\/]", re.sub(r" \[\w+\]$", "", name))[-1]}
 
 
+def _uses(value: object) -> object:
+    """ControlNets or IP-Adapters, their pictures by the last part of their paths."""
+    assert isinstance(value, list)
+    for one in value:
+        if "image" in one:
+            one["image"] = _picture(one["image"])
+        if "images" in one:
+            one["images"] = [_picture(image) for image in one["images"]]
+    return value
+
+
 CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "model": file_stem,
     "loras": _loras,
     "vae": _vae,
     "image": _picture,
     "mask": _picture,
+    "controls": _uses,
+    "ip_adapters": _uses,
     **{name: number for name in ("width", "height", "steps", "cfg", "cfg_rescale", "seed")},
     "strength": number,
 }
