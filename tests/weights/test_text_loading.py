@@ -35,9 +35,9 @@ def states(kind: str, path: Path, low: bool) -> tuple[Tensor, nn.Module, set[tor
         part = text_key_maps.qwen3_component(stored, "", qwen3)
     device = Device(CPU, torch.float32, low=low)
     placement = Placement(CPU) if low else Placement()
-    network = load._build(build, "text_encoder", part, device)
+    network = load.build_network(build, "text_encoder", part, device)
     load._pack(network, part, True)
-    load._load_component(network, "text_encoder", part, device, placement)
+    load.load_component(network, "text_encoder", part, device, placement)
     encode = network.encode if kind == "t5" else ZImageText([network]).encode
     with torch.inference_mode(), placement.using("text", network):
         dtypes = {weight.dtype for weight in network.parameters()}

@@ -64,7 +64,7 @@ class Batch:
                 try:
                     chosen = one if self.wildcards is None else self.wildcards.resolve(one)
                     resolved = self.library.resolve(chosen)
-                    if resolved.controls:
+                    if resolved.controls or resolved.ip_adapters:
                         from txt2img.weights.control_file import find_controls
 
                         resolved = find_controls(resolved, self.library)

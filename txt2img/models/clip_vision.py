@@ -4,6 +4,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 Parameter names are transformers' after `model.`.
 """
 
+import torch
 from torch import Tensor, nn
 
 from txt2img.models import configs
@@ -33,12 +34,18 @@ class CLIPVision(nn.Module):
         )
         replace_linears(self.model)
 
+    def _restore_places(self, device: torch.device) -> None:
+        """Number the patches, which no file does, anew: the meta device spoils the numbers."""
+        embeddings = self.model.vision_model.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+
     def forward(self, pixels: Tensor, states: bool = False) -> Tensor:
         """The embeddings (B, E) of normalised pixels (B, 3, size, size).
 
         Or the last states but one, (B, patches + 1, width), if `states`.
         """
         weight = next(self.model.parameters())
+        self._restore_places(weight.device)
         out = self.model(pixels.to(weight.device, weight.dtype), output_hidden_states=states)
         result: Tensor = out.hidden_states[-2] if states else out.image_embeds
         return result

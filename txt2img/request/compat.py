@@ -6,14 +6,16 @@ The facts are those of A1111 1.10.1, ComfyUI 0.3.64, diffusers 0.40, stable-diff
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from txt2img.errors import BadRequest
-from txt2img.request.control import Control
+from txt2img.request.adapters import FileRef
 from txt2img.request.fields import STEPS
 from txt2img.request.prompt_syntax import Grammar
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat, Sampler, Schedule
+
+Ref = TypeVar("Ref", bound=FileRef)
 
 Emphasis = Literal["restore", "from_empty"]
 Rng = str  # "cpu": torch's generator on the processor; "nv", "nv:N": Nvidia's Philox
@@ -181,17 +183,20 @@ def canonical(request: Request) -> Request:
                 break
     if not request.subseed_strength and request.subseed is not None:
         request = request.changed(subseed=None)
-    if request.controls:
-        request = request.changed(controls=tuple(map(_canonical_control, request.controls)))
     if not request.has_input:
         return request
     # Whatever the files are called.
+    controls = tuple(replace(one, model=_by_hash(one.model)) for one in request.controls)
+    adapters = tuple(
+        replace(one, model=_by_hash(one.model), encoder=one.encoder and _by_hash(one.encoder))
+        for one in request.ip_adapters
+    )
+    request = request.changed(controls=controls, ip_adapters=adapters)
     return request.with_images(lambda ref: replace(ref, name=ref.hash) if ref.hash else ref)
 
 
-def _canonical_control(control: Control) -> Control:
-    model = control.model
-    return replace(control, model=replace(model, name=model.hash)) if model.hash else control
+def _by_hash(ref: Ref) -> Ref:
+    return replace(ref, name=ref.hash) if ref.hash else ref
 
 
 def starts_at_unit_variance(

@@ -5,7 +5,7 @@ Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
@@ -22,7 +22,12 @@ NONE = "none"  # undoes what a picture or config.toml says
 ALL_STEPS = Interval(0.0, 1.0)
 SUFFIX = ".safetensors"
 # What --sweep may vary of all ControlNets of a request.
-CONTROL_PARTS = {"control_weight": "weight", "control_interval": "interval"}
+# What a sweep may vary of ControlNets and IP-Adapters: the request's field, and its items' part.
+CONTROL_PARTS: Mapping[str, tuple[str, str]] = {
+    f"{name}_{part}": (f"{name}s", part)
+    for name in ("control", "ip_adapter")
+    for part in ("weight", "interval")
+}
 USAGE = "MODEL:IMAGE[:WEIGHT[:START..END]], as canny:edges.png:0.8:0..0.5"
 # Kinds of pictures that a Union model tells apart, by its numbers (ComfyUI, control_types.py).
 UNION_TYPES: Mapping[str, int] = {
@@ -77,10 +82,15 @@ class Control:
 
     def __str__(self) -> str:
         """The option's text."""
-        parts = [f"{self.model.name}:{self.image.name}", self.type]
-        whole = self.interval == ALL_STEPS
-        parts += [f"{self.weight:g}"] if self.weight != 1 or not whole else []
-        return ":".join(filter(None, [*parts, "" if whole else str(self.interval)]))
+        named = self.model.name, self.image.name, self.type
+        return option_text(named, self.weight, self.interval)
+
+
+def option_text(named: Sequence[str], weight: float, interval: Interval) -> str:
+    """The option's text: names, then weight and interval unless they are the usual ones."""
+    whole = interval == ALL_STEPS
+    numbers = [f"{weight:g}"] if weight != 1 or not whole else []
+    return ":".join(filter(None, [*named, *numbers, "" if whole else str(interval)]))
 
 
 def controls_from_json(value: object) -> tuple[Control, ...]:

@@ -31,6 +31,7 @@ from txt2img.request.input_image import (
     margins_from_json,
 )
 from txt2img.request.interval import Interval, interval_from_json
+from txt2img.request.ip_adapter import IPAdapterUse, ip_adapters_from_json
 from txt2img.request.preprocess import Preprocess, preprocesses_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
 from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
@@ -380,6 +381,27 @@ class RequestFields:
             ("--preprocessor", "--control-preprocess"),
             from_json=preprocesses_from_json,
             listed=True,
+        ),
+    ] = ()
+    # IP-Adapters, each with pictures as a prompt; and where each counts: white.
+    ip_adapters: Annotated[
+        tuple[IPAdapterUse, ...],
+        Field(
+            ("--ip-adapter",),
+            ("--ipadapter",),
+            from_json=ip_adapters_from_json,
+            listed=True,
+            option="ip_adapter",
+        ),
+    ] = ()
+    ip_masks: Annotated[
+        tuple[ImageRef, ...],
+        Field(
+            ("--ip-mask",),
+            ("--ip-adapter-mask",),
+            from_json=images_from_json,
+            listed=True,
+            option="ip_mask",
         ),
     ] = ()
 

@@ -14,6 +14,7 @@ from txt2img.request.enhance import Enhancer
 from txt2img.request.fields import FIELDS, SEEDS, SIDES, Field, RequestFields
 from txt2img.request.input_image import ImageRef, Margins, map_images
 from txt2img.request.interval import Interval
+from txt2img.request.ip_adapter import IPAdapterUse
 from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.request.sampler_names import Name, Sampler, Schedule
 from txt2img.request.upscalers import UpscalerRef
@@ -120,6 +121,16 @@ class Request(RequestFields):
         """The intervals of its ControlNets, likewise."""
         return "+".join(str(one.interval) for one in self.controls)
 
+    @property
+    def ip_adapter_weight(self) -> str:
+        """The weights of its IP-Adapters, likewise."""
+        return "+".join(f"{one.weight:g}" for one in self.ip_adapters)
+
+    @property
+    def ip_adapter_interval(self) -> str:
+        """The intervals of its IP-Adapters, likewise."""
+        return "+".join(str(one.interval) for one in self.ip_adapters)
+
     def preprocess_of(self, number: int) -> Preprocess | None:
         """What makes the map of a ControlNet's picture; None where the picture is the map.
 
@@ -179,7 +190,7 @@ class Request(RequestFields):
 
 
 _PLAIN = (str, int, float, bool)
-SPARSE = Control | Preprocess  # in JSON without what is at its default
+SPARSE = Control | IPAdapterUse | Preprocess  # in JSON without what is at its default
 
 
 def _json_value(value: object) -> object:

@@ -50,6 +50,8 @@ class AdapterPaths:
     upscalers: Mapping[str, Path] = field(default_factory=dict)
     controls: dict[str, Path] = field(default_factory=dict)  # those found so far
     annotators: dict[str, Path] = field(default_factory=dict)  # likewise, of preprocessors
+    ip_adapters: dict[str, Path] = field(default_factory=dict)  # likewise
+    ip_encoders: tuple[str, ...] = ()  # paths of the image encoders of IP-Adapters
 
     def lora_file(self, name: str) -> Path:
         """The file of a LoRA. ModelNotFound lists the folders that were searched."""

@@ -8,7 +8,8 @@ from itertools import product
 
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import parse_lora, sparse_json
-from txt2img.request.control import CONTROL_PARTS, controls_from_json
+from txt2img.request.control import CONTROL_PARTS
+from txt2img.request.fields import FIELDS
 from txt2img.request.prompt_line import LISTED, LONG, OPTIONS, PATHS, TEXTS, as_number
 from txt2img.request.request import Request
 from txt2img.system.text import nearest_or_all, shown
@@ -73,12 +74,13 @@ def with_lora(request: Request, text: str) -> Request:
 
 
 def with_control_part(request: Request, name: str, value: object) -> Request:
-    """The request with another weight or interval of its ControlNets. BadRequest."""
-    if not request.controls:
-        raise BadRequest(f"--sweep {name.replace('_', '-')} needs --control")
-    values = {CONTROL_PARTS[name]: value}
-    objects = ({**sparse_json(one), **values} for one in request.controls)
-    return request.changed(controls=controls_from_json([*objects]))
+    """The request with another weight or interval of its controls. BadRequest."""
+    field, part = CONTROL_PARTS[name]
+    if not getattr(request, field):
+        option = FIELDS[field].flags[0]
+        raise BadRequest(f"--sweep {name.replace('_', '-')} needs {option}")
+    objects = [{**sparse_json(one), part: value} for one in getattr(request, field)]
+    return request.with_json({field: objects})
 
 
 def axis(text: str) -> Axis:
@@ -97,7 +99,7 @@ def axis(text: str) -> Axis:
         known = ["prompt", "lora", *(option[2:] for option in options)]
         hint = nearest_or_all(option[2:], known)
         raise BadRequest(f"--sweep cannot vary {shown(name.strip())}{hint}")
-    is_text = field in (*TEXTS, *PATHS, *LISTED, "control_interval")
+    is_text = field in (*TEXTS, *PATHS, *LISTED, "control_interval", "ip_adapter_interval")
     if not is_text and (match := _RANGE.fullmatch(listed.strip())):
         return Axis(field, tuple(_range(text, *match.groups())))
     parts = _parts(listed)

@@ -41,6 +41,10 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
     if resolved.controls:
         raise BadRequest("--control: this version reads it, but does not draw with it")
+    if resolved.ip_adapters or resolved.ip_masks:
+        from txt2img.weights.ip_adapters import resolve_ip_adapters
+
+        resolved = resolve_ip_adapters(model, resolved)
     if resolved.has_input:
         state.paths.images.fit_to(max(model.family.size_multiple, SIDES.step))
         resolved = resolve_images(resolved, state.paths.images)
@@ -51,7 +55,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     ):
         if recorded is not None and loaded is not None:
             state.hashes[kind, recorded.name] = loaded.hash
-            _check_hash(state, kind, recorded.name, recorded.hash)
+            state.check_hash(kind, recorded.name, recorded.hash)
     resolved = resolve_upscaler(model, resolved)
     return resolved.changed(
         loras=tuple(_resolve_lora(model, lora) for lora in resolved.loras),
@@ -117,7 +121,7 @@ def _resolve_lora(model: Model, lora: Lora) -> Lora:
         state.notes.append(adapter.report())
         state.details += [] if adapter.unknown else state.notes[-1:]
         state.hashes["LoRA", lora.name] = short_hash(path)
-    return replace(lora, hash=_check_hash(state, "LoRA", lora.name, lora.hash))
+    return replace(lora, hash=state.check_hash("LoRA", lora.name, lora.hash))
 
 
 def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
@@ -126,7 +130,7 @@ def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     if word.token not in state.embedding_files:
         state.embedding_files[word.token] = open_embedding(path, model.clips)
         state.hashes["embedding", word.token] = sha256(path)[:12]
-    return replace(word, hash=_check_hash(state, "embedding", word.token, word.hash))
+    return replace(word, hash=state.check_hash("embedding", word.token, word.hash))
 
 
 def _load_upscaler(model: Model, ref: UpscalerRef) -> tuple[UpscalerRef, float]:
@@ -142,18 +146,8 @@ def _load_upscaler(model: Model, ref: UpscalerRef) -> tuple[UpscalerRef, float]:
         upscaler = load_upscaler(state.paths.upscaler_file(ref), device)
         state.upscalers[ref.name] = upscaler
         state.hashes["upscaler", ref.name] = upscaler.hash
-    digits = _check_hash(state, "upscaler", ref.name, ref.hash)
+    digits = state.check_hash("upscaler", ref.name, ref.hash)
     return replace(ref, hash=digits), float(state.upscalers[ref.name].scale)
-
-
-def _check_hash(state: AdapterState, kind: str, name: str, recorded: str) -> str:
-    """A file's hash; warns if a picture was drawn with another."""
-    actual = state.hashes[kind, name]
-    if recorded and recorded.lower() != actual:
-        line = f"the picture's {kind} {name} has the hash {recorded}, this one {actual}"
-        if line not in state.warnings:
-            state.warnings.append(line)
-    return actual
 
 
 @torch.no_grad()

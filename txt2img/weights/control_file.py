@@ -4,28 +4,31 @@ import glob
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from txt2img.errors import ModelNotFound
 from txt2img.request import Request
-from txt2img.request.control import Control, ControlRef, bare_name
+from txt2img.request.adapters import FileRef
+from txt2img.request.control import bare_name
+from txt2img.request.ip_adapter import OPTION as IP_ADAPTER
+from txt2img.request.ip_adapter import IPAdapterRef
 from txt2img.request.preprocess import Preprocess
 from txt2img.request.resolve import AdapterPaths, find_below
 from txt2img.weights.registry.find import find_by_hash, find_file, folders, model_name
 
 GENERIC = "diffusion_pytorch_model"  # the file in a diffusers folder
 OPTION = "--control"
+Ref = TypeVar("Ref", bound=FileRef)
 
 
 def find_controls(request: Request, paths: AdapterPaths) -> Request:
-    """The request with its ControlNets' files found, and named as records name them.
+    """The request with its ControlNets' and IP-Adapters' files found, named as records name them.
 
     ModelNotFound, BadRequest.
     """
-
-    def found(control: Control) -> Control:
-        return replace(control, model=find_control(control.model, paths))
-
-    request = request.changed(controls=tuple(map(found, request.controls)))
+    controls = tuple(replace(x, model=find_control(x.model, paths)) for x in request.controls)
+    adapters = tuple(replace(x, model=find_control(x.model, paths)) for x in request.ip_adapters)
+    request = request.changed(controls=controls, ip_adapters=adapters)
     for number in range(len(request.controls)):
         request.preprocess_of(number)  # which checks how many there are
     made = (find_annotator(one, paths) for one in request.preprocess)
@@ -52,26 +55,27 @@ def _annotator_folder(how: Preprocess) -> Path:
         return config.parent
 
 
-def find_control(ref: ControlRef, paths: AdapterPaths) -> ControlRef:
-    """Find a ControlNet by name or path, else by its hash; `paths.controls` has it from then on.
+def find_control(ref: Ref, paths: AdapterPaths) -> Ref:
+    """Find a ControlNet or an IP-Adapter by name or path, else by its hash.
 
-    ModelNotFound, BadRequest.
+    `paths` has it from then on. ModelNotFound, BadRequest.
     """
-    if ref.name in paths.controls:
+    is_ip = isinstance(ref, IPAdapterRef)
+    known, option = (paths.ip_adapters, IP_ADAPTER) if is_ip else (paths.controls, OPTION)
+    if ref.name in known:
         return ref
-    path = _find(ref, paths)
+    path = _find(ref, paths, option)
     name = bare_name(str(path))
     if path.is_dir() or name.startswith(GENERIC):
         name = model_name(path if path.is_dir() else path.parent)
-    known = paths.controls.setdefault(name, path)
-    name = name if known == path else str(path)[-255:]  # another of the same name
-    paths.controls[name] = path
-    return ControlRef(name, ref.hash)
+    name = name if known.setdefault(name, path) == path else str(path)[-255:]  # of the same name
+    known[name] = path
+    return replace(ref, name=name)
 
 
-def _find(ref: ControlRef, paths: AdapterPaths) -> Path:
+def _find(ref: FileRef, paths: AdapterPaths, option: str) -> Path:
     try:
-        return Path(find_file(OPTION, ref.name))
+        return Path(find_file(option, ref.name))
     except ModelNotFound:
         below = (find_below(folder, ref.name) for folder in paths.lora_folders)
         if path := next(filter(None, below), None):

@@ -147,6 +147,8 @@ class Family:
                 f"--reference: {self.name} looks at no other pictures; FLUX.2 klein and FLUX.1 "
                 "Kontext do"
             )
+        if request.ip_adapters and not self.network.has_maps:
+            raise BadRequest(f"--ip-adapter: it is for U-Nets, and {self.name} has none")
         for option, asked in (
             ("--deepcache", request.reuse > 1),
             ("--token-merging", request.token_merging),

@@ -89,8 +89,8 @@ def load(
         adapters.warnings += vae_warnings(other.record.name, checkpoint.family.vae)
     placement = choose_placement(checkpoint, device)
     with hash_in_background(checkpoint.weights) as digest:
-        vae = _build(lambda: vae_of(vae_config), "vae", checkpoint.components["vae"], device)
-        _load_component(vae, "vae", checkpoint.components["vae"], device, placement)
+        vae = build_network(lambda: vae_of(vae_config), "vae", checkpoint.components["vae"], device)
+        load_component(vae, "vae", checkpoint.components["vae"], device, placement)
         model = build_empty(checkpoint, device, vae)
         model.adapters = adapters
         model.memory.quantized, model.memory.placement = device.quantize, placement
@@ -116,11 +116,13 @@ def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:
     family, components = checkpoint.family, checkpoint.components
     part = components[family.network.component]
     check_depth(family.network, part)
-    network = _build(partial(network_of, family.network), family.network.component, part, device)
+    network = build_network(
+        partial(network_of, family.network), family.network.component, part, device
+    )
     _pack(network, part, keeps_float8(family))
     texts = zip(family.texts, checkpoint.tokenizers.items(), strict=True)
     encoders = [
-        _build(partial(text_encoder_of, config, tokenizer), name, components[name], device)
+        build_network(partial(text_encoder_of, config, tokenizer), name, components[name], device)
         for config, (name, tokenizer) in texts
     ]
     for encoder, name in zip(encoders, checkpoint.tokenizers, strict=True):
@@ -205,7 +207,7 @@ def load_weights(model: Model, device: Device) -> None:
         **dict(zip(checkpoint.tokenizers, model.text.encoders, strict=True)),
     }
     for name, network in networks.items():
-        _load_component(network, name, checkpoint.components[name], device, placement)
+        load_component(network, name, checkpoint.components[name], device, placement)
     if device.quantize:
         quantize(model.network, device.quantize)
     if device.torch_device.type != "cuda" or not device.optimize:
@@ -251,12 +253,12 @@ def load_vae(name: str, model: Model) -> AnyVAE:
     device = Device(device_of(model), dtype, optimize=model.memory.optimize)
     other = open_vae(name, model.family.vae)
     model.adapters.warnings += vae_warnings(other.record.name, model.family.vae)
-    vae = _build(lambda: vae_of(other.config), "vae", other.component, device)
-    _load_component(vae, "vae", other.component, device, Placement())
+    vae = build_network(lambda: vae_of(other.config), "vae", other.component, device)
+    load_component(vae, "vae", other.component, device, Placement())
     return vae
 
 
-def _build(
+def build_network(
     build: Callable[[], Network], name: str, component: Component, device: Device
 ) -> Network:
     """A network on the meta device, after comparing its tensors with the file's."""
@@ -295,7 +297,7 @@ def keeps_filters_narrow(component: str, device: Device) -> bool:
 
 
 @torch.inference_mode(False)
-def _load_component(
+def load_component(
     network: nn.Module, name: str, component: Component, device: Device, placement: Placement
 ) -> None:
     """Read a network's weights, or with --low-memory on a CPU let each use read them."""

@@ -28,6 +28,7 @@ from txt2img.weights.registry.find import SHIPPED
 
 if TYPE_CHECKING:
     from txt2img.models.prompt_encoders import PromptEncoder
+    from txt2img.weights.ip_adapters import EncoderFile, IPAdapterFile
     from txt2img.weights.upscaler import Upscaler
 
 SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
@@ -51,6 +52,18 @@ class AdapterState:
     packed: list[PackedWeight] = field(default_factory=list)  # whose unpacking LoRAs change
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
+    ip_adapters: "dict[str, IPAdapterFile]" = field(default_factory=dict)  # opened, by name
+    image_encoders: "dict[str, EncoderFile]" = field(default_factory=dict)  # by path
+    image_tokens: dict[Hashable, Tensor] = field(default_factory=dict)  # of IP-Adapters' pictures
+
+    def check_hash(self, kind: str, name: str, recorded: str) -> str:
+        """A file's hash; warns if a picture was drawn with another."""
+        actual = self.hashes[kind, name]
+        if recorded and recorded.lower() != actual:
+            line = f"the picture's {kind} {name} has the hash {recorded}, this one {actual}"
+            if line not in self.warnings:
+                self.warnings.append(line)
+        return actual
 
 
 @dataclass

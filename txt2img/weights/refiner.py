@@ -5,7 +5,6 @@ LoRAs and embeddings apply to the first model only.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isclose
 
 from txt2img.diffusion.levels import Level, Process
@@ -38,7 +37,8 @@ def add_refiner(model: Model, name: str, device: Device) -> None:
 
 def without_adapters(requests: Sequence[Request]) -> list[Request]:
     """The requests for the refiner itself, which has no adapters."""
-    return [replace(r, refiner=None, loras=(), embeddings=(), vae=None) for r in requests]
+    none = {"refiner": None, "loras": (), "embeddings": (), "vae": None}
+    return [r.changed(**none, ip_adapters=(), ip_masks=()) for r in requests]
 
 
 def is_refiner_step(process: Process, level: Level, switch: float) -> bool:

@@ -50,6 +50,8 @@ class RunOptions:
         library = self.adapters.library()
         if self.input.image_dir:
             library = self.input.with_places(library)
+        if self.control.ip_encoder:
+            library = self.control.with_encoders(library)
         if self.larger != LargerOptions():
             library = replace(library, upscalers=self.larger.files())
         return library

@@ -1,0 +1,187 @@
+"""IP-Adapters of a request: checked against the model, hashed, loaded when they are first used."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from txt2img.errors import BadRequest, ModelNotFound, Txt2imgError, UnknownLayout
+from txt2img.models.clip_vision import CLIPVision
+from txt2img.models.configs import CLIPVisionConfig, IPAdapterConfig
+from txt2img.models.ip_adapter import IPAdapter
+from txt2img.request import Request
+from txt2img.request.ip_adapter import ImageEncoderRef, IPAdapterUse
+from txt2img.system import user_config
+from txt2img.system.device.device import Device
+from txt2img.system.text import shown
+from txt2img.weights.control_file import find_control
+from txt2img.weights.layouts import clip_vision, ip_adapter
+from txt2img.weights.layouts.components import Component
+from txt2img.weights.load import build_network, load_component
+from txt2img.weights.model import AdapterState, Model, device_of
+from txt2img.weights.registry.find import list_models
+from txt2img.weights.registry.hashes import model_hash
+
+# Names of image encoders in folders of models, as h94, ComfyUI and A1111 call them.
+ENCODERS = re.compile(r"image.?encoder|clip.?vi[st]|clip_[hg]\b", re.IGNORECASE)
+BESIDE = ("image_encoder", "../image_encoder", "../models/image_encoder", "../clip_vision")
+SUFFIX = ".safetensors"
+# By the width of the states, and of the embedding.
+ARCHITECTURES = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
+BY_EMBEDDING = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
+
+
+@dataclass
+class IPAdapterFile:
+    """An IP-Adapter that was opened, and its network once it is loaded."""
+
+    path: Path
+    config: IPAdapterConfig
+    component: Component
+    network: IPAdapter | None = None
+
+
+@dataclass
+class EncoderFile:
+    """An image encoder that was opened, and its network once it is loaded."""
+
+    path: Path
+    config: CLIPVisionConfig
+    component: Component
+    network: CLIPVision | None = None
+
+    def fits(self, adapter: IPAdapterConfig) -> bool:
+        """Whether it gives what an IP-Adapter reads."""
+        config = self.config
+        own = config.width if adapter.reads_states else config.projection
+        return own == adapter.features
+
+    @property
+    def name(self) -> str:
+        """Its name in records; files called "model" have their architecture's."""
+        name = self.path.name.removesuffix(SUFFIX)
+        architecture = ARCHITECTURES.get(self.config.width, "image encoder")
+        return architecture if name in ("model", "image_encoder") else name
+
+
+def resolve_ip_adapters(model: Model, request: Request) -> Request:
+    """The request with its IP-Adapters and their encoders found, checked and hashed.
+
+    ModelNotFound, BadFile, UnknownLayout, MissingWeights; BadRequest for a mask too many.
+    """
+    masks, uses = len(request.ip_masks), len(request.ip_adapters)
+    if masks > uses:
+        raise BadRequest(f"{masks} of --ip-mask for {uses} of --ip-adapter; give one for each")
+    return request.changed(ip_adapters=tuple(_resolve(model, x) for x in request.ip_adapters))
+
+
+def _resolve(model: Model, use: IPAdapterUse) -> IPAdapterUse:
+    """A use whose IP-Adapter and encoder are opened, checked and hashed."""
+    state, kinds = model.adapters, ("IP-Adapter", "image encoder")
+    ref = find_control(use.model, state.paths)
+    if ref.name not in state.ip_adapters:
+        path = state.paths.ip_adapters[ref.name]
+        config, component = ip_adapter.open_ip_adapter(path)
+        ip_adapter.check_fits(config, model.family.unet, path.name, model.family.name)
+        state.hashes[kinds[0], ref.name] = model_hash((path,))
+        state.ip_adapters[ref.name] = IPAdapterFile(path, config, component)
+    encoder = encoder_for(model, state.ip_adapters[ref.name])
+    if (kinds[1], encoder.name) not in state.hashes:
+        files = sorted({ref.path for ref in encoder.component.tensors.values()})
+        state.hashes[kinds[1], encoder.name] = model_hash(files)
+    recorded = "" if use.encoder is None else use.encoder.hash
+    digits = state.check_hash(kinds[1], encoder.name, recorded)
+    return replace(
+        use,
+        model=replace(ref, hash=state.check_hash(kinds[0], ref.name, ref.hash)),
+        encoder=ImageEncoderRef(encoder.name, digits),
+    )
+
+
+def encoder_for(model: Model, adapter: IPAdapterFile) -> EncoderFile:
+    """The image encoder that an IP-Adapter reads pictures by: given, beside it, or known.
+
+    ModelNotFound, UnknownLayout; BadFile, MissingWeights for one that is given.
+    """
+    state = model.adapters
+    given = [_opened(state, Path(path)) for path in state.paths.ip_encoders]
+    for encoder in given:
+        if encoder.fits(adapter.config):
+            return encoder
+    what = "states" if adapter.config.reads_states else "an embedding"
+    needed = f"{what} {adapter.config.features} wide ({_architecture(adapter.config)})"
+    if given:
+        names = ", ".join(shown(encoder.path.name) for encoder in given)
+        raise UnknownLayout(
+            f"--ip-encoder: {shown(adapter.path.name)} reads {needed}, which {names} does not give"
+        )
+    for path in _places(model, adapter.path):
+        try:
+            encoder = _opened(state, path)
+        except Txt2imgError:  # no image encoder, despite its name
+            continue
+        if encoder.fits(adapter.config):
+            return encoder
+    raise ModelNotFound(
+        f"{shown(adapter.path.name)} reads {needed}, and no such image encoder is beside it or in "
+        "the folders of models; give its file with --ip-encoder"
+    )
+
+
+def _opened(state: AdapterState, path: Path) -> EncoderFile:
+    """The image encoder at a path, opened once."""
+    key = str(path)
+    if key not in state.image_encoders:
+        state.image_encoders[key] = EncoderFile(path, *clip_vision.open_clip_vision(path))
+    return state.image_encoders[key]
+
+
+def _places(model: Model, adapter: Path) -> Iterator[Path]:
+    """Where an image encoder may be, without one that is given."""
+    for name in BESIDE:
+        if (folder := adapter.parent / name).is_dir():
+            yield from ([folder] if (folder / "config.json").is_file() else _files(folder))
+    yield from (path for path in _files(adapter.parent) if ENCODERS.search(path.name))
+    if model.checkpoint is not None and model.checkpoint.layout == "diffusers":
+        inner = model.checkpoint.weights[0].parent.parent / "image_encoder"
+        yield from [inner] if inner.is_dir() else []
+    for name, source in user_config.read_config().models.items():
+        path = Path(source.target)
+        if path.exists() and (ENCODERS.search(name) or ENCODERS.search(path.name)):
+            yield path
+    yield from (path for name, path in list_models() if ENCODERS.search(name))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _architecture(adapter: IPAdapterConfig) -> str:
+    """The usual image encoder of an IP-Adapter."""
+    by_width = ARCHITECTURES if adapter.reads_states else BY_EMBEDDING
+    return by_width.get(adapter.features, "of an unusual CLIP")
+
+
+@torch.inference_mode(False)
+def load_networks(model: Model, adapter: IPAdapterFile) -> tuple[IPAdapter, CLIPVision]:
+    """An IP-Adapter's network and its encoder's, loaded once. BadFile, MissingWeights."""
+    encoder, memory = encoder_for(model, adapter), model.memory
+    if adapter.network is None:
+        dtype = next(model.network.parameters()).dtype
+        device = Device(device_of(model), dtype)
+        network = build_network(
+            lambda: IPAdapter(adapter.config), adapter.path.name, adapter.component, device
+        )
+        load_component(network, "unet", adapter.component, device, memory.placement)
+        adapter.network = network
+    if encoder.network is None:
+        dtype = next(model.text.encoders[0].parameters()).dtype
+        device = Device(device_of(model), dtype, low=memory.low_memory)
+        vision = build_network(
+            lambda: CLIPVision(encoder.config), encoder.path.name, encoder.component, device
+        )
+        load_component(vision, "text_encoder", encoder.component, device, memory.placement)
+        encoder.network = vision
+    return adapter.network, encoder.network
