@@ -192,8 +192,8 @@ def test_image_encoder_equals_transformers(tmp_path: Path) -> None:
     theirs = ip_adapters.encoder()
     from txt2img.weights.layouts.clip_vision import open_clip_vision
 
-    config, part = open_clip_vision(ip_adapters.encoder_folder())
-    own = CLIPVision(config)
+    file = open_clip_vision(ip_adapters.encoder_folder())
+    own, part = CLIPVision(file.config), file.component
     own.model.load_state_dict(theirs.state_dict())
     assert set(part.tensors) == set(theirs.state_dict())
     expected = theirs(wanted, output_hidden_states=True)

@@ -47,13 +47,11 @@ def denoiser(
     conds: Sequence[ImageConds],
     levels: Sequence[Level],
     device: torch.device,
-    extra: Tensor | None = None,
+    extra: Tensor | None = None,  # the images' channels beside the latent's
 ) -> Denoise:
-    """Build x, level → x0 for images drawn together: guidance, DeepCache, fallbacks.
-
-    `conds` has each image's prompts, its negative last; `extra` the images' extra channels.
-    """
+    """Build x, level → x0 for images drawn together: guidance, DeepCache, fallbacks."""
     request, blind = requests[0], list[ImageConds]()
+    conds = with_ip_adapters(model, request, rules, conds, len(levels) - 1)
     if extra is not None:
         blind = with_extra(conds, 0 * extra) if model.family.edits else []
         conds = with_extra(conds, extra)
@@ -116,6 +114,20 @@ def batched_over_time(
     on_device = [[(until, cond.on(device)) for until, cond in prompt] for prompt in prompts]
     late = rules.edits_one_step_late
     return batched_conds(*(over_time(prompt, levels, late) for prompt in on_device))
+
+
+def with_ip_adapters(
+    model: Model, request: Request, rules: Rules, conds: Sequence[ImageConds], steps: int
+) -> Sequence[ImageConds]:
+    """Each image's conditions with what IP-Adapters see, in the steps that ask for them.
+
+    BadFile, MissingWeights, OutOfMemory.
+    """
+    if not request.ip_adapters:
+        return conds
+    from txt2img.pipeline.image_prompts import with_image_prompts
+
+    return with_image_prompts(model, request, rules, conds, steps)
 
 
 def with_extra(conds: Sequence[ImageConds], extra: Tensor) -> list[ImageConds]:

@@ -165,13 +165,6 @@ def prepare(
         init = init or init_image(model, requests, rules, latent, device)
         from_noise = init.latent is None or starts_from_noise(model, first, rules, init.has_mask)
 
-    # 2c. Pictures as prompts → their keys and values, in the steps that ask for them.
-    if first.ip_adapters:
-        from txt2img.pipeline.image_prompts import with_image_prompts
-
-        size = latent[1], latent[2]
-        conds = with_image_prompts(model, first, rules, conds, len(levels) - 1, size)
-
     # 3. Network and conditions → a denoiser.
     process = model.family.process.build()
     denoise = denoiser(model, requests, rules, conds, levels, device, init.extra if init else None)

@@ -12,7 +12,6 @@ from txt2img.diffusion.conditioning import Cond, ImagePrompt, ScheduledCond
 from txt2img.images.input_image import as_mask, load_image, resize_image
 from txt2img.models.ip_adapter import level_masks
 from txt2img.models.unet import UNet
-from txt2img.pipeline.denoiser import ImageConds
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.input_image import ImageRef
@@ -26,6 +25,7 @@ MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures that CLIP was traine
 DEVIATION = 0.26862954, 0.26130258, 0.27577711
 CACHE_SIZE = 16  # pictures' tokens that a model keeps: they come again for other seeds
 
+ImageConds = tuple[ScheduledCond, ...]  # of an image's prompts, its negative last
 Pair = tuple[ImagePrompt, ImagePrompt]  # for prompts, and for the negative one
 Active = tuple[Pair, list[int]]  # and the steps, from 1, in which it counts
 
@@ -36,11 +36,10 @@ def with_image_prompts(
     rules: Rules,
     conds: Sequence[ImageConds],
     steps: int,
-    latent: tuple[int, int],
 ) -> list[ImageConds]:
     """Each image's conditions with what IP-Adapters see, in those of so many steps that they ask.
 
-    `latent` is the height and width of what is drawn. BadFile, MissingWeights, OutOfMemory.
+    BadFile, MissingWeights, OutOfMemory.
     """
     masks = [*request.ip_masks, *[None] * len(request.ip_adapters)]
     active: list[Active] = []
@@ -48,7 +47,7 @@ def with_image_prompts(
         during = [step for step in range(1, steps + 1) if is_on(use.interval, step - 1, steps)]
         if use.weight and during:
             with oom_as_error("the pictures of an IP-Adapter"):
-                cells = None if mask is None else _cells(model, request, mask, latent)
+                cells = None if mask is None else _cells(model, request, mask)
                 active.append((_prompts(model, use, cells), during))
     late = rules.edits_one_step_late
     when = [during for _, during in active]
@@ -130,11 +129,12 @@ def _tokens(model: Model, use: IPAdapterUse, ref: ImageRef | None) -> Tensor:
     return tokens
 
 
-def _cells(model: Model, request: Request, ref: ImageRef, latent: tuple[int, int]) -> Tensor:
+def _cells(model: Model, request: Request, ref: ImageRef) -> Tensor:
     """A mask at the size of each of the network's maps: (1, P)."""
     image = as_mask(load_image(ref, model.adapters.paths.images))
     size = request.width or image.width, request.height or image.height
     values = np.asarray(resize_image(image, *size, request.resize), np.float32) / 255
+    latent = model.family.latent_size(request, model.vae.config.factor)
     return level_masks(torch.from_numpy(values)[None, None], latent).to(device_of(model))
 
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from txt2img.errors import BadRequest, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.models.clip_vision import CLIPVision
-from txt2img.models.configs import CLIPVisionConfig, IPAdapterConfig
+from txt2img.models.configs import IPAdapterConfig
 from txt2img.models.ip_adapter import IPAdapter
 from txt2img.request import Request
 from txt2img.request.ip_adapter import ImageEncoderRef, IPAdapterUse
@@ -18,7 +18,8 @@ from txt2img.system.device.device import Device
 from txt2img.system.text import shown
 from txt2img.weights.control_file import find_control
 from txt2img.weights.layouts import clip_vision, ip_adapter
-from txt2img.weights.layouts.components import Component
+from txt2img.weights.layouts.clip_vision import ARCHITECTURES, SUFFIX, EncoderFile
+from txt2img.weights.layouts.ip_adapter import IPAdapterFile
 from txt2img.weights.load import build_network, load_component
 from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.find import list_models
@@ -27,43 +28,8 @@ from txt2img.weights.registry.hashes import model_hash
 # Names of image encoders in folders of models, as h94, ComfyUI and A1111 call them.
 ENCODERS = re.compile(r"image.?encoder|clip.?vi[st]|clip_[hg]\b", re.IGNORECASE)
 BESIDE = ("image_encoder", "../image_encoder", "../models/image_encoder", "../clip_vision")
-SUFFIX = ".safetensors"
-# By the width of the states, and of the embedding.
-ARCHITECTURES = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
+# By the width of the embedding.
 BY_EMBEDDING = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
-
-
-@dataclass
-class IPAdapterFile:
-    """An IP-Adapter that was opened, and its network once it is loaded."""
-
-    path: Path
-    config: IPAdapterConfig
-    component: Component
-    network: IPAdapter | None = None
-
-
-@dataclass
-class EncoderFile:
-    """An image encoder that was opened, and its network once it is loaded."""
-
-    path: Path
-    config: CLIPVisionConfig
-    component: Component
-    network: CLIPVision | None = None
-
-    def fits(self, adapter: IPAdapterConfig) -> bool:
-        """Whether it gives what an IP-Adapter reads."""
-        config = self.config
-        own = config.width if adapter.reads_states else config.projection
-        return own == adapter.features
-
-    @property
-    def name(self) -> str:
-        """Its name in records; files called "model" have their architecture's."""
-        name = self.path.name.removesuffix(SUFFIX)
-        architecture = ARCHITECTURES.get(self.config.width, "image encoder")
-        return architecture if name in ("model", "image_encoder") else name
 
 
 def resolve_ip_adapters(model: Model, request: Request) -> Request:
@@ -83,10 +49,10 @@ def _resolve(model: Model, use: IPAdapterUse) -> IPAdapterUse:
     ref = find_control(use.model, state.paths)
     if ref.name not in state.ip_adapters:
         path = state.paths.ip_adapters[ref.name]
-        config, component = ip_adapter.open_ip_adapter(path)
-        ip_adapter.check_fits(config, model.family.unet, path.name, model.family.name)
+        file = ip_adapter.open_ip_adapter(path)
+        ip_adapter.check_fits(file.config, model.family.unet, path.name, model.family.name)
         state.hashes[kinds[0], ref.name] = model_hash((path,))
-        state.ip_adapters[ref.name] = IPAdapterFile(path, config, component)
+        state.ip_adapters[ref.name] = file
     encoder = encoder_for(model, state.ip_adapters[ref.name])
     if (kinds[1], encoder.name) not in state.hashes:
         files = sorted({ref.path for ref in encoder.component.tensors.values()})
@@ -134,7 +100,7 @@ def _opened(state: AdapterState, path: Path) -> EncoderFile:
     """The image encoder at a path, opened once."""
     key = str(path)
     if key not in state.image_encoders:
-        state.image_encoders[key] = EncoderFile(path, *clip_vision.open_clip_vision(path))
+        state.image_encoders[key] = clip_vision.open_clip_vision(path)
     return state.image_encoders[key]
 
 

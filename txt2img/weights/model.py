@@ -28,7 +28,8 @@ from txt2img.weights.registry.find import SHIPPED
 
 if TYPE_CHECKING:
     from txt2img.models.prompt_encoders import PromptEncoder
-    from txt2img.weights.ip_adapters import EncoderFile, IPAdapterFile
+    from txt2img.weights.layouts.clip_vision import EncoderFile
+    from txt2img.weights.layouts.ip_adapter import IPAdapterFile
     from txt2img.weights.upscaler import Upscaler
 
 SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))

@@ -1,12 +1,13 @@
 """CLIP image encoders: their config and tensors in transformers' and OpenCLIP's names."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from txt2img.errors import MissingWeights, UnknownLayout
-from txt2img.models.configs import CLIPVisionConfig
+from txt2img.models.configs import CLIPVisionConfig, IPAdapterConfig
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
@@ -14,6 +15,12 @@ from txt2img.weights.formats.json_values import Config
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, component, first_names
 
+if TYPE_CHECKING:
+    from txt2img.models.clip_vision import CLIPVision
+
+SUFFIX = ".safetensors"
+# By the width of the states.
+ARCHITECTURES = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
 STEM = "model"  # of weight files in transformers' folders
 OPEN_CLIP = "visual."
 EMBEDDING = "vision_model.embeddings.class_embedding"
@@ -23,11 +30,37 @@ OPENAI_WIDTH = 1024  # ViT-L/14, whose published weights are OpenAI's
 _LEFTOVERS: key_maps.Table = {"vision_model.embeddings.position_ids": None}
 
 
-def open_clip_vision(path: Path) -> tuple[CLIPVisionConfig, Component]:
-    """The config and tensors of an image encoder's file or folder.
+@dataclass
+class EncoderFile:
+    """An image encoder that was opened, and its network once it is loaded."""
+
+    path: Path
+    config: CLIPVisionConfig
+    component: Component
+    network: "CLIPVision | None" = None
+
+    def fits(self, adapter: IPAdapterConfig) -> bool:
+        """Whether it gives what an IP-Adapter reads."""
+        own = self.config.width if adapter.reads_states else self.config.projection
+        return own == adapter.features
+
+    @property
+    def name(self) -> str:
+        """Its name in records; files called "model" have their architecture's."""
+        name = self.path.name.removesuffix(SUFFIX)
+        architecture = ARCHITECTURES.get(self.config.width, "image encoder")
+        return architecture if name in (STEM, "image_encoder") else name
+
+
+def open_clip_vision(path: Path) -> EncoderFile:
+    """Open an image encoder's file or folder, without reading weights.
 
     BadFile, UnknownLayout, MissingWeights.
     """
+    return EncoderFile(path, *_open(path))
+
+
+def _open(path: Path) -> tuple[CLIPVisionConfig, Component]:
     if path.is_file():
         beside = path.parent / "config.json"
         said = files.read_json(beside) if path.stem == STEM and beside.is_file() else {}

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.configs import IPAdapterConfig, UNetConfig
@@ -10,6 +12,9 @@ from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, first_names
+
+if TYPE_CHECKING:
+    from txt2img.models.ip_adapter import IPAdapter
 
 # The names of training's own checkpoints → those of published files.
 TRAINING: key_maps.Table = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapter"}
@@ -21,9 +26,19 @@ FACE_ID = (
 )
 
 
-def open_ip_adapter(path: Path) -> tuple[IPAdapterConfig, Component]:
-    """The config and tensors of an IP-Adapter's file. BadFile, UnknownLayout, MissingWeights."""
-    return ip_adapter_in(safetensors_file.header(path).tensors, path.name)
+@dataclass
+class IPAdapterFile:
+    """An IP-Adapter that was opened, and its network once it is loaded."""
+
+    path: Path
+    config: IPAdapterConfig
+    component: Component
+    network: "IPAdapter | None" = None
+
+
+def open_ip_adapter(path: Path) -> IPAdapterFile:
+    """Open an IP-Adapter's file by its header. BadFile, UnknownLayout, MissingWeights."""
+    return IPAdapterFile(path, *ip_adapter_in(safetensors_file.header(path).tensors, path.name))
 
 
 def ip_adapter_in(tensors: Tensors, name: str) -> tuple[IPAdapterConfig, Component]:
