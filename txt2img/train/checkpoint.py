@@ -13,16 +13,16 @@ from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import BOS, EOS, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
-from txt2img.train.config import TrainConfig
+from txt2img.train.config import BETAS, TrainConfig
 from txt2img.train.ema import EMA
 from txt2img.train.optimizers import moments_of, restore_moments
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import write
 from txt2img.weights.layouts.components import ALPHA, ALPHA_FILE
+from txt2img.weights.layouts.diffusers_config import BETA_NAMES
 
 TIMES = 1000
-BETA_RANGE = (0.00085, 0.012)  # of a scaled-linear table, Stable Diffusion's
 TEXT_FILE = "model.safetensors"
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "few-steps.safetensors"
@@ -261,12 +261,14 @@ def scheduler_config(config: TrainConfig) -> dict[str, object]:
             "num_train_timesteps": TIMES,
             "shift": 1.0,
         }
+    start, end = BETAS[config.betas]
+    names = {ours: theirs for theirs, ours in BETA_NAMES.items()}
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": TIMES,
-        "beta_schedule": "scaled_linear",
-        "beta_start": BETA_RANGE[0],
-        "beta_end": BETA_RANGE[1],
+        "beta_schedule": names[config.betas],
+        "beta_start": start,
+        "beta_end": end,
         "clip_sample": False,
         "set_alpha_to_one": True,
         "prediction_type": "epsilon" if config.prediction == "eps" else "v_prediction",

@@ -11,20 +11,18 @@ from txt2img.system.files import read_bounded
 from txt2img.system.text import shown
 
 T = TypeVar("T")
-STAGE_CHOICES = (
-    "all",
-    "vae",
-    "text",
-    "unet",
-    "decoder",
-    "alpha",
-    "distill",
-)  # a stage each, in this order
-STAGES = STAGE_CHOICES[1:]
+STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill")  # of a model, in this order
+ADAPTERS = ("lora", "embedding")  # stages that teach something to a finished model, `base`
+STAGE_CHOICES = ("all", *STAGES, *ADAPTERS)
+BETAS = {  # start and end of each table: Ho et al. 2020, Rombach et al. 2022
+    "linear": (0.0001, 0.02),
+    "scaled_linear": (0.00085, 0.012),
+    "cosine": (0.0001, 0.02),  # which its formula (Nichol and Dhariwal 2021) does not need
+}
 OPTIMIZERS = ("adamw", "muon")
 PREDICTION_TYPES = ("eps", "v", "flow")
 SIZE_MAX = 2**20  # bytes of a configuration
-OPTIONAL_FLOATS = "minutes", "stop_after", "single_object_share", "min_snr"
+OPTIONAL_FLOATS = "minutes", "stop_after", "single_object_share", "min_snr", "lora_alpha"
 OLD_NAMES = {  # of keys and stages, which older configurations still use
     "what": "stage",
     "noisy": "time_bias",
@@ -82,6 +80,8 @@ UNET_RUN = Run(steps=20_000, lr=8e-4, final_lr=2e-5)
 DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
 ALPHA_RUN = Run(steps=0, batch_size=8, ema=0.99)
 DISTILL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
+LORA_RUN = Run(steps=1000, batch_size=1, lr=1e-4, warmup=20, ema=0.99)
+EMBEDDING_RUN = Run(steps=1000, batch_size=1, lr=5e-3, warmup=20, weight_decay=0.0, ema=0.99)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class TrainConfig:
     data: Path = Path("data.zip")
     out: Path = Path("model")
     stage: str = "all"
-    size: int = 128  # pixels
+    base: str = "default"  # the model that an adapter is for
+    adapter: Path | None = None  # its file
+    size: int = 128  # pixels; of an adapter 0 is its model's own
     crop: int = 64  # pixels: the side of the crops that the VAE learns from
     seed: int = 0
     device: str | None = None
@@ -104,6 +106,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     prediction: str = "v"
+    betas: str = "scaled_linear"
     zero_snr: bool = True
     min_snr: float | None = None  # gamma; None weighs all levels equally
     time_bias: float = 0.0  # how strongly noisy times are preferred; 0 is uniform
@@ -118,6 +121,10 @@ class TrainConfig:
     alpha_width: int = 24  # channels of the decoder's alpha head
     distill_steps: int = 4  # in which the LoRA draws
     distill_rank: int = 16
+    lora_rank: int = 16
+    lora_alpha: float | None = None  # the change is multiplied by alpha / rank; None: the rank
+    vectors: int = 4  # of a new word
+    init_word: str = "thing"  # whose tokens these begin as
     vocab: int = 4096
     steps: int = 30  # default of the model that comes out, as are cfg and sampler
     cfg: float = 7.5
@@ -131,13 +138,21 @@ class TrainConfig:
     decoder_run: Run = DECODER_RUN  # 0 steps: no fine-tuning of the decoder
     alpha_run: Run = ALPHA_RUN  # 0 steps: no alpha head
     distill_run: Run = DISTILL_RUN  # 0 steps: no few-step LoRA
+    lora_run: Run = LORA_RUN
+    embedding_run: Run = EMBEDDING_RUN
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that a call runs, as far as they have any steps."""
+        return STAGES if self.stage == "all" else (self.stage,)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("stage", STAGE_CHOICES), ("prediction", PREDICTION_TYPES)):
+        names = {"stage": STAGE_CHOICES, "prediction": PREDICTION_TYPES, "betas": tuple(BETAS)}
+        for name, allowed in names.items():
             got = getattr(self, name)
             if got not in allowed:
                 raise BadRequest(f"{name} is '{got}'; allowed: {', '.join(allowed)}")
-        for stage in STAGES:
+        for stage in STAGE_CHOICES[1:]:
             minutes = getattr(self, f"{stage}_run").minutes
             if minutes is not None and not minutes > 0:
                 raise BadRequest(f"[{stage}_run] minutes is {minutes}; it must be above 0")
@@ -155,11 +170,17 @@ class TrainConfig:
                 f"distill_steps is {self.distill_steps}; allowed: 1 to [distill_run] batch_size, "
                 f"{self.distill_run.batch_size}"
             )
-        if self.distill_rank < 1:
-            raise BadRequest(f"distill_rank is {self.distill_rank}; it must be above 0")
+        for name in ("distill_rank", "lora_rank", "vectors"):
+            if getattr(self, name) < 1:
+                raise BadRequest(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.caption_dropout <= 1:
+            raise BadRequest(f"caption_dropout is {self.caption_dropout}; allowed: 0 to 1")
+        if self.stage in ADAPTERS and self.adapter is None:
+            raise BadRequest(f"stage {self.stage} needs a file; name it with --{self.stage}")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
-        if self.size % self.vae.factor or self.size not in range(64, 8193):
+        own = self.stage in ADAPTERS and self.size == 0
+        if not own and (self.size % self.vae.factor or self.size not in range(64, 8193)):
             raise BadRequest(
                 f"size is {self.size}; allowed: multiples of {self.vae.factor} from 64 to 8192"
             )
@@ -176,7 +197,7 @@ def with_options(config: TrainConfig, options: dict[str, object]) -> TrainConfig
     }
     only = str(given.get("stage", config.stage))
     given["stage"] = only = OLD_NAMES.get(only, only)
-    for stage in STAGES:
+    for stage in STAGE_CHOICES[1:]:
         old: Run = getattr(config, f"{stage}_run")
         # a stage of 0 steps stays off, unless it alone is asked for
         given[f"{stage}_run"] = _merge(old, run, stage) if old.steps or stage == only else old

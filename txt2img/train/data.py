@@ -1,6 +1,7 @@
 """Training data: a folder or zip archive of captioned pictures → tensors.
 
-The Hub's imagefolder convention: `metadata.jsonl` has a row a picture with `file_name` and `text`.
+The Hub's imagefolder convention: `metadata.jsonl` has a row a picture with `file_name` and `text`;
+or kohya's: the caption of x.png is in x.txt.
 `text` may be a list of captions of the same picture, `weights` says how often each is drawn, and
 `background` gives transparent pictures a colour (white when absent), or two from top to bottom.
 `layers` puts several pictures on one: each has a `file_name`, the `left`, `top` and `side` of its
@@ -9,6 +10,7 @@ square as parts of the whole's, a `hue` that its colours are turned by, as part 
 """
 
 import io
+import json
 import os
 import random
 import zipfile
@@ -27,13 +29,15 @@ from torch import Tensor
 from txt2img.errors import BadFile
 from txt2img.images.image_file import pillow_errors
 from txt2img.images.metadata.parsed import json_object
-from txt2img.system.files import exists, open_regular, parse_json, read_bounded
+from txt2img.system.files import entries, exists, open_regular, parse_json, read_bounded
 from txt2img.system.text import shown
 
 METADATA = "metadata.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"  # scenes kept from training, to test composition with
 WORDS_FILE = "words.json"  # word → things that it names, if the data set has such a table
 WHITE = "#ffffff"
+CAPTIONS = (".txt", ".caption")  # beside a picture
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 TEXT_MAX = 2**27  # bytes of the metadata: a row takes some hundred
 LINE_MAX = 2**20  # characters of one row
 PICTURE_MAX = 2**26  # bytes of one picture's file
@@ -88,12 +92,41 @@ class Pictures:
             raise BadFile(f"training data: {metadata} in {source.name} has no rows")
 
     def _metadata(self) -> str:
+        if not self.has(self.metadata) and (lines := self._captions_beside()):
+            return "\n".join(lines)
         if not self.has(self.metadata):
             raise BadFile(
                 f"training data: {shown(self.source.name)} has no {self.metadata}; each of its "
                 """lines should be like {"file_name": "cat.png", "text": "a cat"}"""
             )
         return self.text(self.metadata)
+
+    def _captions_beside(self) -> list[str]:
+        """Rows of a folder or archive whose pictures have their captions beside them, as kohya's.
+
+        That of x.png is in x.txt or x.caption. BadFile for a picture without one.
+        """
+        names = sorted(self._names())
+        texts = {name for name in names if name.endswith(CAPTIONS)}
+        if self.metadata != METADATA or not texts:
+            return []
+        lines = []
+        for name in names:
+            if not name.lower().endswith(PICTURES) or name.startswith("."):
+                continue
+            stem = os.path.splitext(name)[0]
+            beside = next((stem + end for end in CAPTIONS if stem + end in texts), None)
+            if beside is None:
+                raise BadFile(f"training data: {shown(name)} has no caption; write {stem}.txt")
+            row = {"file_name": name, "text": " ".join(self.text(beside).split())}
+            lines.append(json.dumps(row))
+        return lines
+
+    def _names(self) -> list[str]:
+        """The names of the data set's files, not those in folders of a folder."""
+        if self._archive is not None:
+            return self._archive.namelist()
+        return [path.name for path in entries(self.source)] if self.source.is_dir() else []
 
     def read(self, name: str, most: int = PICTURE_MAX) -> bytes:
         """The content of one of the data set's files, of at most so many bytes. BadFile."""

@@ -19,17 +19,23 @@ from txt2img.system.device.memory import is_oom
 from txt2img.train import checkpoint
 from txt2img.train.alpha import AlphaStage
 from txt2img.train.checkpoint import load_state, read_progress, save_state
-from txt2img.train.config import STAGES, Run, TrainConfig
+from txt2img.train.config import ADAPTERS, Run, TrainConfig
 from txt2img.train.distill import DistillStage
 from txt2img.train.ema import EMA
 from txt2img.train.finetune_decoder import DecoderStage
+from txt2img.train.lora import LoraStage
 from txt2img.train.lr_schedule import MINUTE, StageClock, ends_piece, finished, learning_rate
 from txt2img.train.optimizers import optimizers_of, set_rate
 from txt2img.train.stages import TextStage, UNetStage, VAEStage
+from txt2img.train.textual_inversion import InversionStage
 from txt2img.weights.registry.hashes import sha256
 
 MIN_MINUTES_LEFT = 2.5 * MINUTE  # of a call, to start a stage that first compiles
 GRADIENT_TOLERANCE = 0.2  # relative: more than rounding to bf16 in another order explains
+KINDS = (
+    *(VAEStage, TextStage, UNetStage, DecoderStage, AlphaStage, DistillStage),
+    *(LoraStage, InversionStage),
+)
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
 
@@ -78,8 +84,8 @@ def fit(config: TrainConfig) -> Iterator[Report]:
     accelerator = Accelerator(
         mixed_precision=PRECISION[device.dtype], cpu=device.torch_device.type == "cpu"
     )
-    for kind in (VAEStage, TextStage, UNetStage, DecoderStage, AlphaStage, DistillStage):
-        if config.stage in ("all", kind.name) and getattr(config, f"{kind.name}_run").steps:
+    for kind in KINDS:
+        if kind.name in config.stages and getattr(config, f"{kind.name}_run").steps:
             if trained and config.compile and deadline - time.monotonic() < MIN_MINUTES_LEFT:
                 return
             trained = trained or not is_done(config, kind.name)
@@ -99,6 +105,9 @@ def source_digests(config: TrainConfig, name: str) -> str:
 
     Such a stage starts over when these have changed, or its own settings have.
     """
+    if name in ADAPTERS:
+        numbers = (config.lora_rank,) if name == LoraStage.name else (config.vectors,)
+        return " ".join(map(str, (config.base, config.size, *numbers)))
     if name not in (DecoderStage.name, AlphaStage.name, DistillStage.name):
         return ""
     files = [("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)]
@@ -120,7 +129,7 @@ def is_done(config: TrainConfig, name: str) -> bool:
 
 def is_whole(config: TrainConfig) -> bool:
     """Whether all configured stages are finished; False after a call's `stop_after`."""
-    return all(is_done(config, name) for name in STAGES if config.stage in ("all", name))
+    return all(is_done(config, name) for name in config.stages)
 
 
 def train_stage(

@@ -19,7 +19,7 @@ from txt2img.diffusion.samplers import SAMPLERS
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.pipeline.decode import to_image
 from txt2img.train import checkpoint
-from txt2img.train.config import TrainConfig
+from txt2img.train.config import BETAS, TrainConfig
 from txt2img.train.data import Pictures
 
 SHEET_PICTURES = 16
@@ -30,7 +30,7 @@ def process_of(config: TrainConfig) -> Process:
     """The configured forward process."""
     if config.prediction == "flow":
         return Flow()
-    table = betas("scaled_linear", checkpoint.TIMES, *checkpoint.BETA_RANGE)
+    table = betas(config.betas, checkpoint.TIMES, *BETAS[config.betas])
     return Diffusion(zero_terminal_snr(table) if config.zero_snr else table)
 
 

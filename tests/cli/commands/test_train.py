@@ -109,4 +109,5 @@ def test_an_impossible_option_is_one_line(
 
 def test_the_command_offers_every_stage_of_a_training() -> None:
     assert completion.STAGES == config.STAGES
+    assert completion.ADAPTERS == config.ADAPTERS
     assert completion.stages("") == [*config.STAGES, "all"]

@@ -1,8 +1,8 @@
-"""txt2img train: train a model on pictures with captions."""
+"""txt2img train: train a model, a LoRA or an embedding on pictures with captions."""
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import typer
 
 from txt2img.cli.options import completion
 from txt2img.cli.options.command import grouped
-from txt2img.cli.options.completion import STAGES
+from txt2img.cli.options.completion import ADAPTERS, STAGES
 from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.types import integer, number, positive
 from txt2img.cli.registry import Command
@@ -23,11 +23,13 @@ EPILOG = """
 Examples:
   txt2img train pictures/ --out my-model --size 64 --steps 20000
   txt2img train pictures.zip --out my-model --config my.toml --stage unet
+  txt2img train pictures/ --lora style.safetensors --model sd15 --rank 8
+  txt2img train pictures/ --embedding my-toy.safetensors --model sd15
   txt2img "a red apple" --model my-model
 
 The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
-{"file_name": "apple.png", "text": "a red apple"}. A run that was stopped
-continues from its last checkpoint.
+{"file_name": "apple.png", "text": "a red apple"}, or with the caption of x.png
+in x.txt. A run that was stopped continues from its last checkpoint.
 """
 LOG_SECONDS = 30.0  # between progress lines where there is no bar
 
@@ -45,7 +47,55 @@ class TrainOptions:
         typer.Argument(metavar="DATA", help="Folder or .zip of pictures.", show_default=False),
     ] = None
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; required.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where the model goes; of a LoRA or an embedding, checkpoints and samples.",
+        ),
+    ] = None
+    lora: Annotated[
+        Path | None,
+        typer.Option("--lora", metavar="FILE", help="Train a LoRA of a U-Net model instead."),
+    ] = None
+    embedding: Annotated[
+        Path | None,
+        typer.Option(
+            "--embedding", metavar="FILE", help="Train a new word (textual inversion), called FILE."
+        ),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="The model that they are for."),
+    ] = None
+    lora_rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", parser=positive, help="Of a LoRA; 16.")
+    ] = None
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", metavar="X", parser=number, help="Of a LoRA; its rank."),
+    ] = None
+    vectors: Annotated[
+        int | None,
+        typer.Option("--vectors", metavar="N", parser=positive, help="Of a new word; 4."),
+    ] = None
+    init_word: Annotated[
+        str | None,
+        typer.Option("--init-word", metavar="WORD", help="What a new word begins as; thing."),
+    ] = None
+    min_snr: Annotated[
+        float | None,
+        typer.Option("--min-snr", metavar="GAMMA", parser=number, help="Min-SNR weights, say 5."),
+    ] = None
+    caption_dropout: Annotated[
+        float | None,
+        typer.Option(
+            "--caption-dropout", metavar="X", parser=number, help="Share without caption; 0.1."
+        ),
+    ] = None
+    sample_prompts: Annotated[
+        list[str] | None,
+        typer.Option("--sample-prompt", metavar="TEXT", help="Drawn on sheets of samples; repeat."),
     ] = None
     stage: Annotated[
         str | None,
@@ -111,18 +161,39 @@ class TrainOptions:
 
 @grouped
 def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) -> None:
-    """Train a model on pictures with captions. Prints the model's folder when done."""
+    """Train a model, a LoRA or an embedding on pictures with captions. Prints its path."""
+    options = with_adapter(options)
     data, stage = options.data, options.stage
     if config is None and (data is None or options.out is None):
         raise BadRequest("what to train on, and where to? txt2img train DATA --out FOLDER")
-    if stage not in (None, "distil", "all", *STAGES):  # its older spelling
+    if stage not in (None, "distil", "all", *STAGES, *ADAPTERS):  # its older spelling
         raise BadRequest(f"no stage {shown(str(stage))}; choose from {', '.join(STAGES)}, all")
     if data is not None and not data.exists():
         raise BadRequest(f"no data at {shown(str(data))}; name a folder or a .zip of pictures")
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes one reports for all
-    folder = fit(config, asdict(options), quiet or not is_main)
+    values = asdict(options)
+    adapter = values.pop("lora") or values["embedding"]
+    del values["embedding"]
+    folder = fit(config, values | {"adapter": adapter}, quiet or not is_main)
     if is_main:
-        print_path(folder)
+        print_path(adapter or folder)
+
+
+def with_adapter(options: TrainOptions) -> TrainOptions:
+    """The options, of a LoRA or an embedding with its stage and a folder. BadRequest."""
+    files = {"lora": options.lora, "embedding": options.embedding}
+    given = {kind: path for kind, path in files.items() if path is not None}
+    if not given:
+        return options
+    if len(given) > 1 or options.stage is not None:
+        raise BadRequest("--lora, --embedding and --stage; give one of them")
+    [(kind, path)] = given.items()
+    if path.suffix.lower() != ".safetensors":
+        raise BadRequest(f"--{kind} {shown(str(path))}; name a .safetensors file")
+    if not path.parent.is_dir():
+        raise BadRequest(f"--{kind}: no folder {shown(str(path.parent))}")
+    out = options.out or path.with_name(f"{path.stem}-training")
+    return replace(options, stage=kind, out=out, size=options.size or 0)
 
 
 def fit(config: Path | None, options: dict[str, object], quiet: bool) -> Path:
