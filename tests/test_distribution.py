@@ -37,7 +37,7 @@ def test_links_of_the_readme_work_away_from_the_repository(metadata: ModuleType)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     page = metadata.absolute(text, URL)
     assert f"]({URL}/raw/HEAD/tests/pictures/sheet.png)" in page
-    assert f"[weights.md]({URL}/blob/HEAD/weights.md)" in page
+    assert f"]({URL}/blob/HEAD/weights.md)" in page
     assert "[Install](#install)" in page  # of the page itself
     relative = [link for link in re.findall(r"\]\(([^)#]+)", page) if "://" not in link]
     assert not relative

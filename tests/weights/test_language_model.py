@@ -4,16 +4,19 @@ import gc
 import json
 import shutil
 import weakref
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import decoders
 
 from tests.conftest import Command
 from tests.support.tiny_text import TEMPLATE, qwen3, their_qwen_tokenizer
 from txt2img.errors import BadFile, EnhanceFailed, ModelNotFound, Txt2imgError
 from txt2img.images import image_file
-from txt2img.weights.language_model import TOKENS_MAX, LanguageModel
+from txt2img.weights import language_model
+from txt2img.weights.language_model import LanguageModel
 
 CPU = torch.device("cpu")
 
@@ -23,10 +26,17 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Qwen3 with random weights, and its real tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "Tiny-Qwen3"
     qwen3(2).save_pretrained(folder)
-    tokenizer = their_qwen_tokenizer()
+    tokenizer = deepcopy(their_qwen_tokenizer())
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens: what is random never ends by itself."""
+    monkeypatch.setattr(language_model, "TOKENS_MAX", 16)
 
 
 def answer(folder: Path, seed: int = 1, temperature: float = 0.7) -> str:
@@ -56,7 +66,7 @@ def test_the_chat_is_as_transformers_makes_it(qwen: Path, monkeypatch: pytest.Mo
 
     def generate(ids: torch.Tensor, **settings: object) -> torch.Tensor:
         seen.append(ids)
-        assert settings["max_new_tokens"] == TOKENS_MAX and settings["temperature"] == 0.7
+        assert settings["max_new_tokens"] == 16 and settings["temperature"] == 0.7
         return torch.cat([ids, torch.tensor([tokenizer("a fine cat")["input_ids"]])], 1)
 
     monkeypatch.setattr(network, "generate", generate)
@@ -115,7 +125,7 @@ def test_the_tiny_model_itself_rewrites(command: Command, qwen: Path) -> None:
         ("remove config.json", BadFile, "config.json"),
         ("remove model.safetensors", Txt2imgError, "missing"),
         ("remove tokenizer.json", BadFile, "cannot be loaded"),
-        ("cut model.safetensors", BadFile, ""),
+        ("cut model.safetensors", BadFile, "model.safetensors"),
         ("encoder", BadFile, "not a language model that writes texts"),
         ("code", BadFile, "cannot be loaded"),
         ("layers", BadFile, "lacks 11 tensors"),

@@ -13,6 +13,7 @@ import typer
 from txt2img.cli import distributed
 from txt2img.cli.dry_run import dry_run
 from txt2img.cli.load_model import load_model, load_seconds
+from txt2img.cli.options.enhance import EnhanceOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.provenance import differences
 from txt2img.cli.requests import Batch
@@ -55,7 +56,8 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     if not batch.several and not is_main:
         return distributed.gather_results(0, None)[0]
     with_bar = not (settings.quiet or options.preview.no_progress)
-    if (enhancer := options.enhance.settings()) is not None:
+    asked = options.enhance != EnhanceOptions()
+    if asked and (enhancer := options.enhance.settings()) is not None:
         from txt2img.cli.enhance import enhance
 
         with progress(with_bar, "rewriting") as bar:

@@ -248,7 +248,7 @@ _REFUSAL = re.compile(
 _QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“", "«": "»", "\u2018": "\u2019"}
 _QUOTES |= {sign: sign for sign in "`*_"}
 _BULLET = re.compile(r"\A(?:[-*>•]|#{1,6}|\d{1,2}[.)])\s+")
-_OPTION = re.compile(r"(?<!\S)[-–—]{1,2}[A-Za-z][\w-]*(?:[ =][\w.:]+(?=\s|$))?")  # --ar 16:9
+_OPTION = re.compile(r"(?<!\S)[-–—]{1,2}[A-Za-z][\w-]*(?:[ =][\w.:]+(?=[\s,]|$))?")  # --ar 16:9
 _SYNTAX = re.compile(
     r":\s*[+-]?[\d.]+\s*(?=[)\]>])|[()\[\]{}<>|\\#`*]|__+|\$\$+|(?<!\S)(?://+|/\*)|embedding:",
     re.IGNORECASE,
