@@ -1,6 +1,9 @@
 """Models in ComfyUI's 8 bits compute what their dequantised weights do, and stay narrow."""
 
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -133,3 +136,31 @@ def test_a_picture_is_drawn_and_bits_are_told(command: Command) -> None:
     assert words in command("info", str(narrow)).out
     refused = command("a", "--model", str(narrow), *rest, "--quantize", "int8", "-o", "y.png")
     assert refused.code == 2 and "is quantised already" in refused.err
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_transformer_can_be_quantised_and_kept_as_stored(name: str) -> None:
+    """By --quantize with the error of 8 bits, by --low-memory with none."""
+    pytest.importorskip("torchao")
+    folder = str(tiny_files(name).folder)
+    exact = a_pass(load(folder, CPU))
+    for kind, most in (("int8", 0.03), ("fp8", 0.1)):
+        out = a_pass(load(folder, replace(CPU, quantize=kind)))
+        assert 0 < (out - exact).norm() / exact.norm() < most
+    low = load(folder, replace(CPU, low=True))
+    assert any(value.is_meta for value in low.network.parameters())
+    with low.memory.placement.using("network", low.network):
+        assert torch.equal(a_pass(low), exact)
+
+
+def test_a_dry_run_says_what_quantizing_needs_and_saves(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tiny_files("flux_dev")
+    whole = ("a", "--model", str(files.single), *SIZE, "--dry-run")
+    if find_spec("torchao") is not None:
+        told = command(*whole, "--quantize", "int8")
+        assert told.code == 0 and "transformer: its matrices become int8" in told.err
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    refused = command(*whole, "--quantize", "int8")
+    assert refused.code == 2 and 'pip install "txt2img[quantize]"' in refused.err

@@ -31,7 +31,12 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     settings.target.check_name_free()
     device = settings.device
     forecast = forecast_for(
-        batch.model, batch.library, device.device, device.dtype, device.low_memory
+        batch.model,
+        batch.library,
+        device.device,
+        device.dtype,
+        device.low_memory,
+        device.quantize,
     )
     if forecast.origin is not None:
         batch.warnings += differences(batch.origins, forecast.origin)
@@ -155,6 +160,9 @@ def summary(
     yield f"{checkpoint.name}: {checkpoint.family.name}{known}; {forecast.dtype} on {where}"
     if checkpoint.quantized:
         yield f"weights: {checkpoint.quantized}"
+    if forecast.quantize:
+        network = checkpoint.family.network
+        yield f"weights: {network.component}: its matrices become {forecast.quantize} when loaded"
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     if request.image is not None and request.strength is not None:
         drawn = steps_of(request, rules(request)).drawn

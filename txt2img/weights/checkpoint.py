@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, MissingWeights, ModelNotFound, UnknownLayout
@@ -16,6 +17,7 @@ from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.request.taught_words import TaughtWords, read_taught_words
 from txt2img.system import files
+from txt2img.system.device_names import TORCHAO
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
 from txt2img.weights.distilled import from_name
@@ -181,6 +183,20 @@ def check_complete(checkpoint: Checkpoint, vae_path: str | None) -> None:
         )
     if missing:
         raise MissingWeights("; ".join(missing))
+
+
+def check_quantize(checkpoint: Checkpoint, kind: str | None) -> None:
+    """Raise BadRequest for --quantize with a network that is quantised already, or no torchao."""
+    if kind is None:
+        return
+    network = checkpoint.components[checkpoint.family.network.component].tensors.values()
+    if given := safetensors_file.quantized(network):
+        raise BadRequest(
+            f"--quantize {kind}: this model is quantised already ({given}); leave the option out, "
+            "or give a wider file"
+        )
+    if find_spec("torchao") is None:
+        raise BadRequest(f"--quantize {kind} {TORCHAO}")
 
 
 def _with_vae(checkpoint: Checkpoint, name: str) -> Checkpoint:

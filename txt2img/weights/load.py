@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from txt2img.errors import BadFile, BadRequest
+from txt2img.errors import BadFile
 from txt2img.models.configs import (
     Flux2Config,
     FluxConfig,
@@ -38,7 +38,7 @@ from txt2img.system.device.memory import CPU, MemoryState
 from txt2img.system.device.offload import Placement
 from txt2img.system.text import shown
 from txt2img.weights import tokenizer_files
-from txt2img.weights.checkpoint import Checkpoint, check_complete, open_checkpoint
+from txt2img.weights.checkpoint import Checkpoint, check_complete, check_quantize, open_checkpoint
 from txt2img.weights.families import Family, keeps_float8
 from txt2img.weights.formats import tensors
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -76,7 +76,7 @@ def load(
     checkpoint = open_checkpoint(name_or_path, prediction, overrides)
     if not checkpoint.family.network.fits_half:
         device = device.without_overflow()
-    _check_quantize(checkpoint, device)
+    check_quantize(checkpoint, device.quantize)
     check_complete(checkpoint, vae_path)
     adapters = AdapterState()
     vae_config: VAEConfig | TinyConfig = checkpoint.family.vae
@@ -97,15 +97,6 @@ def load(
         load_weights(model, device)
         model.hash = digest()
     return model
-
-
-def _check_quantize(checkpoint: Checkpoint, device: Device) -> None:
-    """Raise BadRequest for --quantize with a model that is quantised in blocks."""
-    if device.quantize and checkpoint.quantized:
-        raise BadRequest(
-            f"--quantize {device.quantize}: this model is quantised already "
-            f"({checkpoint.quantized}); leave the option out, or give a wider file"
-        )
 
 
 def build_empty(checkpoint: Checkpoint, device: Device, vae: AnyVAE) -> Model:

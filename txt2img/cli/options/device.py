@@ -68,8 +68,8 @@ class DeviceOptions:
         typer.Option(
             "--quantize",
             metavar="int8|fp8",
-            help="Quantize the U-Net's linear layers to 8 bits: less memory, with small changes "
-            "to the picture. Needs torchao.",
+            help="Quantize the network's matrices to 8 bits: less memory, with small changes to "
+            "the picture. Needs torchao.",
         ),
     ] = None
     vae_tiling: Annotated[

@@ -8,10 +8,10 @@ import logging
 from torch import Tensor, nn
 
 from txt2img.errors import BadRequest
+from txt2img.system.device_names import TORCHAO
 from txt2img.system.text import shown
 
 KINDS = ("int8", "fp8")
-INSTALL = 'needs torchao, which is not installed: pip install "txt2img[quantize]"'
 
 
 def quantize(network: nn.Module, kind: str) -> None:
@@ -23,7 +23,7 @@ def quantize(network: nn.Module, kind: str) -> None:
     try:
         from torchao import quantization
     except ImportError as error:
-        raise BadRequest(f"--quantize {kind} {INSTALL}") from error
+        raise BadRequest(f"--quantize {kind} {TORCHAO}") from error
     finally:
         logging.disable(level)
     configs = {

@@ -15,7 +15,13 @@ from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
-from txt2img.weights.checkpoint import Checkpoint, check_complete, find_model, open_checkpoint
+from txt2img.weights.checkpoint import (
+    Checkpoint,
+    check_complete,
+    check_quantize,
+    find_model,
+    open_checkpoint,
+)
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.families import keeps_float8
 from txt2img.weights.file_summary import check_embedding, check_lora, check_vae
@@ -36,6 +42,7 @@ class Forecast:
     dtypes: dict[str, str]  # by part
     speeds: Mapping[str, Speed]  # of all past runs
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
+    quantize: str | None = None  # matrices of the network to 8 bits
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
     checked: set[Path] = field(default_factory=set)  # files of adapters that fit
 
@@ -84,6 +91,8 @@ class Forecast:
         wide = prod(stored.shape) * device_names.BYTES[self.dtypes[device_names.part_of(component)]]
         if stored.is_quantized or (stored.is_float8 and keeps_float8(self.checkpoint.family)):
             return min(wide, stored.nbytes)
+        if self.quantize and component == self.checkpoint.family.network.component:
+            return prod(stored.shape) if len(stored.shape) == 2 else wide
         large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 
@@ -133,13 +142,19 @@ class Forecast:
 
 
 def forecast_for(
-    model: str, library: AdapterPaths, device: str | None, dtype: str | None, low: bool = False
+    model: str,
+    library: AdapterPaths,
+    device: str | None,
+    dtype: str | None,
+    low: bool = False,
+    quantize: str | None = None,
 ) -> Forecast:
     """The forecast for a model. Raises as loading it does, as far as its headers tell."""
     where = device_names.guess_device(device)
     checkpoint = open_checkpoint(model, overrides=library.overrides)
     fits_half = checkpoint.family.network.fits_half
     dtypes = device_names.guess_dtypes(where, dtype, fits_half)
+    check_quantize(checkpoint, quantize)
     check_complete(checkpoint, library.vae)
     if library.vae is not None:
         check_vae(library.vae, checkpoint.family)
@@ -159,6 +174,7 @@ def forecast_for(
         dtypes,
         speeds,
         low,
+        quantize,
         library,
     )
 

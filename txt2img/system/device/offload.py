@@ -151,13 +151,14 @@ def tensors(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Tensor], s
 
 
 def materialise(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
-    """Read the weights that a network lacks. Returns them by name."""
-    missing = [name for name, value in network.named_parameters() if value.is_meta]
+    """Read the weights that a network lacks, and its buffers, which stay. Returns them by name."""
+    missing = [name for name, value in network.state_dict().items() if value.is_meta]
     if missing:
         with torch.inference_mode(False):
             network.load_state_dict(dict(read(missing)), strict=False, assign=True)
             network.requires_grad_(False)
-    return {name: network.get_parameter(name) for name in missing}
+    parameters = dict(network.named_parameters())
+    return {name: parameters[name] for name in missing if name in parameters}
 
 
 def dematerialise(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
