@@ -30,14 +30,8 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
 
     settings.target.check_name_free()
     device = settings.device
-    forecast = forecast_for(
-        batch.model,
-        batch.library,
-        device.device,
-        device.dtype,
-        device.low_memory,
-        device.quantize,
-    )
+    where = device.device, device.dtype, device.low_memory, device.quantize
+    forecast = forecast_for(batch.model, batch.library, *where)
     if forecast.origin is not None:
         batch.warnings += differences(batch.origins, forecast.origin)
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers, forecast.checkpoint)
