@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -50,6 +51,7 @@ MODELS = {
     "inpaint": tiny.inpaint,
     "xl-inpaint": tiny_xl.inpaint,
     "pix2pix": tiny.pix2pix,
+    "xl-pix2pix": tiny_xl.pix2pix,
 }
 PLAIN = ("sd1", "sd2", "xl")
 # Ours, our schedule, theirs.
@@ -91,8 +93,16 @@ ALL_MASKED = [
     for sampler in SCHEDULERS
     for strength in STRENGTHS
 ]
-FEW_EDITED = [("folder", "euler_a"), ("file", "dpm++2m")]
-ALL_EDITED = [(layout, sampler) for layout in ("folder", "file") for sampler in SCHEDULERS]
+FEW_EDITED = [
+    *(("pix2pix", "folder", "euler_a"), ("pix2pix", "file", "dpm++2m")),
+    *(("xl-pix2pix", "folder", "euler"), ("xl-pix2pix", "file", "dpm++2m")),
+]
+ALL_EDITED = [
+    (name, layout, sampler)
+    for name in ("pix2pix", "xl-pix2pix")
+    for layout in ("folder", "file")
+    for sampler in SCHEDULERS
+]
 Case = tuple[object, ...]
 
 
@@ -240,17 +250,19 @@ def test_inpainting_equals_diffusers(
     check(model, request, kind(**components(name, sampler)), call | {"height": 64, "width": 64})
 
 
-@pytest.mark.parametrize(("layout", "sampler"), cases(FEW_EDITED, ALL_EDITED))
-def test_instructions_equal_diffusers(layout: str, sampler: str, picture: Path) -> None:
-    model = ours("pix2pix", layout)
+@pytest.mark.parametrize(("name", "layout", "sampler"), cases(FEW_EDITED, ALL_EDITED))
+def test_instructions_equal_diffusers(name: str, layout: str, sampler: str, picture: Path) -> None:
+    model, xl = ours(name, layout), name.startswith("xl")
     request = filled(model, sampler, picture, image_cfg=1.7)
     assert request.strength == 1
-    pipeline = StableDiffusionInstructPix2PixPipeline(**components("pix2pix", sampler))
+    kinds = StableDiffusionInstructPix2PixPipeline, StableDiffusionXLInstructPix2PixPipeline
+    pipeline = kinds[xl](**components(name, sampler))
     if sampler == "lcm":  # it takes no times of the caller's
         own = pipeline.scheduler.set_timesteps
         times = arguments(model, request, picture)["timesteps"]
         pipeline.scheduler.set_timesteps = lambda *_, **__: own(timesteps=times)
     call = arguments(model, request, picture) | {"image_guidance_scale": 1.7}
+    call |= {"height": 64, "width": 64} if xl else {}
     for name in ("strength", "timesteps"):
         call.pop(name, None)
     check(model, request, pipeline, call)

@@ -94,6 +94,15 @@ def test_the_border_is_cut_and_what_the_thing_encloses_stays() -> None:
     assert from_border(image, "red").getpixel((2, 2)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("colour", [(1, 254, 3), (128, 128, 128)])
+def test_a_thing_of_any_colour_stays_and_a_ground_of_any_goes(colour: tuple[int, int, int]) -> None:
+    for thing, ground in ((colour, (250, 252, 249)), ((20, 30, 40), colour)):
+        image = Image.new("RGB", (40, 30), ground)
+        image.paste(thing, (10, 5, 30, 25))
+        alpha = from_border(image).getchannel("A")
+        assert (alpha.getpixel((0, 0)), alpha.getpixel((20, 15))) == (0, 255)
+
+
 def test_json_says_transparent_as_yes_or_by_name() -> None:
     for value, way in ((True, Transparent.MODEL), ("border", Transparent.BORDER), (False, None)):
         request = Request.from_json({"prompt": "x", "transparent": value})

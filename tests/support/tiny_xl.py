@@ -58,6 +58,7 @@ REFINER = Sizes(
 )
 SSD = Sizes(more=DISTILLED)
 INPAINT = Sizes(more={"transformer_layers_per_block": (1, 1, 1), "in_channels": 9})
+PIX2PIX = Sizes(more={"transformer_layers_per_block": (1, 1, 1), "in_channels": 8})
 FULL = Sizes(
     channels=(320, 640, 1280),
     heads=(5, 10, 20),
@@ -117,6 +118,12 @@ def ssd() -> TinyXL:
 def inpaint() -> TinyXL:
     """SDXL's structure with nine channels in."""
     return model(INPAINT, "tiny-xl-inpaint")
+
+
+@cache
+def pix2pix() -> TinyXL:
+    """SDXL's structure with a picture beside the latent (InstructPix2Pix)."""
+    return model(PIX2PIX, "tiny-xl-pix2pix")
 
 
 def model(sizes: Sizes, name: str) -> TinyXL:

@@ -104,7 +104,9 @@ def init_image(
     canvas = canvas_of(first, rules, model.adapters.paths.images)
     pure = starts_from_noise(model, first, rules, canvas.mask is not None)
     sampled, has_mask = rules.image.sampled, canvas.mask is not None
-    before = int(sampled and not editing and not (inpainting and pure))
+    # FluxFillPipeline draws the picture's latent also where it starts from noise alone.
+    unseen = inpainting and pure and not model.family.sees_mask_pixels
+    before = int(sampled and not editing and not unseen)
     draws = before, int(sampled and has_mask)
 
     def noises(skip: int) -> list[Tensor | None]:

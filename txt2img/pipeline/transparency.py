@@ -21,8 +21,8 @@ GROUND_SPREAD = 12 / 255  # of the clear pixels around their fit; beyond, the gr
 FLAT = 10 / 255  # a gradient of less from top to bottom is none
 SAMPLED = 2**16  # clear pixels, which suffice to measure that
 WHITE = 0.965  # a ground whose channels are all above is white
+FLOODED = 128  # in a map of 0 for the ground's colour, 255 for others
 TOLERANCE = 24  # over all channels, of 255, from the border's colour that is the ground
-MARKED = (1, 254, 3)  # a colour that floods a ground, if no pixel has it
 
 
 def has_alpha(model: Model) -> bool:
@@ -110,13 +110,13 @@ def from_border(image: Image.Image, background: str | None = None) -> Image.Imag
         [torch.frombuffer(bytearray(image.crop(box).tobytes()), dtype=torch.uint8) for box in edges]
     )
     ground = tuple(border.view(-1, 3).median(dim=0).values.tolist())
-    canvas = Image.new("RGB", (width + 2, height + 2), ground)  # so that all edges are connected
-    canvas.paste(image, (1, 1))
-    ImageDraw.floodfill(canvas, (0, 0), MARKED, thresh=TOLERANCE)
-    flooded = bytearray(canvas.crop((1, 1, width + 1, height + 1)).tobytes())
-    marks = torch.frombuffer(flooded, dtype=torch.uint8).view(height, width, 3)
-    thing = (marks != torch.tensor(MARKED, dtype=torch.uint8)).any(-1)
-    mask = Image.fromarray((thing * 255).to(torch.uint8).numpy())
+    # A map of the ground's colour is flooded, since a mark in the picture may be a pixel's colour.
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+    other = (pixels.int() - torch.tensor(ground)).abs().sum(-1) > TOLERANCE
+    canvas = Image.new("L", (width + 2, height + 2))  # so that all edges are connected
+    canvas.paste(Image.fromarray((other * 255).to(torch.uint8).numpy()), (1, 1))
+    ImageDraw.floodfill(canvas, (0, 0), FLOODED)
+    mask = canvas.crop((1, 1, width + 1, height + 1)).point([255] * FLOODED + [0] + [255] * 127)
     if background is None:
         out = image.convert("RGBA")
         out.putalpha(mask)
