@@ -145,7 +145,7 @@ def single_file(path: Path) -> dict[str, object] | None:
     if (file := summarise(path)) is None:
         return None
     return {
-        "kind": f"{'an' if file.kind[0] in 'aeiou' else 'a'} {file.kind}",
+        "kind": f"{'an' if file.kind[0] in 'aeiouI' else 'a'} {file.kind}",
         "title": file.title,
         "made for": file.base,
         "trigger": ", ".join(file.words),

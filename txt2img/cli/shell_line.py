@@ -14,6 +14,8 @@ def command_line(request: Request) -> str:
     words = []
     for name, field in FIELDS.items():
         value = getattr(request, name)
+        if field.listed:
+            words += [word for one in value for word in (field.flags[0], shell_quote(str(one)))]
         if not field.scalar or value == field.default:
             continue
         flag, text = field.flags[0], str(value)

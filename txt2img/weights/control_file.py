@@ -68,7 +68,8 @@ def find_control(ref: Ref, paths: AdapterPaths) -> Ref:
     name = bare_name(str(path))
     if path.is_dir() or name.startswith(GENERIC):
         name = model_name(path if path.is_dir() else path.parent)
-    name = name if known.setdefault(name, path) == path else str(path)[-255:]  # of the same name
+    if known.setdefault(name, path) != path:  # another of the same name
+        name = "/".join([path.resolve().parent.name, name])
     known[name] = path
     return replace(ref, name=name)
 

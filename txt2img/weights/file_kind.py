@@ -5,7 +5,7 @@ from pathlib import Path
 from txt2img.errors import BadFile
 from txt2img.weights.adapters import file_layout
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.layouts.components import text_widths
+from txt2img.weights.layouts.components import VISION, text_widths
 from txt2img.weights.layouts.taesd import is_taesd
 
 # A tensor of each of the architectures that most upscalers have; spandrel knows more.
@@ -20,7 +20,10 @@ UPSCALERS = {
 STARTS = {
     "ControlNet": ("controlnet_cond_embedding.", "input_hint_block.", "control_model."),
     "IP-Adapter": ("image_proj.", "ip_adapter."),
-    "T2I-Adapter": ("adapter.body.",),
+    "T2I-Adapter": (
+        *("adapter.body.", "body.0.resnets.", "body.0.block1."),
+        "body.0.body.0.block1.",
+    ),
     "U-Net": ("input_blocks.", "down_blocks."),
     "text encoder": ("encoder.block.0.layer.0.SelfAttention.", "model.layers.0.self_attn."),
     "VAE": ("decoder.",),
@@ -29,7 +32,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_
 
 
 def kind_of(path: Path) -> str:
-    """LoRA, embedding, upscaler, text encoder or one of STARTS; empty for all else, or broken."""
+    """LoRA, embedding, upscaler, encoder or one of STARTS; empty for all else, or broken."""
     try:
         tensors = safetensors_file.header(path).tensors
     except BadFile:
@@ -49,4 +52,6 @@ def kind_of(path: Path) -> str:
     for kind, starts in STARTS.items():
         if any(name.startswith(starts) for name in bare):
             return kind
-    return "text encoder" if text_widths(tensors) else ""
+    if text_widths(tensors):
+        return "text encoder"
+    return "image encoder" if any(name.startswith(VISION) for name in bare) else ""

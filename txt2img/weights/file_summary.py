@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from txt2img.errors import UnknownLayout
+from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system.files import parse_json
 from txt2img.system.text import shown
@@ -16,6 +16,7 @@ from txt2img.weights.families import Family
 from txt2img.weights.file_kind import kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header
+from txt2img.weights.layouts import clip_vision, ip_adapter, t2i_adapter
 from txt2img.weights.layouts.components import text_widths
 from txt2img.weights.layouts.taesd import TRAINED_FOR, is_taesd
 from txt2img.weights.layouts.vae import open_vae
@@ -96,6 +97,9 @@ def check_library(library: AdapterPaths, family: Family, model: str) -> None:
         check_embedding(path, family)
     if library.vae is not None:
         check_vae(library.vae, family)
+    for path in library.ip_adapters.values():
+        file = ip_adapter.open_ip_adapter(path)
+        ip_adapter.check_fits(file.config, family.network, path.name, family.name)
 
 
 def check_lora(path: Path, family: Family, model: str) -> None:
@@ -103,7 +107,7 @@ def check_lora(path: Path, family: Family, model: str) -> None:
     header = safetensors_file.header(path)
     if (kind := kind_of(path)) not in ("LoRA", ""):
         option = f"; give it with --{_OPTIONS[kind]}" if kind in _OPTIONS else ""
-        article = "an" if kind[0] in "aeiou" else "a"
+        article = "an" if kind[0] in "aeiouI" else "a"
         raise UnknownLayout(f"{shown(path.name)} is {article} {kind}, no LoRA{option}")
     made_for, widths = base_model(header.tensors), set(text_widths_of(header.tensors))
     known = made_for in ("", *TEXT_WIDTHS.values())
@@ -194,6 +198,41 @@ def _text_encoder(path: Path, header: Header) -> Details:
     return details, ""
 
 
+def _ip_adapter(path: Path, header: Header) -> Details:
+    """An IP-Adapter's projection, and the image encoder that it reads pictures by."""
+    if ip_adapter.is_face_id(header.tensors):
+        return {"method": "FaceID, which reads a face's identity: not supported"}, ""
+    try:
+        config, _ = ip_adapter.ip_adapter_in(header.tensors, path.name)
+    except (UnknownLayout, MissingWeights):
+        return {}, ""
+    tokens = f", {config.tokens} tokens a picture" if config.tokens else ""
+    method = f"{config.kind}{tokens}"
+    details: dict[str, object] = {"method": method, "reads": clip_vision.needed(config)}
+    return details, ip_adapter.made_for(config)
+
+
+def _image_encoder(path: Path, header: Header) -> Details:
+    """An image encoder's architecture."""
+    try:
+        config, _ = clip_vision.clip_vision_in(header.tensors, path.name)
+    except (UnknownLayout, MissingWeights):
+        return {}, ""
+    architecture = clip_vision.ARCHITECTURES.get(config.width, f"CLIP, {config.width} wide")
+    return {"method": architecture, "used": "by IP-Adapters: --ip-encoder"}, ""
+
+
+def _t2i_adapter(path: Path, header: Header) -> Details:
+    """A T2I-Adapter's method."""
+    try:
+        config, _ = t2i_adapter.t2i_adapter_in(header.tensors, path.name)
+    except (UnknownLayout, MissingWeights):
+        return {}, ""
+    inputs = "grey pictures" if config.in_channels == 1 else "colour pictures"
+    method = f"{'light' if config.light else 'full'}, of {inputs}"
+    return {"method": method, "used": "--control"}, t2i_adapter.made_for(config)
+
+
 def _other(path: Path, header: Header) -> Details:
     """A network that reads text: the family of its width."""
     widths = [
@@ -204,7 +243,15 @@ def _other(path: Path, header: Header) -> Details:
     return {}, TEXT_WIDTHS.get(widths[0], "") if widths else ""
 
 
-_DETAILS = {"LoRA": _lora, "embedding": _embedding, "VAE": _vae, "text encoder": _text_encoder}
+_DETAILS = {
+    "LoRA": _lora,
+    "embedding": _embedding,
+    "VAE": _vae,
+    "text encoder": _text_encoder,
+    "image encoder": _image_encoder,
+    "IP-Adapter": _ip_adapter,
+    "T2I-Adapter": _t2i_adapter,
+}
 
 
 def _said_base(metadata: Mapping[str, str]) -> str:

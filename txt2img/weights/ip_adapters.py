@@ -9,7 +9,6 @@ import torch
 
 from txt2img.errors import BadRequest, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.models.clip_vision import CLIPVision
-from txt2img.models.configs import IPAdapterConfig
 from txt2img.models.ip_adapter import IPAdapter
 from txt2img.request import Request
 from txt2img.request.ip_adapter import ImageEncoderRef, IPAdapterUse
@@ -18,7 +17,7 @@ from txt2img.system.device.device import Device
 from txt2img.system.text import shown
 from txt2img.weights.control_file import find_control
 from txt2img.weights.layouts import clip_vision, ip_adapter
-from txt2img.weights.layouts.clip_vision import ARCHITECTURES, SUFFIX, EncoderFile
+from txt2img.weights.layouts.clip_vision import SUFFIX, EncoderFile
 from txt2img.weights.layouts.ip_adapter import IPAdapterFile
 from txt2img.weights.load import build_network, load_component
 from txt2img.weights.model import AdapterState, Model, device_of
@@ -28,8 +27,6 @@ from txt2img.weights.registry.hashes import model_hash
 # Names of image encoders in folders of models, as h94, ComfyUI and A1111 call them.
 ENCODERS = re.compile(r"image.?encoder|clip.?vi[st]|clip_[hg]\b", re.IGNORECASE)
 BESIDE = ("image_encoder", "../image_encoder", "../models/image_encoder", "../clip_vision")
-# By the width of the embedding.
-BY_EMBEDDING = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
 
 
 def resolve_ip_adapters(model: Model, request: Request) -> Request:
@@ -50,7 +47,7 @@ def _resolve(model: Model, use: IPAdapterUse) -> IPAdapterUse:
     if ref.name not in state.ip_adapters:
         path = state.paths.ip_adapters[ref.name]
         file = ip_adapter.open_ip_adapter(path)
-        ip_adapter.check_fits(file.config, model.family.unet, path.name, model.family.name)
+        ip_adapter.check_fits(file.config, model.family.network, path.name, model.family.name)
         state.hashes[kinds[0], ref.name] = model_hash((path,))
         state.ip_adapters[ref.name] = file
     encoder = encoder_for(model, state.ip_adapters[ref.name])
@@ -76,8 +73,7 @@ def encoder_for(model: Model, adapter: IPAdapterFile) -> EncoderFile:
     for encoder in given:
         if encoder.fits(adapter.config):
             return encoder
-    what = "states" if adapter.config.reads_states else "an embedding"
-    needed = f"{what} {adapter.config.features} wide ({_architecture(adapter.config)})"
+    needed = clip_vision.needed(adapter.config)
     if given:
         names = ", ".join(shown(encoder.path.name) for encoder in given)
         raise UnknownLayout(
@@ -122,12 +118,6 @@ def _places(model: Model, adapter: Path) -> Iterator[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
-
-
-def _architecture(adapter: IPAdapterConfig) -> str:
-    """The usual image encoder of an IP-Adapter."""
-    by_width = ARCHITECTURES if adapter.reads_states else BY_EMBEDDING
-    return by_width.get(adapter.features, "of an unusual CLIP")
 
 
 @torch.inference_mode(False)

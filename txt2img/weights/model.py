@@ -32,14 +32,12 @@ if TYPE_CHECKING:
     from txt2img.weights.layouts.ip_adapter import IPAdapterFile
     from txt2img.weights.upscaler import Upscaler
 
-SHIPPED_ONLY = AdapterPaths(model_folders=(SHIPPED,))
-
 
 @dataclass
 class AdapterState:
     """Adapters opened for a model, those applied to it, and the values they replaced."""
 
-    paths: AdapterPaths = SHIPPED_ONLY
+    paths: AdapterPaths = field(default_factory=lambda: AdapterPaths(model_folders=(SHIPPED,)))
     notes: list[str] = field(default_factory=list)  # for the user, once a file
     details: list[str] = field(default_factory=list)  # those notes that are for who asks for all
     warnings: list[str] = field(default_factory=list)

@@ -101,7 +101,7 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
         "Version": f"txt2img {version}",
     }
     entries |= _input_entries(request)
-    if request.controls:
+    if request.controls or request.ip_adapters:
         from txt2img.images.metadata.a1111_control import control_entries
 
         entries |= control_entries(request)

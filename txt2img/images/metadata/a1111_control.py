@@ -7,11 +7,13 @@ from txt2img.request import Request
 from txt2img.request.a1111_units import SLIDERS, unit_fields
 from txt2img.request.control import Control, ControlMode
 from txt2img.request.input_image import Resize
+from txt2img.request.ip_adapter import IPAdapterUse
 from txt2img.request.preprocess import Preprocess, Preprocessor
 
 THRESHOLDS = ("Threshold A", "Threshold B")  # a module's numbers
 KEY = re.compile(r"ControlNet(?:[ -](\d{1,2}))?(?: ([A-Z][A-Za-z ]+))?")
 _PAIR = re.compile(r"([A-Za-z][A-Za-z /]*): (.*?)(?=, [A-Za-z][A-Za-z /]*: |$)")
+_CLIP_G = re.compile(r"bigg|(clip|vision)[_ ]g\b", re.IGNORECASE)
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
 # Names of settings in the texts of early versions.
 NAMES = {
@@ -23,8 +25,24 @@ NAMES = {
 
 
 def control_entries(request: Request) -> Mapping[str, str]:
-    """An entry for each ControlNet of a request: `ControlNet 0` and so on."""
-    return {f"ControlNet {i}": _unit(request, i, one) for i, one in enumerate(request.controls)}
+    """An entry for each ControlNet of a request, then IP-Adapter: `ControlNet 0` and so on."""
+    units = [_unit(request, i, one) for i, one in enumerate(request.controls)]
+    units += map(_ip_adapter_unit, request.ip_adapters)
+    return {f"ControlNet {i}": unit for i, unit in enumerate(units)}
+
+
+def _ip_adapter_unit(use: IPAdapterUse) -> str:
+    """An IP-Adapter as a unit, whose module is the image encoder."""
+    model, encoder = use.model, use.encoder.name if use.encoder else ""
+    settings = {
+        "Module": f"ip-adapter_clip_{'g' if _CLIP_G.search(encoder) else 'h'}",
+        "Model": f"{model.name} [{model.hash[:8]}]" if model.hash else model.name,
+        "Weight": f"{use.weight:g}",
+        "Guidance Start": f"{use.interval.low:g}",
+        "Guidance End": f"{use.interval.high:g}",
+        "Hint": " ".join(image.hash[:12] for image in use.images),
+    }
+    return ", ".join(f"{key}: {value}" for key, value in settings.items() if value)
 
 
 def _unit(request: Request, number: int, control: Control) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 # By the width of the states.
 ARCHITECTURES = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
+# By the width of the embedding.
+BY_EMBEDDING = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
 STEM = "model"  # of weight files in transformers' folders
 OPEN_CLIP = "visual."
 EMBEDDING = "vision_model.embeddings.class_embedding"
@@ -50,6 +52,14 @@ class EncoderFile:
         name = self.path.name.removesuffix(SUFFIX)
         architecture = ARCHITECTURES.get(self.config.width, "image encoder")
         return architecture if name in (STEM, "image_encoder") else name
+
+
+def needed(adapter: IPAdapterConfig) -> str:
+    """What an IP-Adapter reads, and by which image encoder that usually is made."""
+    by_width = ARCHITECTURES if adapter.reads_states else BY_EMBEDDING
+    usual = by_width.get(adapter.features, "of an unusual CLIP")
+    what = "states" if adapter.reads_states else "an embedding"
+    return f"{what} {adapter.features} wide ({usual})"
 
 
 def open_clip_vision(path: Path) -> EncoderFile:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from txt2img.errors import MissingWeights, UnknownLayout
-from txt2img.models.configs import IPAdapterConfig, UNetConfig
+from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
+from txt2img.models.configs import IPAdapterConfig, NetworkConfig, UNetConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import key_maps
@@ -117,12 +117,18 @@ def cross_widths(unet: UNetConfig) -> tuple[int, ...]:
     )
 
 
-def check_fits(config: IPAdapterConfig, unet: UNetConfig, name: str, family: str) -> None:
-    """Raise UnknownLayout for an IP-Adapter that was made for another U-Net."""
-    if (config.cross_dim, config.widths) == (unet.cross_dim, cross_widths(unet)):
-        return
-    made_for = MADE_FOR.get((config.cross_dim, len(config.widths)), "another U-Net")
-    raise UnknownLayout(f"{shown(name)} is made for {made_for}; the model is {family}")
+def check_fits(config: IPAdapterConfig, network: NetworkConfig, name: str, family: str) -> None:
+    """Raise BadRequest for a model without a U-Net, UnknownLayout for one with another U-Net."""
+    if not isinstance(network, UNetConfig):
+        raise BadRequest(f"--ip-adapter: {shown(name)} needs a U-Net, which {family} has not")
+    if (config.cross_dim, config.widths) != (network.cross_dim, cross_widths(network)):
+        other = made_for(config) or "another U-Net"
+        raise UnknownLayout(f"{shown(name)} is made for {other}; the model is {family}")
+
+
+def made_for(config: IPAdapterConfig) -> str:
+    """The family that an IP-Adapter was made for; empty if unknown."""
+    return MADE_FOR.get((config.cross_dim, len(config.widths)), "")
 
 
 # By the text's width and the number of cross-attentions.
