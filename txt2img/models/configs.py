@@ -79,6 +79,10 @@ class NetworkConfig(Protocol):
     def memory_width(self) -> int:
         """Numbers of an activation for each latent cell."""
 
+    @property
+    def block_lists(self) -> tuple[str, ...]:
+        """Names of its lists of modules whose items come and go where memory is short."""
+
     def check(self) -> None:
         """Raise UnknownLayout for widths that cannot be built."""
 
@@ -94,6 +98,7 @@ class TransformerConfig:
     embeds_cfg: ClassVar = False
     skip_layers: ClassVar[tuple[int, ...]] = ()
     fits_half: ClassVar = False
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
 
     heads: int
     head_dim: int
@@ -138,6 +143,10 @@ class TextEncoderConfig(Protocol):
     def length(self) -> int:
         """Number of tokens that it reads at once."""
 
+    @property
+    def block_lists(self) -> tuple[str, ...]:
+        """Names of its lists of modules whose items come and go where memory is short."""
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -150,6 +159,7 @@ class UNetConfig:
     embeds_guidance: ClassVar = False
     skip_layers: ClassVar = ()
     fits_half: ClassVar = True
+    block_lists: ClassVar = ("resnets", "transformer_blocks", "downsamplers", "upsamplers")
 
     in_channels: int = 4
     out_channels: int = 4
@@ -218,6 +228,8 @@ class UNetConfig:
 class VAEConfig:
     """Config of a VAE; `channels` has one entry a level, largest map first."""
 
+    block_lists: ClassVar = ("resnets", "attentions", "downsamplers", "upsamplers")
+
     in_channels: int = 3
     latent_channels: int = 4
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -252,6 +264,8 @@ FLUX2_VAE = VAEConfig(latent_channels=128, scaling=1.0, patch=2, norm_eps=1e-4)
 class TextConfig:
     """Config of a CLIP text encoder."""
 
+    block_lists: ClassVar = ("layers",)
+
     vocab: int = 49408
     width: int = 768
     layers: int = 12
@@ -268,6 +282,8 @@ class TextConfig:
 class T5TextConfig:
     """Config of a T5 encoder; the defaults are T5-XXL's."""
 
+    block_lists: ClassVar = ("block",)
+
     vocab: int = 32128
     width: int = 4096
     layers: int = 24
@@ -282,6 +298,8 @@ class T5TextConfig:
 @dataclass(frozen=True)
 class Qwen3TextConfig:
     """Config of a Qwen3 language model as a text encoder; the defaults are Qwen3-4B's."""
+
+    block_lists: ClassVar = ("layers",)
 
     vocab: int = 151936
     hidden: int = 2560
@@ -311,6 +329,8 @@ QWEN3_8B = Qwen3TextConfig(hidden=4096, mlp=12288)
 @dataclass(frozen=True)
 class TinyConfig:
     """Config of a TAESD: residual blocks a level, in the order of computation."""
+
+    block_lists: ClassVar = ()
 
     latent_channels: int = 4
     width: int = 64
@@ -380,6 +400,7 @@ class ZImageConfig(TransformerConfig):
     multiple: ClassVar = 2
     pooled: ClassVar = 0
     embeds_guidance: ClassVar = False
+    block_lists: ClassVar = ("noise_refiner", "context_refiner", "layers")
 
     in_channels: int = 16
     out_channels: int = 16

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 
-from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.batch import filled_requests
+from txt2img.pipeline.estimates import activations
 from txt2img.request import Request
 from txt2img.request.hires import drawn_size
 from txt2img.system.device.offload import free_memory
@@ -13,10 +13,6 @@ from txt2img.weights.model import Model, device_of
 
 MAX_BATCH = 16  # larger batches are hardly faster, and lose more images if one breaks off
 SHARE = 0.7  # of what is free
-# Memory of a pass beyond the weights, in feature maps of the network's largest size and width:
-# skip connections, and a feed-forward layer's eightfold width with its inputs.
-NETWORK_MAPS = 40
-VAE_MAPS = 4  # of an image's size and the decoder's second width
 
 
 def auto_batch_size(model: Model, pictures: Iterable[Request]) -> int:
@@ -34,14 +30,9 @@ def images_that_fit(model: Model, request: Request, free: int) -> int:
 def bytes_per_image(model: Model, request: Request) -> int:
     """Estimated bytes of one image beyond the weights, with guidance."""
     width, height = drawn_size(request)
-    pixels = width * height
-    cells = pixels // model.vae.config.factor**2
-    shape = model.vae.config
-    vae_width = shape.channels[:2][-1] if isinstance(shape, VAEConfig) else shape.width
-    passes = 1 if request.cfg == 1 else 2
-    width = model.family.network.memory_width
-    network = NETWORK_MAPS * passes * cells * width * _bytes(model.network)
-    vae = VAE_MAPS * pixels * vae_width * _bytes(model.vae)
+    cells, rows = width * height // model.vae.config.factor**2, 1 if request.cfg == 1 else 2
+    network = activations.of_network(model.family.network, cells, rows, _bytes(model.network))
+    vae = activations.of_vae(model.vae.config, width * height, _bytes(model.vae))
     # CUDA graphs keep their memory while images are decoded
     return max(network + vae if model.graphed else max(network, vae), 1)
 

@@ -15,6 +15,7 @@ from txt2img.models.optimize.cpu import bytes_needed
 from txt2img.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16
+from txt2img.system.device.offload import free_for
 from txt2img.system.text import format_size
 from txt2img.weights.model import Model
 
@@ -54,12 +55,14 @@ def _choose_plan(
     slow_dtype = first.dtype == torch.bfloat16 and not has_bf16(first.device)
     if slow_dtype or first.device.type != "cpu":
         return None
-    if not memory.optimize or memory.low_memory:
+    placement = memory.placement
+    if not memory.optimize or memory.low_memory or placement.mode != "none":
         memory.used[LAYOUT.format(name)] = "plain"
         return None
     if memory.cpu_budget is None:
         resources.trim_heap()  # of an earlier model
-        memory.cpu_budget = int(PART * resources.available())
+        free = free_for(first.device, placement.limit) or 0
+        memory.cpu_budget = max(int(PART * free), 0)
     budget = memory.cpu_budget * (1 - NETWORK if name == "vae" else NETWORK)
     best = CpuPlan(evaluations)
     cheaper = replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)

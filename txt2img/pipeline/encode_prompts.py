@@ -4,10 +4,12 @@ import functools
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from txt2img.diffusion.conditioning import Cond, ScheduledCond
+from txt2img.pipeline.estimates import activations
 from txt2img.request import Request, prompt_syntax
 from txt2img.request.compat import Rules
 from txt2img.system.device.memory import oom_as_error
@@ -24,22 +26,28 @@ def encode_prompts(
 
     BadRequest, OutOfMemory.
     """
-    first, applied, placement = requests[0], model.adapters, model.memory.placement
+    first, placement = requests[0], model.memory.placement
     keys, cache = [cache_key(model, r, rules) for r in requests], model.prompt_cache
     conds = {key: cache.pop(key) for key in dict.fromkeys(keys) if key in cache}
     missing = {k: request for k, request in zip(keys, requests, strict=True) if k not in conds}
-    changed = (first.loras, first.embeddings) != (applied.loras, applied.embeddings)
-    with (
-        oom_as_error("the prompts"),
-        placement.materialised(model.text) if missing or changed else nullcontext(),
-    ):
+    with oom_as_error("the prompts"):
         apply_adapters(model, first)
-        with placement.using("text", model.text) if missing else nullcontext():
+        with (
+            placement.using("text", model.text, partial(text_bytes, model))
+            if missing
+            else nullcontext()
+        ):
             conds |= {key: encode(model, request, rules) for key, request in missing.items()}
     cache |= conds
     for key in list(cache)[:-CACHE_SIZE]:
         del cache[key]
     return [conds[key] for key in keys]
+
+
+def text_bytes(model: Model) -> int:
+    """Estimated bytes that encoding a prompt takes besides weights."""
+    itemsize = next(model.text.parameters()).dtype.itemsize
+    return activations.of_texts(model.family.texts, itemsize)
 
 
 def cache_key(model: Model, request: Request, rules: Rules) -> Hashable:

@@ -25,6 +25,7 @@ from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
 from txt2img.pipeline.denoiser import ImageConds, denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
+from txt2img.pipeline.estimates import activations
 from txt2img.pipeline.init_image import InitImage, init_image, starts_from_noise
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.pipeline.preview import Previewer
@@ -317,7 +318,8 @@ def ready_to_draw(
     own = device_of(model), next(network.parameters()).dtype
     with ExitStack() as stack:
         if (device, dtype) == own:
-            stack.enter_context(placement.using("network", network))
+            needed = partial(network_bytes, model, job)
+            stack.enter_context(placement.using("network", network, needed))
         else:
             stack.enter_context(placement.materialised(network))
             stack.enter_context(moved_to(network, device, dtype))
@@ -327,6 +329,15 @@ def ready_to_draw(
         if model.graphed:
             model.graphed.drop_stale()
         yield
+
+
+def network_bytes(model: Model, job: Job) -> int:
+    """Estimated bytes that a pass of a job takes besides weights; images on a CPU go singly."""
+    rows = 1 if job.requests[0].cfg == 1 else 2
+    images = 1 if device_of(model).type == "cpu" else len(job.requests)
+    itemsize = next(model.network.parameters()).dtype.itemsize
+    cells = job.latent[1] * job.latent[2]
+    return activations.of_network(model.family.network, cells, rows * images, itemsize)
 
 
 def limit_queue(x: Tensor, queued: deque[torch.cuda.Event]) -> None:

@@ -17,9 +17,9 @@ from txt2img.errors import BadRequest
 from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
-from txt2img.models.tiled_decode import OVERLAP, encode_tiled
+from txt2img.models.tiled_decode import OVERLAP, TILE, encode_tiled
 from txt2img.pipeline import cpu_speed
-from txt2img.pipeline.decode import LARGE, finite_by_vae
+from txt2img.pipeline.decode import finite_by_vae, vae_in_use
 from txt2img.pipeline.noise import Shape, vae_noise
 from txt2img.request import Request, Sampler
 from txt2img.request.compat import Rules
@@ -204,8 +204,9 @@ def encode(
         raise BadRequest(
             "this TAESD has a decoder alone, which reads no picture; choose another --vae"
         )
-    with oom_as_error(READING), model.memory.placement.using("vae", vae):
-        spread = _spread(model, pixels, request.tile)
+    size = pixels.shape[-2] * pixels.shape[-1]
+    with oom_as_error(READING), vae_in_use(model, size) as tiles:
+        spread = _spread(model, pixels, request.tile, tiles)
         if isinstance(vae, TinyVAE):
             return spread.expand(len(noises), -1, -1, -1)
         mean, log_variance = spread.chunk(2, dim=1)
@@ -215,7 +216,7 @@ def encode(
         return vae.scaled(latent).float() if scaled else latent
 
 
-def _spread(model: Model, pixels: Tensor, tile: Tile | None) -> Tensor:
+def _spread(model: Model, pixels: Tensor, tile: Tile | None, tiles: int) -> Tensor:
     """Mean and log variance (1, 2·C, h, w) of a picture's unscaled latent; a TAESD's latent."""
     factor = model.vae.config.factor
     down, across = _cells_wrapped(tile, pixels, factor)
@@ -223,7 +224,7 @@ def _spread(model: Model, pixels: Tensor, tile: Tile | None) -> Tensor:
         sides = [across * factor] * 2 + [down * factor] * 2
         pixels = functional.pad(pixels, sides, mode="circular")
     cpu_speed.prepare_vae(model, pixels.shape[-2:])
-    spread = first_that_fits(_attempts(model, pixels), READING)
+    spread = first_that_fits(_attempts(model, pixels, tiles), READING)
     height, width = spread.shape[-2] - 2 * down, spread.shape[-1] - 2 * across
     return spread.narrow(-2, down, height).narrow(-1, across, width)
 
@@ -234,16 +235,13 @@ def _cells_wrapped(tile: Tile | None, pixels: Tensor, factor: int) -> tuple[int,
     return height * (HEIGHT in AXES.get(tile, ())), width * (WIDTH in AXES.get(tile, ()))
 
 
-def _attempts(model: Model, pixels: Tensor) -> Iterator[Callable[[], Tensor]]:
+def _attempts(model: Model, pixels: Tensor, tiles: int) -> Iterator[Callable[[], Tensor]]:
     """The ways to encode, each for when those before it ran out of memory; the later ones warn."""
     memory, device = model.memory, next(model.vae.parameters()).device
-    tiled = memory.tiling == "on" or (
-        memory.tiling == "auto" and pixels.shape[-2] * pixels.shape[-1] > LARGE
-    )
-    yield lambda: _finite(model, pixels, tiled)
-    if memory.tiling == "auto" and not tiled:
+    yield lambda: _finite(model, pixels, tiles)
+    if memory.tiling == "auto" and not tiles:
         memory.warn(TILED)
-        yield lambda: _finite(model, pixels, True)
+        yield lambda: _finite(model, pixels, TILE)
     if device.type != "cpu":
         memory.warn(ON_CPU)
         yield lambda: _on_cpu(model, pixels)
@@ -252,15 +250,15 @@ def _attempts(model: Model, pixels: Tensor) -> Iterator[Callable[[], Tensor]]:
 def _on_cpu(model: Model, pixels: Tensor) -> Tensor:
     """Encode by the VAE in main memory and float32."""
     with moved_to(model.vae, CPU, torch.float32):
-        return _finite(model, pixels, model.memory.tiling != "off")
+        return _finite(model, pixels, TILE if model.memory.tiling != "off" else 0)
 
 
-def _finite(model: Model, pixels: Tensor, tiled: bool) -> Tensor:
+def _finite(model: Model, pixels: Tensor, tiles: int) -> Tensor:
     """Encode, in float32 if half precision overflows. Rejected if that does, too."""
-    return finite_by_vae(model, lambda: _encode(model, pixels, tiled), FLOAT32, BROKEN)
+    return finite_by_vae(model, lambda: _encode(model, pixels, tiles), FLOAT32, BROKEN)
 
 
-def _encode(model: Model, pixels: Tensor, tiled: bool) -> Tensor:
+def _encode(model: Model, pixels: Tensor, tiles: int) -> Tensor:
     """Moments in float32, as the VAE gives them."""
     vae, weight = model.vae, next(model.vae.parameters())
 
@@ -270,4 +268,5 @@ def _encode(model: Model, pixels: Tensor, tiled: bool) -> Tensor:
             return vae.encode(part).float()
         return vae.spread(part).float()
 
-    return encode_tiled(one, pixels, vae.config.factor) if tiled else one(pixels)
+    overlap = tiles * OVERLAP // TILE
+    return encode_tiled(one, pixels, vae.config.factor, tiles, overlap) if tiles else one(pixels)

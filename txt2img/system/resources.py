@@ -29,6 +29,12 @@ def available() -> int:
     return max(0, min(limits, default=0))
 
 
+def resident() -> int:
+    """Bytes of main memory that this process has; 0 if unknown."""
+    pages = _text(SIZE).split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def require_address_space() -> None:
     """Raise OutOfMemory if `ulimit -v` leaves too little for torch's libraries.
 

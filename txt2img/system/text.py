@@ -1,5 +1,6 @@
 """Text for messages: escaped when it comes from outside, sizes with units, did-you-mean hints."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -61,6 +62,16 @@ def format_size(count: float) -> str:
         if count >= one:
             return f"{count / one:.1f} {unit}" if count < 100 * one else f"{count / one:.0f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size such as "6GB", "1.5 GiB", "500M". ValueError."""
+    found = re.fullmatch(r"(\d+(?:[.,]\d+)?)\s*(?:([KMGT])(i?)B?|B?)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError("it is no size")
+    number, unit, binary = found.groups()
+    power = " KMGT".index(unit.upper()) if unit else 0
+    return int(float(number.replace(",", ".")) * (1024 if binary else 1000) ** power)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ Original values of changed weights are kept in main memory, so that removing res
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from txt2img.weights.formats.tensors import Files
 from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.hashes import sha256
 
+TOKEN_TABLE = "model.embeddings.token_embedding.weight"  # in CLIP's text encoder
 INTERPOLATED = 2.0  # times larger, by an interpolation unless the request says more
 
 
@@ -165,6 +167,10 @@ def _merge_loras(model: Model, loras: tuple[Lora, ...]) -> None:
         if (packed := packed_weight(layers[layer])) is not None:
             packed.change = weight_change(pieces, files)
             state.packed.append(packed)
+        if layers[layer].get_parameter("weight").is_meta:  # read for each use, and merged then
+            change = partial(merge, pieces=pieces, files=files)
+            model.memory.placement.changes[layers[layer]] = change
+            continue
         to_float32(layers[layer])  # or the merged filter would be rounded
         for name, value in merge(layers[layer], pieces, files).items():
             weight = layers[layer].get_parameter(name)
@@ -185,6 +191,7 @@ def _unmerge_loras(model: Model) -> None:
         layers[layer].get_parameter(name).copy_(value)
         weights_changed(layers[layer])
     state.originals.clear()
+    model.memory.placement.changes.clear()
     if state.packed and model.graphed:
         model.graphed.forget()
     for packed in state.packed:
@@ -203,6 +210,9 @@ def _add_embeddings(model: Model, embeddings: tuple[Embedding, ...]) -> None:
         table = _token_table(encoder)
         original = table.weight
         state.token_tables.append(original)
+        if original.is_meta:
+            reader, name = model.memory.placement.lazy_readers[encoder], TOKEN_TABLE
+            original = nn.Parameter(reader.read([name])[name], requires_grad=False)
         rows = [original]
         for token, vectors in words:
             start = sum(map(len, rows))

@@ -1,8 +1,9 @@
 """Load a model: open its checkpoint, build its networks, read their weights onto the device."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.tokenizer import PromptTokenizer, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
+from txt2img.system import resources
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device, choose
 from txt2img.system.device.memory import CPU, MemoryState
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
     from txt2img.models.prompt_encoders import PromptEncoder
 
 Network = TypeVar("Network", bound=nn.Module)
+
+DENOISERS = ("unet", "transformer")
+PART = 0.8  # of the main memory that is free, for weights that wait there for a GPU
 
 NOT_COMPILED = (
     "--compile is for models that lie on a CUDA card as a whole: this one is not compiled"
@@ -88,6 +93,7 @@ def load(
         adapters.vae = other.record
         adapters.warnings += vae_warnings(other.record.name, checkpoint.family.vae)
     placement = choose_placement(checkpoint, device)
+    device = replace(device, offload=placement.mode)
     with hash_in_background(checkpoint.weights) as digest:
         vae = build_network(lambda: vae_of(vae_config), "vae", checkpoint.components["vae"], device)
         load_component(vae, "vae", checkpoint.components["vae"], device, placement)
@@ -214,18 +220,24 @@ def load_weights(model: Model, device: Device) -> None:
 
 def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     """Choose between --offload's ways, with notes for the user. Raises BadRequest."""
+    where, limit = device.torch_device, device.max_memory
     float8 = keeps_float8(checkpoint.family)
     sizes = {
         name: sum(_size(ref, device.dtype_of(name), float8) for ref in component.tensors.values())
         for name, component in checkpoint.components.items()
     }
-    where = device.torch_device
-    free = offload.free_memory(where) if device.offload == "auto" else None
-    mode, line = offload.choose_mode(device.offload, where, sizes, free)
+    on_cpu, all_at_once = where.type == "cpu", sum(sizes.values())
+    parts = {"largest": max(sizes.values())} if device.low and on_cpu else sizes
+    is_bounded = device.offload == "auto" or limit is not None
+    free = offload.free_for(where, limit) if is_bounded else None
+    mode, line = offload.choose_mode(device.offload, where, parts, free, limit)
+    if device.quantize and mode == "sequential":
+        mode = "model"  # its weights are not those of the file
     notes = [line] if line else []
     if device.compile and (where.type != "cuda" or mode != "none"):
         notes.append(NOT_COMPILED)
-    return Placement(where, mode, tuple(notes))
+    from_files = mode != "none" and (on_cpu or all_at_once > PART * resources.available())
+    return Placement(where, mode, tuple(notes), limit, is_bounded, from_files)
 
 
 def _size(ref: TensorRef, dtype: torch.dtype, float8: bool) -> int:
@@ -283,7 +295,7 @@ def keeps_filters_narrow(component: str, device: Device) -> bool:
 
     There they are copied into a faster layout, and would be in memory twice.
     """
-    on_cpu = device.torch_device.type == "cpu" and device.optimize
+    on_cpu = device.torch_device.type == "cpu" and device.optimize and device.offload == "none"
     return on_cpu and device.dtype_of(component) == torch.float32
 
 
@@ -291,28 +303,83 @@ def keeps_filters_narrow(component: str, device: Device) -> bool:
 def load_component(
     network: nn.Module, name: str, component: Component, device: Device, placement: Placement
 ) -> None:
-    """Read a network's weights, or with --low-memory on a CPU let each use read them."""
+    """Read a network's weights, or let each use read them where they wait in files.
+
+    With --low-memory on a CPU they do.
+    """
     dtype = device.dtype_of(name)
     home = device.torch_device if placement.mode == "none" else CPU
-    stored = {component.file_name(published_name(n)) for n in stored_dtype_weights(network)}
-    packed = packed_weights(network) if _is_narrow(component) else set()
-    paths = {ref.path for ref in component.tensors.values()}
-    keys = {path: tensors.file_key(path) for path in paths}
+    reader = ComponentReader(network, component, home, dtype)
+    is_lean = device.low and device.torch_device.type == "cpu" and placement.device is not None
+    if is_lean or (placement.from_files and not (device.quantize and name in DENOISERS)):
+        network.to(dtype)
+        placement.lazy_readers[network] = reader
+    else:
+        network.load_state_dict(reader.read(network.state_dict()), strict=True, assign=True)
+    network.requires_grad_(False)
 
-    def read(names: Collection[str]) -> dict[str, Tensor]:
-        for path, key in keys.items():
+
+class ComponentReader:
+    """A component's weights by their names in a network, read at once or again for each use.
+
+    Their files may not change meanwhile.
+    """
+
+    def __init__(
+        self, network: nn.Module, component: Component, home: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.component, self.home, self.dtype = component, home, dtype
+        self.stored = stored_dtype_weights(network)
+        self.packed = packed_weights(network) if _is_narrow(component) else set()
+        paths = {ref.path for ref in component.tensors.values()}
+        self.keys: dict[Path, object] = {path: tensors.file_key(path) for path in paths}
+        self.checked = set[str]()  # weights that are known to be finite
+
+    def read(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Read weights to where the network waits. Raises BadFile, MissingWeights."""
+        self._check_files()
+        files = {name: self._file_name(name) for name in names}
+        refs = {files[n]: ref for n, ref in self._refs(names)}
+        blocks = {files[n]: refs.pop(files[n]) for n in self.packed.intersection(names)}
+        keep = {files[n] for n in self.stored.intersection(names)}
+        values = tensors.read(refs, self.home, self.dtype, keep_dtype=keep)
+        values |= tensors.read_packed(blocks, self.home) if blocks else {}
+        return {n: values[files[n]] for n in names}
+
+    def fill(self, views: Mapping[str, Tensor]) -> None:
+        """Read weights into tensors of their shapes in main memory. Raises as `read`.
+
+        Only this thread reads: more would take cores from what computes meanwhile.
+        """
+        self._check_files()
+        files = tensors.Files()
+        for name, ref in self._refs(views):
+            view, where = views[name], self._file_name(name)
+            if name not in self.packed:
+                tensors.read_into(where, ref, view, name in self.checked, files)
+            elif ref.block is not None and name in self.checked:
+                tensors.read_bytes(where, ref, view.view(-1).view(torch.uint8))
+            else:
+                view.copy_(tensors.read_packed({where: ref}, CPU)[where])
+            self.checked.add(name)
+
+    def rows(self, name: str, indices: Sequence[int]) -> Tensor:
+        """Read some rows of a weight. Raises as `read`."""
+        self._check_files()
+        [(_, ref)] = self._refs([name])
+        parts = {f"{self._file_name(name)} row {i}": ref.take(i, 1) for i in indices}
+        values = tensors.read(parts, CPU, self.dtype)
+        return torch.cat([values[part] for part in parts])
+
+    def _refs(self, names: Collection[str]) -> Iterator[tuple[str, TensorRef]]:
+        """Weights in the order of their files, in which reading is fastest."""
+        rows = [(name, self.component.tensors[published_name(name)]) for name in names]
+        yield from sorted(rows, key=lambda row: (row[1].path, row[1].start, row[1].rows or ()))
+
+    def _file_name(self, name: str) -> str:
+        return self.component.file_name(published_name(name))
+
+    def _check_files(self) -> None:
+        for path, key in self.keys.items():
             if tensors.file_key(path) != key:
                 raise BadFile(f"{shown(path.name)} was changed while it was in use; start again")
-        file_names = {n: component.file_name(published_name(n)) for n in names}
-        refs = {file_names[n]: component.tensors[published_name(n)] for n in names}
-        blocks = {file_names[n]: refs.pop(file_names[n]) for n in packed.intersection(names)}
-        values = tensors.read(refs, home, dtype, keep_dtype=stored)
-        values |= tensors.read_packed(blocks, home) if blocks else {}
-        return {n: values[file_names[n]] for n in names}
-
-    if device.low and device.torch_device.type == "cpu" and placement.device is not None:
-        network.to(dtype)
-        placement.lazy_readers[network] = read
-    else:
-        network.load_state_dict(read(network.state_dict()), strict=True, assign=True)
-    network.requires_grad_(False)

@@ -27,6 +27,7 @@ def add_refiner(model: Model, name: str, device: Device) -> None:
     """
     checkpoint = open_checkpoint(name)
     _check_same_latents(checkpoint.name, checkpoint.family, model.family)
+    device = replace(device, offload=model.memory.placement.mode)
     with hash_in_background(checkpoint.weights) as digest:
         refiner = build_empty(checkpoint, device, model.vae)
         refiner.memory = model.memory

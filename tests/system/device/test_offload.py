@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,7 +17,7 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.pipeline.generate import generate
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device, choose
-from txt2img.system.device.offload import NO_CARD, ROOM, Placement, choose_mode, moved
+from txt2img.system.device.offload import CPU_ROOM, ROOM, Placement, choose_mode, moved
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
@@ -87,17 +88,28 @@ def test_a_mode_is_told_and_a_wrong_one_refused() -> None:
         "model",
         "Offload: each part of the model comes to cuda for its use",
     )
-    assert choose_mode("auto", CPU, SIZES, 0) == ("none", "")
     with pytest.raises(BadRequest, match=r'--offload "half"; choose from none, model'):
         choose_mode("half", CARD, SIZES, None)
 
 
-def test_a_cpu_needs_no_offload_and_says_so(draw: Command) -> None:
+def test_main_memory_counts_where_a_cpu_computes() -> None:
+    total = sum(SIZES.values())
+    assert choose_mode("auto", CPU, SIZES, total + CPU_ROOM) == ("none", "")
+    mode, line = choose_mode("auto", CPU, SIZES, total)
+    assert mode == "model" and "from its file" in line and "free" in line
+    mode, line = choose_mode("auto", CPU, SIZES, ROOM, 3 * 10**9)
+    assert mode == "sequential" and line.endswith("--max-memory 3.0 GB)")
+
+
+@pytest.mark.usefixtures("as_written")
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_on_a_cpu_parts_come_from_their_files_with_the_same_bits(draw: Command, mode: str) -> None:
     plain = draw("a", "--seed", "1", "-o", "plain.png")
-    told = draw("a", "--seed", "1", "--offload", "sequential", "-o", "told.png")
+    told = draw("a", "--seed", "1", "--offload", mode, "-o", "told.png")
     assert (plain.code, told.code) == (0, 0), told.err
-    assert NO_CARD in told.err and NO_CARD not in plain.err
-    assert Path("told.png").read_bytes() == Path("plain.png").read_bytes()
+    assert "from its file" in told.err and "Offload" not in plain.err
+    pixels = [Image.open(f"{name}.png").tobytes() for name in ("plain", "told")]
+    assert pixels[0] == pixels[1]
 
 
 @pytest.fixture
@@ -128,8 +140,8 @@ def test_with_low_memory_a_part_is_in_memory_only_while_it_is_in_use(
     using = Placement.using
 
     @contextmanager
-    def watched(self: Placement, part: str, network: nn.Module) -> Iterator[None]:
-        with using(self, part, network):
+    def watched(self: Placement, part: str, network: nn.Module, needed: int = 0) -> Iterator[None]:
+        with using(self, part, network, needed):
             held.append({p for p, n in parts.items() if not next(n.parameters()).is_meta})
             yield
 

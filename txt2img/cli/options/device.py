@@ -7,7 +7,7 @@ import typer
 
 from txt2img.cli.options import completion
 from txt2img.errors import BadRequest
-from txt2img.system.text import shown
+from txt2img.system.text import format_size, parse_size, shown
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
@@ -18,6 +18,7 @@ CHOICES = {
     "offload": ("auto", "none", "model", "sequential"),
     "quantize": (None, "int8", "fp8"),
 }
+LEAST = 250_000_000  # bytes that a process takes which has drawn nothing yet
 DeviceName = Annotated[
     str | None,
     typer.Option(
@@ -59,10 +60,20 @@ class DeviceOptions:
         typer.Option(
             "--offload",
             metavar="auto|none|model|sequential",
-            help="Keep parts of the model, or single layers (sequential), in main memory until "
-            "the GPU needs them; auto: if GPU memory is short.",
+            help="Bring parts of the model, or of its network block after block (sequential), to "
+            "the GPU only while they are in use, and on a CPU into main memory; auto: if memory "
+            "is short.",
         ),
     ] = "auto"
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Stay below this much memory, such as 6GB: of the GPU, or on a CPU of the whole "
+            "process. Larger models come block by block.",
+        ),
+    ] = None
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -105,12 +116,31 @@ class DeviceOptions:
                 *some, last = [choice for choice in allowed if choice]
                 option = f"--{name.replace('_', '-')}"
                 raise BadRequest(f"{option} {shown(value)}; choose {', '.join(some)} or {last}")
+        if self.memory_limit is not None and self.offload == "none":
+            raise BadRequest("--max-memory and --offload none exclude each other; give one")
         if self.quantize and self.low_memory:
             raise BadRequest("--quantize and --low-memory exclude each other; give one")
         if self.compile and self.no_optimize:
             raise BadRequest("--compile and --no-optimize exclude each other; give one")
         if self.quantize and self.offload == "sequential":
             raise BadRequest("--quantize does not work with --offload sequential; use model")
+
+    @property
+    def memory_limit(self) -> int | None:
+        """The bytes of --max-memory. BadRequest."""
+        if self.max_memory is None:
+            return None
+        try:
+            size = parse_size(self.max_memory)
+        except ValueError as error:
+            raise BadRequest(
+                f"--max-memory {shown(self.max_memory)} is no size; write it like 6GB or 800MB"
+            ) from error
+        if size < LEAST:
+            raise BadRequest(
+                f"--max-memory {shown(self.max_memory)}: torch alone takes {format_size(LEAST)}"
+            )
+        return size
 
     def choose_device(self) -> "Device":
         """Choose the device, and how a model is kept there. BadRequest."""
@@ -121,6 +151,7 @@ class DeviceOptions:
             low=self.low_memory,
             optimize=not self.no_optimize,
             offload=self.offload,
+            max_memory=self.memory_limit,
             quantize=self.quantize,
             compile=self.compile,
         )

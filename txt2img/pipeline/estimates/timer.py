@@ -1,9 +1,7 @@
 """Times a run's steps and images, and its memory, for later estimates."""
 
-import os
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from statistics import fmean
@@ -18,6 +16,7 @@ from txt2img.pipeline.batch import Event, Started, Step
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
 from txt2img.pipeline.writer import Finished
+from txt2img.system.device.offload import in_use
 from txt2img.weights.model import Model, device_of, precision
 
 
@@ -94,15 +93,6 @@ class Timer:
             per_evaluation, other = (fmean(each) for each in zip(*timed, strict=True))
             speed = Speed(per_evaluation, other, self.load, base, drawing / self.most)
             history.record(history.key(family, count, device.type, dtype, merging), speed)
-
-
-def in_use(device: torch.device) -> int:
-    """Bytes of memory in use on a GPU, or by this process; 0 if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    with suppress(OSError, ValueError), open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def peak(device: torch.device) -> int:

@@ -24,6 +24,7 @@ class Device:
     parts: tuple[tuple[str, torch.dtype], ...] = ()  # of PARTS, those with another dtype
     low: bool = False  # --low-memory: keep weights in their stored dtype, upcast them at use
     offload: str = "none"  # of offload.MODES
+    max_memory: int | None = None  # bytes of its memory, on a CPU of the process, at most
     optimize: bool = True  # False: --no-optimize, networks stay plain torch
     compile: bool = False  # the network, by torch.compile
     quantize: str | None = None  # of models.optimize.quantize.KINDS, for the network

@@ -1,29 +1,49 @@
 """Offloading: a model's parts wait in main memory or on the disk while they are not in use.
 
-They move to the device for their use, or layer by layer, with the same bits: models larger than a
-GPU's memory draw on it, only slower.
+They come to the device for their use, as a whole or block by block, with the same bits: models
+larger than a GPU's memory draw on it, and models larger than main memory on a CPU, only slower.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from txt2img.errors import BadRequest
+from txt2img.errors import BadRequest, OutOfMemory
+from txt2img.system import resources
 from txt2img.system.text import format_size, shown
+
+if TYPE_CHECKING:
+    from txt2img.system.stream_plan import StreamPlan
 
 MODES = ("none", "model", "sequential", "auto")
 ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
+CPU_ROOM = 2**29  # bytes of main memory for all but weights, the libraries included
+ROUND = 10**8
+MARGIN = 2**26  # bytes of main memory that libraries take while they compute
 MODE_TEXT = {
-    "model": "each part of the model comes to {} for its use",
-    "sequential": "the network comes to {} layer by layer",
+    "model": "each part of the model comes {} for its use",
+    "sequential": "the network comes {} block by block",
 }
-NO_CARD = "--offload is for graphics cards: on a CPU the model stays in main memory"
 
-Read = Callable[[Collection[str]], Mapping[str, Tensor]]  # a network's tensors by their names
+Change = Callable[[nn.Module], Mapping[str, Tensor]]  # a layer → its weights with adapters
+Plans = dict[nn.Module, "StreamPlan"]
+
+
+class Reader(Protocol):
+    """A network's weights in files, by their names."""
+
+    def read(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        """Read weights to where the network waits."""
+
+    def fill(self, views: Mapping[str, Tensor]) -> None:
+        """Read weights into tensors of their dtypes and shapes in main memory."""
+
+    def rows(self, name: str, indices: Sequence[int]) -> Tensor:
+        """Read some rows of a weight."""
 
 
 @dataclass
@@ -33,65 +53,169 @@ class Placement:
     device: torch.device | None = None
     mode: str = "none"
     notes: tuple[str, ...] = ()  # for the user
-    lazy_readers: dict[nn.Module, Read] = field(
-        default_factory=dict
-    )  # what reads weights for each use
+    limit: int | None = None  # bytes of the device's memory, at most (--max-memory)
+    bounded: bool = False  # parts that do not fit in what is free come block by block
+    from_files: bool = False  # weights wait in their files, not in main memory
+    lazy_readers: dict[nn.Module, Reader] = field(default_factory=dict)  # for each use
+    changes: dict[nn.Module, Change] = field(default_factory=dict)  # of layers that are read so
 
     @contextmanager
-    def using(self, part: str, network: nn.Module) -> Iterator[None]:
-        """Keep a part, "network", "vae" or "text", on the device while it is in use."""
-        with self.materialised(network):
-            if self.device is None or self.mode == "none":
-                yield
-            elif self.mode == "sequential" and part == "network":
-                with by_layers(network, self.device):
-                    yield
-            else:
-                with moved(network, self.device):
-                    yield
+    def using(
+        self, part: str, network: nn.Module, needed: Callable[[], int] = int
+    ) -> Iterator[None]:
+        """Keep a part, "network", "vae" or "text", on the device while it is in use.
+
+        Its computation takes `needed()` bytes besides. Raises as `Reader` does, and BadRequest or
+        OutOfMemory if not even two blocks fit in.
+        """
+        with ExitStack() as stack:
+            plans = {} if self.mode == "none" else self._plans(part, network, needed())
+            for one, plan in plans.items():
+                stack.enter_context(self._streamed(one, plan))
+            stack.enter_context(self.materialised(network, but=tuple(plans)))
+            if self.device is not None and self.mode != "none" and not plans:
+                stack.enter_context(moved(network, self.device))
+            yield
 
     @contextmanager
-    def materialised(self, network: nn.Module) -> Iterator[None]:
-        """Keep a part's weights in memory, reading those on the disk. Raises as `Read` does."""
-        taken: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
+    def materialised(self, network: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
+        """Keep a part's weights in memory, reading those on the disk. Raises as `Reader` does."""
+        taken: list[tuple[nn.Module, dict[str, Tensor]]] = []
         try:
             for module in network.modules() if self.lazy_readers else ():
-                if module in self.lazy_readers:
+                if module in self.lazy_readers and module not in but:
                     taken.append((module, materialise(module, self.lazy_readers[module])))
+                    self.arrived(module)
             yield
         finally:
             for module, weights in taken:
                 dematerialise(module, weights)
 
+    @torch.no_grad()
+    def arrived(self, module: nn.Module) -> None:
+        """Change what adapters change of a module whose weights were just read."""
+        for layer in module.modules() if self.changes else ():
+            if (change := self.changes.get(layer)) is not None:
+                for name, value in change(layer).items():
+                    layer.get_parameter(name).copy_(value)
+
+    def room(self, needed: int = 0) -> int | None:
+        """The bytes for weights beside what is in memory and `needed`; None if unbounded."""
+        if self.device is None or not self.bounded:
+            return None
+        margin = MARGIN if self.device.type == "cpu" else 0
+        if margin:
+            resources.trim_heap()
+        free = free_for(self.device, self.limit)
+        return None if free is None else free - needed - margin
+
+    def room_beside(self, network: nn.Module) -> int | None:
+        """The bytes beside a network's weights, or the blocks of them that must be there.
+
+        None where memory is not short: all of the model stays in it, and has no limit.
+        """
+        from txt2img.system.stream_plan import plan_stream
+
+        room = None if self.mode == "none" and self.limit is None else self.room()
+        if room is None or self.mode == "none":
+            return room
+        from txt2img.system.device.streaming import sizes_of
+
+        sizes = sizes_of(network)
+        is_whole = not blocks_of(network) or next(network.parameters()).dtype != torch.float32
+        whole = sum(weight.size for weight in sizes.values())
+        return room - (whole if is_whole else plan_stream(sizes, blocks_of(network)).least)
+
+    def _plans(self, part: str, network: nn.Module, needed: int) -> "Plans":
+        """The plans of a part's networks, if they come block by block."""
+        from txt2img.system.device.streaming import sizes_of
+
+        networks = [one for one in getattr(network, "encoders", (network,)) if blocks_of(one)]
+        room, always = self.room(needed), self.mode == "sequential" and part == "network"
+        if part == "vae" and next(network.parameters()).dtype != torch.float32:
+            return {}  # it may have to be widened while it is in use
+        if not networks or not (always or room is not None):
+            return {}
+        sizes = {one: sizes_of(one) for one in networks}
+        total = sum(weight.size for own in sizes.values() for weight in own.values())
+        if not always and room is not None and total <= room:
+            return {}
+        from txt2img.system.stream_plan import plan_stream
+
+        if room is None:
+            return {one: plan_stream(sizes[one], blocks_of(one)) for one in networks}
+        leasts = {one: plan_stream(sizes[one], blocks_of(one), 0).least for one in networks}
+        if part == "vae":  # what it computes with can be made smaller still
+            room = max(room, plan_stream(sizes[network], blocks_of(network)).least)
+        left = room - sum(leasts.values())
+        if left < 0:
+            self._refuse(part, -left)
+        plans = {}
+        for one in networks:
+            plans[one] = plan_stream(sizes[one], blocks_of(one), leasts[one] + left)
+            left -= plans[one].most - leasts[one]
+        return plans
+
+    def _streamed(self, network: nn.Module, plan: "StreamPlan") -> AbstractContextManager[None]:
+        from txt2img.system.device.streaming import Waiting, streamed
+
+        assert self.device is not None
+        source = Waiting(network, self.lazy_readers.get(network))
+        return streamed(network, self.device, plan, source, self.arrived)
+
+    def _refuse(self, part: str, missing: int) -> None:
+        """Raise for weights that no plan fits into memory."""
+        what = {"text": "the text encoders", "network": "the network"}.get(part, f"the {part}")
+        if self.limit is not None:
+            raise BadRequest(
+                f"--max-memory {format_size(self.limit)} is too little for {what}, even layer by "
+                f"layer; the least that works is {format_size(_rounded(self.limit + missing))}"
+            )
+        raise OutOfMemory(
+            f"{format_size(_rounded(missing))} of memory more is needed for {what}, even layer by "
+            "layer; free some, or choose a smaller size or another model"
+        )
+
+
+def blocks_of(network: nn.Module) -> Sequence[str]:
+    """The names of a network's lists whose items are its blocks, which its config knows."""
+    lists: Sequence[str] = getattr(getattr(network, "config", None), "block_lists", ())
+    return lists
+
 
 def choose_mode(
-    mode: str, device: torch.device, sizes: Mapping[str, int], free: int | None
+    mode: str,
+    device: torch.device,
+    sizes: Mapping[str, int],
+    free: int | None,
+    limit: int | None = None,
 ) -> tuple[str, str]:
     """The mode for parts of these sizes in bytes, and a line about it, empty if it is "none".
 
-    BadRequest.
+    `free` bytes include what `limit`, of --max-memory, allows. BadRequest.
     """
     if mode not in MODES:
         raise BadRequest(f"--offload {shown(mode)}; choose from {', '.join(MODES)}")
-    if device.type == "cpu":
-        return "none", NO_CARD if mode in MODE_TEXT else ""
     is_auto = mode == "auto"
     if is_auto:
-        mode = fitting(sizes, free)
+        mode = fitting(sizes, free, CPU_ROOM if device.type == "cpu" else ROOM)
     if mode == "none":
         return mode, ""
-    line = f"Offload: {MODE_TEXT[mode].format(device.type)}"
-    if is_auto and free is not None:
-        weights = sum(sizes.values())
-        line += f" ({format_size(weights)} of weights, {format_size(free)} free)"
+    way = "from its file" if device.type == "cpu" else f"to {device.type}"
+    line = f"Offload: {MODE_TEXT[mode].format(way)}"
+    if free is not None and (is_auto or limit is not None):
+        have = f"{format_size(max(free, 0))} free"
+        if limit is not None:
+            have = f"--max-memory {format_size(limit)}"
+        line += f" ({format_size(sum(sizes.values()))} of weights, {have})"
     return mode, line
 
 
-def fitting(sizes: Mapping[str, int], free: int | None) -> str:
-    """The fastest mode that leaves ROOM on a GPU."""
-    if free is None or sum(sizes.values()) + ROOM <= free:
+def fitting(sizes: Mapping[str, int], free: int | None, room: int = ROOM) -> str:
+    """The fastest mode that leaves `room` bytes of a device's memory."""
+    if free is None or sum(sizes.values()) + room <= free:
         return "none"
-    return "model" if max(sizes.values()) + ROOM <= free else "sequential"
+    return "model" if max(sizes.values()) + room <= free else "sequential"
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -100,6 +224,24 @@ def free_memory(device: torch.device) -> int | None:
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def free_for(device: torch.device, limit: int | None) -> int | None:
+    """The free bytes of a device's memory, on a CPU of main memory, within a limit.
+
+    None if unknown.
+    """
+    free = resources.available() if device.type == "cpu" else free_memory(device)
+    if limit is None or (free is None and device.type != "cuda"):
+        return free
+    return min(free or 0, limit - in_use(device))
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes of memory in use on a CUDA card, or by this process; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return resources.resident()
 
 
 @contextmanager
@@ -119,21 +261,6 @@ def moved(network: nn.Module, device: torch.device) -> Iterator[None]:
             table[name] = own.get(id(value), value)
 
 
-@contextmanager
-def by_layers(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move each layer's weights to a device while it computes, by accelerate."""
-    from accelerate import cpu_offload
-    from accelerate.hooks import remove_hook_from_submodules
-
-    with torch.inference_mode(False):
-        cpu_offload(network, device)
-    try:
-        yield
-    finally:
-        with torch.inference_mode(False):
-            remove_hook_from_submodules(network)
-
-
 def at(value: Tensor, device: torch.device) -> Tensor:
     """Copy a weight or buffer to a device, a Parameter as a Parameter."""
     there = value.detach().to(device)
@@ -150,21 +277,27 @@ def tensors(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Tensor], s
                     yield table, name, value
 
 
-def materialise(network: nn.Module, read: Read) -> dict[str, nn.Parameter]:
-    """Read the weights that a network lacks, and its buffers, which stay. Returns them by name."""
+def materialise(network: nn.Module, reader: Reader) -> dict[str, Tensor]:
+    """Read the weights and buffers that a network lacks. Returns them by name."""
     missing = [name for name, value in network.state_dict().items() if value.is_meta]
     if missing:
         with torch.inference_mode(False):
-            network.load_state_dict(dict(read(missing)), strict=False, assign=True)
+            network.load_state_dict(dict(reader.read(missing)), strict=False, assign=True)
             network.requires_grad_(False)
-    parameters = dict(network.named_parameters())
-    return {name: parameters[name] for name in missing if name in parameters}
+    now = network.state_dict(keep_vars=True)
+    return {name: now[name] for name in missing}
 
 
-def dematerialise(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+def dematerialise(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Replace weights by empty ones on the meta device, unless they were replaced meanwhile."""
-    for name, weight in weights.items():
-        owner, _, attribute = name.rpartition(".")
-        table = network.get_submodule(owner)._parameters
-        if table[attribute] is weight:
-            table[attribute] = nn.Parameter(weight.detach().to("meta"), requires_grad=False)
+    held = {id(value): value for value in weights.values()}
+    for table, name, value in tensors(network):
+        if id(value) in held:
+            empty = value.detach().to("meta")
+            is_weight = isinstance(value, nn.Parameter)
+            table[name] = nn.Parameter(empty, requires_grad=False) if is_weight else empty
+
+
+def _rounded(size: int) -> int:
+    """A size rounded up to a tenth of a gigabyte, as sizes are told."""
+    return -(-size // ROUND) * ROUND

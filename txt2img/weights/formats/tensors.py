@@ -27,6 +27,8 @@ GGUF_DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
+DTYPES = GGUF_DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+PIECE = 2**22  # values that are cast at a time, where memory is short
 READERS = 4  # threads at most
 THREADS_PAY = 2**22  # bytes in all, from which on it is worth starting threads
 
@@ -76,6 +78,45 @@ def read(
             return dict(zip(names, pool.map(one, rows), strict=True))
     finally:
         torch.set_num_threads(threads)  # the count that threads started later inherit
+
+
+def read_into(
+    name: str, ref: TensorRef, view: Tensor, checked: bool, files: Files | None = None
+) -> None:
+    """Read a tensor into a contiguous one of its shape in main memory, of any float dtype.
+
+    What is stored so goes straight there, and what is cast in pieces, so that little memory is
+    needed besides. Raises as `read`; what goes straight there is not looked at if `checked`.
+    """
+    if DTYPES.get(ref.dtype) == view.dtype and ref.scale is None and not ref.transposed:
+        read_bytes(name, ref, view.view(-1).view(torch.uint8))
+        if not (checked or _is_finite(view)):
+            raise _not_finite(name, ref)
+        return
+    cpu = torch.device("cpu")
+    if ref.transposed or ref.swapped or not ref.shape:
+        view.copy_(read({name: ref}, cpu, view.dtype, {name}, files)[name])
+        return
+    count = max(1, PIECE // max(math.prod(ref.shape[1:]), 1))
+    for first in range(0, ref.shape[0], count):
+        part = view[first : first + count]
+        piece = ref.take(first, len(part))
+        part.copy_(read({name: piece}, cpu, view.dtype, files=files)[name])
+
+
+def read_bytes(name: str, ref: TensorRef, view: Tensor) -> None:
+    """Read a tensor's bytes, whose halves may be swapped, into (bytes,), uint8. Raises BadFile."""
+    first = (ref.rows or (0,))[0]
+    start = ref.start + (first * len(view) // ref.shape[0] if first else 0)
+    half = len(view) // 2 if ref.swapped else 0
+    try:
+        with open_regular(ref.path) as file:
+            file.seek(start)
+            counts = [file.readinto(part.numpy().data) for part in (view[half:], view[:half])]
+    except OSError as error:
+        raise broken(ref.path, error) from error
+    if sum(counts) != len(view):
+        raise _changed(name, ref)
 
 
 def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor:
