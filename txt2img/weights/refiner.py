@@ -5,6 +5,7 @@ LoRAs and embeddings apply to the first model only.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isclose
 
 from txt2img.diffusion.levels import Level, Process
