@@ -16,7 +16,7 @@ from txt2img.weights.apply_adapters import remove_adapters, resolve_adapters
 from txt2img.weights.file_kind import kind_of
 from txt2img.weights.file_summary import summarise
 from txt2img.weights.formats import safetensors_file
-from txt2img.weights.ip_adapters import encoder_for, load_networks
+from txt2img.weights.ip_adapters import load_networks
 from txt2img.weights.layouts.clip_vision import clip_vision_in
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
@@ -218,5 +218,19 @@ def test_offloaded_and_narrow_weights_give_the_same_tokens(plus: Path) -> None:
         use = resolved(model, f"{plus}:red.png").ip_adapters[0]
         with torch.inference_mode():
             got.append(_tokens(model, use, use.images[0]))
-        assert encoder_for(model, model.adapters.ip_adapters["plus"]).network is not None
     assert torch.allclose(*got, atol=1e-5)
+
+
+def test_networks_stay_in_memory_for_the_next_command(plus: Path) -> None:
+    """A worker forgets adapters after each command, but does not read the files again."""
+    model = load(str(tiny.sd1().folder), CPU)
+    loaded = []
+    for _ in range(2):
+        resolved(model, f"{plus}:red.png")
+        loaded.append(load_networks(model, model.adapters.ip_adapters["plus"]))
+        remove_adapters(model)
+    assert loaded[0][0] is loaded[1][0] and loaded[0][1] is loaded[1][1]
+    plus.touch()
+    resolved(model, f"{plus}:red.png")
+    again = load_networks(model, model.adapters.ip_adapters["plus"])
+    assert again[0] is not loaded[0][0] and again[1] is loaded[0][1]

@@ -1,11 +1,13 @@
 """IP-Adapters of a request: checked against the model, hashed, loaded when they are first used."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
+from torch import nn
 
 from txt2img.errors import BadRequest, ModelNotFound, Txt2imgError, UnknownLayout
 from txt2img.models.clip_vision import CLIPVision
@@ -14,8 +16,10 @@ from txt2img.request import Request
 from txt2img.request.ip_adapter import ImageEncoderRef, IPAdapterUse
 from txt2img.system import user_config
 from txt2img.system.device.device import Device
+from txt2img.system.device.memory import oom_as_error
 from txt2img.system.text import shown
 from txt2img.weights.control_file import find_control
+from txt2img.weights.formats.tensors import file_key
 from txt2img.weights.layouts import clip_vision, ip_adapter
 from txt2img.weights.layouts.clip_vision import SUFFIX, EncoderFile
 from txt2img.weights.layouts.ip_adapter import IPAdapterFile
@@ -24,8 +28,11 @@ from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.find import list_models
 from txt2img.weights.registry.hashes import model_hash
 
+Network = TypeVar("Network", bound=nn.Module)
+
 # Names of image encoders in folders of models, as h94, ComfyUI and A1111 call them.
 ENCODERS = re.compile(r"image.?encoder|clip.?vi[st]|clip_[hg]\b", re.IGNORECASE)
+KEPT = 4  # networks
 BESIDE = ("image_encoder", "../image_encoder", "../models/image_encoder", "../clip_vision")
 
 
@@ -120,24 +127,40 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
-@torch.inference_mode(False)
 def load_networks(model: Model, adapter: IPAdapterFile) -> tuple[IPAdapter, CLIPVision]:
-    """An IP-Adapter's network and its encoder's, loaded once. BadFile, MissingWeights."""
-    encoder, memory = encoder_for(model, adapter), model.memory
-    if adapter.network is None:
-        dtype = next(model.network.parameters()).dtype
-        device = Device(device_of(model), dtype)
-        network = build_network(
-            lambda: IPAdapter(adapter.config), adapter.path.name, adapter.component, device
-        )
-        load_component(network, "unet", adapter.component, device, memory.placement)
-        adapter.network = network
-    if encoder.network is None:
-        dtype = next(model.text.encoders[0].parameters()).dtype
-        device = Device(device_of(model), dtype, low=memory.low_memory)
-        vision = build_network(
-            lambda: CLIPVision(encoder.config), encoder.path.name, encoder.component, device
-        )
-        load_component(vision, "text_encoder", encoder.component, device, memory.placement)
-        encoder.network = vision
-    return adapter.network, encoder.network
+    """An IP-Adapter's network and its encoder's, those last used from memory.
+
+    BadFile, MissingWeights, OutOfMemory.
+    """
+    encoder = encoder_for(model, adapter)
+    dtype = next(model.network.parameters()).dtype
+    own = _loaded(model, adapter, "unet", dtype, lambda: IPAdapter(adapter.config))
+    dtype = next(model.text.encoders[0].parameters()).dtype
+    vision = _loaded(model, encoder, "text_encoder", dtype, lambda: CLIPVision(encoder.config))
+    return own, vision
+
+
+@torch.inference_mode(False)
+def _loaded(
+    model: Model,
+    file: IPAdapterFile | EncoderFile,
+    part: str,
+    dtype: torch.dtype,
+    build: Callable[[], Network],
+) -> Network:
+    """The network of a file as part of a model, in a dtype; some of the last used stay in memory.
+
+    They are outside the adapters' state, so that a worker has them for the next command.
+    """
+    tensors, memory, kept = file.component.tensors, model.memory, model.image_networks
+    paths = sorted({ref.path for ref in tensors.values()})
+    key = part, dtype, *((path, file_key(path)) for path in paths)
+    if (network := kept.pop(key, None)) is None:
+        device = Device(device_of(model), dtype, low=memory.low_memory and part != "unet")
+        with oom_as_error(file.path.name):
+            network = build_network(build, file.path.name, file.component, device)
+            load_component(network, part, file.component, device, memory.placement)
+    kept[key] = network  # the last used come last
+    for old in list(kept)[:-KEPT]:
+        memory.placement.lazy_readers.pop(kept.pop(old), None)
+    return cast(Network, network)

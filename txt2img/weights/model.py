@@ -80,6 +80,7 @@ class Model:
     graphed: CudaGraphed | None = None  # the network recorded as CUDA graphs, or compiled
     refiner: "SecondStage | None" = None
     checkpoint: Checkpoint | None = None  # the files that its weights come from
+    image_networks: dict[Hashable, nn.Module] = field(default_factory=dict)  # of IP-Adapters
     prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.configs import CLIPVisionConfig, IPAdapterConfig
@@ -14,9 +13,6 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, component, first_names
-
-if TYPE_CHECKING:
-    from txt2img.models.clip_vision import CLIPVision
 
 SUFFIX = ".safetensors"
 # By the width of the states.
@@ -32,14 +28,13 @@ OPENAI_WIDTH = 1024  # ViT-L/14, whose published weights are OpenAI's
 _LEFTOVERS: key_maps.Table = {"vision_model.embeddings.position_ids": None}
 
 
-@dataclass
+@dataclass(frozen=True)
 class EncoderFile:
-    """An image encoder that was opened, and its network once it is loaded."""
+    """An image encoder that was opened: its config and tensors."""
 
     path: Path
     config: CLIPVisionConfig
     component: Component
-    network: "CLIPVision | None" = None
 
     def fits(self, adapter: IPAdapterConfig) -> bool:
         """Whether it gives what an IP-Adapter reads."""

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.configs import IPAdapterConfig, NetworkConfig, UNetConfig
@@ -12,9 +11,6 @@ from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, first_names
-
-if TYPE_CHECKING:
-    from txt2img.models.ip_adapter import IPAdapter
 
 # The names of training's own checkpoints → those of published files.
 TRAINING: key_maps.Table = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapter"}
@@ -26,14 +22,13 @@ FACE_ID = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class IPAdapterFile:
-    """An IP-Adapter that was opened, and its network once it is loaded."""
+    """An IP-Adapter that was opened: its config and tensors."""
 
     path: Path
     config: IPAdapterConfig
     component: Component
-    network: "IPAdapter | None" = None
 
 
 def open_ip_adapter(path: Path) -> IPAdapterFile:
