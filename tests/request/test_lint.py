@@ -90,8 +90,8 @@ def test_an_empty_prompt_is_told() -> None:
         (Compat.SDCPP, "[a:b:0.5]", '"[a:b:0.5]" is read as text by sdcpp\'s'),
         (Compat.A1111, "meet at 10:30", "is a weight of 30 for all of it, as in A1111"),
         (Compat.A1111, "colour #ff00aa", "A1111 drops #"),
-        (Compat.A1111, "a | b | [cat:dog:0.5]", "character 3: | outside [ ]; A1111 then reads"),
-        (Compat.A1111, "[cat|dog] (a|b)", "character 13: | outside [ ]"),
+        (Compat.A1111, "a | b | [cat:dog:0.5]", '"[cat:dog:0.5]" is text, because of a bar'),
+        (Compat.A1111, "[cat|dog] (a|b)", '"[cat|dog]" is text'),
         (Compat.A1111, "(a BREAK b:1.2)", "BREAK within brackets"),
     ],
 )

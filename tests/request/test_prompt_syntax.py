@@ -85,6 +85,46 @@ def test_schedules_are_as_a1111_documents_them(text: str, wanted: list[tuple[int
     assert schedule(text, 10) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),  # what modules/prompt_parser.py gives with lark for 10 steps
+    [
+        ("[p:q:0.3]", [(3, "p"), (10, "q")]),
+        ("[p:q:0.3]:", [(3, "p:"), (10, "q:")]),
+        ("[p:q:0.3]:)", [(10, "[p:q:0.3]:)")]),
+        ("[p:q:0.3]:) x", [(10, "[p:q:0.3]:) x")]),
+        ("[p:q:0.3] :)", [(3, "p :)"), (10, "q :)")]),
+        ("[p:q:0.3]:))", [(3, "p:))"), (10, "q:))")]),
+        ("[q:0.3]((", [(10, "[q:0.3]((")]),
+        ("[p:q:0.3](x)", [(3, "p(x)"), (10, "q(x)")]),
+        ("([p:q:0.3]))", [(10, "([p:q:0.3]))")]),
+        ("(([p:q:0.3])):", [(3, "((p)):"), (10, "((q)):")]),
+        ("([p:q:0.3] x):)", [(3, "(p x):)"), (10, "(q x):)")]),
+        ("[p:q:0.3] a|b", [(10, "[p:q:0.3] a|b")]),
+        ("[p|q] (a|b)", [(10, "[p|q] (a|b)")]),
+        ("[p|q:0.3]", [(10, "[p|q:0.3]")]),
+        ("[p:q:0.3] a\\", [(10, "[p:q:0.3] a\\")]),
+        (r"[p:q:0.3] \| a\\", [(3, r"p \| a\\"), (10, r"q \| a\\")]),
+        ("[p:q:0.3]:: [a:b:0.3]", [(3, "[p:q:0.3]:: a"), (10, "[p:q:0.3]:: b")]),
+        ("[a:[p:q:0.3]:0.6]:)", [(3, "[a:p:0.6]:)"), (10, "[a:q:0.6]:)")]),
+        ("a [unbalanced [p:q:0.3]", [(3, "a [unbalanced p"), (10, "a [unbalanced q")]),
+    ],
+)
+def test_malformed_brackets_are_read_as_a1111_reads_them(
+    text: str, wanted: list[tuple[int, str]]
+) -> None:
+    assert schedule(text, 10, strict=True) == wanted
+
+
+def test_strict_brackets_of_great_number_come_to_an_end() -> None:
+    for text in (
+        "[a:b:0.5]" * 6000,
+        "[a:b:0.5]:" * 6000,
+        "([" * 30_000,
+        "[a:b:0.5]" + ")" * 60_000,
+    ):
+        assert schedule(text, 2, strict=True)
+
+
 def test_many_brackets_are_read_in_little_time() -> None:
     for text in ("[" * 20_000, "[" * 20_000 + "]" * 20_000, "(" * 20_000 + ")" * 20_000):
         assert schedule(text, 5) == [(5, text)]

@@ -213,7 +213,7 @@ def _texts(prompt: str, rules: Rules, steps: int, is_positive: bool) -> Iterator
         yield prompt
         return
     for _, part in split_and(prompt, rules.trailing_weight) if is_positive else [(1.0, prompt)]:
-        edits = dict.fromkeys(text for _, text in schedule(part, steps))
+        edits = dict.fromkeys(text for _, text in schedule(part, steps, rules.strict_edits))
         yield from islice(edits, TEXTS_MAX)
 
 

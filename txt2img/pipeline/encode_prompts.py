@@ -115,7 +115,8 @@ def schedules_of(request: Request, rules: Rules) -> list[list[tuple[int, str]]]:
     prompts = [prompt for _, prompt in and_parts(request, rules)] + [request.negative]
     if not rules.prompt_editing:
         return [[(1, prompt)] for prompt in prompts]
-    return [list(prompt_syntax.schedule(prompt, request.steps or 1)) for prompt in prompts]
+    steps, strict = request.steps or 1, rules.strict_edits
+    return [list(prompt_syntax.schedule(prompt, steps, strict)) for prompt in prompts]
 
 
 def and_parts(request: Request, rules: Rules) -> list[tuple[float, str]]:

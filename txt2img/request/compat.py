@@ -66,6 +66,7 @@ class Rules:
     unit_variance_if_leading: bool = False  # all samplers do with the schedule leading
     unit_variance_at_top: bool = False  # all samplers do from the table's noisiest entry
     prompt_editing: bool = False  # [a:b:0.5] and AND mean something
+    strict_edits: bool = False  # malformed brackets are read as A1111's parser does
     edits_one_step_late: bool = False
     trailing_weight: bool = False  # a number at a prompt's end is its weight, with or without AND
     integer_times: frozenset[Sampler] = frozenset()  # samplers whose times are rounded
@@ -86,6 +87,7 @@ A1111 = Rules(
     sde_noise="tree",  # modules/sd_samplers_kdiffusion.py: of the seed alone, without ENSD
     unit_variance=frozenset({Sampler.DDIM, Sampler.UNIPC}),
     prompt_editing=True,
+    strict_edits=True,
     edits_one_step_late=True,
     trailing_weight=True,
     old_ddim=True,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from txt2img.request.compat import Rules, rules, steps_of
-from txt2img.request.prompt_syntax import Edit, edits, schedule, spans
+from txt2img.request.prompt_syntax import Edit, edits, schedule, spans, without_loose_edits
 from txt2img.request.request import Request
 from txt2img.request.sampler_names import Compat
 from txt2img.system.text import shown
@@ -84,7 +84,7 @@ def _syntax(text: str, request: Request, is_positive: bool) -> Iterator[str]:
     if program.prompt_editing and is_positive and request.compat in A1111_LIKE:
         yield from _a1111_pitfalls(text)
     if program.prompt_editing:
-        for edit in edits(text):
+        for edit in edits(text, program.strict_edits):
             yield from _unreachable_edits(edit, request.steps or 1)
     yield from _weights(text, request, program)
     yield from _tags(text, is_positive)
@@ -124,29 +124,12 @@ def _a1111_pitfalls(text: str) -> Iterator[str]:
     """Syntax that surprises in A1111, or differs from it here."""
     if _BREAK_INSIDE.search(text):
         yield ": BREAK within brackets, which A1111 reads as a word, begins a new chunk here"
-    if "|" in text and _EDIT.search(text) and (place := _stray_bar(text)):
-        yield (
-            f", character {place}: | outside [ ]; A1111 then reads every [a:b:0.5] and [a|b] as "
-            "text, which change here"
-        )
+    if (mark := _EDIT.search(text)) and mark[0] not in without_loose_edits(text):
+        yield f": {_piece(mark[0])} is text, because of a bar or bracket that A1111 cannot place"
     if "#" in text:
         yield ": A1111 drops # and the rest of its line, which is drawn here"
     if (mark := _SUFFIX.search(text)) and not _AND.search(text):
         yield f": {_piece(mark[0])} at its end is a weight of {mark[1]} for all of it, as in A1111"
-
-
-def _stray_bar(text: str) -> int:
-    """The first bar that is not in square brackets, counted from 1; 0 if there is none."""
-    opened: list[str] = []
-    for mark in re.finditer(r"\\.|[()\[\]|]", text, re.DOTALL):
-        sign = mark[0]
-        if sign in "([":
-            opened.append(sign)
-        elif sign in ")]" and opened:
-            opened.pop()
-        elif sign == "|" and opened[-1:] != ["["]:
-            return mark.start() + 1
-    return 0
 
 
 def _unreachable_edits(edit: Edit, steps: int) -> Iterator[str]:
@@ -164,7 +147,8 @@ def _weights(text: str, request: Request, program: Rules) -> Iterator[str]:
     """Weights far from 1."""
     texts = [text]
     if program.prompt_editing:
-        texts = [words for _, words in schedule(text, request.steps or 1)]
+        edited = schedule(text, request.steps or 1, program.strict_edits)
+        texts = [words for _, words in edited]
     unusual = {
         (span.text.strip(" ,"), span.weight): None  # a dict keeps the order
         for words in islice(dict.fromkeys(texts), TEXTS_MAX)

@@ -168,23 +168,86 @@ def _pairs(text: str, signs: str) -> dict[int, int]:
     return pairs
 
 
-def schedule(text: str, steps: int) -> list[tuple[int, str]]:
-    """The texts of a prompt with `[before:after:when]` and `[a|b]`, each with its last step."""
-    return list(_schedule(text, steps)) if "[" in text else [(steps, text)]
+def schedule(text: str, steps: int, strict: bool = False) -> list[tuple[int, str]]:
+    """The texts of a prompt with `[before:after:when]` and `[a|b]`, each with its last step.
+
+    `strict` reads malformed brackets as A1111's parser does.
+    """
+    return list(_schedule(text, steps, strict)) if "[" in text else [(steps, text)]
 
 
 @lru_cache(maxsize=4)  # a prompt is checked, its tokens counted, then drawn
-def _schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
-    parts = _parse(text)
+def _schedule(text: str, steps: int, strict: bool) -> tuple[tuple[int, str], ...]:
+    parts = _parse(without_loose_edits(text) if strict else text)
     ends = sorted({steps, *_ends(parts, steps)})
-    texts = [(end, "".join(_at(parts, end, steps))) for end in ends]
+    texts = [(end, "".join(_at(parts, end, steps)).translate(_SHOWN)) for end in ends]
     runs = groupby(texts, key=lambda pair: pair[1])
     return tuple((list(run)[-1][0], words) for words, run in runs)
 
 
-def edits(text: str) -> Iterator[Edit]:
+def edits(text: str, strict: bool = False) -> Iterator[Edit]:
     """The edits `[before:after:when]` of a prompt, each before those inside it."""
+    text = without_loose_edits(text) if strict else text
     return _edits(_parse(text)) if "[" in text else iter(())
+
+
+# Brackets that A1111 reads as text, while a prompt is parsed.
+_HIDDEN = {"[": "\ue000", "]": "\ue001"}
+_SHOWN = {ord(hidden): sign for sign, hidden in _HIDDEN.items()}
+
+
+def without_loose_edits(text: str) -> str:
+    """A text with the brackets hidden that are no edits for A1111's parser (lark, Earley).
+
+    A bar outside of square brackets or a backslash at the end make it give up on all of them. A
+    loose sign after an edit, or more of them, may be read together with its brackets: that is so if
+    their number and that of the brackets that end with the edit are even together.
+    """
+    pairs, inside, loose = _structure(text)
+    hidden = set[int]()
+    backslashes = len(text) - len(text.rstrip("\\"))
+    if backslashes % 2 or any(text[place] == "|" for place in loose):
+        hidden = {place for pair in pairs.items() for place in pair if text[place] in "[]"}
+    reach = -1
+    for start, end in sorted(pairs.items()) if not hidden else ():
+        enclosed, reach = start < reach, max(reach, end)
+        if text[start] == "[" and ":" in inside[start]:
+            depth, at = 0, end + 1
+            outer = start - 1
+            while pairs.get(outer) == at:
+                depth, at, outer = depth + 1, at + 1, outer - 1
+            count = 0
+            while at + count in loose:
+                count += 1
+            if count and not (depth + count) % 2 and (depth or not enclosed):
+                hidden |= {start, end}
+    return "".join(_HIDDEN[c] if i in hidden else c for i, c in enumerate(text))
+
+
+def _structure(text: str) -> tuple[dict[int, int], dict[int, set[str]], set[int]]:
+    """Brackets of a text: the pairs, the colons and bars right inside each, and the loose signs."""
+    pairs: dict[int, int] = {}
+    inside: dict[int, set[str]] = {}
+    loose: set[int] = set()
+    opened: list[tuple[int, list[int]]] = [(-1, [])]  # places of brackets, and signs inside
+    for mark in re.finditer(r"\\.|[()\[\]:|]", text, re.DOTALL):
+        sign, place = mark[0], mark.start()
+        if sign in "([":
+            opened.append((place, []))
+        elif sign in ":|":
+            opened[-1][1].append(place)
+        elif sign in ")]":
+            start, signs = opened[-1]
+            if start >= 0 and text[start] + sign in ("()", "[]"):
+                opened.pop()
+                pairs[start], inside[start] = place, {text[i] for i in signs}
+                if "|" in inside[start] and (sign == ")" or ":" in inside[start]):
+                    loose |= {*signs}
+            else:  # what is open cannot be closed any more
+                loose |= {place, *(i for first, signs in opened for i in (first, *signs))} - {-1}
+                opened = [(-1, [])]
+    loose |= {i for first, signs in opened for i in (first, *signs)} - {-1}
+    return pairs, inside, loose
 
 
 def _edits(parts: Sequence[Part]) -> Iterator[Edit]:

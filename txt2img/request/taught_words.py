@@ -196,7 +196,8 @@ def _texts(request: Request) -> list[str]:
     program = rules(request)
     texts = [request.prompt]
     if program.prompt_editing:
-        texts = [text for _, text in schedule(request.prompt, request.steps or 1)]
+        edited = schedule(request.prompt, request.steps or 1, program.strict_edits)
+        texts = [text for _, text in edited]
     texts = [_OPERATOR.sub(" ", text) for text in dict.fromkeys(texts)]
     return [span.text for text in texts for span in spans(text, program.prompt.grammar)]
 
