@@ -75,7 +75,8 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     require_address_space()
     # What can fail does before torch is imported, which takes long.
     find_model(batch.model)
-    has_files = batch.library.loras or batch.library.embeddings or batch.library.vae
+    library = batch.library
+    has_files = library.loras or library.embeddings or library.vae or library.controls
     if has_files or batch.model != "default":
         from txt2img.weights.file_summary import check_library
 

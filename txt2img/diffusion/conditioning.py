@@ -38,6 +38,8 @@ class Cond:
     guidance: Tensor | None = None  # the guidance scale that a network embeds, (B,)
     references: tuple[Tensor, ...] = ()  # latents of pictures to draw from, each (B, C, h, w)
     image_prompts: tuple[ImagePrompt, ...] = ()  # of IP-Adapters
+    residuals: tuple[Tensor, ...] = ()  # of ControlNets: for each skip connection, then the middle
+    negatives: int = 0  # how many rows, the first, are of negative prompts
 
     def join(self, other: "Cond") -> "Cond":
         """Batch both, this one first; a tensor that either lacks is left out."""
@@ -49,7 +51,14 @@ class Cond:
             cat(self.guidance, other.guidance),
             tuple(map(torch.cat, zip(self.references, other.references, strict=False))),
             tuple(a.join(b) for a, b in zip(self.image_prompts, other.image_prompts, strict=True)),
+            negatives=self.negatives + other.negatives * (self.negatives == len(self.tokens)),
         )
+
+    def rows_from(self, start: int) -> "Cond":
+        """The texts of the rows from one on."""
+        pooled = None if self.pooled is None else self.pooled[start:]
+        size_ids = None if self.size_ids is None else self.size_ids[start:]
+        return Cond(self.tokens[start:], pooled, size_ids)
 
     def zeroed(self) -> "Cond":
         """Zero the text embeddings: what SDXL learned instead of an empty prompt."""
@@ -99,6 +108,7 @@ class Cond:
             _moved(self.guidance, device),
             tuple(part.to(device) for part in self.references),
             tuple(part.to(device) for part in self.image_prompts),
+            negatives=self.negatives,
         )
 
 

@@ -14,6 +14,8 @@ from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import Prediction
 
 Denoise = Callable[[Tensor, Level], Tensor]  # x, level → x0
+# x, times, level, condition, whether deep features are cached → the condition with residuals
+Control = Callable[[Tensor, Tensor, Level, Cond, bool], Cond]
 GuidanceScale = float | Callable[[Level], float]  # one for all levels, or each its own
 
 
@@ -36,6 +38,7 @@ class Predictor:
     prediction: Prediction
     whole_times: bool = False  # round the times that the network sees
     deepcache: DeepCache | None = None  # for one picture, or several that are always in one batch
+    control: Control | None = None
 
     def output(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """Raw network output for x (B, C, H, W), cond (N·B): (N·B, C, H, W), float32."""
@@ -47,7 +50,11 @@ class Predictor:
             time = float(round(time))
         times = torch.full((len(x),), time, device=x.device)
         features = () if self.deepcache is None else (self.deepcache.at(level, cond),)
-        return self.network(x.to(dtype), times, cond.to(dtype), *features).float()
+        x, cond = x.to(dtype), cond.to(dtype)
+        if self.control is not None:
+            is_cached = any(one.features is not None for one in features)
+            cond = self.control(x, times, level, cond, is_cached)
+        return self.network(x, times, cond, *features).float()
 
     @cached_property
     def _dtype_and_sharing(self) -> tuple[torch.dtype, bool]:

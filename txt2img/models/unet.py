@@ -5,6 +5,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -177,6 +178,13 @@ class UpBlock(nn.Module):
         return x
 
 
+def added(x: Tensor, residual: Tensor) -> Tensor:
+    """The sum of two maps, of which either may be there once for all texts."""
+    if len(x) < len(residual):
+        return repeat_to_batch(x, residual) + residual
+    return x + repeat_to_batch(residual, x)
+
+
 def _resnet(config: UNetConfig, channels: int, out: int) -> ResnetBlock:
     return ResnetBlock(channels, out, config.groups, 1e-5, config.time_width)
 
@@ -185,16 +193,14 @@ def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.M
     return nn.ModuleList(SpatialTransformer(config, level, depth) for depth in depths)
 
 
-class UNet(nn.Module):
-    """Latent x (B, C, H, W), time (B,), text → predicted noise (B, C', H, W).
+class UNetEncoder(nn.Module):
+    """First half of a U-Net, which a ControlNet copies: embeddings, the way down, the middle.
 
     With N·B texts, latents are repeated N times, but only at the first cross-attention: layers
     before it are computed once.
     """
 
     broadcasts_latents = True
-    merging = 0.0
-    tile: Tile | None = None  # the axes of circular padding (seamless.py)
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -208,9 +214,6 @@ class UNet(nn.Module):
         self.add_embedding = TimeEmbedding(added, config.time_width) if added else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
         self.mid_block = MidBlock(config) if config.middle != "none" else None
-        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
-        self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
-        self.conv_out = Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def added_cond(self, cond: Cond) -> Tensor:
         """Features of SDXL's pooled text and size ids: (B, pooled + sizes · size_width)."""
@@ -224,6 +227,40 @@ class UNet(nn.Module):
             return None
         assert cond.guidance is not None
         return scale_features(cond.guidance, self.config.scale_width)
+
+    def embed(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The embedding (B, 4·channels) of time, and of all else but tokens, in x's dtype."""
+        features = time_features(time, self.config.channels[0])
+        guidance = self.guidance_features(cond)
+        guidance = None if guidance is None else guidance.to(x.dtype)
+        embedding: Tensor = self.time_embedding(features.to(x.dtype), guidance)
+        if self.add_embedding is not None:
+            embedding = embedding + self.add_embedding(self.added_cond(cond).to(x.dtype))
+        return embedding
+
+    def encode(self, x: Tensor, embedding: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The middle's output, and the skip connections, of the first convolution's output x."""
+        skips = [x]
+        for down in self.down_blocks:
+            x, more = down(x, embedding, tokens)
+            skips += more
+        if self.mid_block is not None:
+            x = self.mid_block(x, embedding, tokens)
+        return x, skips
+
+
+class UNet(UNetEncoder):
+    """Latent x (B, C, H, W), time (B,), text → predicted noise (B, C', H, W)."""
+
+    merging = 0.0
+    tile: Tile | None = None  # the axes of circular padding (seamless.py)
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        levels = reversed(range(len(config.channels)))
+        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in levels)
+        self.conv_norm_out = nn.GroupNorm(config.groups, config.channels[0], eps=1e-5)
+        self.conv_out = Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def merge_tokens(self, ratio: float) -> None:
         """Set the share of tokens to merge in the largest maps with attention; 0: none.
@@ -271,28 +308,28 @@ class UNet(nn.Module):
             x, time = repeat_to_batch(x, tokens), repeat_to_batch(time, tokens)
         if cond.extra_channels is not None:
             x = torch.cat([x, cond.extra_channels.to(x.dtype)], dim=1)
-        features = time_features(time, self.config.channels[0])
-        guidance = self.guidance_features(cond)
-        guidance = None if guidance is None else guidance.to(x.dtype)
-        embedding = self.time_embedding(features.to(x.dtype), guidance)  # (B, 4·channels)
-        if self.add_embedding is not None:
-            embedding = embedding + self.add_embedding(self.added_cond(cond).to(x.dtype))
+        embedding = self.embed(x, time, cond)
         x = self.conv_in(x)
         cache = FeatureCache() if cache is None else cache
         if cache.features is None:
-            cache.features = self.deep_features(x, embedding, tokens)
+            cache.features = self.deep_features(x, embedding, tokens, cond.residuals)
+        if cond.residuals:
+            x = added(x, cond.residuals[0])
         x = self.up_blocks[-1](cache.features, [x], embedding, tokens, slice(-1, None))
         out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return repeat_to_batch(out, tokens)
 
-    def deep_features(self, x: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
-        """Input of the last layer on the way up, but for its skip connection: (N·B, C', H, W)."""
-        skips = [x]
-        for down in self.down_blocks:
-            x, more = down(x, embedding, tokens)
-            skips += more
-        if self.mid_block is not None:
-            x = self.mid_block(x, embedding, tokens)
+    def deep_features(
+        self, x: Tensor, embedding: Tensor, tokens: Tensor, residuals: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Input of the last layer on the way up, but for its skip connection: (N·B, C', H, W).
+
+        Residuals of ControlNets are added to the skip connections and, the last, to the middle.
+        """
+        x, skips = self.encode(x, embedding, tokens)
+        if residuals:
+            skips = [added(skip, one) for skip, one in zip(skips, residuals[:-1], strict=True)]
+            x = added(x, residuals[-1])
         *ups, last = self.up_blocks
         for up in ups:
             x = up(x, skips, embedding, tokens)

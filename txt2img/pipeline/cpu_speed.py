@@ -26,8 +26,13 @@ LAYOUT = "{} layout"  # in records where it is not the fastest: its sums are rou
 SLOWER = "Little memory is free: the {network} runs in a slower way that takes {size} less"
 
 
-def prepare_network(model: Model, request: Request, latent: tuple[int, int, int]) -> None:
-    """Optimise the network for a filled request's steps, on latents of this shape.
+def prepare_network(
+    model: Model,
+    request: Request,
+    latent: tuple[int, int, int],
+    networks: Sequence[nn.Module] = (),
+) -> None:
+    """Optimise the network, or all `networks`, for a filled request's steps and latents' shape.
 
     A transformer stays plain: all of it is matrices, and packed copies would be a twentieth faster
     and take as much memory as it does.
@@ -35,22 +40,23 @@ def prepare_network(model: Model, request: Request, latent: tuple[int, int, int]
     if model.family.network.component == "transformer":
         return
     evaluations = (request.steps or 1) * (request.sampler.evaluations if request.sampler else 1)
-    label = model.family.network.label
-    plan = _choose_plan(model, label, model.network, latent[1:], evaluations)
-    optimize(model.network, plan, request.token_merging or 0.0)
+    label, networks = model.family.network.label, networks or [model.network]
+    plan = _choose_plan(model, label, networks, latent[1:], evaluations)
+    for network in networks:
+        optimize(network, plan, request.token_merging or 0.0)
 
 
 def prepare_vae(model: Model, size: Sequence[int]) -> None:
     """Optimise the VAE for pictures of so many pixels, height and width."""
     height, width = size
-    optimize(model.vae, _choose_plan(model, "vae", model.vae, (height, width), 1))
+    optimize(model.vae, _choose_plan(model, "vae", [model.vae], (height, width), 1))
 
 
 def _choose_plan(
-    model: Model, name: str, network: nn.Module, size: tuple[int, int], evaluations: int
+    model: Model, name: str, networks: Sequence[nn.Module], size: tuple[int, int], evaluations: int
 ) -> CpuPlan | None:
     """The best plan that memory allows, with a warning if not the best; None for plain torch."""
-    memory, first = model.memory, next(network.parameters())
+    memory, first = model.memory, next(networks[0].parameters())
     memory.used.pop(LAYOUT.format(name), None)
     slow_dtype = first.dtype == torch.bfloat16 and not has_bf16(first.device)
     if slow_dtype or first.device.type != "cpu":
@@ -66,7 +72,8 @@ def _choose_plan(
     budget = memory.cpu_budget * (1 - NETWORK if name == "vae" else NETWORK)
     best = CpuPlan(evaluations)
     cheaper = replace(best, pack=False), replace(best, winograd_side=LARGE, pack=False)
-    needs = {p: bytes_needed(network, *size, p) for p in (best, *cheaper)}
+    plans = (best, *cheaper)
+    needs = {p: sum(bytes_needed(one, *size, p) for one in networks) for p in plans}
     plan = next((p for p, bytes_ in needs.items() if bytes_ <= budget), None)
     if plan is best:
         resources.keep_heap()

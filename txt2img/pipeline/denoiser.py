@@ -16,6 +16,7 @@ from torch import Tensor
 from txt2img.diffusion.conditioning import CondAt, ScheduledCond, batched_conds, over_time
 from txt2img.diffusion.deepcache import DeepCache
 from txt2img.diffusion.guidance import (
+    Control,
     Denoise,
     GuidanceScale,
     Predictor,
@@ -48,8 +49,10 @@ def denoiser(
     levels: Sequence[Level],
     device: torch.device,
     extra: Tensor | None = None,  # the images' channels beside the latent's
+    control: Control | None = None,
 ) -> Denoise:
     """Build x, level → x0 for images drawn together: guidance, DeepCache, fallbacks."""
+    conds = conds if control is None else with_negatives_marked(conds)
     request, blind = requests[0], list[ImageConds]()
     conds = with_ip_adapters(model, request, rules, conds, len(levels) - 1)
     if extra is not None:
@@ -62,7 +65,7 @@ def denoiser(
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
         cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
-        own = replace(predictor(model, request, rules, device), deepcache=cache)
+        own = replace(predictor(model, request, rules, device), deepcache=cache, control=control)
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
         negative, scale = cond_at(part, -1), guidance_scale(model.family, request, own.process)
@@ -138,6 +141,15 @@ def with_extra(conds: Sequence[ImageConds], extra: Tensor) -> list[ImageConds]:
 
     parts = zip(conds, extra.split(1), strict=True)
     return [tuple(one(scheduled, own) for scheduled in image) for image, own in parts]
+
+
+def with_negatives_marked(conds: Sequence[ImageConds]) -> list[ImageConds]:
+    """Each image's conditions, its negative's rows marked as such: controls may spare them."""
+
+    def marked(scheduled: ScheduledCond) -> ScheduledCond:
+        return [(until, replace(cond, negatives=len(cond.tokens))) for until, cond in scheduled]
+
+    return [(*image[:-1], marked(image[-1])) for image in conds]
 
 
 def guidance_scale(family: Family, request: Request, process: Process) -> GuidanceScale:

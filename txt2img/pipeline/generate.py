@@ -12,9 +12,9 @@ from functools import cache, partial
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from txt2img.diffusion.guidance import Denoise, switch
+from txt2img.diffusion.guidance import Control, Denoise, switch
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, strided
@@ -137,12 +137,11 @@ def prepare(
     requests: Sequence[Request],
     device: torch.device | None = None,
     init: InitImage | None = None,
-    rules: Rules | None = None,
+    rules: Rules | None = None,  # others than the requests'
 ) -> Job:
     """Prepare filled requests of one batch key for sampling, on `device` or where the model is.
 
-    `init` is what they begin from, if it is encoded already; `rules` are others than the requests'.
-    BadRequest, BadFile, OutOfMemory.
+    `init` is what they begin from, if it is encoded already. BadRequest, BadFile, OutOfMemory.
     """
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
@@ -166,12 +165,24 @@ def prepare(
         init = init or init_image(model, requests, rules, latent, device)
         from_noise = init.latent is None or starts_from_noise(model, first, rules, init.has_mask)
 
-    # 3. Network and conditions → a denoiser.
-    process = model.family.process.build()
-    denoise = denoiser(model, requests, rules, conds, levels, device, init.extra if init else None)
+    # 3. Network, conditions and ControlNets → a denoiser.
+    process, control = model.family.process.build(), control_of(model, first, rules, levels)
+    extra = init.extra if init else None
+    denoise = denoiser(model, requests, rules, conds, levels, device, extra, control)
     scales = initial_noise_scale(process, first, rules, top, from_noise), init, top.alpha
     job = Job(tuple(requests), rules, process, levels, denoise, latent, device, *scales)
     return replace(job, init_scale=0.0) if from_noise else job
+
+
+def control_of(
+    model: Model, request: Request, rules: Rules, levels: Sequence[Level]
+) -> Control | None:
+    """What the ControlNets of filled requests like this one add to each pass; None without any."""
+    if not request.controls:
+        return None
+    from txt2img.pipeline.control import controls_of
+
+    return controls_of(model, request, rules, levels)
 
 
 def conditions(model: Model, requests: Sequence[Request], rules: Rules) -> list[ImageConds]:
@@ -314,18 +325,19 @@ def ready_to_draw(
     model: Model, job: Job, device: torch.device, dtype: torch.dtype
 ) -> Iterator[None]:
     """Place the network on a device, in a dtype, and optimise it for a job."""
-    placement, network = model.memory.placement, model.network
-    own = device_of(model), next(network.parameters()).dtype
+    placement, networks = model.memory.placement, networks_of(model, job.requests[0])
+    own = device_of(model), next(model.network.parameters()).dtype
     with ExitStack() as stack:
-        if (device, dtype) == own:
-            needed = partial(network_bytes, model, job)
-            stack.enter_context(placement.using("network", network, needed))
-        else:
-            stack.enter_context(placement.materialised(network))
-            stack.enter_context(moved_to(network, device, dtype))
-        cpu_speed.prepare_network(model, job.requests[0], job.latent)
-        if tile := job.requests[0].tile:
-            stack.enter_context(seamless(network, tile))
+        for network in reversed(networks):  # the model's takes what room the others leave
+            if (device, dtype) == own:
+                needed = partial(network_bytes, model, job)
+                stack.enter_context(placement.using("network", network, needed))
+            else:
+                stack.enter_context(placement.materialised(network))
+                stack.enter_context(moved_to(network, device, dtype))
+        cpu_speed.prepare_network(model, job.requests[0], job.latent, networks)
+        for network in networks if job.requests[0].tile else ():
+            stack.enter_context(seamless(network, job.requests[0].tile))
         if model.graphed:
             model.graphed.drop_stale()
         yield
@@ -338,6 +350,15 @@ def network_bytes(model: Model, job: Job) -> int:
     itemsize = next(model.network.parameters()).dtype.itemsize
     cells = job.latent[1] * job.latent[2]
     return activations.of_network(model.family.network, cells, rows * images, itemsize)
+
+
+def networks_of(model: Model, request: Request) -> list[nn.Module]:
+    """The network of a model, and the ControlNets of a filled request."""
+    if not request.controls:
+        return [model.network]
+    from txt2img.weights.control import control_networks
+
+    return [model.network, *control_networks(model, request.controls)]
 
 
 def limit_queue(x: Tensor, queued: deque[torch.cuda.Event]) -> None:

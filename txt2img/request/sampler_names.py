@@ -48,7 +48,8 @@ class Name(StrEnum):
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {known[near[0]].value}?" if near else ""
         hint = cls._advice(name) or hint
-        what = f"no {cls.__name__.lower()} {shown(text)}; choose from {names}"
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+        what = f"no {kind} {shown(text)}; choose from {names}"
         raise BadRequest(f"{what}; {hint}" if hint else what)
 
     @classmethod

@@ -42,7 +42,9 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
     if resolved.controls:
-        raise BadRequest("--control: this version reads it, but does not draw with it")
+        from txt2img.weights.control import resolve_controls
+
+        resolved = resolve_controls(model, resolved)
     if resolved.ip_adapters or resolved.ip_masks:
         from txt2img.weights.ip_adapters import resolve_ip_adapters
 

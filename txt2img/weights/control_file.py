@@ -14,6 +14,7 @@ from txt2img.request.ip_adapter import OPTION as IP_ADAPTER
 from txt2img.request.ip_adapter import IPAdapterRef
 from txt2img.request.preprocess import Preprocess
 from txt2img.request.resolve import AdapterPaths, find_below
+from txt2img.system.text import shown
 from txt2img.weights.registry.find import find_by_hash, find_file, folders, model_name
 
 GENERIC = "diffusion_pytorch_model"  # the file in a diffusers folder
@@ -77,10 +78,15 @@ def find_control(ref: Ref, paths: AdapterPaths) -> Ref:
 def _find(ref: FileRef, paths: AdapterPaths, option: str) -> Path:
     try:
         return Path(find_file(option, ref.name))
-    except ModelNotFound:
+    except ModelNotFound as error:
         below = (find_below(folder, ref.name) for folder in paths.lora_folders)
         if path := next(filter(None, below), None):
             return path
         if match := find_by_hash(ref.hash):
             return match[1]
-        raise
+        if not ref.hash:
+            raise
+        raise ModelNotFound(
+            f"no file {shown(ref.name)} of the hash {ref.hash}; give it with {option}, or its "
+            "folder with --lora-dir"
+        ) from error

@@ -18,7 +18,16 @@ UPSCALERS = {
 }
 # Beginnings of tensors' names, after the prefixes of whole checkpoints.
 STARTS = {
-    "ControlNet": ("controlnet_cond_embedding.", "input_hint_block.", "control_model."),
+    "ControlLLLite": ("lllite_",),
+    "ControlNet": (
+        *(
+            "controlnet_cond_embedding.",
+            "input_hint_block.",
+            "control_model.",
+            "controlnet_blocks.",
+        ),
+        *("controlnet_x_embedder.", "lora_controlnet"),
+    ),
     "IP-Adapter": ("image_proj.", "ip_adapter."),
     "T2I-Adapter": (
         *("adapter.body.", "body.0.resnets.", "body.0.block1."),

@@ -100,6 +100,11 @@ def check_library(library: AdapterPaths, family: Family, model: str) -> None:
     for path in library.ip_adapters.values():
         file = ip_adapter.open_ip_adapter(path)
         ip_adapter.check_fits(file.config, family.network, path.name, family.name)
+    if library.controls:
+        from txt2img.weights.layouts.control import check_control
+
+        for path in library.controls.values():
+            check_control(path, family, model)
 
 
 def check_lora(path: Path, family: Family, model: str) -> None:
@@ -128,7 +133,13 @@ def check_vae(name: str, family: Family) -> None:
     open_vae(name, family.vae, hashed=False)
 
 
-_OPTIONS = {"embedding": "embedding", "VAE": "vae", "U-Net": "unet", "text encoder": "text-encoder"}
+_OPTIONS = {
+    "ControlNet": "control",
+    "embedding": "embedding",
+    "VAE": "vae",
+    "U-Net": "unet",
+    "text encoder": "text-encoder",
+}
 Details = tuple[dict[str, object], str]
 
 
@@ -233,6 +244,13 @@ def _t2i_adapter(path: Path, header: Header) -> Details:
     return {"method": method, "used": "--control"}, t2i_adapter.made_for(config)
 
 
+def _control(path: Path, header: Header) -> Details:
+    """A ControlNet's method."""
+    from txt2img.weights.layouts.control import details, family_of
+
+    return details(header.tensors), family_of(header.tensors)
+
+
 def _other(path: Path, header: Header) -> Details:
     """A network that reads text: the family of its width."""
     widths = [
@@ -251,6 +269,7 @@ _DETAILS = {
     "image encoder": _image_encoder,
     "IP-Adapter": _ip_adapter,
     "T2I-Adapter": _t2i_adapter,
+    "ControlNet": _control,
 }
 
 

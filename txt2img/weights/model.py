@@ -27,8 +27,10 @@ from txt2img.weights.families import Family
 from txt2img.weights.registry.find import SHIPPED
 
 if TYPE_CHECKING:
+    from txt2img.models.controlnet import ControlNet
     from txt2img.models.prompt_encoders import PromptEncoder
     from txt2img.weights.layouts.clip_vision import EncoderFile
+    from txt2img.weights.layouts.control import ControlFile
     from txt2img.weights.layouts.ip_adapter import IPAdapterFile
     from txt2img.weights.upscaler import Upscaler
 
@@ -49,6 +51,7 @@ class AdapterState:
     embeddings: tuple[Embedding, ...] = ()  # applied
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
     packed: list[PackedWeight] = field(default_factory=list)  # whose unpacking LoRAs change
+    control_files: "dict[str, ControlFile]" = field(default_factory=dict)  # opened, by name
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
     ip_adapters: "dict[str, IPAdapterFile]" = field(default_factory=dict)  # opened, by name
@@ -63,6 +66,15 @@ class AdapterState:
             if line not in self.warnings:
                 self.warnings.append(line)
         return actual
+
+
+@dataclass(frozen=True)
+class LoadedControl:
+    """A ControlNet's network, and the file that it is from."""
+
+    network: "ControlNet"
+    file: "ControlFile"
+    key: object  # equal as long as file and precision are the same
 
 
 @dataclass
@@ -81,6 +93,7 @@ class Model:
     refiner: "SecondStage | None" = None
     checkpoint: Checkpoint | None = None  # the files that its weights come from
     image_networks: dict[Hashable, nn.Module] = field(default_factory=dict)  # of IP-Adapters
+    controls: dict[str, LoadedControl] = field(default_factory=dict)  # the last used ones
     prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)
 
     @property

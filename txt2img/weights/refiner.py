@@ -38,9 +38,9 @@ def add_refiner(model: Model, name: str, device: Device) -> None:
 
 
 def without_adapters(requests: Sequence[Request]) -> list[Request]:
-    """The requests for the refiner itself, which has no adapters."""
+    """The requests for the refiner itself, which has no adapters and no ControlNets."""
     none = {"refiner": None, "loras": (), "embeddings": (), "vae": None}
-    return [r.changed(**none, ip_adapters=(), ip_masks=()) for r in requests]
+    return [r.changed(**none, controls=(), ip_adapters=(), ip_masks=()) for r in requests]
 
 
 def is_refiner_step(process: Process, level: Level, switch: float) -> bool:

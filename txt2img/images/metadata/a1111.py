@@ -104,7 +104,8 @@ def describe(request: Request, model: str, model_hash: str, version: str) -> Inf
     if request.controls or request.ip_adapters:
         from txt2img.images.metadata.a1111_control import control_entries
 
-        entries |= control_entries(request)
+        last = entries.pop("Version")
+        entries |= {**control_entries(request), "Version": last}
     if request.has_hires:
         entries |= hires_entries(request)
     if not request.subseed_strength:

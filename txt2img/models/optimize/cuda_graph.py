@@ -28,7 +28,8 @@ COMPILED = (
 )
 
 Outputs = tuple[Tensor, ...]  # the network's, and DeepCache features if it is to compute them
-# (whether to compute DeepCache features, x, time, features, a Cond's fields) → outputs
+Kind = tuple[bool, int]  # whether to compute DeepCache features; the number of residuals
+# (kind, x, time, features, a Cond's fields) → outputs
 FlatNetwork = Callable[..., Outputs]
 Work = Callable[[], Outputs]
 Record = Callable[[Work], tuple[Callable[[], None], Outputs]]  # work → its replay, its outputs
@@ -98,16 +99,16 @@ class CudaGraphed:
         features = None if cache is None else cache.features
         fills_cache = cache is not None and features is None
         parts = (cond.tokens, cond.pooled, cond.size_ids, cond.extra_channels, cond.guidance)
-        values = [x, time, features, *parts, *cond.references]
-        out, *computed = self._outputs(fills_cache, values)
+        values = [x, time, features, *parts, *cond.residuals, *cond.references]
+        out, *computed = self._outputs((fills_cache, len(cond.residuals)), values)
         if cache is not None and computed:
             [cache.features] = computed
         return out
 
-    def _outputs(self, fills_cache: bool, values: list[Tensor | None]) -> Outputs:
+    def _outputs(self, kind: Kind, values: list[Tensor | None]) -> Outputs:
         """Replay the recording for inputs of this shape, or make it."""
         key: Signature = (
-            fills_cache,
+            kind,
             getattr(self.network, "merging", 0.0),
             getattr(self.network, "tile", None),
             *(
@@ -116,14 +117,14 @@ class CudaGraphed:
             ),
         )
         if self.compile_cache and key not in self._compiled_shapes:
-            self._compile(fills_cache, values)
+            self._compile(kind, values)
             self._compiled_shapes.add(key)
         if self.record is None:
-            return self._flat(fills_cache, *values)
+            return self._flat(kind, *values)
         if key not in self._recordings:
-            recording = self._recorded(fills_cache, values)
+            recording = self._recorded(kind, values)
             if recording is None:
-                return self._flat(fills_cache, *values)
+                return self._flat(kind, *values)
             self._recordings[key] = recording
             if len(self._recordings) > MAX_RECORDINGS:
                 self._recordings.popitem(last=False)
@@ -132,7 +133,7 @@ class CudaGraphed:
 
     def _plain(
         self,
-        fills_cache: bool,
+        kind: Kind,
         x: Tensor,
         time: Tensor,
         features: Tensor | None,
@@ -141,10 +142,12 @@ class CudaGraphed:
         size_ids: Tensor | None,
         extra_channels: Tensor | None,
         guidance: Tensor | None,
-        *references: Tensor,
+        *more: Tensor,
     ) -> Outputs:
-        """The network as a function of tensors only."""
-        cond = Cond(tokens, pooled, size_ids, extra_channels, guidance, references)
+        """The network as a function of tensors only; `more` are residuals, then references."""
+        fills_cache, count = kind
+        parts = tokens, pooled, size_ids, extra_channels, guidance
+        cond = Cond(*parts, references=more[count:], residuals=more[:count])
         if features is None and not fills_cache:
             return (self.network(x, time, cond),)
         cache = FeatureCache(features)
@@ -152,13 +155,13 @@ class CudaGraphed:
         assert cache.features is not None
         return (out, cache.features) if fills_cache else (out,)
 
-    def _compile(self, fills_cache: bool, values: list[Tensor | None]) -> None:
+    def _compile(self, kind: Kind, values: list[Tensor | None]) -> None:
         """Compile for a shape; tell how long that took."""
         if not self._compiled:
             self._flat, self._compiled = torch.compile(self._plain, dynamic=False), True
         start = time.perf_counter()
         try:
-            self._flat(fills_cache, *values)
+            self._flat(kind, *values)
             _wait(values)
         except Exception as error:  # compilers fail with errors of many kinds
             if is_oom(error):
@@ -168,12 +171,12 @@ class CudaGraphed:
         else:
             self.warn(COMPILED.format(time.perf_counter() - start, self.compile_cache))
 
-    def _recorded(self, fills_cache: bool, values: list[Tensor | None]) -> Recording | None:
+    def _recorded(self, kind: Kind, values: list[Tensor | None]) -> Recording | None:
         """Record for a shape; None if that fails, or memory is short."""
         assert self.record is not None
         inputs = [None if value is None else value.clone() for value in values]
         try:
-            return Recording(inputs, *self.record(lambda: self._flat(fills_cache, *inputs)))
+            return Recording(inputs, *self.record(lambda: self._flat(kind, *inputs)))
         except RuntimeError as error:
             self.forget()
             if not is_oom(error):

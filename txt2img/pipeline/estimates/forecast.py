@@ -10,6 +10,7 @@ from txt2img.images.record import Origin
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
+from txt2img.request.control import Control
 from txt2img.request.fields import SIDES
 from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
@@ -23,7 +24,7 @@ from txt2img.weights.checkpoint import (
     open_checkpoint,
 )
 from txt2img.weights.distilled import from_loras
-from txt2img.weights.families import keeps_float8
+from txt2img.weights.families import Family, keeps_float8
 from txt2img.weights.file_summary import check_embedding, check_lora, check_vae
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -45,6 +46,7 @@ class Forecast:
     quantize: str | None = None  # matrices of the network to 8 bits
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
     checked: set[Path] = field(default_factory=set)  # files of adapters that fit
+    controls: dict[str, int] = field(default_factory=dict)  # bytes of ControlNets, by name
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -116,6 +118,20 @@ class Forecast:
         for path in sorted(words - self.checked):
             check_embedding(path, family)
         self.checked.update(loras, words)
+        for control in request.controls:
+            self._check_control(control, family, name)
+
+    def _check_control(self, control: Control, family: Family, name: str) -> None:
+        """Raise what loading would for a ControlNet that does not fit, and note its size."""
+        from txt2img.weights.layouts.control import check_control, tensors_loaded
+
+        own = control.model.name
+        if own in self.controls and not control.type:
+            return
+        file = check_control(self.library.controls[own], family, name, control.type)
+        network = family.network.component
+        loaded = tensors_loaded(file, self.checkpoint.components[network].tensors)
+        self.controls[own] = sum(self._size(network, ref) for ref in loaded.values())
 
     def speed(self, request: Request) -> Speed | None:
         """The past speed of this model, at the same token merging or else without."""
@@ -134,11 +150,12 @@ class Forecast:
 
     def memory(self, request: Request, batch: int) -> int:
         """Estimated bytes for `batch` images at once; at least the weights."""
-        speed = self.speed(request)
+        speed, names = self.speed(request), {one.model.name for one in request.controls}
+        weights = self.weights + sum(self.controls.get(name, 0) for name in names)
         if speed is None:
-            return self.weights
+            return weights
         more = speed.memory * history.megapixels(request) * batch
-        return round(self.weights + speed.base + more)
+        return round(weights + speed.base + more)
 
 
 def forecast_for(

@@ -1,0 +1,150 @@
+"""ControlNets of a request → residuals that each pass of its U-Net adds."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.levels import Level
+from txt2img.images.hint import hint_pixels
+from txt2img.models.controlnet import ControlNet
+from txt2img.models.unet import added
+from txt2img.request import Request
+from txt2img.request.compat import Rules
+from txt2img.request.control import Control, ControlMode
+from txt2img.request.interval import Interval
+from txt2img.weights.control import control_networks
+from txt2img.weights.layouts.control import type_index
+from txt2img.weights.model import Model
+
+SOFT = 0.825  # by which each residual is less than the next deeper one, in A1111
+DEEPEST = 12  # the number of SD 1's middle block, whose residual that is nothing less
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a ControlNet sees of its picture, embedded once."""
+
+    features: Tensor  # (1, C, h, w)
+    kind: Tensor | None  # (1, D), of a Union model
+
+
+@dataclass
+class ControlUse:
+    """One ControlNet of a picture: its pixels, its strength and when it is on."""
+
+    network: ControlNet
+    pixels: Tensor  # (1, 3, H, W) in 0…1
+    control: Control
+    mode: ControlMode
+    kind: int | None  # of a Union model
+    hint: Hint | None = None  # from the first use on
+
+    @property
+    def spares_negatives(self) -> bool:
+        """Whether it reaches the passes of prompts alone, not those of negatives."""
+        pools = self.network.control_config.global_pool
+        return pools or self.mode is ControlMode.CONTROL
+
+    def weights(self, count: int) -> list[float]:
+        """The factor of each of the residuals, the middle's last."""
+        weight = self.control.weight
+        if self.mode is ControlMode.PROMPT:
+            return [weight * SOFT ** (DEEPEST - i) for i in range(count)]
+        if self.mode is ControlMode.CONTROL and not self.network.control_config.global_pool:
+            return [weight * 10 ** (i / (count - 1) - 1) for i in range(count)]
+        return [weight] * count
+
+    def residuals(self, x: Tensor, times: Tensor, cond: Cond, first_only: bool) -> list[Tensor]:
+        """The weighted residuals of one pass; the first one alone where that is all it takes."""
+        if self.hint is None:
+            features = self.network.embed_hint(self.pixels.to(x), self.kind)
+            self.hint = Hint(features, self.network.embed_kind(self.kind, x))
+        hint = self.hint
+        out = self.network(x, times, cond, hint.features, hint.kind, first_only)
+        blocks = len(self.network.controlnet_down_blocks) + 1
+        scaled = [one * weight for one, weight in zip(out, self.weights(blocks), strict=False)]
+        return self.network.pooled(scaled)
+
+
+class ControlNets:
+    """All ControlNets of pictures drawn together, as a change of each pass's condition."""
+
+    def __init__(self, uses: Sequence[ControlUse], levels: Sequence[Level]) -> None:
+        self.uses = uses
+        self._ratios = [-level.ratio for level in levels]  # ascending
+        # By the condition's id, which stays unique as long as the condition is kept here too.
+        self._parts: dict[int, tuple[Cond, Cond]] = {}
+
+    def active(self, level: Level) -> list[ControlUse]:
+        """Those that are on in the step from a level."""
+        steps = len(self._ratios) - 1
+        step = max(bisect_right(self._ratios, -level.ratio), 1) - 1
+        return [use for use in self.uses if is_on(use.control.interval, step, steps)]
+
+    def __call__(
+        self, x: Tensor, times: Tensor, level: Level, cond: Cond, first_only: bool = False
+    ) -> Cond:
+        """A condition (N·B rows) with the residuals for x (B, C, H, W), summed."""
+        total: list[Tensor] = []
+        for use in self.active(level):
+            start = cond.negatives if use.spares_negatives else 0
+            if start == len(cond.tokens):
+                continue
+            part = self._part(cond, start) if start else cond
+            out = use.residuals(x, times, part, first_only)
+            if start:
+                missing = len(cond.tokens) - len(part.tokens)
+                out = [_after_zeros(one, missing, len(part.tokens)) for one in out]
+            total = [added(a, b) for a, b in zip(total, out, strict=True)] if total else out
+        return replace(cond, residuals=tuple(total)) if total else cond
+
+    def _part(self, cond: Cond, start: int) -> Cond:
+        """The rows of prompts; the same object each time, since networks cache by object."""
+        return self._parts.setdefault(id(cond), (cond, cond.rows_from(start)))[1]
+
+
+def is_on(interval: Interval, step: int, steps: int) -> bool:
+    """Whether a step, from 0, lies in an interval of all steps, as diffusers counts them."""
+    return step / steps >= interval.low and (step + 1) / steps <= interval.high
+
+
+def controls_of(
+    model: Model, request: Request, rules: Rules, levels: Sequence[Level]
+) -> ControlNets | None:
+    """The ControlNets of filled requests like this one; None if nothing of them is to be seen.
+
+    BadFile, MissingWeights, OutOfMemory.
+    """
+    controls = [one for one in request.controls if one.weight]
+    networks = control_networks(model, controls)
+    names = list(dict.fromkeys(one.model.name for one in controls))
+    mode, files = request.control_mode or ControlMode.BALANCED, model.adapters.control_files
+    uses = [
+        ControlUse(
+            networks[names.index(one.model.name)],
+            to_hint(request, one, rules, model),
+            one,
+            mode,
+            type_index(files[one.model.name].config, one.type, one.model.name),
+        )
+        for one in controls
+    ]
+    return ControlNets(uses, levels) if uses else None
+
+
+def to_hint(request: Request, control: Control, rules: Rules, model: Model) -> Tensor:
+    """A ControlNet's picture as pixels (1, 3, H, W) in 0…1."""
+    image = hint_pixels(request, control, rules, model.adapters.paths.images)
+    values = torch.from_numpy(np.asarray(image).copy())  # (H, W, 3)
+    return values.permute(2, 0, 1)[None].float() / 255
+
+
+def _after_zeros(residual: Tensor, rows: int, own: int) -> Tensor:
+    """A residual of the last `own` rows, below zeros for those before."""
+    whole = residual if len(residual) == own else torch.cat([residual] * (own // len(residual)))
+    return torch.cat([whole.new_zeros(rows, *whole.shape[1:]), whole])

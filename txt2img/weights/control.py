@@ -1,0 +1,125 @@
+"""ControlNets in memory: loaded beside a model at their first use, and kept for the next ones."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from txt2img.errors import MissingWeights
+from txt2img.models.controlnet import ControlNet
+from txt2img.models.optimize.upcast import to_float32
+from txt2img.request import Request
+from txt2img.request.control import Control
+from txt2img.system.device.device import Device
+from txt2img.system.device.memory import oom_as_error
+from txt2img.system.device.offload import Placement
+from txt2img.weights.control_file import find_controls
+from txt2img.weights.formats import tensors
+from txt2img.weights.formats.safetensors_file import TensorRef
+from txt2img.weights.layouts.components import Component
+from txt2img.weights.layouts.control import (
+    HALVES,
+    ControlFile,
+    check_control,
+    tensors_loaded,
+    type_index,
+)
+from txt2img.weights.load import build_network, load_component
+from txt2img.weights.model import AdapterState, LoadedControl, Model, device_of
+from txt2img.weights.registry.hashes import model_hash
+
+KEPT = 3  # ControlNets besides those of the request
+
+
+def resolve_controls(model: Model, request: Request) -> Request:
+    """The request with its ControlNets found, hashed and checked against the model, by headers.
+
+    ModelNotFound, BadRequest, UnknownLayout, BadFile.
+    """
+    state = model.adapters
+    found = find_controls(request, state.paths)
+    for control in found.controls:
+        name = control.model.name
+        if name not in state.control_files:
+            path, family = state.paths.controls[name], model.family
+            state.control_files[name] = check_control(path, family, model.name)
+            state.hashes["ControlNet", name] = model_hash([state.control_files[name].path])
+        type_index(state.control_files[name].config, control.type, name)
+    return found.changed(controls=tuple(_hashed(state, one) for one in found.controls))
+
+
+def _hashed(state: AdapterState, control: Control) -> Control:
+    """A ControlNet with its file's hash."""
+    digits = state.check_hash("ControlNet", control.model.name, control.model.hash)
+    return replace(control, model=replace(control.model, hash=digits))
+
+
+def control_networks(model: Model, controls: Iterable[Control]) -> list[ControlNet]:
+    """The networks of a resolved request's ControlNets, each once, in their order.
+
+    Those not in memory are loaded; of those that are, some of the last used stay. BadFile,
+    MissingWeights, OutOfMemory.
+    """
+    names = list(dict.fromkeys(one.model.name for one in controls if one.weight))
+    networks = []
+    for name in names:
+        file = model.adapters.control_files[name]
+        key = tensors.file_key(file.path), next(model.network.parameters()).dtype
+        kept = model.controls.pop(name, None)
+        if kept is None or (kept.key, kept.file.path) != (key, file.path):
+            kept = None  # free it first
+            with oom_as_error(f"the ControlNet {name}"):
+                kept = LoadedControl(_load(model, file), file, key)
+        model.controls[name] = kept  # the last used come last
+        networks.append(kept.network)
+    for name in [*model.controls][: -(len(names) + KEPT)]:
+        model.memory.placement.lazy_readers.pop(model.controls.pop(name).network, None)
+    return networks
+
+
+def _load(model: Model, file: ControlFile) -> ControlNet:
+    """Load a ControlNet where the model's own network is, in its dtype."""
+    memory, dtype = model.memory, next(model.network.parameters()).dtype
+    device = Device(device_of(model), dtype, low=memory.low_memory, optimize=memory.optimize)
+    placement = memory.placement
+    part = file.component
+    if file.is_lora:
+        placement, part = Placement(None, placement.mode), _without_halves(file, model)
+    name = f"ControlNet {file.path.name}"
+    network = build_network(lambda: ControlNet(file.config), name, part, device)
+    load_component(network, name, part, device, placement)
+    if file.is_lora:
+        _add_changes(network, file, device)
+    if device.torch_device.type == "cuda" and device.optimize:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _without_halves(file: ControlFile, model: Model) -> Component:
+    """A Control-LoRA's whole tensors, and the base model's in place of those that it changes."""
+    assert model.checkpoint is not None
+    base = model.checkpoint.components[model.family.network.component]
+    return Component(tensors_loaded(file, base.tensors), file.component.file_name)
+
+
+def _add_changes(network: ControlNet, file: ControlFile, device: Device) -> None:
+    """Add a Control-LoRA's changes, up · down, to the base model's weights. MissingWeights."""
+    changes = file.component.tensors
+    for name in (name.removesuffix(".up") for name in changes if name.endswith(".up")):
+        halves = {half: changes.get(f"{name}{half}") for half in HALVES}
+        up, down = (_matrix(f"{name}{half}", ref, device) for half, ref in halves.items())
+        layer = network.get_submodule(name)
+        if not device.low:
+            to_float32(layer)  # or the changed filter would be rounded
+        weight = layer.get_parameter("weight")
+        change = (up @ down).reshape(weight.shape)
+        with torch.inference_mode(False), torch.no_grad():
+            weight.add_(change.to(weight))
+
+
+def _matrix(name: str, ref: TensorRef | None, device: Device) -> Tensor:
+    if ref is None:
+        raise MissingWeights(f"{name} is missing; download the file again")
+    value = tensors.read({name: ref}, device.torch_device, torch.float32)[name]
+    return value.flatten(1)
