@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.models.configs import ControlNetConfig
+from txt2img.models.control_configs import ControlNetConfig
 from txt2img.models.layers import (
     Conv2d,
     Linear,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from txt2img.errors import BadRequest, UnknownLayout
-from txt2img.models.configs import ControlNetConfig, UNetConfig
+from txt2img.models.configs import UNetConfig
+from txt2img.models.control_configs import ControlNetConfig
 from txt2img.request.control import UNION_TYPES
 from txt2img.system.files import read_json
 from txt2img.system.text import shown
