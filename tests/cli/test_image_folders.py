@@ -188,3 +188,24 @@ def test_a_prompt_file_names_pictures_that_records_find_again(
     outcome = draw("--prompts", "lists/q.txt", "--seed", "1", "-o", "q/", "--on-error", "skip")
     assert (outcome.code, len(outcome.out.split())) == (3, 3)
     assert outcome.err.count("\n") == 1 and 'cannot read "lists/gone.png"' in outcome.err
+
+
+@pytest.mark.usefixtures("shots")
+def test_a_sweep_takes_the_pictures_of_a_folder_each_with_its_mask(draw: Command) -> None:
+    masks("Shot1.png", "shot2.png", "shot10.png")
+    swept = ("--sweep", "image=shots/", "--sweep", "strength=0.3,0.6")
+    outcome = draw("a cat", *swept, "--mask", "masks/", "--seed", "1", "-q", "-o", "new/")
+    assert outcome.code == 0, outcome.err
+    *drawn, sheet = [path for path in outcome.out.split() if path.endswith(".png")]
+    asked = [(str(one.image), str(one.mask), one.strength) for one in requests(*drawn)]
+    assert asked == [
+        (name, f"{Path(name).stem}.png", strength)
+        for strength in (0.3, 0.6)
+        for name in ("Shot1.jpg", "shot2.png", "shot10.png")
+    ]
+    with Image.open(sheet) as image:
+        assert image.width > 3 * 64  # a column for each picture
+    Path("empty").mkdir()
+    assert '"empty" has no pictures' in draw("a cat", "--sweep", "image=empty").err
+    one = draw("a cat", "--sweep", "image=shots/shot2.png", "--strength", "0.3", "--seed", "1")
+    assert one.code == 0 and "changes nothing" not in one.err

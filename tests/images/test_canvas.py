@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from txt2img.errors import BadRequest
-from txt2img.images.canvas import canvas_of, filled_from_around, outpaint_mask, part_around
+from txt2img.images.canvas import blurred, canvas_of, filled_from_around, outpaint_mask, part_around
 from txt2img.images.input_image import resolve_images
 from txt2img.request import Compat, Request
 from txt2img.request.compat import rules
@@ -184,3 +184,19 @@ def test_margins_read_as_they_are_written() -> None:
         request = Request("x").with_json({"image": ImageRef("a"), "outpaint": text})
         assert str(request.outpaint) == text
         assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("blur", "size"), [(4, (90, 60)), (1, (64, 64)), (20, (33, 70)), (8, (9, 5))]
+)
+def test_by_a1111s_rules_masks_are_blurred_as_opencv_does(blur: int, size: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    mask = Image.new("L", size)
+    mask.paste(255, (size[0] // 3, size[1] // 4, size[0], size[1] // 2))
+    theirs, side = np.array(mask), 2 * int(2.5 * blur + 0.5) + 1
+    theirs = cv2.GaussianBlur(theirs, (side, 1), blur)  # processing.py, StableDiffusion…Img2Img
+    theirs = cv2.GaussianBlur(theirs, (1, side), blur)
+    ours = np.array(blurred(mask, blur, "gaussian"))
+    assert np.array_equal(ours, theirs)
+    assert rules(Request("", compat=Compat.A1111)).image.blurs == "gaussian"
+    assert rules(Request("", compat=Compat.DIFFUSERS)).image.blurs == "boxes"  # Pillow, as theirs

@@ -22,7 +22,7 @@ from txt2img.request.input_image import STDIN, ImagePaths
 from txt2img.request.prompt_file import read_prompts
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
-from txt2img.request.sweep import Sweep
+from txt2img.request.sweep import Sweep, axis
 from txt2img.request.wildcards import Wildcards
 from txt2img.system import launcher
 from txt2img.system.text import shown
@@ -207,16 +207,20 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
     """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
     if options.wildcards is not None:
         batch.wildcards = Wildcards(options.wildcards)
-    if any(request.has_input for request in batch.requests):
-        from txt2img.images.image_folder import ImageFolders
+    swept = [axis(text).field for text in options.sweep or ()]
+    if any(request.has_input for request in batch.requests) or "image" in swept:
+        from txt2img.images.image_folder import ImageFolders, pictures_at
 
         read_stdin(batch.requests, batch.library.images, batch.on_stdin)
         errors = batch.errors if batch.skip_errors else None
+        if "image" in swept:  # each with its mask of a folder of masks
+            sweep = Sweep(batch.requests, options.sweep or (), options.sweep_zip, pictures_at)
+            batch.sweep, batch.requests = sweep, sweep
         folders = ImageFolders(batch.requests, batch.library.images, errors)
         batch.requests = batch.image_folders = folders
     elif any(request.strength is not None for request in batch.requests):
         batch.notes.append("--strength changes nothing without --image")
-    if options.sweep:
+    if options.sweep and batch.sweep is None:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
     count, is_random, known = 0, False, set(random_seeds)
     for request in batch.requests:

@@ -4,10 +4,11 @@ A request's picture is cropped, filled or stretched to its size, or made larger 
 (only masked) the part around the mask is enlarged. Masks are white where the picture is repainted.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from txt2img.errors import BadRequest
 from txt2img.images.input_image import as_mask, load_image, resize_image, with_edges
@@ -32,6 +33,7 @@ class Canvas:
     image: "Image.Image"  # RGB, of the request's size
     mask: "Image.Image | None" = None  # L, likewise, as it was given
     blur: float = 0.0  # pixels by which the mask's border is softened
+    blurs: Literal["boxes", "gaussian"] = "boxes"
     fill: InpaintFill | None = None
     whole: "Image.Image | None" = None  # the picture that `box` is a part of, RGB
     box: Box | None = None  # where the drawing goes in `whole`
@@ -40,7 +42,7 @@ class Canvas:
     @cached_property
     def soft_mask(self) -> "Image.Image | None":
         """The mask with its border softened."""
-        return None if self.mask is None else blurred(self.mask, self.blur)
+        return None if self.mask is None else blurred(self.mask, self.blur, self.blurs)
 
     @property
     def empty(self) -> bool:
@@ -80,7 +82,7 @@ def canvas_of(request: Request, rules: Rules, paths: ImagePaths) -> Canvas:
     picture = load_image(request.image, paths)
     image, mask = picture.rgb(), mask_of(request, paths)
     blur = rules.image.mask_blur if request.mask_blur is None else request.mask_blur
-    canvas = Canvas(image, mask, blur, request.inpaint_fill)
+    canvas = Canvas(image, mask, blur, rules.image.blurs, request.inpaint_fill)
     if request.only_masked is not None:
         return _part(canvas, request, request.only_masked)
     size = request.width or 0, request.height or 0
@@ -225,11 +227,43 @@ def _grown(low: int, high: int, length: int, most: int) -> tuple[int, int]:
     return start, start + length
 
 
-def blurred(mask: "Image.Image", pixels: float) -> "Image.Image":
+def blurred(
+    mask: "Image.Image", pixels: float, how: Literal["boxes", "gaussian"] = "boxes"
+) -> "Image.Image":
     """The mask with its border softened by a Gaussian."""
     from PIL import ImageFilter
 
+    if how == "gaussian" and pixels:
+        return _sampled_gaussian(mask, pixels)
     return mask.filter(ImageFilter.GaussianBlur(pixels)) if pixels else mask
+
+
+def _sampled_gaussian(mask: "Image.Image", sigma: float) -> "Image.Image":
+    """The mask blurred as by OpenCV across, then down, with A1111's size (processing.py)."""
+    import numpy as np
+    from PIL import Image
+
+    weights = _fixed_gaussian(sigma, radius := int(2.5 * sigma + 0.5))
+    levels = np.asarray(mask)
+    for _ in range(2):
+        levels = levels.T  # the first axis is blurred
+        padded = np.pad(levels.astype(np.int32), ((radius, radius), (0, 0)), mode="reflect")
+        total = np.zeros(levels.shape, np.int32)
+        for i, weight in enumerate(weights):
+            total += weight * padded[i : i + len(levels)]
+        levels = ((total + 128) >> 8).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def _fixed_gaussian(sigma: float, radius: int) -> list[int]:
+    """OpenCV's weights of bytes, of 256 in all: each is rounded with the error of those before."""
+    values = [math.exp(-(x**2) / (2 * sigma**2)) for x in range(-radius, radius + 1)]
+    half, error = list[int](), 0.0
+    for value in values[:radius]:
+        exact = 256 * value / sum(values) + error
+        half.append(round(exact))
+        error = exact - half[-1]
+    return [*half, 256 - 2 * sum(half), *half[::-1]]
 
 
 def _paste_mask(soft: "Image.Image") -> "Image.Image":

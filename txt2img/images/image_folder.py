@@ -56,6 +56,19 @@ def list_pictures(folder: Path) -> Listing:
     return Listing(folder, pictures, by_stem)
 
 
+def pictures_at(path: str) -> list[str]:
+    """The pictures of a folder by their paths; another path as it is. BadFile."""
+    if (folder := folder_of(ImageRef(path))) is None:
+        return [path]
+    if not (pictures := list_pictures(folder).pictures):
+        raise BadFile(_none_in(folder))
+    return [*map(str, pictures)]
+
+
+def _none_in(folder: Path) -> str:
+    return f"{shown(str(folder))} has no pictures, such as .png or .jpg files"
+
+
 def _is_mask(path: Path, by_stem: Mapping[str, Path]) -> bool:
     return path.stem.endswith(MASK) and path.stem.removesuffix(MASK) in by_stem
 
@@ -127,7 +140,7 @@ class ImageFolders:
         try:
             listing = self._listing(folder)
             if not listing.pictures:
-                raise BadFile(f"{shown(str(folder))} has no pictures, such as .png or .jpg files")
+                raise BadFile(_none_in(folder))
         except BadFile as error:
             self._keep(error, number, folder)
             return []

@@ -48,6 +48,8 @@ class ImageRules:
     clean_for: frozenset[Sampler] = frozenset()  # samplers for which it is "clean" there
     seen_first: bool = True  # also at the first level
     mask_blur: float = 4.0  # pixels, by default
+    # What blurs a mask: Pillow, by boxes; or a sampled Gaussian cut off at 2.5 deviations (A1111).
+    blurs: Literal["boxes", "gaussian"] = "boxes"
     pastes: bool = True  # the picture's own pixels over what the mask keeps
     # Whether what an inpainting model keeps, which sees it, is put into its latents as well.
     keeps_of_inpainting: bool = True
@@ -98,6 +100,7 @@ A1111 = Rules(
         "floor_plus_one",
         pure="nothing",
         cells="rounded",
+        blurs="gaussian",
         seen="free",
         clean_for=frozenset({Sampler.DDIM, Sampler.UNIPC}),  # mask_before_denoising
     ),

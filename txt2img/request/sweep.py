@@ -1,7 +1,7 @@
 """Parameter sweeps: cfg=4..10:1.5 and sampler=euler,heun, as a grid or in step."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from itertools import product
@@ -32,11 +32,18 @@ class Sweep:
     """Each request with every point of the sweep; can be iterated repeatedly."""
 
     def __init__(
-        self, requests: Iterable[Request], texts: Sequence[str], in_step: bool = False
+        self,
+        requests: Iterable[Request],
+        texts: Sequence[str],
+        in_step: bool = False,
+        listed: Callable[[str], Sequence[str]] = lambda path: [path],
     ) -> None:
-        """`in_step` pairs the axes' first values, then their second, … BadRequest."""
+        """`in_step` pairs the axes' first values, then their second, … BadRequest.
+
+        `listed` gives the pictures of a folder's path, or the path itself.
+        """
         self.requests, self.in_step = requests, in_step
-        self.axes = tuple(axis(text) for text in texts)
+        self.axes = tuple(_with_listed(axis(text), listed) for text in texts)
         fields = [axis.field for axis in self.axes]
         if len(set(fields)) < len(fields):
             raise BadRequest("two sweeps over one option; list all its values in one")
@@ -62,6 +69,13 @@ class Sweep:
                 for name in CONTROL_PARTS & point.keys():
                     one = with_control_part(one, name, point[name])
                 yield one
+
+
+def _with_listed(axis: Axis, listed: Callable[[str], Sequence[str]]) -> Axis:
+    """An axis of pictures with those of its folders in their places."""
+    if axis.field not in PATHS:
+        return axis
+    return replace(axis, values=tuple(path for one in axis.values for path in listed(str(one))))
 
 
 def with_lora(request: Request, text: str) -> Request:
