@@ -203,10 +203,8 @@ def from_picture(
     return replace(request, count=1), notes, origin
 
 
-def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:
-    """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
-    if options.wildcards is not None:
-        batch.wildcards = Wildcards(options.wildcards)
+def _expand(batch: Batch, options: BatchOptions) -> None:
+    """Put the pictures of folders and the points of the sweep into the requests. BadRequest."""
     swept = [axis(text).field for text in options.sweep or ()]
     if any(request.has_input for request in batch.requests) or "image" in swept:
         from txt2img.images.image_folder import ImageFolders, pictures_at
@@ -222,6 +220,13 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
         batch.notes.append("--strength changes nothing without --image")
     if options.sweep and batch.sweep is None:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
+
+
+def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:
+    """Add wildcards, folders and the sweep, note random seeds, check the first picture. BadRequest."""
+    if options.wildcards is not None:
+        batch.wildcards = Wildcards(options.wildcards)
+    _expand(batch, options)
     count, is_random, known = 0, False, set(random_seeds)
     for request in batch.requests:
         count += min(request.count, 2)
