@@ -223,7 +223,7 @@ def _expand(batch: Batch, options: BatchOptions) -> None:
 
 
 def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:
-    """Add wildcards, folders and the sweep, note random seeds, check the first picture. BadRequest."""
+    """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
     if options.wildcards is not None:
         batch.wildcards = Wildcards(options.wildcards)
     _expand(batch, options)

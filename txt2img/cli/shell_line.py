@@ -4,9 +4,11 @@ import shlex
 
 from txt2img.request.adapters import add_lora_tags
 from txt2img.request.fields import FIELDS
-from txt2img.request.input_image import UNNAMED, ImageRef
+from txt2img.request.input_image import UNNAMED, ImageRef, map_images
 from txt2img.request.request import Request
 from txt2img.system.text import escape
+
+IMAGE = ImageRef("IMAGE")  # for the user to fill in
 
 
 def command_line(request: Request) -> str:
@@ -15,7 +17,9 @@ def command_line(request: Request) -> str:
     for name, field in FIELDS.items():
         value = getattr(request, name)
         if field.listed:
-            words += [word for one in value for word in (field.flags[0], shell_quote(str(one)))]
+            named = map_images(value, lambda ref: IMAGE if ref == ImageRef(UNNAMED) else ref)
+            assert isinstance(named, tuple)
+            words += [word for one in named for word in (field.flags[0], shell_quote(str(one)))]
         if not field.scalar or value == field.default:
             continue
         flag, text = field.flags[0], str(value)

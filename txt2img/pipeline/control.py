@@ -120,26 +120,32 @@ def controls_of(
 
     BadFile, MissingWeights, OutOfMemory.
     """
-    controls = [one for one in request.controls if one.weight]
+    numbers = [number for number, one in enumerate(request.controls) if one.weight]
+    controls = [request.controls[number] for number in numbers]
     networks = control_networks(model, controls)
     names = list(dict.fromkeys(one.model.name for one in controls))
     mode, files = request.control_mode or ControlMode.BALANCED, model.adapters.control_files
     uses = [
         ControlUse(
             networks[names.index(one.model.name)],
-            to_hint(request, one, rules, model),
+            to_hint(request, number, rules, model),
             one,
             mode,
             type_index(files[one.model.name].config, one.type, one.model.name),
         )
-        for one in controls
+        for number, one in zip(numbers, controls, strict=True)
     ]
     return ControlNets(uses, levels) if uses else None
 
 
-def to_hint(request: Request, control: Control, rules: Rules, model: Model) -> Tensor:
-    """A ControlNet's picture as pixels (1, 3, H, W) in 0…1."""
+def to_hint(request: Request, number: int, rules: Rules, model: Model) -> Tensor:
+    """A ControlNet's picture, or the map that is made of it, as pixels (1, 3, H, W) in 0…1."""
+    control = request.controls[number]
     image = hint_pixels(request, control, rules, model.adapters.paths.images)
+    if (how := request.preprocess_of(number)) is not None:
+        from txt2img.pipeline.preprocess import preprocess_for
+
+        image = preprocess_for(model, image, how)
     values = torch.from_numpy(np.asarray(image).copy())  # (H, W, 3)
     return values.permute(2, 0, 1)[None].float() / 255
 

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from txt2img.images.preprocess import preprocess
 from txt2img.request.preprocess import Preprocess, Preprocessor
-from txt2img.weights.annotator import Annotator
+from txt2img.system.device.device import Device
+from txt2img.weights.annotator import Annotator, load_annotator
+from txt2img.weights.model import Model, device_of
 
 # ADE20K's colours of its 150 classes, RGB in hexadecimal digits, as its toolkits draw them.
 ADE20K = bytes.fromhex(
@@ -37,6 +39,20 @@ def preprocess_image(
         return depth_map(found, annotator.metric)
     palette = np.frombuffer(ADE20K, np.uint8).reshape(-1, 3)
     return Image.fromarray(palette[found.clamp(min=0).numpy()])
+
+
+def preprocess_for(model: Model, image: Image.Image, how: Preprocess) -> Image.Image:
+    """The map of a picture by a resolved request's preprocessor, whose model is loaded once.
+
+    BadFile, BadRequest, MissingWeights, OutOfMemory; Txt2imgError without OpenCV.
+    """
+    if not how.model:
+        return preprocess_image(image, how)
+    loaded, key = model.adapters.annotators, (how.name, how.model)
+    if key not in loaded:
+        device = Device(device_of(model), torch.float32)
+        loaded[key] = load_annotator(how, model.adapters.paths.annotators[how.model], device)
+    return preprocess_image(image, how, loaded[key])
 
 
 def depth_map(depths: Tensor, metric: bool) -> Image.Image:

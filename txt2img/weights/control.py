@@ -11,6 +11,7 @@ from txt2img.models.controlnet import ControlNet
 from txt2img.models.optimize.upcast import to_float32
 from txt2img.request import Request
 from txt2img.request.control import Control
+from txt2img.request.preprocess import Preprocess
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import oom_as_error
 from txt2img.system.device.offload import Placement
@@ -46,7 +47,20 @@ def resolve_controls(model: Model, request: Request) -> Request:
             state.control_files[name] = check_control(path, family, model.name)
             state.hashes["ControlNet", name] = model_hash([state.control_files[name].path])
         type_index(state.control_files[name].config, control.type, name)
-    return found.changed(controls=tuple(_hashed(state, one) for one in found.controls))
+    return found.changed(
+        controls=tuple(_hashed(state, one) for one in found.controls),
+        preprocess=tuple(_with_hash(state, how) for how in found.preprocess),
+    )
+
+
+def _with_hash(state: AdapterState, how: Preprocess) -> Preprocess:
+    """A preprocessor with the hash of its model, if it has one."""
+    if not how.model:
+        return how
+    if ("preprocessor", how.model) not in state.hashes:
+        files = sorted(state.paths.annotators[how.model].glob("*.safetensors"))
+        state.hashes["preprocessor", how.model] = model_hash(files) if files else ""
+    return replace(how, hash=state.check_hash("preprocessor", how.model, how.hash))
 
 
 def _hashed(state: AdapterState, control: Control) -> Control:

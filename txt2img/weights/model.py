@@ -29,6 +29,7 @@ from txt2img.weights.registry.find import SHIPPED
 if TYPE_CHECKING:
     from txt2img.models.controlnet import ControlNet
     from txt2img.models.prompt_encoders import PromptEncoder
+    from txt2img.weights.annotator import Annotator
     from txt2img.weights.layouts.clip_vision import EncoderFile
     from txt2img.weights.layouts.control import ControlFile
     from txt2img.weights.layouts.ip_adapter import IPAdapterFile
@@ -52,6 +53,7 @@ class AdapterState:
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
     packed: list[PackedWeight] = field(default_factory=list)  # whose unpacking LoRAs change
     control_files: "dict[str, ControlFile]" = field(default_factory=dict)  # opened, by name
+    annotators: "dict[tuple[str, str], Annotator]" = field(default_factory=dict)  # loaded
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
     ip_adapters: "dict[str, IPAdapterFile]" = field(default_factory=dict)  # opened, by name

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.cli.commands.test_upscale import picture
 from tests.conftest import Command
+from tests.support import tiny_control
 from tests.support.annotators import depth_folder
 from txt2img.images import image_file
 
@@ -79,3 +80,36 @@ def test_a_pipe_needs_no_torch(folder: Path) -> None:
     assert done.stderr.splitlines()[-1] == b"False"
     with Image.open(BytesIO(done.stdout)) as image, Image.open("a.png") as given:
         assert np.array_equal(np.array(image), 255 - np.array(given))
+
+
+def pixels(name: str) -> np.ndarray:
+    with Image.open(name) as image:
+        return np.array(image)
+
+
+@pytest.mark.parametrize("how", ["canny:40,120", "depth"])
+def test_a_control_follows_the_map_that_the_command_shows(
+    draw: Command, command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    Image.linear_gradient("L").resize((64, 64)).rotate(30).convert("RGB").save("photo.png")
+    control, model = tiny_control.control("sd1").folder, depth_folder()
+    named = f"depth:{model}" if how == "depth" else how
+    command("preprocess", "photo.png", "-p", named, "-o", "map.png")
+    rest = ("--seed", "7", "--steps", "2", "-W", "64", "-H", "64", "-q")
+    made = draw("a cat", "--control", f"{control}:photo.png", "--preprocess", named, *rest,
+                "-o", "a.png")  # fmt: skip
+    assert made.code == 0, made.err
+    draw("a cat", "--control", f"{control}:map.png", *rest, "-o", "b.png")
+    draw("a cat", "--control", f"{control}:photo.png", *rest, "-o", "c.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert not np.array_equal(pixels("a.png"), pixels("c.png"))
+    request = image_file.read(Path("a.png")).request
+    assert request and request.controls[0].image.name == "photo.png"
+    [preprocess] = request.preprocess
+    assert str(preprocess) == ("depth:dpt" if how == "depth" else how)
+    assert len(preprocess.hash) == (10 if how == "depth" else 0)
+    monkeypatch.setenv("TXT2IMG_MODELS", f"{control.parent}:{model.parent}")
+    verified = command("verify", "a.png", "-m", str(sd1_folder))
+    assert verified.out == "a.png: identical\n", verified.err
+    wrong = draw("a cat", "--control", f"{control}:photo.png", *["--preprocess", "gray"] * 3)
+    assert "3 times --preprocess for 1 ControlNets" in wrong.err and wrong.code == 2
