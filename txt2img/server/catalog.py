@@ -16,6 +16,7 @@ from txt2img.system import user_config
 from txt2img.system.files import expand_user, walk
 from txt2img.system.text import nearest_or_all, shown
 
+CONTROLS = ("ControlNet", "T2I-Adapter")  # kinds of files that a request's controls name
 TITLE = re.compile(r"(.*?)(?:\.safetensors)?(?: \[[0-9a-f]+\])?", re.DOTALL)  # A1111's
 
 
@@ -60,7 +61,7 @@ def scan(model: str, library: AdapterPaths) -> Catalog:
     for folder in library.lora_folders:
         for file in safetensors_below(folder):
             loras.setdefault(file.name.removesuffix(SUFFIX), file)
-    upscalers = dict(library.upscalers)
+    upscalers, controls = dict(library.upscalers), dict(library.controls)
     for name, place in find.list_models():
         kind = "" if place.is_dir() else kind_of(place)
         bare = place.name.removesuffix(SUFFIX)
@@ -68,12 +69,15 @@ def scan(model: str, library: AdapterPaths) -> Catalog:
             loras.setdefault(bare, place)
         elif kind == "upscaler":
             upscalers.setdefault(bare, place)
+        elif kind in CONTROLS:
+            controls.setdefault(bare, place)
         elif is_model(str(place)):
             models.setdefault(name, str(place))
     found = replace(
         library,
         loras=loras,
         upscalers=upscalers,
+        controls=controls,
         embeddings=library.embedding_files(),
         lora_folders=(),
         embedding_folders=(),

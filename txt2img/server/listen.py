@@ -169,7 +169,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        why = reason(error)
+        why = reason(error).partition(" (while ")[0]
         raise BadRequest(f"cannot listen on {shown(host)}, port {port}: {why}") from error
 
 

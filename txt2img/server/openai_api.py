@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from contextlib import AsyncExitStack, suppress
 from io import BytesIO
 
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -54,22 +55,34 @@ async def edits(request: Request) -> Response:
         body = await stack.enter_async_context(service.bodies.body(request))
         fields = await form(request.headers, body)
         values, contents = json_values(fields.multi_items()), dict[str, bytes]()
-        files = [(name, item) for name, item in fields.multi_items() if not isinstance(item, str)]
-        images: list[str] = []
-        for number, (name, file) in enumerate(files):
-            content, key = await file.read(), f"{EMBEDDED}{number}"
-            if name in ("image", "image[]"):
-                images.append(key)
-                contents[key] = content
-            elif name == "mask":
-                contents[key] = await asyncio.to_thread(repaint_mask, content)
-                values["mask"] = key
-            else:
-                raise HTTPException(400, f"no file is called {shown(name)}; send image or mask")
-        if not images:
-            raise HTTPException(400, "an edit needs an image")
+        try:
+            images = await take_files(fields, values, contents)
+        finally:
+            await fields.close()
         values |= edited(images, "mask" in values or "strength" in values)
         return await drawn(request, service, values, contents, stack)
+
+
+async def take_files(
+    fields: FormData, values: Values, contents: MutableMapping[str, bytes]
+) -> list[str]:
+    """The names of the images in a form; `contents` gets the files, `values` the mask's name."""
+    images: list[str] = []
+    for number, (name, file) in enumerate(fields.multi_items()):
+        if isinstance(file, str):
+            continue
+        content, key = await file.read(), f"{EMBEDDED}{number}"
+        if name in ("image", "image[]"):
+            images.append(key)
+            contents[key] = content
+        elif name == "mask":
+            contents[key] = await asyncio.to_thread(repaint_mask, content)
+            values["mask"] = key
+        else:
+            raise HTTPException(400, f"no file is called {shown(name)}; send image or mask")
+    if not images:
+        raise HTTPException(400, "an edit needs an image")
+    return images
 
 
 def edited(images: list[str], repaints: bool) -> Values:

@@ -1,9 +1,9 @@
 """What all routes share: a client's values become a bounded job, which is drawn while it stays."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
 from starlette.exceptions import HTTPException
@@ -11,22 +11,39 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Receive
 
-from txt2img.errors import BadFile, BadRequest, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images.formats import PNG, Format
 from txt2img.request import Request
 from txt2img.request.a1111_api import picture
-from txt2img.request.input_image import ImageRef
+from txt2img.request.fields import FIELDS, Field
+from txt2img.request.input_image import Margins
+from txt2img.request.interval import Interval
 from txt2img.request.prompt_line import from_values
+from txt2img.request.resolve import AdapterPaths
+from txt2img.request.sampler_names import Name
 from txt2img.server.bodies import BodyReader
 from txt2img.server.catalog import Catalog
 from txt2img.server.jobs import Job, Queue
 from txt2img.server.metrics import Metrics
-from txt2img.system.text import shown
+from txt2img.system.text import nearest_or_all, shown
 
 PICTURES_MAX = 64  # of a job
 STEPS_MAX = 1000
 SIDE_MAX = 4096  # pixels, of the square of a picture's size
 INPUT_MAX = 2**25  # pixels of a picture that is sent
+
+
+def _is_plain(row: Field) -> bool:
+    """Whether a field's values name nothing: numbers, words of a list, texts of a pattern."""
+    return issubclass(row.kind, int | float | Name | Interval | Margins) or bool(row.pattern)
+
+
+# What clients may set; new fields are theirs only if they name no file.
+CLIENT_FIELDS = {
+    *("prompt", "negative", "template", "negative_template", "model", "loras"),
+    *("image", "mask", "references", "controls", "upscale", "hires_upscaler"),
+    *(name for name, row in FIELDS.items() if _is_plain(row)),
+}
 
 
 @dataclass
@@ -75,7 +92,7 @@ class Service:
         if isinstance(sent := values.get("references"), list):
             values["references"] = [picture(str(one), contents) for one in sent]
         request = from_values(values, self.base.changed(model=model), contents).seeded()
-        check(request, contents)
+        check(request, self.base, self.catalog.library, contents)
         return Job(request, model, contents, format, api, owner)
 
     async def draw(self, receive: Receive, job: Job) -> None:
@@ -117,12 +134,27 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-def check(request: Request, contents: Mapping[str, bytes]) -> None:
-    """Raise BadRequest for a request that is too large, or names a picture that was not sent."""
-    for ref in image_refs(request):
+def check(
+    request: Request, base: Request, library: AdapterPaths, contents: Mapping[str, bytes]
+) -> None:
+    """Raise BadRequest for a request that is too large, or names what its client may not.
+
+    ModelNotFound for an upscaler or a ControlNet that is not offered.
+    """
+    for name in FIELDS:
+        if name not in CLIENT_FIELDS and getattr(request, name) != getattr(base, name):
+            raise BadRequest(f"{name} is chosen by who runs the server, not by its clients")
+    for ref in request.images:
         if ref.hash or ref.name not in contents:
             raise BadRequest(
                 f"pictures are sent as base64 or data URLs, not by name: {shown(ref.name)}"
+            )
+    library.check_upscaler(request)
+    for control in request.controls:
+        if control.model.name not in library.controls:
+            raise ModelNotFound(
+                f"no ControlNet {shown(control.model.name)} is offered here"
+                f"{nearest_or_all(control.model.name, library.controls)}"
             )
     if request.count > PICTURES_MAX:
         raise BadRequest(f"at most {PICTURES_MAX} pictures at once, got {request.count:,}")
@@ -136,18 +168,6 @@ def check(request: Request, contents: Mapping[str, bytes]) -> None:
         raise BadRequest(f"a picture has at most {SIDE_MAX**2:,} pixels here")
     for name, content in contents.items():
         check_picture(name, content)
-
-
-def image_refs(value: object) -> Iterator[ImageRef]:
-    """Every picture that a request names, in whatever field."""
-    if isinstance(value, ImageRef):
-        yield value
-    elif isinstance(value, tuple):
-        for one in value:
-            yield from image_refs(one)
-    elif is_dataclass(value):
-        for row in fields(value):
-            yield from image_refs(getattr(value, row.name))
 
 
 def check_picture(name: str, content: bytes) -> None:

@@ -68,8 +68,6 @@ def serve(
     configured = str(user_config.read_config().defaults.get("model", "default"))
     model = str(fields.pop("model", None) or configured)
     base = Request.from_json({"prompt": "", **fields, "count": 1})
-    if server.host not in LOOPBACK and not keys:
-        log("Warning: without --api-key-file everybody who reaches this host may draw with it")
     code = run(server, keys, base, model, library, device)
     if code:
         raise typer.Exit(code)
@@ -117,6 +115,8 @@ def run(
         application = app.make_app(service, access, connections, record)
         STOP.ignore()  # from here on the server handles signals
         ending = listen.make_server(application, connections, queue.close)
+        if server.host not in LOOPBACK and not keys:
+            log("Warning: without --api-key-file everybody who reaches this host may draw")
         log(f"Serving {found.default} at {address(server.host, listener.getsockname()[1])}")
         return listen.serve(ending, listener)
 
