@@ -39,6 +39,7 @@ from txt2img.system.text import shown
 
 GENERATIONS, TXT2IMG, IMG2IMG = "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 MARK = "secret-of-this-machine"
+SENT = base64.b64encode(drawing.png_of(Image.new("RGB", (64, 64), "red"))).decode()
 
 
 def seed_as_picture(job: Job, catalog: Catalog) -> None:
@@ -408,12 +409,20 @@ def hostile_calls(name: str) -> Iterator[tuple[str, dict[str, object]]]:
         for value in [name] if plain else [name, [name], {"name": name}, [{"name": name}]]:
             yield GENERATIONS, {"prompt": "a", "steps": 1, field: value}
     control = {"model": name, "image": name}
+    unit = {"model": name, "image": SENT}
     for values in (
         {"init_images": [name]},
         {"init_images": [name], "mask": name},
         {"override_settings": {"sd_model_checkpoint": name}},
         {"override_settings": {"sd_vae": name}},
         {"alwayson_scripts": {"controlnet": {"args": [control]}}},
+        {"alwayson_scripts": {"controlnet": {"args": [unit]}}},
+        {"alwayson_scripts": {"controlnet": {"args": [unit | {"module": name}]}}},
+        {"init_images": [SENT], "preprocess": [f"depth:{name}"]},
+        {"init_images": [SENT], "preprocess": [{"name": "depth", "model": name}]},
+        {"init_images": [SENT], "controls": [f"{name}:{name}"]},
+        {"init_images": [SENT], "ip_adapters": [{"model": name, "images": [name]}]},
+        {"init_images": [SENT], "image": {"name": name, "hash": "0" * 64}},
         {"prompt": f"<lora:{name}:1>"},
         {"enable_hr": True, "hr_upscaler": name},
         {"enable_hr": True, "hr_checkpoint_name": name},

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import FileRef, object_from_json
-from txt2img.request.input_image import ImageRef, image_from_json
+from txt2img.request.input_image import NAME_MAX, ImageRef, image_from_json
 from txt2img.request.interval import Interval, interval_from_json, parse_interval
 from txt2img.request.sampler_names import Name, NameRow
 from txt2img.system.text import shown
 
 WEIGHT_MAX = 100.0
+TEXT_MAX = 3 * NAME_MAX  # characters of an option's text
 NONE = "none"  # undoes what a picture or config.toml says
 ALL_STEPS = Interval(0.0, 1.0)
 SUFFIX = ".safetensors"
@@ -149,6 +150,8 @@ def parse_use(text: str, option: str, usage: str) -> Use:
     File names may hold colons, and those of Windows begin with a drive.
     """
     rest, weight, interval, kind = text, "", ALL_STEPS, ""
+    if len(text) > TEXT_MAX:
+        raise BadRequest(f"{option} takes {usage}; got {len(text):,} characters")
     while match := re.fullmatch(r"(.+:.+):([^:/\\]*)", rest, re.DOTALL):
         before, last = match.groups()
         if _INTERVAL.fullmatch(last) and interval == ALL_STEPS and not weight:

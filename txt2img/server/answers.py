@@ -1,9 +1,7 @@
 """Answers: JSON, pictures as base64, and errors in the shape of the API that was asked."""
 
 import base64
-import os
 import re
-from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,7 +14,9 @@ from txt2img.server.bodies import drain
 # Types and codes of OpenAI's errors, by status.
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
-# A path of this machine: two parts at least, up to a space or a sign that ends it.
+# Paths of this machine: in quotes, as messages have them; else two parts at least, up to a space or
+# a sign that ends it.
+QUOTED = re.compile(r'"(?:[~/]|[A-Za-z]:\\)[^"]*?([^"/\\]*)"')
 PATH = re.compile(r"(?<![\w/.:~-])~?(?:/[^/\s\"'`,;:()<>|…]+)+/([^/\s\"'`,;:()<>|]*)")
 
 
@@ -28,7 +28,7 @@ class ErrorResponse(JSONResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, then read what still comes, for a while."""
-        if scope["method"] in ("GET", "HEAD"):
+        if scope["method"] in ("GET", "HEAD") or scope.get("state", {}).get("body_read"):
             await super().__call__(scope, receive, send)
             return
         headers = [*self.raw_headers, (b"connection", b"close")]
@@ -74,10 +74,7 @@ def unexpected_error(request: Request, exception: Exception) -> Response:
 
 def without_paths(text: str) -> str:
     """A message without this machine's folders: of a path only the last part stays."""
-    for folder in (os.getcwd(), str(Path.home())):
-        if len(folder) > 1:
-            text = text.replace(f"{folder}/", "/./")
-    return PATH.sub(r"\1", text)
+    return PATH.sub(r"\1", QUOTED.sub(r'"\1"', text))
 
 
 def base64_of(data: bytes) -> str:

@@ -48,6 +48,7 @@ class BodyReader:
                     raise self._too_large()
                 if self.held > self.all_most:
                     raise HTTPException(503, "too much is being sent", {"Retry-After": "5"})
+            request.state.body_read = True
             content = b"".join(parts)
             parts.clear()
             yield content

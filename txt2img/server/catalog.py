@@ -16,7 +16,6 @@ from txt2img.system import user_config
 from txt2img.system.files import expand_user, walk
 from txt2img.system.text import nearest_or_all, shown
 
-CONTROLS = ("ControlNet", "T2I-Adapter")  # kinds of files that a request's controls name
 TITLE = re.compile(r"(.*?)(?:\.safetensors)?(?: \[[0-9a-f]+\])?", re.DOTALL)  # A1111's
 
 
@@ -48,6 +47,7 @@ class Catalog:
 def scan(model: str, library: AdapterPaths) -> Catalog:
     """Look for all that can be offered, with `model` as the default one. ModelNotFound, BadFile."""
     from txt2img.weights.checkpoint import find_model
+    from txt2img.weights.control_file import GENERIC
     from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry import find
 
@@ -61,16 +61,19 @@ def scan(model: str, library: AdapterPaths) -> Catalog:
     for folder in library.lora_folders:
         for file in safetensors_below(folder):
             loras.setdefault(file.name.removesuffix(SUFFIX), file)
-    upscalers, controls = dict(library.upscalers), dict(library.controls)
+    others: dict[str, dict[str, Path]] = {
+        "LoRA": loras,
+        "upscaler": (upscalers := dict(library.upscalers)),
+        "ControlNet": (controls := dict(library.controls)),
+        "T2I-Adapter": controls,
+        "IP-Adapter": (ip_adapters := dict(library.ip_adapters)),
+    }
     for name, place in find.list_models():
         kind = "" if place.is_dir() else kind_of(place)
-        bare = place.name.removesuffix(SUFFIX)
-        if kind == "LoRA":
-            loras.setdefault(bare, place)
-        elif kind == "upscaler":
-            upscalers.setdefault(bare, place)
-        elif kind in CONTROLS:
-            controls.setdefault(bare, place)
+        if kind in others:
+            generic = place.name.startswith(GENERIC)  # a folder's name tells more
+            bare = place.parent.name if generic else place.name.removesuffix(SUFFIX)
+            others[kind].setdefault(bare, place)
         elif is_model(str(place)):
             models.setdefault(name, str(place))
     found = replace(
@@ -78,6 +81,7 @@ def scan(model: str, library: AdapterPaths) -> Catalog:
         loras=loras,
         upscalers=upscalers,
         controls=controls,
+        ip_adapters=ip_adapters,
         embeddings=library.embedding_files(),
         lora_folders=(),
         embedding_folders=(),

@@ -83,6 +83,10 @@ def requests(job: Job, model: "Model", library: AdapterPaths) -> Iterator[Reques
         one = one.changed(image=one.references[0], references=one.references[1:])
     for i in range(one.count):
         resolved = library.resolve(one.nth(i))
+        if resolved.controls or resolved.ip_adapters:
+            from txt2img.weights.control_file import find_controls
+
+            resolved = find_controls(resolved, library)
         yield resolve_images(resolved, library.images) if resolved.has_input else resolved
 
 

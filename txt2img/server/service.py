@@ -41,7 +41,8 @@ def _is_plain(row: Field) -> bool:
 # What clients may set; new fields are theirs only if they name no file.
 CLIENT_FIELDS = {
     *("prompt", "negative", "template", "negative_template", "model", "loras"),
-    *("image", "mask", "references", "controls", "upscale", "hires_upscaler"),
+    *("image", "mask", "references", "controls", "preprocess", "ip_adapters", "ip_masks"),
+    *("upscale", "hires_upscaler"),
     *(name for name, row in FIELDS.items() if _is_plain(row)),
 }
 
@@ -139,7 +140,7 @@ def check(
 ) -> None:
     """Raise BadRequest for a request that is too large, or names what its client may not.
 
-    ModelNotFound for an upscaler or a ControlNet that is not offered.
+    ModelNotFound for a file that is not offered.
     """
     for name in FIELDS:
         if name not in CLIENT_FIELDS and getattr(request, name) != getattr(base, name):
@@ -149,13 +150,7 @@ def check(
             raise BadRequest(
                 f"pictures are sent as base64 or data URLs, not by name: {shown(ref.name)}"
             )
-    library.check_upscaler(request)
-    for control in request.controls:
-        if control.model.name not in library.controls:
-            raise ModelNotFound(
-                f"no ControlNet {shown(control.model.name)} is offered here"
-                f"{nearest_or_all(control.model.name, library.controls)}"
-            )
+    check_names(request, library)
     if request.count > PICTURES_MAX:
         raise BadRequest(f"at most {PICTURES_MAX} pictures at once, got {request.count:,}")
     for name in ("steps", "hires_steps"):
@@ -168,6 +163,22 @@ def check(
         raise BadRequest(f"a picture has at most {SIDE_MAX**2:,} pixels here")
     for name, content in contents.items():
         check_picture(name, content)
+
+
+def check_names(request: Request, library: AdapterPaths) -> None:
+    """Raise ModelNotFound for a file that is not offered: names lead nowhere else."""
+    library.check_upscaler(request)
+    adapters = request.ip_adapters
+    named = [
+        *(("ControlNet", one.model.name, library.controls) for one in request.controls),
+        *(("IP-Adapter", one.model.name, library.ip_adapters) for one in adapters),
+        *(("image encoder", one.encoder.name, {}) for one in adapters if one.encoder),
+        *(("preprocessor's model", how.model, library.annotators) for how in request.preprocess),
+    ]
+    for what, name, offered in named:
+        if name and name not in offered:
+            hint = nearest_or_all(name, offered)
+            raise ModelNotFound(f"no {what} {shown(name)} is offered here{hint}")
 
 
 def check_picture(name: str, content: bytes) -> None:
