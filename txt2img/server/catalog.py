@@ -47,8 +47,6 @@ class Catalog:
 def scan(model: str, library: AdapterPaths) -> Catalog:
     """Look for all that can be offered, with `model` as the default one. ModelNotFound, BadFile."""
     from txt2img.weights.checkpoint import find_model
-    from txt2img.weights.control_file import GENERIC
-    from txt2img.weights.file_kind import kind_of
     from txt2img.weights.registry import find
 
     path = find_model(model)
@@ -57,38 +55,35 @@ def scan(model: str, library: AdapterPaths) -> Catalog:
         default = find.model_name(path) if path.is_dir() else path.name.removesuffix(SUFFIX)
     models = {default: model, "default": "default"}
     models |= {name: name for name in user_config.read_config().models if is_model(name)}
-    loras = dict(library.loras)
+    found, others = find_files(library)
+    return Catalog(default, models | {n: p for n, p in others.items() if n not in models}, found)
+
+
+def find_files(library: AdapterPaths) -> tuple[AdapterPaths, dict[str, str]]:
+    """The library with a file for each name and no folders; and the models by name. BadFile."""
+    from txt2img.weights.control_file import GENERIC
+    from txt2img.weights.file_kind import kind_of
+    from txt2img.weights.registry import find
+
+    loras, upscalers = dict(library.loras), dict(library.upscalers)
+    controls, ip_adapters = dict(library.controls), dict(library.ip_adapters)
+    kinds = {"LoRA": loras, "upscaler": upscalers, "IP-Adapter": ip_adapters}
+    kinds |= dict.fromkeys(("ControlNet", "T2I-Adapter"), controls)
+    models: dict[str, str] = {}
     for folder in library.lora_folders:
         for file in safetensors_below(folder):
             loras.setdefault(file.name.removesuffix(SUFFIX), file)
-    others: dict[str, dict[str, Path]] = {
-        "LoRA": loras,
-        "upscaler": (upscalers := dict(library.upscalers)),
-        "ControlNet": (controls := dict(library.controls)),
-        "T2I-Adapter": controls,
-        "IP-Adapter": (ip_adapters := dict(library.ip_adapters)),
-    }
     for name, place in find.list_models():
         kind = "" if place.is_dir() else kind_of(place)
-        if kind in others:
+        if kind in kinds:
             generic = place.name.startswith(GENERIC)  # a folder's name tells more
             bare = place.parent.name if generic else place.name.removesuffix(SUFFIX)
-            others[kind].setdefault(bare, place)
+            kinds[kind].setdefault(bare, place)
         elif is_model(str(place)):
             models.setdefault(name, str(place))
-    found = replace(
-        library,
-        loras=loras,
-        upscalers=upscalers,
-        controls=controls,
-        ip_adapters=ip_adapters,
-        embeddings=library.embedding_files(),
-        lora_folders=(),
-        embedding_folders=(),
-        model_folders=(),
-        images=ImagePaths(),
-    )
-    return Catalog(default, models, found)
+    found = replace(library, lora_folders=(), embedding_folders=(), model_folders=())
+    found = replace(found, loras=loras, embeddings=library.embedding_files(), upscalers=upscalers)
+    return replace(found, controls=controls, ip_adapters=ip_adapters, images=ImagePaths()), models
 
 
 def is_model(name_or_path: str) -> bool:
