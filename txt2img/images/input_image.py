@@ -70,12 +70,7 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
     """
     if request.image is None and not (request.mask is None and request.outpaint is None):
         raise BadRequest("--mask and --outpaint need --image: the picture to change")
-    for one in request.controls:
-        if one.image == ImageRef(UNNAMED):
-            raise BadFile(
-                f"the record does not name the picture of the ControlNet {shown(one.model.name)}; "
-                f"give it with --control {escape(one.model.name)}:IMAGE, or --control none"
-            )
+    _check_named(request)
     request = request.with_images(lambda ref: find_image(ref, paths)[0])
     if request.image is None:
         return request
@@ -84,6 +79,18 @@ def resolve_images(request: Request, paths: ImagePaths) -> Request:
         width, height = size_of(request, paths.facts[request.image.hash].size, paths)
         request = replace(request, width=width, height=height)
     return request
+
+
+def _check_named(request: Request) -> None:
+    """Raise BadFile for a control whose picture another program's record does not name."""
+    uses = [("--control", one.model, (one.image,)) for one in request.controls]
+    others = [("--ip-adapter", one.model, one.images) for one in request.ip_adapters]
+    for option, model, images in (*uses, *others):
+        if ImageRef(UNNAMED) in images:
+            raise BadFile(
+                f"the record does not name the picture of {model.what}, {shown(model.name)}; give "
+                f"it with {option} {escape(model.name)}:IMAGE, or {option} none"
+            )
 
 
 def size_of(request: Request, size: tuple[int, int], paths: ImagePaths) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from txt2img.errors import BadRequest
 from txt2img.request.adapters import FileRef, object_from_json
-from txt2img.request.control import ALL_STEPS, WEIGHT_MAX, option_text, parse_use
+from txt2img.request.control import ALL_STEPS, NONE, WEIGHT_MAX, option_text, parse_use
 from txt2img.request.input_image import ImageRef, images_from_json
 from txt2img.request.interval import Interval, interval_from_json
 from txt2img.system.text import shown
@@ -62,7 +62,7 @@ class IPAdapterUse:
 def ip_adapters_from_json(value: object) -> tuple[IPAdapterUse, ...]:
     """IP-Adapters from a list of objects or of the option's texts, or from one. BadRequest."""
     listed = value if isinstance(value, list | tuple) else [value]
-    return tuple(map(_from_json, listed))
+    return tuple(_from_json(one) for one in listed if one != NONE)
 
 
 def _from_json(value: object) -> IPAdapterUse:

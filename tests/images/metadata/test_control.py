@@ -84,7 +84,7 @@ def test_modules_with_weights_need_their_map_as_the_picture() -> None:
     assert "openpose_full" in notes[0] and notes[0].endswith("its picture must be the map")
     assert notes[1].endswith("or say --preprocess depth:FOLDER")
     assert notes[2] == "its ControlNets' modes differ; all are drawn as the first: prompt"
-    with pytest.raises(BadFile, match="does not name the picture of the ControlNet") as caught:
+    with pytest.raises(BadFile, match="does not name the picture of a ControlNet") as caught:
         resolve_images(request, ImagePaths())
     assert "--control control_v11p_sd15_canny:IMAGE" in str(caught.value)
 
@@ -175,3 +175,31 @@ def test_none_undoes_the_controls_of_a_record() -> None:
     request, _ = a1111(f'ControlNet 0: "{UNIT}"')
     assert request.controls[0].image.name == UNNAMED
     assert request.with_json({"controls": ["none"]}).controls == ()
+
+
+def test_ip_adapters_are_read_from_all_of_them(tmp_path: Path) -> None:
+    unit = "Module: ip-adapter_clip_sd15, Model: ip-adapter-plus_sd15 [836b5c2e], Weight: 0.6"
+    request, notes = a1111(f'ControlNet 0: "{unit}, Guidance Start: 0, Guidance End: 0.8"')
+    assert ([str(one) for one in request.ip_adapters], notes) == (
+        ["ip-adapter-plus_sd15:?:0.6:0..0.8"],
+        [],
+    )
+    assert (request.controls, request.ip_adapters[0].model.hash) == ((), "836b5c2e")
+    with pytest.raises(BadFile, match="--ip-adapter ip-adapter-plus_sd15:IMAGE"):
+        resolve_images(request, ImagePaths())
+    nodes = graph(denoise=1.0, latent_image=["5", 0], scheduler="normal", model=["50", 0])
+    inputs = {"model": ["4", 0], "ipadapter": ["51", 0], "image": ["52", 0], "weight": 0.5}
+    inputs |= {"start_at": 0.0, "end_at": 0.9}
+    nodes["50"] = {"class_type": "IPAdapterAdvanced", "inputs": inputs}
+    loader = {"ipadapter_file": "ip-adapter_sd15.safetensors"}
+    nodes["51"] = {"class_type": "IPAdapterModelLoader", "inputs": loader}
+    nodes["52"] = {"class_type": "LoadImage", "inputs": {"image": "face.png"}}
+    request, notes = comfyui(tmp_path, nodes)
+    assert [str(one) for one in request.ip_adapters] == ["ip-adapter_sd15:face.png:0.5:0..0.9"]
+    assert not notes and request.model
+    adapter = {"ip_adapter_model": {"name": "plus"}, "image": {"image_name": "f.png"}}
+    table = {**INVOKEAI, "ipAdapters": [{**adapter, "weight": 0.4, "end_step_percent": 0.5}]}
+    found = read(tmp_path, {"invokeai_metadata": json.dumps(table)})
+    assert found.request and [str(one) for one in found.request.ip_adapters] == [
+        "plus:f.png:0.4:0..0.5"
+    ]
