@@ -48,6 +48,7 @@ class AdapterPaths:
     model_folders: tuple[Path, ...] = ()  # where LoRAs may be too, and upscalers
     images: ImagePaths = field(default_factory=ImagePaths)  # pictures to begin from
     upscalers: Mapping[str, Path] = field(default_factory=dict)
+    bundled: dict[str, Path] = field(default_factory=dict)  # LoRAs by the learnt words they hold
     controls: dict[str, Path] = field(default_factory=dict)  # those found so far
     annotators: dict[str, Path] = field(default_factory=dict)  # likewise, of preprocessors
     ip_adapters: dict[str, Path] = field(default_factory=dict)  # likewise
@@ -94,7 +95,7 @@ class AdapterPaths:
 
     def embedding_file(self, token: str) -> Path:
         """The file of an embedding. ModelNotFound lists the folders that were searched."""
-        if (path := self.embedding_files().get(token)) is None:
+        if (path := self.embedding_files().get(token, self.bundled.get(token))) is None:
             folders = self.embedding_folders
             raise ModelNotFound(_missing("embedding", token, folders, "--embedding"))
         return path
@@ -116,7 +117,8 @@ class AdapterPaths:
         used = []
         for token in dict.fromkeys([*recorded, *sorted(known)]):
             if any(find_words([token], text)):
-                self.embedding_file(token)
+                if not (request.loras or tagged):  # which may bring the word along
+                    self.embedding_file(token)
                 used.append(recorded.get(token, Embedding(token)))
         for option, ref, path in (
             ("vae", request.vae, self.vae),

@@ -21,7 +21,7 @@ from txt2img.request.fields import SIDES, SWITCH
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.device.device import Device
 from txt2img.weights.adapters import key_names
-from txt2img.weights.adapters.file_layout import short_hash
+from txt2img.weights.adapters.file_layout import short_hash, with_bundled_words
 from txt2img.weights.adapters.lora import Piece, merge, open_adapter, weight_change
 from txt2img.weights.adapters.textual_inversion import open_embedding
 from txt2img.weights.distilled import from_loras
@@ -41,6 +41,9 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     """
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
+    if resolved.loras:
+        encoders = [encoder.config for encoder in model.clips]
+        resolved = with_bundled_words(resolved, state.paths, encoders, state.notes)
     if resolved.controls:
         from txt2img.weights.control import resolve_controls
 
@@ -132,7 +135,7 @@ def _resolve_embedding(model: Model, word: Embedding) -> Embedding:
     state = model.adapters
     path = state.paths.embedding_file(word.token)
     if word.token not in state.embedding_files:
-        state.embedding_files[word.token] = open_embedding(path, model.clips)
+        state.embedding_files[word.token] = open_embedding(path, model.clips, word.token)
         state.hashes["embedding", word.token] = sha256(path)[:12]
     return replace(word, hash=state.check_hash("embedding", word.token, word.hash))
 

@@ -123,9 +123,9 @@ def check_lora(path: Path, family: Family, model: str) -> None:
         raise UnknownLayout(f"{shown(path.name)} is made for {other}; {advice}")
 
 
-def check_embedding(path: Path, family: Family) -> None:
+def check_embedding(path: Path, family: Family, word: str = "") -> None:
     """Raise UnknownLayout or MissingWeights for an embedding that does not fit. BadFile."""
-    file_layout.vectors_of(path, family.clip_texts)
+    file_layout.vectors_of(path, family.clip_texts, word)
 
 
 def check_vae(name: str, family: Family) -> None:

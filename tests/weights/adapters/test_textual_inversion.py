@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tests.support import tiny
-from tests.support.adapters import write
+from tests.support.adapters import kohya, pairs, write
 from txt2img.errors import MissingWeights, Txt2imgError, UnknownLayout
 from txt2img.request.adapters import Embedding
 from txt2img.request.request import Request
@@ -160,3 +160,34 @@ def test_pickled_files_are_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"PK\x03\x04" + bytes(99))
     with pytest.raises(UnknownLayout, match="pickled"):
         learn(model, "<x>", x=tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("ending", ["string_to_param.*", "emb_params", "clip_l"])
+def test_words_in_a_loras_file_are_embeddings(model: Model, tmp_path: Path, ending: str) -> None:
+    tensors = kohya(pairs(model.network, r"attn1\.to_q$")) | {f"bundle_emb.<w>.{ending}": THREE}
+    lora = write(tmp_path / "style.safetensors", tensors)
+    alone = write(tmp_path / "w.safetensors", {"emb_params": THREE})
+    prompt = "a <w> cat"
+    model.adapters.paths = AdapterPaths(loras={"style": lora})
+    request = resolve_adapters(model, Request(f"{prompt} <lora:style:0.5>"))
+    assert [word.token for word in request.embeddings] == ["<w>"]
+    apply_adapters(model, request)
+    with torch.no_grad():
+        got = model.text.encode([prompt]).tokens
+    assert not model.adapters.notes or "no place" not in model.adapters.notes[0]
+    # A record of it is drawn again, and the word goes with the LoRA.
+    assert resolve_adapters(model, request) == request
+    assert not resolve_adapters(model, Request(prompt)).embeddings
+    assert not resolve_adapters(model, Request("a cat <lora:style:0.5>")).embeddings
+    learn(model, prompt, w=alone)
+    with torch.no_grad():
+        assert torch.equal(got, model.text.encode([prompt]).tokens)
+
+
+def test_bundled_words_of_other_encoders_are_left_out(model: Model, tmp_path: Path) -> None:
+    tensors = kohya(pairs(model.network, r"attn1\.to_q$"))
+    tensors |= {f"bundle_emb.w.{part}": torch.randn(2, 64) for part in ("clip_l", "clip_g")}
+    lora = write(tmp_path / "style.safetensors", tensors)
+    model.adapters.paths = AdapterPaths(loras={"style": lora})
+    assert not resolve_adapters(model, Request("a w <lora:style>")).embeddings
+    assert 'its word "w" is for other text encoders' in " ".join(model.adapters.notes)

@@ -16,6 +16,7 @@ from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
+from txt2img.weights.adapters.file_layout import with_bundled_words
 from txt2img.weights.checkpoint import (
     Checkpoint,
     check_complete,
@@ -102,6 +103,10 @@ class Forecast:
         """Fill a request's blanks. BadRequest if it cannot be drawn, BadFile."""
         family = self.checkpoint.family
         done = from_loras(request, self.library, family.defaults).filled(family.defaults)
+        if done.loras:
+            done = with_bundled_words(
+                done, self.library, family.clip_texts, self.library.images.notes
+            )
         family.latent_size(done, family.vae.factor)
         if done.has_hires:
             family.latent_size(second_pass(done), family.vae.factor)
@@ -112,11 +117,11 @@ class Forecast:
         """Raise what loading would for a LoRA or an embedding that does not fit, each once."""
         family, name = self.checkpoint.family, self.checkpoint.name
         loras = {self.library.lora_file(lora.name) for lora in request.loras} - self.checked
-        words = {self.library.embedding_file(word.token) for word in request.embeddings}
+        words = {self.library.embedding_file(word.token): word.token for word in request.embeddings}
         for path in sorted(loras):
             check_lora(path, family, name)
-        for path in sorted(words - self.checked):
-            check_embedding(path, family)
+        for path in sorted(words.keys() - self.checked):
+            check_embedding(path, family, words[path])
         self.checked.update(loras, words)
         for control in request.controls:
             self._check_control(control, family, name)

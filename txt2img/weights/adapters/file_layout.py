@@ -10,6 +10,9 @@ from pathlib import Path
 
 from txt2img.errors import MissingWeights, UnknownLayout
 from txt2img.models.configs import TextConfig
+from txt2img.request.adapters import Embedding, find_words
+from txt2img.request.request import Request
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
@@ -62,6 +65,7 @@ XL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 GENERIC = (A1111, "*", "string_to_param.*", *XL[0], *XL[1])  # names that are no token
 
 
+BUNDLE = "bundle_emb."  # where the names of a LoRA's learnt words begin
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(?:string_to_param\.\*|emb_params|clip_l|clip_g)")
 
 
@@ -69,6 +73,37 @@ def bundled_words(tensors: Iterable[str]) -> list[str]:
     """The learnt words that a LoRA's file holds too, as A1111 and OneTrainer write them."""
     matches = (_BUNDLED.fullmatch(name) for name in tensors)
     return list(dict.fromkeys(match[1] for match in matches if match))
+
+
+def with_bundled_words(
+    request: Request, paths: AdapterPaths, encoders: Sequence[TextConfig], notes: list[str]
+) -> Request:
+    """The request with the words that its LoRAs bring along and its prompts use, as embeddings.
+
+    An embedding of that name given otherwise comes first. Words for other text encoders are left
+    out, with a note. BadFile.
+    """
+    known = paths.embedding_files()
+    files = dict.fromkeys(paths.lora_file(lora.name) for lora in request.loras)
+    bundled: dict[str, Path] = {}
+    for path in files:
+        for word in bundled_words(safetensors_file.header(path).tensors):
+            bundled.setdefault(word, path)
+    recorded = {word.token: word for word in request.embeddings}
+    kept = [word for word in request.embeddings if word.token not in bundled.keys() - known.keys()]
+    text = f"{request.prompt}\n{request.negative}"
+    for word, path in bundled.items():
+        if word in known or not any(find_words([word], text)):
+            continue
+        try:
+            vectors_of(path, encoders, word)
+        except (UnknownLayout, MissingWeights):
+            note = f"{path.name}: its word {shown(word)} is for other text encoders"
+            notes += [] if note in notes else [note]
+            continue
+        paths.bundled[word] = path
+        kept.append(recorded.get(word, Embedding(word)))
+    return request.changed(embeddings=tuple(kept))
 
 
 def split(name: str) -> tuple[str, str]:
@@ -87,13 +122,17 @@ def word_of(path: Path) -> str:
     return names[0] if len(names) == 1 and names[0] not in GENERIC else own
 
 
-def vectors_of(path: Path, encoders: Sequence[TextConfig]) -> list[tuple[str, TensorRef]]:
-    """The tensor of vectors for each text encoder, by a file's header.
+def vectors_of(
+    path: Path, encoders: Sequence[TextConfig], word: str = ""
+) -> list[tuple[str, TensorRef]]:
+    """The tensor of vectors for each text encoder, by a file's header; a LoRA may bundle a word's.
 
     Raises BadFile, UnknownLayout for other files, MissingWeights for vectors of another width.
     """
     widths = [encoder.width for encoder in encoders]
-    parts = _parts(path, safetensors_file.header(path).tensors, len(encoders))
+    tensors, start = safetensors_file.header(path).tensors, f"{BUNDLE}{word}."
+    bundled = {k.removeprefix(start): ref for k, ref in tensors.items() if k.startswith(start)}
+    parts = _parts(path, bundled or tensors, len(encoders))
     for (name, ref), encoder in zip(parts, encoders, strict=True):
         count, most = ref.shape[0] if len(ref.shape) == 2 else 1, encoder.length - 2
         where = f"{path.name}: {shown(name, NAME_MAX)}"

@@ -95,6 +95,8 @@ def open_adapter(
     by_key: dict[str, dict[str, TensorRef]] = {}
     names: dict[str, list[str]] = {}
     for tensor, ref in header.tensors.items():
+        if tensor.startswith(file_layout.BUNDLE):  # a learnt word
+            continue
         key, role = file_layout.split(tensor)
         by_key.setdefault(key, {})[role or tensor] = ref
         names.setdefault(key, []).append(tensor)

@@ -25,10 +25,11 @@ class EmbeddingFile:
         return [values[name].reshape(-1, ref.shape[-1]) for name, ref in self.parts]
 
 
-def open_embedding(path: Path, encoders: Sequence[TextEncoder]) -> EmbeddingFile:
+def open_embedding(path: Path, encoders: Sequence[TextEncoder], word: str = "") -> EmbeddingFile:
     """Check a file against the model's text encoders, without reading its vectors.
 
+    The file may be a LoRA that bundles a word.
     Raises BadFile, UnknownLayout for other files, MissingWeights for vectors of another width.
     """
     configs = [encoder.config for encoder in encoders]
-    return EmbeddingFile(tuple(vectors_of(path, configs)))
+    return EmbeddingFile(tuple(vectors_of(path, configs, word)))
