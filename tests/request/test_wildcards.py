@@ -8,7 +8,7 @@ import pytest
 
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request.request import Request
-from txt2img.request.wildcards import CHOICES_MAX, Wildcards
+from txt2img.request.wildcards import CHOICES_MAX, COMBINATIONS_MAX, Wildcards
 
 
 @pytest.fixture
@@ -109,3 +109,40 @@ def test_lists_that_are_no_text_are_refused(lists: Wildcards) -> None:
         lists.resolve(Request("__bad__", seed=1))
     with pytest.raises(BadRequest, match="no folder"):
         Wildcards(Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("a {red|blue} {x|y}", "{2$$a|b|c}", "{1-2$$a|b|c}", "{2$$ and $$a|b|c}", "{2$$a|a|b}"),
+        *(
+            "{a|{b|c}} d",
+            "{0.5::a|b}",
+            "{0-1$$a|b}",
+            "{a|b} and {a|b}",
+            "__colour__ {cup|__colour__}",
+        ),
+        *("{2$$__colour__}", "__more/big-things__", "{2$$__colour__|x}", "plain (text:1.2)"),
+    ],
+)
+def test_all_combinations_are_those_of_dynamic_prompts(lists: Wildcards, template: str) -> None:
+    generators = pytest.importorskip("dynamicprompts.generators")
+    manager = pytest.importorskip("dynamicprompts.wildcards.wildcard_manager")
+    theirs = generators.CombinatorialPromptGenerator(manager.WildcardManager(Path("w").absolute()))
+    ours = [one.prompt for one in lists.combinations(Request(template, seed=1))]
+    assert set(ours) == set(theirs.generate(template, 1000))
+    assert len(set(ours)) == len(ours)
+
+
+def test_combinations_go_over_both_prompts_and_keep_the_templates(lists: Wildcards) -> None:
+    found = lists.combinations(Request("a {b|c}", "{d|e}", seed=5))
+    assert [(one.prompt, one.negative) for one in found] == [
+        *(("a b", "d"), ("a b", "e"), ("a c", "d"), ("a c", "e"))
+    ]
+    assert {(one.template, one.negative_template) for one in found} == {("a {b|c}", "{d|e}")}
+
+
+@pytest.mark.parametrize("template", ["{a|b}" * 14, "{1-$$" + "|".join("abcdefghij") + "}"])
+def test_too_many_combinations_are_refused_at_once(lists: Wildcards, template: str) -> None:
+    with pytest.raises(BadRequest, match=f"at most {COMBINATIONS_MAX:,}"):
+        lists.combinations(Request(template, seed=1))

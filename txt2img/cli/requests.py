@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -47,6 +48,8 @@ class Batch:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     wildcards: Wildcards | None = None
+    all_choices: bool = False  # of the wildcards, not one by the seed
+    combinations: int = 0  # pictures that all choices make
     image_folders: "ImageFolders | None" = None
     sweep: Sweep | None = None
     rewritten: Callable[[Request], Request] | None = None  # puts rewritten prompts in
@@ -60,21 +63,31 @@ class Batch:
         """One request per picture, with wildcards and file names resolved. BadRequest, BadFile."""
         for number, request in enumerate(self.requests):
             for i in range(request.count):
-                one = request.nth(i)
                 try:
-                    chosen = one if self.wildcards is None else self.wildcards.resolve(one)
-                    resolved = self.library.resolve(chosen)
-                    if resolved.controls or resolved.ip_adapters:
-                        from txt2img.weights.control_file import find_controls
-
-                        resolved = find_controls(resolved, self.library)
-                    if resolved.has_input:
-                        resolved = resolve_images(resolved, self.library.images)
-                    yield resolved if self.rewritten is None else self.rewritten(resolved)
+                    for chosen in self.with_choices(request.nth(i)):
+                        yield self._resolved(chosen)
                 except (BadRequest, BadFile, ModelNotFound) as error:
                     if not self.skip_errors:
                         raise
                     self.errors["choices", number, i] = error
+
+    def with_choices(self, request: Request) -> list[Request]:
+        """The request with its wildcards filled in, once or (--all) in every way. BadRequest."""
+        if self.wildcards is None:
+            return [request]
+        every = self.all_choices
+        return self.wildcards.combinations(request) if every else [self.wildcards.resolve(request)]
+
+    def _resolved(self, request: Request) -> Request:
+        """The request with the files that it names, and its rewritten prompt. Txt2imgError."""
+        resolved = self.library.resolve(request)
+        if resolved.controls or resolved.ip_adapters:
+            from txt2img.weights.control_file import find_controls
+
+            resolved = find_controls(resolved, self.library)
+        if resolved.has_input:
+            resolved = resolve_images(resolved, self.library.images)
+        return resolved if self.rewritten is None else self.rewritten(resolved)
 
     def pending(self, items: Iterable[Item], index: ResumeIndex | None) -> Iterator[Item]:
         """The items that are not finished yet."""
@@ -225,13 +238,16 @@ def _expand(batch: Batch, options: BatchOptions) -> None:
 def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:
     """Add wildcards and the sweep, note random seeds, check the first picture. BadRequest."""
     if options.wildcards is not None:
-        batch.wildcards = Wildcards(options.wildcards)
+        batch.wildcards, batch.all_choices = Wildcards(options.wildcards), options.all_choices
     _expand(batch, options)
     count, is_random, known = 0, False, set(random_seeds)
     for request in batch.requests:
         count += min(request.count, 2)
         is_random = is_random or request.seed in known
-    batch.several = count > 1
+    if batch.all_choices:
+        batch.combinations = _count_combinations(batch)
+        batch.notes.append(f"--all: {batch.combinations:,} pictures, of every choice")
+    batch.several = max(count, batch.combinations) > 1
     if is_random:
         launch = launcher.current()
         alone = launch.world > 1 and not launch.can_rendezvous
@@ -249,3 +265,12 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
     if count:
         next(chain(batch.pictures(), [None]))  # raises what is wrong with the first one's wildcards
     return batch
+
+
+def _count_combinations(batch: Batch) -> int:
+    """The pictures that all choices make. BadRequest, BadFile, unless errors are skipped."""
+    count = 0
+    for request in batch.requests:
+        with suppress(*[BadRequest, BadFile] if batch.skip_errors else []):
+            count += request.count * len(batch.with_choices(request.nth(0)))
+    return count

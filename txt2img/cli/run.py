@@ -143,7 +143,7 @@ def read_pictures(batch: Batch, bar: Bar) -> None:
     """Find and hash all pictures to begin from, which takes long for many. BadFile, BadRequest."""
     if batch.image_folders is None:
         return
-    total = sum(request.count for request in batch.requests)
+    total = batch.combinations or sum(request.count for request in batch.requests)
     for done, _ in enumerate(batch.pictures(), start=1):
         bar.advance("reading pictures", done, total, f"{done}/{total}")
 

@@ -18,7 +18,7 @@ from txt2img.errors import BadRequest
 from txt2img.images import output
 from txt2img.images.formats import PNG, Format
 from txt2img.images.output import Output
-from txt2img.request.sweep import axis
+from txt2img.request.sweep import LORAS, axis
 from txt2img.system.text import shown
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ class RunSettings:
 def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
     """A default pattern with a token for each swept option.
 
-    What is rarely in a name stands after the option's: -clip-skip2.
+    What is rarely in a name stands after the option's: -clip-skip2; a LoRA has a name of its own.
     """
     fields = [axis(text).field for text in sweep]
+    plain = (*output.TOKENS, LORAS)
     more = [
-        f"-{{{name}}}" if name in output.TOKENS else f"-{name.replace('_', '-')}{{{name}}}"
+        f"-{{{name}}}" if name in plain else f"-{name.replace('_', '-')}{{{name}}}"
         for name in fields
         if f"{{{name}}}" not in pattern
     ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, permutations, product
+from math import perm
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
@@ -23,6 +24,7 @@ FILE_MAX = 2**24  # bytes
 FILES_MAX = 10_000  # that are looked through for a name
 CHOICES_MAX = 10_000  # in one prompt
 REDRAWS_MAX = 20  # where several choices came out equal
+COMBINATIONS_MAX = 10_000  # of a prompt's choices, if all are wanted
 
 
 @dataclass
@@ -76,6 +78,67 @@ class Wildcards:
             template=template,
             negative_template=negative_template,
         )
+
+    def combinations(self, request: Request) -> list[Request]:
+        """The request with each combination of choices, in order, whatever the seed.
+
+        BadRequest as `resolve`, and for too many.
+        """
+        prompt = request.template or request.prompt
+        negative = request.negative_template or request.negative
+        prompts, negatives = self._every_text(prompt), self._every_text(negative)
+        _check_count(len(prompts) * len(negatives))
+        return [
+            replace(
+                request,
+                prompt=one,
+                negative=other,
+                template=prompt if one != prompt else "",
+                negative_template=negative if other != negative else "",
+            )
+            for one, other in product(prompts, negatives)
+        ]
+
+    def _every_text(self, text: str) -> list[str]:
+        if not template.has_syntax(text):
+            return [text]
+        if len(text) > TEMPLATE_MAX:
+            raise BadRequest(
+                f"a prompt of {len(text):,} characters; with wildcards {TEMPLATE_MAX:,} are allowed"
+            )
+        return list(dict.fromkeys(one.strip() for one in self._every(template.parse(text), 0)))
+
+    def _every(self, text: Text, depth: int) -> list[str]:
+        """All texts that a template can become."""
+        if depth > DEPTH_MAX:
+            raise BadRequest(f"wildcards within wildcards, more than {DEPTH_MAX} deep")
+        texts = [""]
+        for part in text:
+            choices = [part] if isinstance(part, str) else self._every_choice(part, depth + 1)
+            _check_count(len(texts) * len(choices))
+            texts = [before + choice for before in texts for choice in choices]
+            if any(len(text) > PROMPT_MAX for text in texts):
+                raise BadRequest(f"the wildcards give more than {PROMPT_MAX:,} characters")
+        return list(dict.fromkeys(texts))
+
+    def _every_choice(self, part: ListName | Choice, depth: int) -> list[str]:
+        """All that a list's name or braces can become: several options in any order."""
+        if isinstance(part, ListName):
+            part = Choice(tuple(self._list(part.name)))
+        name = part.only_name()
+        options = self._list(name) if name else list(part.options)
+        texts = [self._every(option.text, depth) for option in options if option.weight]
+        least = min(part.least, len(texts))
+        most = len(texts) if part.most is None else min(part.most, len(texts))
+        _check_count(sum(perm(len(texts), number) for number in range(least, most + 1)))
+        found: dict[str, None] = {}
+        for number in range(least, most + 1):
+            for chosen in permutations(texts, number):
+                for words in product(*chosen):
+                    if len(set(words)) == number:
+                        found[part.joiner.join(words)] = None
+                    _check_count(len(found))
+        return list(found)
 
     def _filled(self, text: str, request: Request, which: str) -> tuple[str, str]:
         """A text with its choices made, and its template, empty if it had no choices."""
@@ -183,3 +246,12 @@ class Wildcards:
         if unreadable:
             raise BadFile(f"--wildcards: {cannot_read(unreadable)[0]}")
         return [path.as_posix() for path in known]
+
+
+def _check_count(count: int) -> None:
+    """Raise BadRequest for more combinations than are drawn."""
+    if count > COMBINATIONS_MAX:
+        raise BadRequest(
+            f"--all: {count:,} combinations or more; at most {COMBINATIONS_MAX:,}: leave out some, "
+            "or draw a --count of them without --all"
+        )

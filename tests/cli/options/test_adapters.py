@@ -79,6 +79,9 @@ def test_strengths_of_a_lora_are_swept(draw: Command, files: Path) -> None:
     outcome = draw("a", "--seed", "1", *found)
     assert outcome.code == 0, outcome.err
     pictures = [Path(line) for line in outcome.out.split()][:3]
+    assert [path.name for path in pictures] == [
+        *("a-1-none.png", "a-1-style-0.5.png", "a-1-other-1.png")
+    ]
     assert len({path.read_bytes() for path in pictures}) == 3
     worn = [request.loras for path in pictures if (request := image_file.read(path).request)]
     assert [[(lora.name, lora.unet) for lora in loras] for loras in worn] == [

@@ -102,6 +102,24 @@ def test_records_say_all_that_a_script_may_want(draw: Command) -> None:
     assert record["seconds"] > 0 and record["index"] == 1 and len(record["id"]) == 32
 
 
+def test_all_draws_every_choice_with_every_seed(draw: Command) -> None:
+    Path("w").mkdir()
+    Path("w/pet.txt").write_text("cat\ndog\n")
+    line = ("a {red|blue} __pet__", "--seed", "5", "--wildcards", "w", "--all", "--dry-run")
+    once = draw(*line)
+    prompts = [row.split("\t")[-1] for row in once.out.splitlines()]
+    assert prompts == ["a red cat", "a red dog", "a blue cat", "a blue dog"]
+    assert "--all: 4 pictures, of every choice" in once.err
+    twice = draw(*line, "--count", "2", "--json")
+    rows = [json.loads(row) for row in twice.out.splitlines()]
+    assert sorted((row["prompt"], row["seed"]) for row in rows) == sorted(
+        (prompt, seed) for prompt in prompts for seed in (5, 6)
+    )
+    many = draw("{a|b}" * 14, *line[1:])
+    assert many.code == 2 and "at most 10,000" in many.err
+    assert draw("a", "--all", "--dry-run").code == 2
+
+
 def test_without_wildcards_braces_are_literal(draw: Command) -> None:
     [path] = draw("{a|b} __c__", *SMALL, "--seed", "5").out.split()
     request = image_file.read(Path(path)).request

@@ -51,6 +51,13 @@ class BatchOptions:
             "decides.",
         ),
     ] = None
+    all_choices: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="With --wildcards: draw every combination of choices, not one by the seed.",
+        ),
+    ] = False
     resume: Annotated[
         bool,
         typer.Option(
@@ -122,6 +129,8 @@ class BatchOptions:
             raise BadRequest("--resume keeps existing pictures, --overwrite replaces them")
         if self.sweep_zip and not self.sweep:
             raise BadRequest("--sweep-zip goes with --sweep")
+        if self.all_choices and self.wildcards is None:
+            raise BadRequest("--all goes with --wildcards")
         if output.out == "-" and (self.resume or self.sweep):
             raise BadRequest(
                 "-o - writes one picture to standard output; --resume and --sweep need files"
