@@ -129,7 +129,7 @@ cat --profile nope ‖ no profile "nope"
 cat --api ‖ there is no web server
 cat --port 7860 ‖ there is no web server
 cat --list-models ‖ use txt2img models list
-cat --list-samplers ‖ txt2img --help lists them
+cat --list-samplers ‖ txt2img a --sampler list names them
 cat --variation 5 ‖ use --subseed and --subseed-strength
 cat --low-memory yes ‖ takes no value, such as yes
 cat --offload yes ‖ choose auto, none, model or sequential

@@ -291,9 +291,13 @@ def test_samplers_of_a_shifted_flow_equal_diffusers(name):
     assert difference(drain(name, falling(levels)), x) < 2e-6
 
 
+# Equal to others where there is no guidance, or eta is theirs.
+SAME = ("ddpm", "ddim", "euler_cfg++", "euler_a_cfg++", "ddim_cfg++", "res_multistep_a")
+
+
 def test_these_comparisons_can_tell_samplers_apart():
     levels = SCHEDULES["trailing"](SD, 20)
-    ends = [drain(name, levels) for name in SAMPLERS if name not in ("ddpm", "ddim")]
+    ends = [drain(name, levels) for name in SAMPLERS if name not in SAME]
     assert min(difference(a, b) for a in ends for b in ends if a is not b) > 3e-4
 
 
@@ -306,6 +310,19 @@ ORDERS = [
     ("dpm++sde", 1.8),
     ("dpm++2s_a", 1.8),
     ("unipc", 2.5),
+    ("dpm2", 1.8),
+    ("dpm2_a", 1.8),
+    ("dpm++2m_sde_heun", 1.8),
+    ("dpm++3m", 1.6),
+    ("dpm++3m_sde", 1.6),
+    ("deis", 1.8),
+    ("res_multistep", 1.8),
+    ("res_multistep_a", 1.8),
+    ("euler_cfg++", 0.9),
+    ("euler_a_cfg++", 0.9),
+    ("plms", 0.9),  # its weights are those of equal steps, which these are not
+    ("ipndm", 0.9),
+    ("ipndm_v", 1.8),
 ]
 LINE = torch.tensor([-1.2, 0.3, 1.0], dtype=torch.float64).reshape(3, 1, 1, 1)
 STARTS = torch.linspace(-2, 2, 21, dtype=torch.float64).reshape(-1, 1, 1, 1)
@@ -314,7 +331,7 @@ STARTS = torch.linspace(-2, 2, 21, dtype=torch.float64).reshape(-1, 1, 1, 1)
 def miss(name: str, levels: list[Level]) -> float:
     """How far a sampler at eta 0 is from the exact end, just before the last level."""
     sampler, levels = SAMPLERS[name], [level for level in levels if level.ratio]
-    sampler = partial(sampler, eta=0.0) if name in ("dpm++sde", "dpm++2s_a") else sampler
+    sampler = partial(sampler, eta=0.0) if name in ETA_SAMPLERS else sampler
     *_, last = sampler(mixture(LINE, 0.5), STARTS, levels, lambda a, b: torch.zeros(()))
     want = exact_end(STARTS, LINE, 0.5, levels[0], levels[-1])
     return float((last.x - want).abs().max())
@@ -341,7 +358,7 @@ def test_they_converge_from_pure_noise_of_a_flow(name, order):
 def test_pictures_from_pure_noise_are_finite(name, process, schedule, steps):
     x = drain(name, SCHEDULES[schedule](process, steps))
     assert torch.isfinite(x).all()
-    assert x.abs().max() < 5
+    assert x.abs().max() < 8
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -352,7 +369,11 @@ def test_each_step_is_a_state(name):
     assert all(isinstance(state, State) and state.x0.shape == PIXELS for state in states)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lms"])
+# They end at the last level with noise, or by slopes from before.
+WITH_NOISE_LEFT = ("lms", "plms", "dpm_fast", "dpm_adaptive")
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in WITH_NOISE_LEFT])
 def test_the_last_state_is_the_clean_picture(name):
     *_, last = SAMPLERS[name](DENOISE, noises(1)(), SCHEDULES["karras"](SD, 6), noises(5))
     torch.testing.assert_close(last.x, last.x0)
@@ -365,13 +386,18 @@ def test_the_sample_given_is_left_as_it_was(name):
     torch.testing.assert_close(x, noises(1)(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "lms", "dpm++2m", "unipc"])
+FRESH = [
+    *("ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "dpm++2s_a", "lcm", "tcd"),
+    *("dpm++2m_sde_heun", "dpm++3m_sde", "dpm2_a", "res_multistep_a", "er_sde", "euler_a_cfg++"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLERS if name not in FRESH and name != "restart"]
+)
 def test_fresh_noise_does_not_matter_at_eta_0(name):
     levels = SCHEDULES["karras"](SD, 8)
     torch.testing.assert_close(drain(name, levels, 5), drain(name, levels, 6), rtol=0, atol=0)
-
-
-FRESH = ["ddpm", "euler_a", "dpm++2m_sde", "dpm++sde", "dpm++2s_a", "lcm", "tcd"]
 
 
 @pytest.mark.parametrize("name", FRESH)
@@ -390,7 +416,7 @@ def test_eta_may_be_any_share(name, process):
     assert difference(drain(name, levels, eta=0.5), still) > 0.003
 
 
-@pytest.mark.parametrize("name", ["heun", "lms", "unipc", "lcm"])
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - ETA_SAMPLERS.keys()))
 def test_eta_is_refused_at_once_where_it_means_nothing(name):
     with pytest.raises(BadRequest, match=r"eta 0.5.*ddim.*dpm\+\+sde"):
         SAMPLERS[name](DENOISE, noises(1)(), [], noises(5), eta=0.5)

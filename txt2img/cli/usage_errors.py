@@ -72,7 +72,7 @@ OTHER_PROGRAMS_OPTIONS = {
         "there is no web server; --keep-alive keeps the model loaded between calls",
     ),
     "--list-models": "use txt2img models list",
-    **dict.fromkeys(("--list-samplers", "--samplers"), "txt2img --help lists them at --sampler"),
+    **dict.fromkeys(("--list-samplers", "--samplers"), "txt2img a --sampler list names them"),
     **dict.fromkeys(("--controlnet", "--control-image"), "ControlNet is not supported"),
 }
 

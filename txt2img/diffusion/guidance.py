@@ -102,6 +102,28 @@ def outputs_by_cond(
     return outputs
 
 
+class Unguided:
+    """The negative's prediction at levels that ask for it: those of CFG++ samplers.
+
+    They ask directly after the guided prediction, whose output for the negative is kept till then.
+    """
+
+    def __init__(self, predict: Predictor, negative: CondAt) -> None:
+        self._predict, self._negative = predict, negative
+        self._kept: tuple[Tensor, Tensor, float] | None = None
+
+    def keep(self, x: Tensor, away: Tensor, level: Level) -> None:
+        """Keep the negative's output for x at a level."""
+        self._kept = x, away, level.ratio
+
+    def x0(self, x: Tensor, level: Level) -> Tensor:
+        """The prediction without guidance; a pass more if nothing is kept of this level."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[2] != level.ratio:
+            return self._predict(x, level, self._negative(level))
+        return self._predict.prediction.x0(*kept[:2], level)
+
+
 def guided(
     predict: Predictor,
     positive: CondAt,
@@ -117,12 +139,16 @@ def guided(
     Network outputs are mixed and rescaled (by `rescale`, 0 to 1), not x0, as in diffusers.
     """
     outputs = outputs_by_cond(predict, [negative, positive], batched)
+    unguided = Unguided(predict, negative)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
+        if not level.guided:
+            return unguided.x0(x, level)
         times = scale(level) if callable(scale) else scale
         if times == 1 and (skip is None or not skip.active(level)):
             return predict(x, level, positive(level))
         away, towards = outputs(x, level)
+        unguided.keep(x, away, level)
         out = rescaled(torch.add(away, towards - away, alpha=times), towards, rescale)
         out = out if skip is None else skip.apply(out, towards, x, level)
         return predict.prediction.x0(x, out, level)
@@ -149,10 +175,14 @@ def multi_guided(
         return guided(predict, parts[0][1], negative, scale, batched, rescale, skip)
     total = sum(map(abs, weights))
     outputs = outputs_by_cond(predict, [negative, *(cond for _, cond in parts)], batched)
+    unguided = Unguided(predict, negative)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
+        if not level.guided:
+            return unguided.x0(x, level)
         times = scale(level) if callable(scale) else scale
         away, *texts = outputs(x, level)
+        unguided.keep(x, away, level)
         weighted = list(zip(weights, texts, strict=True))
         out = away + times * sum(weight * (towards - away) for weight, towards in weighted)
         if total:
@@ -182,10 +212,14 @@ def image_guided(
     weights = [weight for weight, _ in parts]
     conds = [blind, negative, *(cond for _, cond in parts)]
     outputs = outputs_by_cond(predict, conds, batched)
+    unguided = Unguided(predict, blind)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
+        if not level.guided:
+            return unguided.x0(x, level)
         times = scale(level) if callable(scale) else scale
         nothing, picture, *texts = outputs(x, level)
+        unguided.keep(x, nothing, level)
         out = nothing + image_scale * (picture - nothing)
         for weight, text in zip(weights, texts, strict=True):
             out = out + times * weight * (text - picture)

@@ -22,6 +22,7 @@ class Level:
 
     ratio: float
     curve: Curve
+    guided: bool = True  # False asks a denoiser for its prediction without guidance
 
     @cached_property
     def alpha(self) -> float:
@@ -47,6 +48,13 @@ class Level:
     def half_log_snr(self) -> float:
         """ln(alpha / sigma), the solvers' clock: inf for a clean picture, -inf for pure noise."""
         return -math.log(self.ratio) if self.ratio else math.inf
+
+
+def level_at(line: float, curve: Curve) -> Level:
+    """The level at a place on its `line`."""
+    if curve == "flow":
+        line = line / (1 - line) if line < 1 else math.inf
+    return Level(line, curve)
 
 
 class Diffusion:

@@ -32,7 +32,7 @@ def masked(
 
     def at(x: Tensor, level: Level) -> Tensor:
         share = mask(level)
-        if seen == "noised" and level != first:
+        if seen == "noised" and (first is None or level.ratio != first.ratio):
             x = share * x + (1 - share) * (level.alpha * kept + level.sigma * noise)
         elif seen == "clean":
             x = share * x + (1 - share) * kept

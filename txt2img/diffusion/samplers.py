@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -71,13 +72,44 @@ def ancestral(a: Level, b: Level, eta: float) -> float:
     return eta * b.sigma * math.sqrt(max(1 - ratio**2, 0.0))
 
 
+Share = Callable[[Level, Level, float], float]  # the fresh sigma of a step from a to b, for an eta
+
+
+def sde_share(a: Level, b: Level, eta: float) -> float:
+    """Fresh sigma of k-diffusion's DPM++ 2M and 3M SDE: between eta 0 and 1 more than DDIM's."""
+    if not eta or not b.sigma:
+        return 0.0
+    return b.sigma * math.sqrt(-math.expm1(-2 * eta * gap(a, b)))
+
+
+def flow_share(a: Level, b: Level, eta: float) -> float:
+    """Fresh sigma of ComfyUI's ancestral steps of a flow (sample_euler_ancestral_RF), else DDIM's.
+
+    The step goes down to sigma_b · (1 + (sigma_b / sigma_a - 1) · eta).
+    """
+    if b.curve == "diffusion" or not eta or not b.sigma:
+        return ancestral(a, b, eta)
+    down = b.sigma * (1 + (b.sigma / a.sigma - 1) * eta)
+    return math.sqrt(max(b.sigma**2 - (down * b.alpha / (1 - down)) ** 2, 0.0))
+
+
+def level_left(b: Level, fresh: float) -> Level:
+    """The level that an ancestral step goes down to, before `fresh` noise takes it up to b."""
+    return Level(math.sqrt(b.sigma**2 - fresh**2) / b.alpha, b.curve) if fresh else b
+
+
 def gap(a: Level, b: Level) -> float:
     """Step size from a to b in half_log_snr, the paper's h; inf at either end."""
     return b.half_log_snr - a.half_log_snr
 
 
 def euler(
-    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 0.0
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 0.0,
+    share: Share = ancestral,
 ) -> Iterator[State]:
     """Euler, DDIM and rectified flow at eta 0, Euler ancestral and DDPM at eta 1.
 
@@ -85,7 +117,7 @@ def euler(
     """
     for step, (a, b) in pairs(levels):
         x0 = denoise(x, a)
-        x = move(x, x0, a, b, ancestral(a, b, eta), noise)
+        x = move(x, x0, a, b, share(a, b, eta), noise)
         yield State(step, x, x0)
 
 
@@ -97,12 +129,15 @@ def heun(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> 
     """
     for step, (a, b) in pairs(levels):
         x0 = denoise(x, a)
-        aim, reached = x0, move(x, x0, a, b)
-        if b.sigma and math.isfinite(a.line):
-            aim = x0 + (denoise(reached, b) - x0) * a.line / (2 * b.line)
-            reached = move(x, aim, a, b)
-        x = reached
+        x = move(x, heun_aim(denoise, x, x0, a, b), a, b)
         yield State(step, x, x0)
+
+
+def heun_aim(denoise: Denoise, x: Tensor, x0: Tensor, a: Level, b: Level) -> Tensor:
+    """Aim of Heun's step, by a second look at b; x0 where there is none."""
+    if not b.sigma or math.isinf(a.line):
+        return x0
+    return x0 + (denoise(move(x, x0, a, b), b) - x0) * a.line / (2 * b.line)
 
 
 def lms(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
@@ -110,15 +145,41 @@ def lms(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> I
 
     Of order 3, which diffusers' step() takes as an argument: 4 diverges on short flow schedules.
     """
+    return multistep(denoise, x, levels, adams, 3, zero=True)
+
+
+Weights = Callable[[Sequence[float], float], Sequence[float]]  # slopes' positions, end → weights
+Aim = Callable[[Denoise, Tensor, Tensor, Level, Level], Tensor]  # denoise, x, x0, a, b → aim
+
+
+def multistep(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    weights_of: Weights,
+    order: int,
+    first: Aim | None = None,
+    zero: bool = False,
+) -> Iterator[State]:
+    """Steps along a weighted sum of the last `order` slopes, newest first, on the levels' line.
+
+    The step from the first slope has the aim `first`; the step to the clean picture is Euler's,
+    unless `zero`.
+    """
     slopes: list[tuple[float, Tensor]] = []  # where on the line, and the slope there; newest first
     for step, (a, b) in pairs(levels):
         x0 = aim = denoise(x, a)
         if math.isfinite(a.line):
             slope = (x / a.scale - x0) / a.line
-            slopes = [(a.line, slope), *slopes[:2]]
-            weights = adams([at for at, _ in slopes], b.line)
-            for weight, (_, before) in zip(weights[1:], slopes[1:], strict=True):
-                aim = aim + (a.line * weight) * (slope - before)
+            slopes = [(a.line, slope), *slopes[: order - 1]]
+            if first and len(slopes) == 1:
+                aim = first(denoise, x, x0, a, b)
+            elif b.sigma or zero:
+                weights = weights_of([at for at, _ in slopes], b.line)
+                for weight, (_, before) in zip(weights[1:], slopes[1:], strict=True):
+                    aim = aim + (a.line * weight) * (slope - before)
+                if abs(rest := 1 - sum(weights)) > 1e-9:  # diff-sampler's do not sum to 1
+                    aim = aim + (a.line * rest) * slope
         x = move(x, aim, a, b)
         yield State(step, x, x0)
 
@@ -151,14 +212,19 @@ def extrapolated(x0: Tensor, x0_last: Tensor | None, h: float, h_last: float) ->
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 0.0
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 0.0,
+    share: Share = ancestral,
 ) -> Iterator[State]:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2); SDE-DPM-Solver++ at eta 1."""
     x0_last, h_last = None, math.inf
     for step, (a, b) in pairs(levels):
         x0, h = denoise(x, a), gap(a, b)
         aim = extrapolated(x0, x0_last, h, h_last)
-        x = move(x, aim, a, b, ancestral(a, b, eta), noise)
+        x = move(x, aim, a, b, share(a, b, eta), noise)
         x0_last, h_last = x0, h
         yield State(step, x, x0)
 
@@ -195,7 +261,12 @@ def halfway(
 
 
 def dpmpp_2s_ancestral(
-    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 1.0,
+    share: Share = ancestral,
 ) -> Iterator[State]:
     """DPM-Solver++(2S) (Lu et al. 2022, Algorithm 1), ancestral; two evaluations a step.
 
@@ -205,7 +276,7 @@ def dpmpp_2s_ancestral(
     """
     for step, (a, b) in pairs(levels):
         x0 = aim = denoise(x, a)
-        fresh = ancestral(a, b, eta)
+        fresh = share(a, b, eta)
         down = math.sqrt(b.sigma**2 - fresh**2) / b.alpha
         if down and math.isfinite(a.ratio):
             half = Level(math.sqrt(a.ratio * down), a.curve)
@@ -295,6 +366,27 @@ def default_process(curve: str) -> Process:
     return Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 
 
+def later(module: str, function: str, **options: Any) -> Sampler:
+    """A sampler of another file, which is imported when it starts."""
+
+    def start(
+        denoise: Denoise,
+        x: Tensor,
+        levels: Sequence[Level],
+        noise: Noise,
+        *,
+        eta: float | None = None,
+        **more: Any,
+    ) -> Iterator[State]:
+        """Import it, then sample."""
+        sampler = getattr(import_module(f"txt2img.diffusion.{module}"), function)
+        given = {} if eta is None else {"eta": eta}
+        states: Iterator[State] = sampler(denoise, x, levels, noise, **options | more | given)
+        return states
+
+    return start
+
+
 ETA_SAMPLERS: dict[str, Sampler] = {
     "ddpm": partial(euler, eta=1.0),
     "ddim": euler,
@@ -302,26 +394,38 @@ ETA_SAMPLERS: dict[str, Sampler] = {
     "euler_a": partial(euler, eta=1.0),
     "dpm++2m": dpmpp_2m,
     "dpm++2m_sde": partial(dpmpp_2m, eta=1.0),
+    "dpm++2m_sde_heun": later("multistep", "exponential", eta=1.0, order=2),
+    "dpm++3m_sde": later("multistep", "exponential", eta=1.0),
     "dpm++sde": dpmpp_sde,
     "dpm++2s_a": dpmpp_2s_ancestral,
+    "dpm2_a": later("singlestep", "dpm2", eta=1.0),
+    "dpm_fast": later("dpm_solver", "dpm_fast"),
+    "dpm_adaptive": later("dpm_solver", "dpm_adaptive"),
+    "res_multistep_a": later("multistep", "exponential", eta=1.0, order=2, on_line=True),
+    "euler_a_cfg++": later("singlestep", "euler_cfg_pp", eta=1.0),
+    "ddim_cfg++": later("singlestep", "euler_cfg_pp"),
     "tcd": tcd,
 }
 
 
-def without_eta(
-    sampler: Callable[[Denoise, Tensor, Sequence[Level], Noise], Iterator[State]],
-) -> Sampler:
+def without_eta(sampler: Callable[..., Iterator[State]]) -> Sampler:
     """A sampler that takes no eta: raises BadRequest for any but 0."""
 
     def start(
-        denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 0.0
+        denoise: Denoise,
+        x: Tensor,
+        levels: Sequence[Level],
+        noise: Noise,
+        *,
+        eta: float = 0.0,
+        **more: Any,
     ) -> Iterator[State]:
         """Check eta, then sample."""
         if eta:
             raise BadRequest(
                 f"eta {eta:g} needs a sampler that takes it: {', '.join(ETA_SAMPLERS)}"
             )
-        return sampler(denoise, x, levels, noise)
+        return sampler(denoise, x, levels, noise, **more)
 
     return start
 
@@ -331,9 +435,37 @@ SAMPLERS: dict[str, Sampler] = ETA_SAMPLERS | {
     "lms": without_eta(lms),
     "unipc": without_eta(unipc),
     "lcm": without_eta(lcm),
+    "dpm++3m": without_eta(later("multistep", "exponential")),
+    "dpm2": without_eta(later("singlestep", "dpm2")),
+    "plms": without_eta(later("multistep", "plms")),
+    "ipndm": without_eta(later("multistep", "ipndm")),
+    "ipndm_v": without_eta(later("multistep", "ipndm_v")),
+    "deis": without_eta(later("multistep", "deis")),
+    "res_multistep": without_eta(later("multistep", "exponential", order=2, on_line=True)),
+    "er_sde": without_eta(later("singlestep", "er_sde")),
+    "restart": without_eta(later("singlestep", "restart")),
+    "euler_cfg++": without_eta(later("singlestep", "euler_cfg_pp")),
+}
+
+# What programs' samplers do otherwise than ours.
+SDE_SHARES = {
+    name: {"share": sde_share} for name in ("dpm++2m_sde", "dpm++2m_sde_heun", "dpm++3m_sde")
+}
+FLOW_SHARES = {name: {"share": flow_share} for name in ("euler_a", "dpm2_a", "dpm++2s_a")}
+DPM = ("dpm_fast", "dpm_adaptive")
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "a1111": SDE_SHARES | {name: {"eta": 1.0, "clean": False} for name in DPM},
+    "comfyui": SDE_SHARES
+    | FLOW_SHARES
+    | {name: {"clean": False} for name in DPM}
+    | {"ipndm_v": {"as_diff_sampler": True}},
+    "diffusers": {"deis": {"clock": math.log, "order": 2}},
 }
 
 
-def sampler_for(name: str, clock: Process | None) -> Sampler:
-    """The sampler of that name, for a model trained on `clock`'s times."""
-    return partial(tcd, clock=clock) if name == "tcd" else SAMPLERS[name]
+def sampler_for(name: str, clock: Process | None, program: str = "") -> Sampler:
+    """The sampler of that name, for a model trained on `clock`'s times, as a program has it."""
+    if name == "tcd":
+        return partial(tcd, clock=clock)
+    variant = VARIANTS.get(program, {}).get(name)
+    return partial(SAMPLERS[name], **variant) if variant else SAMPLERS[name]

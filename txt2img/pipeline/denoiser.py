@@ -159,6 +159,8 @@ def guidance_scale(family: Family, request: Request, process: Process) -> Guidan
     costs variety, at little it does nothing.
     """
     scale, interval = request.cfg or 0.0, request.cfg_interval
+    if request.sampler is not None:
+        scale /= request.sampler.cfg_divisor
     if family.network.embeds_cfg:  # the network guides itself
         return 1.0
     if interval is None:

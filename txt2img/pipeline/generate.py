@@ -30,7 +30,7 @@ from txt2img.pipeline.init_image import InitImage, init_image, starts_from_noise
 from txt2img.pipeline.noise import fresh_noise, step_noise
 from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage
-from txt2img.request import Request, Sampler, compat
+from txt2img.request import Request, compat
 from txt2img.request.compat import Rules
 from txt2img.request.hires import (
     second_pass,
@@ -74,7 +74,7 @@ class Job:
     def states(self) -> Iterator[State]:
         """Start the sampler: one state (B, C, h, w) a step. BadRequest for an eta."""
         request, init = self.requests[0], self.init
-        sampler = sampler_for(str(request.sampler), self.process)
+        sampler = sampler_for(str(request.sampler), self.process, self.rules.program)
         if request.eta is not None:
             sampler = partial(sampler, eta=request.eta)
         skipped = (0, 0) if init is None else init.draws
@@ -382,7 +382,12 @@ def check_finite(model: Model, x: Tensor) -> None:
 
 
 def batch_key(request: Request) -> Request:
-    """The settings that requests of one batch must share: all but the prompts and seeds."""
+    """The settings that requests of one batch must share: all but the prompts and seeds.
+
+    A sampler whose steps depend on the picture shares nothing.
+    """
+    if request.sampler is not None and request.sampler.per_picture:
+        return request
     words = request.changed(prompt="", negative="", template="", negative_template="")
     return words.changed(seed=0, subseed=None)
 
@@ -417,7 +422,7 @@ def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
     steps, (_, height, width) = compat.steps_of(request, rules).total, latent_shape(model, request)
     tokens = height * width // model.family.network.multiple**2
     process = model.family.process.build(tokens, steps)
-    if rules.old_ddim and request.sampler is Sampler.DDIM:
+    if compat.follows_old_ddim(request, rules):
         return strided(process, steps)
     if request.sampler in rules.without_penultimate:
         levels = SCHEDULES[str(request.schedule)](process, steps + 1)
@@ -430,7 +435,7 @@ def starting_level(request: Request, rules: Rules, levels: Sequence[Level], draw
 
     In A1111 DDIM draws from one level below (sd_samplers_timesteps.py, sample_img2img).
     """
-    above = rules.old_ddim and request.sampler is Sampler.DDIM
+    above = compat.follows_old_ddim(request, rules)
     return levels[max(len(levels) - 1 - drawn - above, 0)]
 
 

@@ -59,6 +59,7 @@ class ImageRules:
 class Rules:
     """One program's rules."""
 
+    program: str = ""  # whose variants of samplers and schedules; "": our own
     prompt: PromptRules = PromptRules()
     init_rng: Rng = "cpu"  # generator of the initial noise
     step_rng: Rng | None = None  # a generator of its own for the noise of steps; None: init_rng
@@ -73,7 +74,8 @@ class Rules:
     trailing_weight: bool = False  # a number at a prompt's end is its weight, with or without AND
     integer_times: frozenset[Sampler] = frozenset()  # samplers whose times are rounded
     without_penultimate: frozenset[Sampler] = frozenset()  # samplers whose last level but one goes
-    old_ddim: bool = False  # DDIM stops at the table's second entry
+    # Samplers of whole times (DDIM, PLMS) stop at the table's second entry, as in A1111.
+    old_ddim: bool = False
     skip_negative: bool = True  # clip skip applies to the negative prompt too
     no_padding: bool = False  # a short prompt gets no empty chunks to match a long one
     zero_empty_negative: bool = True  # an empty negative is zeros, in families trained that way
@@ -84,15 +86,19 @@ ALL_SAMPLERS = frozenset(Sampler)
 # modules/rng.py: a generator a picture. sd_samplers_timesteps.py: DDIM, UniPC start unscaled.
 # prompt_parser.py: reconstruct_cond_batch counts calls from 0, steps from 1. sd_emphasis.py:
 # EmphasisOriginal. sd_hijack_clip.py: comma_padding_backtrack 20.
+OF_TIMES = frozenset(sampler for sampler in Sampler if sampler.whole_times)
 A1111 = Rules(
+    program="a1111",
     prompt=PromptRules(backtrack=20),
     sde_noise="tree",  # modules/sd_samplers_kdiffusion.py: of the seed alone, without ENSD
-    unit_variance=frozenset({Sampler.DDIM, Sampler.UNIPC}),
+    unit_variance=OF_TIMES | {Sampler.UNIPC},
     prompt_editing=True,
     strict_edits=True,
     edits_one_step_late=True,
     trailing_weight=True,
     old_ddim=True,
+    # sd_samplers_kdiffusion.py: discard_next_to_last_sigma.
+    without_penultimate=frozenset({Sampler.DPM2, Sampler.DPM2_A, Sampler.DPMPP_3M_SDE}),
     no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
     # sd_samplers_common.py: setup_img2img_steps; processing.py: the mask is rounded;
     # sd_samplers_cfg_denoiser.py: apply_blend.
@@ -102,12 +108,13 @@ A1111 = Rules(
         cells="rounded",
         blurs="gaussian",
         seen="free",
-        clean_for=frozenset({Sampler.DDIM, Sampler.UNIPC}),  # mask_before_denoising
+        clean_for=OF_TIMES | {Sampler.UNIPC},  # mask_before_denoising
     ),
 )
 # scheduling_*_discrete.py: init_noise_sigma is 1 but for samplers of slopes, whose is
 # √(σ² + 1) only for leading; DPM++ 2M and UniPC round the times of karras sigmas.
 DIFFUSERS = Rules(
+    program="diffusers",
     prompt=PromptRules("text", truncate=True),
     skip_negative=False,  # pipeline_stable_diffusion.py: encode_prompt
     unit_variance=frozenset(sampler for sampler in Sampler if not sampler.sigma_start),
@@ -134,12 +141,13 @@ RULES: Mapping[Compat | None, Rules] = {
     # latent's device, Nvidia's here. model_sampling.py: noise_scaling's max_denoise, integer
     # timestep(). sd1_clip.py: weights. samplers.py: DISCARD_PENULTIMATE_SIGMA_SAMPLERS.
     Compat.COMFYUI: Rules(
+        program="comfyui",
         prompt=PromptRules("comfyui", "from_empty"),
         step_rng="nv",
         sde_noise="tree",  # cpu=True: of the initial noise's generator
         unit_variance_at_top=True,
         integer_times=ALL_SAMPLERS,
-        without_penultimate=frozenset({Sampler.UNIPC}),
+        without_penultimate=frozenset({Sampler.UNIPC, Sampler.DPM2, Sampler.DPM2_A}),
         no_padding=True,  # conds.py: repeated as a whole, which changes nothing
         zero_empty_negative=False,
         # samplers.py: KSampler.set_steps, KSamplerX0Inpaint.
@@ -243,7 +251,7 @@ def steps_of(request: Request, program: Rules) -> Steps:
         return Steps(steps, steps)
     if rule == "all":
         return Steps(_bounded(steps / strength, strength), steps)
-    ddim = program.old_ddim and request.sampler is Sampler.DDIM
+    ddim = follows_old_ddim(request, program)
     if rule == "exact":
         total = _bounded(steps / min(strength, 0.999), strength)
         return Steps(total, max(steps - 2, 0) if ddim else steps)
@@ -253,6 +261,11 @@ def steps_of(request: Request, program: Rules) -> Steps:
             return Steps(steps, max(encoded - 1, 0))
         return Steps(steps, min(encoded + 1, steps))
     return Steps(steps, min(int(steps * strength), steps))
+
+
+def follows_old_ddim(request: Request, program: Rules) -> bool:
+    """Whether the steps of a filled request are A1111's for samplers of whole times."""
+    return program.old_ddim and request.sampler is not None and request.sampler.whole_times
 
 
 def _bounded(steps: float, strength: float) -> int:

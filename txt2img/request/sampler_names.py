@@ -42,15 +42,23 @@ class Name(StrEnum):
         name = _canonical(text)
         known = {_canonical(alias): member for member in cls for alias in member.aliases}
         known |= {_canonical(member.value): member for member in cls}
-        if name in known:
-            return known[name]
+        for form in (name, cls._bare(name)):
+            if form in known:
+                return known[form]
         names = ", ".join(member.value for member in cls)
+        if name == "list":
+            raise BadRequest(f"every {cls.__name__.lower()}: {names}")
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {known[near[0]].value}?" if near else ""
         hint = cls._advice(name) or hint
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
         what = f"no {kind} {shown(text)}; choose from {names}"
         raise BadRequest(f"{what}; {hint}" if hint else what)
+
+    @classmethod
+    def _bare(cls, name: str) -> str:
+        """A canonical name without what other programs add to it."""
+        return name
 
     @classmethod
     def _advice(cls, name: str) -> str:
@@ -60,7 +68,8 @@ class Name(StrEnum):
 
 def _canonical(text: str) -> str:
     """A name without case, spaces, hyphens and underscores, and with ++ for pp."""
-    return re.sub(r"[\s_-]+", "", text.lower()).replace("dpmpp", "dpm++")
+    name = re.sub(r"[\s_-]+", "", text.lower())
+    return name.replace("dpmpp", "dpm++").replace("cfgpp", "cfg++")
 
 
 class Schedule(Name):
@@ -94,6 +103,9 @@ class SamplerRow(NameRow):
     # What A1111's schedule "Automatic" means for it; None: its steps are its own.
     automatic: Schedule | None = Schedule.LINEAR
     sigma_start: bool = False  # diffusers starts it from sigma · noise, not from unit variance
+    whole_times: bool = False  # A1111 draws it by whole times of the table, "CompVis"
+    per_picture: bool = False  # its steps depend on the picture: none is drawn beside another
+    cfg_divisor: float = 1.0  # of the guidance scale that it is given
 
 
 class Sampler(Name):
@@ -103,21 +115,31 @@ class Sampler(Name):
     sde: bool
     automatic: Schedule | None
     sigma_start: bool
+    whole_times: bool
+    per_picture: bool
+    cfg_divisor: float
 
     def __init__(self, row: SamplerRow) -> None:
         self.evaluations, self.sde = row.evaluations, row.sde
         self.automatic, self.sigma_start = row.automatic, row.sigma_start
+        self.whole_times, self.per_picture = row.whole_times, row.per_picture
+        self.cfg_divisor = row.cfg_divisor
+
+    @classmethod
+    def _bare(cls, name: str) -> str:
+        """Without k-diffusion's and the first ComfyUI's prefix, and the place of the noise."""
+        return re.sub(r"^(k|sample)", "", name).removesuffix("gpu")
 
     @classmethod
     def _advice(cls, name: str) -> str:
         """Tell schedules from samplers, and name what is nearest to other programs' samplers."""
         if name in _names_of(Schedule):
             return f"it is a schedule: --schedule {_names_of(Schedule)[name]}"
-        bare = name.removesuffix("gpu").removesuffix("scheduler")
+        bare = cls._bare(name).removesuffix("scheduler")
         return f"the nearest is {_OTHER_SAMPLERS[bare]}" if bare in _OTHER_SAMPLERS else ""
 
     DDPM = SamplerRow("ddpm", "DDPM", ("DDPMScheduler",))
-    DDIM = SamplerRow("ddim", "DDIM", ("DDIMScheduler",), automatic=None)
+    DDIM = SamplerRow("ddim", "DDIM", ("DDIMScheduler",), automatic=None, whole_times=True)
     EULER = SamplerRow(
         *("euler", "Euler"),
         ("k_euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
@@ -152,6 +174,49 @@ class Sampler(Name):
         automatic=Schedule.KARRAS,
         sigma_start=True,
     )
+    DPMPP_2M_SDE_HEUN = SamplerRow(
+        "dpm++2m_sde_heun", "DPM++ 2M SDE Heun", sde=True, automatic=Schedule.EXPONENTIAL
+    )
+    DPMPP_3M = SamplerRow("dpm++3m", "DPM++ 3M", automatic=Schedule.KARRAS)
+    DPMPP_3M_SDE = SamplerRow(
+        "dpm++3m_sde", "DPM++ 3M SDE", sde=True, automatic=Schedule.EXPONENTIAL
+    )
+    DPM2 = SamplerRow(
+        *("dpm2", "DPM2", ("dpm_2", "kdpm_2", "KDPM2DiscreteScheduler")),
+        evaluations=2,
+        automatic=Schedule.KARRAS,
+        sigma_start=True,
+    )
+    DPM2_A = SamplerRow(
+        "dpm2_a",
+        "DPM2 a",
+        ("dpm_2_ancestral", "kdpm_2_a", "kdpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+        evaluations=2,
+        automatic=Schedule.KARRAS,
+        sigma_start=True,
+    )
+    DPM_FAST = SamplerRow("dpm_fast", "DPM fast", sigma_start=True)
+    DPM_ADAPTIVE = SamplerRow(
+        *("dpm_adaptive", "DPM adaptive", ("k_dpm_ad",)),
+        evaluations=3,
+        sigma_start=True,
+        per_picture=True,
+    )
+    RESTART = SamplerRow("restart", "Restart", evaluations=2, automatic=Schedule.KARRAS)
+    PLMS = SamplerRow("plms", "PLMS", ("pndm", "PNDMScheduler"), automatic=None, whole_times=True)
+    IPNDM = SamplerRow("ipndm", "IPNDM")
+    IPNDM_V = SamplerRow("ipndm_v", "IPNDM_V")
+    DEIS = SamplerRow("deis", "DEIS", ("DEISMultistepScheduler",))
+    ER_SDE = SamplerRow("er_sde", "ER SDE")
+    RES_MULTISTEP = SamplerRow("res_multistep", "Res Multistep")
+    RES_MULTISTEP_A = SamplerRow(
+        "res_multistep_a", "Res Multistep Ancestral", ("res_multistep_ancestral",)
+    )
+    EULER_CFGPP = SamplerRow("euler_cfg++", "Euler CFG++")
+    EULER_A_CFGPP = SamplerRow("euler_a_cfg++", "Euler a CFG++", ("euler_ancestral_cfg_pp",))
+    DDIM_CFGPP = SamplerRow(
+        "ddim_cfg++", "DDIM CFG++", automatic=None, whole_times=True, cfg_divisor=12.5
+    )
     UNIPC = SamplerRow("unipc", "UniPC", ("unipc_bh2", "UniPCMultistepScheduler"))
     LCM = SamplerRow("lcm", "LCM", ("LCMScheduler",), automatic=None)
     TCD = SamplerRow("tcd", "TCD", ("TCDScheduler",), automatic=None)
@@ -173,15 +238,14 @@ class Compat(Name):
 
 # Other programs' samplers and schedules that are not here, by canonical name → the nearest.
 _OTHER_SAMPLERS = {
-    **dict.fromkeys(("plms", "pndm", "ipndm", "ipndmv", "deis", "deismultistep"), Sampler.DPMPP_2M),
-    **dict.fromkeys(("resmultistep", "resmultistepcfg++", "gradientestimation"), Sampler.DPMPP_2M),
-    **dict.fromkeys(("dpmsolversinglestep", "dpmfast", "dpmadaptive"), Sampler.DPMPP_2M),
-    **dict.fromkeys(("dpm2", "kdpm2discrete", "heun++2", "heunpp2", "restart"), Sampler.HEUN),
-    **dict.fromkeys(("dpm2a", "dpm2ancestral", "kdpm2ancestraldiscrete"), Sampler.DPMPP_2S_A),
-    **dict.fromkeys(("dpm++3msde", "cosinedpmsolvermultistep", "ersde"), Sampler.DPMPP_2M_SDE),
+    **dict.fromkeys(("gradientestimation", "res2s", "res2m"), Sampler.RES_MULTISTEP),
+    **dict.fromkeys(("dpmsolversinglestep", "dpm++2s"), Sampler.DPMPP_2M),
+    **dict.fromkeys(("heun++2", "heunpp2", "expheun2x0"), Sampler.HEUN),
     **dict.fromkeys(("sasolver", "saasolver", "seeds2", "seeds3"), Sampler.DPMPP_SDE),
-    **dict.fromkeys(("eulercfg++", "edmeuler", "eulersmea", "eulerdy"), Sampler.EULER),
-    **dict.fromkeys(("eulerancestralcfg++", "resmultistepancestral"), Sampler.EULER_A),
+    **dict.fromkeys(("edmeuler", "eulersmea", "eulerdy"), Sampler.EULER),
+    **dict.fromkeys(("resmultistepcfg++", "dpm++2mcfg++"), Sampler.EULER_CFGPP),
+    **dict.fromkeys(("resmultistepancestralcfg++", "dpm++2sancestralcfg++"), Sampler.EULER_A_CFGPP),
+    "cosinedpmsolvermultistep": Sampler.DPMPP_3M_SDE,
 }
 _OTHER_SCHEDULES = {
     **dict.fromkeys(("polyexponential", "kloptimal", "laplace"), Schedule.EXPONENTIAL),

@@ -129,8 +129,9 @@ class PictureOptions:
             "sampler",
             metavar="NAME",
             autocompletion=completion.samplers,
-            help=f"Sampling method: {', '.join(Sampler)} (default: the model's own). Names of "
-            'A1111 work too: "DPM++ 2M Karras".',
+            help=f"Sampling method, one of {len(Sampler)} (default: the model's own): dpm++2m, "
+            "euler, euler_a, ddim, dpm++2m_sde, unipc, lcm …; --sampler list names all. Names of "
+            'other programs work too: "DPM++ 2M Karras", dpmpp_2m_sde_gpu.',
         ),
     ] = None
     schedule: Annotated[
