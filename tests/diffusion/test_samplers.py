@@ -356,6 +356,8 @@ def test_they_converge_from_pure_noise_of_a_flow(name, order):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 12])
 def test_pictures_from_pure_noise_are_finite(name, process, schedule, steps):
+    if schedule == "align_your_steps" and process is FLOW:
+        pytest.skip("it has levels of diffusions")
     x = drain(name, SCHEDULES[schedule](process, steps))
     assert torch.isfinite(x).all()
     assert x.abs().max() < 8

@@ -8,9 +8,11 @@ import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.schedulers import AysSchedules
 
+from txt2img.diffusion.beta import beta_quantile
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
-from txt2img.diffusion.schedules import SCHEDULES, SHIFTS, flow
+from txt2img.diffusion.schedules import SCHEDULES, SHIFTS, flow, given, schedule_for
 from txt2img.errors import BadRequest
 from txt2img.request import request
 
@@ -25,27 +27,34 @@ def times(levels: list[Level]) -> list[float]:
 
 
 def test_every_name_has_its_schedule():
-    assert set(SCHEDULES) == set(request.Schedule)
+    assert set(SCHEDULES) == set(request.Schedule) - {"automatic"}  # the sampler's
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("process", [SD, ZERO_SNR, FLOW], ids=["sd", "zero_snr", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 50, 999, 1000])
 def test_levels_fall_to_a_clean_picture(name, process, steps):
+    if name == "align_your_steps" and process is FLOW:
+        with pytest.raises(BadRequest, match="align_your_steps"):
+            SCHEDULES[name](process, steps)
+        return
     levels = SCHEDULES[name](process, steps)
-    assert len(levels) == steps + 1
+    assert len(levels) == steps + 1 or name == "ddim_uniform"
     assert all(a.ratio > b.ratio for a, b in pairwise(levels) if a != b)
     assert levels[-1].ratio == 0
     assert len({level.curve for level in levels}) == 1
 
 
-@pytest.mark.parametrize("name", ["linear", "trailing", "karras", "exponential", "flow"])
+AT_THE_TOP = sorted(SCHEDULES.keys() - {"leading", "ddim_uniform", "align_your_steps"})
+
+
+@pytest.mark.parametrize("name", AT_THE_TOP)
 @pytest.mark.parametrize("process", [ZERO_SNR, FLOW])
 def test_pure_noise_is_where_they_start(name, process):
     assert SCHEDULES[name](process, 20)[0].ratio == math.inf
 
 
-@pytest.mark.parametrize("name", ["linear", "trailing", "karras", "exponential", "flow"])
+@pytest.mark.parametrize("name", AT_THE_TOP)
 def test_they_start_at_the_noisiest_entry(name):
     assert SCHEDULES[name](SD, 20)[0].ratio == pytest.approx(SD.level(999).ratio, rel=1e-12)
 
@@ -128,8 +137,105 @@ def test_shifts_by_tokens_and_steps_equal_diffusers(tokens, steps):
         np.testing.assert_allclose([*sigmas, 0], scheduler.sigmas, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"align_your_steps"}))
 def test_a_shifted_flow_starts_at_pure_noise_on_every_schedule(name):
     levels = SCHEDULES[name](Flow(shift=3.0), 20)
-    assert levels[0].ratio == (pytest.approx(3 * 0.952 / 0.048) if name == "leading" else math.inf)
+    if name in ("leading", "ddim_uniform"):
+        assert levels[0].ratio == pytest.approx(3 * 0.952 / 0.048)
+    else:
+        assert levels[0].ratio == math.inf
     assert all(a.ratio > b.ratio for a, b in pairwise(levels))
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (2.0, 3.0), (0.5, 4.0), (20.0, 0.7)])
+def test_quantiles_of_beta_equal_scipys(a, b):
+    stats = pytest.importorskip("scipy.stats")
+    for p in (0.0, 1e-6, 0.01, 0.2, 0.5, 0.77, 0.999, 1 - 1e-9, 1.0):
+        assert beta_quantile(p, a, b) == pytest.approx(stats.beta.ppf(p, a, b), rel=1e-9, abs=1e-14)
+
+
+def table(process: Diffusion | Flow) -> np.ndarray:
+    """ComfyUI's model_sampling.sigmas."""
+    return np.array([process.entry(i).line for i in range(process.steps)])
+
+
+def comfyui_levels(name: str, sigmas: np.ndarray, steps: int) -> list[float]:
+    """The formulas of comfy/samplers.py and nodes_align_your_steps.py."""
+    count, low, high = len(sigmas), sigmas[0], sigmas[-1]
+    if name == "simple":
+        return [*(sigmas[-(1 + int(x * count / steps))] for x in range(steps)), 0.0]
+    if name == "ddim_uniform":
+        return [*sigmas[1 :: max(count // steps, 1)][::-1], 0.0]
+    if name == "beta":
+        ppf = pytest.importorskip("scipy.stats").beta.ppf
+        places = np.rint(ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6) * (count - 1))
+        return [*sigmas[[int(place) for place in dict.fromkeys(places)]], 0.0]
+    if name == "kl_optimal":
+        share = np.arange(steps) / (steps - 1)
+        return [*np.tan(share * math.atan(low) + (1 - share) * math.atan(high)), 0.0]
+    if name == "linear_quadratic":
+        half, threshold = steps // 2, 0.025
+        more = half - threshold * steps
+        square = more / (half * (steps - half) ** 2)
+        line = threshold / half - 2 * more / (steps - half) ** 2
+        done = [i * threshold / half for i in range(half)]
+        done += [square * (i * i + half**2) + line * i for i in range(half, steps)]
+        return [high * (1 - x) for x in [*done, 1.0]]
+    assert name == "align_your_steps"
+    ends = [14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092]
+    ends += [0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582]
+    places, logs = np.linspace(0, 1, 11), np.log(ends[::-1])
+    return [*np.exp(np.interp(np.linspace(0, 1, steps + 1), places, logs))[::-1][:-1], 0.0]
+
+
+@pytest.mark.parametrize("steps", [4, 10, 20, 30])
+@pytest.mark.parametrize("process", [SD, FLOW, Flow(shift=3.0)], ids=["sd", "flow", "shifted"])
+@pytest.mark.parametrize(
+    "name",
+    ["simple", "ddim_uniform", "beta", "kl_optimal", "linear_quadratic", "align_your_steps"],
+)
+def test_schedules_equal_comfyui(name, process, steps):
+    if name == "align_your_steps" and process is not SD:
+        pytest.skip("it has levels of Stable Diffusion")
+    lines = [level.line for level in schedule_for(name, "comfyui")(process, steps)]
+    np.testing.assert_allclose(
+        lines, comfyui_levels(name, table(process), steps), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("steps", [4, 11, 20])
+def test_schedules_equal_a1111(steps):
+    """modules/sd_schedulers.py."""
+    ratios = {
+        name: [level.ratio for level in schedule_for(name, "a1111", xl)(SD, steps)]
+        for name, xl in (("sgm_uniform", False), ("kl_optimal", False), ("beta", False))
+    }
+    low, high = SD.ratios[0], SD.ratios[-1]
+    logs = np.interp(np.linspace(999, 0, steps + 1)[:-1], np.arange(1000), np.log(SD.ratios))
+    np.testing.assert_allclose(ratios["sgm_uniform"], [*np.exp(logs), 0], rtol=1e-9)
+    share = np.arange(steps) / steps
+    theirs = np.tan(share * math.atan(low) + (1 - share) * math.atan(high))
+    np.testing.assert_allclose(ratios["kl_optimal"], [*theirs, 0], rtol=1e-9)
+    ppf = pytest.importorskip("scipy.stats").beta.ppf
+    theirs = low + ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6) * (high - low)
+    np.testing.assert_allclose(ratios["beta"], [*theirs, 0], rtol=1e-9)
+    scheduler = EulerDiscreteScheduler(**THEIRS, use_beta_sigmas=True)
+    scheduler.set_timesteps(steps)
+    np.testing.assert_allclose(ratios["beta"], scheduler.sigmas, rtol=5e-5)
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_align_your_steps_has_the_published_levels(xl):
+    kind = "StableDiffusionXLSigmas" if xl else "StableDiffusionSigmas"
+    published = AysSchedules[kind]
+    ratios = [level.ratio for level in schedule_for("align_your_steps", xl=xl)(SD, 10)]
+    assert ratios == pytest.approx(published)
+    theirs = [level.ratio for level in schedule_for("align_your_steps", "a1111", xl)(SD, 11)]
+    assert theirs[:-2] == pytest.approx(published[:-1]) and theirs[-2] == pytest.approx(0.029)
+
+
+def test_given_sigmas_are_levels_of_either_process():
+    assert [level.ratio for level in given(SD, [math.inf, 5.0, 0.0])] == [math.inf, 5.0, 0.0]
+    assert [level.ratio for level in given(FLOW, [1.0, 0.5, 0.0])] == [math.inf, 1.0, 0.0]
+    with pytest.raises(BadRequest, match="0 … 1"):
+        given(FLOW, [1.5, 0.5, 0.0])

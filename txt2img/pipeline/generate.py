@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from txt2img.diffusion.guidance import Control, Denoise, switch
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.samplers import State, sampler_for
-from txt2img.diffusion.schedules import SCHEDULES, strided
+from txt2img.diffusion.schedules import given, schedule_for, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.images.canvas import canvas_of
 from txt2img.models.seamless import seamless
@@ -38,6 +38,7 @@ from txt2img.request.hires import (
     second_steps,
     without_hires,
 )
+from txt2img.request.sampling import parse_sigmas
 from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
@@ -422,12 +423,15 @@ def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
     steps, (_, height, width) = compat.steps_of(request, rules).total, latent_shape(model, request)
     tokens = height * width // model.family.network.multiple**2
     process = model.family.process.build(tokens, steps)
+    if request.sigmas is not None:
+        return given(process, parse_sigmas(request.sigmas))
+    schedule = schedule_for(str(request.schedule), rules.program, model.family.is_xl)
     if compat.follows_old_ddim(request, rules):
         return strided(process, steps)
     if request.sampler in rules.without_penultimate:
-        levels = SCHEDULES[str(request.schedule)](process, steps + 1)
+        levels = schedule(process, steps + 1)
         return [*levels[:-2], levels[-1]]
-    return SCHEDULES[str(request.schedule)](process, steps)
+    return schedule(process, steps)
 
 
 def starting_level(request: Request, rules: Rules, levels: Sequence[Level], drawn: int) -> Level:

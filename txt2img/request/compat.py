@@ -245,6 +245,8 @@ def steps_of(request: Request, program: Rules) -> Steps:
     if request.image is None or request.strength is None:
         return Steps(steps, steps)
     strength, rule = request.strength, program.image.steps_drawn
+    if request.sigmas is not None:
+        rule = "floor"  # there are no levels but these
     if not strength:
         return Steps(steps, 0)
     if rule == "all" and strength > 0.9999:

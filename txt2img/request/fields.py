@@ -34,6 +34,7 @@ from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.ip_adapter import IPAdapterUse, ip_adapters_from_json
 from txt2img.request.preprocess import Preprocess, preprocesses_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
+from txt2img.request.sampling import parse_sigmas
 from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
 
 SEEDS = 2**64
@@ -85,6 +86,7 @@ class Field:
     maximum: float = FLOAT_MAX  # of a number from 0 up
     pattern: str = ""  # of a text
     pattern_help: str = ""  # the pattern in a message's words
+    parse: Callable[[str], object] | None = None  # of a text; raises BadRequest for a wrong one
     from_json: Callable[[object], object] | None = None  # other than by its type
     listed: bool = False  # a text is one of several values, or some of them separated by bars
     same_for_all: bool = False  # no line of a prompt file may change it
@@ -408,6 +410,8 @@ class RequestFields:
     # What the user wrote, if a language model made the prompt of it, and which one.
     written: Annotated[str, Field()] = ""
     enhancer: Annotated[Enhancer | None, Field()] = None
+    # The levels themselves in place of a schedule, falling to 0.
+    sigmas: Annotated[str | None, Field(("--sigmas",), a1111="Sigmas", parse=parse_sigmas)] = None
 
 
 def _rows() -> Iterator[Field]:

@@ -72,6 +72,7 @@ def second_pass(request: Request) -> Request:
         width=width,
         height=height,
         steps=request.hires_steps or request.steps,
+        sigmas=None,
         image=FIRST_PASS,
         strength=STRENGTH if request.hires_strength is None else request.hires_strength,
     )

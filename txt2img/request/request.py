@@ -17,6 +17,7 @@ from txt2img.request.interval import Interval
 from txt2img.request.ip_adapter import IPAdapterUse
 from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.request.sampler_names import Name, Sampler, Schedule
+from txt2img.request.sampling import parse_sigmas
 from txt2img.request.upscalers import UpscalerRef
 from txt2img.system.text import nearest_or_all, shown
 
@@ -87,7 +88,19 @@ class Request(RequestFields):
             if (self.image or f.name != "strength")
             if (self.has_hires or f.name != "hires_strength")
         }
+        if self.schedule is Schedule.AUTOMATIC:
+            sampler = self.sampler or defaults.sampler
+            blanks["schedule"] = sampler.automatic or defaults.schedule
+        if self.sigmas is not None:
+            blanks["steps"] = self._steps_of_sigmas(self.sigmas)
         return self.changed(**blanks)
+
+    def _steps_of_sigmas(self, sigmas: str) -> int:
+        """The steps between given levels. BadRequest for another number of steps."""
+        count = len(parse_sigmas(sigmas)) - 1
+        if self.steps not in (None, count):
+            raise BadRequest(f"sigmas has levels of {count} steps; leave out --steps {self.steps}")
+        return count
 
     def seeded(self) -> "Request":
         """The request with a seed: its own, or a random one below 2^32."""
@@ -231,6 +244,8 @@ def _check_text(field: Field, value: object) -> None:
     if field.pattern and not (isinstance(value, str) and re.fullmatch(field.pattern, value)):
         raise BadRequest(f"{field.label} must be {field.pattern_help}; got {shown(value)}")
     check_text(field.name, value)
+    if field.parse and isinstance(value, str):
+        field.parse(value)
 
 
 def _check_int(field: Field, value: object) -> None:

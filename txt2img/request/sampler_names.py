@@ -76,10 +76,18 @@ class Schedule(Name):
     """Noise schedules: the spacing of the steps' noise levels."""
 
     LINEAR = NameRow("linear", "Uniform", ("uniform", "linspace", "normal"))
-    LEADING = NameRow("leading", "DDIM", ("ddim", "ddim_uniform"))
-    TRAILING = NameRow("trailing", "SGM Uniform", ("sgm_uniform", "simple"))
+    LEADING = NameRow("leading", "DDIM")  # A1111's nearest, as for trailing and flow
+    TRAILING = NameRow("trailing", "SGM Uniform")
     KARRAS = NameRow("karras", "Karras")
-    EXPONENTIAL = NameRow("exponential", "Exponential")
+    EXPONENTIAL = NameRow("exponential", "Exponential", ("polyexponential",))  # of rho 1
+    SGM_UNIFORM = NameRow("sgm_uniform", "SGM Uniform")
+    SIMPLE = NameRow("simple", "Simple")
+    DDIM_UNIFORM = NameRow("ddim_uniform", "DDIM", ("ddim",))
+    BETA = NameRow("beta", "Beta")
+    KL_OPTIMAL = NameRow("kl_optimal", "KL Optimal")
+    ALIGN_YOUR_STEPS = NameRow("align_your_steps", "Align Your Steps", ("ays",))
+    LINEAR_QUADRATIC = NameRow("linear_quadratic", "Linear Quadratic")
+    AUTOMATIC = NameRow("automatic", "Automatic", ("auto",))  # the sampler's, as in A1111
     FLOW = NameRow("flow", "Simple")
 
     @classmethod
@@ -248,11 +256,9 @@ _OTHER_SAMPLERS = {
     "cosinedpmsolvermultistep": Sampler.DPMPP_3M_SDE,
 }
 _OTHER_SCHEDULES = {
-    **dict.fromkeys(("polyexponential", "kloptimal", "laplace"), Schedule.EXPONENTIAL),
-    **dict.fromkeys(("beta", "turbo", "linearquadratic"), Schedule.TRAILING),
-    **dict.fromkeys(
-        ("alignyoursteps", "ays", "gits", "bongtangent", "karrasdynamic"), Schedule.KARRAS
-    ),
+    "laplace": Schedule.EXPONENTIAL,
+    "turbo": Schedule.SGM_UNIFORM,
+    **dict.fromkeys(("gits", "bongtangent", "karrasdynamic"), Schedule.KARRAS),
 }
 
 

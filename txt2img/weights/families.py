@@ -75,6 +75,11 @@ class Family:
         return self.network
 
     @property
+    def is_xl(self) -> bool:
+        """Whether it is Stable Diffusion XL, its refiner or made of it, by their size inputs."""
+        return isinstance(self.network, UNetConfig) and bool(self.network.sizes)
+
+    @property
     def extra_inputs(self) -> str:
         """The inputs that it needs besides the prompt, as a text; empty for most."""
         return EXTRA_INPUTS.get(self.network.extra_channels, "")

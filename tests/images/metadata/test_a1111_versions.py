@@ -54,7 +54,7 @@ def test_a1111s_other_choices_are_carried_over() -> None:
         ("DPM++ SDE, Schedule type: Automatic", Schedule.KARRAS),
         ("DPM++ 2M SDE, Schedule type: Automatic", Schedule.EXPONENTIAL),
         ("Euler a, Schedule type: Automatic", Schedule.LINEAR),
-        ("Euler, Schedule type: SGM Uniform", Schedule.TRAILING),
+        ("Euler, Schedule type: SGM Uniform", Schedule.SGM_UNIFORM),
         ("DPM++ 2M Karras", Schedule.KARRAS),
         ("DPM++ 2M", Schedule.LINEAR),  # before 1.9, which put Karras in the name
         ("LCM, Schedule type: Automatic", None),

@@ -143,6 +143,15 @@ class PictureOptions:
             help=f"Noise schedule: {', '.join(Schedule)} (default: the model's own).",
         ),
     ] = None
+    sigmas: Annotated[
+        str | None,
+        field_option(
+            "sigmas",
+            metavar="A,B,…,0",
+            help="The noise levels themselves, in place of --schedule and --steps: sigma / alpha "
+            "of a diffusion model, 1 to 0 of a flow.",
+        ),
+    ] = None
     eta: Annotated[
         float | None,
         field_option(
