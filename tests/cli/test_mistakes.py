@@ -54,15 +54,13 @@ cat --cfg-scale abc ‖ --cfg must be a number
 cat --guidance 7 ‖ use --cfg
 cat --scale 7 ‖ use --cfg
 cat --sampler eulr ‖ did you mean euler?
-cat --sampler "DPM++ 3M SDE" ‖ the nearest is dpm++2m_sde
-cat --sampler res_multistep ‖ the nearest is dpm++2m
-cat --sampler PLMS ‖ the nearest is dpm++2m
-cat --sampler KDPM2AncestralDiscreteScheduler ‖ the nearest is dpm++2s_a
-cat --sampler dpm_2 ‖ the nearest is heun
-cat --sampler ddim_uniform ‖ it is a schedule: --schedule leading
+cat --sampler seeds_2 ‖ the nearest is dpm++sde
+cat --sampler heunpp2 ‖ the nearest is heun
+cat --sampler res_multistep_cfg_pp ‖ the nearest is euler_cfg++
+cat --sampler ddim_uniform ‖ it is a schedule: --schedule ddim_uniform
 cat --sampler karras ‖ it is a schedule: --schedule karras
 cat --schedule euler ‖ it is a sampler: --sampler euler
-cat --schedule beta ‖ the nearest is trailing
+cat --schedule gits ‖ the nearest is karras
 cat --scheduler karras ‖ use --sampler and --schedule
 cat --no-half ‖ use --dtype float32
 cat --no-half-vae ‖ --dtype vae=float32 for the VAE alone
@@ -207,13 +205,13 @@ def test_a_mistake_is_answered_in_one_line(
         ("--sampler EulerDiscreteScheduler", "30 steps of euler,"),
         ("--sampler dpmpp_2m_sde_gpu", "of dpm++2m_sde,"),
         ("--sampler UniPCMultistepScheduler", "of unipc,"),
-        ("--sampler uni_pc_bh2 --schedule sgm_uniform", "of unipc, schedule trailing"),
+        ("--sampler uni_pc_bh2 --schedule sgm_uniform", "of unipc, schedule sgm_uniform"),
         ('--sampler "DPM++ 2M Karras"', "of dpm++2m, schedule karras"),
         (
             "--num_inference_steps 7 --guidance_scale 3",
             "7 steps of dpm++2m, schedule trailing, cfg 3",
         ),
-        ("--schedule ddim_uniform", "schedule leading"),
+        ("--schedule ddim_uniform", "schedule ddim_uniform"),
     ],
 )
 def test_other_programs_words_are_understood(line: str, option: str, command: Command) -> None:

@@ -1,5 +1,6 @@
 """A request that exists can be drawn."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,8 +33,72 @@ def test_every_name_is_itself() -> None:
 
 
 def test_schedules_have_other_programs_names_too() -> None:
-    assert Schedule.parse("SGM Uniform") is Schedule.TRAILING
-    assert Schedule.parse("DDIM") is Schedule.LEADING
+    assert Schedule.parse("SGM Uniform") is Schedule.SGM_UNIFORM
+    assert Schedule.parse("DDIM") is Schedule.DDIM_UNIFORM
+    assert Schedule.parse("Polyexponential") is Schedule.EXPONENTIAL  # of rho 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("k_dpm_2_a", Sampler.DPM2_A),  # NovelAI, InvokeAI 2
+        ("kdpm_2_a", Sampler.DPM2_A),  # InvokeAI
+        ("KDPM2DiscreteScheduler", Sampler.DPM2),
+        ("dpm_2_ancestral", Sampler.DPM2_A),  # ComfyUI, Fooocus
+        ("dpmpp_3m_sde_gpu", Sampler.DPMPP_3M_SDE),
+        ("dpmpp_2m_sde_heun_gpu", Sampler.DPMPP_2M_SDE_HEUN),
+        ("euler_ancestral_cfg_pp", Sampler.EULER_A_CFGPP),
+        ("Euler CFG++", Sampler.EULER_CFGPP),
+        ("res_multistep_ancestral", Sampler.RES_MULTISTEP_A),
+        ("DPM adaptive", Sampler.DPM_ADAPTIVE),
+        ("k_dpm_fast", Sampler.DPM_FAST),
+        ("PNDMScheduler", Sampler.PLMS),
+        ("DEISMultistepScheduler", Sampler.DEIS),
+        ("dpmpp_3m", Sampler.DPMPP_3M),  # InvokeAI
+        ("DPM++ 2M SDE Heun", Sampler.DPMPP_2M_SDE_HEUN),
+        ("DDIM CFG++", Sampler.DDIM_CFGPP),
+    ],
+)
+def test_samplers_have_other_programs_names_too(name: str, sampler: Sampler) -> None:
+    assert Sampler.parse(name) is sampler
+
+
+def test_automatic_is_the_samplers_schedule() -> None:
+    defaults = Defaults(64, 64, 20, 7.0, Sampler.DPMPP_3M_SDE, Schedule.LEADING)
+    asked = Request("x", schedule=Schedule.AUTOMATIC)
+    assert asked.filled(defaults).schedule is Schedule.EXPONENTIAL
+    assert replace(asked, sampler=Sampler.EULER).filled(defaults).schedule is Schedule.LINEAR
+    assert replace(asked, sampler=Sampler.DDIM).filled(defaults).schedule is Schedule.LEADING
+
+
+def test_sigmas_decide_the_steps() -> None:
+    defaults = Defaults(64, 64, 20, 7.0, Sampler.EULER, Schedule.KARRAS)
+    asked = Request("x", sigmas="14.6,3, 1")  # to 0
+    assert asked.filled(defaults).steps == 3
+    assert asked.filled(defaults).filled(defaults).steps == 3
+    with pytest.raises(BadRequest, match="of 3 steps; leave out --steps 9"):
+        replace(asked, steps=9).filled(defaults)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("sigmas", "1,2,0", "must fall to 0, but 2 comes after 1"),
+        ("sigmas", "1,-1", "must fall"),
+        ("sigmas", "nan,0", "numbers with commas, such as 14.6"),
+        ("sigmas", "0", "2 to 10,001 levels, got 1"),
+        ("seg", "3,0", "0 is not 0.01 … inf"),
+        ("apg", "0,1,2", "2 is not -0.99 … 0.99"),
+        ("apg", "1,2,0.1,4", "1 to 3 numbers, such as 0,15,-0.5; got 4"),
+        ("dynamic_thresholding", "7,99", "99 is not 0.5 … 1"),
+        ("freeu", "1.3,1.4", "4 to 5 numbers"),
+        ("freeu", "1.3,1.4,0.9,0.2,1.5", "versions 1 and 2"),
+        ("freeu", "on", "numbers with commas"),
+    ],
+)
+def test_compact_texts_are_checked(field: str, text: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(message)):
+        Request("x", **{field: text})
 
 
 def test_an_unknown_sampler_is_answered_with_the_names_and_the_nearest() -> None:

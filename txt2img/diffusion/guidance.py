@@ -12,10 +12,12 @@ from txt2img.diffusion.conditioning import Cond, CondAt, batched_conds
 from txt2img.diffusion.deepcache import DeepCache, FeatureCache
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import Prediction
+from txt2img.errors import BadRequest
 
 Denoise = Callable[[Tensor, Level], Tensor]  # x, level → x0
 # x, times, level, condition, whether deep features are cached → the condition with residuals
 Control = Callable[[Tensor, Tensor, Level, Cond, bool], Cond]
+Mix = Callable[[Tensor, Tensor, float, Level], Tensor]  # negative's x0, prompt's, scale → x0
 GuidanceScale = float | Callable[[Level], float]  # one for all levels, or each its own
 
 
@@ -70,7 +72,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class SkipGuidance:
-    """Skip-layer guidance: away from the prompt's output of a network without some layers.
+    """Guidance away from the prompt's output of a weaker network: without some layers, say.
 
     Stability AI 2024, Stable Diffusion 3.5 medium. `predict` is that network.
     """
@@ -86,6 +88,13 @@ class SkipGuidance:
             return out
         without = self.predict.output(x, level, self.positive(level))
         return torch.add(out, towards - without, alpha=self.scale)
+
+    def apply_x0(self, x0: Tensor, towards: Tensor, x: Tensor, level: Level) -> Tensor:
+        """As `apply`, of clean pictures."""
+        if not self.active(level):
+            return x0
+        without = self.predict(x, level, self.positive(level))
+        return torch.add(x0, towards - without, alpha=self.scale)
 
 
 def outputs_by_cond(
@@ -132,11 +141,13 @@ def guided(
     batched: bool = True,
     rescale: float = 0.0,
     skip: SkipGuidance | None = None,
+    mix: Mix | None = None,
 ) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2022): away from negative, `scale` times.
 
     An evaluation is one pass of 2B, two of B unless `batched`, or one of B where the scale is 1.
-    Network outputs are mixed and rescaled (by `rescale`, 0 to 1), not x0, as in diffusers.
+    Network outputs are mixed and rescaled (by `rescale`, 0 to 1), not x0, as in diffusers; `mix`
+    is another way to mix, of x0.
     """
     outputs = outputs_by_cond(predict, [negative, positive], batched)
     unguided = Unguided(predict, negative)
@@ -149,6 +160,10 @@ def guided(
             return predict(x, level, positive(level))
         away, towards = outputs(x, level)
         unguided.keep(x, away, level)
+        if mix is not None:
+            of_prompt = predict.prediction.x0(x, towards, level)
+            x0 = mix(predict.prediction.x0(x, away, level), of_prompt, times, level)
+            return x0 if skip is None else skip.apply_x0(x0, of_prompt, x, level)
         out = rescaled(torch.add(away, towards - away, alpha=times), towards, rescale)
         out = out if skip is None else skip.apply(out, towards, x, level)
         return predict.prediction.x0(x, out, level)
@@ -164,15 +179,19 @@ def multi_guided(
     batched: bool = True,
     rescale: float = 0.0,
     skip: SkipGuidance | None = None,
+    mix: Mix | None = None,
 ) -> Denoise:
     """Guidance by several prompts: away from negative, `scale` times each one's weight, summed.
 
     Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation
     11. One prompt of weight 1 is `guided`. `rescale` goes by the weighted mean of the prompts.
+    BadRequest for several with a `mix`.
     """
     weights = [weight for weight, _ in parts]
     if weights == [1.0]:
-        return guided(predict, parts[0][1], negative, scale, batched, rescale, skip)
+        return guided(predict, parts[0][1], negative, scale, batched, rescale, skip, mix)
+    if mix is not None:
+        raise BadRequest("--apg and --dynamic-thresholding take one prompt, without AND")
     total = sum(map(abs, weights))
     outputs = outputs_by_cond(predict, [negative, *(cond for _, cond in parts)], batched)
     unguided = Unguided(predict, negative)

@@ -5,7 +5,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -147,6 +147,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """One level on the way up; each residual block also takes a skip connection."""
 
+    freeu: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # of x and skip
+
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
         width, count = config.channels[level], config.layers + 1
@@ -169,7 +171,10 @@ class UpBlock(nn.Module):
         layers: slice = slice(None),
     ) -> Tensor:
         for layer, resnet in list(enumerate(self.resnets))[layers]:
-            x = resnet(torch.cat([x, repeat_to_batch(skips.pop(), x)], dim=1), time)
+            skip = repeat_to_batch(skips.pop(), x)
+            if self.freeu is not None:
+                x, skip = self.freeu(x, skip)
+            x = resnet(torch.cat([x, skip], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
         if self.upsamplers is not None:
@@ -254,6 +259,7 @@ class UNet(UNetEncoder):
 
     merging = 0.0
     tile: Tile | None = None  # the axes of circular padding (seamless.py)
+    freeu: Hashable = None  # what freeu.py has set
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)

@@ -19,6 +19,7 @@ from txt2img.diffusion.guidance import (
     Control,
     Denoise,
     GuidanceScale,
+    Mix,
     Predictor,
     SkipGuidance,
     image_guided,
@@ -29,12 +30,14 @@ from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.pipeline.encode_prompts import and_parts
 from txt2img.request import Request
 from txt2img.request.compat import Rules
+from txt2img.request.sampling import parse_apg, parse_dynamic_thresholding, parse_seg
 from txt2img.system.device.memory import free, is_oom
 from txt2img.weights.families import Family
 from txt2img.weights.model import Model, device_of
 
 if TYPE_CHECKING:
     from txt2img.models.sd3 import SD3Transformer
+    from txt2img.models.unet import UNet
 
 ImageConds = tuple[ScheduledCond, ...]  # of an image's prompts, its negative last
 SKIPPING = 0.01, 0.2  # of the steps, between which skip-layer guidance is on
@@ -73,8 +76,8 @@ def denoiser(
         if blind:
             nothing = cond_at(part, -1, blind)
             return image_guided(own, positive, negative, nothing, request.image_cfg, *how)
-        skip = skip_guidance(model, own, request, positive[0][1], levels)
-        return multi_guided(own, positive, negative, *how, skip)
+        skip = away_guidance(model, own, request, positive[0][1], levels)
+        return multi_guided(own, positive, negative, *how, skip, mix_of(request, rules))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
@@ -90,10 +93,32 @@ def predictor(model: Model, request: Request, rules: Rules, device: torch.device
     return Predictor(network, process, prediction, request.sampler in rules.integer_times)
 
 
-def skip_guidance(
+def mix_of(request: Request, rules: Rules) -> Mix | None:
+    """Projected guidance or dynamic thresholding, if it is asked for."""
+    if not (request.apg or request.dynamic_thresholding):
+        return None
+    from txt2img.diffusion.guidance_methods import DynamicThresholding, ProjectedGuidance
+
+    if request.apg:
+        eta, threshold, momentum = parse_apg(request.apg)
+        return ProjectedGuidance(eta, threshold, momentum, rules.program == "comfyui")
+    return DynamicThresholding(*parse_dynamic_thresholding(request.dynamic_thresholding or ""))
+
+
+def away_guidance(
     model: Model, predict: Predictor, request: Request, positive: CondAt, levels: Sequence[Level]
 ) -> SkipGuidance | None:
-    """Skip-layer guidance, if it is asked for: in a part of the steps, by their number."""
+    """Perturbed-attention, smoothed-energy or skip-layer guidance, if it is asked for.
+
+    The last is for a part of the steps, by their number.
+    """
+    if request.pag or request.seg:
+        from txt2img.models.perturbed import PerturbedUNet
+
+        scale, sigma = parse_seg(request.seg) if request.seg else (request.pag or 0.0, None)
+        weaker = PerturbedUNet(cast("UNet", model.network), sigma)
+        own = replace(predict, network=weaker, deepcache=None)
+        return SkipGuidance(own, positive, scale, lambda level: True)
     if not request.skip_layer_guidance:
         return None
     from txt2img.models.sd3 import SkipLayers

@@ -339,6 +339,10 @@ def ready_to_draw(
         cpu_speed.prepare_network(model, job.requests[0], job.latent, networks)
         for network in networks if job.requests[0].tile else ():
             stack.enter_context(seamless(network, job.requests[0].tile))
+        if text := job.requests[0].freeu:
+            from txt2img.models.freeu import freeu
+
+            stack.enter_context(freeu(model.network, text, job.rules.program))
         if model.graphed:
             model.graphed.drop_stale()
         yield

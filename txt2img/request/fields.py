@@ -34,7 +34,13 @@ from txt2img.request.interval import Interval, interval_from_json
 from txt2img.request.ip_adapter import IPAdapterUse, ip_adapters_from_json
 from txt2img.request.preprocess import Preprocess, preprocesses_from_json
 from txt2img.request.sampler_names import Compat, Name, NameRow, Sampler, Schedule
-from txt2img.request.sampling import parse_sigmas
+from txt2img.request.sampling import (
+    parse_apg,
+    parse_dynamic_thresholding,
+    parse_freeu,
+    parse_seg,
+    parse_sigmas,
+)
 from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
 
 SEEDS = 2**64
@@ -412,6 +418,27 @@ class RequestFields:
     enhancer: Annotated[Enhancer | None, Field()] = None
     # The levels themselves in place of a schedule, falling to 0.
     sigmas: Annotated[str | None, Field(("--sigmas",), a1111="Sigmas", parse=parse_sigmas)] = None
+    # How far to go away from what is drawn with weaker self-attention: none, or blurred.
+    pag: Annotated[
+        float | None,
+        Field(("--pag",), ("--pag-scale",), a1111="PAG scale", maximum=CFG_MAX),
+    ] = None
+    seg: Annotated[
+        str | None, Field(("--seg",), ("--seg-scale",), a1111="SEG", parse=parse_seg)
+    ] = None
+    # Other ways to guide by cfg: projected, or in the range of a smaller scale.
+    apg: Annotated[str | None, Field(("--apg",), a1111="APG", parse=parse_apg)] = None
+    dynamic_thresholding: Annotated[
+        str | None,
+        Field(
+            ("--dynamic-thresholding",),
+            ("--mimic-scale",),
+            a1111="Mimic CFG",
+            parse=parse_dynamic_thresholding,
+        ),
+    ] = None
+    # Factors of a U-Net's own features and of its skip connections.
+    freeu: Annotated[str | None, Field(("--freeu",), a1111="FreeU", parse=parse_freeu)] = None
 
 
 def _rows() -> Iterator[Field]:

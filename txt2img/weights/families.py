@@ -157,9 +157,14 @@ class Family:
         for option, asked in (
             ("--deepcache", request.reuse > 1),
             ("--token-merging", request.token_merging),
+            ("--pag", request.pag),
+            ("--seg", request.seg),
+            ("--freeu", request.freeu),
         ):
             if asked and not self.network.has_maps:
                 raise BadRequest(f"{option}: {self.name} has a {self.network.label}, not a U-Net")
+
+        _check_guidance(request, self.edits)
 
     def size_ids(self, height: int, width: int, positive: bool) -> tuple[float, ...]:
         """SDXL's size conditioning, as in diffusers (Podell et al. 2023, §2.2).
@@ -171,6 +176,21 @@ class Family:
         return {0: (), 5: (*crop, 6.0 if positive else 2.5), 6: (*crop, height, width)}[
             self.network.sizes
         ]
+
+
+def _check_guidance(request: Request, edits: bool) -> None:
+    """Raise BadRequest for methods of guidance that do not go together."""
+    away = [name for name in ("pag", "seg") if getattr(request, name)]
+    mixed = [name for name in ("apg", "dynamic_thresholding") if getattr(request, name)]
+    options = ["--" + name.replace("_", "-") for name in (*away, *mixed)]
+    if edits and options:
+        raise BadRequest(
+            f"{options[0]}: a model that edits pictures is guided by its own two scales"
+        )
+    if len(away) > 1 or len(mixed) > 1:
+        raise BadRequest(f"{' and '.join(options[-2:])} do the same in two ways; leave out one")
+    if mixed and request.cfg_rescale:
+        raise BadRequest(f"{options[-1]} takes the place of --cfg-rescale; give --cfg-rescale 0")
 
 
 # By the input channels besides the latent: the model's purpose, and what goes there.

@@ -146,7 +146,7 @@ def test_old_samplers_carry_their_schedule() -> None:
 
 
 def test_what_cannot_be_done_is_noted_and_left_to_the_model() -> None:
-    request, notes = to_request(parse("x\nSteps: 0, Sampler: PLMS, Seed: -1, Size: 100x64"))
+    request, notes = to_request(parse("x\nSteps: 0, Sampler: SA-Solver, Seed: -1, Size: 100x64"))
     assert request == Request("x", height=64)
     assert len(notes) == 5 and "a program that it does not name" in notes[0]
 

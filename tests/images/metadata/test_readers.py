@@ -161,7 +161,7 @@ def test_a_graph_of_the_screen_is_read_too(tmp_path: Path) -> None:
     request = read(tmp_path, {"workflow": json.dumps(SCREEN)}).request
     assert request == Request(
         "a dog", "ugly", "m", 64, 72, 3, 5.0, None, None,
-        Sampler.DPMPP_2M, Schedule.TRAILING, 7, compat=Compat.COMFYUI,
+        Sampler.DPMPP_2M, Schedule.SGM_UNIFORM, 7, compat=Compat.COMFYUI,
     )  # fmt: skip
 
 

@@ -111,6 +111,7 @@ class CudaGraphed:
             kind,
             getattr(self.network, "merging", 0.0),
             getattr(self.network, "tile", None),
+            getattr(self.network, "freeu", None),
             *(
                 None if value is None else (value.shape, value.dtype, value.device)
                 for value in values
