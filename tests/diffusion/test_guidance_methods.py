@@ -49,7 +49,7 @@ def test_the_momentum_ends_with_a_picture():
 
 @pytest.mark.parametrize("percentile", [1.0, 0.9])
 def test_dynamic_thresholding_equals_the_extension(percentile):
-    """sd-dynamic-thresholding's dynthresh, with each feature channel apart, from the mean, by AD."""
+    """sd-dynamic-thresholding's dynthresh, each feature channel apart, from MEAN, by AD."""
     away, towards = PAIRS[1]
     got = DynamicThresholding(4.0, percentile)(away, towards, 20.0, LEVELS[0])
     for image in range(3):

@@ -19,8 +19,8 @@ def test_a_row_is_of_its_field_and_has_the_default() -> None:
         *("tile", "image", "strength", "resize", "mask", "mask_blur", "inpaint_fill"),
         *("only_masked", "outpaint", "hires", "hires_width", "hires_height", "hires_upscaler"),
         *("hires_strength", "hires_steps", "upscale_by", "upscale", "guidance"),
-        *("skip_layer_guidance", "transparent", "background", "control_mode", "sigmas", "pag"),
-        *("seg", "apg", "dynamic_thresholding", "freeu"),
+        *("skip_layer_guidance", "transparent", "background", "control_mode", "enhancer", "sigmas"),
+        *("pag", "seg", "apg", "dynamic_thresholding", "freeu"),
     ]
 
 
