@@ -1,5 +1,8 @@
 """From networks to denoisers: dtypes, conditions, classifier-free guidance."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
@@ -9,6 +12,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.guidance import Predictor, guided, multi_guided, rescaled
 from txt2img.diffusion.levels import Diffusion, Flow, Level, betas
 from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.diffusion.samplers import SAMPLERS
 
 SD = Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 LEVEL = SD.level(400)
@@ -169,3 +173,38 @@ def test_prompts_of_weight_zero_leave_the_negative() -> None:
     predict = Predictor(Mock(), SD, PREDICTIONS["eps"])
     got = several(Mock(), (0.0, POSITIVE), (0.0, OTHER), rescale=0.5)(X, LEVEL)
     torch.testing.assert_close(got, predict(X, LEVEL, NEGATIVE))
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_cfg_pp_goes_on_by_the_unguided_noise(kind):
+    """ComfyUI's sample_euler_cfg_pp, in x as the network sees it; it costs no more than Euler."""
+    network, levels = Mock(), [SD.level(time) for time in (700, 400, 100)]
+    levels.append(Level(0.0, "diffusion"))
+    states = SAMPLERS["euler_cfg++"](denoiser(network, 1.6, kind), X, levels, lambda a, b: X)
+    *_, last = states
+    assert len(network.calls) == 3
+    predict, x = Predictor(Mock(), SD, PREDICTIONS[kind]), X
+    for a, b in pairwise(levels):
+        away, towards = predict(x, a, NEGATIVE), predict(x, a, POSITIVE)
+        noise = (x - a.alpha * away) / a.sigma
+        x = b.alpha * (away + 1.6 * (towards - away)) + b.sigma * noise
+    torch.testing.assert_close(last.x, x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_unguided_prediction_takes_a_pass_where_there_was_no_guidance():
+    network, level = Mock(), SD.level(300)
+    for scale, passes in ((1.0, 2), (3.0, 1)):
+        network.calls.clear()
+        denoise = denoiser(network, scale)
+        denoise(X, level)
+        got = denoise(X, replace(level, guided=False))
+        assert len(network.calls) == passes
+        want = Predictor(Mock(), SD, PREDICTIONS["eps"])(X, level, NEGATIVE)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_another_mix_takes_the_place_of_guidance():
+    network = Mock()
+    denoise = denoiser(network, 4.0, mix=lambda away, towards, scale, level: away + scale)
+    want = Predictor(Mock(), SD, PREDICTIONS["eps"])(X, LEVEL, NEGATIVE) + 4
+    torch.testing.assert_close(denoise(X, LEVEL), want, rtol=1e-4, atol=1e-4)
