@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, Outcome
-from txt2img.diffusion.samplers import State
+from txt2img.diffusion.levels import State
 from txt2img.images import output
 from txt2img.pipeline import batch
 from txt2img.request.request import Request

@@ -21,15 +21,17 @@ from torch import Tensor
 
 from tests.support.mixture import exact_end, mixture, network, pictures
 from txt2img.diffusion.brownian import BrownianPath
-from txt2img.diffusion.levels import Diffusion, Flow, Level, betas, zero_terminal_snr
-from txt2img.diffusion.samplers import (
-    ETA_SAMPLERS,
-    SAMPLERS,
+from txt2img.diffusion.levels import (
+    Diffusion,
+    Flow,
+    Level,
     State,
     ancestral,
-    lms,
-    sampler_for,
+    betas,
+    zero_terminal_snr,
 )
+from txt2img.diffusion.multistep import lms
+from txt2img.diffusion.samplers import ETA_SAMPLERS, SAMPLERS, sampler_for
 from txt2img.diffusion.schedules import SCHEDULES, flow
 from txt2img.errors import BadRequest
 from txt2img.request import request

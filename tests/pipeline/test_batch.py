@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from txt2img.diffusion.samplers import State
+from txt2img.diffusion.levels import State
 from txt2img.errors import BadRequest
 from txt2img.images import image_file
 from txt2img.images.checks import FailurePolicy

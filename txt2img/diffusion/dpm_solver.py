@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from txt2img.diffusion.guidance import Denoise
-from txt2img.diffusion.levels import Curve, Level, level_at
-from txt2img.diffusion.samplers import Noise, State, ancestral, level_left, move, pairs
+from txt2img.diffusion.levels import (
+    Curve,
+    Level,
+    Noise,
+    State,
+    ancestral,
+    level_at,
+    level_left,
+    move,
+    pairs,
+)
 
 RTOL, ATOL = 0.05, 0.0078
 FIRST_STEP, SAFETY = 0.05, 0.81

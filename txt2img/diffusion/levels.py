@@ -1,14 +1,17 @@
-"""Noise levels: a sample at a level is alpha · x0 + sigma · noise."""
+"""Noise levels, and a step between two: a sample at a level is alpha · x0 + sigma · noise."""
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from txt2img.errors import BadFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Curve = Literal["diffusion", "flow"]
 
@@ -55,6 +58,76 @@ def level_at(line: float, curve: Curve) -> Level:
     if curve == "flow":
         line = line / (1 - line) if line < 1 else math.inf
     return Level(line, curve)
+
+
+# Standard noise (B, C, H, W), float32, of a step from one level to the next: fresh at each call,
+# or a scaled increment of one Brownian path (brownian.py).
+Noise = Callable[[Level, Level], "Tensor"]
+
+
+@dataclass(frozen=True)
+class State:
+    """The sample after `step` steps (1, 2, …), and the clean picture last predicted from it."""
+
+    step: int
+    x: "Tensor"  # (B, C, H, W)
+    x0: "Tensor"  # (B, C, H, W)
+
+
+def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, tuple[Level, Level]]]:
+    """(step, (level, next level)), the steps counted from 1."""
+    return enumerate(pairwise(levels), start=1)
+
+
+def move(
+    x: "Tensor", aim: "Tensor", a: Level, b: Level, fresh: float = 0.0, noise: Noise | None = None
+) -> "Tensor":
+    """Take x from level a to b towards aim, with `fresh` of b's noise drawn anew."""
+    keep = math.sqrt(b.sigma**2 - fresh**2) / a.sigma
+    x = (keep * x).add_(aim, alpha=b.alpha - keep * a.alpha)
+    return x + fresh * noise(a, b) if fresh and noise else x
+
+
+def ancestral(a: Level, b: Level, eta: float) -> float:
+    """Sigma of the noise that a stochastic step to b draws anew (Song et al. 2020, DDIM, eq. 16).
+
+    Between eta 0 and 1 this is DDIM's; k-diffusion's SDE solvers scale with eta in another way.
+    """
+    if not eta:
+        return 0.0
+    ratio = a.alpha * b.sigma / (b.alpha * a.sigma)
+    return eta * b.sigma * math.sqrt(max(1 - ratio**2, 0.0))
+
+
+Share = Callable[[Level, Level, float], float]  # the fresh sigma of a step from a to b, for an eta
+
+
+def sde_share(a: Level, b: Level, eta: float) -> float:
+    """Fresh sigma of k-diffusion's DPM++ 2M and 3M SDE: between eta 0 and 1 more than DDIM's."""
+    if not eta or not b.sigma:
+        return 0.0
+    return b.sigma * math.sqrt(-math.expm1(-2 * eta * gap(a, b)))
+
+
+def flow_share(a: Level, b: Level, eta: float) -> float:
+    """Fresh sigma of ComfyUI's ancestral steps of a flow (sample_euler_ancestral_RF), else DDIM's.
+
+    The step goes down to sigma_b · (1 + (sigma_b / sigma_a - 1) · eta).
+    """
+    if b.curve == "diffusion" or not eta or not b.sigma:
+        return ancestral(a, b, eta)
+    down = b.sigma * (1 + (b.sigma / a.sigma - 1) * eta)
+    return math.sqrt(max(b.sigma**2 - (down * b.alpha / (1 - down)) ** 2, 0.0))
+
+
+def level_left(b: Level, fresh: float) -> Level:
+    """The level that an ancestral step goes down to, before `fresh` noise takes it up to b."""
+    return Level(math.sqrt(b.sigma**2 - fresh**2) / b.alpha, b.curve) if fresh else b
+
+
+def gap(a: Level, b: Level) -> float:
+    """Step size from a to b in half_log_snr, the paper's h; inf at either end."""
+    return b.half_log_snr - a.half_log_snr
 
 
 class Diffusion:

@@ -12,20 +12,18 @@ import numpy as np
 from torch import Tensor
 
 from txt2img.diffusion.guidance import Denoise
-from txt2img.diffusion.levels import Level
-from txt2img.diffusion.samplers import (
+from txt2img.diffusion.levels import (
+    Level,
     Noise,
     Share,
     State,
-    adams,
     ancestral,
     gap,
-    heun_aim,
     level_left,
     move,
-    multistep,
     pairs,
 )
+from txt2img.diffusion.singlestep import heun_aim
 
 ADAMS_BASHFORTH = (
     (1.0,),
@@ -34,6 +32,67 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
+
+
+def lms(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
+    """Linear multistep: Adams and Bashforth's method on uneven steps (Zhang and Chen 2022, ρAB).
+
+    Of order 3, which diffusers' step() takes as an argument: 4 diverges on short flow schedules.
+    """
+    return multistep(denoise, x, levels, adams, 3, zero=True)
+
+
+Weights = Callable[[Sequence[float], float], Sequence[float]]  # slopes' positions, end → weights
+Aim = Callable[[Denoise, Tensor, Tensor, Level, Level], Tensor]  # denoise, x, x0, a, b → aim
+
+
+def multistep(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    weights_of: Weights,
+    order: int,
+    first: Aim | None = None,
+    zero: bool = False,
+) -> Iterator[State]:
+    """Steps along a weighted sum of the last `order` slopes, newest first, on the levels' line.
+
+    The step from the first slope has the aim `first`; the step to the clean picture is Euler's,
+    unless `zero`.
+    """
+    slopes: list[tuple[float, Tensor]] = []  # where on the line, and the slope there; newest first
+    for step, (a, b) in pairs(levels):
+        x0 = aim = denoise(x, a)
+        if math.isfinite(a.line):
+            slope = (x / a.scale - x0) / a.line
+            slopes = [(a.line, slope), *slopes[: order - 1]]
+            if first and len(slopes) == 1:
+                aim = first(denoise, x, x0, a, b)
+            elif b.sigma or zero:
+                weights = weights_of([at for at, _ in slopes], b.line)
+                for weight, (_, before) in zip(weights[1:], slopes[1:], strict=True):
+                    aim = aim + (a.line * weight) * (slope - before)
+                if abs(rest := 1 - sum(weights)) > 1e-9:  # diff-sampler's do not sum to 1
+                    aim = aim + (a.line * rest) * slope
+        x = move(x, aim, a, b)
+        yield State(step, x, x0)
+
+
+def adams(positions: Sequence[float], end: float) -> list[float]:
+    """Weight of the slope at each position in the mean slope from positions[0] to end.
+
+    Integrates Lagrange's polynomials by Gauss's rule of two nodes, which is exact for up to four.
+    """
+    middle, half = (positions[0] + end) / 2, (end - positions[0]) / 2
+    nodes = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
+    return [
+        sum(
+            math.prod((node - other) / (at - other) for other in positions if other != at)
+            for node in nodes
+        )
+        / 2
+        for at in positions
+    ]
 
 
 def adams_bashforth(positions: Sequence[float], end: float) -> Sequence[float]:

@@ -1,4 +1,4 @@
-"""Single-step samplers that few ask for: DPM2, restart, CFG++, ER-SDE."""
+"""Single-step samplers, imported when one is asked for: Heun, DPM2, restart, CFG++, ER-SDE."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from txt2img.diffusion.guidance import Denoise
-from txt2img.diffusion.levels import Level, level_at
-from txt2img.diffusion.samplers import (
+from txt2img.diffusion.levels import (
+    Level,
     Noise,
     Share,
     State,
     ancestral,
-    heun_aim,
+    level_at,
     level_left,
     move,
     pairs,
@@ -22,6 +22,25 @@ from txt2img.diffusion.samplers import (
 
 RESTART = 0.1, 2.0  # ratios between which Restart goes back up, as in A1111
 ER_POINTS = 200  # of the integrals of ER-SDE
+
+
+def heun(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
+    """Heun's second-order method, two evaluations a step (Karras et al. 2022, Algorithm 1).
+
+    The mean of both slopes is one Euler step, whose aim is x0 moved on by its scaled change. The
+    last step, and the first from pure noise of a diffusion, where `line` is infinite, are Euler's.
+    """
+    for step, (a, b) in pairs(levels):
+        x0 = denoise(x, a)
+        x = move(x, heun_aim(denoise, x, x0, a, b), a, b)
+        yield State(step, x, x0)
+
+
+def heun_aim(denoise: Denoise, x: Tensor, x0: Tensor, a: Level, b: Level) -> Tensor:
+    """Aim of Heun's step, by a second look at b; x0 where there is none."""
+    if not b.sigma or math.isinf(a.line):
+        return x0
+    return x0 + (denoise(move(x, x0, a, b), b) - x0) * a.line / (2 * b.line)
 
 
 def dpm2(

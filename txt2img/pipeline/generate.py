@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from txt2img.diffusion.guidance import Control, Denoise, switch
-from txt2img.diffusion.levels import Level, Process
-from txt2img.diffusion.samplers import State, sampler_for
+from txt2img.diffusion.levels import Level, Process, State
+from txt2img.diffusion.samplers import sampler_for
 from txt2img.diffusion.schedules import given, schedule_for, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
 from txt2img.images.canvas import canvas_of
@@ -27,7 +27,12 @@ from txt2img.pipeline.denoiser import ImageConds, denoiser
 from txt2img.pipeline.encode_prompts import encode_prompts
 from txt2img.pipeline.estimates import activations
 from txt2img.pipeline.init_image import InitImage, init_image, starts_from_noise
-from txt2img.pipeline.noise import fresh_noise, step_noise
+from txt2img.pipeline.noise import (
+    fresh_noise,
+    initial_noise_scale,
+    starting_level,
+    step_noise,
+)
 from txt2img.pipeline.preview import Previewer
 from txt2img.pipeline.result import GeneratedImage
 from txt2img.request import Request, compat
@@ -436,24 +441,6 @@ def noise_levels(model: Model, request: Request, rules: Rules) -> list[Level]:
         levels = schedule(process, steps + 1)
         return [*levels[:-2], levels[-1]]
     return schedule(process, steps)
-
-
-def starting_level(request: Request, rules: Rules, levels: Sequence[Level], drawn: int) -> Level:
-    """The level that a picture is noised to, to be drawn by the last `drawn` steps of `levels`.
-
-    In A1111 DDIM draws from one level below (sd_samplers_timesteps.py, sample_img2img).
-    """
-    above = compat.follows_old_ddim(request, rules)
-    return levels[max(len(levels) - 1 - drawn - above, 0)]
-
-
-def initial_noise_scale(
-    process: Process, request: Request, rules: Rules, start: Level, from_noise: bool = True
-) -> float:
-    """The standard deviation of the initial noise, at the level `start`."""
-    is_top = start.ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
-    at_unit = compat.starts_at_unit_variance(rules, request, is_top, from_noise)
-    return 1.0 if at_unit else start.sigma
 
 
 @torch.inference_mode()

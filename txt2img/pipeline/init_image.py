@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from txt2img.diffusion.guidance import Denoise
-from txt2img.diffusion.levels import Level, Process
+from txt2img.diffusion.levels import Level, Process, State
 from txt2img.diffusion.masks import by_threshold, masked
-from txt2img.diffusion.samplers import State
 from txt2img.errors import BadRequest
 from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH

@@ -12,15 +12,32 @@ import torch
 from torch import Tensor
 
 from txt2img.diffusion.brownian import BrownianPath, brownian_tree
-from txt2img.diffusion.levels import Level
+from txt2img.diffusion.levels import Level, Noise, Process
 from txt2img.diffusion.rng import noise_source, noise_stream
-from txt2img.diffusion.samplers import Noise
 from txt2img.errors import BadRequest
-from txt2img.request import Request
+from txt2img.request import Request, compat
 from txt2img.request.compat import Rules
 from txt2img.request.fields import SEEDS
 
 Shape = tuple[int, int, int]  # C, h, w
+
+
+def starting_level(request: Request, rules: Rules, levels: Sequence[Level], drawn: int) -> Level:
+    """The level that a picture is noised to, to be drawn by the last `drawn` steps of `levels`.
+
+    In A1111 DDIM draws from one level below (sd_samplers_timesteps.py, sample_img2img).
+    """
+    above = compat.follows_old_ddim(request, rules)
+    return levels[max(len(levels) - 1 - drawn - above, 0)]
+
+
+def initial_noise_scale(
+    process: Process, request: Request, rules: Rules, start: Level, from_noise: bool = True
+) -> float:
+    """The standard deviation of the initial noise, at the level `start`."""
+    is_top = start.ratio >= process.entry(process.steps - 1).ratio * (1 - 1e-5)
+    at_unit = compat.starts_at_unit_variance(rules, request, is_top, from_noise)
+    return 1.0 if at_unit else start.sigma
 
 
 def fresh_noise(
