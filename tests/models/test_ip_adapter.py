@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.support import ip_adapters, tiny, tiny_xl
 from txt2img.diffusion.conditioning import Cond, ImagePrompt
 from txt2img.models.clip_vision import CLIPVision
-from txt2img.models.configs import IPAdapterConfig, UNetConfig
+from txt2img.models.configs import UNetConfig
+from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.models.ip_adapter import IPAdapter, level_masks
 from txt2img.models.optimize import CpuPlan, optimize
 from txt2img.models.unet import UNet

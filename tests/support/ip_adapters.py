@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from txt2img.models.configs import IPAdapterConfig
+from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.models.ip_adapter import PROJECTIONS
 
 KINDS = ("base", "plus", "full")

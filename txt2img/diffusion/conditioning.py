@@ -39,6 +39,7 @@ class Cond:
     references: tuple[Tensor, ...] = ()  # latents of pictures to draw from, each (B, C, h, w)
     image_prompts: tuple[ImagePrompt, ...] = ()  # of IP-Adapters
     residuals: tuple[Tensor, ...] = ()  # of ControlNets: for each skip connection, then the middle
+    features: tuple[Tensor, ...] = ()  # of T2I-Adapters: for each level on the way down
     negatives: int = 0  # how many rows, the first, are of negative prompts
 
     def join(self, other: "Cond") -> "Cond":

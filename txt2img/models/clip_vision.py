@@ -7,14 +7,14 @@ Parameter names are transformers' after `model.`.
 import torch
 from torch import Tensor, nn
 
-from txt2img.models import configs
+from txt2img.models import control_configs
 from txt2img.models.transformers_library import quietly, replace_linears
 
 
 class CLIPVision(nn.Module):
     """A vision transformer with CLIP's projection."""
 
-    def __init__(self, config: configs.CLIPVisionConfig) -> None:
+    def __init__(self, config: control_configs.CLIPVisionConfig) -> None:
         super().__init__()
         self.config = config
         with quietly():

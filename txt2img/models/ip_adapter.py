@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.diffusion.conditioning import ImagePrompt
-from txt2img.models.configs import IPAdapterConfig
+from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.models.layers import Attention, Beside, Linear, attend, split_heads
 
 LEVELS_MAX = 6  # of a U-Net

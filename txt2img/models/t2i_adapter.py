@@ -4,11 +4,10 @@ Mou et al. 2023, "T2I-Adapter: Learning Adapters to Dig out More Controllable Ab
 Text-to-Image Diffusion Models". Parameter names are diffusers' after `adapter.`.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.configs import T2IAdapterConfig
+from txt2img.models.control_configs import T2IAdapterConfig
 from txt2img.models.layers import Conv2d
 
 
@@ -75,8 +74,3 @@ class T2IAdapter(nn.Module):
             x = block(x)
             features.append(x)
         return features
-
-
-def total(features: list[list[Tensor]]) -> list[Tensor]:
-    """The sums of several adapters' features, level by level."""
-    return [torch.stack(level).sum(dim=0) for level in zip(*features, strict=True)]

@@ -7,7 +7,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -113,16 +113,26 @@ class DownBlock(nn.Module):
         last = level == len(config.channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, time: Tensor, tokens: Tensor, feature: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Map and skip connections; a T2I-Adapter's `feature` is added to both.
+
+        That is before the map is halved where the level has attention, and after it elsewhere.
+        """
         skips = []
         for layer, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
                 x = self.attentions[layer](x, tokens)
             skips.append(x)
+        if feature is not None and self.attentions is not None:
+            x = skips[-1] = added(x, feature)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
+        if feature is not None and self.attentions is None:
+            x = skips[-1] = added(x, feature)
         return x, skips
 
 
@@ -243,14 +253,21 @@ class UNetEncoder(nn.Module):
             embedding = embedding + self.add_embedding(self.added_cond(cond).to(x.dtype))
         return embedding
 
-    def encode(self, x: Tensor, embedding: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The middle's output, and the skip connections, of the first convolution's output x."""
+    def encode(
+        self, x: Tensor, embedding: Tensor, tokens: Tensor, features: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The middle's output, and the skip connections, of the first convolution's output x.
+
+        T2I-Adapters' features are added to each level's map; one more than levels to the middle's.
+        """
         skips = [x]
-        for down in self.down_blocks:
-            x, more = down(x, embedding, tokens)
+        for down, feature in zip_longest(self.down_blocks, features[: len(self.down_blocks)]):
+            x, more = down(x, embedding, tokens, feature)
             skips += more
         if self.mid_block is not None:
             x = self.mid_block(x, embedding, tokens)
+        for feature in features[len(self.down_blocks) :]:
+            x = added(x, feature)
         return x, skips
 
 
@@ -318,22 +335,20 @@ class UNet(UNetEncoder):
         x = self.conv_in(x)
         cache = FeatureCache() if cache is None else cache
         if cache.features is None:
-            cache.features = self.deep_features(x, embedding, tokens, cond.residuals)
+            cache.features = self.deep_features(x, embedding, tokens, cond)
         if cond.residuals:
             x = added(x, cond.residuals[0])
         x = self.up_blocks[-1](cache.features, [x], embedding, tokens, slice(-1, None))
         out: Tensor = self.conv_out(swish(self.conv_norm_out(x)))
         return repeat_to_batch(out, tokens)
 
-    def deep_features(
-        self, x: Tensor, embedding: Tensor, tokens: Tensor, residuals: Sequence[Tensor] = ()
-    ) -> Tensor:
+    def deep_features(self, x: Tensor, embedding: Tensor, tokens: Tensor, cond: Cond) -> Tensor:
         """Input of the last layer on the way up, but for its skip connection: (N·B, C', H, W).
 
         Residuals of ControlNets are added to the skip connections and, the last, to the middle.
         """
-        x, skips = self.encode(x, embedding, tokens)
-        if residuals:
+        x, skips = self.encode(x, embedding, tokens, cond.features)
+        if residuals := cond.residuals:
             skips = [added(skip, one) for skip, one in zip(skips, residuals[:-1], strict=True)]
             x = added(x, residuals[-1])
         *ups, last = self.up_blocks

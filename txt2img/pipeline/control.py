@@ -1,4 +1,4 @@
-"""ControlNets of a request → residuals that each pass of its U-Net adds."""
+"""ControlNets and T2I-Adapters of a request → what each pass of its U-Net adds."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Level
 from txt2img.images.hint import hint_pixels
 from txt2img.models.controlnet import ControlNet
+from txt2img.models.t2i_adapter import T2IAdapter
 from txt2img.models.unet import added
 from txt2img.request import Request
 from txt2img.request.compat import Rules
@@ -22,6 +23,7 @@ from txt2img.weights.layouts.control import type_index
 from txt2img.weights.model import Model
 
 SOFT = 0.825  # by which each residual is less than the next deeper one, in A1111
+SOFT_LEVELS = 0.25, 0.62, 0.825, 1.0  # the same for a T2I-Adapter's levels
 DEEPEST = 12  # the number of SD 1's middle block, whose residual that is nothing less
 
 
@@ -71,16 +73,41 @@ class ControlUse:
         return self.network.pooled(scaled)
 
 
-class ControlNets:
-    """All ControlNets of pictures drawn together, as a change of each pass's condition."""
+@dataclass
+class AdapterUse:
+    """One T2I-Adapter of a picture, whose features are computed once."""
 
-    def __init__(self, uses: Sequence[ControlUse], levels: Sequence[Level]) -> None:
+    network: T2IAdapter
+    pixels: Tensor  # (1, 3, H, W) in 0…1
+    control: Control
+    mode: ControlMode
+    computed: list[Tensor] | None = None  # weighted
+
+    @property
+    def spares_negatives(self) -> bool:
+        """Whether it reaches the passes of prompts alone, not those of negatives."""
+        return self.mode is ControlMode.CONTROL
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The weighted features of each level, in the dtype of x."""
+        if self.computed is None:
+            out, weight = self.network(self.pixels.to(x)), self.control.weight
+            soft = (1.0,) * len(out) if self.mode is ControlMode.BALANCED else SOFT_LEVELS
+            scales = soft[-len(out) :]
+            self.computed = [one * weight * s for one, s in zip(out, scales, strict=True)]
+        return self.computed
+
+
+class ControlNets:
+    """ControlNets and T2I-Adapters of pictures drawn together, as a change of each condition."""
+
+    def __init__(self, uses: Sequence[ControlUse | AdapterUse], levels: Sequence[Level]) -> None:
         self.uses = uses
         self._ratios = [-level.ratio for level in levels]  # ascending
         # By the condition's id, which stays unique as long as the condition is kept here too.
         self._parts: dict[int, tuple[Cond, Cond]] = {}
 
-    def active(self, level: Level) -> list[ControlUse]:
+    def active(self, level: Level) -> list[ControlUse | AdapterUse]:
         """Those that are on in the step from a level."""
         steps = len(self._ratios) - 1
         step = max(bisect_right(self._ratios, -level.ratio), 1) - 1
@@ -89,19 +116,28 @@ class ControlNets:
     def __call__(
         self, x: Tensor, times: Tensor, level: Level, cond: Cond, first_only: bool = False
     ) -> Cond:
-        """A condition (N·B rows) with the residuals for x (B, C, H, W), summed."""
-        total: list[Tensor] = []
+        """A condition (N·B rows) with the residuals and features for x (B, C, H, W), summed.
+
+        Where deep features are cached, so is all that T2I-Adapters add.
+        """
+        residuals: list[Tensor] = []
+        features: list[Tensor] = []
         for use in self.active(level):
             start = cond.negatives if use.spares_negatives else 0
             if start == len(cond.tokens):
                 continue
             part = self._part(cond, start) if start else cond
-            out = use.residuals(x, times, part, first_only)
+            if isinstance(use, AdapterUse):
+                out, total = [] if first_only else use.features(x), features
+            else:
+                out, total = use.residuals(x, times, part, first_only), residuals
             if start:
                 missing = len(cond.tokens) - len(part.tokens)
                 out = [_after_zeros(one, missing, len(part.tokens)) for one in out]
-            total = [added(a, b) for a, b in zip(total, out, strict=True)] if total else out
-        return replace(cond, residuals=tuple(total)) if total else cond
+            total[:] = [added(a, b) for a, b in zip(total, out, strict=True)] if total else out
+        if not residuals and not features:
+            return cond
+        return replace(cond, residuals=tuple(residuals), features=tuple(features))
 
     def _part(self, cond: Cond, start: int) -> Cond:
         """The rows of prompts; the same object each time, since networks cache by object."""
@@ -125,16 +161,15 @@ def controls_of(
     networks = control_networks(model, controls)
     names = list(dict.fromkeys(one.model.name for one in controls))
     mode, files = request.control_mode or ControlMode.BALANCED, model.adapters.control_files
-    uses = [
-        ControlUse(
-            networks[names.index(one.model.name)],
-            to_hint(request, number, rules, model),
-            one,
-            mode,
-            type_index(files[one.model.name].config, one.type, one.model.name),
-        )
-        for number, one in zip(numbers, controls, strict=True)
-    ]
+    uses: list[ControlUse | AdapterUse] = []
+    for number, one in zip(numbers, controls, strict=True):
+        network = networks[names.index(one.model.name)]
+        pixels = to_hint(request, number, rules, model)
+        if isinstance(network, T2IAdapter):
+            uses.append(AdapterUse(network, pixels, one, mode))
+            continue
+        kind = type_index(files[one.model.name].config, one.type, one.model.name)
+        uses.append(ControlUse(network, pixels, one, mode, kind))
     return ControlNets(uses, levels) if uses else None
 
 

@@ -374,7 +374,7 @@ class RequestFields:
         tuple[Control, ...],
         Field(
             ("--control",),
-            ("--controlnet", "--control-net"),
+            ("--controlnet", "--control-net", "--t2i-adapter"),
             from_json=controls_from_json,
             listed=True,
             option="control",

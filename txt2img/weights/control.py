@@ -1,4 +1,4 @@
-"""ControlNets in memory: loaded beside a model at their first use, and kept for the next ones."""
+"""ControlNets and T2I-Adapters in memory: loaded at their first use, kept for the next ones."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from txt2img.errors import MissingWeights
+from txt2img.models.control_configs import T2IAdapterConfig
 from txt2img.models.controlnet import ControlNet
 from txt2img.models.optimize.upcast import to_float32
+from txt2img.models.t2i_adapter import T2IAdapter
 from txt2img.request import Request
 from txt2img.request.control import Control
 from txt2img.request.preprocess import Preprocess
@@ -69,7 +71,7 @@ def _hashed(state: AdapterState, control: Control) -> Control:
     return replace(control, model=replace(control.model, hash=digits))
 
 
-def control_networks(model: Model, controls: Iterable[Control]) -> list[ControlNet]:
+def control_networks(model: Model, controls: Iterable[Control]) -> list[ControlNet | T2IAdapter]:
     """The networks of a resolved request's ControlNets, each once, in their order.
 
     Those not in memory are loaded; of those that are, some of the last used stay. BadFile,
@@ -92,18 +94,22 @@ def control_networks(model: Model, controls: Iterable[Control]) -> list[ControlN
     return networks
 
 
-def _load(model: Model, file: ControlFile) -> ControlNet:
-    """Load a ControlNet where the model's own network is, in its dtype."""
+def _load(model: Model, file: ControlFile) -> ControlNet | T2IAdapter:
+    """Load a network where the model's own network is, in its dtype."""
     memory, dtype = model.memory, next(model.network.parameters()).dtype
     device = Device(device_of(model), dtype, low=memory.low_memory, optimize=memory.optimize)
     placement = memory.placement
     part = file.component
     if file.is_lora:
         placement, part = Placement(None, placement.mode), _without_halves(file, model)
-    name = f"ControlNet {file.path.name}"
-    network = build_network(lambda: ControlNet(file.config), name, part, device)
+    name, config = f"ControlNet {file.path.name}", file.config
+
+    def build() -> ControlNet | T2IAdapter:
+        return T2IAdapter(config) if isinstance(config, T2IAdapterConfig) else ControlNet(config)
+
+    network = build_network(build, name, part, device)
     load_component(network, name, part, device, placement)
-    if file.is_lora:
+    if isinstance(network, ControlNet) and file.is_lora:
         _add_changes(network, file, device)
     if device.torch_device.type == "cuda" and device.optimize:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -29,6 +29,7 @@ from txt2img.weights.registry.find import SHIPPED
 if TYPE_CHECKING:
     from txt2img.models.controlnet import ControlNet
     from txt2img.models.prompt_encoders import PromptEncoder
+    from txt2img.models.t2i_adapter import T2IAdapter
     from txt2img.weights.annotator import Annotator
     from txt2img.weights.layouts.clip_vision import EncoderFile
     from txt2img.weights.layouts.control import ControlFile
@@ -72,9 +73,9 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class LoadedControl:
-    """A ControlNet's network, and the file that it is from."""
+    """A ControlNet's or T2I-Adapter's network, and the file that it is from."""
 
-    network: "ControlNet"
+    network: "ControlNet | T2IAdapter"
     file: "ControlFile"
     key: object  # equal as long as file and precision are the same
 

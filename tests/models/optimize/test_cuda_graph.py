@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.pipeline.test_generate import SMALL
-from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.conditioning import Cond, ImagePrompt
 from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.optimize import cuda_graph
 from txt2img.models.optimize.cuda_graph import CudaGraphed, Outputs, Work
@@ -182,3 +182,37 @@ def test_a_recorded_model_draws_the_same_picture(model: Model) -> None:
         model.graphed = None
     assert graphed.tobytes() == plain.tobytes() != other.tobytes()
     assert len(made) == 1
+
+
+def test_what_pictures_add_goes_into_recordings() -> None:
+    """Residuals, features and image prompts, with masks or without, each kind by itself."""
+
+    class Pictured(Net):
+        def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+            out = super().forward(x, time, cond)
+            for i, one in enumerate([*cond.residuals, *cond.features, *cond.references], start=2):
+                out = out + i * one.sum()
+            for i, prompt in enumerate(cond.image_prompts, start=7):
+                mask = torch.ones(()) if prompt.mask is None else prompt.mask
+                out = out + i * prompt.pairs.sum() * mask.mean()
+            return out
+
+    network, made = Pictured(), list[Work]()
+    graphed = CudaGraphed(network, pytest.fail, recorder(made))
+    one, two, three = (torch.full((1, 2), float(value)) for value in (3, 5, 7))
+    masked = ImagePrompt(one, two), ImagePrompt(three)
+    kinds: list[dict[str, tuple[object, ...]]] = [
+        {},
+        {"residuals": (one, two)},
+        {"features": (one, two)},
+        {"residuals": (one,), "features": (two,), "references": (three,)},
+        {"image_prompts": (ImagePrompt(one), ImagePrompt(two))},
+        {"image_prompts": masked},
+        {"image_prompts": masked, "features": (three,)},
+    ]
+    for kind in kinds:
+        for seed in range(2):
+            x, time, cond = inputs(1, seed)
+            cond = replace(cond, **kind)
+            assert torch.equal(graphed(x, time, cond), network(x, time, cond))
+    assert len(made) == len(kinds)

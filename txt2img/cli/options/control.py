@@ -23,9 +23,9 @@ class ControlOptions:
             "controls",
             metavar="MODEL:IMAGE[:W[:A..B]]",
             autocompletion=completion.known_models,
-            help="Follow a picture of edges, depths, poses, … by a ControlNet, with weight W (1), "
-            "from fraction A to B of the steps (0..1). A Union model takes MODEL@TYPE, as @depth. "
-            "Repeatable.",
+            help="Follow a picture of edges, depths, poses, … by a ControlNet or T2I-Adapter, with "
+            "weight W (1), from fraction A to B of the steps (0..1). A Union model takes "
+            "MODEL@TYPE, as @depth. Repeatable.",
         ),
     ] = None
     preprocess: Annotated[

@@ -7,14 +7,15 @@ that change in place are seen by the next replay.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice, zip_longest
 
 import torch
 from torch import Tensor, nn
 
-from txt2img.diffusion.conditioning import Cond
+from txt2img.diffusion.conditioning import Cond, ImagePrompt
 from txt2img.diffusion.deepcache import FeatureCache
 from txt2img.models.optimize.quantize import is_quantized
 from txt2img.system.device.memory import free, is_oom
@@ -28,7 +29,9 @@ COMPILED = (
 )
 
 Outputs = tuple[Tensor, ...]  # the network's, and DeepCache features if it is to compute them
-Kind = tuple[bool, int]  # whether to compute DeepCache features; the number of residuals
+# Whether to compute DeepCache features; the numbers of a Cond's residuals, features, keys and
+# values, and their masks.
+Kind = tuple[bool, int, int, int, int]
 # (kind, x, time, features, a Cond's fields) → outputs
 FlatNetwork = Callable[..., Outputs]
 Work = Callable[[], Outputs]
@@ -99,8 +102,9 @@ class CudaGraphed:
         features = None if cache is None else cache.features
         fills_cache = cache is not None and features is None
         parts = (cond.tokens, cond.pooled, cond.size_ids, cond.extra_channels, cond.guidance)
-        values = [x, time, features, *parts, *cond.residuals, *cond.references]
-        out, *computed = self._outputs((fills_cache, len(cond.residuals)), values)
+        kind, more = _flattened(cond)
+        values = [x, time, features, *parts, *more]
+        out, *computed = self._outputs((fills_cache, *kind), values)
         if cache is not None and computed:
             [cache.features] = computed
         return out
@@ -145,10 +149,10 @@ class CudaGraphed:
         guidance: Tensor | None,
         *more: Tensor,
     ) -> Outputs:
-        """The network as a function of tensors only; `more` are residuals, then references."""
-        fills_cache, count = kind
+        """The network as a function of tensors only."""
+        fills_cache, *counts = kind
         parts = tokens, pooled, size_ids, extra_channels, guidance
-        cond = Cond(*parts, references=more[count:], residuals=more[:count])
+        cond = _with_flattened(Cond(*parts), counts, more)
         if features is None and not fills_cache:
             return (self.network(x, time, cond),)
         cache = FeatureCache(features)
@@ -184,6 +188,34 @@ class CudaGraphed:
                 self.record = None
                 self.warn(NOT_RECORDED.format(first_line(error)))
             return None
+
+
+def _flattened(cond: Cond) -> tuple[tuple[int, int, int, int], list[Tensor]]:
+    """The tensors of a Cond's tuples one after another, references last; how many of each.
+
+    Where one image prompt has a mask, all get one.
+    """
+    pairs = [prompt.pairs for prompt in cond.image_prompts]
+    masks = [prompt.mask for prompt in cond.image_prompts]
+    if (known := next((mask for mask in masks if mask is not None), None)) is not None:
+        masks = [torch.ones_like(known) if mask is None else mask for mask in masks]
+    there = [mask for mask in masks if mask is not None]
+    counts = len(cond.residuals), len(cond.features), len(pairs), len(there)
+    return counts, [*cond.residuals, *cond.features, *pairs, *there, *cond.references]
+
+
+def _with_flattened(cond: Cond, counts: Sequence[int], tensors: Sequence[Tensor]) -> Cond:
+    """A Cond with the tensors of `_flattened` in its tuples."""
+    rest = iter(tensors)
+    residuals, features, pairs, masks = (tuple(islice(rest, count)) for count in counts)
+    prompts = tuple(ImagePrompt(*both) for both in zip_longest(pairs, masks))
+    return replace(
+        cond,
+        residuals=residuals,
+        features=features,
+        image_prompts=prompts,
+        references=tuple(rest),
+    )
 
 
 def record_on_card(work: Work) -> tuple[Callable[[], None], Outputs]:

@@ -6,7 +6,7 @@ from math import isqrt
 from pathlib import Path
 
 from txt2img.errors import MissingWeights, UnknownLayout
-from txt2img.models.configs import CLIPVisionConfig, IPAdapterConfig
+from txt2img.models.control_configs import CLIPVisionConfig, IPAdapterConfig
 from txt2img.system import files
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file

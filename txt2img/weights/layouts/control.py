@@ -9,7 +9,7 @@ from pathlib import Path
 
 from txt2img.errors import BadRequest, UnknownLayout
 from txt2img.models.configs import UNetConfig
-from txt2img.models.control_configs import ControlNetConfig
+from txt2img.models.control_configs import ControlNetConfig, T2IAdapterConfig
 from txt2img.request.control import UNION_TYPES
 from txt2img.system.files import read_json
 from txt2img.system.text import shown
@@ -19,7 +19,7 @@ from txt2img.weights.file_kind import kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.formats.safetensors_file import TensorRef
-from txt2img.weights.layouts import key_maps
+from txt2img.weights.layouts import key_maps, t2i_adapter
 from txt2img.weights.layouts.components import STEM, Component, component, first_names
 
 Tensors = Mapping[str, TensorRef]
@@ -41,10 +41,10 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class ControlFile:
-    """A ControlNet's file: its config, and its tensors under our names."""
+    """A ControlNet's or a T2I-Adapter's file: its config, and its tensors under our names."""
 
     path: Path
-    config: ControlNetConfig
+    config: ControlNetConfig | T2IAdapterConfig
     component: Component
     is_lora: bool = False  # of `.up` and `.down`, and whole tensors in place of the base model's
 
@@ -61,15 +61,22 @@ def weights_path(path: Path) -> Path:
 
 
 def open_control(path: Path, family: Family, model: str) -> ControlFile:
-    """Open a ControlNet for a family's models, without reading weights.
+    """Open a ControlNet or a T2I-Adapter for a family's models, without reading weights.
 
     UnknownLayout for other files, or one for another family; BadFile.
     """
     file, base, name = weights_path(path), family.network, path.name
     stored = safetensors_file.header(file).tensors
-    _check_kind(file, name, stored)
+    is_adapter = t2i_adapter.is_t2i_adapter(stored)
+    if not is_adapter:
+        _check_kind(file, name, stored)
     if not isinstance(base, UNetConfig):
         raise BadRequest(f"--control: {shown(name)} needs a U-Net, which {family.name} has not")
+    if is_adapter:
+        xl = t2i_adapter.is_for_xl(base)
+        adapter, part = t2i_adapter.t2i_adapter_in(stored, name, xl)
+        t2i_adapter.check_fits(adapter, name, family)
+        return ControlFile(file, adapter, part)
     prefix = PREFIX if any(n.startswith(PREFIX) for n in stored) else ""
     tensors = {n.removeprefix(prefix): ref for n, ref in stored.items() if n != LORA}
     is_original = any(n.startswith("input_blocks.") for n in tensors)
@@ -101,11 +108,11 @@ def check_control(path: Path, family: Family, model: str, kind: str = "") -> Con
     return control
 
 
-def type_index(config: ControlNetConfig, kind: str, name: str) -> int | None:
+def type_index(config: ControlNetConfig | T2IAdapterConfig, kind: str, name: str) -> int | None:
     """The number of a Union model's type; None for none. BadRequest."""
     if not kind:
         return None
-    if not config.types:
+    if isinstance(config, T2IAdapterConfig) or not config.types:
         raise BadRequest(f"--control: {shown(name)} is no Union model, and takes no type {kind}")
     if UNION_TYPES[kind] >= config.types:
         raise BadRequest(

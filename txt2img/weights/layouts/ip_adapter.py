@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
-from txt2img.models.configs import IPAdapterConfig, NetworkConfig, UNetConfig
+from txt2img.models.configs import NetworkConfig, UNetConfig
+from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import key_maps
