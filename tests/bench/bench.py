@@ -4,7 +4,7 @@
     python -m tests.bench.bench --full         its exact size, at 256×256 and 512×512
     python -m tests.bench.bench --only start   one part: network, vae, transformer, bf16 (all
                                               three in it, where a processor has it), img2img,
-                                              fewer, start, loop, model, warm, sdcpp (--full
+                                              control, fewer, start, loop, model, warm, sdcpp (--full
                                               runs it too, where installed)
     python -m tests.bench.bench --markdown     a table for README
 
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.bench import control as bench_control
 from tests.bench import img2img as bench_img2img
 from tests.bench import process as bench_process
 from tests.bench import sdcpp as bench_sdcpp
@@ -38,6 +39,7 @@ PARTS = (
     "vae",
     "transformer",
     "img2img",
+    "control",
     "bf16",
     "fewer",
     "start",
@@ -205,6 +207,15 @@ def img2img(factor: float, pixels: int, rounds: int) -> Result:
         return Result(name, *in_turns(ours, theirs, rounds), difference)
 
 
+def control(factor: float, pixels: int, rounds: int) -> Result:
+    """One step under guidance with a ControlNet."""
+    ours, theirs = bench_control.step(widths(SD15, factor), pixels, CFG, same_weights)
+    with torch.inference_mode():
+        difference = (ours() - theirs()).abs().max().item()
+        name = f"guided step with a ControlNet, {pixels}×{pixels}"
+        return Result(name, *in_turns(ours, theirs, rounds), difference)
+
+
 def named(dtype: torch.dtype) -> str:
     """What a row says of a precision other than the usual one."""
     return "" if dtype == FLOAT32 else ", bf16"
@@ -296,6 +307,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         yield transformer(min(options.rounds, 3), torch.bfloat16)
     if "img2img" in parts:
         yield img2img(factor, sizes[0], min(options.rounds, 3))
+    if "control" in parts:
+        yield control(factor, sizes[0], min(options.rounds, 3))
     if "fewer" in parts:
         yield from fewer()
     if "sdcpp" in parts:

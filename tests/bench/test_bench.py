@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.bench import bench
+from tests.bench import control as bench_control
 from tests.bench import memory as bench_memory
 from tests.bench import process as bench_process
 from tests.bench import transformer as bench_transformer
@@ -26,6 +27,12 @@ def test_pictures_are_compared_by_the_value_that_differs_most() -> None:
 @torch.inference_mode()
 def test_a_transformers_two_steps_are_of_the_same_network() -> None:
     ours, theirs = bench_transformer.step(heads=1, layers=1, pixels=64)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_controlnets_two_steps_are_of_the_same_networks() -> None:
+    ours, theirs = bench_control.step((32, 32, 64, 64), 64, 7.5, bench.same_weights)
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
 
 

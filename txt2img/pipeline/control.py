@@ -69,7 +69,8 @@ class ControlUse:
         hint = self.hint
         out = self.network(x, times, cond, hint.features, hint.kind, first_only)
         blocks = len(self.network.controlnet_down_blocks) + 1
-        scaled = [one * weight for one, weight in zip(out, self.weights(blocks), strict=False)]
+        pairs = zip(out, self.weights(blocks), strict=False)
+        scaled = [one if weight == 1 else one * weight for one, weight in pairs]
         return self.network.pooled(scaled)
 
 
