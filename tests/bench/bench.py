@@ -4,8 +4,8 @@
     python -m tests.bench.bench --full         its exact size, at 256×256 and 512×512
     python -m tests.bench.bench --only start   one part: network, vae, transformer, bf16 (all
                                               three in it, where a processor has it), img2img,
-                                              control, fewer, start, loop, model, warm, sdcpp (--full
-                                              runs it too, where installed)
+                                              control, fewer, start, loop, model, warm, sdcpp
+                                              (--full runs it too, where installed)
     python -m tests.bench.bench --markdown     a table for README
 
 Seconds differ from hour to hour; the ratios do not, since the two take turns.

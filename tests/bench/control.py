@@ -40,7 +40,8 @@ def step(
     level, x = process.level(500.0), torch.randn(1, 4, pixels // 8, pixels // 8)
     hint, positive, negative = torch.rand(1, 3, pixels, pixels), *torch.randn(2, 1, 77, 768)
     use = ControlUse(control, hint, parse_control("a:b"), ControlMode.BALANCED, None)
-    own = Predictor(mine, process, PREDICTIONS["eps"], control=ControlNets([use], [level, level]))
+    nets = ControlNets([use], [level, process.level(0.0)])
+    own = Predictor(mine, process, PREDICTIONS["eps"], control=nets)
     denoise = guided(own, lambda _: Cond(tokens=positive), lambda _: Cond(tokens=negative), cfg)
 
     def ours() -> Tensor:
