@@ -520,6 +520,27 @@ def test_a_public_parser_reads_what_we_write(tmp_path: Path, prompt: str) -> Non
     assert said == {"seed": "42", "steps": "20", "cfg_scale": "8.0"}
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {
+            "Software": "NovelAI", "Source": "Stable Diffusion 1D44365E",
+            "Description": "a girl", "Comment": json.dumps(NOVELAI),
+        },
+        {"invokeai_metadata": json.dumps(INVOKEAI)},
+    ],
+    ids=["NovelAI", "InvokeAI"],
+)
+def test_a_public_parser_reads_others_as_we_do(tmp_path: Path, texts: dict[str, str]) -> None:
+    ours, theirs = read(tmp_path, texts).request, ParserManager().parse(tmp_path / "x.png")
+    assert ours is not None and theirs is not None
+    [sampler] = theirs.samplers
+    assert [str(one) for one in sampler.prompts] == [ours.prompt]
+    assert [str(one) for one in sampler.negative_prompts] == [ours.negative]
+    said = {"seed": ours.seed, "steps": ours.steps, "cfg_scale": ours.cfg}
+    assert sampler.parameters.items() <= said.items()
+
+
 RING = {str(i): {"class_type": "X", "inputs": {"model": [str(i + 1), 0]}} for i in range(3)}
 RING["3"] = {"class_type": "KSampler", "inputs": {"model": ["0", 0], "steps": ["3", 0]}}
 
