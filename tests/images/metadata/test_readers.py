@@ -524,8 +524,10 @@ def test_a_public_parser_reads_what_we_write(tmp_path: Path, prompt: str) -> Non
     "texts",
     [
         {
-            "Software": "NovelAI", "Source": "Stable Diffusion 1D44365E",
-            "Description": "a girl", "Comment": json.dumps(NOVELAI),
+            "Software": "NovelAI",
+            "Source": "Stable Diffusion 1D44365E",
+            "Description": "a girl",
+            "Comment": json.dumps(NOVELAI),
         },
         {"invokeai_metadata": json.dumps(INVOKEAI)},
     ],
