@@ -241,3 +241,25 @@ def test_a_batch_and_a_second_pass_see_it_too(folder: Path) -> None:
     larger = request.with_json({"hires": 1.5, "hires_upscaler": "latent", "hires_strength": 0.5})
     plain = replace(larger, ip_adapters=(), ip_masks=())
     assert off(final(model, larger), final(model, plain)) > 0.01
+
+
+def test_the_masked_part_alone_has_its_part_of_the_mask(folder: Path) -> None:
+    """A mask as large as the picture is cut as the picture is."""
+    from txt2img.pipeline.image_prompts import _cells
+
+    model = ours("sd1", "folder")
+    opened(folder / "a.png").resize((SIZE, SIZE)).save(folder / "start.png")
+    repainted = Image.new("L", (SIZE, SIZE))
+    repainted.paste(255, (40, 0, SIZE, 24))
+    repainted.save(folder / "corner.png")
+    half = Image.new("L", (SIZE, SIZE))
+    half.paste(255, (0, 0, 52, SIZE))  # the left half of the part that is drawn
+    half.save(folder / "half.png")
+    given = {"image": str(folder / "start.png"), "mask": str(folder / "corner.png")}
+    use = f"{folder}/sd1-base.safetensors:{folder}/b.png"
+    more = {"ip_adapters": use, "ip_masks": str(folder / "half.png"), "only_masked": 0}
+    request = filled(model, **given, **more)
+    cells = _cells(model, request, rules(request), request.ip_masks[0])
+    shown = cells[0, : 16 * 16].view(16, 16)
+    assert shown[:, :6].min() > 0.9 and shown[:, 10:].max() < 0.1
+    final(model, request)

@@ -14,7 +14,6 @@ from txt2img.diffusion.conditioning import Cond
 from txt2img.images.hint import hint_pixels
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.pipeline import control as pipeline_control
-from txt2img.pipeline.control import is_on
 from txt2img.pipeline.generate import sample
 from txt2img.request import Request
 from txt2img.request.compat import rules
@@ -80,7 +79,7 @@ def test_prompt_mode_lets_the_outer_residuals_count_less(picture: Path) -> None:
 
 
 def test_an_interval_is_of_whole_steps() -> None:
-    on = [[is_on(Interval(low, high), step, 4) for step in range(4)] for low, high in
+    on = [[Interval(low, high).has_step(step, 4) for step in range(4)] for low, high in
           ((0.0, 1.0), (0.0, 0.5), (0.3, 1.0), (0.0, 0.6))]  # fmt: skip
     assert on == [[True] * 4, [True, True, False, False], [False, False, True, True],
                   [True, True, False, False]]  # fmt: skip

@@ -77,6 +77,7 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
     find_model(batch.model)
     library = batch.library
     has_files = library.loras or library.embeddings or library.vae or library.controls
+    has_files = has_files or library.ip_adapters
     if has_files or batch.model != "default":
         from txt2img.weights.file_summary import check_library
 

@@ -1,4 +1,4 @@
-"""Hints of ControlNets: the pictures that they follow, at the size that is drawn."""
+"""Pictures that guide what is drawn, at its size: ControlNets' hints and IP-Adapters' masks."""
 
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,20 @@ def hint_pixels(
 ) -> "Image.Image":
     """The picture of a filled request's ControlNet, RGB, at the request's size.
 
+    BadFile, BadRequest.
+    """
+    return at_drawn_size(load_image(control.image, paths).rgb(), request, rules, paths)
+
+
+def at_drawn_size(
+    image: "Image.Image", request: Request, rules: Rules, paths: ImagePaths
+) -> "Image.Image":
+    """A picture of any mode at a filled request's size.
+
     Where a part of the picture is drawn alone, it is the same part. BadFile, BadRequest.
     """
     from PIL import Image
 
-    image = load_image(control.image, paths).rgb()
     size = request.width or 0, request.height or 0
     if request.only_masked is not None:
         canvas = canvas_of(request, rules, paths)

@@ -17,7 +17,6 @@ from txt2img.models.unet import added
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.control import Control, ControlMode
-from txt2img.request.interval import Interval
 from txt2img.weights.control import control_networks
 from txt2img.weights.layouts.control import type_index
 from txt2img.weights.model import Model
@@ -112,7 +111,7 @@ class ControlNets:
         """Those that are on in the step from a level."""
         steps = len(self._ratios) - 1
         step = max(bisect_right(self._ratios, -level.ratio), 1) - 1
-        return [use for use in self.uses if is_on(use.control.interval, step, steps)]
+        return [use for use in self.uses if use.control.interval.has_step(step, steps)]
 
     def __call__(
         self, x: Tensor, times: Tensor, level: Level, cond: Cond, first_only: bool = False
@@ -143,11 +142,6 @@ class ControlNets:
     def _part(self, cond: Cond, start: int) -> Cond:
         """The rows of prompts; the same object each time, since networks cache by object."""
         return self._parts.setdefault(id(cond), (cond, cond.rows_from(start)))[1]
-
-
-def is_on(interval: Interval, step: int, steps: int) -> bool:
-    """Whether a step, from 0, lies in an interval of all steps, as diffusers counts them."""
-    return step / steps >= interval.low and (step + 1) / steps <= interval.high
 
 
 def controls_of(

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from txt2img.diffusion.conditioning import Cond, ImagePrompt, ScheduledCond
-from txt2img.images.input_image import as_mask, load_image, resize_image
+from txt2img.images.hint import at_drawn_size
+from txt2img.images.input_image import as_mask, load_image
 from txt2img.models.ip_adapter import level_masks
 from txt2img.models.unet import UNet
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.input_image import ImageRef
-from txt2img.request.interval import Interval
 from txt2img.request.ip_adapter import IPAdapterUse
 from txt2img.system.device.memory import oom_as_error
 from txt2img.weights.ip_adapters import load_networks
@@ -44,10 +44,10 @@ def with_image_prompts(
     masks = [*request.ip_masks, *[None] * len(request.ip_adapters)]
     active: list[Active] = []
     for use, mask in zip(request.ip_adapters, masks, strict=False):
-        during = [step for step in range(1, steps + 1) if is_on(use.interval, step - 1, steps)]
+        during = [step for step in range(1, steps + 1) if use.interval.has_step(step - 1, steps)]
         if use.weight and during:
             with oom_as_error("the pictures of an IP-Adapter"):
-                cells = None if mask is None else _cells(model, request, mask)
+                cells = None if mask is None else _cells(model, request, rules, mask)
                 active.append((_prompts(model, use, cells), during))
     late = rules.edits_one_step_late
     when = [during for _, during in active]
@@ -129,13 +129,13 @@ def _tokens(model: Model, use: IPAdapterUse, ref: ImageRef | None) -> Tensor:
     return tokens
 
 
-def _cells(model: Model, request: Request, ref: ImageRef) -> Tensor:
+def _cells(model: Model, request: Request, rules: Rules, ref: ImageRef) -> Tensor:
     """A mask at the size of each of the network's maps: (1, P)."""
-    image = as_mask(load_image(ref, model.adapters.paths.images))
-    size = request.width or image.width, request.height or image.height
-    values = np.asarray(resize_image(image, *size, request.resize), np.float32) / 255
+    paths = model.adapters.paths.images
+    image = at_drawn_size(as_mask(load_image(ref, paths)), request, rules, paths)
+    values = torch.from_numpy(np.asarray(image, np.float32) / 255)[None, None]
     latent = model.family.latent_size(request, model.vae.config.factor)
-    return level_masks(torch.from_numpy(values)[None, None], latent).to(device_of(model))
+    return level_masks(values, latent).to(device_of(model))
 
 
 def pixels_for_clip(image: Image.Image, side: int) -> Tensor:
@@ -147,8 +147,3 @@ def pixels_for_clip(image: Image.Image, side: int) -> Tensor:
     values = np.asarray(image.crop((left, up, left + side, up + side)), np.float32) / 255
     values = (values - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
     return torch.from_numpy(values).permute(2, 0, 1)[None]
-
-
-def is_on(interval: Interval, step: int, steps: int) -> bool:
-    """Whether a step, from 0, lies in an interval of all steps, as diffusers counts them."""
-    return step / steps >= interval.low and (step + 1) / steps <= interval.high

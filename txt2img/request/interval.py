@@ -30,6 +30,10 @@ class Interval:
     def __contains__(self, fraction: float) -> bool:
         return self.low <= fraction <= self.high
 
+    def has_step(self, step: int, steps: int) -> bool:
+        """Whether a step, from 0, lies in it as a whole, as diffusers counts them."""
+        return step / steps >= self.low and (step + 1) / steps <= self.high
+
 
 def parse_interval(text: str) -> Interval:
     """Parse LO..HI; a missing end is 0 or 1. BadRequest."""

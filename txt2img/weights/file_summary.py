@@ -98,13 +98,18 @@ def check_library(library: AdapterPaths, family: Family, model: str) -> None:
     if library.vae is not None:
         check_vae(library.vae, family)
     for path in library.ip_adapters.values():
-        file = ip_adapter.open_ip_adapter(path)
-        ip_adapter.check_fits(file.config, family.network, path.name, family.name)
+        check_ip_adapter(path, family)
     if library.controls:
         from txt2img.weights.layouts.control import check_control
 
         for path in library.controls.values():
             check_control(path, family, model)
+
+
+def check_ip_adapter(path: Path, family: Family) -> None:
+    """Raise UnknownLayout, BadRequest for an IP-Adapter that does not fit a family. BadFile."""
+    file = ip_adapter.open_ip_adapter(path)
+    ip_adapter.check_fits(file.config, family.network, path.name, family.name)
 
 
 def check_lora(path: Path, family: Family, model: str) -> None:

@@ -63,7 +63,7 @@ class RunOptions:
             | self.adapters.request_fields()
             | given_fields(self.input)
             | ({"references": self.input.reference} if self.input.reference else {})
-            | self.control.request_fields()
+            | (self.control.request_fields() if self.control != ControlOptions() else {})
             | given_fields(self.compat)
             | given_fields(self.speed)
             | (self.larger.request_fields() if self.larger != LargerOptions() else {})

@@ -26,7 +26,12 @@ from txt2img.weights.checkpoint import (
 )
 from txt2img.weights.distilled import from_loras
 from txt2img.weights.families import Family, keeps_float8
-from txt2img.weights.file_summary import check_embedding, check_lora, check_vae
+from txt2img.weights.file_summary import (
+    check_embedding,
+    check_ip_adapter,
+    check_lora,
+    check_vae,
+)
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts.vae import open_vae
@@ -125,6 +130,8 @@ class Forecast:
         self.checked.update(loras, words)
         for control in request.controls:
             self._check_control(control, family, name)
+        for use in request.ip_adapters:
+            check_ip_adapter(self.library.ip_adapters[use.model.name], family)
 
     def _check_control(self, control: Control, family: Family, name: str) -> None:
         """Raise what loading would for a ControlNet that does not fit, and note its size."""
