@@ -167,8 +167,9 @@ SHIFTS: dict[str, Callable[[int, int], float]] = {
 
 def kl_optimal(process: Process, steps: int) -> list[Level]:
     """Equal steps of the ratio's arctangent (Sabour et al. 2024, theorem 3.1)."""
-    levels = evenly_spaced(process, steps, math.atan, math.tan)
-    return [process.entry(process.steps - 1), *levels[1:]]
+    top, low = (math.atan(process.entry(i).line) for i in (process.steps - 1, 0))
+    gaps = max(steps - 1, 1)
+    return at_lines(process, [math.tan(top + (low - top) * i / gaps) for i in range(steps)])
 
 
 def beta(process: Process, steps: int, whole: bool = False, of_line: bool = False) -> list[Level]:

@@ -309,6 +309,8 @@ def _value(name: str, value: object) -> object:
             raise BadRequest(f"{name} must be a name, got {shown(value)}")
         member = field.kind.parse(value)
         return None if member.is_default else member
+    if field.parse and type(value) in (int, float):
+        return str(value)
     if field.kind is bool and str(value).lower() in BOOLS:
         return BOOLS[str(value).lower()]
     if field.kind is float and type(value) is int and value.bit_length() < 64:

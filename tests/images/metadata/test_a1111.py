@@ -166,6 +166,21 @@ def test_no_text_takes_long(text: str) -> None:
     assert time.process_time() - start < 10  # not quadratic, on any machine
 
 
+def test_dynamic_thresholding_and_freeu_of_extensions_are_read() -> None:
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, CFG scale: 20, Seed: 1, Size: 64x64, "
+        "Dynamic thresholding enabled: True, Mimic scale: 7, Separate Feature Channels: True, "
+        "Scaling Startpoint: MEAN, Variability Measure: AD, Interpolate Phi: 1, "
+        "Threshold percentile: 99.5, freeu_enabled: True, freeu_b1: 1.01, freeu_b2: 1.02, "
+        "freeu_s1: 0.99, freeu_s2: 0.95, freeu_start: 0, freeu_end: 1, Version: v1.10.1"
+    )
+    request, notes = to_request(parse(text))
+    assert (request.dynamic_thresholding, request.freeu) == ("7,0.995", "1.01,1.02,0.99,0.95")
+    assert notes == []
+    _, notes = to_request(parse(text.replace("Measure: AD", "Measure: STD")))
+    assert notes == ['Variability Measure: "STD" is not carried over']
+
+
 def test_a_refiner_is_read_and_written_as_a1111_does() -> None:
     text = (
         "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, "
@@ -229,7 +244,7 @@ def test_text_after_the_entries_is_told() -> None:
         ("Hypernet: ink, Hypernet hash: 9f172158, Hypernet strength: 0.7", "Hypernet: "),
         ("AddNet Enabled: True, AddNet Model 1: ink(abc), AddNet Weight A 1: 0.8", "AddNet Model"),
         ("ADetailer model: face.pt, ADetailer confidence: 0.3", "ADetailer model"),
-        ("Dynamic thresholding enabled: True, Mimic scale: 7", "Dynamic thresholding enabled"),
+        ("Mimic mode: Cosine Up", "Mimic mode"),
         ("FreeU Stages: 1", "FreeU Stages"),
         ("Any key that nobody knows: x", "Any key that nobody knows"),
     ],
@@ -291,3 +306,13 @@ def test_a_broken_name_costs_that_name_only() -> None:
     assert (request.prompt, request.seed, request.vae) == ("a cat", 7, None)
     assert request.loras == (Lora("ink", 0.5, 0.5),)
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("pag", 3.0), ("seg", "3"), ("apg", "0"), ("freeu", "1,1.2,0.9,0.2"), ("sigmas", "7")],
+)
+def test_settings_of_sampling_are_read_back(field: str, value: object) -> None:
+    request = replace(REQUEST, **{field: value})
+    text = str(describe(request, "m", "", "1"))
+    assert getattr(to_request(parse(text))[0], field) == value

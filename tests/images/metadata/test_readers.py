@@ -200,6 +200,53 @@ def test_samplers_of_parts_are_followed(tmp_path: Path) -> None:
     assert read(tmp_path, {"prompt": json.dumps(graph)}).request == COMFY
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "field", "value"),
+    [
+        ("PerturbedAttentionGuidance", {"scale": 3.0}, "pag", 3.0),
+        ("RescaleCFG", {"multiplier": 0.7}, "cfg_rescale", 0.7),
+        ("APG", {"eta": 0.0, "norm_threshold": 15.0, "momentum": 0.5}, "apg", "0.0,15.0,0.5"),
+        ("FreeU", {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, "freeu", "1.1,1.2,0.9,0.2,1"),
+        ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, "freeu", "1.3,1.4,0.9,0.2"),
+        (
+            "DynamicThresholdingSimple",
+            {"mimic_scale": 7.0, "threshold_percentile": 1.0},
+            "dynamic_thresholding",
+            "7.0,1.0",
+        ),
+    ],
+)
+def test_guidance_of_a_graph_is_read(
+    kind: str, inputs: dict[str, float], field: str, value: object, tmp_path: Path
+) -> None:
+    model = json.loads(json.dumps(GRAPH))["3"]["inputs"]["model"]
+    node = {"class_type": kind, "inputs": {**inputs, "model": model}}
+    found = read(tmp_path, changed({"90": node}, model=["90", 0]))
+    assert (found.request, found.notes) == (replace(COMFY, **{field: value}), ())
+
+
+def test_nodes_of_samplers_and_schedules_are_read(tmp_path: Path) -> None:
+    graph = json.loads(json.dumps(GRAPH))
+    inputs = graph["3"]["inputs"]
+    custom = {name: inputs[name] for name in ("model", "positive", "negative", "latent_image")}
+    graph["3"] = {
+        "class_type": "SamplerCustom",
+        "inputs": {**custom, "noise_seed": 42, "cfg": 8, "sampler": ["91", 0], "sigmas": ["92", 0]},
+    }
+    graph["91"] = {
+        "class_type": "SamplerDPMPP_2M_SDE",
+        "inputs": {"solver_type": "heun", "eta": 0.5, "s_noise": 0.9},
+    }
+    graph["92"] = {
+        "class_type": "KarrasScheduler",
+        "inputs": {"steps": 20, "sigma_max": 14.6, "sigma_min": 0.03, "rho": 7.0},
+    }
+    found = read(tmp_path, {"prompt": json.dumps(graph)})
+    assert found.request == replace(COMFY, sampler=Sampler.DPMPP_2M_SDE_HEUN, eta=0.5)
+    [note] = found.notes
+    assert note == "s_noise 0.9 of the node SamplerDPMPP_2M_SDE is not carried over"
+
+
 def changed(nodes: Mapping[str, object], **inputs: object) -> dict[str, str]:
     """The graph with more nodes, and other inputs of its sampler."""
     graph = json.loads(json.dumps({**GRAPH, **nodes}))

@@ -164,7 +164,10 @@ def to_request(info: Infotext) -> tuple[Request, list[str]]:
     values = {
         "prompt": prompt,
         "negative": info.negative,
-        **{name: number(value) for name, value in _request_fields(entries).items()},
+        **{
+            name: value if FIELDS[name].kind is str else number(value)
+            for name, value in _request_fields(entries).items()
+        },
         **{name: number(value) for name, value in generator.values.items()},
         "loras": [*_loras(loras, entries)],
         "embeddings": [{"token": token, "hash": digits} for token, digits in words.items()],
@@ -235,9 +238,23 @@ def _request_fields(entries: dict[str, str]) -> dict[str, str]:
         "height": size[2] if size else None,
         "eta": entries.get("Eta DDIM", entries.get("Eta")),
         **dict.fromkeys(HIRES),
+        **_extension_fields(entries),
         **hires_fields(entries),
     }
     return {name: text for name, text in texts.items() if text}
+
+
+def _extension_fields(entries: Mapping[str, str]) -> dict[str, str]:
+    """What dynamic thresholding and FreeU say, the extension with its default settings."""
+    fields, on = {}, ("True", "true")
+    if entries.get("Dynamic thresholding enabled") in on:
+        mimic, cut = entries.get("Mimic scale", "7"), number(entries.get("Threshold percentile"))
+        part = f",{cut / 100:g}" if isinstance(cut, int | float) else ""
+        fields["dynamic_thresholding"] = f"{mimic}{part}"
+    if entries.get("freeu_enabled") in on:  # Forge, whose FreeU is version 2
+        parts = [entries.get(f"freeu_{name}", "1") for name in ("b1", "b2", "s1", "s2")]
+        fields["freeu"] = ",".join(parts)
+    return fields
 
 
 def _added(lines: Iterable[str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ READ = (
     *("Size", "Model hash", "VAE", "VAE hash", "ENSD", "RNG", "Sampler RNG", "Eta", "Eta DDIM"),
     *("Refiner", "Lora hashes", "TI hashes", "Compat", "Version", "App", "SDCPP", "Scheduler"),
     *("Lora weights", "Hires resize", BOTH, *OTHERS, *KEYS),
+    *("Dynamic thresholding enabled", "Mimic scale", "Threshold percentile"),
+    *("freeu_enabled", "freeu_b1", "freeu_b2", "freeu_s1", "freeu_s2"),
 )
 # Entries that decide nothing: other words for what is drawn, its origin, its time.
 NEUTRAL = (
@@ -39,6 +41,15 @@ USUAL = {
     "VAE Decoder": "Full",
     "Strength": "1.0",  # Draw Things
     "Diffusion in Low Bits": "Automatic",  # Forge
+    # Dynamic thresholding's, which are the only ones here.
+    "Separate Feature Channels": "True",
+    "Scaling Startpoint": "MEAN",
+    "Variability Measure": "AD",
+    "Interpolate Phi": "1",
+    "Mimic mode": "Constant",
+    "CFG mode": "Constant",
+    "freeu_start": "0",
+    "freeu_end": "1",
 }
 KNOWN = {*READ, *NEUTRAL, *(row.a1111 for row in FIELDS.values())}
 

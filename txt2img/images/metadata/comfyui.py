@@ -7,8 +7,14 @@ kinds of nodes are known by name, and their inputs are followed, each node once.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from txt2img.images.metadata import comfyui_control, comfyui_image
+from txt2img.images.metadata import comfyui_control, comfyui_image, comfyui_sampling
+from txt2img.images.metadata.comfyui_sampling import (
+    MODEL_NODES,
+    sampling_notes,
+    sampling_values,
+)
 from txt2img.images.metadata.parsed import ParsedMetadata, file_stem, list_in, python_json, table_in
 from txt2img.request.a1111_units import Unit
 from txt2img.request.adapters import strip_embedding_prefixes
@@ -41,6 +47,7 @@ WIDGETS = {
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "VAELoader": ("vae_name",),
     **comfyui_image.WIDGETS,
+    **comfyui_sampling.WIDGETS,
     **comfyui_control.WIDGETS,
 }
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "SamplerCustom")
@@ -215,6 +222,10 @@ def _add_sampling(graph: Graph, node: Node) -> None:
     for part in (node, *parts):
         for name, field_name in FIELDS.items():
             graph.add(field_name, graph.value(part, name))
+        value = partial(graph.value, part)
+        for field_name, said in sampling_values(part.get("class_type"), value).items():
+            graph.add(field_name, said)
+        graph.notes.extend(sampling_notes(part.get("class_type"), value))
         if part.get("unnamed"):
             kind = shown(part.get("class_type"))
             graph.notes.append(f"the settings of the node {kind} are not known")
@@ -327,6 +338,8 @@ def _add_model(graph: Graph, node: Node) -> None:
             loras.append({"name": lora, "unet": strength, "text": text})
         elif model is not None:
             graph.add("model", model)
+        elif (method := MODEL_NODES.get(str(one.get("class_type")))) is not None:
+            graph.add(method[0], method[1](partial(graph.value, one)))
         elif one.get("class_type") and not comfyui_control.add_adapter(graph, one):
             kind = shown(one["class_type"])
             graph.notes.append(f"the node {kind} of its model is not carried over")
