@@ -184,7 +184,7 @@ def run_as_caller(job: Job) -> int:
     """Run a job as if in the client's process. Returns the exit code; restores this process."""
     from txt2img.cli import app
 
-    own, mask = dict(os.environ), os.umask(job.umask)
+    environment, mask = dict(os.environ), os.umask(job.umask)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     forwarder, code = SignalForwarder(job.connection), 1
     try:
@@ -207,7 +207,7 @@ def run_as_caller(job: Job) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         detach()
-        _set_environment(own)
+        _set_environment(environment)
         os.umask(mask)
         for file in job.files:
             os.close(file)

@@ -110,8 +110,8 @@ class BrownianPath(BrownianMotion):
         while len(self.sums) <= number:
             count = len(self.sums)
             length = 2.0 ** (OCTAVES[0] + max(count - 1, 0))
-            more = math.sqrt(length) * self.draw(seed_of(self.entropy, count))
-            self.sums.append(self.sums[-1] + more if count else more)
+            increment = math.sqrt(length) * self.draw(seed_of(self.entropy, count))
+            self.sums.append(self.sums[-1] + increment if count else increment)
         return self.sums[number]
 
     def __call__(self, a: Level, b: Level) -> Tensor:

@@ -73,8 +73,8 @@ def noise_source(name: str, seed: int, shape: Shape) -> Draw:
     if kind == "nv":
         generator = Philox(seed, int(threads) if threads else MAX_THREADS)
         return lambda: generator.randn(shape)
-    own = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(shape, generator=own)
+    torch_generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape, generator=torch_generator)
 
 
 def noise_stream(

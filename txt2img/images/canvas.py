@@ -131,9 +131,9 @@ def _outpainted(canvas: Canvas, request: Request, margins: Margins) -> Canvas:
     inner = _resized(canvas, width, height, request.resize)
     mask = outpaint_mask((width, height), margins)
     if inner.mask is not None:
-        own = Image.new("L", mask.size)
-        own.paste(inner.mask, (margins.left, margins.up))
-        mask = ImageChops.lighter(mask, own)
+        inner_mask = Image.new("L", mask.size)
+        inner_mask.paste(inner.mask, (margins.left, margins.up))
+        mask = ImageChops.lighter(mask, inner_mask)
     image = with_edges(inner.image, margins)
     assert request.image is not None
     rough = roughened(image, inner.image, margins, request.image.hash)

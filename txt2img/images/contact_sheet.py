@@ -85,8 +85,8 @@ class _Block:
 
 def _grid(cells: Sequence[Cell], axes: Sequence[Axis]) -> list[_Block]:
     """The blocks of a grid: one for each combination of what is neither column nor row."""
-    across, down, more = axes[0].field, axes[1].field if len(axes) > 1 else "", axes[2:]
-    others = [axis.field for axis in more]
+    across, down, further_axes = axes[0].field, axes[1].field if len(axes) > 1 else "", axes[2:]
+    others = [axis.field for axis in further_axes]
     for name in ("prompt", "seed"):
         if name not in (across, down, *others) and _differs(cells, name):
             others.append(name)

@@ -66,8 +66,8 @@ def to_exif(texts: Mapping[str, str]) -> bytes:
     from PIL import ExifTags, Image
 
     exif = Image.Exif()
-    more = {key: text for key, text in texts.items() if key != "parameters"}
-    exif[ExifTags.Base.ImageHistory] = json.dumps(more, ensure_ascii=False).encode("utf-8")
+    others = {key: text for key, text in texts.items() if key != "parameters"}
+    exif[ExifTags.Base.ImageHistory] = json.dumps(others, ensure_ascii=False).encode("utf-8")
     if "parameters" in texts:
         comment = UTF16 + texts["parameters"].encode("utf-16-be")
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment

@@ -215,8 +215,8 @@ class UNetConfig:
         """Raise UnknownLayout for levels whose widths heads or groups do not divide."""
         for width, count in zip(self.channels, self.heads, strict=True):
             if width % count or width % self.groups:
-                what = f"{count} heads, {self.groups} groups"
-                raise UnknownLayout(f"unet: a level of {width} channels cannot have {what}")
+                counts = f"{count} heads, {self.groups} groups"
+                raise UnknownLayout(f"unet: a level of {width} channels cannot have {counts}")
 
     def depths(self, level: int, count: int, up: bool = False) -> tuple[int, ...]:
         """Depth of each of a level's `count` transformers, on the way down or up."""

@@ -33,5 +33,7 @@ def replace_linears(network: nn.Module) -> None:
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear:
                 with torch.device(layer.weight.device):
-                    own = Linear(layer.in_features, layer.out_features, layer.bias is not None)
-                setattr(module, name, own)
+                    replacement = Linear(
+                        layer.in_features, layer.out_features, layer.bias is not None
+                    )
+                setattr(module, name, replacement)

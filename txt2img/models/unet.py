@@ -262,8 +262,8 @@ class UNetEncoder(nn.Module):
         """
         skips = [x]
         for down, feature in zip_longest(self.down_blocks, features[: len(self.down_blocks)]):
-            x, more = down(x, embedding, tokens, feature)
-            skips += more
+            x, outputs = down(x, embedding, tokens, feature)
+            skips += outputs
         if self.mid_block is not None:
             x = self.mid_block(x, embedding, tokens)
         for feature in features[len(self.down_blocks) :]:

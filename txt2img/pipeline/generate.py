@@ -332,10 +332,10 @@ def ready_to_draw(
 ) -> Iterator[None]:
     """Place the network on a device, in a dtype, and optimise it for a job."""
     placement, networks = model.memory.placement, networks_of(model, job.requests[0])
-    own = device_of(model), next(model.network.parameters()).dtype
+    loaded_as = device_of(model), next(model.network.parameters()).dtype
     with ExitStack() as stack:
         for network in reversed(networks):  # the model's takes what room the others leave
-            if (device, dtype) == own:
+            if (device, dtype) == loaded_as:
                 needed = partial(network_bytes, model, job)
                 stack.enter_context(placement.using("network", network, needed))
             else:

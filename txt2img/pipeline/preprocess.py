@@ -61,7 +61,7 @@ def depth_map(depths: Tensor, metric: bool) -> Image.Image:
     Depths in metres are inverted: ControlNets learned from inverse ones.
     """
     depths = depths.float()
-    near = 1 / depths.clamp(min=1e-3) if metric else depths
-    low, high = near.aminmax()
-    levels = (near - low) / (high - low).clamp(min=1e-12) * 255
+    nearness = 1 / depths.clamp(min=1e-3) if metric else depths
+    low, high = nearness.aminmax()
+    levels = (nearness - low) / (high - low).clamp(min=1e-12) * 255
     return Image.fromarray(levels.to(torch.uint8).numpy()).convert("RGB")

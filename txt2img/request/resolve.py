@@ -111,8 +111,8 @@ class AdapterPaths:
         negative = request.negative
         if request.compat is Compat.COMFYUI:
             prompt, words = strip_embedding_prefixes(prompt)
-            negative, more = strip_embedding_prefixes(negative)
-            recorded = {word: Embedding(word) for word in (*words, *more)} | recorded
+            negative, negative_words = strip_embedding_prefixes(negative)
+            recorded = {word: Embedding(word) for word in (*words, *negative_words)} | recorded
         text = f"{prompt}\n{negative}"
         used = []
         for token in dict.fromkeys([*recorded, *sorted(known)]):

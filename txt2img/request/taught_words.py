@@ -111,14 +111,14 @@ class TaughtWords:
         """The words that a query means, then those that contain it, and the things they name."""
         text = query.lower().strip()
         whole = [word for word in words_in(text) if word in self.words]
-        more = [
+        containing = [
             word
             for word, things in sorted(self.words.items())
             if word.startswith(text)
             or (len(text) >= PART_MIN and text in word)
             or (len(things) == 1 and text in things[0].split())
         ]
-        return {word: self.words[word] for word in [*whole, *more] if text}
+        return {word: self.words[word] for word in [*whole, *containing] if text}
 
 
 def read_taught_words(folder: Path) -> TaughtWords | None:

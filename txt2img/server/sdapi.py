@@ -227,8 +227,8 @@ async def embeddings(request: Request) -> Response:
 
 async def upscalers(request: Request) -> Response:
     """GET /sdapi/v1/upscalers."""
-    own = [one.label for one in Interpolation if not one.of_latents]
-    names = ["None", *own, *sorted(service_of(request).catalog.library.upscalers)]
+    interpolations = [one.label for one in Interpolation if not one.of_latents]
+    names = ["None", *interpolations, *sorted(service_of(request).catalog.library.upscalers)]
     rest = {"model_path": None, "model_url": None, "scale": 4.0}
     return JSONResponse([{"name": name, "model_name": name, **rest} for name in names])
 

@@ -139,17 +139,17 @@ def origin(model: Model, used: dict[str, str] | None = None) -> Origin:
 
 def config_hash(model: Model) -> str:
     """Eight hex digits of a model's configuration, and of its refiner's if it has one."""
-    own = "" if model.checkpoint is None else model.checkpoint.config_hash(model.vae.config)
-    return own if model.refiner is None else own + config_hash(model.refiner.model)
+    digits = "" if model.checkpoint is None else model.checkpoint.config_hash(model.vae.config)
+    return digits if model.refiner is None else digits + config_hash(model.refiner.model)
 
 
 def precision(model: Model) -> str:
     """The dtype of the networks, or of each where they differ, for records."""
-    own = model.family.network.component
-    parts = {own: model.network, "vae": model.vae, "text": model.text.encoders[0]}
+    denoiser = model.family.network.component
+    parts = {denoiser: model.network, "vae": model.vae, "text": model.text.encoders[0]}
     names = {p: str(next(n.parameters()).dtype).removeprefix("torch.") for p, n in parts.items()}
     if model.memory.quantized:
-        names[own] += f"/{model.memory.quantized}"
+        names[denoiser] += f"/{model.memory.quantized}"
     if len(set(names.values())) == 1:
-        return names[own]
+        return names[denoiser]
     return ",".join(f"{part}={name}" for part, name in names.items())

@@ -114,12 +114,12 @@ class AdapterOptions:
         for lora, path in map(lora_file, self.lora or ()):
             if loras.setdefault(lora.name, path) != path:
                 raise BadRequest(f"--lora: two files are called {shown(lora.name)}; rename one")
-        own = [folder for folder in os.environ.get(LORAS, "").split(os.pathsep) if folder]
+        named_folders = [folder for folder in os.environ.get(LORAS, "").split(os.pathsep) if folder]
         return AdapterPaths(
             loras,
             (
                 *(require_folder("--lora-dir", Path(text)) for text in self.lora_dir or ()),
-                *(require_folder(LORAS, expand_user(text)) for text in own),
+                *(require_folder(LORAS, expand_user(text)) for text in named_folders),
             ),
             dict(embedding_file(text) for text in self.embedding or ()),
             tuple(require_folder("--embedding-dir", Path(t)) for t in self.embedding_dir or ()),

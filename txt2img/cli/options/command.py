@@ -261,15 +261,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     A field may be such a dataclass itself. A dataclass's `section` is its options' in --help.
     """
-    own = signature(command, eval_str=True)
-    spread = [option for parameter in own.parameters.values() for option in _spread(parameter)]
+    declared = signature(command, eval_str=True)
+    spread = [option for parameter in declared.parameters.values() for option in _spread(parameter)]
 
     def run(**values: object) -> None:
-        command(**{n: _build(p.annotation, n, values) for n, p in own.parameters.items()})
+        command(**{n: _build(p.annotation, n, values) for n, p in declared.parameters.items()})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {p.name: p.annotation for p in spread}
-    vars(run)["__signature__"] = own.replace(parameters=spread)
+    vars(run)["__signature__"] = declared.replace(parameters=spread)
     return run
 
 

@@ -54,10 +54,10 @@ class Streams:
 
     def _swap(self) -> None:
         """Exchange this process's CLOSED for the caller's, or back."""
-        own = set(CLOSED)
+        swapped = set(CLOSED)
         CLOSED.clear()
         CLOSED.update(self.closed)
-        self.closed = own
+        self.closed = swapped
 
 
 class _ReportedFile(io.FileIO):

@@ -64,8 +64,8 @@ def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
 
 
 def _version_3(table: Table) -> ParsedMetadata:
-    own = ("refiner_start", "strength", "init_image", "generation_mode", *UNITS)
-    parsed = from_table(table, FIELDS, *own)
+    handled = ("refiner_start", "strength", "init_image", "generation_mode", *UNITS)
+    parsed = from_table(table, FIELDS, *handled)
     _add_picture(parsed, str(table.get("generation_mode")), table.get("init_image"), table)
     for name in ("model", "vae"):
         if value := model_name(table.get(name)):
@@ -116,8 +116,8 @@ def _add_picture(parsed: ParsedMetadata, mode: str, picture: object, table: Tabl
 def _version_2(table: Table) -> ParsedMetadata:
     image = table_in(table, "image")
     picture = image.get("init_image_path", image.get("init_image"))
-    own = ("prompt", "type", "strength", "init_image_path", "init_image", "orig_hash")
-    parsed = from_table(image, FIELDS_2, *own)
+    handled = ("prompt", "type", "strength", "init_image_path", "init_image", "orig_hash")
+    parsed = from_table(image, FIELDS_2, *handled)
     _add_picture(parsed, str(image.get("type")), picture, image)
     prompt = image.get("prompt")
     if isinstance(prompt, list):

@@ -82,8 +82,8 @@ def _accepts(name: str, value: object, notes: list[str]) -> bool:
 
 def cap(notes: list[str]) -> list[str]:
     """The first notes, and how many more there are."""
-    more = len(notes) - NOTES_MAX
-    return [*notes[:NOTES_MAX], f"and {more} more"] if more > 0 else notes
+    hidden = len(notes) - NOTES_MAX
+    return [*notes[:NOTES_MAX], f"and {hidden} more"] if hidden > 0 else notes
 
 
 def python_json(text: str) -> object:

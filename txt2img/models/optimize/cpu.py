@@ -51,9 +51,11 @@ class Fast:
     __call__: Callable[..., Tensor]
 
     def __init__(self, layer: nn.Module, plan: CpuPlan) -> None:
-        own = getattr(layer, "optimized", None)
+        optimized = getattr(layer, "optimized", None)
         self.plan = plan
-        self.plain: Optimized = own.plain if isinstance(own, Fast) else own or PLAIN[type(layer)]
+        self.plain: Optimized = (
+            optimized.plain if isinstance(optimized, Fast) else optimized or PLAIN[type(layer)]
+        )
         self.cached: tuple[object, Tensor] | None = None  # of the weight, and what it is of
 
     def layout(self, layer: Linear | Conv2d, key: object, make: Callable[[], Tensor]) -> Tensor:
@@ -198,13 +200,13 @@ def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
             continue
         if getattr(layer, "packed_shape", None) is not None:
             continue
-        own, kind = layer.optimized, kinds.get(type(layer))
-        if plan is not None and isinstance(own, Fast) and type(own) is kind:
-            own.plan = plan  # it keeps what it caches
+        optimized, kind = layer.optimized, kinds.get(type(layer))
+        if plan is not None and isinstance(optimized, Fast) and type(optimized) is kind:
+            optimized.plan = plan  # it keeps what it caches
         elif plan is not None and kind is not None:
             layer.optimized = kind(layer, plan)
-        elif isinstance(own, Fast):
-            layer.optimized = None if own.plain is PLAIN[type(layer)] else own.plain
+        elif isinstance(optimized, Fast):
+            layer.optimized = None if optimized.plain is PLAIN[type(layer)] else optimized.plain
 
 
 def fast_kinds(dtype: torch.dtype, plan: CpuPlan | None) -> dict[type[nn.Module], type[Fast]]:

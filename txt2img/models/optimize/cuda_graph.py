@@ -102,8 +102,8 @@ class CudaGraphed:
         features = None if cache is None else cache.features
         fills_cache = cache is not None and features is None
         parts = (cond.tokens, cond.pooled, cond.size_ids, cond.extra_channels, cond.guidance)
-        kind, more = _flattened(cond)
-        values = [x, time, features, *parts, *more]
+        kind, tensors = _flattened(cond)
+        values = [x, time, features, *parts, *tensors]
         out, *computed = self._outputs((fills_cache, *kind), values)
         if cache is not None and computed:
             [cache.features] = computed

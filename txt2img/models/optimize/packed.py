@@ -81,8 +81,8 @@ def pack(layer: nn.Module, blocks: tuple[int, int], unpack: Unpack, group: int =
 
 def packed_weight(layer: nn.Module) -> PackedWeight | None:
     """What unpacks a layer's weight; None where it is plain."""
-    own = getattr(layer, "optimized", None)
-    return own if isinstance(own, PackedWeight) else None
+    optimized = getattr(layer, "optimized", None)
+    return optimized if isinstance(optimized, PackedWeight) else None
 
 
 def packable_weights(network: nn.Module) -> set[str]:

@@ -166,8 +166,8 @@ class Forecast:
         weights = self.weights + sum(self.controls.get(name, 0) for name in names)
         if speed is None:
             return weights
-        more = speed.memory * history.megapixels(request) * batch
-        return round(weights + speed.base + more)
+        for_pictures = speed.memory * history.megapixels(request) * batch
+        return round(weights + speed.base + for_pictures)
 
 
 def forecast_for(

@@ -118,8 +118,8 @@ def split(name: str) -> tuple[str, str]:
 def word_of(path: Path) -> str:
     """The token that a file's only tensor is named after, else the file's name. Raises BadFile."""
     names = list(safetensors_file.header(path).tensors)
-    own = path.name.removesuffix(".safetensors")
-    return names[0] if len(names) == 1 and names[0] not in GENERIC else own
+    stem = path.name.removesuffix(".safetensors")
+    return names[0] if len(names) == 1 and names[0] not in GENERIC else stem
 
 
 def vectors_of(

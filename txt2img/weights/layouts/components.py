@@ -95,16 +95,16 @@ def vae_header(folder: Path) -> tuple[safetensors_file.Header, int]:
 
     Raises BadFile, MissingWeights, UnknownLayout.
     """
-    own = safetensors_file.component(folder, STEM)
+    header = safetensors_file.component(folder, STEM)
     if not (folder / ALPHA_FILE).is_file():
-        return own, 0
+        return header, 0
     head = safetensors_file.header(folder / ALPHA_FILE).tensors
     last = head.get(f"{ALPHA}full_in.weight")
     if last is None or not last.shape:
         raise UnknownLayout(
             f"{folder.name}/{ALPHA_FILE} is no alpha head: {first_names(list(head))}"
         )
-    return replace(own, tensors={**own.tensors, **head}), last.shape[0]
+    return replace(header, tensors={**header.tensors, **head}), last.shape[0]
 
 
 def linear_attention(vae: Component) -> Component:

@@ -151,9 +151,9 @@ def open_file(header: Header, which: str, hints: str, texts: Sequence[str]) -> P
     """
     architecture, tensors = ARCHITECTURES[which], header.tensors
     family, network = _network(architecture, tensors, hints)
-    own = [one for one in _texts_in(tensors, "") if one.prefix]
+    inside = [one for one in _texts_in(tensors, "") if one.prefix]
     given = [one for text in texts for one in _texts_of_file(text)]
-    parts = _with_texts(family, architecture, own, given)
+    parts = _with_texts(family, architecture, inside, given)
     components = {family.network.component: network, **parts.components}
     for prefix in VAE_PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
@@ -181,8 +181,8 @@ def open_folder(folder: Path, hints: str, texts: Sequence[str]) -> Parts:
     components = {"transformer": Component(header.tensors, lambda name: name)}
     if (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
         family = replace(family, process=_process(files.read_json(scheduler), family.process))
-    own = [role for role in _roles(architecture, family) if (folder / role.component).is_dir()]
-    read = {role.component: _read_folder_text(folder, role) for role in own}
+    present = [role for role in _roles(architecture, family) if (folder / role.component).is_dir()]
+    read = {role.component: _read_folder_text(folder, role) for role in present}
     given = [one for text in texts for one in _texts_of_file(text)]
     parts = _with_texts(family, architecture, [], given, read)
     components |= parts.components

@@ -109,8 +109,8 @@ def _is_whole(folder: Path) -> bool:
     except BadFile:
         index = {}
     listed = [name for name in NETWORKS if index.get(name, [None, None]) != [None, None]]
-    own = [name for name in DENOISERS if (folder / name).is_dir()]
-    return all(_has_weights(folder / name) for name in listed or own)
+    denoisers = [name for name in DENOISERS if (folder / name).is_dir()]
+    return all(_has_weights(folder / name) for name in listed or denoisers)
 
 
 def _has_network(folder: Path) -> bool:
