@@ -1,6 +1,7 @@
 """--hires from the command line: equal to its two steps by hand, and at home in every feature."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
+from tests.support import tiny, tiny_transformers
 from tests.support.upscalers import needs_spandrel, upscaler_file
 from txt2img.images import image_file
 
@@ -144,3 +146,41 @@ def test_a_prompt_file_may_ask_for_it_a_line(draw: Command) -> None:
     assert np.array_equal(pixels("out/a-cat-7.png"), pixels("one.png"))
     one, line = (image_file.read(Path(p)).request for p in ("one.png", "out/a-cat-7.png"))
     assert one == line and replace(one, hires=None) != one  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("model", ["sd1", "inpaint"])
+@pytest.mark.parametrize("upscaler", ["lanczos", "latent"])
+def test_outside_a_mask_a_larger_picture_has_the_pixels_of_its_start(
+    command: Command, model: str, upscaler: str
+) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8)
+    Image.fromarray(levels).save("a.png")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (64, 0, 128, 128))
+    mask.save("m.png")
+    files = ("-m", str(getattr(tiny, model)().folder), "--image", "a.png", "--mask", "m.png")
+    size = ("-W", "64", "-H", "64", "--hires", f"2:{upscaler}", "--seed", "1", "--steps", "4")
+    outcome = command("a cat", *files, *size, "-q", "-o", "b.png")
+    assert outcome.code == 0, outcome.err
+    with Image.open("b.png") as image:
+        drawn = np.array(image)
+    assert drawn.shape == (128, 128, 3)
+    assert np.array_equal(drawn[:, :30], levels[:, :30])  # the border is 8 pixels soft
+    assert np.abs(drawn[:, 64:].astype(int) - levels[:, 64:]).mean() > 20
+    replayed = command("verify", "b.png", *files[:2])
+    assert replayed.out == "b.png: identical\n", replayed.err
+
+
+@pytest.mark.parametrize("model", [tiny.pix2pix, tiny_transformers.flux_depth])
+def test_models_that_see_a_picture_in_every_step_see_it_larger(
+    command: Command, model: Callable[[], tiny.Tiny | tiny_transformers.TinyTransformer]
+) -> None:
+    levels = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(levels).save("a.png")
+    Image.fromarray(255 - levels).save("b.png")
+    options = ("-m", str(model().folder), "--hires", "2", "--steps", "2", "--seed", "1", "-q")
+    for name in "ab":
+        outcome = command("a cat", *options, "--image", f"{name}.png", "-o", f"{name}-2.png")
+        assert outcome.code == 0, outcome.err
+    assert pixels("a-2.png").shape == (128, 128, 3)
+    assert np.abs(pixels("a-2.png").astype(int) - pixels("b-2.png")).mean() > 1

@@ -86,7 +86,7 @@ def test_steps_are_counted_by_the_rules(
         ({"hires_strength": 0.5}, "hires-strength is of a second pass: say with hires how many"),
         ({"hires": 20.0}, "hires must be 0 … 8, got 20"),
         ({"hires": 0.1}, "hires: width must be 64 … 8,192, got 48"),
-        ({"hires": 2.0, "only_masked": 8}, "hires draws the whole picture anew"),
+        ({"hires": 2.0, "only_masked": 8}, "hires enlarges a whole picture; leave out only_masked"),
     ],
 )
 def test_what_cannot_be_is_said(fields: dict[str, object], line: str) -> None:

@@ -15,6 +15,7 @@ from txt2img.images.input_image import as_mask, load_image, resize_image, with_e
 from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.fields import SIDES
+from txt2img.request.hires import CELL, hires_sizes, without_hires
 from txt2img.request.input_image import ImagePaths, InpaintFill, Margins, Resize
 
 if TYPE_CHECKING:
@@ -90,9 +91,30 @@ def canvas_of(request: Request, rules: Rules, paths: ImagePaths) -> Canvas:
         canvas = _outpainted(canvas, request, request.outpaint)
     else:
         canvas = _resized(canvas, *size, request.resize)
+    return _pasting(canvas, rules)
+
+
+def _pasting(canvas: Canvas, rules: Rules) -> Canvas:
+    """The canvas that puts its own pixels back, where a program does that."""
     if canvas.soft_mask is None or not rules.image.pastes:
         return canvas
     return replace(canvas, paste_mask=_paste_mask(canvas.soft_mask))
+
+
+def larger_canvas(request: Request, rules: Rules, paths: ImagePaths) -> Canvas:
+    """The canvas of a filled request's second pass: its picture and mask at the larger size.
+
+    It is cropped as the first pass is, and the border is as soft in proportion. Raises as
+    `canvas_of`.
+    """
+    (width, height), (across, down) = hires_sizes(request)
+    whole = replace(without_hires(request), width=width, height=height)
+    canvas = canvas_of(whole, rules, paths)
+    left, top = (width - across) // (2 * CELL) * CELL, (height - down) // (2 * CELL) * CELL
+    box = left, top, left + across, top + down
+    image, mask = canvas.image.crop(box), canvas.mask and canvas.mask.crop(box)
+    by = width / (request.width or width)
+    return _pasting(Canvas(image, mask, canvas.blur * by, canvas.blurs, canvas.fill), rules)
 
 
 def mask_of(request: Request, paths: ImagePaths) -> "Image.Image | None":

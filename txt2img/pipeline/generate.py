@@ -19,7 +19,7 @@ from txt2img.diffusion.levels import Level, Process, State
 from txt2img.diffusion.samplers import sampler_for
 from txt2img.diffusion.schedules import given, schedule_for, strided
 from txt2img.errors import BadRequest, OutOfMemory, Rejected
-from txt2img.images.canvas import canvas_of
+from txt2img.images.canvas import canvas_of, larger_canvas
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import pixels_of, to_image
@@ -419,11 +419,6 @@ def check_drawable(model: Model, request: Request) -> None:
     latent_shapes(model, request)
     noise_levels(model, request, compat.rules(request))
     if request.has_hires:
-        if model.family.extra_inputs:
-            raise BadRequest(
-                f"{model.name} sees a picture in every step, which hires has not; choose another "
-                "--model"
-            )
         noise_levels(model, second_pass(request), second_rules(request))
 
 
@@ -452,10 +447,10 @@ def decode(model: Model, x: Tensor, request: Request | None = None) -> list[Imag
     """
     check_finite(model, x)
     canvas, tile = None, request.tile if request else None
-    if request and request.image and not request.has_hires:
-        rules = compat.rules(request)
-        canvas = canvas_of(request, rules, model.adapters.paths.images)
-        if not compat.steps_of(request, rules).drawn:
+    if request and request.image:
+        rules, made = compat.rules(request), larger_canvas if request.has_hires else canvas_of
+        canvas = made(request, rules, model.adapters.paths.images)
+        if not (request.has_hires or compat.steps_of(request, rules).drawn):
             return [canvas.untouched for _ in x]
     here = x.to(device_of(model))  # what a GPU had no room for was drawn on the CPU
     pixels, transparent = pixels_of(model, here, tile), request is not None and request.transparent

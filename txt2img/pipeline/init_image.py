@@ -23,6 +23,7 @@ from txt2img.pipeline.noise import Shape, vae_noise
 from txt2img.request import Request, Sampler
 from txt2img.request.compat import Rules
 from txt2img.request.fields import Tile
+from txt2img.request.hires import FIRST_PASS
 from txt2img.request.input_image import InpaintFill
 from txt2img.system.device.memory import CPU, first_that_fits, moved_to, oom_as_error
 from txt2img.weights.model import Model
@@ -83,7 +84,7 @@ class InitImage:
 
 def starts_from_noise(model: Model, request: Request, rules: Rules, has_mask: bool) -> bool:
     """Whether a request starts from noise alone, though it may name a picture."""
-    if model.family.follows_picture:
+    if model.family.follows_picture and request.image != FIRST_PASS:
         return True
     sees_it = has_mask or model.family.edits or model.family.inpaints
     pure = {"all": True, "masked": sees_it, "nothing": False}[rules.image.pure]
@@ -99,7 +100,8 @@ def init_image(
     """
     first, inpainting, editing = requests[0], model.family.inpaints, model.family.edits
     if first.image is None:
-        return InitImage(extra=_extra_of_nothing(model, first, device))
+        extra = extra_channels(model, first, None, [None])
+        return InitImage(extra=None if extra is None else extra.to(device))
     canvas = canvas_of(first, rules, model.adapters.paths.images)
     pure = starts_from_noise(model, first, rules, canvas.mask is not None)
     sampled, has_mask = rules.image.sampled, canvas.mask is not None
@@ -111,20 +113,33 @@ def init_image(
     def noises(skip: int) -> list[Tensor | None]:
         return [vae_noise(one, rules, latent, skip) if sampled else None for one in requests]
 
-    start = extra = None
+    start = None
     if has_mask or not pure:
         pixels = to_pixels(canvas.start)[None]
         start = encode(model, pixels, noises(0), first).to(device)
-    if inpainting:
-        extra = _masked_picture(model, canvas, noises(before + 1), first).to(device)
-    elif editing or model.family.follows_picture:
-        scaled = not editing
-        extra = encode(model, to_pixels(canvas.image)[None], [None], first, scaled=scaled)
-        extra = extra.to(device).expand(len(requests), -1, -1, -1)
+    extra = extra_channels(model, first, canvas, noises(before + 1))
+    extra = None if extra is None else extra.to(device)
     keeps = rules.image.keeps_of_inpainting or not inpainting
     cells = mask_cells(canvas, rules, latent[1:]) if has_mask and keeps else None
     cells = None if cells is None else cells.to(device)
     return InitImage(start, cells, extra, canvas.fill, draws, has_mask)
+
+
+def extra_channels(
+    model: Model, request: Request, canvas: Canvas | None, noises: Sequence[Tensor | None]
+) -> Tensor | None:
+    """The channels (B, C', h, w) that a network sees beside the latent; None if it sees none.
+
+    An inpainting model may have no canvas: then it paints a whole picture. BadFile, OutOfMemory.
+    """
+    if model.family.inpaints:
+        if canvas is None:
+            return _extra_of_nothing(model, request)
+        return _masked_picture(model, canvas, noises, request)
+    if canvas is None or not (model.family.edits or model.family.follows_picture):
+        return None
+    pixels, scaled = to_pixels(canvas.image)[None], not model.family.edits
+    return encode(model, pixels, [None], request, scaled).expand(len(noises), -1, -1, -1)
 
 
 def mask_cells(canvas: Canvas, rules: Rules, size: tuple[int, int]) -> Tensor | None:
@@ -173,11 +188,11 @@ def _beside_mask(model: Model, seen: Tensor, hidden: Tensor) -> Tensor:
     return torch.cat([mask.expand(len(seen), -1, -1, -1), seen], dim=1)
 
 
-def _extra_of_nothing(model: Model, request: Request, device: torch.device) -> Tensor:
+def _extra_of_nothing(model: Model, request: Request) -> Tensor:
     """The extra channels of an inpainting model that paints a whole picture, as in A1111."""
     grey = torch.zeros(1, 3, request.height or 0, request.width or 0)
     seen = encode(model, grey, [None], request)
-    return _beside_mask(model, seen, torch.ones_like(grey[:, :1])).to(device)
+    return _beside_mask(model, seen, torch.ones_like(grey[:, :1]))
 
 
 def to_pixels(image: Image.Image) -> Tensor:

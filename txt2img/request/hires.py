@@ -21,9 +21,9 @@ def check_hires(request: Request) -> None:
         given = next(name for name in HIRES if getattr(request, name) is not None)
         name = given.replace("_", "-")
         raise BadRequest(f"{name} is of a second pass: say with hires how many times larger it is")
-    for name in ("mask", "outpaint", "only_masked"):
+    for name in ("outpaint", "only_masked"):
         if getattr(request, name) is not None:
-            raise BadRequest(f"hires draws the whole picture anew; leave out {name}")
+            raise BadRequest(f"hires enlarges a whole picture; leave out {name}, or draw it first")
 
 
 def upscaler_of(request: Request) -> UpscalerRef:
