@@ -18,7 +18,7 @@ from txt2img.diffusion.guidance import Control, Denoise, switch
 from txt2img.diffusion.levels import Level, Process, State
 from txt2img.diffusion.samplers import sampler_for
 from txt2img.diffusion.schedules import given, schedule_for, strided
-from txt2img.errors import BadRequest, OutOfMemory, Rejected
+from txt2img.errors import OutOfMemory, Rejected
 from txt2img.images.canvas import canvas_of, larger_canvas
 from txt2img.models.seamless import seamless
 from txt2img.pipeline import cpu_speed
