@@ -31,7 +31,7 @@ LISTENER = "server/listen.py"  # waits for clients, and reaches for nobody
 HOMES = {
     "accelerate": ("system/device/", "train/"),
     "cv2": ("images/preprocess.py",),
-    "gguf": ("weights/formats/dequantize.py",),
+    "gguf": ("weights/formats/dequantize.py", "weights/formats/writers.py"),
     "vtracer": ("images/svg.py",),
     "httpx": ("system/chat_endpoint.py",),
     "huggingface_hub": ("weights/registry/hub.py",),

@@ -20,12 +20,13 @@ NAMES = (
     "again",
     "env",
 )
-MODEL_VERBS = ("list", "show", "words", "path", "hash", "pull", "rm", "default")
+MODEL_VERBS = ("list", "show", "words", "path", "hash", "convert", "pull", "rm", "default")
 OTHER_VERBS = {  # words that are no verbs of `txt2img models`, but mean one
     **dict.fromkeys(("add", "download", "fetch", "get", "install"), "pull"),
     **dict.fromkeys(("delete", "remove", "uninstall"), "rm"),
     **dict.fromkeys(("ls", "all"), "list"),
     **dict.fromkeys(("info", "describe", "inspect"), "show"),
+    **dict.fromkeys(("quantize", "quantise", "export"), "convert"),
     **dict.fromkeys(("search", "find", "vocabulary"), "words"),
 }
 

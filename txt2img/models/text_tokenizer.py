@@ -44,6 +44,11 @@ class TextTokenizer:
         rows = f"{self._backend.to_str()}\n{self.length} {self.pad_id} {self.eos_id}"
         return sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
 
+    def serialized(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, of any number, without the end token."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""txt2img models: list, show, search, hash and download models."""
+"""txt2img models: list, show, search, hash, convert and download models."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from txt2img.cli import convert_model
 from txt2img.cli.file_info import print_record, weights
 from txt2img.cli.options.completion import known_models, pullable
 from txt2img.cli.registry import Command
@@ -309,6 +310,7 @@ COMMANDS: dict[str, Command] = {
     "words": (words_of, "Example: txt2img models words default kitten"),
     "path": (path_of, "Example: txt2img models path sd15"),
     "hash": (hash_models, "Example: txt2img models hash default models/style.safetensors"),
+    "convert": convert_model.COMMAND,
     "pull": (pull_model, "Example: txt2img models pull sd15 --variant fp16"),
     "rm": (remove_model, "Example: txt2img models rm sd21"),
     "default": (default_model, "Example: txt2img models default sd15"),

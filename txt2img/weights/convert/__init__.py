@@ -1,0 +1,1 @@
+"""Convert weights: between precisions, quantisations, file formats and layouts."""
