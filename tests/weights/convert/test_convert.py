@@ -1,0 +1,225 @@
+"""Weights are converted to every type, checked, drawn with; nothing is left of what fails."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import Command
+from tests.support import tiny
+from tests.weights.convert.test_layouts import converted
+from tests.weights.test_gguf_models import CPU, SIZE, a_pass, loaded, tiny_files
+from txt2img.errors import BadFile, BadOutput, BadRequest
+from txt2img.request.resolve import ComponentOverrides
+from txt2img.weights.convert import convert as converting
+from txt2img.weights.convert.convert import plan
+from txt2img.weights.formats import safetensors_file
+from txt2img.weights.load import load
+
+FAMILIES = ("flux_dev", "sd3", "z_image", "flux2_klein")
+# The largest error of a layer of normally distributed weights, by bits.
+TYPES = {
+    "fp32": 0.0,
+    "bf16": 4e-3,
+    "fp16": 5e-4,
+    "int8": 0.012,
+    "fp8": 0.05,
+    "gguf:Q8_0": 0.01,
+    "gguf:Q6_K": 0.025,
+    "gguf:Q5_K": 0.05,
+    "gguf:Q4_K": 0.1,
+    "gguf:Q4_0": 0.12,
+    "gguf:F16": 5e-4,
+}
+
+
+def out_name(to: str) -> str:
+    return "out.gguf" if to.startswith("gguf") else "out.safetensors"
+
+
+@pytest.mark.parametrize("to", TYPES)
+def test_every_type_has_the_error_of_its_bits(tmp_path: Path, to: str) -> None:
+    """The error that is told is that of the weights that are loaded; metadata goes along."""
+    files = tiny_files("flux_dev")
+    source, out = tmp_path / "in.safetensors", tmp_path / out_name(to)
+    save_file(load_file(files.network), source, {"modelspec.title": "A title", "format": "pt"})
+    report = converted(source, out, to=to)
+    assert report.worst[1] <= TYPES[to]
+    header = safetensors_file.header(out)
+    assert header.metadata["modelspec.title"] == "A title"
+    wide = {ref.dtype for name, ref in header.tensors.items() if re.match("img_in|final", name)}
+    assert wide == ({"F32"} if TYPES[to] > 4e-3 or "gguf" in to else {header_dtype(to)})
+    exact, made = loaded(files, source), loaded(files, out)
+    error = (a_pass(made) - a_pass(exact)).norm() / a_pass(exact).norm()
+    assert error <= 8 * TYPES[to]
+    assert bool(error) == bool(TYPES[to])
+
+
+def header_dtype(to: str) -> str:
+    return {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[to]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("to", ["gguf:Q8_0", "int8"])
+def test_every_family_is_converted_from_its_folder(tmp_path: Path, name: str, to: str) -> None:
+    """To the network alone, whose layers are fused as in other programs' files."""
+    files = tiny_files(name)
+    out = tmp_path / out_name(to)
+    converted(files.folder, out, to=to, layout="network")
+    exact, made = a_pass(loaded(files, files.network)), a_pass(loaded(files, out))
+    assert (made - exact).norm() / exact.norm() < 0.06
+    assert set(safetensors_file.header(out).tensors) == set(load_file(files.network))
+
+
+def test_gguf_files_are_what_the_package_reads(tmp_path: Path) -> None:
+    """A U-Net's filters too, in rows of blocks."""
+    model = tiny.sd1()
+    out = tmp_path / "unet.gguf"
+    report = converted(model.file, out, to="gguf:Q5_0")
+    reader = GGUFReader(out)
+    assert bytes(reader.fields["general.architecture"].parts[-1]) == b"sd1"
+    source, kinds = load_file(model.file), set()
+    for one in reader.tensors:
+        expected = source[f"model.diffusion_model.{one.name}"]
+        values = torch.from_numpy(dequantize(one.data, one.tensor_type).copy())
+        kinds.add(one.tensor_type.name)
+        error = (values.flatten() - expected.flatten()).norm() / expected.norm()
+        assert error == pytest.approx(report.errors[one.name], abs=1e-6)
+    assert kinds == {"Q5_0", "F32"} and len(reader.tensors) == len(report.errors)
+    exact, made = (
+        load(str(model.file), CPU, overrides=ComponentOverrides(unet)) for unet in (None, str(out))
+    )
+    assert (a_pass(made) - a_pass(exact)).norm() / a_pass(exact).norm() < 0.2
+
+
+def test_what_is_quantised_becomes_wide_again(tmp_path: Path) -> None:
+    """From GGUF and from ComfyUI's int8, with the values that they have."""
+    files = tiny_files("z_image")
+    for to, narrow in (("gguf:Q8_0", "a.gguf"), ("int8", "a.safetensors")):
+        converted(files.network, tmp_path / narrow, to=to)
+        back = tmp_path / f"{narrow}-back.safetensors"
+        assert converted(tmp_path / narrow, back, to="fp32").worst[1] == 0.0
+        assert {ref.dtype for ref in safetensors_file.header(back).tensors.values()} == {"F32"}
+        ours, expected = (a_pass(loaded(files, path)) for path in (back, tmp_path / narrow))
+        assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("to", "layout"),
+    [("gguf:Q4_K", "network"), ("int8", "single"), ("fp8", "single"), ("fp16", "diffusers")],
+)
+def test_convert_info_draw_verify(command: Command, to: str, layout: str) -> None:
+    files = tiny_files("flux_dev")
+    out = "out" if layout == "diffusers" else out_name(to)
+    done = command("models", "convert", str(files.single), out, "--to", to, "--layout", layout)
+    assert done.code == 0, done.err
+    assert done.out.strip() == out and "largest relative error" in done.err
+    told = command("info", out)
+    assert told.code == 0 and "FLUX.1" in told.out
+    assert ("bits a weight" in told.out) == (to != "fp16")
+    texts = [part for path in files.texts for part in ("--text-encoder", str(path))]
+    rest = (*texts, "--vae", str(files.vae)) if layout == "network" else ()
+    drawn = command("a", "--model", out, *rest, *SIZE, "-o", "x.png")
+    assert drawn.code == 0, drawn.err
+    assert command("verify", "x.png", "--model", out, *rest).code == 0
+
+
+def test_folders_keep_their_other_files(tmp_path: Path) -> None:
+    files = tiny_files("z_image")
+    converted(files.folder, tmp_path / "made", to="bf16")
+    theirs, ours = (
+        {
+            str(one.relative_to(root))
+            for root_ in (root,)
+            for one in root_.rglob("*")
+            if one.is_file()
+        }
+        for root in (files.folder, tmp_path / "made")
+    )
+    assert ours == theirs
+    assert load(str(tmp_path / "made"), CPU).family == load(str(files.folder), CPU).family
+
+
+REFUSED = {
+    "another type": (("x.gguf", "--to", "gguf:Q9"), 2, "no|choose from|mean"),
+    "GGUF without a type": (("x.gguf",), 2, "ends in .gguf: say --to gguf:Q8_0"),
+    "GGUF by another name": (("x.safetensors", "--to", "gguf:Q8_0"), 2, "must end in .gguf"),
+    "a folder's name": (("x.safetensors", "--layout", "diffusers"), 2, "makes a folder"),
+    "a file's name": (("x", "--layout", "single"), 2, "must end in .safetensors"),
+    "another layout": (("x", "--layout", "kohya"), 2, "choose from diffusers, single, network"),
+    "what is there": (("there.safetensors",), 1, "exists already; choose another name"),
+    "no folder": (("nowhere/x.safetensors",), 1, "no such file"),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_one_line(
+    command: Command, words: tuple[str, ...], code: int, message: str
+) -> None:
+    Path("there.safetensors").write_bytes(b"kept")
+    done = command("models", "convert", str(tiny_files("flux_dev").network), *words)
+    assert done.code == code and re.search(message, done.err) and "Traceback" not in done.err
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["there.safetensors"]
+    assert Path("there.safetensors").read_bytes() == b"kept"
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10, 9, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(BadOutput, match=r"takes .* of the disk are free"):
+        converted(tiny_files("flux_dev").network, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["bf16", "gguf:Q8_0"])
+def test_what_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """Values that do not fit, a wrong byte on the disk, an interruption."""
+    source = tmp_path / "in" / "a.safetensors"
+    source.parent.mkdir()
+    network = load_file(tiny_files("flux_dev").network)
+    save_file(network | {"img_in.bias": torch.full((128,), 1e6)}, source)
+    if to == "bf16":
+        with pytest.raises(BadFile, match=r'"img_in.bias" is too large for .*; use --to bf16'):
+            converted(source, tmp_path / "out.safetensors", to="fp16")
+    out = tmp_path / out_name(to)
+    for step in converting.convert(plan(str(source), out, to), converting.Report()):
+        if step.done > step.total // 2:
+            break
+    monkeypatch.setattr(converting, "_error", lambda *_: 0.7)
+    with pytest.raises(BadOutput, match=r"was written wrong: its error is 0\.7"):
+        converted(source, out, to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_text_encoder_is_no_network(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"no known layout|a text encoder alone|is no network"):
+        plan(str(tiny_files("flux_dev").texts[-1]), tmp_path / "x.gguf", "gguf:Q8_0")
+    with pytest.raises(BadRequest, match="--to"):
+        plan(str(tiny_files("flux_dev").network), tmp_path / "x.gguf", "gguf")
+
+
+def test_memory_holds_one_tensor(tmp_path: Path) -> None:
+    """Of 40 of them, in a process of its own."""
+    rows = {f"double_blocks.{i}.img_attn.proj.weight": torch.randn(1024, 1024) for i in range(40)}
+    save_file(rows, tmp_path / "in.safetensors")
+    begin = "import gguf; from txt2img.weights.convert.convert import *; from pathlib import Path\n"
+    told = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    chosen = f"plan('{tmp_path / 'in.safetensors'}', Path('{tmp_path / 'out.gguf'}'), 'gguf:Q8_0')"
+    work = f"for _ in convert({chosen}, Report()): pass\n"
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)
+        for text in (begin + told, begin + work + told)
+    ]
+    assert (peaks[1] - peaks[0]) * 2**10 < 80 * 2**20 < 40 * 2**22
+    assert (tmp_path / "out.gguf").stat().st_size > 40 * 2**20
