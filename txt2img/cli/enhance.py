@@ -146,6 +146,7 @@ def enhance(batch: Batch, asked: EnhanceSettings, settings: RunSettings, bar: Ba
     """Rewrite the prompts of the pictures that this process will draw. Txt2imgError."""
     from txt2img.pipeline.estimates.forecast import forecast_for
 
+    settings.target.check_name_free()
     device = settings.device
     forecast = forecast_for(
         batch.model, batch.library, device.device, device.dtype, device.low_memory
