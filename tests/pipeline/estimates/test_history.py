@@ -55,6 +55,7 @@ def test_what_a_run_did_not_measure_stays() -> None:
         ({"reuse": 2}, 11),
         ({"cfg_interval": {"low": 0.2, "high": 1.0}}, 18),
         ({"prompt": "a AND b", "cfg": 1.0}, 30),
+        ({"controls": ["a:b:1:0..0.5", "c:d:0"]}, 24),
     ],
 )
 def test_a_picture_takes_as_long_as_its_looks_and_pixels(

@@ -22,6 +22,7 @@ FORMAT = 2
 KEYS_MAX = 256  # the oldest are dropped
 NEWEST = 0.3  # the weight of a new run against all before it
 CACHED_COST = 0.1  # of an evaluation whose deep features come from DeepCache
+CONTROL_COST = 0.4  # of an evaluation, for a ControlNet's
 MEGA = 1e6
 
 
@@ -74,7 +75,8 @@ def _costs_of_pass(request: Request, program: Rules) -> list[float]:
         rows_before = rows
         count = per_step if step < steps - 1 else 1
         full = count if request.reuse == 1 else since_full % request.reuse == 0
-        result.append(rows * (full + CACHED_COST * (count - full)))
+        on = sum(one.weight > 0 and one.interval.has_step(step, steps) for one in request.controls)
+        result.append(rows * (full * (1 + CONTROL_COST * on) + CACHED_COST * (count - full)))
     return result
 
 
