@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from diffusers import T2IAdapter
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.conftest import Command
 from tests.support import ip_adapters, tiny
@@ -89,3 +93,51 @@ def test_mistakes_are_one_line(draw: Command, given: tuple[str, ...], words: str
     assert outcome.code != 0 and words in outcome.err
     assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
     assert not Path("x.png").exists()
+
+
+def test_everything_at_once_is_drawn_again_bit_for_bit(
+    draw: Command, command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA, a T2I-Adapter, a picture to begin from and a second pass."""
+    monkeypatch.setenv("TXT2IMG_MODELS", str(folder))
+    lora = {
+        f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.{part}": value
+        for part, value in {
+            "lora_down.weight": torch.ones(2, 32),
+            "lora_up.weight": torch.ones(32, 2),
+        }.items()
+    }
+    save_file(lora, "style.safetensors")
+    adapter = T2IAdapter(3, [32, 64], 2, 4, "full_adapter").half()
+    save_file(dict(adapter.state_dict()), "sketch.safetensors")
+    given = (
+        *("--ip-adapter", "plus:red.png:0.5", "--ip-mask", "mask.png", "--lora", "style:0.5"),
+        *("--control", "sketch:mask.png:0.7:0..0.6", "--control-mode", "prompt"),
+        *("--image", "red.png", "--hires", "1.5", "--strength", "0.9"),
+    )
+    outcome = draw(*given, "-o", "one.png")
+    assert outcome.code == 0, outcome.err
+    usual = ("replay", "one.png", "--model", str(tiny.sd1().folder), "--lora", "style:0.5")
+    outcome = command(*usual, "-o", "again.png")
+    assert outcome.code == 0, outcome.err
+    assert pixels("again.png") == pixels("one.png")
+    outcome = command(*usual, "--low-memory", "-o", "low.png")
+    assert "--low-memory" in outcome.err  # a LoRA is not merged then
+    parameters = image_file.read(Path("one.png")).texts["parameters"]
+    assert "ControlNet 0" in parameters and "ControlNet 1" in parameters
+    outcome = command("info", "sketch.safetensors")
+    assert "a T2I-Adapter" in outcome.out and "full, of colour pictures" in outcome.out
+
+
+def test_low_memory_draws_nearly_the_same(
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TXT2IMG_MODELS", str(folder))
+    adapter = T2IAdapter(3, [32, 64], 2, 4, "full_adapter").half()
+    save_file(dict(adapter.state_dict()), "sketch.safetensors")
+    given = ("--ip-adapter", "plus:red.png:0.5", "--control", "sketch:mask.png:0.7")
+    assert draw(*given, "-o", "one.png").code == 0
+    outcome = draw(*given, "--low-memory", "-o", "low.png")
+    assert outcome.code == 0, outcome.err
+    with Image.open("one.png") as one, Image.open("low.png") as low:
+        assert np.abs(np.asarray(one, int) - np.asarray(low, int)).max() <= 2

@@ -263,3 +263,12 @@ def test_the_masked_part_alone_has_its_part_of_the_mask(folder: Path) -> None:
     shown = cells[0, : 16 * 16].view(16, 16)
     assert shown[:, :6].min() > 0.9 and shown[:, 10:].max() < 0.1
     final(model, request)
+
+
+def test_half_precision_draws_nearly_the_same(folder: Path) -> None:
+    """Masks too are in the network's dtype."""
+    use = f"{folder}/sd1-plus.safetensors:{folder}/a.png:0.5"
+    more = {"ip_adapters": use, "ip_masks": str(folder / "left.png")}
+    exact = ours("sd1", "folder")
+    narrow = load(str(tiny.sd1().folder), Device(torch.device("cpu"), torch.bfloat16))
+    assert off(final(narrow, filled(narrow, **more)), final(exact, filled(exact, **more))) < 0.2

@@ -79,7 +79,8 @@ class Cond:
 
         The result is cached, since networks cache what they compute from each object.
         """
-        parts = self.tokens, self.pooled, self.extra_channels, *self.references
+        parts = [self.tokens, self.pooled, self.extra_channels, *self.references]
+        parts += [part for one in self.image_prompts for part in (one.pairs, one.mask)]
         if all(part is None or part.dtype == dtype for part in parts):
             return self
         if dtype not in self._casts:
