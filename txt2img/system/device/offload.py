@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MODES = ("none", "model", "sequential", "auto")
 ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
 CPU_ROOM = 2**29  # bytes of main memory for all but weights, the libraries included
-ROUND = 10**8
-MARGIN = 2**26  # bytes of main memory that libraries take while they compute
+ROUND = 10**8  # bytes, to which sizes are rounded up
+MARGIN = 10**8  # bytes of main memory that libraries take while they compute
 MODE_TEXT = {
     "model": "each part of the model comes {} for its use",
     "sequential": "the network comes {} block by block",

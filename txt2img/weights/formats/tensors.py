@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,8 +107,8 @@ def read_into(
 
 def read_bytes(name: str, ref: TensorRef, view: Tensor) -> None:
     """Read a tensor's bytes, whose halves may be swapped, into (bytes,), uint8. Raises BadFile."""
-    first = (ref.rows or (0,))[0]
-    start = ref.start + (first * len(view) // ref.shape[0] if first else 0)
+    begin, end = ref.rows or (0, 1)
+    start = ref.start + begin * len(view) // max(end - begin, 1)
     half = len(view) // 2 if ref.swapped else 0
     try:
         with open_regular(ref.path) as file:
@@ -139,6 +140,10 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
 
 def _read_rows(name: str, ref: TensorRef, files: Files | None) -> Tensor:
     """The rows of a safetensors file that a tensor is, as they are stored. Raises BadFile."""
+    if ref.rows is not None and ref.dtype in DTYPES:  # `get_slice` would read all rows
+        some = torch.empty(math.prod(ref.shape), dtype=DTYPES[ref.dtype])
+        read_bytes(name, replace(ref, swapped=False), some.view(torch.uint8))
+        return some.view(ref.shape[::-1] if ref.transposed else ref.shape)
     try:
         file = (Files() if files is None else files)[ref.path]
         value: Tensor = (
