@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 PARTS = ("net", "qwen", "vae")
@@ -83,7 +84,7 @@ def draw(folder: Path, size: int, steps: int, limit: str) -> None:
     [image] = last.images()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     digest = hashlib.sha256(image.tobytes()).hexdigest()
-    each = [b - a for a, b in zip(times, times[1:], strict=False)]
+    each = [b - a for a, b in pairwise(times)]
     print(json.dumps({"peak": peak, "steps": each, "pixels": digest}))
 
 
