@@ -2,7 +2,7 @@
 
 import pytest
 
-from txt2img.system.text import escape, shown
+from txt2img.system.text import escape, parse_size, shown
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,20 @@ def test_what_is_kept_stays() -> None:
 def test_shown_is_quoted_and_short() -> None:
     assert shown("/home/me/" + "x/" * 50 + "b.png", 12) == '"/ho…/x/b.png"'  # both ends of a path
     assert shown(3) == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("6GB", 6 * 10**9), ("1.5 gib", 3 * 2**29), ("800M", 8 * 10**8), ("12", 12)),
+        *(("1,5GB", 15 * 10**8), ("7 B", 7)),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "6 gigs", "1e9", "6GBps"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        parse_size(text)

@@ -1,6 +1,7 @@
 """--dry-run: names, seeds, warnings and cost of a run, without torch and without weights."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,12 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     settings.target.check_name_free()
     device = settings.device
     where = device.device, device.dtype, device.low_memory, device.quantize
-    forecast = forecast_for(batch.model, batch.library, *where)
+    forecast = replace(
+        forecast_for(batch.model, batch.library, *where),
+        optimize=not device.no_optimize,
+        offload=device.offload,
+        max_memory=device.memory_limit,
+    )
     if forecast.origin is not None:
         batch.warnings += differences(batch.origins, forecast.origin)
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers, forecast.checkpoint)
@@ -47,6 +53,7 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         one = forecast.seconds(last)
         seconds = None if seconds is None or one is None else seconds + one
         memory = max(memory, forecast.memory(last, settings.batch_size or 1))
+        forecast.peak(last, settings.batch_size or 1).check()
         if settings.json:
             checks = {"tokens": token_counts, "warnings": warnings}
             print_json({"path": str(path), **describe(item, forecast, settings), **checks})
@@ -157,6 +164,9 @@ def summary(
     if forecast.quantize:
         network = checkpoint.family.network
         yield f"weights: {network.component}: its matrices become {forecast.quantize} when loaded"
+    peak = forecast.peak(request)
+    yield from [peak.line] if peak.line else []
+    yield from peak.streamed
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     if request.image is not None and request.strength is not None:
         drawn = steps_of(request, rules(request)).drawn
@@ -172,10 +182,10 @@ def summary(
     guidance = "" if request.guidance is None else f", guidance {request.guidance:g}"
     yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}{guidance}"
     speed = forecast.speed(request)
-    needed = f"{format_size(memory)} of memory"
+    needed = f"{format_size(memory)} of memory{' at the peak' if peak.line else ''}"
     if seconds is None or speed is None:
         unknown = "time unknown: nothing like it was drawn here yet"
-        yield f"at least {needed}; {unknown}"
+        yield f"{'about' if peak.line else 'at least'} {needed}; {unknown}"
         return
     load = f", plus {duration(speed.load)} to load" if speed.load else ""
     runs = "the last run" if speed.runs == 1 else f"{speed.runs:,} runs"

@@ -107,9 +107,28 @@ def weights(name: str) -> dict[str, object]:
         "dtype": ", ".join(model.dtypes),
         "size": format_size(model.size),
         "quantized": model.quantized,
+        "memory": memory_of(name),
         "draws": f"{usual.width}x{usual.height}, {usual.steps} steps, cfg {usual.cfg:g}, "
         f"{usual.sampler}, {usual.schedule}",
     }
+
+
+def memory_of(name: str) -> str:
+    """What drawing with a model takes here, as a whole and at least; empty if it is not whole."""
+    from txt2img.pipeline.estimates.forecast import forecast_for
+    from txt2img.request.request import Request
+    from txt2img.request.resolve import AdapterPaths
+
+    try:
+        forecast = forecast_for(name, AdapterPaths(), None, None)
+        peak = forecast.peak(forecast.filled(Request("")))
+    except Txt2imgError:
+        return ""
+    whole, least = format_size(peak.bytes), format_size(peak.least)
+    return (
+        f"about {whole} in {forecast.dtype} on {forecast.device}; at least {least}, with "
+        "--max-memory, block by block"
+    )
 
 
 def upscaler(path: Path) -> dict[str, object]:

@@ -1,14 +1,23 @@
-"""Memory and cores that this process may use, and whether freed memory is kept."""
+"""Memory and cores that this process may use, and how a model is kept in that memory."""
 
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from txt2img.errors import OutOfMemory
+from txt2img.errors import BadRequest, OutOfMemory
+from txt2img.system.text import format_size, shown
 
+MODES = ("none", "model", "sequential", "auto")
+ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
+CPU_ROOM = 2**29  # bytes of main memory for all but weights, the libraries included
+MARGIN = 10**8  # bytes of main memory that libraries take while they compute
+MODE_TEXT = {
+    "model": "each part of the model comes {} for its use",
+    "sequential": "the network comes {} block by block",
+}
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 SIZE = Path("/proc/self/statm")
@@ -33,6 +42,41 @@ def resident() -> int:
     """Bytes of main memory that this process has; 0 if unknown."""
     pages = _text(SIZE).split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def choose_mode(
+    mode: str,
+    device: str,
+    sizes: Mapping[str, int],
+    free: int | None,
+    limit: int | None = None,
+) -> tuple[str, str]:
+    """The mode for parts of these sizes in bytes, and a line about it, empty if it is "none".
+
+    `free` bytes include what `limit`, of --max-memory, allows. BadRequest.
+    """
+    if mode not in MODES:
+        raise BadRequest(f"--offload {shown(mode)}; choose from {', '.join(MODES)}")
+    is_auto = mode == "auto"
+    if is_auto:
+        mode = fitting(sizes, free, CPU_ROOM if device == "cpu" else ROOM)
+    if mode == "none":
+        return mode, ""
+    way = "from its file" if device == "cpu" else f"to {device}"
+    line = f"Offload: {MODE_TEXT[mode].format(way)}"
+    if free is not None and (is_auto or limit is not None):
+        have = f"{format_size(max(free, 0))} free"
+        if limit is not None:
+            have = f"--max-memory {format_size(limit)}"
+        line += f" ({format_size(sum(sizes.values()))} of weights, {have})"
+    return mode, line
+
+
+def fitting(sizes: Mapping[str, int], free: int | None, room: int = ROOM) -> str:
+    """The fastest mode that leaves `room` bytes of a device's memory."""
+    if free is None or sum(sizes.values()) + room <= free:
+        return "none"
+    return "model" if max(sizes.values()) + room <= free else "sequential"
 
 
 def require_address_space() -> None:

@@ -230,7 +230,7 @@ def choose_placement(checkpoint: Checkpoint, device: Device) -> Placement:
     parts = {"largest": max(sizes.values())} if device.low and on_cpu else sizes
     is_bounded = device.offload == "auto" or limit is not None
     free = offload.free_for(where, limit) if is_bounded else None
-    mode, line = offload.choose_mode(device.offload, where, parts, free, limit)
+    mode, line = resources.choose_mode(device.offload, where.type, parts, free, limit)
     if device.quantize and mode == "sequential":
         mode = "model"  # its weights are not those of the file
     notes = [line] if line else []

@@ -17,11 +17,12 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.pipeline.generate import generate
 from txt2img.system.device import offload
 from txt2img.system.device.device import Device, choose
-from txt2img.system.device.offload import CPU_ROOM, ROOM, Placement, choose_mode, moved
+from txt2img.system.device.offload import Placement, moved
+from txt2img.system.resources import CPU_ROOM, ROOM, choose_mode
 from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
-CPU, CARD = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 SIZES = {"unet": 2 * ROOM, "vae": ROOM, "text_encoder": ROOM}
 ONE = replace(SMALL, steps=1)
 
@@ -78,26 +79,26 @@ def test_moved_weights_are_copies_and_what_replaces_them_stays() -> None:
     [(None, "none"), (5 * ROOM, "none"), (5 * ROOM - 1, "model"), (3 * ROOM - 1, "sequential")],
 )
 def test_the_mode_follows_what_is_free(free: int | None, mode: str) -> None:
-    found, line = choose_mode("auto", CARD, SIZES, free)
+    found, line = choose_mode("auto", "cuda", SIZES, free)
     assert found == mode
     assert bool(line) == (mode != "none")
 
 
 def test_a_mode_is_told_and_a_wrong_one_refused() -> None:
-    assert choose_mode("model", CARD, SIZES, None) == (
+    assert choose_mode("model", "cuda", SIZES, None) == (
         "model",
         "Offload: each part of the model comes to cuda for its use",
     )
     with pytest.raises(BadRequest, match=r'--offload "half"; choose from none, model'):
-        choose_mode("half", CARD, SIZES, None)
+        choose_mode("half", "cuda", SIZES, None)
 
 
 def test_main_memory_counts_where_a_cpu_computes() -> None:
     total = sum(SIZES.values())
-    assert choose_mode("auto", CPU, SIZES, total + CPU_ROOM) == ("none", "")
-    mode, line = choose_mode("auto", CPU, SIZES, total)
+    assert choose_mode("auto", "cpu", SIZES, total + CPU_ROOM) == ("none", "")
+    mode, line = choose_mode("auto", "cpu", SIZES, total)
     assert mode == "model" and "from its file" in line and "free" in line
-    mode, line = choose_mode("auto", CPU, SIZES, ROOM, 3 * 10**9)
+    mode, line = choose_mode("auto", "cpu", SIZES, ROOM, 3 * 10**9)
     assert mode == "sequential" and line.endswith("--max-memory 3.0 GB)")
 
 

@@ -10,12 +10,14 @@ from txt2img.images.record import Origin
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
+from txt2img.pipeline.estimates.peak import Peak, parts_of, peak_of
 from txt2img.request.control import Control
 from txt2img.request.fields import SIDES
 from txt2img.request.hires import second_pass
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
+from txt2img.system.stream_plan import Weight
 from txt2img.weights.adapters.file_layout import with_bundled_words
 from txt2img.weights.checkpoint import (
     Checkpoint,
@@ -50,6 +52,9 @@ class Forecast:
     speeds: Mapping[str, Speed]  # of all past runs
     low: bool = False  # weights stay as they are stored; on a CPU one part at a time is in memory
     quantize: str | None = None  # matrices of the network to 8 bits
+    optimize: bool = True  # False: on a CPU large filters are widened
+    offload: str = "none"  # of resources.MODES
+    max_memory: int | None = None  # bytes
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
     checked: set[Path] = field(default_factory=set)  # files of adapters that fit
     controls: dict[str, int] = field(default_factory=dict)  # bytes of ControlNets, by name
@@ -101,7 +106,7 @@ class Forecast:
             return min(wide, stored.nbytes)
         if self.quantize and component == self.checkpoint.family.network.component:
             return prod(stored.shape) if len(stored.shape) == 2 else wide
-        large = len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
+        large = self.optimize and len(stored.shape) == 4 and stored.shape[2:] != (1, 1)
         return min(wide, stored.nbytes) if self.low or (large and self.device == "cpu") else wide
 
     def filled(self, request: Request) -> Request:
@@ -160,10 +165,29 @@ class Forecast:
         speed = self.speed(request)
         return None if speed is None else history.seconds(speed, request)
 
+    def peak(self, request: Request, batch: int = 1) -> Peak:
+        """The estimated peak for `batch` images at once, and what comes block by block."""
+        weights = {
+            name: {
+                tensor: Weight(self._size(name, stored), len(stored.shape))
+                for tensor, stored in part.tensors.items()
+            }
+            for name, part in self.checkpoint.components.items()
+        }
+        dtypes = {name: self.dtypes[device_names.part_of(name)] for name in weights}
+        itemsizes = {name: device_names.BYTES[dtype] for name, dtype in dtypes.items()}
+        family = self.checkpoint.family
+        parts = parts_of(family, weights, itemsizes, request, batch)
+        heavy = family.prompt_encoder != "clip"
+        return peak_of(parts, self.device, self.offload, self.max_memory, heavy)
+
     def memory(self, request: Request, batch: int) -> int:
         """Estimated bytes for `batch` images at once; at least the weights."""
         speed, names = self.speed(request), {one.model.name for one in request.controls}
-        weights = self.weights + sum(self.controls.get(name, 0) for name in names)
+        controls = sum(self.controls.get(name, 0) for name in names)
+        weights, peak = self.weights + controls, self.peak(request, batch)
+        if peak.mode != "none":
+            return peak.bytes + controls
         if speed is None:
             return weights
         for_pictures = speed.memory * history.megapixels(request) * batch
@@ -204,7 +228,7 @@ def forecast_for(
         speeds,
         low,
         quantize,
-        library,
+        library=library,
     )
 
 

@@ -14,21 +14,12 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadRequest, OutOfMemory
 from txt2img.system import resources
-from txt2img.system.text import format_size, shown
+from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
     from txt2img.system.stream_plan import StreamPlan
 
-MODES = ("none", "model", "sequential", "auto")
-ROOM = 2 * 2**30  # bytes of GPU memory for all but weights
-CPU_ROOM = 2**29  # bytes of main memory for all but weights, the libraries included
 ROUND = 10**8  # bytes, to which sizes are rounded up
-MARGIN = 10**8  # bytes of main memory that libraries take while they compute
-MODE_TEXT = {
-    "model": "each part of the model comes {} for its use",
-    "sequential": "the network comes {} block by block",
-}
-
 Change = Callable[[nn.Module], Mapping[str, Tensor]]  # a layer → its weights with adapters
 Plans = dict[nn.Module, "StreamPlan"]
 
@@ -103,7 +94,7 @@ class Placement:
         """The bytes for weights beside what is in memory and `needed`; None if unbounded."""
         if self.device is None or not self.bounded:
             return None
-        margin = MARGIN if self.device.type == "cpu" else 0
+        margin = resources.MARGIN if self.device.type == "cpu" else 0
         if margin:
             resources.trim_heap()
         free = free_for(self.device, self.limit)
@@ -181,41 +172,6 @@ def blocks_of(network: nn.Module) -> Sequence[str]:
     """The names of a network's lists whose items are its blocks, which its config knows."""
     lists: Sequence[str] = getattr(getattr(network, "config", None), "block_lists", ())
     return lists
-
-
-def choose_mode(
-    mode: str,
-    device: torch.device,
-    sizes: Mapping[str, int],
-    free: int | None,
-    limit: int | None = None,
-) -> tuple[str, str]:
-    """The mode for parts of these sizes in bytes, and a line about it, empty if it is "none".
-
-    `free` bytes include what `limit`, of --max-memory, allows. BadRequest.
-    """
-    if mode not in MODES:
-        raise BadRequest(f"--offload {shown(mode)}; choose from {', '.join(MODES)}")
-    is_auto = mode == "auto"
-    if is_auto:
-        mode = fitting(sizes, free, CPU_ROOM if device.type == "cpu" else ROOM)
-    if mode == "none":
-        return mode, ""
-    way = "from its file" if device.type == "cpu" else f"to {device.type}"
-    line = f"Offload: {MODE_TEXT[mode].format(way)}"
-    if free is not None and (is_auto or limit is not None):
-        have = f"{format_size(max(free, 0))} free"
-        if limit is not None:
-            have = f"--max-memory {format_size(limit)}"
-        line += f" ({format_size(sum(sizes.values()))} of weights, {have})"
-    return mode, line
-
-
-def fitting(sizes: Mapping[str, int], free: int | None, room: int = ROOM) -> str:
-    """The fastest mode that leaves `room` bytes of a device's memory."""
-    if free is None or sum(sizes.values()) + room <= free:
-        return "none"
-    return "model" if max(sizes.values()) + room <= free else "sequential"
 
 
 def free_memory(device: torch.device) -> int | None:
