@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.provenance import differences
 from txt2img.cli.requests import Batch
 from txt2img.cli.run_options import SOME_FAILED, RunSettings
@@ -27,17 +28,8 @@ if TYPE_CHECKING:
 
 def dry_run(batch: Batch, settings: RunSettings) -> int:
     """Print each picture that would be drawn. Returns the exit code, raises what drawing would."""
-    from txt2img.pipeline.estimates.forecast import forecast_for
-
     settings.target.check_name_free()
-    device = settings.device
-    where = device.device, device.dtype, device.low_memory, device.quantize
-    forecast = replace(
-        forecast_for(batch.model, batch.library, *where),
-        optimize=not device.no_optimize,
-        offload=device.offload,
-        max_memory=device.memory_limit,
-    )
+    forecast = forecast_of(batch, settings.device)
     if forecast.origin is not None:
         batch.warnings += differences(batch.origins, forecast.origin)
     warning_log = WarningLog(settings.batch.strict, forecast.tokenizers, forecast.checkpoint)
@@ -53,7 +45,6 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
         one = forecast.seconds(last)
         seconds = None if seconds is None or one is None else seconds + one
         memory = max(memory, forecast.memory(last, settings.batch_size or 1))
-        forecast.peak(last, settings.batch_size or 1).check()
         if settings.json:
             checks = {"tokens": token_counts, "warnings": warnings}
             print_json({"path": str(path), **describe(item, forecast, settings), **checks})
@@ -68,6 +59,19 @@ def dry_run(batch: Batch, settings: RunSettings) -> int:
     for error in batch.errors.values():
         print_error(error, settings.json)
     return SOME_FAILED if batch.errors else 0
+
+
+def forecast_of(batch: Batch, device: DeviceOptions) -> "Forecast":
+    """The forecast for a batch's model, kept in memory as the options say. Txt2imgError."""
+    from txt2img.pipeline.estimates.forecast import forecast_for
+
+    where = device.device, device.dtype, device.low_memory, device.quantize
+    return replace(
+        forecast_for(batch.model, batch.library, *where),
+        optimize=not device.no_optimize,
+        offload=device.offload,
+        max_memory=device.memory_limit,
+    )
 
 
 def settings_told(request: Request, first: Request, swept: Sequence[str]) -> list[str]:
@@ -164,9 +168,7 @@ def summary(
     if forecast.quantize:
         network = checkpoint.family.network
         yield f"weights: {network.component}: its matrices become {forecast.quantize} when loaded"
-    peak = forecast.peak(request)
-    yield from [peak.line] if peak.line else []
-    yield from peak.streamed
+    yield from (peak := forecast.peak(request)).lines
     shape = f"{request.width}x{request.height} pixels, {request.steps} steps of {request.sampler}"
     if request.image is not None and request.strength is not None:
         drawn = steps_of(request, rules(request)).drawn

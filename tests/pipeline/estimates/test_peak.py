@@ -31,8 +31,8 @@ def test_a_limit_is_kept_by_parts_then_by_blocks(sdxl: Forecast) -> None:
         assert peak.bytes <= limit * GB and peak.least < 2 * GB
         peak.check()
     assert modes == {9: "none", 7: "model", 2: "sequential"}
-    told = list(replace(sdxl, offload="auto", max_memory=2 * GB).peak(request).streamed)
-    assert told and told[0].startswith("unet: ")
+    told = list(replace(sdxl, offload="auto", max_memory=2 * GB).peak(request).lines)
+    assert told[0].startswith("Offload: the network") and told[1].startswith("unet: ")
 
 
 def test_a_limit_that_is_too_small_is_refused(sdxl: Forecast) -> None:

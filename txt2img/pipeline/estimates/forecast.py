@@ -182,10 +182,14 @@ class Forecast:
         return peak_of(parts, self.device, self.offload, self.max_memory, heavy)
 
     def memory(self, request: Request, batch: int) -> int:
-        """Estimated bytes for `batch` images at once; at least the weights."""
+        """Estimated bytes for `batch` images at once; at least the weights.
+
+        BadRequest for a limit that is too little.
+        """
         speed, names = self.speed(request), {one.model.name for one in request.controls}
         controls = sum(self.controls.get(name, 0) for name in names)
         weights, peak = self.weights + controls, self.peak(request, batch)
+        peak.check()
         if peak.mode != "none":
             return peak.bytes + controls
         if speed is None:

@@ -73,8 +73,10 @@ class Peak:
             )
 
     @property
-    def streamed(self) -> Iterator[str]:
-        """A line for each part that comes block by block."""
+    def lines(self) -> Iterator[str]:
+        """A line about the mode, unless all stays in memory, and one for each streamed part."""
+        if self.line:
+            yield self.line
         for part in self.parts if self.mode != "none" else ():
             plan = self._plan(part)
             if plan is not None and plan.streamed:
