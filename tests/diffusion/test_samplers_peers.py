@@ -4,16 +4,18 @@ k-diffusion keeps x / alpha on a diffusion; ComfyUI's x on a flow is ours.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.diffusion.test_samplers import DENOISE, PIXELS, SD, difference
+from tests.diffusion.test_samplers import DENOISE, PIXELS, SD, difference, exact
 from tests.support import k_diffusion
 from txt2img.diffusion.levels import Level, level_at
 from txt2img.diffusion.samplers import sampler_for
@@ -47,6 +49,24 @@ def ours(name: str, levels: list[Level], program: str = "", **more: float) -> Te
     return last.x
 
 
+FIGURES: dict[tuple[str, str], float] = {}
+
+
+def missed(peer: str, name: str, got: Tensor, want: Tensor) -> float:
+    """How far ours is from a peer's, relative; the largest of each is a figure of the table."""
+    figure = difference(got, want)
+    FIGURES[name, peer] = max(figure, FIGURES.get((name, peer), 0.0))
+    return figure
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Print the figures as a table, which pytest -s shows."""
+    yield
+    lines = [f"{name:20} {peer:12} {figure:.0e}" for (name, peer), figure in FIGURES.items()]
+    sys.stdout.write("\n".join(["", "sampler              peer         difference", *lines, ""]))
+
+
 KARRAS = SCHEDULES["karras"](SD, 12)
 SIGMAS = [level.ratio for level in KARRAS]
 FLOW = [level_at(sigma, "flow") for sigma in np.linspace(1, 0, 13).tolist()]
@@ -71,7 +91,7 @@ K_DIFFUSION = [
 
 
 @pytest.mark.parametrize(("name", "function", "more"), K_DIFFUSION)
-def test_samplers_equal_k_diffusion(name, function, more, record_property):
+def test_samplers_equal_k_diffusion(name, function, more):
     sample = getattr(k_diffusion.sampling(), function)
     sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
     noise = {} if more.get("eta") is None else {"noise_sampler": drawn()}
@@ -79,9 +99,7 @@ def test_samplers_equal_k_diffusion(name, function, more, record_property):
         evaluate_of("diffusion"), SIGMAS[0] * FRESH[0], sigmas, disable=True, **noise, **more
     )
     own = {"eta": more["eta"]} if more.get("eta") else {}
-    missed = difference(ours(name, KARRAS, "a1111", **own), want)
-    record_property("difference", missed)
-    assert missed < 1e-12
+    assert missed("k-diffusion", name, ours(name, KARRAS, "a1111", **own), want) < 1e-12
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -98,7 +116,9 @@ def test_dpm_fast_equals_k_diffusion(steps, eta):
     want = sampling.sample_dpm_fast(
         evaluate_of("diffusion"), start, *ends, steps, disable=True, eta=eta, noise_sampler=drawn()
     )
-    assert difference(ours("dpm_fast", levels, "comfyui", eta=eta), want) < 1e-5
+    assert (
+        missed("k-diffusion", "dpm_fast", ours("dpm_fast", levels, "comfyui", eta=eta), want) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -115,7 +135,12 @@ def test_dpm_adaptive_equals_k_diffusion(eta):
         return_info=True,
     )
     assert info["steps"] > 8
-    assert difference(ours("dpm_adaptive", KARRAS, "comfyui", eta=eta), want) < 1e-5
+    assert (
+        missed(
+            "k-diffusion", "dpm_adaptive", ours("dpm_adaptive", KARRAS, "comfyui", eta=eta), want
+        )
+        < 1e-5
+    )
     a1111 = ours("dpm_adaptive", KARRAS, "a1111")
     assert (difference(a1111, want) < 1e-5) is (eta == 1.0)
 
@@ -190,7 +215,9 @@ def test_slope_methods_equal_comfyui(name, curve):
     formula = {"ipndm": comfy_ipndm, "ipndm_v": comfy_ipndm_v, "deis": comfy_deis}[name]
     step = partial(formula, sigmas)
     want = slopes(evaluate_of(curve), sigmas[0] * FRESH[0], sigmas, step)
-    assert difference(ours(name, levels, "comfyui"), want) < (1e-8 if name == "deis" else 1e-12)
+    assert missed("ComfyUI", name, ours(name, levels, "comfyui"), want) < (
+        1e-8 if name == "deis" else 1e-12
+    )
 
 
 def comfy_res(sigmas: list[float], evaluate: Evaluate, x: Tensor, eta: float) -> Tensor:
@@ -228,7 +255,7 @@ def test_res_multistep_equals_comfyui(name, eta, curve):
     sigmas = [level.line for level in levels]
     want = comfy_res(sigmas, evaluate_of(curve), sigmas[0] * FRESH[0], eta)
     more = {"eta": eta} if eta else {}
-    assert difference(ours(name, levels, "comfyui", **more), want) < 1e-12
+    assert missed("ComfyUI", name, ours(name, levels, "comfyui", **more), want) < 1e-12
 
 
 def comfy_er_sde(levels: list[Level], evaluate: Evaluate, x: Tensor) -> Tensor:
@@ -266,9 +293,53 @@ def comfy_er_sde(levels: list[Level], evaluate: Evaluate, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("curve", ["diffusion", "flow"])
 def test_er_sde_equals_comfyui(curve):
-    levels = KARRAS if curve == "diffusion" else [level_at(0.9999, "flow"), *FLOW[1:]]
-    want = comfy_er_sde(levels, evaluate_of(curve), levels[0].line * FRESH[0])
-    assert difference(ours("er_sde", levels, "comfyui"), want) < 1e-11
+    levels = KARRAS if curve == "diffusion" else FLOW
+    theirs = levels if curve == "diffusion" else [level_at(0.9999, "flow"), *FLOW[1:]]
+    want = comfy_er_sde(theirs, evaluate_of(curve), levels[0].line * FRESH[0])
+    assert missed("ComfyUI", "er_sde", ours("er_sde", levels, "comfyui"), want) < 1e-11
+
+
+def comfy_sde_of_flow(evaluate: Evaluate, x: Tensor, sigmas: list[float], name: str, eta: float):
+    """ComfyUI's sample_dpmpp_2m_sde and 3m_sde of a flow."""
+    noise, known = drawn(), []
+    sigmas = [0.9999, *sigmas[1:]]
+    for a, b in pairwise(sigmas):
+        x0 = evaluate(x, a)
+        if b == 0:
+            return x0
+        h = math.log((1 - b) / b) - math.log((1 - a) / a)
+        drift = h * (eta + 1)
+        alpha, gain = 1 - b, -math.expm1(-drift)
+        x = b / a * math.exp(-h * eta) * x + alpha * gain * x0
+        phi_2 = 1 - gain / drift
+        if known:
+            h_1, x0_1 = known[-1]
+            first = (x0 - x0_1) * h / h_1
+            if name == "dpm++2m_sde":
+                x = x + 0.5 * alpha * gain * first
+            elif len(known) == 1 or name == "dpm++2m_sde_heun":
+                x = x + alpha * phi_2 * first
+            else:
+                h_2, x0_2 = known[-2]
+                second = (x0_1 - x0_2) * h / h_2
+                both = h_1 / h + h_2 / h
+                bend = (first - second) / both
+                x = (
+                    x
+                    + alpha * phi_2 * (first + bend * h_1 / h)
+                    - alpha * (phi_2 / drift - 0.5) * bend
+                )
+        x = x + noise() * b * math.sqrt(-math.expm1(-2 * h * eta))
+        known.append((h, x0))
+    return x
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["dpm++2m_sde", "dpm++2m_sde_heun", "dpm++3m_sde"])
+def test_sde_solvers_of_a_flow_equal_comfyui(name, eta):
+    sigmas = [level.line for level in FLOW]
+    want = comfy_sde_of_flow(evaluate_of("flow"), FRESH[0], sigmas, name, eta)
+    assert missed("ComfyUI", name, ours(name, FLOW, "comfyui", eta=eta), want) < 1e-11
 
 
 def a1111_restart(evaluate: Evaluate, x: Tensor, sigmas: list[float], karras) -> Iterator[Tensor]:
@@ -311,7 +382,7 @@ def test_restart_equals_a1111(steps):
 
     want = list(a1111_restart(evaluate_of("diffusion"), ends[0] * FRESH[0], ends, karras))
     assert len(want) == steps
-    assert difference(ours("restart", levels), want[-1]) < 1e-10
+    assert missed("A1111", "restart", ours("restart", levels), want[-1]) < 1e-10
 
 
 def comfy_ancestral_flow(sigmas, evaluate, x, eta: float, name: str) -> Tensor:
@@ -338,5 +409,57 @@ def comfy_ancestral_flow(sigmas, evaluate, x, eta: float, name: str) -> Tensor:
 def test_ancestral_steps_of_a_flow_equal_comfyui(name, eta):
     sigmas = [level.line for level in FLOW]
     want = comfy_ancestral_flow(sigmas, evaluate_of("flow"), FRESH[0], eta, name)
-    assert difference(ours(name, FLOW, "comfyui", eta=eta), want) < 1e-12
+    assert missed("ComfyUI", name, ours(name, FLOW, "comfyui", eta=eta), want) < 1e-12
     assert difference(ours(name, FLOW, eta=eta), want) > 1e-3
+
+
+def of_diffusers(
+    scheduler: diffusers.SchedulerMixin, steps: int, evaluate: Evaluate, x: Tensor
+) -> tuple[list[float], Tensor]:
+    """Ratios of diffusers' scheduler, and its last sample; its x is the network's."""
+    scheduler.set_timesteps(steps)
+    ratios = [float(ratio) for ratio in scheduler.sigmas]
+    x = x * Level(ratios[0], "diffusion").sigma
+    for time, ratio in zip(scheduler.timesteps, ratios[:-1], strict=True):
+        level = Level(ratio, "diffusion")
+        x0 = evaluate(x / level.alpha, ratio)
+        x = scheduler.step((x - level.alpha * x0) / level.sigma, time, x).prev_sample
+    return ratios, x
+
+
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("deis", partial(diffusers.DEISMultistepScheduler, use_karras_sigmas=True)),
+        (
+            "dpm++3m",
+            partial(diffusers.DPMSolverMultistepScheduler, solver_order=3, use_karras_sigmas=True),
+        ),
+    ],
+)
+def test_multistep_samplers_equal_diffusers(name, make):
+    ratios, want = of_diffusers(make(**SCALED), 20, evaluate_of("diffusion"), FRESH[0])
+    levels = [
+        Level(ratio, "diffusion") for ratio in dict.fromkeys(ratios)
+    ]  # DEIS' last is there twice
+    assert missed("diffusers", name, ours(name, levels, "diffusers"), want) < 1e-4
+
+
+def test_plms_equals_diffusers():
+    """PNDM without Runge-Kutta steps, which looks twice in its first step."""
+    scheduler = exact(diffusers.PNDMScheduler(**SCALED, skip_prk_steps=True, steps_offset=1))
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.set_timesteps(20)
+    times = scheduler.timesteps.tolist()
+    levels = [SD.level(time) for time in dict.fromkeys(times)]
+    evaluate = evaluate_of("diffusion")
+    x = levels[0].sigma * FRESH[0]
+    for time in times:
+        level = SD.level(time)
+        x0 = evaluate(x / level.alpha, level.ratio)
+        x = scheduler.step((x - level.alpha * x0) / level.sigma, time, x).prev_sample
+    got = ours("plms", [*levels, SD.entry(0)])
+    assert missed("diffusers", "plms", got, x) < 1e-9

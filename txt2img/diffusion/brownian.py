@@ -10,8 +10,9 @@ exactly dW(s): divide x / alpha by ratioÂ² and a step from a to b adds W(s_b) âˆ
 add what one over both adds, and with more steps the pictures converge to one. The path has no end;
 it is cut at powers of two.
 
-k-diffusion's is the ratio, which it calls sigma, from the least to the greatest of a schedule, by
-torchsde's BrownianTree (its _brownian/brownian_interval.py), which A1111 and ComfyUI draw from.
+k-diffusion's is its sigma (the ratio, or the sigma of a flow), from the least to the greatest of a
+schedule, by torchsde's BrownianTree (its _brownian/brownian_interval.py), which A1111 and ComfyUI
+draw from.
 """
 
 import math
@@ -126,7 +127,7 @@ def midpoint(start: float, end: float, time: float, depth: int) -> float:
 
 @dataclass
 class BrownianTree(BrownianMotion):
-    """torchsde's BrownianTree between two ratios, as k-diffusion asks it."""
+    """torchsde's BrownianTree between two sigmas, as k-diffusion asks it."""
 
     start: float
     end: float
@@ -142,8 +143,8 @@ class BrownianTree(BrownianMotion):
         return bridge(total, start, end, round(time, TIME_DIGITS), noise, rounded_midpoint)
 
     def __call__(self, a: Level, b: Level) -> Tensor:
-        """Standard noise of a step from level a to b: ratios fall, so time runs backwards."""
-        return self.standard(float32_ratio(a.ratio), float32_ratio(b.ratio))
+        """Standard noise of a step from level a to b: sigmas fall, so time runs backwards."""
+        return self.standard(float32_sigma(a), float32_sigma(b))
 
 
 def rounded_midpoint(start: float, end: float, time: float, depth: int) -> float:
@@ -153,10 +154,10 @@ def rounded_midpoint(start: float, end: float, time: float, depth: int) -> float
 
 def brownian_tree(draw: SeededNoise, entropy: int, levels: Sequence[Level]) -> BrownianTree:
     """The tree of a schedule's levels."""
-    ratios = [float32_ratio(level.ratio) for level in levels if level.ratio]
-    return BrownianTree(draw, entropy, min(ratios), max(ratios))
+    sigmas = [float32_sigma(level) for level in levels if level.ratio]
+    return BrownianTree(draw, entropy, min(sigmas), max(sigmas))
 
 
-def float32_ratio(ratio: float) -> float:
-    """Round a ratio to float32, k-diffusion's dtype."""
-    return float(np.float32(ratio))
+def float32_sigma(level: Level) -> float:
+    """k-diffusion's sigma of a level, the place on its line, rounded to float32, its dtype."""
+    return float(np.float32(level.line))

@@ -348,9 +348,32 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# ComfyUI's SDE solvers take a flow's pure noise for a level just below it
+# (offset_first_sigma_for_snr).
+FINITE = {("comfyui", name) for name in (*SDE_SHARES, "dpm++sde", "er_sde")}
+NEARLY_PURE = 9999.0  # the ratio at sigma 0.9999
+
+
+def from_finite(sampler: Sampler, shift: float) -> Sampler:
+    """A sampler that begins just below a flow's pure noise, with the same x."""
+
+    def start(
+        denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, **options: Any
+    ) -> Iterator[State]:
+        """Sample from the first level, or from the one near it."""
+        first = levels[0]
+        if first.curve == "flow" and math.isinf(first.ratio):
+            first = Level(shift * NEARLY_PURE, "flow")
+        return sampler(denoise, x, [first, *levels[1:]], noise, **options)
+
+    return start
+
+
 def sampler_for(name: str, clock: Process | None, program: str = "") -> Sampler:
     """The sampler of that name, for a model trained on `clock`'s times, as a program has it."""
     if name == "tcd":
         return partial(tcd, clock=clock)
     variant = VARIANTS.get(program, {}).get(name)
-    return partial(SAMPLERS[name], **variant) if variant else SAMPLERS[name]
+    sampler = partial(SAMPLERS[name], **variant) if variant else SAMPLERS[name]
+    shift = clock.shift if isinstance(clock, Flow) else None
+    return from_finite(sampler, shift or 1.0) if (program, name) in FINITE else sampler

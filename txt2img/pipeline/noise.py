@@ -106,7 +106,7 @@ def brownian_path(request: Request, rules: Rules, levels: Sequence[Level], laten
     def draw(number: int) -> Tensor:
         return noise_source(rules.init_rng, number, latent)()
 
-    if rules.sde_noise == "tree" and math.isfinite(levels[0].ratio):
+    if rules.sde_noise == "tree" and math.isfinite(levels[0].line):
         return brownian_tree(draw, seed, levels)
     return BrownianPath(draw, (seed + rules.seed_delta) % SEEDS)
 

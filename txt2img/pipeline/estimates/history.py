@@ -76,7 +76,9 @@ def _costs_of_pass(request: Request, program: Rules) -> list[float]:
         count = per_step if step < steps - 1 else 1
         full = count if request.reuse == 1 else since_full % request.reuse == 0
         on = sum(one.weight > 0 and one.interval.has_step(step, steps) for one in request.controls)
-        result.append(rows * (full * (1 + CONTROL_COST * on) + CACHED_COST * (count - full)))
+        weaker = count if request.pag or request.seg else 0  # one pass more, never cached
+        drawn = rows * (full * (1 + CONTROL_COST * on) + CACHED_COST * (count - full))
+        result.append(drawn + weaker)
     return result
 
 
