@@ -22,6 +22,7 @@ from txt2img.models.unet import UNet
 from txt2img.pipeline.image_prompts import pixels_for_clip
 from txt2img.system.device.device import Device
 from txt2img.weights.formats.safetensors_file import TensorRef
+from txt2img.weights.layouts.clip_vision import clip_vision_in, open_clip_vision
 from txt2img.weights.layouts.ip_adapter import cross_widths, ip_adapter_in
 from txt2img.weights.load import load
 
@@ -191,8 +192,6 @@ def test_image_encoder_equals_transformers(tmp_path: Path) -> None:
     wanted = CLIPImageProcessor(size=28, crop_size=28)(image, return_tensors="pt").pixel_values
     assert off(pixels_for_clip(image, 28), wanted) < 1e-6
     theirs = ip_adapters.encoder()
-    from txt2img.weights.layouts.clip_vision import open_clip_vision
-
     file = open_clip_vision(ip_adapters.encoder_folder())
     own, part = CLIPVision(file.config), file.component
     own.model.load_state_dict(theirs.state_dict())
@@ -200,3 +199,33 @@ def test_image_encoder_equals_transformers(tmp_path: Path) -> None:
     expected = theirs(wanted, output_hidden_states=True)
     assert off(own(wanted), expected.image_embeds) < 1e-5
     assert off(own(wanted, states=True), expected.hidden_states[-2]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "mlp", "projection"),
+    [(1280, 32, 5120, 1024), (1664, 48, 8192, 1280)],
+)
+def test_published_image_encoders_at_full_size(
+    width: int, layers: int, mlp: int, projection: int
+) -> None:
+    """ViT-H/14 and bigG: transformers' own names and shapes, and the config read back of them."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.device("meta"):
+        theirs = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=16,
+                intermediate_size=mlp,
+                projection_dim=projection,
+                patch_size=14,
+                hidden_act="gelu",
+            )
+        )
+        config, part = clip_vision_in(refs(theirs.state_dict()), "f")
+        own = CLIPVision(config)
+    assert (config.heads, config.size, config.act) == (16, 224, "gelu")
+    assert {n.removeprefix("model."): tuple(v.shape) for n, v in own.state_dict().items()} == {
+        n: ref.shape for n, ref in part.tensors.items()
+    }

@@ -71,10 +71,18 @@ def _resolve(model: Model, use: IPAdapterUse) -> IPAdapterUse:
 
 
 def encoder_for(model: Model, adapter: IPAdapterFile) -> EncoderFile:
-    """The image encoder that an IP-Adapter reads pictures by: given, beside it, or known.
+    """The image encoder that an IP-Adapter reads pictures by, looked for once.
 
-    ModelNotFound, UnknownLayout; BadFile, MissingWeights for one that is given.
+    It is given, beside the adapter, or known. ModelNotFound, UnknownLayout; BadFile, MissingWeights
+    for one that is given.
     """
+    known = model.adapters.image_encoders
+    if adapter.path not in known:
+        known[adapter.path] = _find_encoder(model, adapter)
+    return known[adapter.path]
+
+
+def _find_encoder(model: Model, adapter: IPAdapterFile) -> EncoderFile:
     state = model.adapters
     given = [_opened(state, Path(path)) for path in state.paths.ip_encoders]
     for encoder in given:
@@ -101,10 +109,9 @@ def encoder_for(model: Model, adapter: IPAdapterFile) -> EncoderFile:
 
 def _opened(state: AdapterState, path: Path) -> EncoderFile:
     """The image encoder at a path, opened once."""
-    key = str(path)
-    if key not in state.image_encoders:
-        state.image_encoders[key] = clip_vision.open_clip_vision(path)
-    return state.image_encoders[key]
+    if path not in state.image_encoders:
+        state.image_encoders[path] = clip_vision.open_clip_vision(path)
+    return state.image_encoders[path]
 
 
 def _places(model: Model, adapter: Path) -> Iterator[Path]:

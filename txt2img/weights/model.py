@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -58,7 +59,8 @@ class AdapterState:
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
     ip_adapters: "dict[str, IPAdapterFile]" = field(default_factory=dict)  # opened, by name
-    image_encoders: "dict[str, EncoderFile]" = field(default_factory=dict)  # by path
+    # By their own paths, and by those of the IP-Adapters that read pictures by them.
+    image_encoders: "dict[Path, EncoderFile]" = field(default_factory=dict)
     image_tokens: dict[Hashable, Tensor] = field(default_factory=dict)  # of IP-Adapters' pictures
 
     def check_hash(self, kind: str, name: str, recorded: str) -> str:
