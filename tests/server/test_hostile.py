@@ -287,7 +287,8 @@ def test_wrong_values_of_any_field_are_refused(serve_with: Callable[..., Running
     names += ["alwayson_scripts", "hr_upscaler", "inpaint_full_res", "size", "n", "stream"]
     odd: list[object] = [[], {}, [[]], {"a": {}}, -5, 1e300, 10**30, "\u202e", "x" * 70_000, [None]]
     with requests.Session() as session:
-        for name, value, path in product(names, odd, (GENERATIONS, TXT2IMG)):
+        for number, (name, value) in enumerate(product(names, odd)):
+            path = (GENERATIONS, TXT2IMG)[number % 2]
             values = {"prompt": "a", "steps": 1, "enable_hr": True, name: value}
             answer = session.post(serving.url + path, json=values, timeout=60)
             assert answer.status_code in (200, 400, 404), (name, str(value)[:40], answer.text)
@@ -386,8 +387,8 @@ def test_no_name_from_the_net_is_opened(
     session = requests.Session()
     for path, values in [*hostile_calls(one)][-20:]:  # what is drawn after all, for good
         session.post(serving.url + path, json=values, timeout=60)
-    for name in names:
-        for path, values in hostile_calls(name):
+    for number, name in enumerate(names):
+        for path, values in hostile_calls(name, every_field=number % 5 == 0):
             answer = session.post(running.url + path, json=values, timeout=60)
             assert answer.status_code in (400, 404) or "lora" not in str(values), answer.text
         form = {"prompt": "a", "image": name, "mask": name, "model": name}
@@ -399,12 +400,14 @@ def test_no_name_from_the_net_is_opened(
     foreign = [one for one in seen if "socket" in one and not any(own in one for own in ours)]
     assert not foreign
     assert not [one for one in seen if MARK in one]
-    assert any(one.startswith("socket.connect") for one in seen)  # the hook sees this test's own
+    secret.read_bytes()
+    assert MARK in seen[-1]  # the hook would have seen it
+    assert any(one.startswith("socket.connect") for one in seen)
 
 
-def hostile_calls(name: str) -> Iterator[tuple[str, dict[str, object]]]:
+def hostile_calls(name: str, every_field: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
     """Calls that name something in every place where a name can stand."""
-    for field, row in FIELDS.items():
+    for field, row in FIELDS.items() if every_field else ():
         plain = issubclass(row.kind, int | float)
         for value in [name] if plain else [name, [name], {"name": name}, [{"name": name}]]:
             yield GENERATIONS, {"prompt": "a", "steps": 1, field: value}

@@ -26,7 +26,7 @@ from txt2img.request.a1111_api import EMBEDDED
 from txt2img.server.answers import base64_of, without_paths
 from txt2img.server.bodies import form, json_object, json_values
 from txt2img.server.jobs import Job
-from txt2img.server.service import Service, owner_of, service_of
+from txt2img.server.service import Service, finished, owner_of, service_of
 from txt2img.system.text import shown
 
 Values = dict[str, object]
@@ -252,7 +252,7 @@ class EventStream(Response):
                 await self._end(drawing, send)
             finally:
                 drawing.cancel()
-                await asyncio.wait((drawing,))
+                await finished(drawing)
 
     async def _end(self, drawing: "asyncio.Task[None]", send: Send) -> None:
         """Send the last pictures, or what went wrong."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -111,10 +110,18 @@ class Service:
         finally:
             for task in (drawing, gone):
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait((drawing, gone))
-        if self.queue.closing and not job.pictures and job.stop.is_set():
+            await finished(drawing, gone)
+        is_whole = len(job.pictures) == job.request.count
+        if self.queue.closing and job.stop.is_set() and not is_whole:
             raise HTTPException(503, "the server is ending", {"Retry-After": "10"})
+
+
+async def finished(*tasks: "asyncio.Task[None]") -> None:
+    """Wait until tasks have ended, whatever way."""
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # asyncio complains of those that nobody looked at
 
 
 def service_of(request: HTTPRequest) -> Service:
