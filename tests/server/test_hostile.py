@@ -272,6 +272,20 @@ def test_nonsense_is_refused(serving: Running, path: str) -> None:
         answer.json()
 
 
+APIS = (GENERATIONS, TXT2IMG)
+Call = tuple[str, dict[str, object]]
+
+
+def posted(running: Running, calls: list[Call]) -> Iterator[tuple[Call, requests.Response]]:
+    """The answers to calls, eight at a time."""
+    with requests.Session() as session, ThreadPoolExecutor(8) as pool:
+
+        def post(call: Call) -> requests.Response:
+            return session.post(running.url + call[0], json=call[1], timeout=60)
+
+        yield from zip(calls, pool.map(post, calls), strict=True)
+
+
 def resolve_only(job: Job, catalog: Catalog) -> None:
     """Find all that a job names, as before it is drawn."""
     library = replace(catalog.library, images=ImagePaths(embedded=dict(job.contents)))
@@ -286,12 +300,11 @@ def test_wrong_values_of_any_field_are_refused(serve_with: Callable[..., Running
     names = [*FIELDS, "batch_size", "n_iter", "enable_hr", "init_images", "override_settings"]
     names += ["alwayson_scripts", "hr_upscaler", "inpaint_full_res", "size", "n", "stream"]
     odd: list[object] = [[], {}, [[]], {"a": {}}, -5, 1e300, 10**30, "\u202e", "x" * 70_000, [None]]
-    with requests.Session() as session:
-        for number, (name, value) in enumerate(product(names, odd)):
-            path = (GENERATIONS, TXT2IMG)[number % 2]
-            values = {"prompt": "a", "steps": 1, "enable_hr": True, name: value}
-            answer = session.post(serving.url + path, json=values, timeout=60)
-            assert answer.status_code in (200, 400, 404), (name, str(value)[:40], answer.text)
+    base = {"prompt": "a", "steps": 1, "enable_hr": True}
+    pairs = product(names, odd)
+    calls = [(path, {**base, name: value}) for name, value in pairs for path in APIS]
+    for (path, values), answer in posted(serving, calls):
+        assert answer.status_code in (200, 400, 404), (path, str(values)[:200], answer.text)
     assert not [note for note in serving.notes if "Traceback" in note]
 
 
@@ -384,17 +397,14 @@ def test_no_name_from_the_net_is_opened(
     ]
     del seen[:]
     one = f"../{MARK}"
-    session = requests.Session()
-    for path, values in [*hostile_calls(one)][-20:]:  # what is drawn after all, for good
-        session.post(serving.url + path, json=values, timeout=60)
+    list(posted(serving, [*hostile_calls(one)][-20:]))  # what is drawn after all, for good
     for number, name in enumerate(names):
-        for path, values in hostile_calls(name, every_field=number % 5 == 0):
-            answer = session.post(running.url + path, json=values, timeout=60)
+        calls = [*hostile_calls(name, every_field=number % 5 == 0)]
+        for (_, values), answer in posted(running, calls):
             assert answer.status_code in (400, 404) or "lora" not in str(values), answer.text
         form = {"prompt": "a", "image": name, "mask": name, "model": name}
-        session.post(f"{running.url}/v1/images/edits", files={"mask": b"x"}, data=form, timeout=30)
-        session.get(f"{running.url}/v1/models/{name}", timeout=30)
-    session.close()
+        requests.post(f"{running.url}/v1/images/edits", files={"mask": b"x"}, data=form, timeout=30)
+        requests.get(f"{running.url}/v1/models/{name}", timeout=30)
     ours = [f"('127.0.0.1', {port})" for port in (running.port, serving.port)]
     ours.append("socket.getaddrinfo ('127.0.0.1'")  # this test's own look-up of the server
     foreign = [one for one in seen if "socket" in one and not any(own in one for own in ours)]
@@ -405,7 +415,7 @@ def test_no_name_from_the_net_is_opened(
     assert any(one.startswith("socket.connect") for one in seen)
 
 
-def hostile_calls(name: str, every_field: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
+def hostile_calls(name: str, every_field: bool = False) -> Iterator[Call]:
     """Calls that name something in every place where a name can stand."""
     for field, row in FIELDS.items() if every_field else ():
         plain = issubclass(row.kind, int | float)

@@ -1,6 +1,7 @@
 """How the server ends: what was begun is answered, what waits is told, and twice is at once."""
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -51,3 +52,15 @@ def test_the_first_signal_waits_for_the_picture_the_second_does_not(
     stop()
     assert sorted(answered) == statuses
     assert running.server.signals == signals
+
+
+def test_answers_are_sent_at_once(sd1_folder: Path) -> None:
+    """Without Nagle's algorithm, which makes an answer's body wait."""
+    running, stop = start(str(sd1_folder), draw=draw_until(threading.Event()))
+    with socket.create_connection(("127.0.0.1", running.port)):
+        while not running.connections.open:
+            time.sleep(0.01)
+        [connection] = running.connections.open.values()
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    stop()

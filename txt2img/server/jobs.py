@@ -83,6 +83,7 @@ class Queue:
         self.turn = asyncio.Lock()  # fair: who came first is served first
         self.thread = ThreadPoolExecutor(1, "draw")  # one, whose OpenMP threads stay warm
         self.closing = False
+        self.tidying: asyncio.TimerHandle | None = None
         self.seconds = SECONDS_GUESSED
 
     @property
@@ -120,7 +121,7 @@ class Queue:
             if job.began is not None:
                 self.metrics.count("drawing_seconds", time.monotonic() - job.began)
                 self.metrics.count("pictures", len(job.pictures))
-                asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
+                self._tidy_later()
 
     async def _finish(self, job: Job) -> None:
         """Draw a job in the thread. If it is cancelled, wait until the thread is free again."""
@@ -133,6 +134,12 @@ class Queue:
             await asyncio.wait([drawing])
             drawing.cancelled() or drawing.exception()  # nobody is left to tell
             raise
+
+    def _tidy_later(self) -> None:
+        """Give memory back after a time in which no job ended."""
+        if self.tidying is not None:
+            self.tidying.cancel()
+        self.tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
 
     def _tidy(self) -> None:
         """Give memory back, if no job waits for that."""
