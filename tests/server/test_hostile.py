@@ -218,14 +218,15 @@ def test_thousands_of_connections_keep_nobody_out(serve_with: Callable[..., Runn
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     running = serve_with(most=50, draw=seed_as_picture)
+    head = f"POST {TXT2IMG} HTTP/1.1\r\nHost: localhost\r\n"
+    starts = (b"", head.encode(), f"{head}Content-Length: 9999999\r\n\r\n{{".encode())
     idle = []
     try:
         with requests.Session() as working:
-            for number in range(3000):
+            for number in range(1500):
                 idle.append(socket.create_connection(("127.0.0.1", running.port), timeout=10))
-                if number % 3 == 0:
-                    idle[-1].sendall(b"POST / HTTP/1.1\r\n")
-                if number % 500 == 0:
+                idle[-1].sendall(starts[number % 3])
+                if number % 250 == 0:
                     answer = working.post(running.url + TXT2IMG, json={"seed": number}, timeout=20)
                     assert answer.status_code == 200
         assert is_well(running)

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum
 from types import FrameType
 
 import uvicorn
@@ -29,12 +29,12 @@ BACKLOG = 128  # connections that the system holds; uvicorn takes so many at onc
 FILES = 4 * CONNECTIONS_MAX  # that may be open
 
 
-class State(IntEnum):
-    """What a connection does; the first is the first to be closed when there are too many."""
+class State(Enum):
+    """What a connection does."""
 
-    WAITING = 0  # for a request
-    SENDING = 1  # its request's body
-    SERVED = 2
+    WAITING = "waiting"  # for a request
+    SENDING = "sending"  # its request's body
+    SERVED = "served"
 
 
 @dataclass(eq=False)
@@ -46,12 +46,15 @@ class Connection:
     since: float = field(default_factory=time.monotonic)
 
     def turn(self, state: State) -> None:
-        """Change the state."""
+        """Change the state, or note that it goes on."""
         self.state, self.since = state, time.monotonic()
 
 
 class Connections:
-    """The open connections, at most so many: the idlest is closed for a new one."""
+    """The open connections, at most so many: for a new one that is closed which rests longest.
+
+    A client that is served is not. So who opens thousands closes its own: others send at once.
+    """
 
     def __init__(self, metrics: Metrics, most: int = CONNECTIONS_MAX) -> None:
         self.metrics, self.most = metrics, most
@@ -62,8 +65,8 @@ class Connections:
         self.open[peer(transport)] = connection = Connection(transport)
         asyncio.get_running_loop().call_later(WAIT_SECONDS, self._expire, connection)
         if len(self.open) > self.most:
-            idlest = min(self.open.values(), key=lambda one: (one.state, one.since))
-            self._close(connection if idlest.state is State.SERVED else idlest)
+            resting = [one for one in self.open.values() if one.state is not State.SERVED]
+            self._close(min(resting, key=lambda one: one.since))
 
     def closed(self, transport: asyncio.Transport) -> None:
         """Forget a connection."""
@@ -96,8 +99,9 @@ class Connections:
 
             async def receive_part() -> Message:
                 message = await receive()
-                if message["type"] == "http.request" and not message.get("more_body"):
-                    connection.turn(State.SERVED)
+                if message["type"] == "http.request":
+                    more = message.get("more_body")
+                    connection.turn(State.SENDING if more else State.SERVED)
                 return message
 
             async def send_part(message: Message) -> None:
