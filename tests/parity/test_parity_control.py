@@ -10,6 +10,7 @@ from diffusers import (
     ControlNetUnionModel,
     DDIMScheduler,
     StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
@@ -277,6 +278,31 @@ def test_with_a_picture_to_begin_from_the_interval_is_of_the_steps_drawn(picture
         control_guidance_end=0.5,
     ).images
     assert off(drawn(model, request), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("inputs", [4, 9])
+def test_with_a_mask_it_equals_diffusers(inputs: int, picture: Path) -> None:
+    """Models of four channels, and those of nine, of which a ControlNet sees four."""
+    base = tiny.sd1() if inputs == 4 else tiny.inpaint()
+    control, model = tiny_control.control("sd1"), load(str(base.folder), CPU)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (29, 10, 64, 50))
+    mask.save(picture.with_name("mask.png"))
+    start = {"image": str(picture), "mask": str(picture.with_name("mask.png")), "strength": 0.5}
+    request = filled(model, f"{control.file}:{picture}", **start)
+    made = pipeline("sd1", control.network, StableDiffusionControlNetInpaintPipeline)
+    made.unet = base.unet  # type: ignore[attr-defined]
+    made.vae = base.vae  # type: ignore[attr-defined]
+    wanted = made(  # type: ignore[operator]
+        **call(model, request),
+        image=opened(picture),
+        mask_image=mask,
+        control_image=opened(picture),
+        strength=0.5,
+        controlnet_conditioning_scale=1.0,
+    ).images
+    assert off(drawn(model, request), wanted) < 1e-4
+    assert off(drawn(model, request.changed(controls=())), wanted) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["sd1", "xl"])
