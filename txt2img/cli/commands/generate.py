@@ -43,8 +43,10 @@ Commands (each has its own --help):
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Decode saved latents to pictures.
   txt2img upscale FILE...    Make pictures larger.
+  txt2img preprocess FILE... Make maps of pictures for ControlNets.
   txt2img enhance PROMPT...  Print prompts rewritten by a language model.
-  txt2img train DATA         Train a model on pictures with captions.
+  txt2img train DATA         Train a model, a LoRA or an embedding on pictures.
+  txt2img serve              Answer APIs and a page in the browser.
   txt2img worker status|stop List or stop the workers of --keep-alive.
   txt2img again [-n N]       Draw what was drawn last, with new seeds.
   txt2img env                Print versions, devices and folders.
@@ -84,7 +86,7 @@ def generate(
 ) -> None:
     """Draw a picture from a text prompt. Prints the path of each picture it writes.
 
-    Other commands, listed at the end: info, models, replay, verify, decode, upscale, train, serve.
+    Other commands, from info to serve, are listed at the end.
     """
     # these import much, which completion does not need
     from txt2img.cli.requests import from_arguments

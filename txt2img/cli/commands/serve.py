@@ -12,7 +12,7 @@ from txt2img.cli.options.command import grouped
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.cli.options.groups import RunOptions
-from txt2img.cli.options.picture import PictureOptions
+from txt2img.cli.options.picture import GuidanceOptions, PictureOptions
 from txt2img.cli.options.server import PORT, QUEUE, ServerOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.registry import Command
@@ -47,6 +47,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def serve(
     server: ServerOptions,
     picture: PictureOptions,
+    guidance: GuidanceOptions,
     adapters: AdapterOptions,
     compat: CompatOptions,
     speed: SpeedOptions,
@@ -61,7 +62,12 @@ def serve(
     require_extra()
     keys = server.keys()
     options = RunOptions(
-        picture=picture, adapters=adapters, compat=compat, speed=speed, device=device
+        picture=picture,
+        guidance=guidance,
+        adapters=adapters,
+        compat=compat,
+        speed=speed,
+        device=device,
     )
     library = options.library()
     fields = options.request_fields()

@@ -11,7 +11,7 @@ from txt2img.cli.options.enhance import EnhanceOptions
 from txt2img.cli.options.input import InputOptions
 from txt2img.cli.options.larger import LargerOptions
 from txt2img.cli.options.output import OutputOptions
-from txt2img.cli.options.picture import PictureOptions
+from txt2img.cli.options.picture import GuidanceOptions, PictureOptions
 from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.options.types import given_fields
@@ -24,6 +24,7 @@ class RunOptions:
     """All options of a run, in the order of --help."""
 
     picture: PictureOptions = field(default_factory=PictureOptions)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     input: InputOptions = field(default_factory=InputOptions)
     control: ControlOptions = field(default_factory=ControlOptions)
     larger: LargerOptions = field(default_factory=LargerOptions)
@@ -60,6 +61,7 @@ class RunOptions:
         """The given options as fields of a request. ModelNotFound, BadRequest."""
         return (
             self.picture.request_fields()
+            | given_fields(self.guidance)
             | self.adapters.request_fields()
             | given_fields(self.input)
             | ({"references": self.input.reference} if self.input.reference else {})

@@ -98,72 +98,6 @@ class PictureOptions:
             help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
         ),
     ] = None
-    guidance: Annotated[
-        float | None,
-        field_option(
-            "guidance",
-            metavar="X",
-            help="Distilled guidance scale, for models that take one beside --cfg: FLUX.1 dev.",
-        ),
-    ] = None
-    skip_layer_guidance: Annotated[
-        float | None,
-        field_option(
-            "skip_layer_guidance",
-            metavar="X",
-            help="Skip-layer guidance scale, for better anatomy with Stable Diffusion 3.5 medium: "
-            "2.8 is usual.",
-        ),
-    ] = None
-    cfg_rescale: Annotated[
-        float | None,
-        field_option(
-            "cfg_rescale",
-            metavar="X",
-            help="Rescale guidance to avoid over-exposure at a high --cfg (0 to 1).",
-        ),
-    ] = None
-    pag: Annotated[
-        float | None,
-        field_option(
-            "pag",
-            metavar="X",
-            help="Perturbed-attention guidance scale, for clearer forms beside --cfg or without: 3 "
-            "is usual. One pass more a step; U-Nets only, as --seg and --freeu.",
-        ),
-    ] = None
-    seg: Annotated[
-        str | None,
-        field_option(
-            "seg",
-            metavar="X[,SIGMA]",
-            help="Smoothed-energy guidance: scale, and blur of the queries: 3,100 is usual.",
-        ),
-    ] = None
-    apg: Annotated[
-        str | None,
-        field_option(
-            "apg",
-            metavar="ETA[,NORM[,MOMENTUM]]",
-            help="Adaptive projected guidance, which keeps colours at a high --cfg: 0,15,-0.5.",
-        ),
-    ] = None
-    dynamic_thresholding: Annotated[
-        str | None,
-        field_option(
-            "dynamic_thresholding",
-            metavar="SCALE[,PERCENTILE]",
-            help="Keep values in the range of a smaller --cfg, the mimic scale: 7,0.995.",
-        ),
-    ] = None
-    freeu: Annotated[
-        str | None,
-        field_option(
-            "freeu",
-            metavar="B1,B2,S1,S2[,VERSION]",
-            help="FreeU: 1.3,1.4,0.9,0.2 for Stable Diffusion 1, 1.3,1.4,0.9,0.2,1 its version 1.",
-        ),
-    ] = None
     sampler: Annotated[
         str | None,
         field_option(
@@ -259,3 +193,77 @@ class PictureOptions:
             sampler, schedule = split_sampler(self.sampler, None)
             values |= {"sampler": sampler} | ({"schedule": schedule} if schedule else {})
         return values | ({"seed": None} if self.seed == RANDOM_SEED else {})
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Options for guidance beside --cfg."""
+
+    section: ClassVar = "Guidance"
+
+    guidance: Annotated[
+        float | None,
+        field_option(
+            "guidance",
+            metavar="X",
+            help="Distilled guidance scale, for models that take one beside --cfg: FLUX.1 dev.",
+        ),
+    ] = None
+    skip_layer_guidance: Annotated[
+        float | None,
+        field_option(
+            "skip_layer_guidance",
+            metavar="X",
+            help="Skip-layer guidance scale, for better anatomy with Stable Diffusion 3.5 medium: "
+            "2.8 is usual.",
+        ),
+    ] = None
+    cfg_rescale: Annotated[
+        float | None,
+        field_option(
+            "cfg_rescale",
+            metavar="X",
+            help="Rescale guidance to avoid over-exposure at a high --cfg (0 to 1).",
+        ),
+    ] = None
+    pag: Annotated[
+        float | None,
+        field_option(
+            "pag",
+            metavar="X",
+            help="Perturbed-attention guidance scale, for clearer forms beside --cfg or without: 3 "
+            "is usual. One pass more a step; U-Nets only, as --seg and --freeu.",
+        ),
+    ] = None
+    seg: Annotated[
+        str | None,
+        field_option(
+            "seg",
+            metavar="X[,SIGMA]",
+            help="Smoothed-energy guidance: scale, and blur of the queries: 3,100 is usual.",
+        ),
+    ] = None
+    apg: Annotated[
+        str | None,
+        field_option(
+            "apg",
+            metavar="ETA[,NORM[,MOMENTUM]]",
+            help="Adaptive projected guidance, which keeps colours at a high --cfg: 0,15,-0.5.",
+        ),
+    ] = None
+    dynamic_thresholding: Annotated[
+        str | None,
+        field_option(
+            "dynamic_thresholding",
+            metavar="SCALE[,PERCENTILE]",
+            help="Keep values in the range of a smaller --cfg, the mimic scale: 7,0.995.",
+        ),
+    ] = None
+    freeu: Annotated[
+        str | None,
+        field_option(
+            "freeu",
+            metavar="B1,B2,S1,S2[,VERSION]",
+            help="FreeU: 1.3,1.4,0.9,0.2 for Stable Diffusion 1, 1.3,1.4,0.9,0.2,1 its version 1.",
+        ),
+    ] = None
