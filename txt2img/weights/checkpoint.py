@@ -217,12 +217,19 @@ def _with_vae(checkpoint: Checkpoint, name: str) -> Checkpoint:
 def _with_overrides(
     checkpoint: Checkpoint, overrides: ComponentOverrides, prediction: str | None
 ) -> Checkpoint:
-    """The checkpoint with another U-Net or other text encoders."""
+    """The checkpoint with another network or other text encoders."""
     name, family, components = checkpoint.name, checkpoint.family, dict(checkpoint.components)
-    if overrides.unet is not None:
+    texts = overrides.texts
+    if family.network.component == "transformer":
+        from txt2img.weights.layouts.transformers import open_network
+
+        texts = ()  # they were opened with it
+        if overrides.unet is not None:
+            name, family, components["transformer"] = open_network(overrides.unet, family)
+    elif overrides.unet is not None:
         unet = open_unet(overrides.unet, family, prediction)
         name, family, components["unet"] = unet.name, unet.family, unet.component
-    components |= open_text_encoders(overrides.texts, family)
+    components |= open_text_encoders(texts, family)
     paths = [ref.path for part in components.values() for ref in part.tensors.values()]
     return replace(
         checkpoint,

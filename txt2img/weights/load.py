@@ -354,13 +354,15 @@ class ComponentReader:
         self._check_files()
         files = tensors.Files()
         for name, ref in self._refs(views):
-            view, where = views[name], self._file_name(name)
+            view, where = views[name].contiguous(), self._file_name(name)
             if name not in self.packed:
                 tensors.read_into(where, ref, view, name in self.checked, files)
             elif ref.block is not None and name in self.checked:
                 tensors.read_bytes(where, ref, view.view(-1).view(torch.uint8))
             else:
                 view.copy_(tensors.read_packed({where: ref}, CPU)[where])
+            if not views[name].is_contiguous():  # but channels last
+                views[name].copy_(view)
             self.checked.add(name)
 
     def rows(self, name: str, indices: Sequence[int]) -> Tensor:

@@ -92,7 +92,8 @@ class AdapterOptions:
             "--unet",
             metavar="NAME|PATH",
             autocompletion=completion.known_models,
-            help="Use another U-Net, from a checkpoint, a diffusers folder or a file of its own.",
+            help="Use another U-Net or transformer, from a checkpoint, a diffusers folder or a "
+            "file of its own.",
         ),
     ] = None
     text_encoder: Annotated[

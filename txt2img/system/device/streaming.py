@@ -174,7 +174,7 @@ class BlockStream:
         for name in self.plan.blocks[block]:
             value = self.waiting[name]
             flat = memory[start : start + value.nbytes]
-            views[name] = flat.view(value.dtype).view(value.shape)
+            views[name] = flat.view(value.dtype).as_strided(value.shape, value.stride())
             start += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
         return views
 
@@ -259,7 +259,7 @@ def bring(source: Source, like: Mapping[str, Tensor], device: torch.device) -> d
     with torch.inference_mode(False):
         found = {}
         for name, value in like.items():
-            here = torch.empty(value.shape, dtype=value.dtype)
+            here = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
             source.fill({name: here})
             found[name] = here.to(device)
         return found

@@ -31,6 +31,7 @@ from txt2img.weights.layouts import (
 from txt2img.weights.layouts.components import (
     STEM,
     Component,
+    config_folder,
     first_names,
     linear_attention,
     network_path,
@@ -163,22 +164,59 @@ def open_file(header: Header, which: str, hints: str, texts: Sequence[str]) -> P
     return replace(parts, family=check_family(parts.family), components=components)
 
 
+def open_network(name: str, own: Family) -> tuple[str, Family, Component]:
+    """A transformer at a path in place of a model's of the family `own`: its name, the family.
+
+    Raises ModelNotFound, BadFile, UnknownLayout if the model's other components do not fit it.
+    """
+    path = network_path("transformer", name)
+    home = path.parent if path.name == "transformer" else path
+    title = safetensors_file.stem(home.resolve())
+    if path.is_dir():
+        inner = config_folder("transformer", path, "transformer")
+        _, family, network = _network_of_folder(inner, title.lower())
+    else:
+        tensors = safetensors_file.header(path).tensors
+        which = detect.match(tensors).transformer
+        if not which:
+            raise UnknownLayout(f"{shown(title)} is no diffusion transformer, as {own.name} has")
+        family, network = _network(ARCHITECTURES[which], tensors, title.lower())
+    old, new = own.network, family.network
+    widths = new.cross_dim, new.pooled
+    if type(old) is not type(new) or (old.cross_dim, old.pooled) != widths:
+        raise UnknownLayout(
+            f"{shown(title)} is of {family.name}, whose prompts and latents are others than "
+            f"{own.name}'s"
+        )
+    parts = replace(family, texts=own.texts, pad_tokens=own.pad_tokens, vae=own.vae)
+    return title, check_family(parts), network
+
+
+def _network_of_folder(folder: Path, hints: str) -> tuple[Architecture, Family, Component]:
+    """The architecture, family and network of a folder with its config.
+
+    Raises UnknownLayout, BadFile.
+    """
+    config = files.read_json(folder / "config.json")
+    known = {row.class_name: row for row in ARCHITECTURES.values()}
+    if (kind := str(config.get("_class_name"))) not in known:
+        raise UnknownLayout(
+            f"{shown(folder.parent.name)}: {shown(kind)} is not supported; supported are "
+            f"{', '.join(row.label for row in ARCHITECTURES.values())}"
+        )
+    row = known[kind]
+    family = row.variant(row.config_from_diffusers(config), hints)
+    header = safetensors_file.component(folder, STEM)
+    return row, family, Component(header.tensors, lambda name: name)
+
+
 def open_folder(folder: Path, hints: str, texts: Sequence[str]) -> Parts:
     """A diffusers folder, with text encoders in place of its own in `texts`. Raises as open_file.
 
     BadFile for broken configs.
     """
-    config = files.read_json(folder / "transformer" / "config.json")
-    known = {row.class_name: row for row in ARCHITECTURES.values()}
-    if (kind := str(config.get("_class_name"))) not in known:
-        raise UnknownLayout(
-            f"{shown(folder.name)}: {shown(kind)} is not supported; supported are "
-            f"{', '.join(row.label for row in ARCHITECTURES.values())}"
-        )
-    architecture = known[kind]
-    family = architecture.variant(architecture.config_from_diffusers(config), hints)
-    header = safetensors_file.component(folder / "transformer", STEM)
-    components = {"transformer": Component(header.tensors, lambda name: name)}
+    architecture, family, network = _network_of_folder(folder / "transformer", hints)
+    components = {"transformer": network}
     if (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
         family = replace(family, process=_process(files.read_json(scheduler), family.process))
     present = [role for role in _roles(architecture, family) if (folder / role.component).is_dir()]
