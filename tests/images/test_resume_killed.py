@@ -203,6 +203,17 @@ def test_the_shell_of_sbatch_draws_all(line: Line, whole: dict[str, bytes]) -> N
     assert process.exitcode == 0 and left("new") == whole
 
 
+def test_tasks_of_srun_say_that_they_share_the_work(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SRUN[0].items():
+        monkeypatch.setenv(name, value)
+    line = ("apple", "--seed", "1", "--count", "3", "--dry-run")
+    assert "srun's 2 processes draw a part of the pictures each" in command(*line).err
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert "srun" not in command(*line).err
+
+
 def test_tasks_of_srun_meet_where_they_are_told(line: Line) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -14,6 +14,11 @@ NO_SHEET = (
     "Note: processes without MASTER_ADDR draw no sheet; use --resume when all are done to get it."
 )
 
+BY_SRUN = (
+    "srun's {} processes draw a part of the pictures each; for work of their own, start them with "
+    "env -u SLURM_STEP_ID"
+)
+
 
 def seeded(base: Request) -> Request:
     """The request with a seed: a random one is the same in all processes of a launch."""

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
     """Draw a batch, or describe it with --dry-run. Returns the exit code."""
-    is_main = launcher.current().is_main  # of several processes one reports for all
+    group = launcher.current()
+    is_main = group.is_main  # of several processes one reports for all
     preview = options.preview.with_vae_path()
     settings = RunSettings(
         output_target(options, batch.several, context, batch.image_folders),
@@ -55,6 +56,8 @@ def run(batch: Batch, options: RunOptions, context: typer.Context) -> int:
         return 0
     if not batch.several and not is_main:
         return distributed.gather_results(0, None)[0]
+    if group.by_srun and group.world > 1:
+        settings.note(distributed.BY_SRUN.format(group.world))
     with_bar = not (settings.quiet or options.preview.no_progress)
     asked = options.enhance != EnhanceOptions()
     if asked and (enhancer := options.enhance.settings()) is not None:

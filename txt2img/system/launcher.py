@@ -6,7 +6,7 @@ jobs of an array, which know nothing of each other, have a number and a count.
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -61,6 +61,7 @@ class ProcessGroup:
     rank: int = 0
     world: int = 1
     local: int = 0
+    by_srun: bool = field(default=False, compare=False)  # which may start unlike ones, too
 
     @property
     def is_main(self) -> bool:
@@ -90,7 +91,7 @@ def current() -> ProcessGroup:
                     f"{names[1]} is {world}, but srun has started {tasks} processes, which would "
                     "all draw the same; give srun one of --ntasks, or leave the launcher out"
                 )
-            return ProcessGroup(rank, world, local)
+            return ProcessGroup(rank, world, local, names == SRUN)
     return ProcessGroup()
 
 
