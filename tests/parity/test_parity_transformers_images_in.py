@@ -120,6 +120,14 @@ def test_inpainting_equals_diffusers(
     check(ours(name, strength, True), theirs(kind, name, strength, True))
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.7])  # of 8 steps: 2.4 and 5.6, rounded up
+def test_shares_of_a_step_count_as_one_as_in_diffusers(folder: Path, strength: float) -> None:
+    check(
+        ours("flux_dev", strength, False),
+        theirs(FluxImg2ImgPipeline, "flux_dev", strength, False),
+    )
+
+
 @pytest.mark.parametrize("strength", [None, 0.5])
 def test_fill_equals_diffusers(folder: Path, strength: float | None) -> None:
     check(ours("flux_fill", strength, True), theirs(FluxFillPipeline, "flux_fill", strength, True))

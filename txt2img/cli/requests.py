@@ -81,7 +81,7 @@ class Batch:
     def _resolved(self, request: Request) -> Request:
         """The request with the files that it names, and its rewritten prompt. Txt2imgError."""
         resolved = self.library.resolve(request)
-        if resolved.controls or resolved.ip_adapters:
+        if resolved.controls or resolved.ip_adapters or resolved.preprocess:
             from txt2img.weights.control_file import find_controls
 
             resolved = find_controls(resolved, self.library)

@@ -138,7 +138,12 @@ def extra_channels(
         return _masked_picture(model, canvas, noises, request)
     if canvas is None or not (model.family.edits or model.family.follows_picture):
         return None
-    pixels, scaled = to_pixels(canvas.image)[None], not model.family.edits
+    image, how = canvas.image, request.preprocess_of(0)
+    if model.family.follows_picture and not request.controls and how is not None:
+        from txt2img.pipeline.preprocess import preprocess_for
+
+        image = preprocess_for(model, image, how)
+    pixels, scaled = to_pixels(image)[None], not model.family.edits
     return encode(model, pixels, [None], request, scaled).expand(len(noises), -1, -1, -1)
 
 

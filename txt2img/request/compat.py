@@ -39,6 +39,7 @@ class ImageRules:
     # How many of the steps are drawn: int(steps · strength); one more (A1111); or all of them, the
     # last of int(steps / strength) (ComfyUI; exact: by A1111 in its hires pass).
     steps_drawn: Literal["floor", "floor_plus_one", "all", "exact"] = "floor"
+    flow_rounds_up: bool = False  # "floor" rounds up for flow models (pipeline_flux_img2img.py)
     sampled: bool = False  # a sample of the VAE's distribution, by the seed's first noise, or mean
     # What at strength 1 starts from noise alone: all, or what has a mask.
     pure: Literal["all", "masked", "nothing"] = "all"
@@ -123,6 +124,7 @@ DIFFUSERS = Rules(
     # pipeline_stable_diffusion_img2img.py, …_inpaint.py: get_timesteps, is_strength_max.
     image=ImageRules(
         sampled=True,
+        flow_rounds_up=True,
         pure="masked",
         cells="nearest",
         seen_first=False,
@@ -262,6 +264,8 @@ def steps_of(request: Request, program: Rules) -> Steps:
         if ddim:
             return Steps(steps, max(encoded - 1, 0))
         return Steps(steps, min(encoded + 1, steps))
+    if program.image.flow_rounds_up and request.schedule is Schedule.FLOW:
+        return Steps(steps, steps - int(steps - steps * strength))
     return Steps(steps, min(int(steps * strength), steps))
 
 

@@ -44,7 +44,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     if resolved.loras:
         encoders = [encoder.config for encoder in model.clips]
         resolved = with_bundled_words(resolved, state.paths, encoders, state.notes)
-    if resolved.controls:
+    if resolved.controls or resolved.preprocess:
         from txt2img.weights.control import resolve_controls
 
         resolved = resolve_controls(model, resolved)

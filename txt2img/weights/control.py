@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from txt2img.errors import MissingWeights
+from txt2img.errors import BadRequest, MissingWeights
 from txt2img.models.control_configs import T2IAdapterConfig
 from txt2img.models.controlnet import ControlNet
 from txt2img.models.optimize.upcast import to_float32
@@ -42,6 +42,8 @@ def resolve_controls(model: Model, request: Request) -> Request:
     """
     state = model.adapters
     found = find_controls(request, state.paths)
+    if not (found.controls or model.family.follows_picture):
+        raise BadRequest("--preprocess makes maps of the pictures of --control, which is missing")
     for control in found.controls:
         name = control.model.name
         if name not in state.control_files:

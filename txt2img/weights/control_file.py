@@ -30,8 +30,7 @@ def find_controls(request: Request, paths: AdapterPaths) -> Request:
     controls = tuple(replace(x, model=find_control(x.model, paths)) for x in request.controls)
     adapters = tuple(replace(x, model=find_control(x.model, paths)) for x in request.ip_adapters)
     request = request.changed(controls=controls, ip_adapters=adapters)
-    for number in range(len(request.controls)):
-        request.preprocess_of(number)  # which checks how many there are
+    request.preprocess_of(0)  # which checks how many there are
     made = (find_annotator(one, paths) for one in request.preprocess)
     return request.changed(preprocess=tuple(made))
 
@@ -41,7 +40,10 @@ def find_annotator(how: Preprocess, paths: AdapterPaths) -> Preprocess:
     if not how.model or how.model in paths.annotators:
         return how
     path = _annotator_folder(how)
-    paths.annotators[name := path.resolve().name] = path
+    name = path.resolve().name
+    if paths.annotators.setdefault(name, path) != path:  # another of the same name
+        name = str(path)
+        paths.annotators[name] = path
     return replace(how, model=name)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.cli.commands.test_upscale import picture
 from tests.conftest import Command
-from tests.support import tiny_control
+from tests.support import tiny_control, tiny_transformers
 from tests.support.annotators import depth_folder
 from txt2img.images import image_file
 
@@ -113,3 +113,17 @@ def test_a_control_follows_the_map_that_the_command_shows(
     assert verified.out == "a.png: identical\n", verified.err
     wrong = draw("a cat", "--control", f"{control}:photo.png", *["--preprocess", "gray"] * 3)
     assert "3 times --preprocess for 1 ControlNets" in wrong.err and wrong.code == 2
+
+
+def test_models_that_follow_a_picture_follow_its_map(command: Command, sd1_folder: Path) -> None:
+    Image.linear_gradient("L").resize((64, 64)).rotate(30).convert("RGB").save("photo.png")
+    command("preprocess", "photo.png", "-p", "canny:5,9", "-o", "map.png")
+    rest = ("-m", str(tiny_transformers.flux_depth().folder), "--seed", "7", "--steps", "2", "-q")
+    made = command("a cat", "-i", "photo.png", "--preprocess", "canny:5,9", *rest, "-o", "a.png")
+    assert made.code == 0, made.err
+    command("a cat", "-i", "map.png", *rest, "-o", "b.png")
+    command("a cat", "-i", "photo.png", *rest, "-o", "c.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert not np.array_equal(pixels("a.png"), pixels("c.png"))
+    alone = command("a cat", "-m", str(sd1_folder), "--preprocess", "canny")
+    assert alone.code == 2 and "which is missing" in alone.err
