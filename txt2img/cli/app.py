@@ -119,7 +119,7 @@ def check_model_verb(verb: str) -> None:
 
 
 def models_help() -> None:
-    """List, show, hash and pull models."""
+    """List, show, convert and pull models."""
 
 
 def _complete() -> int:

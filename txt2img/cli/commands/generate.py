@@ -38,7 +38,7 @@ Exit codes:
 Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Print what pictures and weight files contain.
-  txt2img models VERB        List, show, hash and pull models.
+  txt2img models VERB        List, show, convert and pull models.
   txt2img replay FILE...     Draw pictures again from their records.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Decode saved latents to pictures.
