@@ -13,7 +13,7 @@ from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Command
-from tests.support import tiny
+from tests.support import tiny, tiny_xl
 from tests.weights.convert.test_layouts import converted
 from tests.weights.test_gguf_models import CPU, SIZE, a_pass, loaded, tiny_files
 from txt2img.errors import BadFile, BadOutput, BadRequest
@@ -129,6 +129,17 @@ def test_convert_info_draw_verify(command: Command, to: str, layout: str) -> Non
     drawn = command("a", "--model", out, *rest, *SIZE, "-o", "x.png")
     assert drawn.code == 0, drawn.err
     assert command("verify", "x.png", "--model", out, *rest).code == 0
+
+
+@pytest.mark.parametrize("to", ["int8", "fp8"])
+def test_whole_checkpoints_of_unets_are_converted(tmp_path: Path, to: str) -> None:
+    """With text encoders by OpenCLIP's names, whose fused layers stay wide."""
+    for file in (tiny.sd2().file, tiny_xl.base().file):
+        out = tmp_path / f"{to}-{file.name}"
+        assert 0 < converted(file, out, to=to).worst[1] < 2 * TYPES[to]
+        exact, made = load(str(file), CPU), load(str(out), CPU)
+        assert made.checkpoint is not None and "unet:" in made.checkpoint.quantized
+        assert (a_pass(made) - a_pass(exact)).norm() / a_pass(exact).norm() < 0.1
 
 
 def test_folders_keep_their_other_files(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def parse_target(text: str | None) -> Target:
 def stays_wide(part: Part) -> bool:
     """Whether a part is not worth quantising, or would be harmed most."""
     name = part.name.removeprefix(PREFIX)
-    is_weight = name.endswith("weight")
+    is_weight = name.endswith(".weight")  # OpenCLIP's fused ones end otherwise
     return (
         not is_weight or prod(part.shape) <= SMALL or bool(_WIDE.search(name) or _VAE.match(name))
     )
