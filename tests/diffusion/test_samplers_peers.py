@@ -87,7 +87,6 @@ K_DIFFUSION = [
     ("euler", "sample_euler", {}),
     ("euler_a", "sample_euler_ancestral", {"eta": 0.4}),
     ("heun", "sample_heun", {}),
-    ("lms", "sample_lms", {}),
 ]
 
 

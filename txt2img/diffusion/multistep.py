@@ -34,19 +34,12 @@ ADAMS_BASHFORTH = (
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
-def lms(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    noise: Noise,
-    order: int = 3,
-    zero: bool = True,
-) -> Iterator[State]:
+def lms(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[State]:
     """Linear multistep: Adams and Bashforth's method on uneven steps (Zhang and Chen 2022, ρAB).
 
-    Of order 3, since 4, as in k-diffusion and what follows it, diverges on short flow schedules.
+    Of order 3, which diffusers' step() takes as an argument: 4 diverges on short flow schedules.
     """
-    return multistep(denoise, x, levels, adams, order, zero=zero)
+    return multistep(denoise, x, levels, adams, 3, zero=True)
 
 
 Weights = Callable[[Sequence[float], float], Sequence[float]]  # slopes' positions, end → weights

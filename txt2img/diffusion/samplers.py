@@ -339,14 +339,12 @@ SDE_SHARES = {
 FLOW_SHARES = {name: {"share": flow_share} for name in ("euler_a", "dpm2_a", "dpm++2s_a")}
 DPM = ("dpm_fast", "dpm_adaptive")
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "a1111": SDE_SHARES
-    | {"lms": {"order": 4}}
-    | {name: {"eta": 1.0, "clean": False} for name in DPM},
+    "a1111": SDE_SHARES | {name: {"eta": 1.0, "clean": False} for name in DPM},
     "comfyui": SDE_SHARES
     | FLOW_SHARES
     | {name: {"clean": False} for name in DPM}
-    | {"ipndm_v": {"as_diff_sampler": True}, "lms": {"order": 4, "zero": False}},
-    "diffusers": {"deis": {"clock": math.log, "order": 2}, "lms": {"order": 4}},
+    | {"ipndm_v": {"as_diff_sampler": True}},
+    "diffusers": {"deis": {"clock": math.log, "order": 2}},
 }
 
 

@@ -65,8 +65,9 @@ def test_a1111s_schedule_is_what_it_took(sampler: str, schedule: Schedule | None
 
 
 def test_solvers_that_are_not_its_own_are_told() -> None:
-    [note] = a1111("UniPC, Schedule type: Automatic")[1]
-    assert "order 3" in note
+    for name, part in (("UniPC", "order 3"), ("LMS", "order 4")):
+        [note] = a1111(f"{name}, Schedule type: Automatic")[1]
+        assert part in note
 
 
 @pytest.mark.parametrize(

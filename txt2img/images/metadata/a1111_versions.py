@@ -92,6 +92,8 @@ def _add_schedule(generator: ParsedMetadata, entries: Entries) -> None:
         generator.values["schedule"] = Schedule.LINEAR
     if sampler is Sampler.UNIPC:
         generator.notes.append("its UniPC is of order 3, variant bh1; here it is of order 2, bh2")
+    if sampler is Sampler.LMS:
+        generator.notes.append("its LMS is of order 4; here it is of order 3")
 
 
 def _differences(version: tuple[int, ...], prompt: str) -> list[str]:
