@@ -53,7 +53,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         ("txt2img models ", set(MODEL_VERBS)),
         ("txt2img models r", {"rm"}),
         ("txt2img worker ", {"status", "stop"}),
-        ("txt2img x --sampler dpm++2", {"dpm++2m", "dpm++2m_sde", "dpm++2s_a"}),
+        ("txt2img x --sampler dpm++2", {"dpm++2m", "dpm++2m_sde", "dpm++2m_sde_heun", "dpm++2s_a"}),
         ("txt2img x --compat a", {"a1111", "a1111-gpu"}),
         ("txt2img x --tile ", {"none", "x", "y", "xy"}),
         ("txt2img x --offload ", {"auto", "none", "model", "sequential"}),
@@ -84,7 +84,7 @@ def test_every_option_with_choices_completes_them() -> None:
     named = [p for p in options if p.metavar and (p.metavar == "NAME" or "|" in p.metavar)]
     for option in named:
         offers = [item.value for item in option.shell_complete(typer.Context(_command()), "")]
-        is_path = {"PATH", "FILE", "FOLDER"} & set((option.metavar or "").split("|"))
+        is_path = {"PATH", "FILE", "FOLDER"} & set((option.metavar or "").strip("[]").split("|"))
         assert offers or is_path or option.opts == ["--profile"], option.opts
 
 
