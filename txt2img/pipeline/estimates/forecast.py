@@ -1,7 +1,7 @@
 """Forecast of a run: its model, time and memory; reads no weights, needs no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -215,6 +215,8 @@ def forecast_for(
     check_complete(checkpoint, library.vae)
     if library.vae is not None:
         check_vae(library.vae, checkpoint.family)
+        vae = open_vae(library.vae, checkpoint.family.vae, hashed=False).component
+        checkpoint = replace(checkpoint, components=checkpoint.components | {"vae": vae})
     if library.refiner is not None:
         open_checkpoint(library.refiner)
     for tokenizer in checkpoint.tokenizers.values():
