@@ -468,6 +468,24 @@ def test_answers_tell_no_path(serve_with: Callable[..., Running], tmp_path: Path
     assert str(folder) in running.notes[-1]
 
 
+def test_a_failure_of_the_server_is_told_to_its_operator_alone(
+    serve_with: Callable[..., Running],
+) -> None:
+    def fail(job: Job, catalog: Catalog) -> None:
+        raise RuntimeError("/somewhere/inside\x1b")
+
+    running = serve_with(draw=fail)
+    plain = requests.post(running.url + GENERATIONS, json={"prompt": "a"}, timeout=30)
+    assert plain.status_code == 500
+    assert plain.json()["error"]["message"] == "internal error"
+    values = {"prompt": "a", "stream": True}
+    stream = requests.post(running.url + GENERATIONS, json=values, timeout=30)
+    assert "event: error\n" in stream.text
+    assert "inside" not in stream.text
+    assert running.notes == [r"Error: RuntimeError: /somewhere/inside\x1b"] * 2
+    assert is_well(running)
+
+
 LISTS = ("sd-models", "loras", "upscalers", "embeddings", "options", "progress", "samplers")
 
 

@@ -55,7 +55,7 @@ def draw(load: Load, job: Job, catalog: Catalog) -> None:
         return
     images = ImagePaths(embedded=dict(job.contents))
     library = replace(catalog.library, images=images)
-    model = load(catalog.models[job.model], library)
+    model = load(catalog.models[catalog.model(job.model)], library)
     if job.enlarges:
         enlarge(job, model, library)
         return

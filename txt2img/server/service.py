@@ -1,6 +1,8 @@
 """What all routes share: a client's values become a bounded job, which is drawn while it stays."""
 
 import asyncio
+import os
+import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -10,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Receive
 
-from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.images.formats import PNG, Format
 from txt2img.request import Request
 from txt2img.request.a1111_api import picture
@@ -24,7 +26,7 @@ from txt2img.server.bodies import BodyReader
 from txt2img.server.catalog import Catalog
 from txt2img.server.jobs import Job, Queue
 from txt2img.server.metrics import Metrics
-from txt2img.system.text import nearest_or_all, shown
+from txt2img.system.text import escape, nearest_or_all, shown
 
 PICTURES_MAX = 64  # of a job
 STEPS_MAX = 1000
@@ -104,8 +106,10 @@ class Service:
             if not drawing.done():
                 raise ClientDisconnect
             drawing.result()
-        except Txt2imgError as error:
-            self.note(f"{type(error).__name__}: {error}")
+        except (BadRequest, ModelNotFound, HTTPException, ClientDisconnect):
+            raise
+        except Exception as error:
+            self.note_failure(error)
             raise
         finally:
             for task in (drawing, gone):
@@ -114,6 +118,12 @@ class Service:
         is_whole = len(job.pictures) == job.request.count
         if self.queue.closing and job.stop.is_set() and not is_whole:
             raise HTTPException(503, "the server is ending", {"Retry-After": "10"})
+
+    def note_failure(self, error: Exception) -> None:
+        """Tell the operator of a failure that is no client's."""
+        if os.environ.get("TXT2IMG_DEBUG"):
+            self.note("".join(traceback.format_exception(error)).rstrip())
+        self.note(escape(f"Error: {type(error).__name__}: {error}"))
 
 
 async def finished(*tasks: "asyncio.Task[None]") -> None:
