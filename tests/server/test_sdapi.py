@@ -4,12 +4,13 @@ import base64
 import threading
 import time
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import requests
 from PIL import Image
 
-from tests.server.conftest import Running
+from tests.server.conftest import Running, start
 from txt2img.images import image_file
 from txt2img.request.sampler_names import Sampler
 
@@ -176,3 +177,26 @@ def test_mistakes_have_a1111s_shape(
     assert answer.status_code == status
     assert says in answer.json()["detail"]
     assert {"error", "detail", "body", "errors"} == answer.json().keys()
+
+
+def test_a_controlnet_is_used_by_the_name_that_is_offered(sd1_folder: Path) -> None:
+    from tests.support import tiny_control
+    from txt2img.request.resolve import AdapterPaths
+
+    library = AdapterPaths(controls={"tiny-canny": tiny_control.control("sd1").file})
+    running, stop = start(str(sd1_folder), library)
+    try:
+        client = webuiapi.WebUIApi(port=running.port)
+        edges = Image.effect_noise((64, 64), 90)
+        drawn = {}
+        for weight in (0.0, 1.0):
+            unit = webuiapi.ControlNetUnit(image=edges, model="tiny-canny [0123]", weight=weight)
+            result = client.txt2img(prompt="a", seed=1, controlnet_units=[unit], **SMALL)
+            drawn[weight] = result.image.tobytes()
+        assert drawn[0.0] != drawn[1.0]
+        assert "ControlNet 0" in result.info["infotexts"][0]
+        other = webuiapi.ControlNetUnit(image=edges, model="../tiny-canny")
+        with pytest.raises(RuntimeError, match="is offered here"):
+            client.txt2img(prompt="a", controlnet_units=[other], **SMALL)
+    finally:
+        stop()

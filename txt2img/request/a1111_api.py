@@ -150,7 +150,7 @@ def _controls(scripts: object, contents: MutableMapping[str, bytes]) -> Values:
         given = script.get("args", []) if isinstance(script, dict) else None
         if name.lower() != "controlnet" or not isinstance(given, list):
             raise BadRequest(f"alwayson_scripts: {shown(name)} is none that is known")
-        units += [unit for unit in given if isinstance(unit, dict)]
+        units += [dict(unit) for unit in given if isinstance(unit, dict)]
     for number, unit in enumerate(units):
         for old, new in (("input_image", "image"), ("guidance", "guidance_end")):
             unit.setdefault(new, unit.get(old, unit.get(new)))

@@ -68,7 +68,8 @@ def own_error(request: Request, exception: Exception) -> Response:
 
 
 def unexpected_error(request: Request, exception: Exception) -> Response:
-    """The answer to a mistake of the server's own, of which nothing is told."""
+    """The answer to a mistake of the server's own, of which its operator alone is told."""
+    request.app.state.service.note_failure(exception)
     return error(request, 500, "internal error", {})
 
 

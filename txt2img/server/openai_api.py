@@ -262,6 +262,8 @@ class EventStream(Response):
         await self._send_new(send)
         if error is not None:
             known = isinstance(error, Txt2imgError | HTTPException)
+            if not known and isinstance(error, Exception):
+                self.service.note_failure(error)
             text = getattr(error, "detail", str(error)) if known else "internal error"
             about = {"message": without_paths(text), "type": "server_error", "code": None}
             await send_event(send, "error", {"type": "error", "error": about})

@@ -30,6 +30,7 @@ from txt2img.system.version import __version__
 
 Values = dict[str, object]
 API = "sdapi"
+NOT_ECHOED = ("init_images", "mask")
 # Lists and objects that are empty here, as clients expect to find them.
 EMPTY: Mapping[str, object] = {
     **dict.fromkeys(("hypernetworks", "face-restorers", "realesrgan-models", "sd-vae"), ()),
@@ -55,7 +56,7 @@ async def draw(request: Request, from_picture: bool) -> Response:
     service, owner = service_of(request), owner_of(request)
     async with service.bodies.body(request) as body:
         values = await asyncio.to_thread(json_object, body)
-        given = {name: value for name, value in values.items() if name != "init_images"}
+        given = {name: value for name, value in values.items() if name not in NOT_ECHOED}
         fields = cleaned(values, from_picture)
         name = service.model(checkpoint(fields), owner)
         job = await asyncio.to_thread(service.job, fields, name, {}, api=API, owner=owner)

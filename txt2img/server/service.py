@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Receive
 
-from txt2img.errors import BadFile, BadRequest, ModelNotFound
+from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images.formats import PNG, Format
 from txt2img.request import Request
 from txt2img.request.a1111_api import picture
@@ -106,10 +106,9 @@ class Service:
             if not drawing.done():
                 raise ClientDisconnect
             drawing.result()
-        except (BadRequest, ModelNotFound, HTTPException, ClientDisconnect):
-            raise
-        except Exception as error:
-            self.note_failure(error)
+        except Txt2imgError as error:
+            if not isinstance(error, BadRequest | ModelNotFound):
+                self.note_failure(error)
             raise
         finally:
             for task in (drawing, gone):
