@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.annotators import depth_folder, segment_folder
+from tests.support.annotators import depth_folder, segment_folder, zoe_folder
 from txt2img.errors import BadFile, BadRequest, MissingWeights, Txt2imgError, UnknownLayout
 from txt2img.pipeline.preprocess import ADE20K, depth_map, preprocess_image
 from txt2img.request.preprocess import Preprocess, Preprocessor
@@ -39,6 +39,14 @@ def test_depths_are_those_of_transformers_pipeline(kind: str) -> None:
     assert (ours.size, ours.mode) == (PICTURE.size, "RGB")
     near = np.array(theirs["depth"])[..., None].astype(int) - np.array(ours)
     assert np.abs(near).max() <= 1 and np.array(ours).max() == 255
+
+
+def test_zoedepth_needs_no_torchvision_and_counts_metres() -> None:
+    folder = zoe_folder()
+    loaded = load_annotator(Preprocess(Preprocessor.DEPTH, model="z"), folder, choose("cpu", None))
+    ours = np.array(drawn(Preprocessor.DEPTH, folder))
+    assert loaded.metric and ours.shape == LEVELS.shape
+    assert ours.flat[int(loaded(PICTURE).argmin()) * 3] == 255
 
 
 def test_what_is_near_is_white_also_where_depths_are_metres() -> None:

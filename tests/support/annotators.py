@@ -72,6 +72,36 @@ def depth_folder(kind: str = "dpt") -> Path:
 
 
 @cache
+def zoe_folder() -> Path:
+    """ZoeDepth, whose processor pads pictures."""
+    with quietly():
+        from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation
+    backbone = BeitConfig(
+        image_size=64,
+        num_hidden_layers=4,
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+        out_features=[f"stage{i}" for i in range(1, 5)],
+    )
+    config = ZoeDepthConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        bottleneck_features=8,
+        num_relative_features=8,
+        bin_embedding_dim=8,
+        num_attractors=[4, 2, 2, 2],
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+    )
+    torch.manual_seed(3)
+    model = ZoeDepthForDepthEstimation(config)
+    return save(model, "zoe", "ZoeDepthImageProcessor", SIZE, keep_aspect_ratio=True, multiple=32)
+
+
+@cache
 def segment_folder(classes: int = 150) -> Path:
     """A SegFormer of ADE20K's classes, or of others."""
     with quietly():

@@ -1,12 +1,12 @@
 """Annotators: transformers' models that make maps of pictures, from a folder on this machine."""
 
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from txt2img.errors import BadFile, BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.transformers_library import quietly
@@ -26,7 +26,7 @@ CLASSES = {
     Preprocessor.DEPTH: "ForDepthEstimation",
     Preprocessor.SEGMENT: "ForSemanticSegmentation",
 }
-METRIC = ("glpn", "zoedepth", "depth_pro")  # their depths are metres, larger further away
+METRIC = ("glpn", "zoedepth")  # their depths are metres, larger further away
 CLASSES_OF_ADE20K = 150
 
 
@@ -51,17 +51,17 @@ class Annotator:
     def __call__(self, image: "Image.Image") -> Tensor:
         """Depths or classes (H, W) of an RGB picture's pixels."""
         with quietly(), oom_as_error("the preprocessor's model"):
-            inputs = self.processor(images=image, return_tensors="pt")
+            # ZoeDepth's processor pads, which its resizing takes off again: by torchvision.
+            unpadded = {"do_pad": False} if self.kind is Preprocessor.DEPTH else {}
+            inputs = self.processor(images=image, return_tensors="pt", **unpadded)
             pixels = inputs["pixel_values"].to(self.network.device, torch.float32)
             outputs = self.network(pixel_values=pixels)
-            size = {"target_sizes": [(image.height, image.width)]}
+            size = image.height, image.width
             if self.kind is Preprocessor.SEGMENT:
-                found = self.processor.post_process_semantic_segmentation(outputs, **size)[0]
+                found = self.processor.post_process_semantic_segmentation(outputs, [size])[0]
                 return cast(Tensor, found).cpu()
-            post_process = self.processor.post_process_depth_estimation
-            if "source_sizes" in signature(post_process).parameters:  # it takes padding off
-                size["source_sizes"] = size["target_sizes"]
-            return cast(Tensor, post_process(outputs, **size)[0]["predicted_depth"]).cpu()
+            depths = outputs.predicted_depth[:, None]
+            return functional.interpolate(depths, size, mode="bicubic")[0, 0].cpu()
 
 
 def load_annotator(how: Preprocess, folder: Path, device: Device) -> Annotator:
