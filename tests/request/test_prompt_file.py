@@ -49,7 +49,10 @@ def test_a_line_has_options_of_its_own() -> None:
 
 def test_a_line_can_say_all_that_is_not_the_models() -> None:
     said = {"prompt", *prompt_line.OURS.values()}
-    made_of_the_prompt = {"template", "negative_template", "loras", "embeddings"}  # <lora:…>, words
+    made_of_the_prompt = {
+        *("template", "negative_template", "loras", "embeddings"),  # <lora:…>, words
+        *("written", "enhancer"),
+    }
     one_for_all = {"model", "vae", "refiner", "refiner_switch"}
     in_json_alone = {"transparent", "references"}
     assert {f.name for f in fields(Request)} == (
