@@ -77,15 +77,16 @@ def draw(folder: Path, size: int, steps: int, limit: str) -> None:
     overrides = ComponentOverrides(None, (text,))
     model = load(net, device, vae_path=vae, overrides=overrides)
     request = Request("a red apple", seed=1, steps=steps, cfg=1.0, width=size, height=size)
-    times = []
+    times, work = [], []
     for state in stream(request, model):
         times.append(time.perf_counter())
+        work.append(time.process_time())
         last = state
     [image] = last.images()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     digest = hashlib.sha256(image.tobytes()).hexdigest()
-    each = [b - a for a, b in pairwise(times)]
-    print(json.dumps({"peak": peak, "steps": each, "pixels": digest}))
+    steps, work = ([b - a for a, b in pairwise(one)] for one in (times, work))
+    print(json.dumps({"peak": peak, "steps": steps, "work": work, "pixels": digest}))
 
 
 def main() -> None:
@@ -111,11 +112,15 @@ def main() -> None:
         command = [sys.executable, "-m", "tests.bench.streaming", *sys.argv[1:], "--child", limit]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
-        best, peak = min(found[-1]["steps"]), found[-1]["peak"] / 1e9
-        print(f"{limit or 'no limit':9} step {best:.2f} s, peak {peak:.2f} GB", flush=True)
+        best, work = min(found[-1]["steps"]), min(found[-1]["work"])
+        told = (
+            f"step {best:.2f} s, {work:.2f} s of processors, peak {found[-1]['peak'] / 1e9:.2f} GB"
+        )
+        print(f"{limit or 'no limit':9} {told}", flush=True)
     whole, streamed = found
-    ratio = min(streamed["steps"]) / min(whole["steps"])
-    print(f"ratio {ratio:.2f}, the same pixels: {whole['pixels'] == streamed['pixels']}")
+    ratios = (min(streamed[key]) / min(whole[key]) for key in ("steps", "work"))
+    same = whole["pixels"] == streamed["pixels"]
+    print("ratios {:.2f}, {:.2f} of processors; the same pixels: {}".format(*ratios, same))
 
 
 if __name__ == "__main__":

@@ -154,8 +154,9 @@ class Forecast:
         """The past speed of this model, at the same token merging or else without."""
         family = self.checkpoint.family
         count = self.parameters[family.network.component]
+        mode = self.peak(request).mode
         like, plain = (
-            history.key(family.name, count, self.device, self.dtype, merging)
+            history.key(family.name, count, self.device, self.dtype, merging, mode)
             for merging in (request.token_merging, 0.0)
         )
         return self.speeds.get(like) or self.speeds.get(plain)

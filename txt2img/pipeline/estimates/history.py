@@ -38,13 +38,22 @@ class Speed:
     runs: int = 1
 
 
-def key(family: str, parameters: int, device: str, dtype: str, merging: float = 0.0) -> str:
+def key(
+    family: str,
+    parameters: int,
+    device: str,
+    dtype: str,
+    merging: float = 0.0,
+    mode: str = "none",
+) -> str:
     """The key of a speed: family, number of parameters, device, dtype.
 
-    Token merging is part of it, since it saves another share of each network.
+    Token merging is part of it, since it saves another share of each network, and how a model is
+    offloaded.
     """
     merged = f" | merging {merging:g}" if merging else ""
-    return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}{merged}"
+    offloaded = "" if mode == "none" else f" | {mode}"
+    return f"{family}, {parameters / MEGA:.1f}M | {device} | {dtype}{merged}{offloaded}"
 
 
 def evaluations(request: Request) -> float:

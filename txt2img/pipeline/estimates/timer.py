@@ -92,7 +92,9 @@ class Timer:
         for merging, timed in self.groups.items():
             per_evaluation, other = (fmean(each) for each in zip(*timed, strict=True))
             speed = Speed(per_evaluation, other, self.load, base, drawing / self.most)
-            history.record(history.key(family, count, device.type, dtype, merging), speed)
+            mode = self.model.memory.placement.mode
+            key = history.key(family, count, device.type, dtype, merging, mode)
+            history.record(key, speed)
 
 
 def peak(device: torch.device) -> int:
