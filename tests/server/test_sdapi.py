@@ -195,7 +195,7 @@ def test_a_controlnet_is_used_by_the_name_that_is_offered(sd1_folder: Path) -> N
             drawn[weight] = result.image.tobytes()
         assert drawn[0.0] != drawn[1.0]
         assert "ControlNet 0" in result.info["infotexts"][0]
-        other = webuiapi.ControlNetUnit(image=edges, model="../tiny-canny")
+        other = webuiapi.ControlNetUnit(image=edges, model="../other-canny")
         with pytest.raises(RuntimeError, match="is offered here"):
             client.txt2img(prompt="a", controlnet_units=[other], **SMALL)
     finally:

@@ -16,7 +16,7 @@ from txt2img.cli.options.picture import GuidanceOptions, PictureOptions
 from txt2img.cli.options.server import PORT, QUEUE, ServerOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import log, print_json, progress
+from txt2img.cli.terminal.console import BrokenStdout, log, print_json, progress
 from txt2img.cli.terminal.signals import STOP
 from txt2img.errors import Txt2imgError
 from txt2img.request import Request
@@ -25,6 +25,8 @@ from txt2img.system import user_config
 from txt2img.system.missing import install_command
 
 if TYPE_CHECKING:
+    from txt2img.server import listen
+    from txt2img.server.service import Service
     from txt2img.weights.model import Model
 
 EPILOG = """
@@ -36,6 +38,7 @@ Examples:
 \b
 Options for pictures are the defaults of requests. Models are offered by the names of
 txt2img models list, LoRAs by those in --lora-dir and the folders of models.
+Fields of A1111's API and of prompt files are taken by /v1 too: seed, steps, negative_prompt, ….
 The first SIGINT or SIGTERM ends the server once the picture in work is answered (exit code 0),
 the second one at once (130, 143).
 """
@@ -96,35 +99,52 @@ def run(
     device: DeviceOptions,
 ) -> int:
     """Listen, load the model and serve until a signal comes. Returns the exit code."""
-    from txt2img.server import app, catalog, drawing, jobs, listen
+    from txt2img.server import catalog, drawing, jobs, listen
     from txt2img.server.bodies import BodyReader
-    from txt2img.server.guard import Access
     from txt2img.server.metrics import Metrics
     from txt2img.server.service import Service
     from txt2img.weights import model_cache
 
     model_cache.MODEL_CACHE.enabled = True
     rescan = partial(catalog.scan, model, library)
+
+    def load(name: str, files: AdapterPaths) -> "Model":
+        return load_model(name, device, files)
+
     with listen.bind(server.host, PORT if server.port is None else server.port) as listener:
         counters, found = Metrics(), rescan()
-
-        def load(name: str, files: AdapterPaths) -> "Model":
-            return load_model(name, device, files)
-
-        queue = jobs.Queue(partial(drawing.draw, load), found, server.queue or QUEUE, counters)
+        draw, most = partial(drawing.draw, load), server.queue or QUEUE
+        queue = jobs.Queue(draw, found, most, counters)
         with progress(True, f"loading {found.default}"):
             queue.thread.submit(load, found.models[found.default], found.library).result()
         service = Service(queue, BodyReader(), base, counters, rescan, log)
-        connections = listen.Connections(counters)
-        access = Access(keys, tuple(server.allow_host or ()), tuple(server.cors_origin or ()))
-        record = print_json if server.json else lambda line: None
-        application = app.make_app(service, access, connections, record)
+        ending = make_server(server, keys, service)
         STOP.ignore()  # from here on the server handles signals
-        ending = listen.make_server(application, connections, queue.close)
         if server.host not in LOOPBACK and not keys:
             log("Warning: without --api-key-file everybody who reaches this host may draw")
         log(f"Serving {found.default} at {address(server.host, listener.getsockname()[1])}")
         return listen.serve(ending, listener)
+
+
+def make_server(
+    server: ServerOptions, keys: tuple[str, ...], service: "Service"
+) -> "listen.Server":
+    """The server of a service, which records its answers with --json."""
+    from txt2img.server import app, listen
+    from txt2img.server.guard import Access
+
+    def record(line: dict[str, object]) -> None:
+        try:
+            if server.json:
+                print_json(line)
+        except BrokenStdout:
+            made.should_exit = True  # who reads the records has gone
+
+    connections = listen.Connections(service.metrics)
+    access = Access(keys, tuple(server.allow_host or ()), tuple(server.cors_origin or ()))
+    application = app.make_app(service, access, connections, record)
+    made = listen.make_server(application, connections, service.queue.close)
+    return made
 
 
 def address(host: str, port: int) -> str:
