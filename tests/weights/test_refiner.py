@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.conftest import Command
 from tests.parity import test_parity_xl
 from tests.support import tiny, tiny_xl
+from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.levels import Diffusion, betas
 from txt2img.errors import BadRequest, ModelNotFound
 from txt2img.images import image_file
@@ -207,9 +208,9 @@ def test_deepcache_features_are_each_networks_own(
 ) -> None:
     whole, own = list[UNet](), UNet.deep_features
 
-    def deep(self: UNet, x: Tensor, clock: Tensor, tokens: Tensor) -> Tensor:
+    def deep(self: UNet, x: Tensor, clock: Tensor, tokens: Tensor, cond: Cond) -> Tensor:
         whole.append(self)
-        return own(self, x, clock, tokens)
+        return own(self, x, clock, tokens, cond)
 
     monkeypatch.setattr(UNet, "deep_features", deep)
     request = filled(model, refiner_switch=0.5, steps=8, reuse=3)
