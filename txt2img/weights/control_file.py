@@ -51,11 +51,16 @@ def _annotator_folder(how: Preprocess) -> Path:
     try:
         return find_file(f"--preprocess {how.name}", how.model)
     except ModelNotFound:
-        below = (folder.rglob(f"{glob.escape(how.model)}/config.json") for folder in folders())
-        config = next(chain.from_iterable(below), None) if "/" not in how.model else None
-        if config is None:
-            raise
-        return config.parent
+        if path := _folder_named(how.model):
+            return path
+        raise
+
+
+def _folder_named(name: str) -> Path | None:
+    """A folder with a config in the folders of models, by its name alone; None for none."""
+    below = (folder.rglob(f"{glob.escape(name)}/config.json") for folder in folders())
+    config = next(chain.from_iterable(below), None) if "/" not in name else None
+    return config and config.parent
 
 
 def find_control(ref: Ref, paths: AdapterPaths) -> Ref:
@@ -82,7 +87,7 @@ def _find(ref: FileRef, paths: AdapterPaths, option: str) -> Path:
         return Path(find_file(option, ref.name))
     except ModelNotFound as error:
         below = (find_below(folder, ref.name) for folder in paths.lora_folders)
-        if path := next(filter(None, below), None):
+        if path := next(filter(None, below), None) or _folder_named(ref.name):
             return path
         if match := find_by_hash(ref.hash):
             return match[1]

@@ -111,6 +111,9 @@ def test_a_control_follows_the_map_that_the_command_shows(
     monkeypatch.setenv("TXT2IMG_MODELS", f"{control.parent}:{model.parent}")
     verified = command("verify", "a.png", "-m", str(sd1_folder))
     assert verified.out == "a.png: identical\n", verified.err
+    by_name = ("--control", f"{control.name}:photo.png", "--preprocess", str(preprocess))
+    assert draw("a cat", *by_name, *rest, "-o", "d.png").code == 0  # folders, by their names
+    assert np.array_equal(pixels("d.png"), pixels("a.png"))
     wrong = draw("a cat", "--control", f"{control}:photo.png", *["--preprocess", "gray"] * 3)
     assert "3 times --preprocess for 1 ControlNets" in wrong.err and wrong.code == 2
 
