@@ -1,9 +1,9 @@
 """Weighs and times models whose weights stay packed, by files that `models convert` makes.
 
-    python -m tests.bench.quantized                all parts, half an hour; makes files of 11 GB
+    python -m tests.bench.quantized                all parts, half an hour; makes files of 9 GB
     python -m tests.bench.quantized --only memory  one part: convert, memory, step, sdcpp
 
-convert and memory are of a network of Z-Image's depth and two thirds of its width, in bf16 and
+convert and memory are of a network of Z-Image's depth and half its width, in bf16 and
 Q8_0; peaks are the kernel's, above what the process held when it had imported its libraries. step
 and sdcpp are of Stable Diffusion 1.5's U-Net beside its f16 file, and beside stable-diffusion.cpp
 where that is built (see tests/bench/sdcpp.py). Weights are random. Linux only: it reads /proc.
@@ -29,7 +29,7 @@ from txt2img.models.z_image import ZImageTransformer
 from txt2img.weights.formats.writers import PlannedTensor, write_safetensors
 
 PARTS = ("convert", "memory", "step", "sdcpp")
-HEADS = 20  # of 30
+HEADS = 15  # of 30
 GB = 1e9
 CONVERT = f"""
 import sys, time

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Command
-from tests.support import tiny, tiny_xl
+from tests.support import tiny, tiny_text, tiny_xl
 from tests.weights.convert.test_layouts import converted
 from tests.weights.test_gguf_models import CPU, SIZE, a_pass, loaded, tiny_files
+from tests.weights.test_gguf_texts import wide_qwen3
+from tests.weights.test_text_loading import states
 from txt2img.errors import BadFile, BadOutput, BadRequest
 from txt2img.request.resolve import ComponentOverrides
 from txt2img.weights.convert import convert as converting
@@ -134,12 +136,11 @@ def test_convert_info_draw_verify(command: Command, to: str, layout: str) -> Non
 @pytest.mark.parametrize("to", ["int8", "fp8"])
 def test_whole_checkpoints_of_unets_are_converted(tmp_path: Path, to: str) -> None:
     """With text encoders by OpenCLIP's names, whose fused layers stay wide."""
-    for file in (tiny.sd2().file, tiny_xl.base().file):
-        out = tmp_path / f"{to}-{file.name}"
-        assert 0 < converted(file, out, to=to).worst[1] < 2 * TYPES[to]
-        exact, made = load(str(file), CPU), load(str(out), CPU)
-        assert made.checkpoint is not None and "unet:" in made.checkpoint.quantized
-        assert (a_pass(made) - a_pass(exact)).norm() / a_pass(exact).norm() < 0.1
+    file = tiny.sd2().file if to == "int8" else tiny_xl.base().file
+    assert 0 < converted(file, tmp_path / file.name, to=to).worst[1] < 2 * TYPES[to]
+    exact, made = load(str(file), CPU), load(str(tmp_path / file.name), CPU)
+    assert made.checkpoint is not None and "unet:" in made.checkpoint.quantized
+    assert (a_pass(made) - a_pass(exact)).norm() / a_pass(exact).norm() < 0.1
 
 
 def test_folders_keep_their_other_files(tmp_path: Path) -> None:
@@ -213,9 +214,22 @@ def test_what_fails_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_text_encoder_is_no_network(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"no known layout|a text encoder alone|is no network"):
-        plan(str(tiny_files("flux_dev").texts[-1]), tmp_path / "x.gguf", "gguf:Q8_0")
+def test_text_encoders_get_llama_cpps_names(tmp_path: Path) -> None:
+    """T5's and Qwen3's, which give nearly the same tokens; CLIP has none."""
+    for kind, model in (("t5", tiny_text.t5()), ("qwen3", wide_qwen3())):
+        source, out = tmp_path / f"{kind}.safetensors", tmp_path / f"{kind}.gguf"
+        save_file(tiny_text.tensors_of(model), source)
+        assert 0 < converted(source, out, to="gguf:Q8_0").worst[1] < 0.01
+        arch = {"t5": MODEL_ARCH.T5ENCODER, "qwen3": MODEL_ARCH.QWEN3}[kind]
+        names = get_tensor_name_map(arch, model.config.num_hidden_layers)
+        for name in tiny_text.tensors_of(model):
+            theirs = names.get_name(name, try_suffixes=(".weight",))
+            assert theirs in {one.name for one in GGUFReader(out).tensors}
+        exact, _, _ = states(kind, source, low=False)
+        ours, _, _ = states(kind, out, low=False)
+        assert (ours - exact).norm() / exact.norm() < 0.03
+    with pytest.raises(BadFile, match=r"no known layout|a text encoder alone|are made of networks"):
+        plan(str(tiny_files("flux_dev").texts[0]), tmp_path / "x.gguf", "gguf:Q8_0")
     with pytest.raises(BadRequest, match="--to"):
         plan(str(tiny_files("flux_dev").network), tmp_path / "x.gguf", "gguf")
 

@@ -13,7 +13,7 @@ from txt2img.system import files
 from txt2img.system.text import format_size, shown
 from txt2img.weights.checkpoint import find_model, open_checkpoint
 from txt2img.weights.convert.target import PREFIX, Part, Target, architecture, parse_target
-from txt2img.weights.formats import quantized_layers, safetensors_file, tensors
+from txt2img.weights.formats import llama_cpp, quantized_layers, safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import GGUF, Header
 from txt2img.weights.formats.writers import write_gguf, write_safetensors
 
@@ -111,6 +111,8 @@ def _planned(source: str, path: Path, out: Path, target: Target, wanted: str) ->
     header = safetensors_file.header(path) if path.is_file() and path.suffix != ".json" else None
     if header is not None and wanted in ("", "network") and _is_bare(header, wanted):
         return _one_file(header, out, target, wanted)
+    if header is not None and target.gguf and (text := _text_encoder(header, out, target)):
+        return text
     if header is None and wanted == "diffusers" and path.is_dir():
         return _folder(path, out, target)
     from txt2img.weights.convert.original import original_parts
@@ -163,13 +165,21 @@ def _one_file(header: Header, out: Path, target: Target, wanted: str) -> Plan:
     return replace(_network_plan(parts, metadata, out, target), notes=notes)
 
 
+def _text_encoder(header: Header, out: Path, target: Target) -> Plan | None:
+    """A T5's encoder or a Qwen3 by llama.cpp's names; None for another file."""
+    arch, names = llama_cpp.llama_names(header.tensors)
+    parts = tuple(Part(theirs, (header.tensors[name],)) for name, theirs in names.items())
+    file = WeightFile("", parts, _kept(header.metadata))
+    return Plan(out, target, (file,), arch=arch) if parts else None
+
+
 def _network_plan(
     parts: tuple[Part, ...], metadata: Mapping[str, str], out: Path, target: Target
 ) -> Plan:
     """A network alone. Raises UnknownLayout for a GGUF file of what has no name in it."""
     arch = architecture([part.name for part in parts])
     if target.gguf and not arch:
-        raise UnknownLayout("this is no network that denoises; GGUF files are made of those only")
+        raise UnknownLayout("GGUF files are made of networks that denoise, T5 and Qwen3 only")
     target = replace(target, reshapes=arch in ("sd1", "sdxl"))
     return Plan(out, target, (WeightFile("", parts, metadata),), arch=arch)
 
@@ -271,7 +281,8 @@ def _check(plan: Plan, place: Path, report: Report) -> Iterator[Progress]:
     done = 0
     for file in plan.files:
         path = place / file.place if file.place else place
-        stored, opened = safetensors_file.header(path).tensors, tensors.Files()
+        header, opened = safetensors_file.header(path), tensors.Files()
+        stored = {ref.key: ref for ref in header.tensors.values()}  # by the file's own names
         for part in file.parts:
             error = _error(part, replace(part, refs=(stored[part.name],)), opened)
             report.errors[part.name] = error

@@ -24,6 +24,7 @@ NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8":
 OTHER_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "half": "fp16"}
 GGUF_TYPES = (*ENCODERS, *DTYPES)
 SMALL = 1024  # values, up to which a tensor is not worth quantising
+LARGE = 2**20  # values, from which on a table of tokens is worth 8 bits
 GROUPS = (256, 64, 16)  # inputs that ConvRot rotates together: the most that divide a row
 # Types that stand in where a row is no whole blocks of 256, as in llama.cpp.
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -35,7 +36,8 @@ _WIDE = re.compile(
     r"|time_embedding|add_embedding|t_embedder|y_embedder|x_embedder|all_x_embedder"
     r"|all_final_layer|context_embedder|cap_embedder|time_text_embed|time_guidance_embed"
     r"|pos_embed|x_pad_token|cap_pad_token|token_embedding|position_embedding"
-    r"|positional_embedding|shared|embed_tokens|relative_attention_bias|lm_head|text_projection)"
+    r"|positional_embedding|shared|embed_tokens|relative_attention_bias"
+    r"|attn_rel_b|token_embd|output|lm_head|text_projection)"
     r"(\.|$)|^(conv_in|conv_out|proj_out|norm_out|out\.2|input_blocks\.0\.0)\."
 )
 _VAE = re.compile(
@@ -131,9 +133,12 @@ class Target:
 
     def _gguf_kind(self, part: Part, own: str) -> str:
         """The GGUF type of a part."""
-        if len(part.shape) < 2 or stays_wide(part):
+        if len(part.shape) < 2:
             return "F32"
         count, row = prod(part.shape), part.shape[-1]
+        if stays_wide(part):
+            is_table = part.name.startswith(("token_embd.", "output.weight"))
+            return "F32" if count < LARGE or not is_table or row % 32 else "Q8_0"
         if len(part.shape) > 2 and not self.reshapes:
             return "F32" if self.kind == "F32" else "BF16" if own == "BF16" else "F16"
         for kind in (self.kind, FALLBACKS.get(self.kind, self.kind)):

@@ -92,6 +92,31 @@ def published_names(
     return renamed
 
 
+def llama_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """A text encoder's architecture, and llama.cpp's names by transformers'; empty for others.
+
+    What llama.cpp has no name for is left out.
+    """
+    names = list(names)
+    for arch, sign in (("t5encoder", "encoder.block.0."), ("qwen3", "model.layers.0.")):
+        if not any(name.startswith(sign) for name in names):
+            continue
+        place, parts, whole = ARCHITECTURES[arch]
+        layers = {ours: theirs for theirs, ours in parts.items()}
+        others = {ours: theirs for theirs, ours in whole.items()}
+        start = "enc.blk" if arch == "t5encoder" else "blk"
+        found = {}
+        for name in names:
+            layer, _, ending = name.rpartition(".")
+            number, _, part = layer.removeprefix(f"{place}.").partition(".")
+            if part in layers and number.isdecimal():
+                found[name] = f"{start}.{number}.{layers[part]}.{ending}"
+            elif layer in others:
+                found[name] = f"{others[layer]}.{ending}"
+        return arch, found
+    return "", {}
+
+
 def _refuse(file: str, what: str) -> NoReturn:
     raise UnknownLayout(
         f"{shown(file)[1:-1]} is a language model with llama.cpp's names, {what}; text encoders as "
