@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support import tiny, tiny_control
 from txt2img.diffusion.conditioning import Cond
+from txt2img.errors import MissingWeights
 from txt2img.images.hint import hint_pixels
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.pipeline import control as pipeline_control
@@ -237,3 +239,19 @@ def test_a_hint_is_embedded_once_a_picture(picture: Path) -> None:
     drawn(request)
     hook.remove()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["input_blocks.1.0.in_layers.2", "time_embed.0", "nowhere"])
+def test_a_control_lora_whose_changes_fit_nowhere_is_told(
+    name: str, picture: Path, tmp_path: Path
+) -> None:
+    stored = load_file(tiny_control.lora()[1])
+    stored |= {f"{name}.up": torch.zeros(7, 3), f"{name}.down": torch.zeros(3, 5)}
+    save_file(stored, tmp_path / "broken.safetensors")
+    model = load(str(tiny_control.MODELS["xl"]().folder), CPU)
+    request = Request("x", "", "m").with_json(
+        {"controls": f"{tmp_path}/broken.safetensors:{picture}"}
+    )
+    request = resolve_adapters(model, request)
+    with pytest.raises(MissingWeights, match=r"broken.safetensors: .*fit no layer"):
+        control_networks(model, request.controls)

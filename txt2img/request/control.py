@@ -68,7 +68,7 @@ class Control:
     image: ImageRef
     weight: float = 1.0
     interval: Interval = ALL_STEPS  # of the steps
-    type: str = ""  # a Union model's kind of picture; empty: by the names of model and picture
+    type: str = ""  # a Union model's kind of picture; empty: none in particular
 
     def __post_init__(self) -> None:
         """Check weight and type. BadRequest."""

@@ -131,11 +131,14 @@ def _add_changes(network: ControlNet, file: ControlFile, device: Device) -> None
     for name in (name.removesuffix(".up") for name in changes if name.endswith(".up")):
         halves = {half: changes.get(f"{name}{half}") for half in HALVES}
         up, down = (_matrix(f"{name}{half}", ref, device) for half, ref in halves.items())
-        layer = network.get_submodule(name)
+        try:
+            layer = network.get_submodule(name)
+            change = (up @ down).reshape(layer.get_parameter("weight").shape)
+        except (AttributeError, RuntimeError) as error:
+            raise MissingWeights(f"{file.path.name}: {name}.up and .down fit no layer") from error
         if not device.low:
             to_float32(layer)  # or the changed filter would be rounded
         weight = layer.get_parameter("weight")
-        change = (up @ down).reshape(weight.shape)
         with torch.inference_mode(False), torch.no_grad():
             weight.add_(change.to(weight))
 

@@ -21,6 +21,7 @@ from txt2img.weights.formats.json_values import Config
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps, t2i_adapter
 from txt2img.weights.layouts.components import STEM, Component, component, first_names
+from txt2img.weights.registry.find import model_name
 
 Tensors = Mapping[str, TensorRef]
 PREFIX = "control_model."  # of the original layout's names, in some files
@@ -65,7 +66,8 @@ def open_control(path: Path, family: Family, model: str) -> ControlFile:
 
     UnknownLayout for other files, or one for another family; BadFile.
     """
-    file, base, name = weights_path(path), family.network, path.name
+    file, base = weights_path(path), family.network
+    name = model_name(path) if path.is_dir() else path.name
     stored = safetensors_file.header(file).tensors
     is_adapter = t2i_adapter.is_t2i_adapter(stored)
     if not is_adapter:
