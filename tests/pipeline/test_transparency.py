@@ -119,7 +119,7 @@ def test_models_without_an_alpha_head_say_so(sd1_model: Model) -> None:
 
 
 def test_a_format_without_transparency_is_refused() -> None:
-    with pytest.raises(BadRequest, match="choose png, webp or avif"):
+    with pytest.raises(BadRequest, match="choose png, webp, avif or svg"):
         check_record_fits(CUT, Origin(), FORMATS["jpeg"])
     check_record_fits(replace(CUT, background="red"), Origin(), FORMATS["jpeg"])
     check_record_fits(CUT, Origin(), FORMATS["png"])
