@@ -124,7 +124,8 @@ $(VENV)/run.done: $(VENV)/torch.done pyproject.toml
 $(VENV)/test.done: $(VENV)/run.done
 	@echo "Installing what the tests need: pytest, diffusers, ruff, mypy" >&2
 	@$(PIP) --editable ".[test]"
-	@$(PIP) --no-deps "spandrel>=0.4.2,<0.5" einops opencv-python-headless
+	@$(PIP) --no-deps "spandrel>=0.4.2,<0.5" einops opencv-python-headless \
+		k-diffusion torchsde trampoline torchdiffeq
 	@touch $@
 
 $(VENV)/train.done: $(VENV)/run.done
