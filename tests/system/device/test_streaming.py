@@ -18,6 +18,8 @@ from txt2img.errors import BadRequest
 from txt2img.models.unet import TransformerBlock
 from txt2img.pipeline.generate import generate, stream
 from txt2img.request import Request
+from txt2img.request.adapters import Embedding, Lora
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import Device
 from txt2img.system.device.offload import Placement, blocks_of
 from txt2img.system.device.streaming import sizes_of
@@ -222,3 +224,23 @@ def test_a_worker_keeps_a_model_that_is_streamed() -> None:
     assert cache.hit and first.tobytes() == second.tobytes()
     cache.load(path, replace(device, max_memory=10**9))
     assert not cache.hit
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_adapters_change_text_encoders_that_wait_in_their_file(tmp_path: Path, mode: str) -> None:
+    """A LoRA is merged when they are read; an embedding's rows are appended to their own."""
+    plain, model = plain_sd1(CPU), plain_sd1(replace(CPU, offload=mode))
+    torch.manual_seed(4)
+    made = adapters.pairs(plain.text.model, r"[qkv]_proj$")
+    lora = adapters.write(tmp_path / "l.safetensors", adapters.kohya(made, "lora_te_text_model_"))
+    width = plain.text.config.width
+    word = adapters.write(tmp_path / "w.safetensors", {"emb_params": torch.randn(2, width)})
+    pictures = []
+    for one in (plain, model):
+        one.adapters.paths = AdapterPaths(loras={"l": lora}, embeddings={"w": word})
+        request = replace(SMALL, prompt="a w cat", loras=(Lora("l"),), embeddings=(Embedding("w"),))
+        pictures.append(generate(request, one)[0].tobytes())
+    assert pictures[0] == pictures[1]
+    assert pictures[0] != generate(replace(SMALL, prompt="a cat"), plain)[0].tobytes()
+    remove_adapters(model)
+    assert generate(SMALL, model)[0].tobytes() == generate(SMALL, plain_sd1(CPU))[0].tobytes()
