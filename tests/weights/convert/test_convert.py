@@ -182,6 +182,13 @@ def test_what_cannot_be_is_one_line(
     assert Path("there.safetensors").read_bytes() == b"kept"
 
 
+def test_a_tokenizer_of_its_own_keeps_a_model_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="is its own, which a single file does not carry"):
+        plan(str(tiny.own()), tmp_path / "x.safetensors")
+    assert converted(tiny.own(), tmp_path / "made", to="fp16").worst[1] < 1e-3
+    assert load(str(tmp_path / "made"), CPU).family == load(str(tiny.own()), CPU).family
+
+
 def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from txt2img.errors import BadOutput, BadRequest, UnknownLayout
+from txt2img.models.configs import T5TextConfig
+from txt2img.models.tokenizer import EOS, PromptTokenizer, Tokenizer
 from txt2img.system import files
 from txt2img.system.text import format_size, shown
-from txt2img.weights.checkpoint import find_model, open_checkpoint
+from txt2img.weights.checkpoint import Checkpoint, find_model, open_checkpoint
 from txt2img.weights.convert.target import PREFIX, Part, Target, architecture, parse_target
 from txt2img.weights.formats import llama_cpp, quantized_layers, safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import GGUF, Header
 from txt2img.weights.formats.writers import write_gguf, write_safetensors
+from txt2img.weights.text_tokenizer_files import qwen_tokenizer, t5_tokenizer
+from txt2img.weights.tokenizer_files import clip_tokenizer
 
 LAYOUTS = ("diffusers", "single", "network")
 SUFFIX = ".safetensors"
@@ -132,11 +136,27 @@ def _planned(source: str, path: Path, out: Path, target: Target, wanted: str) ->
     if checkpoint.family.prediction == "v":
         metadata[PREDICTION] = "v"
     if wanted == "single":
+        _check_tokenizers(checkpoint)
         whole = tuple(part for one in parts.values() for part in one.values())
         return Plan(out, target, (WeightFile("", whole, metadata),))
     network = parts[checkpoint.family.network.component].values()
     bare = tuple(replace(part, name=part.name.removeprefix(PREFIX)) for part in network)
     return _network_plan(bare, metadata, out, target)
+
+
+def _check_tokenizers(checkpoint: Checkpoint) -> None:
+    """Raise UnknownLayout for a tokenizer of a model's own, which no single file carries."""
+    for name, tokenizer in checkpoint.tokenizers.items():
+        if isinstance(tokenizer, Tokenizer):
+            usual: PromptTokenizer = clip_tokenizer(tokenizer.length, EOS)
+        else:
+            is_t5 = isinstance(checkpoint.family.texts[-1], T5TextConfig)
+            usual = t5_tokenizer(16) if is_t5 else qwen_tokenizer(16)
+        if tokenizer.vocab != usual.vocab:
+            raise UnknownLayout(
+                f"{shown(checkpoint.name)}: the tokenizer of its {name} is its own, which a single "
+                "file does not carry; convert it to a folder"
+            )
 
 
 def _is_bare(header: Header, wanted: str) -> bool:
