@@ -13,7 +13,7 @@ from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Command
-from tests.support import tiny, tiny_text, tiny_xl
+from tests.support import tiny, tiny_text
 from tests.weights.convert.test_layouts import converted
 from tests.weights.test_gguf_models import CPU, SIZE, a_pass, loaded, tiny_files
 from tests.weights.test_gguf_texts import wide_qwen3
@@ -136,7 +136,7 @@ def test_convert_info_draw_verify(command: Command, to: str, layout: str) -> Non
 @pytest.mark.parametrize("to", ["int8", "fp8"])
 def test_whole_checkpoints_of_unets_are_converted(tmp_path: Path, to: str) -> None:
     """With text encoders by OpenCLIP's names, whose fused layers stay wide."""
-    file = tiny.sd2().file if to == "int8" else tiny_xl.base().file
+    file = (tiny.sd2() if to == "int8" else tiny.sd1()).file
     assert 0 < converted(file, tmp_path / file.name, to=to).worst[1] < 2 * TYPES[to]
     exact, made = load(str(file), CPU), load(str(tmp_path / file.name), CPU)
     assert made.checkpoint is not None and "unet:" in made.checkpoint.quantized
