@@ -65,7 +65,7 @@ def nothing_in(folder: Path) -> bool:
         ("x --seed", ["--seed needs a value", "--help"]),
         ("x --count 2 -o x.pdf", ['name it "x.png"']),
         ("pull sd15", ["did you mean the command models pull?"]),
-        ("models", ["txt2img models list|show|words|path|hash|pull|rm|default"]),
+        ("models", ["txt2img models list|show|words|path|hash|convert|pull|rm|default"]),
         ("x --device tpu", ['no device "tpu"', "cpu"]),
         ("x --dtype int8", ['no dtype "int8"']),
         ("red apple", ['put the prompt in quotes: "red apple"']),

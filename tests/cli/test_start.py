@@ -95,7 +95,7 @@ def test_help_fits_80_columns_and_shows_examples() -> None:
 def test_help_shows_every_option_once_in_a_section() -> None:
     text = run("--help").stdout
     titles = [line for line in text.splitlines() if re.fullmatch(r"[A-Z][^.:]*:", line)]
-    first = ["Arguments:", "Prompt:", "Picture:", "Picture beside the prompt:"]
+    first = ["Arguments:", "Prompt:", "Picture:", "Guidance:", "Picture beside the prompt:"]
     assert titles[: len(first)] == first
     rest = text.split("\nOptions:\n")[1].split("\n\n")[0]
     own = {"--profile", "--version", "--install-completion", "--show-completion", "--help"}

@@ -15,7 +15,7 @@ from txt2img.diffusion.levels import Level
 from txt2img.errors import BadOutput, BadRequest, OutOfMemory
 from txt2img.models.configs import VAEConfig
 from txt2img.pipeline.denoiser import PIECEMEAL, with_oom_fallback
-from txt2img.pipeline.generate import Job, decode, generate, prepare, sample
+from txt2img.pipeline.generate import Job, batch_key, decode, generate, prepare, sample
 from txt2img.pipeline.noise import fresh_noise
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.request.compat import PromptRules, Rules
@@ -162,6 +162,9 @@ def test_without_guidance_one_pass_is_half(mock: Model) -> None:
 def test_bits_do_not_depend_on_the_batch(sd1_model: Model, sampler: Sampler) -> None:
     request = replace(SMALL, steps=3, sampler=sampler)
     requests = [replace(request, seed=1, prompt="a"), replace(request, prompt="b " * 90)]
+    if sampler is Sampler.DPM_ADAPTIVE:  # whose steps depend on the picture
+        assert batch_key(requests[0]) != batch_key(requests[1])
+        return
     together = last(prepare(sd1_model, requests))
     for i in range(2):
         alone = last(prepare(sd1_model, requests[i : i + 1]))

@@ -19,7 +19,7 @@ VALUES_MAX = 100_000  # in a JSON text: lists of millions would take long to rea
 FIELDS_MAX, FILES_MAX, FIELD_MAX = 64, 17, 1 << 20  # of a form; bytes of a field's text
 PAUSE_SECONDS = 15.0  # between two parts of a body
 GRACE_SECONDS, RATE_MIN = 30.0, 64 << 10  # from then on so many bytes a second, in the mean
-DRAIN_SECONDS = 2.0
+DRAIN_SECONDS, DRAIN_MAX = 2.0, 64 << 20  # bytes
 
 
 class BodyReader:
@@ -78,11 +78,13 @@ class BodyReader:
 
 
 async def drain(receive: Receive) -> None:
-    """Read the rest of a body and throw it away, for a short time."""
+    """Read the rest of a body and throw it away, for a short time and up to a size."""
+    size = 0
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             while (message := await receive())["type"] == "http.request":
-                if not message.get("more_body"):
+                size += len(message.get("body", b""))
+                if not message.get("more_body") or size > DRAIN_MAX:
                     return
     except TimeoutError:
         return

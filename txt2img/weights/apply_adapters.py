@@ -42,6 +42,7 @@ def resolve_adapters(model: Model, request: Request) -> Request:
     state = model.adapters
     resolved = from_loras(state.paths.resolve(request), state.paths, model.family.defaults)
     if resolved.loras:
+        _check_wide(model)
         encoders = [encoder.config for encoder in model.clips]
         resolved = with_bundled_words(resolved, state.paths, encoders, state.notes)
     if resolved.controls or resolved.preprocess:
@@ -114,12 +115,16 @@ def remove_adapters(model: Model) -> None:
     model.adapters = AdapterState(vae=model.adapters.vae)
 
 
-def _resolve_lora(model: Model, lora: Lora) -> Lora:
+def _check_wide(model: Model) -> None:
+    """Raise BadRequest for a model that no LoRA can be merged into."""
     if model.memory.low_memory or model.memory.quantized:
         option = "--low-memory keeps" if model.memory.low_memory else "--quantize makes"
         raise BadRequest(
             f"{option} weights too narrow for a LoRA to be merged exactly; leave out one of the two"
         )
+
+
+def _resolve_lora(model: Model, lora: Lora) -> Lora:
     state = model.adapters
     if lora.name not in state.lora_files:
         path = state.paths.lora_file(lora.name)

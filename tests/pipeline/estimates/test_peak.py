@@ -12,12 +12,14 @@ from txt2img.errors import BadRequest
 from txt2img.pipeline.estimates.forecast import Forecast, forecast_for
 from txt2img.request import Request
 from txt2img.request.resolve import AdapterPaths
+from txt2img.system import resources
 
 GB = 10**9
 
 
 @pytest.fixture
-def sdxl(tmp_path: Path) -> Forecast:
+def sdxl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Forecast:
+    monkeypatch.setattr(resources, "available", lambda: 64 * GB)  # other tests take some
     path = hollow(tmp_path / "sdxl.safetensors", published.file_keys("sdxl"))
     return forecast_for(str(path), AdapterPaths(), "cpu", "fp16")
 

@@ -45,7 +45,7 @@ Commands (each has its own --help):
   txt2img upscale FILE...    Make pictures larger.
   txt2img preprocess FILE... Make maps of pictures for ControlNets.
   txt2img enhance PROMPT...  Print prompts rewritten by a language model.
-  txt2img train DATA         Train a model, a LoRA or an embedding on pictures.
+  txt2img train DATA         Train a model, a LoRA or a word on pictures.
   txt2img serve              Answer APIs and a page in the browser.
   txt2img worker status|stop List or stop the workers of --keep-alive.
   txt2img again [-n N]       Draw what was drawn last, with new seeds.

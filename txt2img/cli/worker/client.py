@@ -26,7 +26,7 @@ VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")  # the second is the former n
 # Commands that draw nothing, or load several models.
 COMMANDS_WITHOUT_WORKER = {
     *("info", "verify", "train", "worker", "models", "decode", "env", "again"),
-    *("upscale", "preprocess", "serve"),
+    *("upscale", "preprocess", "enhance", "serve"),
 }
 OPTIONS_WITHOUT_WORKER = {
     *("--help", "--version", "--dry-run", *spellings("no-keep-alive")),
