@@ -44,16 +44,19 @@ class Connection:
     transport: asyncio.Transport
     state: State = State.WAITING
     since: float = field(default_factory=time.monotonic)
+    answered: bool = False  # once at least
 
     def turn(self, state: State) -> None:
         """Change the state, or note that it goes on."""
+        self.answered = self.answered or self.state is State.SERVED
         self.state, self.since = state, time.monotonic()
 
 
 class Connections:
     """The open connections, at most so many: for a new one that is closed which rests longest.
 
-    A client that is served is not. So who opens thousands closes its own: others send at once.
+    A client that is served is not, and those never answered go first. So who opens thousands closes
+    its own.
     """
 
     def __init__(self, metrics: Metrics, most: int = CONNECTIONS_MAX) -> None:
@@ -66,7 +69,7 @@ class Connections:
         asyncio.get_running_loop().call_later(WAIT_SECONDS, self._expire, connection)
         if len(self.open) > self.most:
             resting = [one for one in self.open.values() if one.state is not State.SERVED]
-            self._close(min(resting, key=lambda one: one.since))
+            self._close(min(resting, key=lambda one: (one.answered, one.since)))
 
     def closed(self, transport: asyncio.Transport) -> None:
         """Forget a connection."""
