@@ -150,6 +150,7 @@ def test_a_text_encoder_can_learn_from_nothing_with_the_unet(tmp_path: Path) -> 
     load(str(config.out), choose("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["none", "zeros", "an error"])
 def test_a_unet_that_would_learn_wrongly_compiled_runs_as_it_is(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +182,7 @@ def test_a_unet_that_would_learn_wrongly_compiled_runs_as_it_is(
     assert all(torch.equal(usual[name], wished[name]) for name in usual)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that goes on with the last part must not paint and encode for all before it."""
     config = tiny(tmp_path)
@@ -213,6 +215,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         run(wider)
 
 
+@pytest.mark.slow
 def test_calls_that_stop_by_the_clock_add_up_to_the_same_run(tmp_path: Path) -> None:
     few = {f"{stage}_run": Run(steps=2, batch_size=4, warmup=1) for stage in STAGES}
     small: dict[str, object] = {"noised_samples": 4, "sample_prompts": ("red disc",), **few}
@@ -251,6 +254,7 @@ def test_a_piece_ends_the_call_and_the_next_one_goes_on(tmp_path: Path) -> None:
     assert is_whole(config)
 
 
+@pytest.mark.slow
 def test_muon_resumes_exactly(tmp_path: Path) -> None:
     plan = Run(steps=8, batch_size=8, lr=2e-3, warmup=2, optimizer="muon")
     whole, parts = (tiny(tmp_path, out=tmp_path / name, unet_run=plan) for name in ("a", "b"))
@@ -272,6 +276,7 @@ def test_a_stage_ends_with_its_minutes_at_its_lowest_rate(tmp_path: Path) -> Non
     assert run(config) == []
 
 
+@pytest.mark.slow
 def test_the_decoder_learns_alone_from_resampled_latents(tmp_path: Path) -> None:
     config = tiny(
         tmp_path, noised_samples=8, decoder_run=Run(steps=12, batch_size=4, lr=1e-3, warmup=1)
@@ -288,6 +293,7 @@ def test_the_decoder_learns_alone_from_resampled_latents(tmp_path: Path) -> None
     assert all(name.startswith(("vae/decoder.", "vae/post_quant_conv.")) for name in changed)
 
 
+@pytest.mark.slow
 def test_a_decoder_is_shipped_between_before_and_after_its_lesson(tmp_path: Path) -> None:
     plan = Run(steps=3, batch_size=4, lr=1e-2, warmup=1)
     config = tiny(tmp_path, noised_samples=4, decoder_run=plan, channels_last=True)
@@ -307,6 +313,7 @@ def test_a_decoder_is_shipped_between_before_and_after_its_lesson(tmp_path: Path
     assert torch.equal(load_file(config.out / "state" / "untaught.safetensors")["untaught"], row)
 
 
+@pytest.mark.slow
 def test_what_learns_from_the_unet_begins_anew_when_that_has_learnt_on(tmp_path: Path) -> None:
     few = Run(steps=2, batch_size=4, warmup=1)
     runs = {"vae_run": few, "text_run": few, "decoder_run": few, "distill_run": few}

@@ -49,7 +49,10 @@ def assert_same(ours: Checkpoint, other: Checkpoint) -> None:
             assert torch.equal(own[tensor], value), f"{name} {tensor}"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("refiner", "ssd"))) for n in MODELS],
+)
 def test_a_folder_becomes_a_single_file_and_that_a_folder(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
