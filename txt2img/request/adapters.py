@@ -11,6 +11,7 @@ from txt2img.errors import BadRequest
 from txt2img.system.text import escape, shown
 
 T = TypeVar("T")
+Ref = TypeVar("Ref", bound="FileRef")
 
 NAME_MAX = 255  # characters
 WEIGHT_MAX = sys.float_info.max
@@ -176,6 +177,13 @@ def object_from_json(kind: Callable[..., T], field: str, value: object) -> T:
     except TypeError:
         keys = ", ".join(shown(key) for key in value)
         raise BadRequest(f"{field}: not what such an object holds: {keys}") from None
+
+
+def ref_from_json(kind: type[Ref], field: str, value: object) -> Ref:
+    """A file from its name or a JSON object. BadRequest names the request's field."""
+    if isinstance(value, kind):
+        return value
+    return kind(value) if isinstance(value, str) else object_from_json(kind, field, value)
 
 
 def sparse_json(item: Any) -> dict[str, object]:

@@ -7,22 +7,24 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import FileRef, object_from_json
+from txt2img.request.adapters import FileRef, object_from_json, ref_from_json
 from txt2img.request.input_image import NAME_MAX, ImageRef, image_from_json
 from txt2img.request.interval import Interval, interval_from_json, parse_interval
 from txt2img.request.sampler_names import Name, NameRow
 from txt2img.system.text import shown
+
+T = TypeVar("T")
 
 WEIGHT_MAX = 100.0
 TEXT_MAX = 3 * NAME_MAX  # characters of an option's text
 NONE = "none"  # undoes what a picture or config.toml says
 ALL_STEPS = Interval(0.0, 1.0)
 SUFFIX = ".safetensors"
-# What --sweep may vary of all ControlNets of a request.
 # What a sweep may vary of ControlNets and IP-Adapters: the request's field, and its items' part.
 CONTROL_PARTS: Mapping[str, tuple[str, str]] = {
     f"{name}_{part}": (f"{name}s", part)
@@ -72,11 +74,7 @@ class Control:
 
     def __post_init__(self) -> None:
         """Check weight and type. BadRequest."""
-        weight = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise BadRequest(f"control: a weight must be a number, got {shown(weight)}")
-        if not 0 <= weight <= WEIGHT_MAX:
-            raise BadRequest(f"control: a weight must be 0 … {WEIGHT_MAX:g}, got {weight}")
+        check_weight("control", self.weight, 0.0)
         if self.type not in ("", *UNION_TYPES):
             known = ", ".join(UNION_TYPES)
             raise BadRequest(f"control: no type {shown(self.type)}; known: {known}")
@@ -85,6 +83,14 @@ class Control:
         """The option's text."""
         named = self.model.name, self.image.name, self.type
         return option_text(named, self.weight, self.interval)
+
+
+def check_weight(field: str, weight: object, least: float) -> None:
+    """Raise BadRequest for a weight that is no number of `least` … WEIGHT_MAX."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise BadRequest(f"{field}: a weight must be a number, got {shown(weight)}")
+    if not least <= weight <= WEIGHT_MAX:
+        raise BadRequest(f"{field}: a weight must be {least:g} … {WEIGHT_MAX:g}, got {weight}")
 
 
 def option_text(named: Sequence[str], weight: float, interval: Interval) -> str:
@@ -96,8 +102,13 @@ def option_text(named: Sequence[str], weight: float, interval: Interval) -> str:
 
 def controls_from_json(value: object) -> tuple[Control, ...]:
     """ControlNets from a list of objects or of the option's texts, or from one. BadRequest."""
+    return items_from_json(control_from_json, value)
+
+
+def items_from_json(read: Callable[[object], T], value: object) -> tuple[T, ...]:
+    """Items that `read` gives of a list's, or of one alone; "none" is none."""
     listed = value if isinstance(value, list | tuple) else [value]
-    return tuple(control_from_json(one) for one in listed if one != NONE)
+    return tuple(read(one) for one in listed if one != NONE)
 
 
 def control_from_json(value: object) -> Control:
@@ -112,14 +123,8 @@ def control_from_json(value: object) -> Control:
     return object_from_json(Control, "control", values)
 
 
-def _model_from_json(value: object) -> ControlRef:
-    if isinstance(value, str | ControlRef):
-        return value if isinstance(value, ControlRef) else ControlRef(value)
-    return object_from_json(ControlRef, "control", value)
-
-
 FROM_JSON: Mapping[str, Callable[[object], object]] = {
-    "model": _model_from_json,
+    "model": partial(ref_from_json, ControlRef, "control"),
     "image": image_from_json,
     "interval": interval_from_json,
 }

@@ -7,10 +7,18 @@ Models".
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from txt2img.errors import BadRequest
-from txt2img.request.adapters import FileRef, object_from_json
-from txt2img.request.control import ALL_STEPS, NONE, WEIGHT_MAX, option_text, parse_use
+from txt2img.request.adapters import FileRef, object_from_json, ref_from_json
+from txt2img.request.control import (
+    ALL_STEPS,
+    WEIGHT_MAX,
+    check_weight,
+    items_from_json,
+    option_text,
+    parse_use,
+)
 from txt2img.request.input_image import ImageRef, images_from_json
 from txt2img.request.interval import Interval, interval_from_json
 from txt2img.system.text import shown
@@ -43,15 +51,9 @@ class IPAdapterUse:
 
     def __post_init__(self) -> None:
         """Check pictures and weight. BadRequest."""
-        weight = self.weight
         if not self.images:
             raise BadRequest(f"ip-adapter: {shown(self.model.name)} needs a picture")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise BadRequest(f"ip-adapter: a weight must be a number, got {shown(weight)}")
-        if not abs(weight) <= WEIGHT_MAX:
-            raise BadRequest(
-                f"ip-adapter: a weight must be -{WEIGHT_MAX:g} … {WEIGHT_MAX:g}, got {weight}"
-            )
+        check_weight("ip-adapter", self.weight, -WEIGHT_MAX)
 
     def __str__(self) -> str:
         """The option's text."""
@@ -61,8 +63,7 @@ class IPAdapterUse:
 
 def ip_adapters_from_json(value: object) -> tuple[IPAdapterUse, ...]:
     """IP-Adapters from a list of objects or of the option's texts, or from one. BadRequest."""
-    listed = value if isinstance(value, list | tuple) else [value]
-    return tuple(_from_json(one) for one in listed if one != NONE)
+    return items_from_json(_from_json, value)
 
 
 def _from_json(value: object) -> IPAdapterUse:
@@ -78,12 +79,6 @@ def _from_json(value: object) -> IPAdapterUse:
     return object_from_json(IPAdapterUse, "ip-adapter", values)
 
 
-def _model_from_json(value: object) -> IPAdapterRef:
-    if isinstance(value, str | IPAdapterRef):
-        return value if isinstance(value, IPAdapterRef) else IPAdapterRef(value)
-    return object_from_json(IPAdapterRef, "ip-adapter", value)
-
-
 def _images_from_json(value: object) -> tuple[ImageRef, ...]:
     one = isinstance(value, dict | ImageRef)
     return images_from_json([value] if one else value)
@@ -96,7 +91,7 @@ def _encoder_from_json(value: object) -> ImageEncoderRef | None:
 
 
 FROM_JSON: Mapping[str, Callable[[object], object]] = {
-    "model": _model_from_json,
+    "model": partial(ref_from_json, IPAdapterRef, "ip-adapter"),
     "images": _images_from_json,
     "interval": interval_from_json,
     "encoder": _encoder_from_json,
