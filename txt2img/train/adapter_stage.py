@@ -25,7 +25,7 @@ from txt2img.train.data import Pictures, drop_captions
 from txt2img.train.latent_cache import all_latents
 from txt2img.train.losses import LevelBatch, add_noise, denoising_loss, snr_weights
 from txt2img.train.samples import sample_latents, save_sheet, sheet_prompts
-from txt2img.train.stages import SHEET_STEPS, batch_rows, sample_time, step_rng
+from txt2img.train.stages import SHEET_STEPS, batch_rows, sample_levels, step_rng
 from txt2img.weights.families import Family
 from txt2img.weights.load import load
 
@@ -76,11 +76,9 @@ class AdapterStage(ABC):
         rows = batch_rows(self.accelerator, len(self.latents), size, step, config.seed)
         captions = [self.prepared(self.pictures.caption(row, rng)) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
-        times = [sample_time(self.process, config, rng) for _ in rows]
-        levels = LevelBatch.of([self.process.level(time) for time in times])
+        inputs = sample_levels(self.process, config, rng, len(rows))
         x0 = self.latents[rows]
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        inputs = torch.tensor(times), levels.alpha, levels.sigma
         return (x0, noise, *(part.to(device) for part in inputs), *self.text_inputs(captions))
 
     def prepared(self, caption: str) -> str:

@@ -126,6 +126,15 @@ def sample_time(process: Process, config: TrainConfig, rng: random.Random) -> fl
     return float(min(int(part * process.steps), process.steps - 1))
 
 
+def sample_levels(
+    process: Process, config: TrainConfig, rng: random.Random, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample a batch's times (B,), and their alpha and sigma (B, 1, 1, 1), on the CPU."""
+    times = [sample_time(process, config, rng) for _ in range(count)]
+    levels = LevelBatch.of([process.level(time) for time in times])
+    return torch.tensor(times), levels.alpha, levels.sigma
+
+
 class VAEStage:
     """Trains the VAE to reconstruct crops of the training pictures."""
 
@@ -239,9 +248,7 @@ class UNetStage:
         rows = self.sampler(self.accelerator, size, step, config.seed)
         captions = [self.pictures.caption(row, rng) for row in rows]
         captions = drop_captions(captions, config.caption_dropout, rng)
-        times = [sample_time(self.process, config, rng) for _ in rows]
-        levels = LevelBatch.of([self.process.level(time) for time in times])
-        inputs = self.ids(captions), torch.tensor(times), levels.alpha, levels.sigma
+        inputs = self.ids(captions), *sample_levels(self.process, config, rng, len(rows))
         x0 = self.latents[rows]  # waits until a GPU has finished the step before
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         return (x0, noise, *(part.to(self.accelerator.device) for part in inputs))
