@@ -76,15 +76,15 @@ class Placement:
             for module in network.modules() if self.lazy_readers else ():
                 if module in self.lazy_readers and module not in but:
                     taken.append((module, materialise(module, self.lazy_readers[module])))
-                    self.arrived(module)
+                    self.apply_changes(module)
             yield
         finally:
             for module, weights in taken:
                 dematerialise(module, weights)
 
     @torch.no_grad()
-    def arrived(self, module: nn.Module) -> None:
-        """Change what adapters change of a module whose weights were just read."""
+    def apply_changes(self, module: nn.Module) -> None:
+        """Apply adapters to a module whose weights were just read."""
         for layer in module.modules() if self.changes else ():
             if (change := self.changes.get(layer)) is not None:
                 for name, value in change(layer).items():
@@ -148,11 +148,11 @@ class Placement:
         return plans
 
     def _streamed(self, network: nn.Module, plan: "StreamPlan") -> AbstractContextManager[None]:
-        from txt2img.system.device.streaming import Waiting, streamed
+        from txt2img.system.device.streaming import StoredWeights, streamed
 
         assert self.device is not None
-        source = Waiting(network, self.lazy_readers.get(network))
-        return streamed(network, self.device, plan, source, self.arrived)
+        source = StoredWeights(network, self.lazy_readers.get(network))
+        return streamed(network, self.device, plan, source, self.apply_changes)
 
     def _refuse(self, part: str, missing: int) -> None:
         """Raise for weights that no plan fits into memory."""

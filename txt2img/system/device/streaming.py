@@ -1,7 +1,7 @@
-"""Streaming: a network's blocks come to the device for their use, the next one meanwhile, and go.
+"""Streaming: a network's blocks are loaded for their use, the next one prefetched, and unloaded.
 
-They come from where the weights wait, in main memory or in their file, through two pieces of
-memory that take turns; on a CUDA card by pinned memory and a stream of their own.
+They are read from main memory or from their file into two buffers that take turns; on a CUDA card
+through pinned memory and a stream of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from txt2img.system.stream_plan import ALIGNMENT, SLOTS, StreamPlan, Weight
 
-Arrived = Callable[[nn.Module], None]  # told of each module whose weights have come
+OnLoad = Callable[[nn.Module], None]  # told of each module whose weights have come
 
 
 class Source(Protocol):
-    """Where a network's weights wait."""
+    """Weights of a network, in main memory or in files."""
 
     def fill(self, views: Mapping[str, Tensor]) -> None:
         """Write weights into tensors of their dtypes and shapes in main memory, by name."""
@@ -30,8 +30,8 @@ class Source(Protocol):
         """Some rows of a weight."""
 
 
-class Waiting:
-    """Where a network's weights wait: in the network, or behind a reader those that it lacks."""
+class StoredWeights:
+    """A network's weights off the device: its own, or those that it lacks from a reader."""
 
     def __init__(self, network: nn.Module, reader: Source | None = None) -> None:
         self.weights, self.reader = weights_of(network), reader
@@ -55,8 +55,8 @@ class Waiting:
 class Slot:
     """Memory that a block is in: on the device, and where it passes through main memory."""
 
-    there: Tensor
-    here: Tensor  # the same on a CPU
+    device_buffer: Tensor
+    host_buffer: Tensor  # pinned for a card; on a CPU the same tensor
     copied: torch.cuda.Event | None = None  # from here to there
     used: torch.cuda.Event | None = None  # by the block's computation
 
@@ -69,110 +69,112 @@ class BlockStream:
     device: torch.device
     plan: StreamPlan
     source: Source
-    arrived: Arrived
-    waiting: dict[str, Tensor] = field(default_factory=dict)  # weights while they are not here
-    following: dict[str, str] = field(default_factory=dict)  # blocks, by the one before
-    coming: dict[str, Future[Slot]] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)  # that are free
+    on_load: OnLoad
+    stored: dict[str, Tensor] = field(default_factory=dict)  # weights of blocks, off the device
+    next_block: dict[str, str] = field(default_factory=dict)  # blocks, by the one before
+    prefetched: dict[str, Future[Slot]] = field(default_factory=dict)
+    free_slots: list[Slot] = field(default_factory=list)
     in_use: dict[str, Slot] = field(default_factory=dict)
     last: str = ""
 
     def __post_init__(self) -> None:
         own = weights_of(self.network)
-        self.waiting = {n: own[n] for names in self.plan.blocks.values() for n in names}
+        self.stored = {n: own[n] for names in self.plan.blocks.values() for n in names}
         streamed = self.plan.streamed
-        self.following = dict(pairwise([*streamed, *streamed[:1]]))
+        self.next_block = dict(pairwise([*streamed, *streamed[:1]]))
         is_cuda = self.device.type == "cuda"
         self.side = torch.cuda.Stream(self.device) if is_cuda else None
         self.reader = ThreadPoolExecutor(1, "streaming")
         with torch.inference_mode(False):  # or the reader could not write to them
             for _ in range(min(SLOTS, len(streamed))):
-                here = torch.empty(self.plan.slot, dtype=torch.uint8, pin_memory=is_cuda)
+                host = torch.empty(self.plan.slot, dtype=torch.uint8, pin_memory=is_cuda)
                 on_cpu = self.device.type == "cpu"
-                there = here if on_cpu else torch.empty_like(here, device=self.device)
-                self.slots.append(Slot(there, here))
+                buffer = host if on_cpu else torch.empty_like(host, device=self.device)
+                self.free_slots.append(Slot(buffer, host))
 
-    def come(self, block: str) -> None:
+    def load(self, block: str) -> None:
         """Bring a block's weights, and begin to read those of the one that followed it last."""
         if block in self.plan.resident:
-            self._stay(block)
+            self._load_resident(block)
             return
-        slot = self._slot_of(block)
+        slot = self._loaded_slot(block)
         if self.side is not None and slot.copied is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.copied)
         self.in_use[block] = slot
-        self._install(block, self._views(slot.there, block))
+        self._install(block, self._views(slot.device_buffer, block))
         if self.last:
-            self.following[self.last] = block
+            self.next_block[self.last] = block
         self.last = block
-        ahead = self.following.get(block)
-        if ahead is not None and ahead != block and self.slots and not self.coming:
-            self._begin(ahead)
+        ahead = self.next_block.get(block)
+        if ahead is not None and ahead != block and self.free_slots and not self.prefetched:
+            self._prefetch(ahead)
 
-    def go(self, block: str) -> None:
+    def unload(self, block: str) -> None:
         """Take a block's weights off the network; what it takes them from may be overwritten."""
         if (slot := self.in_use.pop(block, None)) is None:
             return
         for name in self.plan.blocks[block]:
-            put(self.network, name, self.waiting[name])
+            put(self.network, name, self.stored[name])
         if self.side is not None:
             slot.used = torch.cuda.current_stream(self.device).record_event()
-        self.slots.append(slot)
+        self.free_slots.append(slot)
 
     def close(self) -> None:
         """Take off all blocks, and wait for what is being read or copied."""
         self.reader.shutdown(wait=True, cancel_futures=True)
         for block in list(self.in_use):
-            self.go(block)
+            self.unload(block)
         for block in self.plan.resident:
             for name in self.plan.blocks[block]:
-                put(self.network, name, self.waiting[name])
+                put(self.network, name, self.stored[name])
         if self.side is not None:
             self.side.synchronize()
             torch.cuda.current_stream(self.device).synchronize()
-        self.coming.clear()
-        self.slots.clear()
+        self.prefetched.clear()
+        self.free_slots.clear()
 
-    def _slot_of(self, block: str) -> Slot:
+    def _loaded_slot(self, block: str) -> Slot:
         """The slot that a block has come to; another that was expected gives its own back."""
-        for other in [name for name in self.coming if name != block]:
-            self.slots.append(self.coming.pop(other).result())
-        if block not in self.coming:
-            self._begin(block)
-        return self.coming.pop(block).result()
+        for other in [name for name in self.prefetched if name != block]:
+            self.free_slots.append(self.prefetched.pop(other).result())
+        if block not in self.prefetched:
+            self._prefetch(block)
+        return self.prefetched.pop(block).result()
 
-    def _begin(self, block: str) -> None:
-        self.coming[block] = self.reader.submit(self._read, block, self.slots.pop(0))
+    def _prefetch(self, block: str) -> None:
+        self.prefetched[block] = self.reader.submit(self._read, block, self.free_slots.pop(0))
 
     @torch.no_grad()
     def _read(self, block: str, slot: Slot) -> Slot:
         """Read a block into a slot; on a card, its copy there may still be under way."""
         if slot.copied is not None:
             slot.copied.synchronize()  # or the block before it would be overwritten
-        self.source.fill(self._views(slot.here, block))
+        self.source.fill(self._views(slot.host_buffer, block))
         if self.side is None:
-            if slot.there is not slot.here:
-                slot.there.copy_(slot.here)
+            if slot.device_buffer is not slot.host_buffer:
+                slot.device_buffer.copy_(slot.host_buffer)
             return slot
         with torch.cuda.stream(self.side):
             if slot.used is not None:
                 self.side.wait_event(slot.used)
-            slot.there.copy_(slot.here, non_blocking=True)
+            slot.device_buffer.copy_(slot.host_buffer, non_blocking=True)
             slot.copied = self.side.record_event()
         return slot
 
-    def _stay(self, block: str) -> None:
+    def _load_resident(self, block: str) -> None:
         """Bring a block that stays, unless it is there."""
         names = self.plan.blocks[block]
-        if weight_of(self.network, names[0]) is not self.waiting[names[0]]:
+        if weight_of(self.network, names[0]) is not self.stored[names[0]]:
             return
-        self._install(block, bring(self.source, {n: self.waiting[n] for n in names}, self.device))
+        self._install(
+            block, read_to_device(self.source, {n: self.stored[n] for n in names}, self.device)
+        )
 
     def _views(self, memory: Tensor, block: str) -> dict[str, Tensor]:
         """A block's weights, one after the other in a piece of memory."""
         views, start = {}, 0
         for name in self.plan.blocks[block]:
-            value = self.waiting[name]
+            value = self.stored[name]
             flat = memory[start : start + value.nbytes]
             views[name] = flat.view(value.dtype).as_strided(value.shape, value.stride())
             start += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
@@ -181,50 +183,50 @@ class BlockStream:
     def _install(self, block: str, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             put(self.network, name, value)
-        self.arrived(self.network.get_submodule(block))
+        self.on_load(self.network.get_submodule(block))
 
 
 @contextmanager
 def streamed(
-    network: nn.Module, device: torch.device, plan: StreamPlan, source: Source, arrived: Arrived
+    network: nn.Module, device: torch.device, plan: StreamPlan, source: Source, on_load: OnLoad
 ) -> Iterator[None]:
     """Use a network whose blocks come and go by a plan; the rest of it is there all the time."""
     own = weights_of(network)
     inside = {name for names in plan.blocks.values() for name in names}
     rest = {n: value for n, value in own.items() if n not in inside and n not in plan.tables}
-    stream = BlockStream(network, device, plan, source, arrived)
+    stream = BlockStream(network, device, plan, source, on_load)
     with ExitStack() as stack:
         stack.callback(stream.close)
         for name, value in own.items():
             if name not in inside:
                 stack.callback(put, network, name, value)
-        for name, value in bring(source, rest, device).items():
+        for name, value in read_to_device(source, rest, device).items():
             put(network, name, value)
         for part in {n.rpartition(".")[0] for n in rest}:
-            _arrived_alone(network.get_submodule(part), arrived)
+            _notify_leaf(network.get_submodule(part), on_load)
         for name in plan.tables:
             stack.enter_context(_rows_only(network, name, device, source))
         for block in plan.blocks:
             module = network.get_submodule(block)
-            before = module.register_forward_pre_hook(partial(_come, stream, block))
-            after = module.register_forward_hook(partial(_go, stream, block), always_call=True)
+            before = module.register_forward_pre_hook(partial(_load, stream, block))
+            after = module.register_forward_hook(partial(_unload, stream, block), always_call=True)
             stack.callback(before.remove)
             stack.callback(after.remove)
         yield
 
 
-def _come(stream: BlockStream, block: str, *_: object) -> None:
-    stream.come(block)
+def _load(stream: BlockStream, block: str, *_: object) -> None:
+    stream.load(block)
 
 
-def _go(stream: BlockStream, block: str, *_: object) -> None:
-    stream.go(block)
+def _unload(stream: BlockStream, block: str, *_: object) -> None:
+    stream.unload(block)
 
 
-def _arrived_alone(module: nn.Module, arrived: Arrived) -> None:
+def _notify_leaf(module: nn.Module, on_load: OnLoad) -> None:
     """Tell of a module whose blocks are yet to come."""
     if not any(True for _ in module.children()):
-        arrived(module)
+        on_load(module)
 
 
 @contextmanager
@@ -254,7 +256,9 @@ def _rows_only(
 
 
 @torch.no_grad()
-def bring(source: Source, like: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def read_to_device(
+    source: Source, like: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
     """Weights of the dtypes and shapes of others, read and moved to a device."""
     with torch.inference_mode(False):
         found = {}
