@@ -1,14 +1,17 @@
 """The tokenizer: words one by one have the whole prompt's tokens; chunks."""
 
 import random
+import shutil
 import string
+from pathlib import Path
 
 import pytest
 
+from txt2img.errors import BadFile
 from txt2img.models import tokenizer
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.request.compat import PromptRules
-from txt2img.weights.tokenizer_files import clip_tokenizer
+from txt2img.weights.tokenizer_files import clip_tokenizer, read_tokenizer
 
 PROMPTS = [
     "",
@@ -43,12 +46,32 @@ def test_any_printable_text_has_the_same_tokens(clip: Tokenizer) -> None:
         assert clip.tokens(prompt) == clip._encode(prompt)
 
 
-def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_words_is_bounded(clip: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "WORD_CACHE", 3)
-    own = clip_tokenizer(77, tokenizer.EOS)
+    own = Tokenizer(clip.vocab, clip.merges)
     for prompt in ("a b c", "d e", "f", "a b c"):
         assert own.tokens(prompt) == own._encode(prompt)
         assert own._encode_word.cache_info().currsize <= 3
+
+
+def test_a_folders_words_are_parsed_once_and_anew_when_its_files_change(
+    sd1_folder: Path, tmp_path: Path
+) -> None:
+    """What one model learns, or its length, is not another's; nor is the hash."""
+    source = sd1_folder / "tokenizer"
+    first = read_tokenizer(source, 77, 49408)
+    first.embedding_ids["<word>"] = [7]
+    hashed = first.fingerprint
+    again, short = read_tokenizer(source, 77, 49408), read_tokenizer(source, 20, 49408)
+    assert again.vocab is short.vocab is first.vocab
+    assert again.fingerprint == hashed == Tokenizer(first.vocab, first.merges).fingerprint
+    assert again.embedding_ids == {} and short.fingerprint != hashed
+    assert len(short.chunks("a")[0]) == 20 and len(again.chunks("a")[0]) == 77
+    for name in ("vocab.json", "merges.txt"):
+        changed = shutil.copytree(source, tmp_path / name)
+        (changed / name).write_bytes((source / name).read_bytes()[:-9])
+        with pytest.raises(BadFile):
+            read_tokenizer(changed, 77, 49408)
 
 
 def test_chunks_are_filled_before_the_next_begins(clip: Tokenizer) -> None:

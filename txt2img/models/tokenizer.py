@@ -5,6 +5,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -101,6 +102,13 @@ class Tokenizer:
         self._backend.normalizer = normalizer()
         self._backend.pre_tokenizer = pre_tokenizer()
         self._encode_word = lru_cache(maxsize=WORD_CACHE)(self._encode)
+
+    def variant(self, length: int, pad_id: int) -> "Tokenizer":
+        """The same words for another length and padding token, without textual inversions."""
+        other = copy(self)
+        other.length, other.pad_id, other.embedding_ids = length, pad_id, {}
+        other.__dict__.pop("fingerprint", None)
+        return other
 
     @property
     def pad(self) -> str:

@@ -1,7 +1,7 @@
 """Language models' tokenizers: T5's and Qwen3's own, which come with the package, or a folder's."""
 
 import lzma
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def _read(path: Path) -> Tokenizer:
     return _parsed(content, path.name)
 
 
+@lru_cache(maxsize=1)  # a model's files are opened, then loaded
 def _parsed(content: bytes, name: str) -> Tokenizer:
     try:
         backend = Tokenizer.from_buffer(content)

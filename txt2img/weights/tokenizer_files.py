@@ -2,13 +2,20 @@
 
 import gzip
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files as package_files
 from pathlib import Path
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.tokenizer import BOS, EOS, Tokenizer
-from txt2img.system.files import ADVICE, JSON_MAX, open_regular, read_json
+from txt2img.system.files import (
+    ADVICE,
+    JSON_MAX,
+    NO_CONFIG,
+    parse_object,
+    read_bounded,
+    read_json,
+)
 from txt2img.system.text import shown
 
 Vocab = dict[str, int]
@@ -21,10 +28,10 @@ def clip_tokenizer(length: int, pad: str) -> Tokenizer:
 
     Raises BadFile for a text encoder whose context is too short for any token.
     """
-    vocab, merges = _clip()
     if length < 3:
         raise BadFile(f"a text encoder of {length} tokens at once; CLIP's has 77")
-    return Tokenizer(vocab, merges, length=length, pad_id=vocab[pad])
+    clip = _clip()
+    return clip.variant(length, clip.vocab[pad])
 
 
 def check_vocab(component: str, vocab: Mapping[str, int], rows: int) -> None:
@@ -42,28 +49,37 @@ def read_tokenizer(folder: Path, length: int, rows: int) -> Tokenizer:
     Raises BadFile.
     """
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab: object = read_json(folder / "vocab.json")
-        merges: object = _lines(folder / "merges.txt")
+        names = ["vocab.json", "merges.txt"]
     elif (folder / "tokenizer.json").is_file():
-        vocab, merges = _from_tokenizer_json(folder / "tokenizer.json")
+        names = ["tokenizer.json"]
     else:
         raise BadFile(
             f"no vocab.json with merges.txt, and no tokenizer.json, in {shown(folder.name)}"
         )
+    contents = (read_bounded(folder / name, JSON_MAX, NO_CONFIG) for name in names)
+    tokenizer = _parsed(rows, *contents)
+    return tokenizer.variant(length, _pad(folder, tokenizer.vocab))
+
+
+@lru_cache(maxsize=2)  # a model's files are opened, then loaded; SDXL's two are often the same
+def _parsed(rows: int, content: bytes, merge_lines: bytes | None = None) -> Tokenizer:
+    """A tokenizer of vocab.json and merges.txt, or of tokenizer.json alone. Raises BadFile."""
+    if merge_lines is None:
+        vocab, merges = _from_tokenizer_json(content)
+    else:
+        vocab, merges = parse_object(content, "vocab.json"), _lines(merge_lines)
     words = _checked_vocab(vocab, rows)
-    return Tokenizer(
-        words, _checked_merges(merges, words), length=length, pad_id=_pad(folder, words)
-    )
+    return Tokenizer(words, _checked_merges(merges, words))
 
 
 @cache
-def _clip() -> tuple[Vocab, Merges]:
-    """CLIP's vocabulary, built from its merges: bytes, bytes at a word's end, merges."""
+def _clip() -> Tokenizer:
+    """CLIP's tokenizer; its vocabulary is bytes, bytes at a word's end, and merges."""
     packed = (package_files("txt2img.weights") / "tokenizer" / "merges.txt.gz").read_bytes()
     merges = [_pair(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()[1:]]
     letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
-    return {word: index for index, word in enumerate([*words, BOS, EOS])}, merges
+    return Tokenizer({word: index for index, word in enumerate([*words, BOS, EOS])}, merges)
 
 
 def byte_letters() -> list[str]:
@@ -77,25 +93,21 @@ def _pair(line: str) -> tuple[str, str]:
     return left, right
 
 
-def _lines(path: Path) -> list[str]:
-    """The merges in a text file, one a line, after an optional line with the version."""
-    with open_regular(path) as file:
-        content = file.read(JSON_MAX + 1)
+def _lines(content: bytes) -> list[str]:
+    """The merges of a merges.txt, one a line, after an optional line with the version."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadFile(f"{path.name}: not UTF-8 text") from error
-    if len(content) > JSON_MAX:
-        raise BadFile(f"{path.name}: larger than {JSON_MAX:,} bytes")
+        raise BadFile("merges.txt: not UTF-8 text") from error
     return [line for line in text.split("\n") if line.strip() and not line.startswith("#version")]
 
 
-def _from_tokenizer_json(path: Path) -> tuple[object, object]:
+def _from_tokenizer_json(data: bytes) -> tuple[object, object]:
     """Vocabulary and merges of a `tokenizers` file, with its added tokens."""
-    content = read_json(path)
+    content = parse_object(data, "tokenizer.json")
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise UnknownLayout(f"{path.name}: not a byte-pair tokenizer, as CLIP's is")
+        raise UnknownLayout("tokenizer.json: not a byte-pair tokenizer, as CLIP's is")
     vocab, added = model.get("vocab"), content.get("added_tokens")
     if isinstance(vocab, dict) and isinstance(added, list):
         tokens = [token for token in added if isinstance(token, dict)]
