@@ -41,6 +41,11 @@ def test_a_text_gives_a_preprocessor_and_it_the_text(
 def test_models_are_paths() -> None:
     how = parse_preprocess("depth:C:/models/depth-anything")
     assert (how.name, how.model) == (Preprocessor.DEPTH, "C:/models/depth-anything")
+    for text in ("pose:vitpose", "pose:m/vitpose,C:/m/rt-detr"):
+        how = parse_preprocess(text)
+        assert str(how) == text and preprocess_from_json(asdict(how)) == how
+    assert how.models == ("m/vitpose", "C:/m/rt-detr")
+    assert parse_preprocess("openpose: a , b").models == ("a", "b")
     assert preprocesses_from_json(["none", "none"]) == () == preprocesses_from_json("none")
     assert len(preprocesses_from_json(["none", "canny"])) == 2
 
@@ -55,7 +60,9 @@ def test_models_are_paths() -> None:
         ("invert:3", "invert takes no numbers"),
         ("shuffle:1.5", "seed is a whole number"),
         ("depth", "the preprocessor depth needs a model for depth estimation: depth:FOLDER"),
-        ("openpose_full", "needs weights of its own, which are not read here; give a map"),
+        ("openpose_full", "needs weights of its own, which are not read here; pose:PATH"),
+        ("densepose", "needs weights of its own, which are not read here; give a map"),
+        ({"name": "depth", "model": "x", "detector": "y"}, "depth takes no detector"),
         ("softedge_hed", "scribble or lineart find lines"),
         ("cany", "did you mean canny?"),
         ("", "no preprocessor"),

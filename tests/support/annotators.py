@@ -1,4 +1,4 @@
-"""Tiny models of depths and segments with random weights, as transformers writes their folders."""
+"""Tiny models of depths, segments and poses with random weights, as transformers has them."""
 
 import json
 from functools import cache
@@ -119,6 +119,58 @@ def segment_folder(classes: int = 150) -> Path:
     return save(model, f"segformer-{classes}", "SegformerImageProcessor", SIZE)
 
 
+@cache
+def pose_folder(experts: int = 1, keypoints: int = 17) -> Path:
+    """A ViTPose whose keypoints are seen in part; with experts, one of those for several sets."""
+    with quietly():
+        from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
+
+    torch.manual_seed(4)
+    backbone = VitPoseBackboneConfig(
+        image_size=[64, 48],
+        patch_size=[16, 16],
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_experts=experts,
+        part_features=4,
+        out_indices=[2],
+    )
+    model = VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=keypoints))
+    with torch.no_grad():
+        model.head.conv.weight.mul_(20)
+        model.head.conv.bias.copy_(torch.linspace(-1, 1, keypoints))
+    name, size = f"vitpose-{experts}-{keypoints}", {"height": 64, "width": 48}
+    return save(model, name, "VitPoseImageProcessor", size)
+
+
+@cache
+def detector_folder(person: str = "person") -> Path:
+    """A YOLOS that takes all that it finds for people, some of them surely."""
+    with quietly():
+        from transformers import YolosConfig, YolosForObjectDetection
+
+    torch.manual_seed(5)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[64, 64],
+        num_detection_tokens=6,
+        id2label={0: "tie", 1: person},
+    )
+    model = YolosForObjectDetection(config)
+    with torch.no_grad():
+        model.vit.embeddings.detection_tokens.copy_(3 * torch.randn(1, 6, 16))
+        model.class_labels_classifier.layers[-1].weight.mul_(8)
+        model.class_labels_classifier.layers[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        for layer in model.bbox_predictor.layers:
+            layer.weight.mul_(8)
+    size = {"shortest_edge": 64, "longest_edge": 96}
+    return save(model, f"yolos-{person}", "YolosImageProcessor", size)
+
+
 def save(
     model: "PreTrainedModel",
     name: str,
@@ -133,5 +185,6 @@ def save(
         model.save_pretrained(path)
     rows = {**ROWS, "image_processor_type": processor, "size": size}
     rows |= {"keep_aspect_ratio": keep_aspect_ratio, "ensure_multiple_of": multiple}
+    rows["do_resize"] = processor != "VitPoseImageProcessor"  # which cuts people out
     (path / "preprocessor_config.json").write_text(json.dumps(rows))
     return path

@@ -42,8 +42,7 @@ def preprocess(image: "Image.Image", how: Preprocess) -> "Image.Image":
 
 def map_texts(how: Preprocess) -> dict[str, str]:
     """The text of a map: how it was made. What drew its picture would not draw it."""
-    label = f"{how.name}:{how.model}" if how.model else str(how)
-    return {NO_PROMPT: str(Infotext("", entries={"Preprocessor": label}))}
+    return {NO_PROMPT: str(Infotext("", entries={"Preprocessor": str(how)}))}
 
 
 def import_opencv() -> ModuleType:

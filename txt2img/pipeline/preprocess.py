@@ -1,10 +1,11 @@
-"""Preprocess pictures into control maps: by OpenCV, or by a model of depths or segments."""
+"""Preprocess pictures into control maps: by OpenCV, or by a model of depths, segments or poses."""
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from txt2img.images.pose import draw_people
 from txt2img.images.preprocess import preprocess
 from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.system.device.device import Device
@@ -35,6 +36,8 @@ def preprocess_image(
     if annotator is None:
         return preprocess(image, how)
     found = annotator(image)
+    if annotator.kind is Preprocessor.POSE:
+        return draw_people(found.numpy(), image.size)
     if annotator.kind is Preprocessor.DEPTH:
         return depth_map(found, annotator.metric)
     palette = np.frombuffer(ADE20K, np.uint8).reshape(-1, 3)
@@ -48,10 +51,10 @@ def preprocess_for(model: Model, image: Image.Image, how: Preprocess) -> Image.I
     """
     if not how.model:
         return preprocess_image(image, how)
-    loaded, key = model.adapters.annotators, (how.name, how.model)
+    loaded, key = model.adapters.annotators, str(how)
     if key not in loaded:
         device = Device(device_of(model), torch.float32)
-        loaded[key] = load_annotator(how, model.adapters.paths.annotators[how.model], device)
+        loaded[key] = load_annotator(how, model.adapters.paths.annotators, device)
     return preprocess_image(image, how, loaded[key])
 
 

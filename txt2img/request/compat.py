@@ -206,7 +206,9 @@ def canonical(request: Request) -> Request:
         replace(one, model=_by_hash(one.model), encoder=one.encoder and _by_hash(one.encoder))
         for one in request.ip_adapters
     )
-    made = tuple(replace(one, model=one.hash or one.model) for one in request.preprocess)
+    made = tuple(
+        replace(one, model=one.hash, detector="") if one.hash else one for one in request.preprocess
+    )
     request = request.changed(controls=controls, ip_adapters=adapters, preprocess=made)
     return request.with_images(lambda ref: replace(ref, name=ref.hash) if ref.hash else ref)
 

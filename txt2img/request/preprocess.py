@@ -92,11 +92,16 @@ class Preprocessor(Name):
     SEGMENT = PreprocessorRow(
         "segment", "segment", ("segmentation", "seg"), model="semantic segmentation"
     )
+    POSE = PreprocessorRow(
+        *("pose", "openpose", ("OpenposePreprocessor", "OpenposeDetector", "dw_openpose")),
+        model="pose estimation",
+    )
 
 
 # Preprocessors of other programs that are none of these, by a part of their names, and what to do.
 _OTHERS: Mapping[str, str] = {
-    "pose": "give a map that another program drew, without --preprocess",
+    "densepose": "give a map that another program drew, without --preprocess",
+    "pose": "pose:PATH[,DETECTOR] draws bodies by models of transformers",
     "mlsd": "canny finds edges too",
     "hed": "scribble or lineart find lines without weights",
     "pidi": "scribble or lineart find lines without weights",
@@ -115,7 +120,8 @@ class Preprocess:
     name: Preprocessor
     numbers: tuple[float, ...] = ()  # all that it has
     model: str = ""
-    hash: str = ""  # ten hex digits, of the model once it is found
+    hash: str = ""  # ten hex digits, of the models once they are found
+    detector: str = ""  # a model that finds people for one of poses; empty: a picture is one person
 
     def __post_init__(self) -> None:
         """Check every field, and fill in the numbers left out. BadRequest."""
@@ -135,12 +141,20 @@ class Preprocess:
                 f"needs a model for {kind.model}: {kind}:FOLDER" if kind.model else "has no model"
             )
             raise BadRequest(f"the preprocessor {kind} {what}")
-        if not isinstance(self.model, str) or len(self.model) > MODEL_MAX or "\0" in self.model:
-            raise BadRequest(f"{kind} needs a model's folder, got {shown(self.model)}")
+        for path in (self.model, self.detector):
+            if not isinstance(path, str) or len(path) > MODEL_MAX or "\0" in path:
+                raise BadRequest(f"{kind} needs a model's folder, got {shown(path)}")
+        if self.detector and kind is not Preprocessor.POSE:
+            raise BadRequest(f"{kind} takes no detector; got {shown(self.detector)}")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The folders, or the names, of its models."""
+        return tuple(filter(None, (self.model, self.detector)))
 
     def __str__(self) -> str:
         if self.model:
-            return f"{self.name}:{self.model}"
+            return f"{self.name}:{','.join(self.models)}"
         defaults = tuple(row.default for row in self.name.numbers)
         numbers = "" if self.numbers == defaults else ",".join(f"{n:g}" for n in self.numbers)
         return f"{self.name}:{numbers}" if numbers else str(self.name)
@@ -155,11 +169,12 @@ def _check_number(kind: Preprocessor, row: Number, value: object) -> None:
 
 
 def parse_preprocess(text: str) -> Preprocess:
-    """Parse NAME[:NUMBER[,NUMBER]] or NAME:MODEL. BadRequest."""
+    """Parse NAME[:NUMBER[,NUMBER]], NAME:MODEL or pose:MODEL[,DETECTOR]. BadRequest."""
     name, colon, rest = text.partition(":")
     kind = Preprocessor.parse(name.strip())
     if kind.model:
-        return Preprocess(kind, model=rest.strip())
+        model, _, detector = rest.partition("," if kind is Preprocessor.POSE else "\0")
+        return Preprocess(kind, model=model.strip(), detector=detector.strip())
     try:
         return Preprocess(kind, tuple(map(float, rest.split(","))) if colon else ())
     except ValueError:

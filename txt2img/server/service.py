@@ -189,7 +189,11 @@ def check_names(request: Request, library: AdapterPaths) -> None:
         *(("ControlNet", one.model.name, library.controls) for one in request.controls),
         *(("IP-Adapter", one.model.name, library.ip_adapters) for one in adapters),
         *(("image encoder", one.encoder.name, {}) for one in adapters if one.encoder),
-        *(("preprocessor's model", how.model, library.annotators) for how in request.preprocess),
+        *(
+            ("preprocessor's model", name, library.annotators)
+            for how in request.preprocess
+            for name in how.models
+        ),
     ]
     for what, name, offered in named:
         if name and name not in offered:

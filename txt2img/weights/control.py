@@ -17,6 +17,7 @@ from txt2img.request.preprocess import Preprocess
 from txt2img.system.device.device import Device
 from txt2img.system.device.memory import oom_as_error
 from txt2img.system.device.offload import Placement
+from txt2img.weights.annotator import annotator_files
 from txt2img.weights.control_file import find_controls
 from txt2img.weights.formats import tensors
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -58,13 +59,14 @@ def resolve_controls(model: Model, request: Request) -> Request:
 
 
 def _with_hash(state: AdapterState, how: Preprocess) -> Preprocess:
-    """A preprocessor with the hash of its model, if it has one."""
+    """A preprocessor with the hash of its models, if it has any."""
     if not how.model:
         return how
-    if ("preprocessor", how.model) not in state.hashes:
-        files = sorted(state.paths.annotators[how.model].glob("*.safetensors"))
-        state.hashes["preprocessor", how.model] = model_hash(files) if files else ""
-    return replace(how, hash=state.check_hash("preprocessor", how.model, how.hash))
+    kind, name = "preprocessor", ",".join(how.models)
+    if (kind, name) not in state.hashes:
+        files = annotator_files(state.paths.annotators[one] for one in how.models)
+        state.hashes[kind, name] = model_hash(files) if files else ""
+    return replace(how, hash=state.check_hash(kind, name, how.hash))
 
 
 def _hashed(state: AdapterState, control: Control) -> Control:

@@ -12,13 +12,14 @@ from txt2img.request.adapters import FileRef
 from txt2img.request.control import bare_name
 from txt2img.request.ip_adapter import OPTION as IP_ADAPTER
 from txt2img.request.ip_adapter import IPAdapterRef
-from txt2img.request.preprocess import Preprocess
+from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.request.resolve import AdapterPaths, find_below
 from txt2img.system.text import shown
 from txt2img.weights.registry.find import find_by_hash, find_file, folders, model_name
 
 GENERIC = "diffusion_pytorch_model"  # the file in a diffusers folder
 OPTION = "--control"
+ONE_PERSON = "the whole picture is taken for one person; pose:MODEL,DETECTOR finds each by a model"
 Ref = TypeVar("Ref", bound=FileRef)
 
 
@@ -36,24 +37,28 @@ def find_controls(request: Request, paths: AdapterPaths) -> Request:
 
 
 def find_annotator(how: Preprocess, paths: AdapterPaths) -> Preprocess:
-    """A preprocessor with its model found, and named as records name it. ModelNotFound."""
-    if not how.model or how.model in paths.annotators:
-        return how
-    path = _annotator_folder(how)
+    """A preprocessor with its models found, and named as records name them. ModelNotFound."""
+    names = [_find_annotator(how.name, name, paths) for name in how.models]
+    if how.name is Preprocessor.POSE and not how.detector:
+        paths.images.note(ONE_PERSON)
+    model, detector = (*names, "", "")[:2]
+    return replace(how, model=model, detector=detector)
+
+
+def _find_annotator(kind: Preprocessor, name: str, paths: AdapterPaths) -> str:
+    if name in paths.annotators:
+        return name
+    try:
+        path = Path(find_file(f"--preprocess {kind}", name))
+    except ModelNotFound:
+        if not (found := _folder_named(name)):
+            raise
+        path = found
     name = path.resolve().name
     if paths.annotators.setdefault(name, path) != path:  # another of the same name
         name = str(path)
         paths.annotators[name] = path
-    return replace(how, model=name)
-
-
-def _annotator_folder(how: Preprocess) -> Path:
-    try:
-        return find_file(f"--preprocess {how.name}", how.model)
-    except ModelNotFound:
-        if path := _folder_named(how.model):
-            return path
-        raise
+    return name
 
 
 def _folder_named(name: str) -> Path | None:

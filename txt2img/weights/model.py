@@ -55,7 +55,7 @@ class AdapterState:
     originals: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # layer, weight or bias
     packed: list[PackedWeight] = field(default_factory=list)  # whose unpacking LoRAs change
     control_files: "dict[str, ControlFile]" = field(default_factory=dict)  # opened, by name
-    annotators: "dict[tuple[str, str], Annotator]" = field(default_factory=dict)  # loaded
+    annotators: "dict[str, Annotator]" = field(default_factory=dict)  # loaded
     upscalers: "dict[str, Upscaler]" = field(default_factory=dict)  # loaded, by name
     token_tables: list[Tensor] = field(default_factory=list)  # of the text encoders' own tokens
     ip_adapters: "dict[str, IPAdapterFile]" = field(default_factory=dict)  # opened, by name

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.cli.commands.test_upscale import picture
 from tests.conftest import Command
 from tests.support import tiny_control, tiny_transformers
-from tests.support.annotators import depth_folder
+from tests.support.annotators import depth_folder, detector_folder, pose_folder
 from txt2img.images import image_file
 
 pytest.importorskip("cv2")
@@ -50,7 +50,9 @@ def test_a_models_map_is_recorded_by_its_name(command: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["-p", "openpose"], 'no preprocessor "openpose"; choose from none, canny'),
+        (["-p", "openpose"], "the preprocessor pose needs a model for pose estimation"),
+        (["-p", f"pose:{pose_folder()},nope"], '--preprocess pose: no file "nope"'),
+        (["-p", f"pose:{pose_folder()},a.png"], "pose takes a folder of transformers"),
         (["-p", "canny:1,2,3"], "canny takes LOW, HIGH; got"),
         (["-p", "depth"], "the preprocessor depth needs a model for depth estimation"),
         (["-p", "depth:nope"], '--preprocess depth: no file "nope"'),
@@ -87,13 +89,15 @@ def pixels(name: str) -> np.ndarray:
         return np.array(image)
 
 
-@pytest.mark.parametrize("how", ["canny:40,120", "depth"])
+@pytest.mark.parametrize("how", ["canny:40,120", "depth", "pose"])
 def test_a_control_follows_the_map_that_the_command_shows(
     draw: Command, command: Command, sd1_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     Image.linear_gradient("L").resize((64, 64)).rotate(30).convert("RGB").save("photo.png")
     control, model = tiny_control.control("sd1").folder, depth_folder()
-    named = f"depth:{model}" if how == "depth" else how
+    models = {"depth": [model], "pose": [pose_folder(), detector_folder()]}.get(how, [])
+    named = ":".join([how, *[",".join(map(str, models))] * bool(models)])
+    recorded = ":".join([how, *[",".join(one.name for one in models)] * bool(models)])
     command("preprocess", "photo.png", "-p", named, "-o", "map.png")
     rest = ("--seed", "7", "--steps", "2", "-W", "64", "-H", "64", "-q")
     made = draw("a cat", "--control", f"{control}:photo.png", "--preprocess", named, *rest,
@@ -106,8 +110,8 @@ def test_a_control_follows_the_map_that_the_command_shows(
     request = image_file.read(Path("a.png")).request
     assert request and request.controls[0].image.name == "photo.png"
     [preprocess] = request.preprocess
-    assert str(preprocess) == ("depth:dpt" if how == "depth" else how)
-    assert len(preprocess.hash) == (10 if how == "depth" else 0)
+    assert str(preprocess) == recorded
+    assert len(preprocess.hash) == (10 if models else 0)
     monkeypatch.setenv("TXT2IMG_MODELS", f"{control.parent}:{model.parent}")
     verified = command("verify", "a.png", "-m", str(sd1_folder))
     assert verified.out == "a.png: identical\n", verified.err
@@ -116,6 +120,18 @@ def test_a_control_follows_the_map_that_the_command_shows(
     assert np.array_equal(pixels("d.png"), pixels("a.png"))
     wrong = draw("a cat", "--control", f"{control}:photo.png", *["--preprocess", "gray"] * 3)
     assert "3 times --preprocess for 1 ControlNets" in wrong.err and wrong.code == 2
+
+
+def test_a_pose_without_a_detector_says_that_it_is_of_one_person(command: Command) -> None:
+    picture("a.png")
+    outcome = command("preprocess", "a.png", "-p", f"pose:{pose_folder()}")
+    assert outcome.out == "a-pose.png\n"
+    assert "the whole picture is taken for one person; pose:MODEL,DETECTOR" in outcome.err
+    both = f"pose:{pose_folder()},{detector_folder()}"
+    assert "one person" not in command("preprocess", "a.png", "-p", both, "-o", "b.png").err
+    assert image_file.read(Path("b.png")).texts == {
+        "postprocessing": 'Preprocessor: "pose:vitpose-1-17,yolos-person"'
+    }
 
 
 def test_models_that_follow_a_picture_follow_its_map(command: Command, sd1_folder: Path) -> None:

@@ -28,7 +28,7 @@ from txt2img.cli.picture_files import (
     write_each,
 )
 from txt2img.cli.registry import Command
-from txt2img.cli.terminal.console import progress
+from txt2img.cli.terminal.console import log, progress
 from txt2img.images.preprocess import import_opencv, map_texts
 from txt2img.images.preprocess import preprocess as draw_map
 from txt2img.request.preprocess import Preprocess, Preprocessor, parse_preprocess
@@ -46,6 +46,7 @@ Examples:
   txt2img preprocess photos/ --preprocess lineart -o lines/
   txt2img preprocess room.jpg --preprocess canny:50,150 -o - > edges.png
   txt2img preprocess room.jpg --preprocess depth:models/depth-anything-small
+  txt2img preprocess team.jpg --preprocess pose:models/vitpose-base,models/rtdetr
 """
 RESULT = f"-(?:{'|'.join(Preprocessor)})"
 Name = Annotated[
@@ -56,8 +57,9 @@ Name = Annotated[
         metavar="NAME[:N,…]|NAME:MODEL",
         autocompletion=completion.preprocessors,
         help=f"{', '.join(kind for kind in Preprocessor if not kind.model)}, by OpenCV (pip "
-        "install --no-deps opencv-python-headless), with numbers such as canny:100,200; or depth "
-        "or segment with the folder of a model of transformers.",
+        "install --no-deps opencv-python-headless), with numbers such as canny:100,200; or depth, "
+        "segment or pose with the folder of a model of transformers, and pose with a second one "
+        "that finds people.",
     ),
 ]
 
@@ -80,7 +82,10 @@ def preprocess(
     names = [*pictures(files, RESULT)]
     run = check_output(options, resume, names, f"-{how.name}")
     with progress(not quiet, "loading") as bar:
-        how, draw = load(how, DeviceOptions(device))
+        how, draw, notes = load(how, DeviceOptions(device))
+        with bar.paused():
+            for line in () if quiet else notes:
+                log(line)
         facts = {"preprocess": str(how)} | ({"hash": how.hash} if how.hash else {})
 
         def make(source: Source) -> Made:
@@ -91,20 +96,20 @@ def preprocess(
         write_each(names, run, make, bar)
 
 
-def load(how: Preprocess, device: DeviceOptions) -> "tuple[Preprocess, Draw]":
-    """A preprocessor as records call it, and the function that makes its maps. Txt2imgError."""
+def load(how: Preprocess, device: DeviceOptions) -> "tuple[Preprocess, Draw, list[str]]":
+    """A preprocessor as records call it, what makes its maps, and notes. Txt2imgError."""
     if not how.name.model:
         import_opencv()
-        return how, partial(draw_map, how=how)
+        return how, partial(draw_map, how=how), []
     from txt2img.pipeline.preprocess import preprocess_image
     from txt2img.weights.annotator import load_annotator
     from txt2img.weights.control_file import find_annotator
 
     paths = AdapterPaths()
     how = find_annotator(how, paths)
-    loaded = load_annotator(how, paths.annotators[how.model], device.choose_device())
+    loaded = load_annotator(how, paths.annotators, device.choose_device())
     how = replace(how, hash=loaded.hash)
-    return how, partial(preprocess_image, how=how, annotator=loaded)
+    return how, partial(preprocess_image, how=how, annotator=loaded), paths.images.notes
 
 
 COMMAND: Command = preprocess, EPILOG
