@@ -38,7 +38,7 @@ HOMES = {
     "jinja2": ("weights/language_model.py",),
     "numpy": (
         *("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
-        *("images/preprocess.py", "images/canvas.py"),
+        *("images/preprocess.py", "images/pose.py", "images/canvas.py"),
     ),
     "PIL": ("images/", "pipeline/", "train/", "server/", "cli/", "weights/annotator.py"),
     "resvg_py": ("train/default_model/build_dataset.py",),
