@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import T2IAdapter
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Command
 from tests.support import ip_adapters, tiny
+from tests.support.annotators import detector_folder, pose_folder
 from txt2img.images import image_file
 
 
@@ -127,6 +128,31 @@ def test_everything_at_once_is_drawn_again_bit_for_bit(
     assert "ControlNet 0" in parameters and "ControlNet 1" in parameters
     outcome = command("info", "sketch.safetensors")
     assert "a T2I-Adapter" in outcome.out and "full, of colour pictures" in outcome.out
+
+
+def test_a_dry_run_counts_it_with_its_encoder_and_refuses_what_drawing_does(
+    draw: Command, folder: Path
+) -> None:
+    def counted(*more: str) -> int:
+        return int(json.loads(draw("--dry-run", "--json", *more).out)["memory"])
+
+    files = [folder / "plus.safetensors", *ip_adapters.encoder_folder().glob("*.safetensors")]
+    numbers = sum(value.numel() for file in files for value in load_file(file).values())
+    given = ("--ip-adapter", "plus.safetensors:red.png")
+    adapter = T2IAdapter(3, [32, 64], 2, 4, "full_adapter")
+    save_file(dict(adapter.state_dict()), "sketch.safetensors")
+    own = sum(weight.numel() for weight in adapter.parameters())
+    both = (*given, *given, "--control", "sketch.safetensors:red.png")
+    assert counted(*given) - counted() == 4 * numbers
+    assert counted(*both) - counted() == 4 * (numbers + own)
+    assert counted("--ip-adapter", f"{given[1]}:0") == counted()  # which loads nothing
+    how = ("--control", both[-1], "--preprocess", f"pose:{pose_folder()},{detector_folder()}")
+    models = [f for one in (pose_folder(), detector_folder()) for f in one.glob("*.safetensors")]
+    kept = sum(value.numel() for file in models for value in load_file(file).values())
+    assert counted(*how) - counted() == 4 * (own + kept)
+    (folder / "image_encoder").unlink()
+    outcome = draw("--dry-run", *given)
+    assert outcome.code == 1 and "give its file with --ip-encoder" in outcome.err
 
 
 def test_low_memory_draws_nearly_the_same(

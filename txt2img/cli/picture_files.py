@@ -96,11 +96,20 @@ class FileRun:
         return f"{stem}{self.ending}{target.format.suffix}"
 
 
-def check_output(
-    options: OutputOptions, resume: bool, names: Sequence[str], ending: str
+def file_run(
+    names: Sequence[str],
+    ending: str,
+    out: str | None,
+    format: str | None,
+    quality: int | None,
+    overwrite: bool,
+    resume: bool,
+    json: bool,
+    quiet: bool,
 ) -> FileRun:
     """The run that options ask for. BadRequest."""
-    if resume and options.overwrite:
+    options = OutputOptions(out, None, overwrite, format, quality, False, json, quiet)
+    if resume and overwrite:
         raise BadRequest("--resume keeps existing pictures, --overwrite replaces them")
     options.check()
     form = options.picture_format(lambda name: True)

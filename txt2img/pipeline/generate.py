@@ -44,7 +44,7 @@ from txt2img.request.hires import (
     without_hires,
 )
 from txt2img.request.sampling import parse_sigmas
-from txt2img.system.device.memory import CPU, free, moved_to, oom_as_error
+from txt2img.system.device.memory import CPU, IMAGE_ENCODER, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
 from txt2img.weights.load import load
 from txt2img.weights.model import Model, device_of, origin
@@ -210,7 +210,7 @@ def sample(model: Model, requests: Sequence[Request]) -> Iterator[Progress]:
     own_device, own_dtype = device_of(model), next(model.network.parameters()).dtype
     device, dtype = own_device, own_dtype
     component = model.family.network.component
-    for key in (component, "batch"):
+    for key in (component, "batch", IMAGE_ENCODER):
         model.memory.used.pop(key, None)
     if len(requests) > 1 and device.type != "cpu":
         model.memory.used["batch"] = str(len(requests))  # a GPU's last bits depend on it

@@ -17,12 +17,15 @@ from txt2img.request import Request
 from txt2img.request.compat import Rules
 from txt2img.request.input_image import ImageRef
 from txt2img.request.ip_adapter import IPAdapterUse
-from txt2img.system.device.memory import oom_as_error
-from txt2img.weights.ip_adapters import load_networks
+from txt2img.system.device.device import Device
+from txt2img.system.device.memory import CPU, IMAGE_ENCODER, first_that_fits, oom_as_error
+from txt2img.weights.ip_adapters import encoder_for, load_networks
+from txt2img.weights.layouts.ip_adapter import IPAdapterFile
 from txt2img.weights.model import Model, device_of
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures that CLIP was trained on, by channel
 DEVIATION = 0.26862954, 0.26130258, 0.27577711
+ON_CPU = "memory is short: an IP-Adapter's pictures are read by the CPU, in float32"
 CACHE_SIZE = 16  # pictures' tokens that a model keeps: they come again for other seeds
 
 ImageConds = tuple[ScheduledCond, ...]  # of an image's prompts, its negative last
@@ -49,6 +52,8 @@ def with_image_prompts(
             with oom_as_error("the pictures of an IP-Adapter"):
                 cells = None if mask is None else _cells(model, request, rules, mask)
                 active.append((_prompts(model, use, cells), during))
+    if ON_CPU in model.memory.given:  # from then on tokens may be the CPU's
+        model.memory.used[IMAGE_ENCODER] = "cpu, float32"
     late = rules.edits_one_step_late
     when = [during for _, during in active]
 
@@ -111,22 +116,45 @@ def _tokens(model: Model, use: IPAdapterUse, ref: ImageRef | None) -> Tensor:
     key: Hashable = use.model, use.encoder.hash, ref.hash if ref else ""
     if key in state.image_tokens:
         return state.image_tokens[key]
-    network, vision = load_networks(model, state.ip_adapters[use.model.name])
-    states, side = network.config.reads_states, vision.config.size
+    file = state.ip_adapters[use.model.name]
+    states, side = file.config.reads_states, encoder_for(model, file).config.size
     if ref is None:
         pixels = torch.zeros(1, 3, side, side)
     else:
         pixels = pixels_for_clip(load_image(ref, state.paths.images).rgb(), side)
-    with placement.using("text", vision):
-        features = vision(pixels, states)
+    features = _features(model, file, pixels)
     if ref is None and not states:
         features = torch.zeros_like(features)
+    network, _ = load_networks(model, file)
     with placement.using("text", network):
-        tokens: Tensor = network(features.to(next(model.network.parameters()).dtype))
+        dtype = next(model.network.parameters()).dtype
+        tokens: Tensor = network(features.to(device_of(model), dtype))
     state.image_tokens[key] = tokens
     for old in list(state.image_tokens)[:-CACHE_SIZE]:
         del state.image_tokens[old]
     return tokens
+
+
+def _features(model: Model, file: IPAdapterFile, pixels: Tensor) -> Tensor:
+    """What an IP-Adapter reads of pixels: by the CPU, in float32, where a GPU's memory ends."""
+    memory, states, device = model.memory, file.config.reads_states, device_of(model)
+
+    def on_device() -> Tensor:
+        _, vision = load_networks(model, file)
+        with memory.placement.using("text", vision):
+            features: Tensor = vision(pixels, states)
+            return features
+
+    def on_cpu() -> Tensor:
+        memory.warn(ON_CPU)
+        model.image_networks.clear()  # which are on the device
+        _, vision = load_networks(model, file, Device(CPU, torch.float32))
+        with memory.placement.materialised(vision):
+            features: Tensor = vision(pixels, states)
+            return features
+
+    ways = [on_device, on_cpu] if device.type != "cpu" else [on_device]
+    return first_that_fits(ways, f"the {IMAGE_ENCODER}")
 
 
 def _cells(model: Model, request: Request, rules: Rules, ref: ImageRef) -> Tensor:

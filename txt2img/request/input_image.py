@@ -53,7 +53,7 @@ def images_from_json(value: object) -> tuple[ImageRef, ...]:
     """Pictures from a list of paths or JSON objects, or from one path. BadRequest."""
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple):
-        raise BadRequest(f"references must be a list of pictures, got {shown(value)}")
+        raise BadRequest(f"pictures must be a list of paths or objects, got {shown(value)}")
     return tuple(map(image_from_json, value))
 
 

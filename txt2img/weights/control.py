@@ -1,7 +1,8 @@
 """ControlNets and T2I-Adapters in memory: loaded at their first use, kept for the next ones."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ from txt2img.weights.layouts.control import (
     tensors_loaded,
     type_index,
 )
-from txt2img.weights.load import build_network, load_component
-from txt2img.weights.model import AdapterState, LoadedControl, Model, device_of
+from txt2img.weights.load import build_network, last_used, load_component
+from txt2img.weights.model import AdapterState, Model, device_of
 from txt2img.weights.registry.hashes import model_hash
 
 KEPT = 3  # ControlNets besides those of the request
@@ -81,25 +82,21 @@ def control_networks(model: Model, controls: Iterable[Control]) -> list[ControlN
     Those not in memory are loaded; of those that are, some of the last used stay. BadFile,
     MissingWeights, OutOfMemory.
     """
-    names = list(dict.fromkeys(one.model.name for one in controls if one.weight))
-    networks = []
-    for name in names:
+    dtype = next(model.network.parameters()).dtype
+    wanted: dict[Hashable, Callable[[], ControlNet | T2IAdapter]] = {}
+    for name in dict.fromkeys(one.model.name for one in controls if one.weight):
         file = model.adapters.control_files[name]
-        key = tensors.file_key(file.path), next(model.network.parameters()).dtype
-        kept = model.controls.pop(name, None)
-        if kept is None or (kept.key, kept.file.path) != (key, file.path):
-            kept = None  # free it first
-            with oom_as_error(f"the ControlNet {name}"):
-                kept = LoadedControl(_load(model, file), file, key)
-        model.controls[name] = kept  # the last used come last
-        networks.append(kept.network)
-    for name in [*model.controls][: -(len(names) + KEPT)]:
-        model.memory.placement.lazy_readers.pop(model.controls.pop(name).network, None)
-    return networks
+        wanted[file.path, tensors.file_key(file.path), dtype] = partial(_load, model, file)
+    return last_used(model.controls, wanted, KEPT, model.memory.placement)
 
 
 def _load(model: Model, file: ControlFile) -> ControlNet | T2IAdapter:
     """Load a network where the model's own network is, in its dtype."""
+    with oom_as_error(f"the ControlNet {file.path.name}"):
+        return _loaded(model, file)
+
+
+def _loaded(model: Model, file: ControlFile) -> ControlNet | T2IAdapter:
     memory, dtype = model.memory, next(model.network.parameters()).dtype
     device = Device(device_of(model), dtype, low=memory.low_memory, optimize=memory.optimize)
     placement = memory.placement

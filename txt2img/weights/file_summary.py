@@ -106,10 +106,11 @@ def check_library(library: AdapterPaths, family: Family, model: str) -> None:
             check_control(path, family, model)
 
 
-def check_ip_adapter(path: Path, family: Family) -> None:
-    """Raise UnknownLayout, BadRequest for an IP-Adapter that does not fit a family. BadFile."""
+def check_ip_adapter(path: Path, family: Family) -> ip_adapter.IPAdapterFile:
+    """Open an IP-Adapter. UnknownLayout, BadRequest if it does not fit a family; BadFile."""
     file = ip_adapter.open_ip_adapter(path)
     ip_adapter.check_fits(file.config, family.network, path.name, family.name)
+    return file
 
 
 def check_lora(path: Path, family: Family, model: str) -> None:

@@ -1,6 +1,6 @@
 """Load a model: open its checkpoint, build its networks, read their weights onto the device."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -272,6 +272,21 @@ def build_network(
     if device.low or keeps_filters_narrow(name, device):
         keep_stored_dtype(network, filters_only=not device.low)
     return network.eval().requires_grad_(False)
+
+
+def last_used(
+    kept: dict[Hashable, Network],
+    wanted: Mapping[Hashable, Callable[[], Network]],
+    spare: int,
+    placement: Placement,
+) -> list[Network]:
+    """The networks of these keys, from those kept or loaded; of others the last `spare` stay."""
+    for key, load_network in wanted.items():
+        network = kept.pop(key, None)
+        kept[key] = load_network() if network is None else network  # the last used come last
+    for old in [*kept][: -(len(wanted) + spare)]:
+        placement.lazy_readers.pop(kept.pop(old), None)
+    return [kept[key] for key in wanted]
 
 
 def _pack(network: nn.Module, component: Component, float8: bool) -> None:

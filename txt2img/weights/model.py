@@ -73,15 +73,6 @@ class AdapterState:
         return actual
 
 
-@dataclass(frozen=True)
-class LoadedControl:
-    """A ControlNet's or T2I-Adapter's network, and the file that it is from."""
-
-    network: "ControlNet | T2IAdapter"
-    file: "ControlFile"
-    key: object  # equal as long as file and precision are the same
-
-
 @dataclass
 class Model:
     """A family with its weights: all that turns a request into pictures."""
@@ -97,8 +88,9 @@ class Model:
     graphed: CudaGraphed | None = None  # the network recorded as CUDA graphs, or compiled
     refiner: "SecondStage | None" = None
     checkpoint: Checkpoint | None = None  # the files that its weights come from
-    image_networks: dict[Hashable, nn.Module] = field(default_factory=dict)  # of IP-Adapters
-    controls: dict[str, LoadedControl] = field(default_factory=dict)  # the last used ones
+    # The last used networks of IP-Adapters, by their files; those of ControlNets.
+    image_networks: dict[Hashable, nn.Module] = field(default_factory=dict)
+    controls: "dict[Hashable, ControlNet | T2IAdapter]" = field(default_factory=dict)  # likewise
     prompt_cache: dict[Hashable, tuple[ScheduledCond, ...]] = field(default_factory=dict)
 
     @property

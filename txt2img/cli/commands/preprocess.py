@@ -13,7 +13,6 @@ from txt2img.cli.options.output import (
     FormatName,
     Json,
     OutputName,
-    OutputOptions,
     Overwrite,
     Quality,
     Quiet,
@@ -23,7 +22,7 @@ from txt2img.cli.picture_files import (
     Made,
     Resume,
     Source,
-    check_output,
+    file_run,
     pictures,
     write_each,
 )
@@ -78,9 +77,8 @@ def preprocess(
 ) -> None:
     """Make the control map of each picture: its edges, lines or depths. Prints their paths."""
     how = parse_preprocess(name)
-    options = OutputOptions(out, None, overwrite, format, quality, False, json, quiet)
     names = [*pictures(files, RESULT)]
-    run = check_output(options, resume, names, f"-{how.name}")
+    run = file_run(names, f"-{how.name}", out, format, quality, overwrite, resume, json, quiet)
     with progress(not quiet, "loading") as bar:
         how, draw, notes = load(how, DeviceOptions(device))
         with bar.paused():

@@ -12,7 +12,6 @@ from txt2img.cli.options.output import (
     FormatName,
     Json,
     OutputName,
-    OutputOptions,
     Overwrite,
     Quality,
     Quiet,
@@ -23,7 +22,7 @@ from txt2img.cli.picture_files import (
     Made,
     Resume,
     Source,
-    check_output,
+    file_run,
     pictures,
     write_each,
 )
@@ -103,9 +102,8 @@ def upscale(
 ) -> None:
     """Make pictures larger, keeping their metadata. Prints the path of each result."""
     check(scale, tile_size)
-    options = OutputOptions(out, None, overwrite, format, quality, False, json, quiet)
     names = [*pictures(files, RESULT)]
-    run = check_output(options, resume, names, "")
+    run = file_run(names, "", out, format, quality, overwrite, resume, json, quiet)
     with progress(not quiet, "loading") as bar:
         upscaler, ref, own_scale = load(model, DeviceOptions(device, dtype))
         factor = scale or own_scale

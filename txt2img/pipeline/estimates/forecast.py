@@ -14,6 +14,8 @@ from txt2img.pipeline.estimates.peak import Peak, parts_of, peak_of
 from txt2img.request.control import Control
 from txt2img.request.fields import SIDES
 from txt2img.request.hires import second_pass
+from txt2img.request.ip_adapter import IPAdapterUse
+from txt2img.request.preprocess import Preprocess
 from txt2img.request.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import device_names
@@ -36,6 +38,7 @@ from txt2img.weights.file_summary import (
 )
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
+from txt2img.weights.layouts.clip_vision import EncoderFile
 from txt2img.weights.layouts.vae import open_vae
 from txt2img.weights.registry.hashes import cached_hash
 
@@ -57,7 +60,9 @@ class Forecast:
     max_memory: int | None = None  # bytes
     library: AdapterPaths = field(default_factory=AdapterPaths)  # where its LoRAs are
     checked: set[Path] = field(default_factory=set)  # files of adapters that fit
-    controls: dict[str, int] = field(default_factory=dict)  # bytes of ControlNets, by name
+    # Bytes in memory of what a request names beside the model, by kind and name.
+    beside: dict[tuple[str, str], int] = field(default_factory=dict)
+    encoders: dict[Path, EncoderFile] = field(default_factory=dict)  # of IP-Adapters, opened
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -136,19 +141,53 @@ class Forecast:
         for control in request.controls:
             self._check_control(control, family, name)
         for use in request.ip_adapters:
-            check_ip_adapter(self.library.ip_adapters[use.model.name], family)
+            self._check_ip_adapter(use, family)
+        for how in request.preprocess:
+            if how.model and ("preprocess", str(how)) not in self.beside:
+                self.beside["preprocess", str(how)] = self._annotator_size(how)
 
     def _check_control(self, control: Control, family: Family, name: str) -> None:
         """Raise what loading would for a ControlNet that does not fit, and note its size."""
         from txt2img.weights.layouts.control import check_control, tensors_loaded
 
-        own = control.model.name
-        if own in self.controls and not control.type:
+        own, key = control.model.name, ("control", control.model.name)
+        if key in self.beside and not control.type:
             return
         file = check_control(self.library.controls[own], family, name, control.type)
         network = family.network.component
         loaded = tensors_loaded(file, self.checkpoint.components[network].tensors)
-        self.controls[own] = sum(self._size(network, ref) for ref in loaded.values())
+        self.beside[key] = sum(self._size(network, ref) for ref in loaded.values())
+
+    def _check_ip_adapter(self, use: IPAdapterUse, family: Family) -> None:
+        """Raise what loading would for an IP-Adapter that does not fit, and note its size."""
+        from txt2img.weights.control_file import find_encoder
+
+        path, key = self.library.ip_adapters[use.model.name], ("ip-adapter", use.model.name)
+        if key in self.beside:
+            return
+        file = check_ip_adapter(path, family)
+        encoder = find_encoder(file, self.library, self.checkpoint, self.encoders)
+        parts = {family.network.component: file.component, "text_encoder": encoder.component}
+        self.beside[key] = sum(
+            self._size(name, ref) for name, part in parts.items() for ref in part.tensors.values()
+        )
+
+    def _annotator_size(self, how: Preprocess) -> int:
+        """The bytes in memory of a preprocessor's models, which compute in float32."""
+        folders = (self.library.annotators[name] for name in how.models)
+        files = (file for folder in folders for file in folder.glob("*.safetensors"))
+        return sum(
+            prod(ref.shape) * device_names.BYTES["float32"]
+            for file in files
+            for ref in safetensors_file.header(file).tensors.values()
+        )
+
+    def _beside(self, request: Request) -> int:
+        """The bytes in memory of what a request names beside the model, as far as it is checked."""
+        controls = {("control", one.model.name) for one in request.controls if one.weight}
+        adapters = {("ip-adapter", one.model.name) for one in request.ip_adapters if one.weight}
+        made = {("preprocess", str(how)) for how in request.preprocess}
+        return sum(self.beside.get(key, 0) for key in controls | adapters | made)
 
     def speed(self, request: Request) -> Speed | None:
         """The past speed of this model, at the same token merging or else without."""
@@ -187,12 +226,11 @@ class Forecast:
 
         BadRequest for a limit that is too little.
         """
-        speed, names = self.speed(request), {one.model.name for one in request.controls}
-        controls = sum(self.controls.get(name, 0) for name in names)
-        weights, peak = self.weights + controls, self.peak(request, batch)
+        speed, beside = self.speed(request), self._beside(request)
+        weights, peak = self.weights + beside, self.peak(request, batch)
         peak.check()
         if peak.mode != "none":
-            return peak.bytes + controls
+            return peak.bytes + beside
         if speed is None:
             return weights
         for_pictures = speed.memory * history.megapixels(request) * batch

@@ -21,6 +21,7 @@ SIGNS = (
 ONEDNN = "could not create a primitive"
 LITTLE = 2**28  # bytes, with which its kernels may have failed for want of memory
 CPU = torch.device("cpu")
+IMAGE_ENCODER = "image encoder"  # in records of its fallback
 T = TypeVar("T")
 
 
