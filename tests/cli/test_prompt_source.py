@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from txt2img.cli.prompt_source import too_many_prompts, warnings
+from txt2img.cli.requests import too_many_prompts, warnings
 
 DRY = ("--seed", "1", "--dry-run", "--json", "-m", "default")
 

@@ -13,7 +13,7 @@ from txt2img.errors import BadOutput, BadRequest
 from txt2img.images.formats import FORMATS
 from txt2img.images.output import Output, parse, slug, write_file
 from txt2img.request import Request, Sampler
-from txt2img.system import locks
+from txt2img.system import files
 
 REQUEST = Request("Red apple, 3D emoji!", "", "m", 64, 72, 3, 7.5, sampler=Sampler.EULER_A, seed=42)
 
@@ -304,7 +304,7 @@ def test_what_a_killed_run_left_is_swept(folder: Path) -> None:
         Path(name).write_bytes(b"")
     Path(".txt2img-0123.lock").write_bytes(b"")
     with Path(".txt2img-new.tmp").open() as held:
-        assert locks.hold(held.fileno())
+        assert files.hold(held.fileno())
         with Output(Path(), "x.png"):
             pass
         assert left(folder) == [".txt2img-new.tmp"]

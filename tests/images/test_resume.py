@@ -11,7 +11,7 @@ from txt2img.images.output import Output, parse
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, item_id, items, picture_id
 from txt2img.request import Request, Sampler, Schedule
-from txt2img.system import locks
+from txt2img.system import files
 
 REQUEST = Request("a", "", "m", 64, 64, 2, 5.0, 0.0, None, Sampler.EULER, Schedule.LINEAR, 1)
 ORIGIN = Origin("m", "0123456789")
@@ -150,9 +150,9 @@ def test_a_name_that_others_took_does_not_hide_a_picture(folder: Path) -> None:
 
 def test_a_lock_that_is_swept_is_made_anew(folder: Path) -> None:
     path = Path(".txt2img-x.lock")
-    first = locks.claim(path)
-    assert first is not None and locks.claim(path) is None
-    locks.release(path, first)
-    again = locks.claim(path)
+    first = files.claim(path)
+    assert first is not None and files.claim(path) is None
+    files.release(path, first)
+    again = files.claim(path)
     assert again is not None and path.exists()
-    locks.release(path, again)
+    files.release(path, again)

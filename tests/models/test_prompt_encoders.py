@@ -16,11 +16,11 @@ from transformers import CLIPTokenizer
 
 from tests.support import tiny, tiny_text
 from tests.support.loaded import loaded
+from txt2img.models.clip import TextEncoder
 from txt2img.models.configs import Qwen3TextConfig, T5TextConfig, TextConfig
 from txt2img.models.prompt_encoders import Flux2Text, FluxText, SD3Text, ZImageText
 from txt2img.models.qwen3 import Qwen3TextEncoder
 from txt2img.models.t5 import T5TextEncoder
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import EOS
 from txt2img.request.compat import PromptRules
 from txt2img.weights.formats import safetensors_file

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.support import tiny
 from txt2img.errors import BadRequest
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.tokenizer import PLAIN
 from txt2img.request import Compat
 from txt2img.request.compat import RULES, PromptRules

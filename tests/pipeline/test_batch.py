@@ -18,9 +18,17 @@ from txt2img.images.output import parse
 from txt2img.images.record import Origin
 from txt2img.images.resume import items
 from txt2img.models.configs import VAEConfig
-from txt2img.pipeline import batch, generate, writer
-from txt2img.pipeline.batch import BatchSettings, Started, Step, batches, filled_requests, run
-from txt2img.pipeline.writer import Failed, Finished
+from txt2img.pipeline import batch, generate
+from txt2img.pipeline.batch import (
+    BatchSettings,
+    Failed,
+    Finished,
+    Started,
+    Step,
+    batches,
+    filled_requests,
+    run,
+)
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.weights.model import Model, origin
 
@@ -118,7 +126,7 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
     alone = [done.path.read_bytes() for done in drawn(sd1_model, [replace(SMALL, count=3)])]
     for path in folder.glob("*.png"):
         path.unlink()
-    own, may = writer.encode, Event()
+    own, may = batch.encode, Event()
 
     def late(*picture: object) -> bytes:
         if picture[1].seed == SMALL.seed:  # type: ignore[attr-defined]
@@ -127,8 +135,8 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
             may.set()
         return own(*picture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer, "encode", late)
-    monkeypatch.setattr(writer.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(batch, "encode", late)
+    monkeypatch.setattr(batch.os, "cpu_count", lambda: 3)
     finished = drawn(sd1_model, [replace(SMALL, count=3)], 3)
     assert [done.path.name for done in finished] == ["0001.png", "0002.png", "0003.png"]
     assert [done.path.read_bytes() for done in finished] == alone
@@ -138,7 +146,7 @@ def test_pictures_that_are_encoded_side_by_side_are_the_same_and_in_order(
 def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
     card: bool, sd1_model: Model, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    own, monkeypatch = writer.encode, request.getfixturevalue("monkeypatch")
+    own, monkeypatch = batch.encode, request.getfixturevalue("monkeypatch")
     if card:
         request.getfixturevalue("together")
 
@@ -147,7 +155,7 @@ def test_a_picture_of_a_batch_that_cannot_be_encoded_is_the_one_that_fails(
             raise BadRequest("too long a text")
         return own(*picture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer, "encode", broken)
+    monkeypatch.setattr(batch, "encode", broken)
     target = parse("{index}.png", several=True)
     planned = list(
         items(filled_requests([replace(SMALL, count=3)], sd1_model), target, origin(sd1_model))
@@ -172,13 +180,13 @@ def test_a_picture_is_encoded_while_the_next_is_drawn(
     alone = [done.path.read_bytes() for done in drawn(sd1_model, [replace(SMALL, count=2)])]
     for path in folder.glob("*.png"):
         path.unlink()
-    own, may = writer.encode, Event()
+    own, may = batch.encode, Event()
 
     def late(*picture: object) -> bytes:
         assert may.wait(60)
         return own(*picture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer, "encode", late)
+    monkeypatch.setattr(batch, "encode", late)
     seen = []
     for event in events_of(sd1_model, [replace(SMALL, count=2)]):
         seen.append(type(event).__name__)
@@ -198,8 +206,8 @@ def test_what_was_drawn_is_written_before_whatever_may_end_a_run(
 ) -> None:
     """A stop that was asked for, a failure of the next picture, a wait for other processes."""
     own, target = batch.sample, parse("{index}.png", several=True)
-    encode, may = writer.encode, Event()  # a file is not ready before the next has failed
-    monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and encode(*given))
+    encode, may = batch.encode, Event()  # a file is not ready before the next has failed
+    monkeypatch.setattr(batch, "encode", lambda *given: may.wait(60) and encode(*given))
     if end != "failed":
         may.set()
 
@@ -233,7 +241,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
     sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever gives out the groups takes the claims on the one before it back after it."""
-    own, may = writer.encode, Event()
+    own, may = batch.encode, Event()
     drawn_by = batch.sample
 
     def broken(model: Model, requests: list[Request]) -> object:
@@ -242,7 +250,7 @@ def test_a_group_that_fails_leaves_nothing_unwritten_before_it(
             raise BadRequest("no such size")
         return drawn_by(model, requests)
 
-    monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and own(*given))
+    monkeypatch.setattr(batch, "encode", lambda *given: may.wait(60) and own(*given))
     monkeypatch.setattr(batch, "sample", broken)
     seen = []
     for event in events_of(sd1_model, [replace(SMALL, count=3)], policy=FailurePolicy(skip=True)):
@@ -256,8 +264,8 @@ def test_what_ends_at_once_leaves_the_latents_of_what_is_not_written(
     sd1_model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may = Event()
-    own = writer.encode
-    monkeypatch.setattr(writer, "encode", lambda *given: may.wait(60) and own(*given))
+    own = batch.encode
+    monkeypatch.setattr(batch, "encode", lambda *given: may.wait(60) and own(*given))
     events = events_of(sd1_model, [replace(SMALL, count=2)])
     for event in events:
         if event == Step(2, 2, 1, 2):

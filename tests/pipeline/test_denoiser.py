@@ -7,9 +7,9 @@ import torch
 
 from tests.support import tiny
 from txt2img.diffusion.conditioning import Cond, ScheduledCond
+from txt2img.models.clip import TextEncoder
 from txt2img.models.configs import TextConfig
 from txt2img.models.prompt_encoders import SD3_T5_TOKENS, SD3Text
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import EOS
 from txt2img.pipeline.denoiser import equal_length_runs, lengths
 from txt2img.pipeline.encode_prompts import encode

@@ -26,9 +26,8 @@ from txt2img.pipeline import (
 from txt2img.pipeline import (
     decode as decoding,
 )
-from txt2img.pipeline.batch import BatchSettings, Notice, filled_requests, run
+from txt2img.pipeline.batch import BatchSettings, Finished, Notice, filled_requests, run
 from txt2img.pipeline.generate import decode, sample
-from txt2img.pipeline.writer import Finished
 from txt2img.request.fields import Tile
 from txt2img.request.request import Request
 from txt2img.system.device import memory

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.test_loop import TINY
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.train import finetune_decoder
 from txt2img.train.data import Layer, Pictures, Row

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.conftest import Command
 from tests.support import tiny, tiny_xl
 from txt2img.errors import MissingWeights, UnknownLayout
-from txt2img.models.text_encoder import TextEncoder, TextEncoders
+from txt2img.models.clip import TextEncoder, TextEncoders
 from txt2img.pipeline.generate import generate
 from txt2img.request import Request, Sampler, Schedule
 from txt2img.system.device.device import Device

@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.support import published, tiny
 from tests.support.published import Shapes
+from txt2img.models.clip import TextEncoder
 from txt2img.models.configs import TextConfig, UNetConfig, VAEConfig
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline.estimates.forecast import forecast_for

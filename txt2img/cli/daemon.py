@@ -22,7 +22,7 @@ from types import FrameType
 from txt2img.cli.terminal.signals import STOP, Stopped
 from txt2img.cli.terminal.streams import Streams, open_missing
 from txt2img.cli.worker import protocol
-from txt2img.system import locks, resources
+from txt2img.system import files, resources
 from txt2img.system.version import __version__
 
 CHECK_SECONDS = 5.0  # between checks of the source files
@@ -277,7 +277,7 @@ def main() -> None:
     open_missing()
     os.umask(0o077)
     protocol.check_private(path.parent)
-    held = locks.claim(path.with_suffix(".lock"))  # the lock ends with its process
+    held = files.claim(path.with_suffix(".lock"))  # the lock ends with its process
     if held is None:
         return
     from txt2img.weights import model_cache
@@ -298,7 +298,7 @@ def main() -> None:
         code = 0
     finally:
         path.unlink(missing_ok=True)
-        locks.release(path.with_suffix(".lock"), held)
+        files.release(path.with_suffix(".lock"), held)
         os._exit(code)  # nothing is left to write, and no thread is waited for
 
 

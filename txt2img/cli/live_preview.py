@@ -18,9 +18,8 @@ from txt2img.images.resume import Item
 from txt2img.request.hires import all_steps
 
 if TYPE_CHECKING:
-    from txt2img.pipeline.batch import Event, Step
+    from txt2img.pipeline.batch import Decoded, Event, Step
     from txt2img.pipeline.preview import Previewer
-    from txt2img.pipeline.writer import Decoded
     from txt2img.weights.model import Model
 
 SIDE_MAX = 512  # pixels, of a preview file
@@ -61,8 +60,7 @@ class Viewer:
 
     def on_event(self, event: "Event") -> None:
         """Show a step or a decoded picture."""
-        from txt2img.pipeline.batch import Step
-        from txt2img.pipeline.writer import Decoded
+        from txt2img.pipeline.batch import Decoded, Step
 
         if isinstance(event, Decoded):
             self.on_decoded(event)

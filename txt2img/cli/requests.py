@@ -1,19 +1,24 @@
-"""Requests of a command line: from its options, a prompt file, or pictures to draw again."""
+"""Requests of a command line: from its options, standard input, a prompt file, or pictures."""
 
+import os
+import re
+import stat
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from txt2img.cli import distributed, prompt_source
+from txt2img.cli import distributed
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.input import read_stdin
 from txt2img.cli.provenance import request_of, require_model, with_pictures
+from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
 from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.input_image import resolve_images
@@ -21,7 +26,8 @@ from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
 from txt2img.request.input_image import STDIN, ImagePaths
 from txt2img.request.prompt_file import read_prompts
-from txt2img.request.request import Request
+from txt2img.request.prompt_line import LONG
+from txt2img.request.request import PROMPT_MAX, Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.request.sweep import Sweep, axis
 from txt2img.request.wildcards import Wildcards
@@ -31,9 +37,24 @@ from txt2img.system.text import shown
 if TYPE_CHECKING:
     from txt2img.images.image_folder import ImageFolders
 
+
 # What a picture's prompt was made from, which another prompt was not.
 MADE_FROM = {"template": "", "written": "", "enhancer": None}
 SEEDS_SHOWN = 8  # random ones, in the note on them
+SWITCHES = ("yes", "no", "true", "false", "on", "off")
+CURLY = "“”„‟«»\u2018\u201a"
+COMMANDS = {
+    **{verb: f"txt2img models {verb}" for verb in MODEL_VERBS},
+    **{word: f"txt2img models {verb}" for word, verb in OTHER_VERBS.items() if verb == "pull"},
+    **dict.fromkeys(("/help", "/h", "/?", "?", "usage", "man"), "txt2img --help"),
+    "serve": "a prompt with --keep-alive, which starts a worker",
+    "server": "a prompt with --keep-alive, which starts a worker",
+    "convert": "--model with the file, which needs no conversion",
+    "version": "txt2img --version",
+}
+_OPTION = re.compile(r"(?:^|(?<=\s))--[A-Za-z][\w-]*(?:[=\s]\S+)?")
+_NAMES = "|".join(option[2:] for option in LONG)
+_DASH = re.compile(rf"(?:^|(?<=\s))[–—]{{1,2}}(?:{_NAMES})\b(?:\s\S+)?")  # typed as two hyphens
 
 
 @dataclass
@@ -114,14 +135,14 @@ def from_arguments(
     `is_named`: the command was named, so a prompt that looks like one is meant.
     """
     if len(prompts) > 1:
-        raise BadRequest(prompt_source.too_many_prompts(prompts))
+        raise BadRequest(too_many_prompts(prompts))
     if prompts and prompts_file is not None:
         raise BadRequest("a prompt and --prompts; give one of them")
-    lines = [line for prompt in prompts for line in prompt_source.warnings(prompt, is_named)]
+    lines = [line for prompt in prompts for line in warnings(prompt, is_named)]
     nothing = not prompts and prompts_file is None and picture is None
-    pipes_prompt = options.input.image != STDIN and prompt_source.has_piped_input()
+    pipes_prompt = options.input.image != STDIN and has_piped_input()
     if from_stdin := prompts == [STDIN] or (nothing and pipes_prompt):
-        prompts, nothing = [prompt_source.read_prompt()], False
+        prompts, nothing = [read_prompt()], False
     if nothing:
         raise BadRequest('no prompt; try txt2img "red apple, 3d emoji", or txt2img --help')
     fields, base = options.request_fields(), Request("")
@@ -274,3 +295,57 @@ def _count_combinations(batch: Batch) -> int:
         with suppress(*[BadRequest, BadFile] if batch.skip_errors else []):
             count += request.count * len(batch.with_choices(request.nth(0)))
     return count
+
+
+def has_piped_input() -> bool:
+    """Whether standard input is a pipe or a file."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def read_prompt() -> str:
+    """The prompt that standard input is. BadFile, BadRequest."""
+    content = sys.stdin.buffer.read(4 * PROMPT_MAX + 1)
+    try:
+        prompt = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadFile("standard input is not UTF-8 text") from error
+    if not prompt:
+        raise BadRequest('no prompt on standard input; try txt2img "red apple, 3d emoji"')
+    return prompt
+
+
+def warnings(prompt: str, is_named: bool) -> Iterator[str]:
+    """The warnings about a prompt as an argument; `is_named` if `generate` stands before it."""
+    if not is_named and (command := _command(prompt.strip())):
+        yield f"{shown(prompt)} is drawn as a prompt; or did you mean {command}?"
+    if prompt.strip()[:1] in tuple(CURLY):
+        yield f"prompt: {prompt.strip()[0]} is part of it; the shell reads straight quotes only"
+    if option := _OPTION.search(prompt) or _DASH.search(prompt):
+        yield f"prompt: {shown(option[0])} is part of it; close its quotes before the options"
+
+
+def too_many_prompts(words: Sequence[str]) -> str:
+    """The error for several prompts: quotes are missing, or a command is misspelt."""
+    if any(word[:1] in tuple(CURLY) for word in words):
+        text = " ".join(words).strip(CURLY)
+        return f"{len(words)} prompts; the shell reads straight quotes only: {shown(text)}"
+    if dash := next((word for word in words if _DASH.match(word)), None):
+        return f"{len(words)} prompts; {shown(dash)} has a dash: write --{dash.lstrip('–—')}"
+    if (value := words[1].lower()) in SWITCHES:
+        return (
+            f"2 prompts; an option that is on or off takes no value, such as {value}: leave it out"
+        )
+    near = COMMANDS.get(words[0], "").removeprefix("txt2img ")
+    near = near or next(iter(get_close_matches(words[0], NAMES, n=1)), "")
+    hint = f"; or did you mean the command {near}?" if near else ""
+    return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
+
+
+def _command(word: str) -> str:
+    """What a lone word may be meant as, if not as a prompt."""
+    near = get_close_matches(word, NAMES, n=1, cutoff=0.8)
+    return COMMANDS.get(word.lower(), f"txt2img {near[0]}" if near else "")

@@ -211,8 +211,7 @@ def report_events(
     drawn: distributed.Drawn | None,
 ) -> int:
     """Print what a run yields, and add its pictures to `drawn`. Returns the number of failures."""
-    from txt2img.pipeline.batch import Started, Step, Upscaling
-    from txt2img.pipeline.writer import Failed, Finished
+    from txt2img.pipeline.batch import Failed, Finished, Started, Step, Upscaling
 
     failed = pending = 0
     stop_reported = False
@@ -244,8 +243,7 @@ def report_events(
 
 def report_event(event: "Event", meter: ProgressMeter, json: bool) -> None:
     """Print one event, or show it on the progress meter."""
-    from txt2img.pipeline.batch import Notice, Started, Step, Upscaling
-    from txt2img.pipeline.writer import Failed, Finished
+    from txt2img.pipeline.batch import Failed, Finished, Notice, Started, Step, Upscaling
 
     if isinstance(event, Started):
         meter.begin(event)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile
-from txt2img.images import exif, image_file, output, png
+from txt2img.images import exif, image_file, output
 from txt2img.images.record import Origin
 from txt2img.request import Request
 from txt2img.system.files import open_regular
@@ -39,7 +39,7 @@ def record(request: Request, origin: Origin, step: int | None, steps: int) -> st
 
 def still(image: "Image.Image", record: str) -> bytes:
     """The PNG file of one step."""
-    return png.encode(image, {STEP_KEY: record})
+    return image_file.encode_png(image, {STEP_KEY: record})
 
 
 def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
@@ -49,7 +49,7 @@ def animation(frames: "Sequence[Image.Image]", kind: str, record: str) -> bytes:
     options: dict[str, dict[str, object]] = {
         "webp": {"exif": exif.to_exif({STEP_KEY: record}), "quality": 90},
         "gif": {"comment": record.encode()},
-        "png": {"pnginfo": png.text_chunks({STEP_KEY: record})},
+        "png": {"pnginfo": image_file.text_chunks({STEP_KEY: record})},
     }
     file = BytesIO()
     frames[0].save(

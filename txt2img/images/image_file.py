@@ -1,14 +1,18 @@
-"""Picture files of every format: written with the request that made them, and read."""
+"""Picture files of every format: written with the request that made them, and read.
+
+A PNG has its texts in chunks, other formats in EXIF data.
+"""
 
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.images import exif, formats, png
+from txt2img.images import exif, formats
 from txt2img.images.formats import PNG, SVG, Format
 from txt2img.images.record import ImageInfo, Origin, metadata, parse_texts, pixels_sha256
 from txt2img.request import Request
@@ -18,6 +22,7 @@ from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 Content = tuple[int, int, dict[str, str]]  # width, height, texts
 FILE_MAX = 2**29  # bytes
@@ -43,7 +48,7 @@ def encode(
 def encode_texts(image: "Image.Image", texts: Mapping[str, str], format: Format) -> bytes:
     """The file of a picture with any texts. BadRequest if it cannot hold so much."""
     if format.name == PNG.name:
-        return png.encode(image, texts)
+        return encode_png(image, texts)
     if format.name == SVG.name:
         from txt2img.images import svg
 
@@ -76,7 +81,7 @@ def reader_of(format: Format) -> Callable[[BinaryIO], Content]:
         from txt2img.images import svg
 
         return svg.read
-    return png.read if format == PNG else exif.read
+    return read_png if format == PNG else exif.read
 
 
 def read_stream(file: BinaryIO, name: str) -> ImageInfo:
@@ -119,3 +124,59 @@ def pillow_errors() -> Iterator[None]:
             raise
         except Exception as error:
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+TEXT_MAX = 2**20  # characters of one text
+TEXTS_MAX = 64
+DECODED_MAX = 2**24  # pixels
+
+
+def encode_png(image: "Image.Image", texts: Mapping[str, str]) -> bytes:
+    """The PNG file of a picture with texts."""
+    file = BytesIO()
+    image.save(file, "png", pnginfo=text_chunks(texts))
+    return file.getvalue()
+
+
+def text_chunks(texts: Mapping[str, str]) -> "PngInfo":
+    """Texts as chunks: plain ones where ASCII will do, else UTF-8."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, text in texts.items():
+        (chunks.add_text if text.isascii() else chunks.add_itxt)(key, text)
+    return chunks
+
+
+def read_png(file: BinaryIO) -> Content:
+    """Width, height and texts of a PNG whose checksums are right; errors are Pillow's."""
+    from PIL import Image
+
+    with Image.open(file, formats=("PNG",)) as image:
+        size, texts = image.size, _texts(image.info)
+        image.verify()  # up to the end of the file, without decoding
+    if not texts and size[0] * size[1] <= DECODED_MAX:
+        with Image.open(file, formats=("PNG",)) as image:
+            image.load()  # ImageMagick writes texts behind the pixels
+            texts = _texts(image.info)
+    return *size, texts
+
+
+def _texts(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
+    """The texts among what Pillow knows of a file; it drops what it cannot decompress."""
+    from PIL.PngImagePlugin import iTXt
+
+    texts = {
+        str(key): str(text) if isinstance(text, iTXt) else _utf8(text)
+        for key, text in info.items()
+        if isinstance(text, str) and len(text) <= TEXT_MAX
+    }
+    return dict(list(texts.items())[:TEXTS_MAX])
+
+
+def _utf8(text: str) -> str:
+    """A plain chunk's text, which is Latin-1; but stable-diffusion.cpp and others write UTF-8."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text

@@ -23,7 +23,7 @@ from txt2img.request.control import CONTROL_PARTS
 from txt2img.request.fields import FIELDS
 from txt2img.request.input_image import ImageRef
 from txt2img.request.request import check_text
-from txt2img.system import files, locks
+from txt2img.system import files
 from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
 
@@ -76,7 +76,7 @@ class Output:
     def __exit__(self, *_: object) -> None:
         """Remove the folders that were made and stayed empty."""
         if self._placeholder is not None:
-            locks.release(*self._placeholder)
+            files.release(*self._placeholder)
             self._placeholder = None
         for folder in reversed(self._new_folders):
             with suppress(OSError):
@@ -90,7 +90,7 @@ class Output:
                 self._make_folder()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        locks.remove_stale(self.folder, TEMPORARY, locks.LOCK)
+        files.remove_stale(self.folder, TEMPORARY, files.LOCK)
         self.check_name_free()
 
     def check_name_free(self) -> None:

@@ -22,7 +22,7 @@ from txt2img.images.output import Output, with_suffix
 from txt2img.images.record import Origin
 from txt2img.request import Request
 from txt2img.request.compat import canonical
-from txt2img.system import files, locks
+from txt2img.system import files
 from txt2img.system.text import shown
 
 POLL_SECONDS = 0.2
@@ -153,7 +153,7 @@ class ResumeIndex:
             return False
         if item.id not in self.locks:
             try:
-                descriptor = locks.claim(self._lock(item.id))
+                descriptor = files.claim(self._lock(item.id))
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 where = shown(str(self.folder))
@@ -199,10 +199,10 @@ class ResumeIndex:
             self.paths.setdefault(key, []).append(path)
 
     def _lock(self, key: str) -> Path:
-        return self.folder / locks.LOCK.format(key)
+        return self.folder / files.LOCK.format(key)
 
     def _unlock(self, key: str) -> None:
-        locks.release(self._lock(key), self.locks.pop(key)[0])
+        files.release(self._lock(key), self.locks.pop(key)[0])
 
 
 def _names(folder: Path, format: Format) -> list[str]:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
+from txt2img.models.clip import TextEncoder
 from txt2img.models.qwen3 import Qwen3TextEncoder
 from txt2img.models.t5 import T5TextEncoder
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.tokenizer import PLAIN
 from txt2img.request.compat import PromptRules
 

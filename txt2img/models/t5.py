@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from txt2img.models.clip import emphasized
 from txt2img.models.configs import T5TextConfig
-from txt2img.models.text_encoder import emphasized
 from txt2img.models.text_tokenizer import TextTokenizer
 from txt2img.models.tokenizer import PLAIN
 from txt2img.models.transformers_library import quietly, replace_linears

@@ -119,8 +119,7 @@ def enlarge(job: Job, model: "Model", library: AdapterPaths) -> None:
 
 def take(event: "Event", job: Job, target: MemoryOutput, previewer: "Previewer") -> "Step | None":
     """Note on the job what happened; a step is returned."""
-    from txt2img.pipeline.batch import Step
-    from txt2img.pipeline.writer import Finished
+    from txt2img.pipeline.batch import Finished, Step
 
     if isinstance(event, Finished):
         job.pictures.append(Picture(target.last, event.request, event.origin))

@@ -1,17 +1,24 @@
-"""Files: opened safely, parsed strictly, written atomically."""
+"""Files: opened safely, parsed strictly, written atomically, and locked.
+
+A lock ends with its process, however that ends.
+"""
 
 import json
 import os
 import secrets
 import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
 
 from txt2img.errors import BadFile
-from txt2img.system import locks
 from txt2img.system.text import shown
+
+if sys.platform != "win32":  # there, files count as abandoned by their age
+    import fcntl
 
 # A FIFO must not block. Where a flag does not exist it is not needed.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -19,6 +26,9 @@ JSON_MAX = 16 * 2**20  # bytes
 NO_CONFIG = ": no configuration"
 ADVICE = "download the real file again"
 TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
+LOCK = ".txt2img-{}.lock"
+ABANDONED_SECONDS = 3600  # where there are no locks
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
 def reason(error: Exception) -> str:
@@ -190,7 +200,7 @@ def _write_and_name(data: bytes, temporary: Path, path: Path, overwrite: bool, f
     try:
         with os.fdopen(create(temporary), "wb") as file:
             holder = os.dup(file.fileno())
-            if locks.hold(holder) is False or not locks.same_file(holder, temporary):
+            if hold(holder) is False or not same_file(holder, temporary):
                 return False
             file.write(data)
             file.flush()
@@ -218,8 +228,8 @@ def lock_file(folder: Path) -> tuple[Path, int] | None:
     while True:
         path = folder / TEMPORARY.format(secrets.token_hex(8))
         descriptor = create(path)
-        holds = locks.hold(descriptor)
-        if holds and locks.same_file(descriptor, path):  # or another process removed it first
+        holds = hold(descriptor)
+        if holds and same_file(descriptor, path):  # or another process removed it first
             return path, descriptor
         os.close(descriptor)
         if holds is None:
@@ -247,5 +257,67 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hold(descriptor: int) -> bool | None:
+    """Lock an open file until all its descriptors are closed.
+
+    False if another process has locked it, None if files cannot be locked here.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has that path."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def claim(path: Path) -> int | None:
+    """Create and lock a file; None if another process has locked it. OSError."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINKS, 0o666)
+        if hold(descriptor) is False:
+            os.close(descriptor)
+            return None
+        if same_file(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its owner removed it in between
+
+
+def release(path: Path, descriptor: int) -> None:
+    """Unlock and remove a claimed file."""
+    with suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
+
+
+def remove_stale(folder: Path, *patterns: str) -> None:
+    """Remove the files matching patterns that no process has locked."""
+    for pattern in patterns:
+        for path in folder.glob(pattern.format("*")):
+            with suppress(OSError):
+                _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | _NO_LINKS | getattr(os, "O_NONBLOCK", 0))
+    try:
+        locked = hold(descriptor)
+        is_old = time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
+        if (locked or (locked is None and is_old)) and same_file(descriptor, path):
+            path.unlink()
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
 from txt2img.diffusion.predictions import PREDICTIONS
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.train.config import TrainConfig

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from txt2img.diffusion.levels import Flow, Process
 from txt2img.errors import BadFile
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
 from txt2img.errors import BadRequest
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.train.adapter_stage import AdapterStage
 from txt2img.train.config import TrainConfig
 from txt2img.weights.adapters.file_layout import A1111, XL

@@ -11,10 +11,10 @@ from torch import nn
 
 from txt2img.errors import BadRequest, MissingWeights
 from txt2img.images.input_image import resolve_images
+from txt2img.models.clip import TextEncoder
 from txt2img.models.layers import weights_changed
 from txt2img.models.optimize.packed import packed_weight
 from txt2img.models.optimize.upcast import to_float32
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.request import Request
 from txt2img.request.adapters import Embedding, Lora
 from txt2img.request.fields import SIDES, SWITCH

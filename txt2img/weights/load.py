@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile
+from txt2img.models.clip import TextEncoder, TextEncoders
 from txt2img.models.configs import (
     Flux2Config,
     FluxConfig,
@@ -29,7 +30,6 @@ from txt2img.models.optimize.packed import pack, packable_weights, packed_weight
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
 from txt2img.models.taesd import AnyVAE, vae_of
-from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.tokenizer import PromptTokenizer, Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import ScheduledCond
 from txt2img.images.record import Origin
+from txt2img.models.clip import TextEncoder, TextEncoders
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.models.optimize.packed import PackedWeight
 from txt2img.models.taesd import AnyVAE
-from txt2img.models.text_encoder import TextEncoder, TextEncoders
 from txt2img.models.tokenizer import PromptTokenizer
 from txt2img.request.adapters import Embedding, Lora, Refiner, VAERef
 from txt2img.request.resolve import AdapterPaths

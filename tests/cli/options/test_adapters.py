@@ -10,8 +10,7 @@ from txt2img.images import image_file
 from txt2img.images.output import parse
 from txt2img.images.record import Origin
 from txt2img.images.resume import items
-from txt2img.pipeline.batch import BatchSettings, batches, filled_requests, run
-from txt2img.pipeline.writer import Finished
+from txt2img.pipeline.batch import BatchSettings, Finished, batches, filled_requests, run
 from txt2img.request import Request, Sampler
 from txt2img.request.adapters import Lora
 from txt2img.request.resolve import AdapterPaths

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.support import tiny, tiny_xl
 from txt2img.errors import MissingWeights
+from txt2img.models.clip import TextEncoder
 from txt2img.models.configs import TextConfig
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.weights.families import SD15, SD21, SDXL, SDXL_REFINER

@@ -12,10 +12,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForCondition
 from tests.support import tiny_text
 from tests.support.loaded import loaded, on_meta
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
+from txt2img.models.clip import TextEncoder
 from txt2img.models.configs import QWEN3_8B, Qwen3TextConfig, T5TextConfig, TextConfig
 from txt2img.models.qwen3 import Qwen3TextEncoder
 from txt2img.models.t5 import T5TextEncoder
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.weights.families import XL_BIG_G
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef

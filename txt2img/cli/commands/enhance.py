@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from txt2img.cli import prompt_source
+from txt2img.cli import requests
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions
 from txt2img.cli.options.enhance import CONFIGURED, EnhanceOptions
@@ -69,8 +69,8 @@ def enhance(
 
 def _texts(prompts: list[str]) -> Iterator[str]:
     """The prompts of a command line; those of standard input, a line each. BadRequest."""
-    if prompts == [STDIN] or (not prompts and prompt_source.has_piped_input()):
-        prompts = prompt_source.read_prompt().splitlines()
+    if prompts == [STDIN] or (not prompts and requests.has_piped_input()):
+        prompts = requests.read_prompt().splitlines()
     if not prompts:
         raise BadRequest('no prompt; try txt2img enhance "a cat"')
     yield from (prompt for prompt in prompts if prompt.strip())

@@ -6,7 +6,7 @@ from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.batch import BatchOptions
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.control import ControlOptions
-from txt2img.cli.options.device import DeviceOptions
+from txt2img.cli.options.device import DeviceOptions, WorkerOptions
 from txt2img.cli.options.enhance import EnhanceOptions
 from txt2img.cli.options.input import InputOptions
 from txt2img.cli.options.larger import LargerOptions
@@ -15,7 +15,6 @@ from txt2img.cli.options.picture import GuidanceOptions, PictureOptions
 from txt2img.cli.options.preview import PreviewOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.options.types import given_fields
-from txt2img.cli.options.worker import WorkerOptions
 from txt2img.request.resolve import AdapterPaths
 
 

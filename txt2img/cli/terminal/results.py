@@ -12,8 +12,7 @@ from txt2img.request.request import Request
 from txt2img.request.size import written_size
 
 if TYPE_CHECKING:
-    from txt2img.pipeline.batch import Started, Step, Upscaling
-    from txt2img.pipeline.writer import Failed, Finished
+    from txt2img.pipeline.batch import Failed, Finished, Started, Step, Upscaling
 
 
 class ProgressMeter:

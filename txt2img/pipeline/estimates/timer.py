@@ -12,10 +12,9 @@ from torch import nn
 
 from txt2img.images.resume import Item
 from txt2img.models.layers import Conv2d, Linear
-from txt2img.pipeline.batch import Event, Started, Step
+from txt2img.pipeline.batch import Event, Finished, Started, Step
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.estimates.history import Speed
-from txt2img.pipeline.writer import Finished
 from txt2img.system.device.offload import in_use
 from txt2img.weights.model import Model, device_of, precision
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from txt2img.errors import Txt2imgError
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.tokenizer import Tokenizer
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import published_name

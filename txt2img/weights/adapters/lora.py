@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from txt2img.errors import BadFile, MissingWeights, UnknownLayout
+from txt2img.models.clip import TextEncoder
 from txt2img.models.optimize.packed import Change, packed_weight
-from txt2img.models.text_encoder import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.system.files import parse_object, read_json
 from txt2img.system.text import shown

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from txt2img.models.text_encoder import TextEncoder
+from txt2img.models.clip import TextEncoder
 from txt2img.weights.adapters.file_layout import vectors_of
 from txt2img.weights.formats import tensors as reading
 from txt2img.weights.formats.safetensors_file import TensorRef
