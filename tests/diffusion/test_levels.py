@@ -18,11 +18,11 @@ TABLES = [
 ]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.03, 1.0, 14.6, 1e200, math.inf])
-def test_a_level_is_on_its_curve(ratio):
-    arc, straight = Level(ratio, "diffusion"), Level(ratio, "flow")
-    assert arc.alpha**2 + arc.sigma**2 == pytest.approx(1, abs=1e-15)
-    assert straight.alpha + straight.sigma == pytest.approx(1, abs=1e-15)
+def test_a_level_is_on_its_curve():
+    for ratio in (0.0, 0.03, 1.0, 14.6, 1e200, math.inf):
+        arc, straight = Level(ratio, "diffusion"), Level(ratio, "flow")
+        assert arc.alpha**2 + arc.sigma**2 == pytest.approx(1, abs=1e-15)
+        assert straight.alpha + straight.sigma == pytest.approx(1, abs=1e-15)
 
 
 @pytest.mark.parametrize("curve", ["diffusion", "flow"])
@@ -53,9 +53,9 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
 
 
 @pytest.mark.parametrize("process", [Diffusion(SD), Diffusion(zero_terminal_snr(SD)), Flow()])
-@pytest.mark.parametrize("time", [0, 0.3, 1, 500, 733.25, 998, 998.5, 999])
-def test_time_is_the_inverse_of_level(process, time):
-    assert process.time(process.level(time)) == pytest.approx(time, abs=1e-9)
+def test_time_is_the_inverse_of_level(process):
+    for time in (0, 0.3, 1, 500, 733.25, 998, 998.5, 999):
+        assert process.time(process.level(time)) == pytest.approx(time, abs=1e-9)
 
 
 def test_whole_times_are_exact():
