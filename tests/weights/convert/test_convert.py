@@ -241,17 +241,25 @@ def test_text_encoders_get_llama_cpps_names(tmp_path: Path) -> None:
         plan(str(tiny_files("flux_dev").network), tmp_path / "x.gguf", "gguf")
 
 
-def test_memory_holds_one_tensor(tmp_path: Path) -> None:
-    """Of 40 of them, in a process of its own."""
-    rows = {f"double_blocks.{i}.img_attn.proj.weight": torch.randn(1024, 1024) for i in range(40)}
+def test_memory_holds_one_tensor_and_each_is_planned_once(tmp_path: Path) -> None:
+    """Of 40 of them, in a process of its own; whatever is told of each."""
+    rows = {f"double_blocks.{i}.img_attn.proj.weight": torch.randn(512, 1024) for i in range(40)}
     save_file(rows, tmp_path / "in.safetensors")
-    begin = "import gguf; from txt2img.weights.convert.convert import *; from pathlib import Path\n"
-    told = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    chosen = f"plan('{tmp_path / 'in.safetensors'}', Path('{tmp_path / 'out.gguf'}'), 'gguf:Q8_0')"
-    work = f"for _ in convert({chosen}, Report()): pass\n"
-    peaks = [
-        int(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)
-        for text in (begin + told, begin + work + told)
-    ]
-    assert (peaks[1] - peaks[0]) * 2**10 < 80 * 2**20 < 40 * 2**22
-    assert (tmp_path / "out.gguf").stat().st_size > 40 * 2**20
+    program = """
+import gguf, resource, sys
+from unittest.mock import patch
+from pathlib import Path
+from txt2img.weights.convert.convert import *
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+chosen = plan(sys.argv[1], Path(sys.argv[2]), "gguf:Q8_0")
+with patch.object(Target, "planned", autospec=True, side_effect=Target.planned) as planned:
+    for _ in convert(chosen, Report()): pass
+print(peak() - before, planned.call_count)
+"""
+    line = [sys.executable, "-c", program, tmp_path / "in.safetensors", tmp_path / "out.gguf"]
+    done = subprocess.run(line, capture_output=True, check=True)
+    kilobytes, planned = map(int, done.stdout.split())
+    assert kilobytes * 2**10 < 40 * 2**20 < 40 * 2**21
+    assert planned <= 3 * len(rows)
+    assert (tmp_path / "out.gguf").stat().st_size > 20 * 2**20

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from txt2img.errors import BadOutput, BadRequest, UnknownLayout
@@ -49,7 +50,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     arch: str = ""  # of a GGUF file
 
-    @property
+    @cached_property  # each progress tells it
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         parts = (part for file in self.files for part in file.parts)
