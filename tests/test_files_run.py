@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.files_run import files_run
 
-FILES_MAX = 95
+FILES_MAX = 89
 
 
 def test_a_picture_runs_the_functions_of_few_files(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def widths(full: Sequence[int], factor: float) -> tuple[int, ...]:
 
 def same_weights(mine: torch.nn.Module, other: torch.nn.Module, dtype: torch.dtype) -> None:
     """Give ours diffusers' random weights, both in `dtype`, and prepare it as for drawing."""
-    from txt2img.models.optimize import CpuPlan, optimize
+    from txt2img.models.optimize.cpu import CpuPlan, optimize
 
     mine.load_state_dict(other.state_dict(), strict=True)
     mine.eval().to(dtype)

@@ -19,7 +19,7 @@ from txt2img.images import image_file
 from txt2img.images.metadata.a1111 import describe, parse, to_request
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import swish, time_features
-from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cpu import CpuPlan, optimize
 from txt2img.models.unet import UNet
 from txt2img.pipeline.estimates import history
 from txt2img.pipeline.generate import prepare, sample

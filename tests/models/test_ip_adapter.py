@@ -17,7 +17,7 @@ from txt2img.models.clip_vision import CLIPVision
 from txt2img.models.configs import UNetConfig
 from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.models.ip_adapter import IPAdapter, level_masks
-from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cpu import CpuPlan, optimize
 from txt2img.models.unet import UNet
 from txt2img.pipeline.image_prompts import pixels_for_clip
 from txt2img.system.device.device import Device

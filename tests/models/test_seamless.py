@@ -10,7 +10,7 @@ from torch.nn import functional
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import TinyConfig, UNetConfig, VAEConfig
 from txt2img.models.layers import Conv2d
-from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cpu import CpuPlan, optimize
 from txt2img.models.optimize.cuda_graph import CudaGraphed
 from txt2img.models.optimize.upcast import keep_stored_dtype
 from txt2img.models.seamless import decode_tiled_seamless, seamless

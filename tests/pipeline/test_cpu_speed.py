@@ -12,8 +12,7 @@ from tests.pipeline.test_generate import SMALL, mock
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig, ZImageConfig
 from txt2img.models.layers import Conv2d
-from txt2img.models.optimize import CpuPlan
-from txt2img.models.optimize.cpu import FastConv, bytes_needed
+from txt2img.models.optimize.cpu import CpuPlan, FastConv, bytes_needed
 from txt2img.models.unet import UNet
 from txt2img.models.z_image import ZImageTransformer
 from txt2img.pipeline import cpu_speed

@@ -12,7 +12,6 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
-from txt2img.cli.load_model import load_model
 from txt2img.cli.options.device import DeviceOptions
 from txt2img.request import Request
 from txt2img.request.resolve import AdapterPaths
@@ -52,7 +51,7 @@ def start(
     """Start a server; the second value stops it."""
     counters, notes, records = Metrics(), list[str](), list[Mapping[str, object]]()
     rescan = partial(catalog.scan, model, library or AdapterPaths())
-    load = lambda name, files: load_model(name, DeviceOptions(device="cpu"), files)  # noqa: E731
+    load = DeviceOptions(device="cpu").load_model
     found = rescan()
     line = jobs.Queue(draw or partial(drawing.draw, load), found, queue, counters)
     base = Request("", width=64, height=64, steps=2)

@@ -15,9 +15,8 @@ import typer
 from txt2img.cli import last_line, registry
 from txt2img.cli.options.command import ConfiguredCommand, SectionedCommand
 from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
-from txt2img.cli.terminal.console import BrokenStdout, log
+from txt2img.cli.terminal.console import BrokenStdout, log, open_missing
 from txt2img.cli.terminal.signals import STOP, STOPPED, Stopped
-from txt2img.cli.terminal.streams import open_missing
 from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.system.files import reason
 from txt2img.system.text import nearest, shown

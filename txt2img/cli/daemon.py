@@ -6,6 +6,7 @@ that the worker is busy.
 """
 
 import gc
+import io
 import os
 import queue
 import signal
@@ -14,13 +15,15 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
+from txt2img.cli.terminal.console import CLOSED, open_missing
 from txt2img.cli.terminal.signals import STOP, Stopped
-from txt2img.cli.terminal.streams import Streams, open_missing
 from txt2img.cli.worker import protocol
 from txt2img.system import files, resources
 from txt2img.system.version import __version__
@@ -178,6 +181,71 @@ def code_changed(source: str) -> bool:
         return protocol.code_fingerprint() != source
     except OSError:
         return True
+
+
+class Streams:
+    """Context in which the standard streams are new ones on the descriptors 0 … 2.
+
+    `on_use` is called before standard input is read and before standard output is written.
+    `closed` are the descriptors that the caller had closed.
+    """
+
+    def __init__(self, on_use: Callable[[], None], closed: Collection[int] = ()) -> None:
+        self.on_use, self.closed = on_use, set(closed)
+
+    def __enter__(self) -> None:
+        """Replace the streams, keeping their encodings."""
+        self._swap()
+        self.own = (sys.stdin, sys.stdout, sys.stderr)
+        stdin, stdout, stderr = self.own
+        sys.stdin = _text(io.BufferedReader(_ReportedFile(0, "r", self.on_use)), stdin)
+        stdout_file: io.RawIOBase = _ReportedFile(1, "w", self.on_use)
+        sys.stdout = _text(io.BufferedWriter(stdout_file), stdout)
+        sys.stderr = _text(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), stderr)
+
+    def __exit__(self, *error: object) -> None:
+        """Flush the streams and put the former ones back."""
+        self._swap()
+        replacements = (sys.stdin, sys.stdout, sys.stderr)
+        sys.stdin, sys.stdout, sys.stderr = self.own
+        for stream in replacements:
+            with suppress(OSError, ValueError):
+                stream.close()
+
+    def _swap(self) -> None:
+        """Exchange this process's CLOSED for the caller's, or back."""
+        swapped = set(CLOSED)
+        CLOSED.clear()
+        CLOSED.update(self.closed)
+        self.closed = swapped
+
+
+class _ReportedFile(io.FileIO):
+    """A descriptor that stays open and reports its use."""
+
+    def __init__(self, number: int, mode: str, on_use: Callable[[], None]) -> None:
+        super().__init__(number, mode, closefd=False)
+        self.on_use = on_use
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        """Read a part; called by the buffered reader."""
+        self.on_use()
+        return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        """Read everything; called by the buffered reader."""
+        self.on_use()
+        return super().readall()
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        """Write; called by the buffered writer."""
+        self.on_use()
+        return super().write(data)
+
+
+def _text(buffer: io.BufferedReader | io.BufferedWriter, like: TextIO) -> TextIO:
+    """A line-buffered text stream with the encoding of another."""
+    return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=True)
 
 
 def run_as_caller(job: Job) -> int:

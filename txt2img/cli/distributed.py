@@ -1,12 +1,10 @@
-"""The command in the processes of a launch: one seed, one exit code, one contact sheet."""
+"""The command in the processes of a launch: one exit code, one contact sheet."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from txt2img.cli.terminal.console import log
 from txt2img.errors import Txt2imgError
-from txt2img.request import Request
 from txt2img.system import launcher
 
 Drawn = dict[int, tuple[Path, int | None]]  # index in the batch → path and seed, a retry's too
@@ -18,17 +16,6 @@ BY_SRUN = (
     "srun's {} processes draw a part of the pictures each; for work of their own, start them with "
     "env -u SLURM_STEP_ID"
 )
-
-
-def seeded(base: Request) -> Request:
-    """The request with a seed: a random one is the same in all processes of a launch."""
-    random = base.seeded()
-    if base.seed is not None or not launcher.current().can_rendezvous:
-        return random
-    from txt2img.system.device.rendezvous import broadcast
-
-    assert random.seed is not None
-    return replace(random, seed=broadcast(random.seed))
 
 
 def gather_results(code: int, drawn: Drawn | None) -> tuple[int, Drawn | None]:

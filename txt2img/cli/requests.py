@@ -13,12 +13,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from txt2img.cli import distributed
 from txt2img.cli.options.batch import BatchOptions
-from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.input import read_stdin
 from txt2img.cli.provenance import request_of, require_model, with_pictures
 from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
+from txt2img.cli.run_options import RunOptions
 from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images import image_file
 from txt2img.images.input_image import resolve_images
@@ -181,8 +180,12 @@ def _with_seeds(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
     blank = next((request for request in requests if request.seed is None), None)
     if blank is None:
         return list(requests), []
-    first = distributed.seeded(blank).seed
+    first = blank.seeded().seed
     assert first is not None
+    if launcher.current().can_rendezvous:
+        from txt2img.system.device.rendezvous import broadcast
+
+        first = broadcast(first)
     random, seeded, seeds = Random(first), list[Request](), list[int]()
     for request in requests:
         if request.seed is None:

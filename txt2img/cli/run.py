@@ -12,12 +12,10 @@ import typer
 
 from txt2img.cli import distributed
 from txt2img.cli.dry_run import dry_run
-from txt2img.cli.load_model import load_model, load_seconds
 from txt2img.cli.options.enhance import EnhanceOptions
-from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.provenance import differences
 from txt2img.cli.requests import Batch
-from txt2img.cli.run_options import SOME_FAILED, RunSettings, output_target
+from txt2img.cli.run_options import SOME_FAILED, RunOptions, RunSettings, output_target
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, progress
 from txt2img.cli.terminal.results import ProgressMeter, print_error, print_failed, print_finished
 from txt2img.cli.terminal.signals import STOP
@@ -86,11 +84,12 @@ def draw(batch: Batch, settings: RunSettings, bar: Bar) -> int:
 
         checkpoint = open_checkpoint(batch.model, overrides=batch.library.overrides)
         check_library(batch.library, checkpoint.family, checkpoint.name)
+    from txt2img.weights import model_cache
     from txt2img.weights.model import origin, precision
 
     began = time.perf_counter()
-    model = load_model(batch.model, settings.device, batch.library)
-    seconds = load_seconds(time.perf_counter() - began)
+    model = settings.device.load_model(batch.model, batch.library)
+    seconds = 0.0 if model_cache.MODEL_CACHE.hit else time.perf_counter() - began
     if settings.preview.verbose:
         from txt2img.system.device.device import description
         from txt2img.weights.model import device_of
@@ -137,7 +136,8 @@ def draw_all(
         with timer, closing(draw_batch(plan, model, batch_settings)) as events:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
         code = SOME_FAILED if failed or batch.errors else 0
-        code, drawn = distributed.gather_results(code, drawn)
+        if launcher.current().world > 1:
+            code, drawn = distributed.gather_results(code, drawn)
         if drawn is not None:
             finish_sweep(batch, shard(), index, drawn, settings)
     return code

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.configs import TinyConfig, VAEConfig
+from txt2img.models.configs import TinyConfig
 from txt2img.models.layers import Conv2d
 from txt2img.models.vae import VAE
 
@@ -95,8 +95,3 @@ class TinyVAE(nn.Module):
 
 
 AnyVAE = VAE | TinyVAE
-
-
-def vae_of(config: VAEConfig | TinyConfig) -> AnyVAE:
-    """Build the VAE or TAESD of a config."""
-    return TinyVAE(config) if isinstance(config, TinyConfig) else VAE(config)

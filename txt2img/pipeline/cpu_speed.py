@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from txt2img.models.optimize import CpuPlan, optimize
-from txt2img.models.optimize.cpu import bytes_needed
+from txt2img.models.optimize.cpu import CpuPlan, bytes_needed, optimize
 from txt2img.request import Request
 from txt2img.system import resources
 from txt2img.system.device.device import has_bf16

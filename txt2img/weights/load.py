@@ -29,9 +29,10 @@ from txt2img.models.optimize.cuda_graph import CudaGraphed, record_on_card
 from txt2img.models.optimize.packed import pack, packable_weights, packed_weights
 from txt2img.models.optimize.quantize import quantize
 from txt2img.models.optimize.upcast import keep_stored_dtype, stored_dtype_weights
-from txt2img.models.taesd import AnyVAE, vae_of
+from txt2img.models.taesd import AnyVAE, TinyVAE
 from txt2img.models.tokenizer import PromptTokenizer, Tokenizer
 from txt2img.models.unet import UNet
+from txt2img.models.vae import VAE
 from txt2img.request.resolve import NO_OVERRIDES, ComponentOverrides
 from txt2img.system import resources
 from txt2img.system.device import offload
@@ -259,6 +260,11 @@ def load_vae(name: str, model: Model) -> AnyVAE:
     vae = build_network(lambda: vae_of(other.config), "vae", other.component, device)
     load_component(vae, "vae", other.component, device, Placement())
     return vae
+
+
+def vae_of(config: VAEConfig | TinyConfig) -> AnyVAE:
+    """The VAE or TAESD of a config."""
+    return TinyVAE(config) if isinstance(config, TinyConfig) else VAE(config)
 
 
 def build_network(

@@ -8,8 +8,8 @@ from torch.nn import functional
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig, VAEConfig
 from txt2img.models.layers import Attention, Conv2d, FeedForward, weights_changed
-from txt2img.models.optimize import CpuPlan, cpu, onednn, optimize
-from txt2img.models.optimize.cpu import Fast, FastConv, algorithm, bytes_needed
+from txt2img.models.optimize import cpu, onednn
+from txt2img.models.optimize.cpu import CpuPlan, Fast, FastConv, algorithm, bytes_needed, optimize
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 

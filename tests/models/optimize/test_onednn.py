@@ -13,8 +13,8 @@ from tests.models.optimize.test_cpu import QUICK, SMALL, draw
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import VAEConfig
 from txt2img.models.layers import Conv2d, Linear, weights_changed
-from txt2img.models.optimize import onednn, optimize
-from txt2img.models.optimize.cpu import Fast, PackedConv, PackedLinear, bytes_needed
+from txt2img.models.optimize import onednn
+from txt2img.models.optimize.cpu import Fast, PackedConv, PackedLinear, bytes_needed, optimize
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed

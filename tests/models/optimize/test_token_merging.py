@@ -11,7 +11,7 @@ from tests.pipeline.test_generate import SMALL
 from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import Attention, attention
-from txt2img.models.optimize import CpuPlan, optimize
+from txt2img.models.optimize.cpu import CpuPlan, optimize
 from txt2img.models.optimize.token_merging import merge
 from txt2img.models.unet import UNet
 from txt2img.pipeline.generate import sample

@@ -12,8 +12,8 @@ from torch.nn import functional
 from tests.pipeline.test_generate import SMALL
 from txt2img.errors import BadRequest
 from txt2img.models.layers import Conv2d, FeedForward, Linear
-from txt2img.models.optimize import CpuPlan, optimize, upcast
-from txt2img.models.optimize.cpu import FastConv
+from txt2img.models.optimize import upcast
+from txt2img.models.optimize.cpu import CpuPlan, FastConv, optimize
 from txt2img.models.optimize.upcast import (
     keep_stored_dtype,
     stored_dtype_weights,

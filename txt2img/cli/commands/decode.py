@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.load_model import load_model
 from txt2img.cli.options.adapters import VAE, AdapterOptions
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
 from txt2img.cli.options.input import ImageDirs, image_places
@@ -60,8 +59,8 @@ def decode(
                 latent = read_latent(Path(name), model, vae)
                 library.images.beside[:] = [Path(name).parent]
                 key = model or latent.request.model
-                models[key] = models.get(key) or load_model(
-                    key, DeviceOptions(device, dtype), library
+                models[key] = models.get(key) or DeviceOptions(device, dtype).load_model(
+                    key, library
                 )
                 target = output_of(name, out, overwrite, len(files) > 1)
                 path = write_picture(Path(name), latent, models[key], target, i + 1)

@@ -7,9 +7,9 @@ import typer
 
 from txt2img.cli.options import completion
 from txt2img.cli.options.command import grouped
-from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.picture import PromptOptions
 from txt2img.cli.registry import Command
+from txt2img.cli.run_options import RunOptions
 from txt2img.cli.terminal.console import print_line
 from txt2img.cli.terminal.results import errors_on_stdout
 from txt2img.errors import UnknownLayout

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from txt2img.cli.options.command import grouped
-from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.registry import Command
 from txt2img.cli.requests import from_pictures
 from txt2img.cli.run import run
+from txt2img.cli.run_options import RunOptions
 from txt2img.cli.terminal.results import errors_on_stdout
 
 EPILOG = """

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from txt2img.cli.load_model import load_model
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.compat import CompatOptions
 from txt2img.cli.options.device import DeviceOptions
-from txt2img.cli.options.groups import RunOptions
 from txt2img.cli.options.picture import GuidanceOptions, PictureOptions
 from txt2img.cli.options.server import PORT, QUEUE, ServerOptions
 from txt2img.cli.options.speed import SpeedOptions
 from txt2img.cli.registry import Command
+from txt2img.cli.run_options import RunOptions
 from txt2img.cli.terminal.console import BrokenStdout, log, print_json, progress
 from txt2img.cli.terminal.signals import STOP
 from txt2img.errors import Txt2imgError
@@ -27,7 +26,6 @@ from txt2img.system.missing import install_command
 if TYPE_CHECKING:
     from txt2img.server import listen
     from txt2img.server.service import Service
-    from txt2img.weights.model import Model
 
 EPILOG = """
 \b
@@ -108,15 +106,14 @@ def run(
     model_cache.MODEL_CACHE.enabled = True
     rescan = partial(catalog.scan, model, library)
 
-    def load(name: str, files: AdapterPaths) -> "Model":
-        return load_model(name, device, files)
-
     with listen.bind(server.host, PORT if server.port is None else server.port) as listener:
         counters, found = Metrics(), rescan()
-        draw, most = partial(drawing.draw, load), server.queue or QUEUE
+        draw, most = partial(drawing.draw, device.load_model), server.queue or QUEUE
         queue = jobs.Queue(draw, found, most, counters)
         with progress(True, f"loading {found.default}"):
-            queue.thread.submit(load, found.models[found.default], found.library).result()
+            queue.thread.submit(
+                device.load_model, found.models[found.default], found.library
+            ).result()
         service = Service(queue, BodyReader(), base, counters, rescan, log)
         ending = make_server(server, keys, service)
         STOP.ignore()  # from here on the server handles signals

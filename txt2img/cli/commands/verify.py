@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.load_model import load_model
 from txt2img.cli.options.adapters import AdapterOptions
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
@@ -76,8 +75,8 @@ def verify(
             bar.advance("verifying", i, len(names), f"{i + 1}/{len(names)}")
             try:
                 info = read_verifiable(Path(name), model, library)
-                loaded = loaded or load_model(
-                    model or "default", DeviceOptions(device, dtype), library
+                loaded = loaded or DeviceOptions(device, dtype).load_model(
+                    model or "default", library
                 )
                 verdict = verifier.verify(Path(name), info, loaded, psnr is not None)
             except Txt2imgError as error:

@@ -9,11 +9,15 @@ import typer
 from txt2img.cli.options import completion
 from txt2img.cli.worker.client import VARIABLES, seconds_in
 from txt2img.errors import BadRequest
+from txt2img.request.fields import SIDES
+from txt2img.request.resolve import AdapterPaths
+from txt2img.system.resources import require_address_space
 from txt2img.system.text import format_size, parse_size, shown
 
 if TYPE_CHECKING:
     from txt2img.system.device.device import Device
     from txt2img.system.device.memory import MemoryState
+    from txt2img.weights.model import Model
 
 CHOICES = {
     "vae_tiling": ("auto", "on", "off"),
@@ -143,6 +147,24 @@ class DeviceOptions:
                 f"--max-memory {shown(self.max_memory)}: torch alone takes {format_size(LEAST)}"
             )
         return size
+
+    def load_model(self, name: str, library: AdapterPaths) -> "Model":
+        """Load a model with the VAE, components and refiner of a request. Txt2imgError."""
+        require_address_space()
+        from txt2img.system.device.memory import oom_as_error
+        from txt2img.weights.model_cache import MODEL_CACHE
+        from txt2img.weights.refiner import add_refiner
+
+        device = self.choose_device()
+        with oom_as_error("the model"):
+            model = MODEL_CACHE.load(name, device, library.vae, library.overrides)
+        model.memory, model.adapters.paths = self.memory(model.memory), library
+        if (multiple := max(model.family.size_multiple, SIDES.step)) != library.images.multiple:
+            library.images.fit_to(multiple)
+        if library.refiner is not None:
+            with oom_as_error("the refiner"):
+                add_refiner(model, library.refiner, device)
+        return model
 
     def choose_device(self) -> "Device":
         """Choose the device, and how a model is kept there. BadRequest."""

@@ -1,4 +1,4 @@
-"""Console output: results on stdout, everything else on stderr, progress only on a terminal."""
+"""Standard streams: results on stdout, everything else on stderr, progress only on a terminal."""
 
 import json
 import os
@@ -14,9 +14,24 @@ from txt2img.system.text import escape
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+CLOSED: set[int] = set()  # descriptors that were closed when the program, or a call, began
+
 
 class BrokenStdout(Exception):
     """The reader of stdout has closed it."""
+
+
+def open_missing() -> None:
+    """Open closed descriptors of 0 … 2 on /dev/null, and make the missing streams."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            CLOSED.add(descriptor)
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def print_line(line: str) -> None:

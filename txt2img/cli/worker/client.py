@@ -13,9 +13,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from txt2img.cli.options.aliases import spellings
-from txt2img.cli.terminal.console import log
+from txt2img.cli.terminal.console import CLOSED, log, open_missing
 from txt2img.cli.terminal.signals import STOPPED, Stopped
-from txt2img.cli.terminal.streams import CLOSED, open_missing
 from txt2img.cli.worker import protocol
 
 if TYPE_CHECKING:

@@ -191,8 +191,12 @@ FAST: dict[torch.dtype, dict[type[nn.Module], type[Fast]]] = {
 }
 
 
-def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
-    """Optimise a network on a CPU by a plan; other networks, or without a plan, become plain."""
+def optimize(network: nn.Module, plan: CpuPlan | None = None, token_merging: float = 0.0) -> None:
+    """Make a network faster for one picture, in place; without arguments make it plain again.
+
+    A plan is for networks on a CPU. Outputs stay the same up to rounding, but with `token_merging`,
+    which is an approximation.
+    """
     first = next(network.parameters())
     kinds = fast_kinds(first.dtype, plan) if plan and first.device.type == "cpu" else {}
     for layer in network.modules():
@@ -207,6 +211,9 @@ def set_plan(network: nn.Module, plan: CpuPlan | None) -> None:
             layer.optimized = kind(layer, plan)
         elif isinstance(optimized, Fast):
             layer.optimized = None if optimized.plain is PLAIN[type(layer)] else optimized.plain
+    merge_tokens = getattr(network, "merge_tokens", None)
+    if merge_tokens is not None:
+        merge_tokens(token_merging)
 
 
 def fast_kinds(dtype: torch.dtype, plan: CpuPlan | None) -> dict[type[nn.Module], type[Fast]]:
