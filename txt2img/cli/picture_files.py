@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli import distributed
-from txt2img.cli.options.output import OutputOptions
+from txt2img.cli.options.output import (
+    FormatName,
+    Json,
+    OutputName,
+    OutputOptions,
+    Overwrite,
+    Quality,
+    Quiet,
+)
 from txt2img.cli.run_options import StdoutOutput, check_stdout
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path
 from txt2img.cli.terminal.results import print_file_error
@@ -96,26 +104,35 @@ class FileRun:
         return f"{stem}{self.ending}{target.format.suffix}"
 
 
-def file_run(
-    names: Sequence[str],
-    ending: str,
-    out: str | None,
-    format: str | None,
-    quality: int | None,
-    overwrite: bool,
-    resume: bool,
-    json: bool,
-    quiet: bool,
-) -> FileRun:
-    """The run that options ask for. BadRequest."""
-    options = OutputOptions(out, None, overwrite, format, quality, False, json, quiet)
-    if resume and overwrite:
-        raise BadRequest("--resume keeps existing pictures, --overwrite replaces them")
-    options.check()
-    form = options.picture_format(lambda name: True)
-    if options.out == STDIO:
-        check_stdout(len(names) > 1)
-    return FileRun(options, form, resume, len(names), ending)
+@dataclass(frozen=True)
+class ResultOptions:
+    """Options for the results of picture files."""
+
+    output: OutputName = None
+    format: FormatName = None
+    quality: Quality = None
+    overwrite: Overwrite = False
+    resume: Resume = False
+    json: Json = False
+    quiet: Quiet = False
+
+    def run(self, names: Sequence[str], ending: str) -> FileRun:
+        """The run over these pictures. BadRequest."""
+        if self.resume and self.overwrite:
+            raise BadRequest("--resume keeps existing pictures, --overwrite replaces them")
+        options = OutputOptions(
+            output=self.output,
+            overwrite=self.overwrite,
+            format=self.format,
+            quality=self.quality,
+            json=self.json,
+            quiet=self.quiet,
+        )
+        options.check()
+        form = options.picture_format(lambda name: True)
+        if options.out == STDIO:
+            check_stdout(len(names) > 1)
+        return FileRun(options, form, self.resume, len(names), ending)
 
 
 def write_each(

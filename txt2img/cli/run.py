@@ -128,12 +128,10 @@ def draw_all(
         plan = launcher.current().shard(shard())
         store = LatentStore(target, made_by, settings.save_latents)
         stack.callback(report_kept_latents, store, bar)
-        batch_settings = BatchSettings(
-            target, size, policy, index, store, lambda: STOP.stop_requested
-        )
+        drawing = BatchSettings(target, size, policy, index, store, lambda: STOP.stop_requested)
         drawn: distributed.Drawn | None = {} if batch.sweep else None
-        timer = Timer(model, load_seconds)
-        with timer, closing(draw_batch(plan, model, batch_settings)) as events:
+        events = stack.enter_context(closing(draw_batch(plan, model, drawing)))
+        with Timer(model, load_seconds) as timer:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
         code = SOME_FAILED if failed or batch.errors else 0
         if launcher.current().world > 1:

@@ -7,11 +7,11 @@ may start at pure noise (ratio inf), where every formula here has its finite lim
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from txt2img.diffusion import dpm_solver, multistep, singlestep
 from txt2img.diffusion.guidance import Denoise
 from txt2img.diffusion.levels import (
     Diffusion,
@@ -230,48 +230,6 @@ def default_process(curve: str) -> Process:
     return Diffusion(betas("scaled_linear", 1000, 0.00085, 0.012))
 
 
-def multisteps() -> ModuleType:
-    """The samplers of multistep.py."""
-    from txt2img.diffusion import multistep
-
-    return multistep
-
-
-def singlesteps() -> ModuleType:
-    """The samplers of singlestep.py."""
-    from txt2img.diffusion import singlestep
-
-    return singlestep
-
-
-def dpm_solvers() -> ModuleType:
-    """The samplers of dpm_solver.py."""
-    from txt2img.diffusion import dpm_solver
-
-    return dpm_solver
-
-
-def later(file: Callable[[], ModuleType], function: str, **options: Any) -> Sampler:
-    """A sampler of another file, which is imported when it starts."""
-
-    def start(
-        denoise: Denoise,
-        x: Tensor,
-        levels: Sequence[Level],
-        noise: Noise,
-        *,
-        eta: float | None = None,
-        **more: Any,
-    ) -> Iterator[State]:
-        """Import it, then sample."""
-        given = {} if eta is None else {"eta": eta}
-        sampler = getattr(file(), function)
-        states: Iterator[State] = sampler(denoise, x, levels, noise, **options | more | given)
-        return states
-
-    return start
-
-
 ETA_SAMPLERS: dict[str, Sampler] = {
     "ddpm": partial(euler, eta=1.0),
     "ddim": euler,
@@ -279,16 +237,16 @@ ETA_SAMPLERS: dict[str, Sampler] = {
     "euler_a": partial(euler, eta=1.0),
     "dpm++2m": dpmpp_2m,
     "dpm++2m_sde": partial(dpmpp_2m, eta=1.0),
-    "dpm++2m_sde_heun": later(multisteps, "exponential", eta=1.0, order=2),
-    "dpm++3m_sde": later(multisteps, "exponential", eta=1.0),
+    "dpm++2m_sde_heun": partial(multistep.exponential, eta=1.0, order=2),
+    "dpm++3m_sde": partial(multistep.exponential, eta=1.0),
     "dpm++sde": dpmpp_sde,
     "dpm++2s_a": dpmpp_2s_ancestral,
-    "dpm2_a": later(singlesteps, "dpm2", eta=1.0),
-    "dpm_fast": later(dpm_solvers, "dpm_fast"),
-    "dpm_adaptive": later(dpm_solvers, "dpm_adaptive"),
-    "res_multistep_a": later(multisteps, "exponential", eta=1.0, order=2, on_line=True),
-    "euler_a_cfg++": later(singlesteps, "euler_cfg_pp", eta=1.0),
-    "ddim_cfg++": later(singlesteps, "euler_cfg_pp"),
+    "dpm2_a": partial(singlestep.dpm2, eta=1.0),
+    "dpm_fast": dpm_solver.dpm_fast,
+    "dpm_adaptive": dpm_solver.dpm_adaptive,
+    "res_multistep_a": partial(multistep.exponential, eta=1.0, order=2, on_line=True),
+    "euler_a_cfg++": partial(singlestep.euler_cfg_pp, eta=1.0),
+    "ddim_cfg++": singlestep.euler_cfg_pp,
     "tcd": tcd,
 }
 
@@ -316,20 +274,20 @@ def without_eta(sampler: Callable[..., Iterator[State]]) -> Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = ETA_SAMPLERS | {
-    "heun": without_eta(later(singlesteps, "heun")),
-    "lms": without_eta(later(multisteps, "lms")),
+    "heun": without_eta(singlestep.heun),
+    "lms": without_eta(multistep.lms),
     "unipc": without_eta(unipc),
     "lcm": without_eta(lcm),
-    "dpm++3m": without_eta(later(multisteps, "exponential")),
-    "dpm2": without_eta(later(singlesteps, "dpm2")),
-    "plms": without_eta(later(multisteps, "plms")),
-    "ipndm": without_eta(later(multisteps, "ipndm")),
-    "ipndm_v": without_eta(later(multisteps, "ipndm_v")),
-    "deis": without_eta(later(multisteps, "deis")),
-    "res_multistep": without_eta(later(multisteps, "exponential", order=2, on_line=True)),
-    "er_sde": without_eta(later(singlesteps, "er_sde")),
-    "restart": without_eta(later(singlesteps, "restart")),
-    "euler_cfg++": without_eta(later(singlesteps, "euler_cfg_pp")),
+    "dpm++3m": without_eta(multistep.exponential),
+    "dpm2": without_eta(singlestep.dpm2),
+    "plms": without_eta(multistep.plms),
+    "ipndm": without_eta(multistep.ipndm),
+    "ipndm_v": without_eta(multistep.ipndm_v),
+    "deis": without_eta(multistep.deis),
+    "res_multistep": without_eta(partial(multistep.exponential, order=2, on_line=True)),
+    "er_sde": without_eta(singlestep.er_sde),
+    "restart": without_eta(singlestep.restart),
+    "euler_cfg++": without_eta(singlestep.euler_cfg_pp),
 }
 
 # What programs' samplers do otherwise than ours.

@@ -1,4 +1,4 @@
-"""Single-step samplers, imported when one is asked for: Heun, DPM2, restart, CFG++, ER-SDE."""
+"""Single-step samplers: Heun, DPM2, Restart, CFG++, ER-SDE."""
 
 import math
 from collections.abc import Iterator, Sequence

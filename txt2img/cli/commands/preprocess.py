@@ -8,24 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli.options import completion
+from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions
-from txt2img.cli.options.output import (
-    FormatName,
-    Json,
-    OutputName,
-    Overwrite,
-    Quality,
-    Quiet,
-)
-from txt2img.cli.picture_files import (
-    Files,
-    Made,
-    Resume,
-    Source,
-    file_run,
-    pictures,
-    write_each,
-)
+from txt2img.cli.picture_files import Files, Made, ResultOptions, Source, pictures, write_each
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, progress
 from txt2img.images.preprocess import import_opencv, map_texts
@@ -63,26 +48,22 @@ Name = Annotated[
 ]
 
 
+@grouped
 def preprocess(
     files: Files,
     name: Name = Preprocessor.CANNY.value,
     device: DeviceName = None,
-    out: OutputName = None,
-    format: FormatName = None,
-    quality: Quality = None,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    *,
+    results: ResultOptions,
 ) -> None:
     """Make the control map of each picture: its edges, lines or depths. Prints their paths."""
     how = parse_preprocess(name)
     names = [*pictures(files, RESULT)]
-    run = file_run(names, f"-{how.name}", out, format, quality, overwrite, resume, json, quiet)
-    with progress(not quiet, "loading") as bar:
+    run = results.run(names, f"-{how.name}")
+    with progress(not results.quiet, "loading") as bar:
         how, draw, notes = load(how, DeviceOptions(device))
         with bar.paused():
-            for line in () if quiet else notes:
+            for line in () if results.quiet else notes:
                 log(line)
         facts = {"preprocess": str(how)} | ({"hash": how.hash} if how.hash else {})
 

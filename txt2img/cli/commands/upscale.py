@@ -7,25 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txt2img.cli.options import completion
+from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions, Dtype
-from txt2img.cli.options.output import (
-    FormatName,
-    Json,
-    OutputName,
-    Overwrite,
-    Quality,
-    Quiet,
-)
 from txt2img.cli.options.types import integer, number
-from txt2img.cli.picture_files import (
-    Files,
-    Made,
-    Resume,
-    Source,
-    file_run,
-    pictures,
-    write_each,
-)
+from txt2img.cli.picture_files import Files, Made, ResultOptions, Source, pictures, write_each
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import Bar, progress
 from txt2img.errors import BadRequest
@@ -85,6 +70,7 @@ TileSize = Annotated[
 ]
 
 
+@grouped
 def upscale(
     files: Files,
     model: ModelName = Interpolation.LANCZOS.value,
@@ -92,19 +78,14 @@ def upscale(
     tile_size: TileSize = None,
     device: DeviceName = None,
     dtype: Dtype = None,
-    out: OutputName = None,
-    format: FormatName = None,
-    quality: Quality = None,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    *,
+    results: ResultOptions,
 ) -> None:
     """Make pictures larger, keeping their metadata. Prints the path of each result."""
     check(scale, tile_size)
     names = [*pictures(files, RESULT)]
-    run = file_run(names, "", out, format, quality, overwrite, resume, json, quiet)
-    with progress(not quiet, "loading") as bar:
+    run = results.run(names, "")
+    with progress(not results.quiet, "loading") as bar:
         upscaler, ref, own_scale = load(model, DeviceOptions(device, dtype))
         factor = scale or own_scale
 

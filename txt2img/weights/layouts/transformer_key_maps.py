@@ -227,23 +227,3 @@ def layers_of(config: object) -> LayerMap:
         return sd3_layers(config)
     assert isinstance(config, ZImageConfig)
     return z_image_layers(config)
-
-
-def flux_from_original(tensors: Tensors, config: FluxConfig) -> dict[str, TensorRef]:
-    """FLUX.1's tensors under our names. Raises MissingWeights."""
-    return flux_layers(config).renamed(tensors)
-
-
-def flux2_from_original(tensors: Tensors, config: Flux2Config) -> dict[str, TensorRef]:
-    """FLUX.2's tensors under our names. Raises MissingWeights."""
-    return flux2_layers(config).renamed(tensors)
-
-
-def sd3_from_original(tensors: Tensors, config: SD3Config) -> dict[str, TensorRef]:
-    """Stable Diffusion 3's tensors under our names. Raises MissingWeights."""
-    return sd3_layers(config).renamed(tensors)
-
-
-def z_image_from_original(tensors: Tensors, config: ZImageConfig) -> dict[str, TensorRef]:
-    """Z-Image's tensors under our names. Raises MissingWeights."""
-    return z_image_layers(config).renamed(tensors)
