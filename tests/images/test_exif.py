@@ -15,19 +15,6 @@ from txt2img.request import Request, Sampler
 
 TEXT = "café 苹\nNegative prompt: dull\nSteps: 3, Sampler: Euler a, Seed: 4, Size: 64x64, Model: m"
 REQUEST = Request("café 苹", "dull", "m", 64, 64, 3, sampler=Sampler.EULER_A, seed=4)
-IMAGINAIRY = {
-    "prompt": {
-        "prompt": [{"weight": 1, "text": "a fox"}],
-        "negative_prompt": [{"weight": 2, "text": "dull"}],
-        "prompt_strength": 7.5,
-        "seed": 8,
-        "steps": 30,
-        "size": [512, 768],
-        "solver_type": "ddim",
-        "model_weights": {"name": "sd15"},
-        "init_image_strength": 0.6,
-    }
-}
 
 
 def save(path: Path, comment: bytes, **more: object) -> None:
@@ -81,16 +68,6 @@ def test_comfyuis_graph_is_found_in_a_webp(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.webp", exif=exif, save_all=True, append_images=frames[1:])
     assert image_file.read(tmp_path / "x.webp").request == COMFY
-
-
-def test_imaginairys_json_is_found(tmp_path: Path) -> None:
-    save(tmp_path / "x.jpg", json.dumps(IMAGINAIRY).encode())
-    found = image_file.read(tmp_path / "x.jpg")
-    assert found.request == Request(
-        "a fox", "dull", "sd15", 512, 768, 30, 7.5, sampler=Sampler.DDIM, seed=8
-    )
-    told = "\n".join(found.notes)
-    assert "init_image_strength 0.6" in told and "weights of its negative" in told
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xe1\xff\xff", b"RIFF\0\0\0\0WEBPVP8 ", b"x"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.images.metadata.test_readers import GRAPH, INVOKEAI, INVOKEAI_2, read
+from tests.images.metadata.test_readers import GRAPH, INVOKEAI, read
 from txt2img.images.metadata.a1111 import describe, parse, to_request
 from txt2img.images.metadata.mflux import strength
 from txt2img.request import Request
@@ -148,10 +148,6 @@ def test_invokeai_names_its_picture(tmp_path: Path) -> None:
     more = {"generation_mode": "sdxl_inpaint", "strength": 0.7}
     found = read(tmp_path, {"invokeai_metadata": json.dumps({**INVOKEAI, **more})})
     assert began(found.request) == (UNNAMED, UNNAMED, 0.7)
-    image = {**INVOKEAI_2["image"], "type": "img2img", "strength": 0.3}  # type: ignore[dict-item]
-    image["init_image_path"] = "C:\\out\\b.png"
-    found = read(tmp_path, {"sd-metadata": json.dumps({**INVOKEAI_2, "image": image})})
-    assert began(found.request) == ("b.png", "", 0.3)
 
 
 def mflux(tmp_path: Path, **more: object) -> tuple[Request, tuple[str, ...]]:

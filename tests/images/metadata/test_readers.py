@@ -103,18 +103,6 @@ INVOKEAI = {
     "loras": [{"model": {"name": "line"}, "weight": 0.75}],
     "seamless_x": True,
 }
-INVOKEAI_2 = {
-    "model_weights": "stable-diffusion-1.5",
-    "image": {
-        "prompt": [{"prompt": "a fox [dull] in snow", "weight": 1}],
-        "steps": 50,
-        "cfg_scale": 7.5,
-        "width": 512,
-        "height": 512,
-        "seed": 6,
-        "sampler": "k_lms",
-    },
-}
 FOOOCUS = {
     "prompt": "a fox",
     "negative_prompt": "",
@@ -389,45 +377,6 @@ def test_invokeai(tmp_path: Path) -> None:
     assert not any("generation_mode" in note or "clip_skip" in note for note in found.notes)
 
 
-def test_invokeai_2_writes_what_is_not_wanted_in_brackets(tmp_path: Path) -> None:
-    found = read(tmp_path, {"sd-metadata": json.dumps(INVOKEAI_2)})
-    assert found.request == Request(
-        "a fox in snow", "dull", "stable-diffusion-1.5", 512, 512, 50, 7.5, sampler=Sampler.LMS,
-        seed=6, compat=Compat.INVOKEAI,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("line", "request_of_it", "notes"),
-    [
-        (
-            '"a fox [dull] in snow [dark]" -s 50 -S 6 -W512 -H 640 -C7.5 -A k_lms -G 0.9 -U 4 1',
-            Request(
-                "a fox in snow", "dull, dark", "", 512, 640, 50, 7.5, sampler=Sampler.LMS, seed=6,
-                compat=Compat.INVOKEAI,
-            ),
-            ['-G "0.9" is not carried over', '-U "4 1" is not carried over'],
-        ),
-        ('"a "b" fox" -s 5', Request('a "b" fox', steps=5, model="", compat=Compat.INVOKEAI), []),
-        ('"a" -s many', Request("a", compat=Compat.INVOKEAI, model=""), ["steps"]),
-    ],
-)  # fmt: skip
-def test_invokeai_1_writes_the_line_of_its_prompt(
-    line: str, request_of_it: Request, notes: list[str], tmp_path: Path
-) -> None:
-    found = read(tmp_path, {"Dream": line})
-    assert found.request is not None
-    size = {"width": found.request.width, "height": found.request.height}
-    assert found.request == replace(request_of_it, **size)
-    told = [note for note in found.notes if "records no size" not in note]
-    assert len(told) == len(notes) and all(n in t for n, t in zip(notes, told, strict=True))
-
-
-def test_a_dream_that_is_no_line_of_a_prompt_is_told(tmp_path: Path) -> None:
-    found = read(tmp_path, {"Dream": "of electric sheep"})
-    assert found.request is None and any("Dream" in note for note in found.notes)
-
-
 def test_fooocus_gives_the_hash_of_its_model(tmp_path: Path) -> None:
     table = {**FOOOCUS, "base_model_hash": "aeb7e9e689"}
     texts = {"parameters": json.dumps(table), "fooocus_scheme": "fooocus"}
@@ -594,7 +543,7 @@ RING = {str(i): {"class_type": "X", "inputs": {"model": [str(i + 1), 0]}} for i 
 RING["3"] = {"class_type": "KSampler", "inputs": {"model": ["0", 0], "steps": ["3", 0]}}
 
 
-@pytest.mark.parametrize("key", ["prompt", "workflow", "invokeai_metadata", "sd-metadata"])
+@pytest.mark.parametrize("key", ["prompt", "workflow", "invokeai_metadata"])
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,4 +1,4 @@
-"""InvokeAI's metadata: `invokeai_metadata` since version 3, `sd-metadata` of 2, `Dream` of 1."""
+"""InvokeAI's metadata, as it writes them since version 3."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,6 @@ from txt2img.images.metadata.parsed import (
 )
 from txt2img.request.a1111_units import unit_fields
 from txt2img.request.input_image import UNNAMED
-from txt2img.system.text import shown
 
 FIELDS = {
     "positive_prompt": "prompt",
@@ -32,38 +31,13 @@ UNITS = {
     "t2iAdapters": "t2i_adapter_model",
     "ipAdapters": "ip_adapter_model",
 }
-FIELDS_1 = {
-    "s": "steps",
-    "S": "seed",
-    "W": "width",
-    "H": "height",
-    "C": "cfg",
-    "A": "sampler",
-}
-_DREAM = re.compile(r'"(.*)"((?:\s+-[A-Za-z].*)?)', re.DOTALL)
-_OPTION = re.compile(r"(?<!\S)--?([A-Za-z](?=[\d.])|[A-Za-z][\w-]*)=?((?:\s*(?!-[A-Za-z])\S+)*)")
-FIELDS_2 = {
-    **{name: name for name in ("steps", "width", "height", "seed", "sampler")},
-    "cfg_scale": "cfg",
-}
 
 
 def read(texts: Mapping[str, str]) -> ParsedMetadata | None:
-    """The metadata of either form. ValueError."""
-    if "invokeai_metadata" in texts:
-        parsed = _version_3(json_table(texts["invokeai_metadata"]))
-    elif "sd-metadata" in texts:
-        parsed = _version_2(json_table(texts["sd-metadata"]))
-    elif "Dream" in texts:
-        parsed = _version_1(texts["Dream"])
-    else:
+    """The metadata. ValueError."""
+    if "invokeai_metadata" not in texts:
         return None
-    parsed.values["compat"] = "invokeai"
-    split_karras(parsed.values)
-    return parsed
-
-
-def _version_3(table: Table) -> ParsedMetadata:
+    table = json_table(texts["invokeai_metadata"])
     handled = ("refiner_start", "strength", "init_image", "generation_mode", *UNITS)
     parsed = from_table(table, FIELDS, *handled)
     _add_picture(parsed, str(table.get("generation_mode")), table.get("init_image"), table)
@@ -83,6 +57,8 @@ def _version_3(table: Table) -> ParsedMetadata:
     skipped = parsed.values.pop("clip_skip", None)
     if isinstance(skipped, int) and skipped:
         parsed.values["clip_skip"] = skipped + 1  # there 0 is none, elsewhere 1
+    parsed.values["compat"] = "invokeai"
+    split_karras(parsed.values)
     return parsed
 
 
@@ -111,45 +87,3 @@ def _add_picture(parsed: ParsedMetadata, mode: str, picture: object, table: Tabl
         parsed.values["strength"] = table.get("strength", 0.75)
     if re.search("inpaint|outpaint", mode):
         parsed.values["mask"] = UNNAMED
-
-
-def _version_2(table: Table) -> ParsedMetadata:
-    image = table_in(table, "image")
-    picture = image.get("init_image_path", image.get("init_image"))
-    handled = ("prompt", "type", "strength", "init_image_path", "init_image", "orig_hash")
-    parsed = from_table(image, FIELDS_2, *handled)
-    _add_picture(parsed, str(image.get("type")), picture, image)
-    prompt = image.get("prompt")
-    if isinstance(prompt, list):
-        prompt = " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))
-    if isinstance(prompt, str):
-        parsed.values.update(_split_prompt(prompt))
-    parsed.values["model"] = table.get("model_weights", "")
-    return parsed
-
-
-def _version_1(line: str) -> ParsedMetadata:
-    """A line of its prompt, such as `"a cat [blurry]" -s 50 -S 7 -W 512 -H 768 -C 5 -A k_lms`.
-
-    It names no model. ValueError for another.
-    """
-    match = _DREAM.fullmatch(line.strip())
-    if match is None:
-        raise ValueError("its Dream is no line of InvokeAI 1")
-    options = [(option[1], option[2].strip()) for option in _OPTION.finditer(match[2])]
-    values: dict[str, object] = {**_split_prompt(match[1]), "model": ""}
-    notes = []
-    for name, value in options:
-        if field := FIELDS_1.get(name):
-            values[field] = value
-        else:
-            notes.append(f"-{name} {shown(value, 40)} is not carried over")
-    return ParsedMetadata(values, notes)
-
-
-def _split_prompt(prompt: str) -> dict[str, object]:
-    """The prompt and the negative prompt, which stands in [brackets]."""
-    return {
-        "prompt": re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip(),
-        "negative": ", ".join(re.findall(r"\[([^\[\]]*)\]", prompt)),
-    }

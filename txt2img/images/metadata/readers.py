@@ -11,7 +11,6 @@ from txt2img.images.metadata import (
     comfyui,
     easy_diffusion,
     fooocus,
-    imaginairy,
     invokeai,
     mflux,
     novelai,
@@ -39,7 +38,6 @@ READERS: tuple[Reader, ...] = (
     swarmui.read,
     comfyui.read,
     easy_diffusion.read,
-    imaginairy.read,
 )
 
 
