@@ -58,10 +58,10 @@ def convert_model(
         for note in chosen.notes:
             log(f"Note: {note}")
         layer, error = report.worst
-        told = (
+        accuracy = (
             f"largest relative error {error:.2g}, of {layer}" if error else "every value is equal"
         )
-        log(f"{out.name}: {len(report.errors):,} tensors, {format_size(chosen.nbytes)}; {told}")
+        log(f"{out.name}: {len(report.errors):,} tensors, {format_size(chosen.nbytes)}; {accuracy}")
     print_path(out)
 
 

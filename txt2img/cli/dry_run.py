@@ -180,9 +180,9 @@ def summary(
     if request.upscale is not None:
         by = "" if request.upscale_by is None else f" {request.upscale_by:g} times"
         shape = f"{shape}, upscaled{by} by {request.upscale}"
-    what = "1 picture" if count == 1 else f"{count:,} pictures, the last"
+    pictures = "1 picture" if count == 1 else f"{count:,} pictures, the last"
     guidance = "" if request.guidance is None else f", guidance {request.guidance:g}"
-    yield f"{what} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}{guidance}"
+    yield f"{pictures} of {shape}, schedule {request.schedule}, cfg {request.cfg:g}{guidance}"
     speed = forecast.speed(request)
     needed = f"{format_size(memory)} of memory{' at the peak' if peak.line else ''}"
     if seconds is None or speed is None:

@@ -275,17 +275,17 @@ def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] =
     if is_random:
         launch = launcher.current()
         alone = launch.world > 1 and not launch.can_rendezvous
-        for needs_seed, what in (
+        for needs_seed, option in (
             (options.resume, "--resume"),
             (options.shard, "--shard"),
             (alone, "a launch"),
         ):
             if needs_seed:
-                raise BadRequest(f"{what} needs a known seed; give --seed, as in the first run")
+                raise BadRequest(f"{option} needs a known seed; give --seed, as in the first run")
         listed = ", ".join(str(seed) for seed in random_seeds[:SEEDS_SHOWN])
-        more = "" if len(random_seeds) <= SEEDS_SHOWN else ", …"
+        ellipsis = "" if len(random_seeds) <= SEEDS_SHOWN else ", …"
         each = "seed" if len(random_seeds) == 1 else "a random seed for each line:"
-        batch.notes.append(f"{each} {listed}{more}")
+        batch.notes.append(f"{each} {listed}{ellipsis}")
     if count:
         next(chain(batch.pictures(), [None]))  # raises what is wrong with the first one's wildcards
     return batch
@@ -342,9 +342,9 @@ def too_many_prompts(words: Sequence[str]) -> str:
         return (
             f"2 prompts; an option that is on or off takes no value, such as {value}: leave it out"
         )
-    near = COMMANDS.get(words[0], "").removeprefix("txt2img ")
-    near = near or next(iter(get_close_matches(words[0], NAMES, n=1)), "")
-    hint = f"; or did you mean the command {near}?" if near else ""
+    closest = COMMANDS.get(words[0], "").removeprefix("txt2img ")
+    closest = closest or next(iter(get_close_matches(words[0], NAMES, n=1)), "")
+    hint = f"; or did you mean the command {closest}?" if closest else ""
     return f"{len(words)} prompts; put the prompt in quotes: {shown(' '.join(words))}{hint}"
 
 

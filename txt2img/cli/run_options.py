@@ -115,13 +115,13 @@ def _name_by_values(pattern: str, sweep: Sequence[str], form: Format) -> str:
     What is rarely in a name stands after the option's: -clip-skip2; a LoRA has a name of its own.
     """
     fields = [axis(text).field for text in sweep]
-    plain = (*output.TOKENS, LORAS)
-    more = [
-        f"-{{{name}}}" if name in plain else f"-{name.replace('_', '-')}{{{name}}}"
+    own_tokens = (*output.TOKENS, LORAS)
+    tokens = [
+        f"-{{{name}}}" if name in own_tokens else f"-{name.replace('_', '-')}{{{name}}}"
         for name in fields
         if f"{{{name}}}" not in pattern
     ]
-    return pattern.replace(form.suffix, "".join(more) + form.suffix)
+    return pattern.replace(form.suffix, "".join(tokens) + form.suffix)
 
 
 def output_target(

@@ -106,8 +106,8 @@ def _unknown_option(got: str, possibilities: Iterable[str], command: str) -> str
     name = f"txt2img {command}".strip()
     spelled = got.replace("_", "-")
     hint = OTHER_PROGRAMS_OPTIONS.get(spelled) if not command else None
-    if hint is None and (near := _nearest(spelled, possibilities)):
-        hint = f"did you mean {' or '.join(near)}?"
+    if hint is None and (closest := _nearest(spelled, possibilities)):
+        hint = f"did you mean {' or '.join(closest)}?"
     if hint is None:
         hint = f"{name} --help lists them"
         if not command and not got.startswith("--"):

@@ -83,12 +83,12 @@ class WarningLog:
         return larger_model()
 
     def report(
-        self, more: Sequence[str], write: Callable[[str], None], notes: Sequence[str] = ()
+        self, other: Sequence[str], write: Callable[[str], None], notes: Sequence[str] = ()
     ) -> None:
-        """Write the notes, then `more` and the pictures' warnings. BadRequest with --strict."""
+        """Write the notes, then `other` and the pictures' warnings. BadRequest with --strict."""
         for note in notes:
             write(note)
-        warnings = [*more, *self.lines()]
+        warnings = [*other, *self.lines()]
         count = len(warnings)
         if not count:
             return

@@ -141,17 +141,17 @@ def diff_sampler_weights(positions: Sequence[float], end: float) -> Sequence[flo
         back = h[1] + h[2]
         part = (1 - h[0] / (3 * two) * (h[0] * two) / (h[1] * back)) / 2
         step = h[1] / h[2]
-        for i, more in enumerate((1.0, -(1 + step), step)):
-            weights[i] += part * more
+        for i, factor in enumerate((1.0, -(1 + step), step)):
+            weights[i] += part * factor
     if order == 4:
         three, far = two + h[2], h[2] + h[3]
         part = (1 - h[0] / (3 * two)) / 2 + (1 - h[0] / (2 * two)) * h[0] / (6 * three)
         part *= h[0] * two * three / (h[1] * back * (back + h[3]))
         reach = h[1] * back / (h[2] * far)
-        for i, more in enumerate(
+        for i, factor in enumerate(
             (1.0, -(1 + step + reach), step + reach * (1 + h[2] / h[3]), -reach * step)
         ):
-            weights[i] += part * more
+            weights[i] += part * factor
     return weights[:order]
 
 

@@ -259,8 +259,8 @@ def open_image(file: BinaryIO, name: str) -> InputImage:
                 _check_size(it.size, name)
                 return _decoded(it, name)
         except UnidentifiedImageError:
-            what = "is empty" if not size else "is no picture, or one of an unknown format"
-            raise BadFile(f"{shown(name)} {what}") from None
+            fault = "is empty" if not size else "is no picture, or one of an unknown format"
+            raise BadFile(f"{shown(name)} {fault}") from None
         except Image.DecompressionBombError:
             raise BadFile(f"{shown(name)} has too many pixels: at most {PIXELS_MAX:,}") from None
         except MemoryError:
@@ -307,9 +307,11 @@ def _to_srgb(image: "Image.Image") -> "Image.Image":
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             if "sRGB" not in ImageCms.getProfileDescription(source):
-                plain = image if image.mode in ("RGB", "CMYK", "L", "LAB") else image.convert("RGB")
+                supported = (
+                    image if image.mode in ("RGB", "CMYK", "L", "LAB") else image.convert("RGB")
+                )
                 target = ImageCms.createProfile("sRGB")
-                to_srgb = ImageCms.profileToProfile(plain, source, target, outputMode="RGB")
+                to_srgb = ImageCms.profileToProfile(supported, source, target, outputMode="RGB")
                 if to_srgb is not None:
                     return to_srgb
     if image.mode in ("P", "PA") or "transparency" in image.info:

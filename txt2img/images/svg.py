@@ -58,8 +58,8 @@ def few_colours(image: "Image.Image") -> "Image.Image":
     """The picture in COLOURS even colours, without the mixed ones along edges; RGBA if it was."""
     from PIL import Image, ImageFilter
 
-    plain = image.convert("RGB").filter(ImageFilter.MedianFilter(3))
-    reduced = plain.quantize(
+    smoothed = image.convert("RGB").filter(ImageFilter.MedianFilter(3))
+    reduced = smoothed.quantize(
         COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE
     ).convert("RGB")
     if not image.has_transparency_data:

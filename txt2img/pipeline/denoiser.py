@@ -68,16 +68,18 @@ def denoiser(
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
         cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
-        own = replace(predictor(model, request, rules, device), deepcache=cache, control=control)
+        predict = replace(
+            predictor(model, request, rules, device), deepcache=cache, control=control
+        )
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
-        negative, scale = cond_at(part, -1), guidance_scale(model.family, request, own.process)
+        negative, scale = cond_at(part, -1), guidance_scale(model.family, request, predict.process)
         how = scale, one_pass, request.cfg_rescale or 0.0
         if blind:
             nothing = cond_at(part, -1, blind)
-            return image_guided(own, positive, negative, nothing, request.image_cfg, *how)
-        skip = away_guidance(model, own, request, positive[0][1], levels)
-        return multi_guided(own, positive, negative, *how, skip, mix_of(request, rules))
+            return image_guided(predict, positive, negative, nothing, request.image_cfg, *how)
+        skip = away_guidance(model, predict, request, positive[0][1], levels)
+        return multi_guided(predict, positive, negative, *how, skip, mix_of(request, rules))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
@@ -117,8 +119,8 @@ def away_guidance(
 
         scale, sigma = parse_seg(request.seg) if request.seg else (request.pag or 0.0, None)
         weaker = PerturbedUNet(cast("UNet", model.network), sigma)
-        own = replace(predict, network=weaker, deepcache=None)
-        return SkipGuidance(own, positive, scale, lambda level: True)
+        weak_predict = replace(predict, network=weaker, deepcache=None)
+        return SkipGuidance(weak_predict, positive, scale, lambda level: True)
     if not request.skip_layer_guidance:
         return None
     from txt2img.models.sd3 import SkipLayers
@@ -131,8 +133,8 @@ def away_guidance(
         done = max(bisect_right(ratios, -level.ratio), 1) - 1
         return start * steps < done < stop * steps
 
-    own = replace(predict, network=skipping, deepcache=None)
-    return SkipGuidance(own, positive, request.skip_layer_guidance, active)
+    weak_predict = replace(predict, network=skipping, deepcache=None)
+    return SkipGuidance(weak_predict, positive, request.skip_layer_guidance, active)
 
 
 def batched_over_time(

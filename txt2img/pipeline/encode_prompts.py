@@ -92,8 +92,8 @@ def encode(model: Model, request: Request, rules: Rules) -> tuple[ScheduledCond,
 
     @functools.cache
     def negative(part: str, chunks: int) -> Cond:
-        own = reading if rules.skip_negative else replace(reading, clip_skip=1)
-        cond = text.encode([part], chunks, own)
+        negative_rules = reading if rules.skip_negative else replace(reading, clip_skip=1)
+        cond = text.encode([part], chunks, negative_rules)
         if model.family.zero_empty_negative and rules.zero_empty_negative and not request.negative:
             cond = cond.zeroed()
         return with_sizes(cond, model, request, False)

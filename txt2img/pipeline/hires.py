@@ -48,8 +48,10 @@ def enlarge(model: Model, requests: Sequence[Request], x: Tensor, rules: Rules) 
             pictures = [first.finish(picture) for picture in pictures]
         latents = torch.cat(
             [
-                _encoded(model, own, larger(picture, how, scaled), rules, (x.shape[1], *cells))
-                for own, picture in zip(requests, pictures, strict=True)
+                _encoded(
+                    model, one_request, larger(picture, how, scaled), rules, (x.shape[1], *cells)
+                )
+                for one_request, picture in zip(requests, pictures, strict=True)
             ]
         )
     down, across = cells[0] - final[1] // factor, cells[1] - final[0] // factor  # to cut off

@@ -289,12 +289,12 @@ def _prompt_lines(text: str) -> Iterator[str]:
         line = _BULLET.sub("", line.strip(), count=1).strip()
         if not line:
             continue
-        plain = line.strip("*_ ")
-        if not found and (lead := _LEAD.match(plain)):
-            line = plain[lead.end() :].strip("*_ ")
-        elif not found and _LIKELY_LEAD.fullmatch(plain):
+        stripped = line.strip("*_ ")
+        if not found and (lead := _LEAD.match(stripped)):
+            line = stripped[lead.end() :].strip("*_ ")
+        elif not found and _LIKELY_LEAD.fullmatch(stripped):
             continue
-        elif found and _AFTERWORD.match(plain):
+        elif found and _AFTERWORD.match(stripped):
             return
         if line:
             found = True

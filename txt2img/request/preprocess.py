@@ -137,10 +137,10 @@ class Preprocess:
         for row, value in zip(kind.numbers, self.numbers, strict=True):
             _check_number(kind, row, value)
         if bool(self.model) != bool(kind.model):
-            what = (
+            needed = (
                 f"needs a model for {kind.model}: {kind}:FOLDER" if kind.model else "has no model"
             )
-            raise BadRequest(f"the preprocessor {kind} {what}")
+            raise BadRequest(f"the preprocessor {kind} {needed}")
         for path in (self.model, self.detector):
             if not isinstance(path, str) or len(path) > MODEL_MAX or "\0" in path:
                 raise BadRequest(f"{kind} needs a model's folder, got {shown(path)}")

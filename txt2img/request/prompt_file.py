@@ -91,10 +91,10 @@ def _relative_to(
     folder: Path, request: Request, base: Request, pictures: Mapping[str, bytes]
 ) -> Request:
     """The request with the paths that its own line gives relative to a folder. BadRequest."""
-    own = {id(ref) for ref in base.images}
+    base_ids = {id(ref) for ref in base.images}
 
     def relative(ref: ImageRef) -> ImageRef:
-        if id(ref) in own or ref.hash or ref.name in (STDIN, *pictures):
+        if id(ref) in base_ids or ref.hash or ref.name in (STDIN, *pictures):
             return ref
         return ImageRef(str(folder / Path(ref.name).expanduser()))
 

@@ -48,12 +48,12 @@ class Name(StrEnum):
         names = ", ".join(member.value for member in cls)
         if name == "list":
             raise BadRequest(f"every {cls.__name__.lower()}: {names}")
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {known[near[0]].value}?" if near else ""
+        closest = get_close_matches(name, known, n=1)
+        hint = f"did you mean {known[closest[0]].value}?" if closest else ""
         hint = cls._advice(name) or hint
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
-        what = f"no {kind} {shown(text)}; choose from {names}"
-        raise BadRequest(f"{what}; {hint}" if hint else what)
+        message = f"no {kind} {shown(text)}; choose from {names}"
+        raise BadRequest(f"{message}; {hint}" if hint else message)
 
     @classmethod
     def _bare(cls, name: str) -> str:

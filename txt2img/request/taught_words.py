@@ -141,8 +141,8 @@ def warning(table: TaughtWords, request: Request, model: str, advice: Callable[[
     if not (untaught := table.untaught(request)):
         return ""
     described = ", ".join(describe(table, word) for word in untaught[:WORDS_SHOWN])
-    more = len(untaught) - WORDS_SHOWN
-    rest = f" and {more:,} more" if more > 0 else ""
+    hidden = len(untaught) - WORDS_SHOWN
+    rest = f" and {hidden:,} more" if hidden > 0 else ""
     nothing = (
         "" if table.names_a_thing(request) else "; nothing in the prompt names a thing it knows"
     )

@@ -108,11 +108,11 @@ def enlarge(job: Job, model: "Model", library: AdapterPaths) -> None:
             return
     assert step.image is not None
     try:
-        told = image_file.read_stream(BytesIO(content), "the picture")
+        recorded = image_file.read_stream(BytesIO(content), "the picture")
     except BadFile:  # a format that programs write no texts in
-        told = ImageInfo(*small.size, {})
+        recorded = ImageInfo(*small.size, {})
     hashes = pixels_sha256(small.pixels), pixels_sha256(step.image)
-    texts = upscaled_texts(told, ref, scale, *hashes)
+    texts = upscaled_texts(recorded, ref, scale, *hashes)
     data = image_file.encode_texts(step.image, texts, job.format)
     job.pictures.append(Picture(data, request, Origin()))
 

@@ -103,8 +103,8 @@ class Connections:
             async def receive_part() -> Message:
                 message = await receive()
                 if message["type"] == "http.request":
-                    more = message.get("more_body")
-                    connection.turn(State.SENDING if more else State.SERVED)
+                    has_more = message.get("more_body")
+                    connection.turn(State.SENDING if has_more else State.SERVED)
                 return message
 
             async def send_part(message: Message) -> None:

@@ -195,10 +195,10 @@ def check_names(request: Request, library: AdapterPaths) -> None:
             for name in how.models
         ),
     ]
-    for what, name, offered in named:
+    for kind, name, offered in named:
         if name and name not in offered:
             hint = nearest_or_all(name, offered)
-            raise ModelNotFound(f"no {what} {shown(name)} is offered here{hint}")
+            raise ModelNotFound(f"no {kind} {shown(name)} is offered here{hint}")
 
 
 def check_picture(name: str, content: bytes) -> None:

@@ -108,8 +108,8 @@ class ChatEndpoint:
         if status != 200:
             hint = "" if self.name or status not in (400, 404) else "; name its model: URL#NAME"
             why = self._without_key(_error_in(answer))
-            said = f": {shown(why, 120)}" if why else ""
-            raise EnhanceFailed(f"{self.place} answers with status {status}{said}{hint}")
+            detail = f": {shown(why, 120)}" if why else ""
+            raise EnhanceFailed(f"{self.place} answers with status {status}{detail}{hint}")
         if answer is None:
             raise EnhanceFailed(f"{self.place} answers with something other than JSON")
         text = _text_in(answer)

@@ -29,8 +29,8 @@ def explain(error: ImportError) -> tuple[str, int]:
     package = PACKAGES.get(name)
     if package is None:
         return f"a part of this installation cannot be loaded: {text}; install txt2img again", 1
-    what = "is missing" if is_missing else f"is broken or too old ({text})"
-    return f"the package {package} {what}; install it: {install_command(package)}", 1
+    state = "is missing" if is_missing else f"is broken or too old ({text})"
+    return f"the package {package} {state}; install it: {install_command(package)}", 1
 
 
 def install_command(package: str) -> str:

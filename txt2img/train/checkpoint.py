@@ -152,9 +152,9 @@ def save_vae(folder: Path, vae: VAE, size: int) -> None:
     }
     save_json(folder / "vae" / "config.json", content)
     state = vae.state_dict()
-    plain = {name: value for name, value in state.items() if not name.startswith(ALPHA)}
-    save_weights(plain, folder / "vae" / NETWORK_FILE)
-    if len(plain) < len(state):
+    opaque_state = {name: value for name, value in state.items() if not name.startswith(ALPHA)}
+    save_weights(opaque_state, folder / "vae" / NETWORK_FILE)
+    if len(opaque_state) < len(state):
         save_alpha_head(folder, vae)
 
 

@@ -179,8 +179,8 @@ class TrainConfig:
             raise BadRequest(f"stage {self.stage} needs a file; name it with --{self.stage}")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")
-        own = self.stage in ADAPTERS and self.size == 0
-        if not own and (self.size % self.vae.factor or self.size not in range(64, 8193)):
+        keeps_size = self.stage in ADAPTERS and self.size == 0
+        if not keeps_size and (self.size % self.vae.factor or self.size not in range(64, 8193)):
             raise BadRequest(
                 f"size is {self.size}; allowed: multiples of {self.vae.factor} from 64 to 8192"
             )

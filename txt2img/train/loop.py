@@ -143,7 +143,7 @@ def train_stage(
     if finished(run, first, spent):
         return True
     batch = stage.batch(first)
-    compiled, plain = compile_checked(stage, config, batch, accelerator)
+    compiled, uncompiled = compile_checked(stage, config, batch, accelerator)
     prepared, *steppers = accelerator.prepare(compiled, *optimizers)
     timer, clock = StageClock(spent, deadline, accelerator), time.perf_counter()
     for step in range(first, run.steps):
@@ -164,7 +164,7 @@ def train_stage(
         timer.restart()
         pictures = (done - first) * run.batch_size * accelerator.num_processes
         speed = pictures / (time.perf_counter() - clock)
-        yield Report(stage.name, done, run.steps, value, rate, speed, sheet, plain)
+        yield Report(stage.name, done, run.steps, value, rate, speed, sheet, uncompiled)
         if ends:
             break
     mean.swap(learner)

@@ -184,8 +184,8 @@ def _check_folder(folder: Path, kind: Preprocessor, task: str) -> None:
     architectures = config.get("architectures")
     known = [str(one) for one in architectures] if isinstance(architectures, list) else []
     if not any(one.endswith(CLASSES[task][1]) for one in known):
-        what = shown(known[0]) if known else "no architecture"
-        raise UnknownLayout(f"{name} is no model for {task}: its config has {what}")
+        architecture = shown(known[0]) if known else "no architecture"
+        raise UnknownLayout(f"{name} is no model for {task}: its config has {architecture}")
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else 2
     if kind is Preprocessor.SEGMENT and count != CLASSES_OF_ADE20K:

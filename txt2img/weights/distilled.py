@@ -85,8 +85,10 @@ def from_loras(request: Request, library: AdapterPaths, defaults: Defaults) -> R
     for lora in request.loras if blanks else ():
         path = library.lora_file(lora.name)
         changed = path.stat().st_mtime_ns if path.exists() else 0
-        if lora.unet and (own := lora_defaults(path, lora.name, changed)):
-            return request.with_json({name: own[name] for name in blanks if name in own})
+        if lora.unet and (defaults_of_lora := lora_defaults(path, lora.name, changed)):
+            return request.with_json(
+                {name: defaults_of_lora[name] for name in blanks if name in defaults_of_lora}
+            )
     return request
 
 

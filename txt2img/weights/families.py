@@ -288,12 +288,12 @@ def family_name(network: UNetConfig) -> str:
     """The name of the family that has a network, with its purpose. Raises UnknownLayout."""
     if network.extra_channels and network.extra_channels not in EXTRA_PURPOSE:
         inputs, outputs = network.in_channels, network.out_channels
-        what = {5: "a depth model", 7: "an upscaler"}.get(inputs, "a model of an unknown kind")
+        kind = {5: "a depth model", 7: "an upscaler"}.get(inputs, "a model of an unknown kind")
         raise UnknownLayout(
-            f"this is {what} ({inputs} channels in, {outputs} out), which is not supported yet"
+            f"this is {kind} ({inputs} channels in, {outputs} out), which is not supported yet"
         )
-    plain = replace(network, in_channels=network.out_channels, scale_width=0)
-    known = [name for name, other in NETWORKS.items() if other == plain]
+    usual = replace(network, in_channels=network.out_channels, scale_width=0)
+    known = [name for name, other in NETWORKS.items() if other == usual]
     return " ".join(
         [*(known or ["latent diffusion"]), *EXTRA_PURPOSE.get(network.extra_channels, "").split()]
     )

@@ -185,8 +185,8 @@ def _embedding(path: Path, header: Header) -> Details:
 def _vae(path: Path, header: Header) -> Details:
     """A VAE's latents, and whether it is a TAESD."""
     if is_taesd(header.tensors):
-        near = sorted(TRAINED_FOR, key=len, reverse=True)
-        named = next((key for key in near if key in path.name.lower()), "")
+        longest_first = sorted(TRAINED_FOR, key=len, reverse=True)
+        named = next((key for key in longest_first if key in path.name.lower()), "")
         return {"method": "TAESD, a tiny VAE for previews"}, TRAINED_FOR[named][1] if named else ""
     shapes = [
         ref.shape

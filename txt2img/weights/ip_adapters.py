@@ -86,9 +86,9 @@ def load_networks(
     text = next(model.text.encoders[0].parameters()).dtype
     here = Device(device_of(model), dtype)
     device = at or Device(device_of(model), text, low=memory.low_memory)
-    own, vision = partial(IPAdapter, adapter.config), partial(CLIPVision, encoder.config)
+    build_adapter, vision = partial(IPAdapter, adapter.config), partial(CLIPVision, encoder.config)
     wanted: dict[Hashable, Callable[[], nn.Module]] = {
-        _key(adapter, here): partial(_load, model, adapter, "unet", here, own),
+        _key(adapter, here): partial(_load, model, adapter, "unet", here, build_adapter),
         _key(encoder, device): partial(_load, model, encoder, "text_encoder", device, vision),
     }
     networks = last_used(model.image_networks, wanted, KEPT, memory.placement)

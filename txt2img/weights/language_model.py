@@ -72,7 +72,7 @@ class LanguageModel:
                 logging.disable_progress_bar()
                 only_here = {"local_files_only": True, "trust_remote_code": False}
                 tokenizer = AutoTokenizer.from_pretrained(self.folder, **only_here)
-                model, told = AutoModelForCausalLM.from_pretrained(
+                model, loading_info = AutoModelForCausalLM.from_pretrained(
                     self.folder,
                     dtype=fast if fast == torch.bfloat16 else half,
                     use_safetensors=True,
@@ -84,7 +84,7 @@ class LanguageModel:
                 raise BadFile(
                     f"--enhance: {shown(str(self.folder))} cannot be loaded: {shown(reason, 150)}"
                 ) from error
-            if missing := sorted(told["missing_keys"]):
+            if missing := sorted(loading_info["missing_keys"]):
                 raise BadFile(
                     f"--enhance: {shown(str(self.folder))} lacks {len(missing)} tensors, such as "
                     f"{shown(missing[0])}; download the folder again"

@@ -236,8 +236,8 @@ def pull_model(
     hub.keep_quiet(quiet or not sys.stderr.isatty())
     plan = hub.plan_download(ref, variant, endpoint)
     if not quiet:
-        what = f"{len(plan.files)} files, {format_size(plan.size)}"
-        log(f"{ref.id} at {plan.revision[:12]}: {what}; licence: {shown(plan.licence)[1:-1]}")
+        contents = f"{len(plan.files)} files, {format_size(plan.size)}"
+        log(f"{ref.id} at {plan.revision[:12]}: {contents}; licence: {shown(plan.licence)[1:-1]}")
     print_path(hub.download(plan, endpoint))
 
 
@@ -277,11 +277,11 @@ def remove_model(name: Name, yes: Yes = False) -> None:
         raise BadRequest(f"{shown(name)} comes with txt2img, and stays")
     if pulled is None and not owned:
         raise BadRequest(f"{shown(str(path))} is in no folder of models; delete it yourself")
-    what = f"{pulled.id}, with all its revisions," if pulled else shown(str(path))
+    target = f"{pulled.id}, with all its revisions," if pulled else shown(str(path))
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise BadRequest(f"{what} is deleted for good; say --yes")
-        if not typer.confirm(f"Delete {what} for good?", err=True):
+            raise BadRequest(f"{target} is deleted for good; say --yes")
+        if not typer.confirm(f"Delete {target} for good?", err=True):
             raise typer.Exit(1)
     parents = path.absolute().parents
     repository = next((one for one in parents if one.name.startswith("models--")), path)

@@ -176,8 +176,8 @@ def lora_file(text: str) -> tuple[Lora, Path]:
     path = Path(find_or_fail("--lora", match[1]))
     unet = parse_weight(match[2] or "1", path.name)
     # A short name is kept, since files pulled from the Hub are often called the same.
-    plain = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
-    name = (match[1] if plain else path.name).removesuffix(SUFFIX)
+    is_name = not os.path.lexists(match[1]) and not re.search(r'[:<>/\\"@]', match[1])
+    name = (match[1] if is_name else path.name).removesuffix(SUFFIX)
     return Lora(name, unet, unet if match[3] is None else parse_weight(match[3], path.name)), path
 
 

@@ -223,8 +223,8 @@ def _add_sampling(graph: Graph, node: Node) -> None:
         for name, field_name in FIELDS.items():
             graph.add(field_name, graph.value(part, name))
         value = partial(graph.value, part)
-        for field_name, said in sampling_values(part.get("class_type"), value).items():
-            graph.add(field_name, said)
+        for field_name, field_value in sampling_values(part.get("class_type"), value).items():
+            graph.add(field_name, field_value)
         graph.notes.extend(sampling_notes(part.get("class_type"), value))
         if part.get("unnamed"):
             kind = shown(part.get("class_type"))

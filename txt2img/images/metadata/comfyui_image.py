@@ -66,7 +66,7 @@ def _add_mask(graph: Graph, node: Node, picture: Node) -> None:
         graph.notes.append("its mask is a picture's alpha; here it is where the picture is white")
 
 
-def _loader(graph: Graph, node: Node, name: str, what: str) -> Node:
+def _loader(graph: Graph, node: Node, name: str, kind_of_picture: str) -> Node:
     """The node that loads the picture behind an input; an empty one if none is known."""
     for _ in range(LINKS_MAX):
         node = graph.node_behind(node, name)
@@ -81,7 +81,9 @@ def _loader(graph: Graph, node: Node, name: str, what: str) -> Node:
                 graph.add(side, graph.value(node, side))
             graph.add("resize", "crop" if graph.value(node, "crop") == "center" else "stretch")
         elif node and kind != "ImageToMask":
-            graph.notes.append(f"the node {shown(kind)} of its {what} is not carried over")
+            graph.notes.append(
+                f"the node {shown(kind)} of its {kind_of_picture} is not carried over"
+            )
         if not name:
             break
     return {}

@@ -30,9 +30,9 @@ def available(dtype: torch.dtype) -> bool:
             packed = convolve(layer, x, pack_filter(layer, x)), multiply(rows, pack_matrix(matrix))
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             return False
-        plain = nn.Conv2d.forward(layer, x), functional.linear(rows, matrix)
+        expected = nn.Conv2d.forward(layer, x), functional.linear(rows, matrix)
     return all(
-        (a - b).abs().max() < 0.02 * b.abs().max() for a, b in zip(packed, plain, strict=True)
+        (a - b).abs().max() < 0.02 * b.abs().max() for a, b in zip(packed, expected, strict=True)
     )
 
 

@@ -150,10 +150,10 @@ class Forecast:
         """Raise what loading would for a ControlNet that does not fit, and note its size."""
         from txt2img.weights.layouts.control import check_control, tensors_loaded
 
-        own, key = control.model.name, ("control", control.model.name)
+        model_name, key = control.model.name, ("control", control.model.name)
         if key in self.beside and not control.type:
             return
-        file = check_control(self.library.controls[own], family, name, control.type)
+        file = check_control(self.library.controls[model_name], family, name, control.type)
         network = family.network.component
         loaded = tensors_loaded(file, self.checkpoint.components[network].tensors)
         self.beside[key] = sum(self._size(network, ref) for ref in loaded.values())

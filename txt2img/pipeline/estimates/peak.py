@@ -113,7 +113,7 @@ def parts_of(
     width, height = drawn_size(request)
     cells, rows = width * height // family.vae.factor**2, batch * (1 if request.cfg == 1 else 2)
     found = []
-    for name, own in weights.items():
+    for name, tensors in weights.items():
         item = itemsizes[name]
         config: AnyConfig = family.network
         if name == "vae":
@@ -127,7 +127,7 @@ def parts_of(
             whole = least = activations.of_network(family.network, cells, rows, item)
         # A VAE in half precision may have to be widened while it is in use.
         lists = () if name == "vae" and item != 4 else config.block_lists
-        found.append(Part(name, lists, own, whole, least))
+        found.append(Part(name, lists, tensors, whole, least))
     return found
 
 

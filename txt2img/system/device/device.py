@@ -142,8 +142,8 @@ def _existing(name: str) -> str:
     name = name.lower()
     if name not in here and not (name == "cuda:0" and "cuda" in here):
         known = re.fullmatch(r"(cpu|cuda(:\d+)?|mps)", name)
-        what = f"this machine has no {name}" if known else f"no device {shown(name)}"
-        raise BadRequest(f"{what}; choose from {', '.join(here)}")
+        message = f"this machine has no {name}" if known else f"no device {shown(name)}"
+        raise BadRequest(f"{message}; choose from {', '.join(here)}")
     return name
 
 

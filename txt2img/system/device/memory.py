@@ -70,7 +70,7 @@ def free() -> None:
 
 
 @contextmanager
-def oom_as_error(what: str) -> Iterator[None]:
+def oom_as_error(purpose: str) -> Iterator[None]:
     """Turn the device's out-of-memory errors into OutOfMemory."""
     try:
         yield
@@ -78,22 +78,22 @@ def oom_as_error(what: str) -> Iterator[None]:
         if not is_oom(error):
             raise
         raise OutOfMemory(
-            f"the device has not enough memory for {what}; choose a smaller size, "
+            f"the device has not enough memory for {purpose}; choose a smaller size, "
             "--batch-size 1 or --device cpu"
         ) from error
 
 
 def first_that_fits(
-    attempts: Iterable[Callable[[], T]], what: str, release: Callable[[], None] = free
+    attempts: Iterable[Callable[[], T]], purpose: str, release: Callable[[], None] = free
 ) -> T:
     """The result of the first attempt that memory suffices for; `release` runs after the others.
 
-    Raises the last one's OutOfMemory, of `what`.
+    Raises the last one's OutOfMemory, of `purpose`.
     """
     last_error: OutOfMemory | None = None
     for attempt in attempts:
         try:
-            with oom_as_error(what):
+            with oom_as_error(purpose):
                 return attempt()
         except OutOfMemory as error:
             last_error = OutOfMemory(str(error))  # without the frames that hold the memory
@@ -109,12 +109,12 @@ def moved_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> It
     Its weights come back bit for bit if `dtype` is no less precise than its own.
     """
     weight = next(network.parameters())
-    own = weight.device, weight.dtype
-    if own == (device, dtype):
+    placement = weight.device, weight.dtype
+    if placement == (device, dtype):
         yield
         return
     try:
         network.to(device, dtype)
         yield
     finally:
-        network.to(*own)
+        network.to(*placement)

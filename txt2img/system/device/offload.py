@@ -128,7 +128,7 @@ class Placement:
         if not networks or not (always or room is not None):
             return {}
         sizes = {one: sizes_of(one) for one in networks}
-        total = sum(weight.size for own in sizes.values() for weight in own.values())
+        total = sum(weight.size for weights in sizes.values() for weight in weights.values())
         if not always and room is not None and total <= room:
             return {}
         from txt2img.system.stream_plan import plan_stream
@@ -156,14 +156,14 @@ class Placement:
 
     def _refuse(self, part: str, missing: int) -> None:
         """Raise for weights that no plan fits into memory."""
-        what = {"text": "the text encoders", "network": "the network"}.get(part, f"the {part}")
+        user = {"text": "the text encoders", "network": "the network"}.get(part, f"the {part}")
         if self.limit is not None:
             raise BadRequest(
-                f"--max-memory {format_size(self.limit)} is too little for {what}, even layer by "
+                f"--max-memory {format_size(self.limit)} is too little for {user}, even layer by "
                 f"layer; the least that works is {format_size(_rounded(self.limit + missing))}"
             )
         raise OutOfMemory(
-            f"{format_size(_rounded(missing))} of memory more is needed for {what}, even layer by "
+            f"{format_size(_rounded(missing))} of memory more is needed for {user}, even layer by "
             "layer; free some, or choose a smaller size or another model"
         )
 
@@ -209,12 +209,12 @@ def moved(network: nn.Module, device: torch.device) -> Iterator[None]:
             if id(value) not in copies:
                 copies[id(value)] = value, at(value, device)
             table[name] = copies[id(value)][1]
-    own = {id(copy): value for value, copy in copies.values()}
+    originals = {id(copy): value for value, copy in copies.values()}
     try:
         yield
     finally:
         for table, name, value in tensors(network):
-            table[name] = own.get(id(value), value)
+            table[name] = originals.get(id(value), value)
 
 
 def at(value: Tensor, device: torch.device) -> Tensor:

@@ -78,8 +78,8 @@ class BlockStream:
     last: str = ""
 
     def __post_init__(self) -> None:
-        own = weights_of(self.network)
-        self.stored = {n: own[n] for names in self.plan.blocks.values() for n in names}
+        weights = weights_of(self.network)
+        self.stored = {n: weights[n] for names in self.plan.blocks.values() for n in names}
         streamed = self.plan.streamed
         self.next_block = dict(pairwise([*streamed, *streamed[:1]]))
         is_cuda = self.device.type == "cuda"
@@ -191,13 +191,13 @@ def streamed(
     network: nn.Module, device: torch.device, plan: StreamPlan, source: Source, on_load: OnLoad
 ) -> Iterator[None]:
     """Use a network whose blocks come and go by a plan; the rest of it is there all the time."""
-    own = weights_of(network)
+    weights = weights_of(network)
     inside = {name for names in plan.blocks.values() for name in names}
-    rest = {n: value for n, value in own.items() if n not in inside and n not in plan.tables}
+    rest = {n: value for n, value in weights.items() if n not in inside and n not in plan.tables}
     stream = BlockStream(network, device, plan, source, on_load)
     with ExitStack() as stack:
         stack.callback(stream.close)
-        for name, value in own.items():
+        for name, value in weights.items():
             if name not in inside:
                 stack.callback(put, network, name, value)
         for name, value in read_to_device(source, rest, device).items():
@@ -235,12 +235,12 @@ def _rows_only(
 ) -> Iterator[None]:
     """Let an embedding have only the rows that its input asks for."""
     module = network.get_submodule(name.rpartition(".")[0])
-    own = weight_of(network, name)
-    nothing = torch.empty((0, *own.shape[1:]), dtype=own.dtype, device=device)
+    weight = weight_of(network, name)
+    nothing = torch.empty((0, *weight.shape[1:]), dtype=weight.dtype, device=device)
 
     def come(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         used, places = inputs[0].unique(return_inverse=True)
-        put(network, name, source.rows(name, used.tolist()).to(device, own.dtype))
+        put(network, name, source.rows(name, used.tolist()).to(device, weight.dtype))
         return (places, *inputs[1:])
 
     def go(*_: object) -> None:

@@ -111,9 +111,9 @@ def open_adapter(
             unknown.append(key)
     trained_on = base_model(header.tensors)
     if not pieces:
-        what = f"it is made for {trained_on}, not for" if trained_on else NO_MATCH
+        cause = f"it is made for {trained_on}, not for" if trained_on else NO_MATCH
         raise UnknownLayout(
-            f"{path.name}: applied 0 of {len(by_key)}; {what} {family}: "
+            f"{path.name}: applied 0 of {len(by_key)}; {cause} {family}: "
             f"it contains {first_names(list(header.tensors))}"
         )
     kept = _without_repeats(pieces)

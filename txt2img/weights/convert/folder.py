@@ -72,8 +72,8 @@ def folder_of(checkpoint: Checkpoint) -> tuple[dict[str, Parts], dict[str, bytes
     for config, (name, tokenizer) in texts:
         part = checkpoint.components[name]
         weights[f"{name}/model.safetensors"] = _text_parts(config, part)
-        others[f"{name}/config.json"] = (told := text_config(config))
-        index[name] = ["transformers", _first(told["architectures"])]
+        others[f"{name}/config.json"] = (config_json := text_config(config))
+        index[name] = ["transformers", _first(config_json["architectures"])]
         home = name.replace("text_encoder", "tokenizer")
         files |= {f"{home}/{file}": text for file, text in tokenizer_files(tokenizer).items()}
         index[home] = ["transformers", _tokenizer_class(tokenizer)]
@@ -109,21 +109,21 @@ def network_config(family: Family) -> Json:
     """The config.json of a family's network."""
     network, side = family.network, family.defaults.width // family.vae.factor
     if isinstance(network, UNetConfig):
-        own = _unet(network, side)
+        fields = _unet(network, side)
     elif isinstance(network, FluxConfig | Flux2Config):
-        own = _flux(network)
+        fields = _flux(network)
     elif isinstance(network, SD3Config):
-        own = _sd3(network, side)
+        fields = _sd3(network, side)
     else:
         assert isinstance(network, ZImageConfig)
-        own = _z_image(network)
-    return {"_class_name": NETWORKS[type(network)], **own}
+        fields = _z_image(network)
+    return {"_class_name": NETWORKS[type(network)], **fields}
 
 
 def _flux(network: FluxConfig | Flux2Config) -> Json:
     """FLUX's config; FLUX.1's counts the features of patches."""
     patch = 4 if isinstance(network, FluxConfig) else 1
-    own: Json = {
+    fields: Json = {
         "patch_size": 1,
         "in_channels": patch * network.in_channels,
         "out_channels": patch * network.out_channels,
@@ -135,7 +135,7 @@ def _flux(network: FluxConfig | Flux2Config) -> Json:
         "guidance_embeds": network.embeds_guidance,
         "axes_dims_rope": network.axes,
     }
-    return own | ({"pooled_projection_dim": network.pooled} if patch > 1 else {})
+    return fields | ({"pooled_projection_dim": network.pooled} if patch > 1 else {})
 
 
 def _sd3(network: SD3Config, side: int) -> Json:
@@ -176,7 +176,7 @@ def _unet(network: UNetConfig, side: int) -> Json:
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in network.attention]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in network.attention[::-1]]
     middle = next(name for name, kind in MIDDLES.items() if kind == network.middle)
-    own: Json = {
+    fields: Json = {
         "sample_size": side,
         "in_channels": network.in_channels,
         "out_channels": network.out_channels,
@@ -192,23 +192,23 @@ def _unet(network: UNetConfig, side: int) -> Json:
         "norm_num_groups": network.groups,
     }
     if network.up_depth is not None:
-        own["reverse_transformer_layers_per_block"] = network.up_depth[::-1]
+        fields["reverse_transformer_layers_per_block"] = network.up_depth[::-1]
     if network.sizes:
-        own |= {
+        fields |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": network.size_width,
             "projection_class_embeddings_input_dim": network.pooled
             + network.sizes * network.size_width,
         }
     if network.scale_width:
-        own["time_cond_proj_dim"] = network.scale_width
-    return own
+        fields["time_cond_proj_dim"] = network.scale_width
+    return fields
 
 
 def vae_config(vae: VAEConfig) -> Json:
     """The config.json of a VAE."""
     levels = len(vae.channels)
-    own: Json = {
+    fields: Json = {
         "_class_name": "AutoencoderKL",
         "in_channels": 3,
         "out_channels": 3,
@@ -223,12 +223,12 @@ def vae_config(vae: VAEConfig) -> Json:
         "use_post_quant_conv": vae.quant_conv,
     }
     if vae.patch == 1:
-        return own | {"scaling_factor": vae.scaling, "shift_factor": vae.shift or None}
-    own |= {"_class_name": "AutoencoderKLFlux2", "patch_size": [vae.patch] * 2}
-    own["batch_norm_eps"] = vae.norm_eps
+        return fields | {"scaling_factor": vae.scaling, "shift_factor": vae.shift or None}
+    fields |= {"_class_name": "AutoencoderKLFlux2", "patch_size": [vae.patch] * 2}
+    fields["batch_norm_eps"] = vae.norm_eps
     if vae.decoder_channels is not None:
-        own["decoder_block_out_channels"] = vae.decoder_channels
-    return own
+        fields["decoder_block_out_channels"] = vae.decoder_channels
+    return fields
 
 
 def text_config(text: TextEncoderConfig) -> Json:
@@ -298,14 +298,14 @@ def _qwen3(text: Qwen3TextConfig) -> Json:
 def scheduler_config(process: ProcessConfig, prediction: str) -> Json:
     """The config of a scheduler that has a model's noise."""
     if process.kind == "flow":
-        own: Json = {
+        fields: Json = {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
             "num_train_timesteps": process.n,
         }
         if isinstance(process.shift, str):
-            more = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
-            return own | {"use_dynamic_shifting": True, "max_image_seq_len": 4096, **more}
-        return own | {"shift": 1.0 if process.shift is None else process.shift}
+            shifts = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
+            return fields | {"use_dynamic_shifting": True, "max_image_seq_len": 4096, **shifts}
+        return fields | {"shift": 1.0 if process.shift is None else process.shift}
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": process.n,
@@ -326,9 +326,15 @@ def tokenizer_files(tokenizer: PromptTokenizer) -> dict[str, bytes]:
     kind = _tokenizer_class(tokenizer)
     if isinstance(tokenizer, TextTokenizer):
         names = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": CHAT}
-        own: Json = {**names} if tokenizer.reads_chat else {"pad_token": "<pad>"}
-        own |= {} if tokenizer.reads_chat else {"eos_token": "</s>", "unk_token": "<unk>"}
-        config: Json = {"tokenizer_class": kind, "model_max_length": tokenizer.length, **own}
+        special_tokens: Json = {**names} if tokenizer.reads_chat else {"pad_token": "<pad>"}
+        special_tokens |= (
+            {} if tokenizer.reads_chat else {"eos_token": "</s>", "unk_token": "<unk>"}
+        )
+        config: Json = {
+            "tokenizer_class": kind,
+            "model_max_length": tokenizer.length,
+            **special_tokens,
+        }
         return {
             "tokenizer.json": tokenizer.serialized().encode(),
             "tokenizer_config.json": _text(config),

@@ -93,11 +93,11 @@ class Target:
         if kind in (FLOAT8[0], "I8"):
             layer = part.name.removesuffix("weight")
             scales = (shape[0], 1) if kind == "I8" else ()
-            told = len(self._description(part))
+            length = len(self._description(part))
             return [
                 PlannedTensor(part.name, kind, shape, prod(shape)),
                 PlannedTensor(f"{layer}weight_scale", "F32", scales, 4 * prod(scales)),
-                PlannedTensor(f"{layer}{DESCRIPTION}", "U8", (told,), told),
+                PlannedTensor(f"{layer}{DESCRIPTION}", "U8", (length,), length),
             ]
         values, nbytes = BLOCKS.get(kind, (1, 0))
         count = prod(shape)
@@ -122,16 +122,16 @@ class Target:
         """How a part is stored."""
         if part.dtype not in (*DTYPES, "F64") and not part.is_narrow:
             return part.dtype
-        own = "BF16" if part.is_narrow else "F32" if part.dtype == "F64" else part.dtype
+        stored = "BF16" if part.is_narrow else "F32" if part.dtype == "F64" else part.dtype
         if self.gguf:
-            return self._gguf_kind(part, own)
+            return self._gguf_kind(part, stored)
         if not self.kind:
-            return own
+            return stored
         if self.kind in DTYPES:
             return self.kind
-        return own if len(part.shape) != 2 or stays_wide(part) else self.kind
+        return stored if len(part.shape) != 2 or stays_wide(part) else self.kind
 
-    def _gguf_kind(self, part: Part, own: str) -> str:
+    def _gguf_kind(self, part: Part, stored: str) -> str:
         """The GGUF type of a part."""
         if len(part.shape) < 2:
             return "F32"
@@ -140,11 +140,11 @@ class Target:
             is_table = part.name.startswith(("token_embd.", "output.weight"))
             return "F32" if count < LARGE or not is_table or row % 32 else "Q8_0"
         if len(part.shape) > 2 and not self.reshapes:
-            return "F32" if self.kind == "F32" else "BF16" if own == "BF16" else "F16"
+            return "F32" if self.kind == "F32" else "BF16" if stored == "BF16" else "F16"
         for kind in (self.kind, FALLBACKS.get(self.kind, self.kind)):
             if (count if self.reshapes else row) % BLOCKS[kind][0] == 0:
                 return kind
-        return "BF16" if own == "BF16" else "F16"
+        return "BF16" if stored == "BF16" else "F16"
 
     def _int8(self, part: Part, value: Tensor) -> list[Tensor]:
         """A matrix in int8, its rows' scales, and what describes it."""

@@ -162,8 +162,8 @@ def _check_unscaled(tensors: Tensors, layer: str, given: Mapping[str, object]) -
     if kind not in FORMATS:
         _refuse(ref.path.name, shown(kind)[1:-1])
     if weight is None or weight.dtype not in FLOAT8:
-        what = f"{ref.path.name}: {shown(layer, 120)} is quantized as {kind}"
-        raise BadFile(f"{what}, but its weight or its weight_scale is missing; {ADVICE}")
+        layer_name = f"{ref.path.name}: {shown(layer, 120)} is quantized as {kind}"
+        raise BadFile(f"{layer_name}, but its weight or its weight_scale is missing; {ADVICE}")
 
 
 def _refuse(name: str, kind: str) -> NoReturn:

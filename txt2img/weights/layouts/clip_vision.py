@@ -78,7 +78,7 @@ def _open(path: Path) -> tuple[CLIPVisionConfig, Component]:
 
 
 def clip_vision_in(
-    tensors: Tensors, name: str, said: Config | None = None
+    tensors: Tensors, name: str, declared: Config | None = None
 ) -> tuple[CLIPVisionConfig, Component]:
     """The config of an image encoder's tensors and these under transformers' names.
 
@@ -97,11 +97,13 @@ def clip_vision_in(
         if prefix is None:
             some = first_names(list(tensors))
             raise UnknownLayout(f"{shown(name)} is no CLIP image encoder: it contains {some}")
-        own = tuple(prefix + start for start in ("vision_model.", "visual_projection."))
-        inside = {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(own)}
+        prefixes = tuple(prefix + start for start in ("vision_model.", "visual_projection."))
+        inside = {
+            n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefixes)
+        }
         part = component(inside, _LEFTOVERS, prefix)
     config = _config({one: ref.shape for one, ref in part.tensors.items()}, name)
-    return _as_said(config, said or {}), part
+    return _as_said(config, declared or {}), part
 
 
 def from_open_clip(layers: int) -> key_maps.Table:

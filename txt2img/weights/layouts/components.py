@@ -213,5 +213,5 @@ def check_tensors(name: str, part: Component, shapes: Mapping[str, tuple[int, ..
         raise MissingWeights(f"{name}: {first_names(extra)} unknown to this architecture")
     for tensor, shape in shapes.items():
         if (got := part.tensors[tensor].shape) != shape:
-            what = shown(part.file_name(tensor), NAME_MAX)
-            raise MissingWeights(f"{name}: {what} has the shape {got}; {shape} is needed")
+            tensor_name = shown(part.file_name(tensor), NAME_MAX)
+            raise MissingWeights(f"{name}: {tensor_name} has the shape {got}; {shape} is needed")

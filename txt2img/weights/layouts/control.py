@@ -85,12 +85,12 @@ def open_control(path: Path, family: Family, model: str) -> ControlFile:
     table = original_table(base, tensors) if is_original else {}
     part = component(tensors, table, prefix)
     config = read_json(file.parent / "config.json") if _has_config(file) else {}
-    own = _control_config(part.tensors, base, config, name, LORA in stored)
-    if own is None or 2 ** (len(own.hint) - 1) != family.vae.factor:
+    control_config = _control_config(part.tensors, base, config, name, LORA in stored)
+    if control_config is None or 2 ** (len(control_config.hint) - 1) != family.vae.factor:
         advice = "give --model" if model == "default" else f"the model is {family.name}"
         other = family_of(stored) or "another model"
         raise UnknownLayout(f"{shown(name)} is made for {other}; {advice}")
-    return ControlFile(file, own, part, LORA in stored)
+    return ControlFile(file, control_config, part, LORA in stored)
 
 
 def tensors_loaded(file: ControlFile, base: Tensors) -> dict[str, TensorRef]:

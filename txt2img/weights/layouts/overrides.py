@@ -40,15 +40,15 @@ class UNetOverride:
     component: Component
 
 
-def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
-    """Open the U-Net at a path for a model of the family `own`, without reading weights.
+def open_unet(name: str, family_before: Family, prediction: str | None) -> UNetOverride:
+    """Open the U-Net at a path for a model of the family `family_before`, without reading weights.
 
     Raises ModelNotFound, BadFile, UnknownLayout if the model's other components do not fit it.
     """
     path = network_path("U-Net", name)
     home = path.parent if path.name == "unet" else path
     title = home.resolve().name.removesuffix(".safetensors").removesuffix(safetensors_file.GGUF)
-    like, pooled = own.unet, own.clip_texts[-1].projection
+    like, pooled = family_before.unet, family_before.clip_texts[-1].projection
     config: UNetConfig | None = None
     if path.is_dir():
         inner = config_folder("U-Net", path, "unet")
@@ -70,17 +70,19 @@ def open_unet(name: str, own: Family, prediction: str | None) -> UNetOverride:
         table = key_maps.unet_from_ldm(config)
     else:
         config, table = config or _config_like(tensors, like), {}
-    family = _with_network(own, config, title, _prediction(header, tensors, own, prediction))
+    family = _with_network(
+        family_before, config, title, _prediction(header, tensors, family_before, prediction)
+    )
     return UNetOverride(title, family, component(tensors, table, prefix))
 
 
-def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component]:
+def open_text_encoders(names: Sequence[str], family_before: Family) -> dict[str, Component]:
     """Open the text encoders at paths, each for the component of its width.
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if the model has other widths,
     BadRequest if a component is there twice.
     """
-    texts = dict(zip(TEXT_ENCODERS, own.clip_texts, strict=False))
+    texts = dict(zip(TEXT_ENCODERS, family_before.clip_texts, strict=False))
     components: dict[str, Component] = {}
     for name in names:
         path = network_path("text encoder", name)
@@ -101,7 +103,7 @@ def open_text_encoders(names: Sequence[str], own: Family) -> dict[str, Component
         ]
         if not fitting:
             got = " and ".join(map(str, widths.values()))
-            needed = " and ".join(str(text.width) for text in own.texts)
+            needed = " and ".join(str(text.width) for text in family_before.texts)
             raise MissingWeights(f"{path.name} is {got} wide; this model's text is {needed} wide")
         for role, prefix, text in fitting:
             if role in components:
@@ -136,12 +138,18 @@ def _prediction(
     return detect.prediction_of(replace(header, tensors=tensors | markers), own)
 
 
-def _with_network(own: Family, network: UNetConfig, title: str, prediction: str) -> Family:
+def _with_network(
+    family_before: Family, network: UNetConfig, title: str, prediction: str
+) -> Family:
     """The family with another U-Net. Raises UnknownLayout if the two do not fit."""
-    defaults = for_lcm(own.defaults) if network.scale_width else from_name(own.defaults, title)
+    defaults = (
+        for_lcm(family_before.defaults)
+        if network.scale_width
+        else from_name(family_before.defaults, title)
+    )
     return check_family(
         replace(
-            own,
+            family_before,
             name=family_name(network),
             network=network,
             prediction=prediction,

@@ -50,7 +50,7 @@ def check(config: Config) -> None:
     check_fixed(config, "vae", FIXED)
 
 
-def vae_warnings(name: str, own: VAEConfig) -> list[str]:
+def vae_warnings(name: str, base: VAEConfig) -> list[str]:
     """Warn of a TAESD whose name is of another family than the model.
 
     Those of SD and SDXL, and of SD 3 and FLUX.1, have the same shapes: only the name tells them
@@ -58,14 +58,13 @@ def vae_warnings(name: str, own: VAEConfig) -> list[str]:
     """
     match = re.search("|".join(TRAINED_FOR), name.lower())
     families = {vae.scaling: family for vae, family in TRAINED_FOR.values()}
-    if not match or own.scaling not in families:
+    if not match or base.scaling not in families:
         return []
     vae, theirs = TRAINED_FOR[match[0]]
-    if vae.scaling == own.scaling:
+    if vae.scaling == base.scaling:
         return []
-    return [
-        f"{shown(name)} seems made for {theirs}; this model's latents are {families[own.scaling]}'s"
-    ]
+    ours = families[base.scaling]
+    return [f"{shown(name)} seems made for {theirs}; this model's latents are {ours}'s"]
 
 
 def key_map(tensors: Mapping[str, TensorRef], name: str) -> Table:

@@ -33,8 +33,8 @@ class LayerMap:
         for name, ref in tensors.items():
             for ours, part in self._parts(name, ref).items():
                 if ours in result:
-                    what = f"two tensors, one of them {shown(name)}, mean the same"
-                    raise MissingWeights(f"{what}: {ours}")
+                    message = f"two tensors, one of them {shown(name)}, mean the same"
+                    raise MissingWeights(f"{message}: {ours}")
                 swaps = ours.rpartition(".")[0] in self.swapped
                 result[ours] = part.swap_halves() if swaps else part
         return result

@@ -164,8 +164,8 @@ def open_file(header: Header, which: str, hints: str, texts: Sequence[str]) -> P
     return replace(parts, family=check_family(parts.family), components=components)
 
 
-def open_network(name: str, own: Family) -> tuple[str, Family, Component]:
-    """A transformer at a path in place of a model's of the family `own`: its name, the family.
+def open_network(name: str, base: Family) -> tuple[str, Family, Component]:
+    """A transformer at a path in place of a model's of the family `base`: its name, the family.
 
     Raises ModelNotFound, BadFile, UnknownLayout if the model's other components do not fit it.
     """
@@ -179,16 +179,16 @@ def open_network(name: str, own: Family) -> tuple[str, Family, Component]:
         tensors = safetensors_file.header(path).tensors
         which = detect.match(tensors).transformer
         if not which:
-            raise UnknownLayout(f"{shown(title)} is no diffusion transformer, as {own.name} has")
+            raise UnknownLayout(f"{shown(title)} is no diffusion transformer, as {base.name} has")
         family, network = _network(ARCHITECTURES[which], tensors, title.lower())
-    old, new = own.network, family.network
+    old, new = base.network, family.network
     widths = new.cross_dim, new.pooled
     if type(old) is not type(new) or (old.cross_dim, old.pooled) != widths:
         raise UnknownLayout(
             f"{shown(title)} is of {family.name}, whose prompts and latents are others than "
-            f"{own.name}'s"
+            f"{base.name}'s"
         )
-    parts = replace(family, texts=own.texts, pad_tokens=own.pad_tokens, vae=own.vae)
+    parts = replace(family, texts=base.texts, pad_tokens=base.pad_tokens, vae=base.vae)
     return title, check_family(parts), network
 
 
@@ -343,12 +343,12 @@ def _with_texts(
 def _by_role(
     name: str,
     roles: Sequence[TextRole],
-    own: Sequence[FoundText],
+    components: Sequence[FoundText],
     given: Sequence[FoundText],
 ) -> Iterator[tuple[TextRole, FoundText]]:
     """The roles of text encoders: given ones before a file's own. Raises BadRequest."""
     taken: dict[str, FoundText] = {}
-    for one in (*given, *own):
+    for one in (*given, *components):
         role = _role_of(one, roles, taken)
         if role is not None:
             taken[role.component] = one

@@ -41,26 +41,29 @@ class VAEFiles:
     component: Component
 
 
-def open_vae(name: str, own: VAEConfig, hashed: bool = True) -> VAEFiles:
-    """Open the VAE at a path for a model whose own is `own`, without reading weights.
+def open_vae(name: str, base: VAEConfig, hashed: bool = True) -> VAEFiles:
+    """Open the VAE at a path for a model whose own is `base`, without reading weights.
 
     Its record has its hash if `hashed`, for which the whole file is read once.
 
     Raises ModelNotFound, BadFile, UnknownLayout; MissingWeights if it has other latents.
     """
     path = network_path("VAE", name)
-    vae = _open_folder(path, hashed) if path.is_dir() else _open_file(path, own, hashed)
-    if (vae.config.latent_channels, vae.config.factor) != (own.latent_channels, own.factor):
+    vae = _open_folder(path, hashed) if path.is_dir() else _open_file(path, base, hashed)
+    if (vae.config.latent_channels, vae.config.factor) != (
+        base.latent_channels,
+        base.factor,
+    ):
         raise MissingWeights(
             f"{shown(vae.record.name)} makes latents of {vae.config.latent_channels} channels, "
-            f"{vae.config.factor} pixels a cell; this model needs {own.latent_channels} channels, "
-            f"{own.factor} pixels"
+            f"{vae.config.factor} pixels a cell; this model needs {base.latent_channels} channels, "
+            f"{base.factor} pixels"
         )
     return vae
 
 
-def _open_file(path: Path, own: VAEConfig, hashed: bool) -> VAEFiles:
-    """A single file, of a VAE or of a whole model; the scaling factor, which it lacks, is `own`."""
+def _open_file(path: Path, base: VAEConfig, hashed: bool) -> VAEFiles:
+    """A single file, of a VAE or a whole model; the scaling factor, which it lacks, is `base`'s."""
     tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
     prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in tensors)), "")
     if prefix:
@@ -70,19 +73,19 @@ def _open_file(path: Path, own: VAEConfig, hashed: bool) -> VAEFiles:
         return _open_taesd(record, tensors)
     if "decoder.conv_in.weight" not in tensors:
         raise UnknownLayout(f"{path.name} is no VAE: it contains {first_names(list(tensors))}")
-    config, part = vae_in({f"{prefix}{name}": ref for name, ref in tensors.items()}, prefix, own)
+    config, part = vae_in({f"{prefix}{name}": ref for name, ref in tensors.items()}, prefix, base)
     return VAEFiles(record, config, part)
 
 
-def vae_in(tensors: Mapping[str, TensorRef], prefix: str, own: VAEConfig) -> VAEConfigAndTensors:
-    """The VAE among a file's tensors, in any layout; what they do not tell of it is as in `own`."""
+def vae_in(tensors: Mapping[str, TensorRef], prefix: str, base: VAEConfig) -> VAEConfigAndTensors:
+    """The VAE among a file's tensors, in any layout; what they do not tell is as in `base`."""
     inside = {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
     inside = key_maps.without_leftovers(inside, LEFTOVERS)
     diffusers = any(name.startswith("decoder.up_blocks.") for name in inside)
-    config = detect.vae_config(inside, own.scaling, diffusers)
+    config = detect.vae_config(inside, base.scaling, diffusers)
     if not config.channels:
         raise UnknownLayout(f"a VAE without blocks: it contains {first_names(list(inside))}")
-    config = replace(config, shift=own.shift, groups=own.groups)
+    config = replace(config, shift=base.shift, groups=base.groups)
     table = key_maps.vae_from_old_diffusers() if diffusers else key_maps.vae_from_ldm(config)
     return config, linear_attention(component(inside, table, prefix))
 
