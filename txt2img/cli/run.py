@@ -130,8 +130,8 @@ def draw_all(
         stack.callback(report_kept_latents, store, bar)
         drawing = BatchSettings(target, size, policy, index, store, lambda: STOP.stop_requested)
         drawn: distributed.Drawn | None = {} if batch.sweep else None
-        events = stack.enter_context(closing(draw_batch(plan, model, drawing)))
-        with Timer(model, load_seconds) as timer:
+        timer = Timer(model, load_seconds)
+        with timer, closing(draw_batch(plan, model, drawing)) as events:
             failed = report_events(events, timer, viewer, meter, settings.json, drawn)
         code = SOME_FAILED if failed or batch.errors else 0
         if launcher.current().world > 1:

@@ -68,18 +68,16 @@ def denoiser(
 
     def build(part: slice, one_pass: bool = True) -> Denoise:
         cache = DeepCache(request.reuse, levels) if request.reuse > 1 else None
-        predict = replace(
-            predictor(model, request, rules, device), deepcache=cache, control=control
-        )
+        net = replace(predictor(model, request, rules, device), deepcache=cache, control=control)
         one_pass = one_pass and len(set(chain.from_iterable(map(lengths, conds[part])))) == 1
         positive = [(weight, cond_at(part, i)) for i, weight in enumerate(weights[part][0])]
-        negative, scale = cond_at(part, -1), guidance_scale(model.family, request, predict.process)
+        negative, scale = cond_at(part, -1), guidance_scale(model.family, request, net.process)
         how = scale, one_pass, request.cfg_rescale or 0.0
         if blind:
             nothing = cond_at(part, -1, blind)
-            return image_guided(predict, positive, negative, nothing, request.image_cfg, *how)
-        skip = away_guidance(model, predict, request, positive[0][1], levels)
-        return multi_guided(predict, positive, negative, *how, skip, mix_of(request, rules))
+            return image_guided(net, positive, negative, nothing, request.image_cfg, *how)
+        skip = away_guidance(model, net, request, positive[0][1], levels)
+        return multi_guided(net, positive, negative, *how, skip, mix_of(request, rules))
 
     singles = [slice(i, i + 1) for i in range(len(conds))]
     parts = singles if device.type == "cpu" else equal_length_runs(conds, weights)
