@@ -96,7 +96,6 @@ cat --negative-promt ugly ‖ did you mean --negative?
 cat --no ugly ‖ use --negative
 cat --style anime ‖ write the style in the prompt
 cat --img2img x.png ‖ use --image
-cat --hires-fix ‖ use --upscale
 cat --restore-faces ‖ there is no face restoration
 cat --hypernetwork x ‖ hypernetworks are not supported
 cat --nsfw ‖ no picture is filtered or marked
@@ -124,8 +123,16 @@ cat -v ‖ use --verbose, or --version
 cat --debug ‖ TXT2IMG_DEBUG=1
 cat --config x.toml ‖ TXT2IMG_CONFIG names another file
 cat --profile nope ‖ no profile "nope"
-cat --api ‖ there is no web server
-cat --port 7860 ‖ there is no web server
+cat --api ‖ txt2img serve is a server
+cat --port 7860 ‖ txt2img serve is a server
+cat --hires-fix ‖ use --hires 2
+cat --canny ‖ use --preprocess canny
+cat --control-start 0.1 ‖ use --control MODEL:IMAGE:WEIGHT:START..END
+cat --list-controlnets ‖ use txt2img models list
+cat --control canny --image http://host/a.png ‖ --control is MODEL:IMAGE
+cat --control-image a.png ‖ --control-image goes with --control MODEL, which is missing
+cat --ip-adapter-scale 1 ‖ --ip-adapter-weight goes with --ip-adapter MODEL
+cat --control a --control-image b --control-image c ‖ 2 of --control-image for 1 of --control
 cat --list-models ‖ use txt2img models list
 cat --list-samplers ‖ txt2img a --sampler list names them
 cat --variation 5 ‖ use --subseed and --subseed-strength

@@ -28,6 +28,8 @@ def control(model: str, image: str, weight: float = 1.0, *ends: float, kind: str
         ("canny:1", control("canny", "1")),
         ("union@depth:a.png:2", control("union", "a.png", 2.0, kind="depth")),
         ("union:a.png:depth:0.3", control("union", "a.png", 0.3, kind="depth")),
+        ("union:depth:a.png:0.3", control("union", "a.png", 0.3, kind="depth")),
+        ("canny:http://host/a.png:0.3", control("canny", "http://host/a.png", 0.3)),
         (
             r"C:\m\c.safetensors:D:\a.png:0.7:0..0.9",
             control(r"C:\m\c.safetensors", r"D:\a.png", 0.7, 0, 0.9),
@@ -44,6 +46,12 @@ def test_a_pictures_name_may_hold_colons(tmp_path: Path) -> None:
     picture = tmp_path / "a:b.png"
     picture.touch()
     assert parse_control(f"canny:{picture}:0.5") == control("canny", str(picture), 0.5)
+    for rest in ("nan", "0,8", "1:-1..1", "1:50%"):  # not a model of that name
+        with pytest.raises(BadRequest, match=f'"{rest}" is no WEIGHT'):
+            parse_control(f"canny:{picture}:{rest}")
+    model = tmp_path / "my:net.safetensors"
+    model.touch()
+    assert parse_control(f"{model}:gone.png") == control(str(model), "gone.png")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +78,14 @@ def test_records_hold_what_is_not_usual_and_read_it_back() -> None:
         "weight": 0.5,
     }
     assert Request.from_json(request.to_json()) == request
+
+
+def test_an_interval_in_json_is_a_pair_too() -> None:
+    one = {"model": "canny", "image": "a.png", "interval": [0, 0.5]}
+    [read] = Request.from_json({"prompt": "x", "controls": [one]}).controls
+    assert read == control("canny", "a.png", 1.0, 0.0, 0.5)
+    with pytest.raises(BadRequest, match="an interval: 5 is not an object"):
+        Request.from_json({"prompt": "x", "controls": [one | {"interval": 5}]})
 
 
 def test_lines_of_all_kinds_name_controls_relative_to_their_file(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_is_no_interval_is_refused(text: str) -> None:
         parse_interval(text)
 
 
-@pytest.mark.parametrize("value", [{"low": 0.5}, {"low": "0", "high": 1}, 5, [0, 1]])
+@pytest.mark.parametrize("value", [{"low": 0.5}, {"low": "0", "high": 1}, 5, [0, 2], [0]])
 def test_a_record_that_is_no_interval_is_refused(value: object) -> None:
     with pytest.raises(BadRequest, match="interval"):
         Request.from_json({"prompt": "x", "cfg_interval": value})

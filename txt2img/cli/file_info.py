@@ -158,13 +158,14 @@ def upscaler(path: Path) -> dict[str, object]:
 def single_file(path: Path) -> dict[str, object] | None:
     """Facts about a file that is no whole model: a LoRA, a VAE and others. None if unknown."""
     from txt2img.weights.adapters.file_layout import short_hash
+    from txt2img.weights.file_kind import with_article
     from txt2img.weights.file_summary import summarise
     from txt2img.weights.registry.hashes import model_hash
 
     if (file := summarise(path)) is None:
         return None
     return {
-        "kind": f"{'an' if file.kind[0] in 'aeiouI' else 'a'} {file.kind}",
+        "kind": with_article(file.kind),
         "title": file.title,
         "made for": file.base,
         "trigger": ", ".join(file.words),

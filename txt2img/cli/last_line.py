@@ -11,7 +11,8 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.system.files import read_json, write_atomic
 
 DRAW_NOTHING = ("--dry-run", "--help", "-h", "-help", "-?", "--version")
-SEED = ("--seed",)
+DROPPED = ("--seed", "--shard")  # with their values; new pictures are no part of others
+SWITCHES = ("--resume",)
 OUTPUT = ("-o", "--output", "--out", "--outdir", "--output-dir")
 
 
@@ -49,9 +50,11 @@ def with_new_seeds(arguments: Sequence[str], count: int | None) -> list[str]:
             changed += [text, *rest]
             break
         flag, equals, value = text.partition("=")
-        if flag in SEED:
+        if flag in DROPPED:
             if not equals:
                 next(rest, None)
+        elif text in SWITCHES:
+            continue
         elif flag in OUTPUT:
             changed += [flag, _with_seed(value if equals else next(rest, ""))]
         else:

@@ -54,9 +54,10 @@ OTHER_PROGRAMS_OPTIONS = {
         "there is no face restoration",
     ),
     **dict.fromkeys(
-        ("--upscaler", "--hires-fix", "--enable-hr", "--hr-scale", "--hr-upscaler"),
-        "use --upscale",
+        ("--hires-fix", "--enable-hr", "--hr-scale", "--hr-upscaler"),
+        "use --hires 2, or --hires 2:UPSCALER",
     ),
+    "--upscaler": "use --upscale",
     **dict.fromkeys(("--variation", "--variations"), "use --subseed and --subseed-strength"),
     **dict.fromkeys(
         ("--safe", "--nsfw", "--disable-safety-checker", "--no-safety-checker", "--no-watermark"),
@@ -69,11 +70,15 @@ OTHER_PROGRAMS_OPTIONS = {
     **dict.fromkeys(("--threads", "--num-threads", "-t"), "set OMP_NUM_THREADS=4"),
     **dict.fromkeys(
         ("--api", "--listen", "--port", "--share", "--webui", "--gradio"),
-        "there is no web server; --keep-alive keeps the model loaded between calls",
+        "txt2img serve is a server; --keep-alive keeps the model loaded between calls",
     ),
-    "--list-models": "use txt2img models list",
+    **dict.fromkeys(("--list-models", "--list-controlnets"), "use txt2img models list"),
     **dict.fromkeys(("--list-samplers", "--samplers"), "txt2img a --sampler list names them"),
-    **dict.fromkeys(("--controlnet", "--control-image"), "ControlNet is not supported"),
+    "--canny": "use --preprocess canny",
+    **dict.fromkeys(
+        ("--control-start", "--control-end", "--control-guidance-start", "--control-guidance-end"),
+        "use --control MODEL:IMAGE:WEIGHT:START..END",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Pictures to begin from: found by name or hash, read in any format and mode, brought to a size."""
 
 import os
+import re
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -130,6 +131,8 @@ def find_image(ref: ImageRef, paths: ImagePaths) -> tuple[ImageRef, tuple[int, i
     """
     if not ref.hash and (ref.name == STDIN or ref.name in paths.embedded):
         return _from_memory(ref.name, paths)
+    if not ref.hash and re.match("https?://", ref.name):
+        raise BadFile(f"{shown(ref.name)} is an address; download the picture, and give its file")
     if ref == ImageRef(UNNAMED):
         raise BadFile("a record does not name the picture that it begins from; give it as image")
     if ref.hash in paths.contents:
@@ -238,8 +241,8 @@ def _missing(ref: ImageRef, paths: ImagePaths) -> str:
     places = ", ".join(shown(str(path)) for path in dict.fromkeys((*paths.beside, *paths.folders)))
     where = f" in {places}" if places else ""
     return (
-        f"no picture {shown(ref.name)} whose pixels have the hash {ref.hash[:12]}{where}; give it "
-        "with --image, or its folder with --image-dir"
+        f"no picture {shown(ref.name)} whose pixels have the hash {ref.hash[:12]}{where}; give its "
+        "folder with --image-dir"
     )
 
 

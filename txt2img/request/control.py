@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import PurePath
 from typing import NamedTuple, TypeVar
 
@@ -45,15 +46,20 @@ UNION_TYPES: Mapping[str, int] = {
 }
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _INTERVAL = re.compile(r"[\d.]*\.\.[\d.]*", re.ASCII)
-_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+_TYPED = re.compile(f"(.+)[@:]({'|'.join(UNION_TYPES)})", re.DOTALL)
+# Windows' drives, and the schemes of addresses.
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|[A-Za-z][A-Za-z0-9+.-]*:(?=//)")
 
 
 class ControlMode(Name):
     """Which of prompt and ControlNet counts for more; the numbers are A1111's."""
 
     BALANCED = NameRow("balanced", "Balanced", ("0",), is_default=True)
-    PROMPT = NameRow("prompt", "My prompt is more important", ("1",))
-    CONTROL = NameRow("control", "ControlNet is more important", ("2", "guess"))
+    PROMPT = NameRow("prompt", "My prompt is more important", ("1", "My prompt is more important"))
+    CONTROL = NameRow(
+        *("control", "ControlNet is more important"),
+        ("2", "guess", "ControlNet is more important"),
+    )
 
 
 class ControlRef(FileRef):
@@ -143,9 +149,8 @@ class Use(NamedTuple):
 def parse_control(text: str) -> Control:
     """Parse MODEL[@TYPE]:IMAGE[:TYPE][:WEIGHT[:START..END]]. BadRequest."""
     use = parse_use(text, "--control", USAGE)
-    model, _, kind = use.model.rpartition("@")
-    if model and kind in UNION_TYPES:
-        use = use._replace(model=model, type=use.type or kind)
+    if match := _TYPED.fullmatch(use.model):
+        use = use._replace(model=match[1], type=use.type or match[2])
     return Control(ControlRef(use.model), ImageRef(use.image), *use[2:])
 
 
@@ -173,15 +178,28 @@ def parse_use(text: str, option: str, usage: str) -> Use:
 
 
 def _split(text: str, whole: str, option: str, usage: str) -> tuple[str, str]:
-    """Split MODEL:IMAGE, where either may hold colons: at the one after which a file's name is."""
+    """Split MODEL:IMAGE, where either may hold colons: at the one after which a file's name is.
+
+    Without such a file, at the one that ends a file's name. BadRequest.
+    """
     drives = {match.end() - 1 for match in _DRIVE.finditer(text) if _begins(text, match.start())}
     places = [i for i, sign in enumerate(text) if sign == ":" and i not in drives]
     pairs = [(text[:i].strip(), text[i + 1 :].strip()) for i in places]
     pairs = [pair for pair in pairs if all(pair)]
     if not pairs:
         raise BadRequest(f"{option} is {usage}; got {shown(whole)}")
-    there = (pair for pair in pairs if os.path.lexists(os.path.expanduser(pair[1])))
-    return next(there, pairs[-1])
+    for pair in pairs:
+        if _exists(pair[1]):
+            return pair
+    for a, b in combinations(places, 2):
+        if _exists(text[a + 1 : b].strip()):
+            rest = shown(text[b + 1 :])
+            raise BadRequest(f"{option}: {rest} is no WEIGHT[:START..END]; it is {usage}")
+    return next((pair for pair in pairs if _exists(pair[0])), pairs[-1])
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(os.path.expanduser(path)) if path else False
 
 
 def _begins(text: str, at: int) -> bool:

@@ -386,7 +386,7 @@ class RequestFields:
         tuple[Preprocess, ...],
         Field(
             ("--preprocess",),
-            ("--preprocessor", "--control-preprocess"),
+            ("--preprocessor", "--control-preprocess", "--controlnet-module"),
             from_json=preprocesses_from_json,
             listed=True,
         ),

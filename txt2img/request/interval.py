@@ -52,9 +52,11 @@ def parse_interval(text: str) -> Interval:
 
 
 def interval_from_json(value: object) -> Interval:
-    """An interval from a JSON object or LO..HI. BadRequest."""
+    """An interval from a JSON object, a pair of numbers or LO..HI. BadRequest."""
     if isinstance(value, str):
         value = parse_interval(value)
+    if isinstance(value, list | tuple) and len(value) == 2:
+        value = Interval(*value)
     if not isinstance(value, Interval):
-        value = object_from_json(Interval, "cfg_interval", value)
+        value = object_from_json(Interval, "an interval", value)
     return value

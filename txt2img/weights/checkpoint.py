@@ -349,6 +349,15 @@ def _unusual(config: object) -> dict[str, object]:
 def _check_pipeline(folder: Path) -> None:
     """Raise UnknownLayout for pipelines of other kinds; model_index.json may be missing."""
     if not (folder / "unet").is_dir():
+        path = folder / "config.json"
+        config = files.read_json(path) if path.is_file() else {}
+        listed = config.get("architectures")
+        names = [config.get("_class_name"), *(listed if isinstance(listed, list) else [])]
+        if single := next((one for one in names if isinstance(one, str)), ""):
+            raise UnknownLayout(
+                f"{shown(folder.name)} is the folder of a single network, a {shown(single)}; that "
+                "of a whole model is needed here"
+            )
         raise UnknownLayout(
             f"{shown(folder.name or str(folder))} is no diffusers folder of a Stable Diffusion "
             "model: it has no unet/"

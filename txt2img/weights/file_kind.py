@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from txt2img.errors import BadFile
+from txt2img.errors import BadFile, UnknownLayout
+from txt2img.system.text import shown
 from txt2img.weights.adapters import file_layout
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import VISION, text_widths
@@ -38,6 +39,31 @@ STARTS = {
     "VAE": ("decoder.",),
 }
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "first_stage_model.")
+
+OPTIONS = {  # that take a file of a kind
+    "LoRA": "lora",
+    "ControlNet": "control",
+    "T2I-Adapter": "control",
+    "IP-Adapter": "ip-adapter",
+    "image encoder": "ip-encoder",
+    "upscaler": "upscale",
+    "embedding": "embedding",
+    "VAE": "vae",
+    "U-Net": "unet",
+    "text encoder": "text-encoder",
+}
+
+
+def with_article(kind: str) -> str:
+    """A kind of file with a or an."""
+    return f"{'an' if kind[:1] in 'aeiouI' else 'a'} {kind}"
+
+
+def check_kind(path: Path, wanted: str) -> None:
+    """Raise UnknownLayout for a file that is of a kind, and of another than is wanted."""
+    if (kind := kind_of(path)) not in (wanted, ""):
+        option = f"; give it with --{OPTIONS[kind]}" if kind in OPTIONS else ""
+        raise UnknownLayout(f"{shown(path.name)} is {with_article(kind)}, no {wanted}{option}")
 
 
 def kind_of(path: Path) -> str:

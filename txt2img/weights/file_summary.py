@@ -13,7 +13,7 @@ from txt2img.system.text import shown
 from txt2img.weights.adapters import file_layout
 from txt2img.weights.adapters.base_model import TEXT_WIDTHS, base_model, text_widths_of
 from txt2img.weights.families import Family
-from txt2img.weights.file_kind import kind_of
+from txt2img.weights.file_kind import check_kind, kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header
 from txt2img.weights.layouts import clip_vision, ip_adapter, t2i_adapter
@@ -116,10 +116,7 @@ def check_ip_adapter(path: Path, family: Family) -> ip_adapter.IPAdapterFile:
 def check_lora(path: Path, family: Family, model: str) -> None:
     """Raise UnknownLayout for a file that is no LoRA, or one for another family, by its header."""
     header = safetensors_file.header(path)
-    if (kind := kind_of(path)) not in ("LoRA", ""):
-        option = f"; give it with --{_OPTIONS[kind]}" if kind in _OPTIONS else ""
-        article = "an" if kind[0] in "aeiouI" else "a"
-        raise UnknownLayout(f"{shown(path.name)} is {article} {kind}, no LoRA{option}")
+    check_kind(path, "LoRA")
     made_for, widths = base_model(header.tensors), set(text_widths_of(header.tensors))
     known = made_for in ("", *TEXT_WIDTHS.values())
     other_network = not known and family.network.component == "unet"
@@ -139,13 +136,6 @@ def check_vae(name: str, family: Family) -> None:
     open_vae(name, family.vae, hashed=False)
 
 
-_OPTIONS = {
-    "ControlNet": "control",
-    "embedding": "embedding",
-    "VAE": "vae",
-    "U-Net": "unet",
-    "text encoder": "text-encoder",
-}
 Details = tuple[dict[str, object], str]
 
 

@@ -1,5 +1,6 @@
 """Options for control by pictures: ControlNets and IP-Adapters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -8,6 +9,7 @@ import typer
 from txt2img.cli.options import completion
 from txt2img.cli.options.adapters import find_or_fail
 from txt2img.cli.options.types import field_option, given_fields
+from txt2img.errors import BadRequest
 from txt2img.request.resolve import AdapterPaths
 
 
@@ -46,6 +48,18 @@ class ControlOptions:
             help="What counts for more: balanced, prompt or control.",
         ),
     ] = None
+    # The parts of --control as options of their own, as other programs have them.
+    control_image: Annotated[
+        list[str] | None, typer.Option("--control-image", "--controlnet-image", hidden=True)
+    ] = None
+    control_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("--control-weight", "--control-strength", "--control-scale", "--controlnet-weight"),
+            "--controlnet-conditioning-scale",
+            hidden=True,
+        ),
+    ] = None
     ip_adapter: Annotated[
         list[str] | None,
         field_option(
@@ -55,6 +69,13 @@ class ControlOptions:
             help="Draw like a picture, its style, things or face, by an IP-Adapter, likewise; "
             "several pictures with commas between them. Repeatable.",
         ),
+    ] = None
+    ip_adapter_image: Annotated[
+        list[str] | None, typer.Option("--ip-adapter-image", hidden=True)
+    ] = None
+    ip_adapter_weight: Annotated[
+        list[str] | None,
+        typer.Option("--ip-adapter-weight", "--ip-adapter-scale", hidden=True),
     ] = None
     ip_mask: Annotated[
         list[str] | None,
@@ -76,11 +97,18 @@ class ControlOptions:
     ] = None
 
     def request_fields(self) -> dict[str, object]:
-        """The given options as fields of a request."""
+        """The given options as fields of a request. BadRequest."""
         listed = {
-            "controls": self.control,
+            "controls": _joined(
+                "--control", self.control, image=self.control_image, weight=self.control_weight
+            ),
             "preprocess": self.preprocess,
-            "ip_adapters": self.ip_adapter,
+            "ip_adapters": _joined(
+                "--ip-adapter",
+                self.ip_adapter,
+                image=self.ip_adapter_image,
+                weight=self.ip_adapter_weight,
+            ),
             "ip_masks": self.ip_mask,
         }
         return given_fields(self) | {name: texts for name, texts in listed.items() if texts}
@@ -89,3 +117,21 @@ class ControlOptions:
         """The library with the image encoders of --ip-encoder. ModelNotFound, BadRequest."""
         paths = (find_or_fail("--ip-encoder", text) for text in self.ip_encoder or ())
         return replace(library, ip_encoders=tuple(paths))
+
+
+def _joined(
+    option: str, uses: Sequence[str] | None, **parts: Sequence[str] | None
+) -> list[str] | None:
+    """Uses with the parts that came apart: one for all, or one for each. BadRequest."""
+    whole = None if uses is None else [*uses]
+    for name, given in parts.items():
+        if given and not whole:
+            raise BadRequest(f"{option}-{name} goes with {option} MODEL, which is missing")
+        if given and whole and len(given) not in (1, len(whole)):
+            raise BadRequest(
+                f"{len(given)} of {option}-{name} for {len(whole)} of {option}; give one for each"
+            )
+        if given and whole:
+            each = [*given] * (len(whole) if len(given) == 1 else 1)
+            whole = [f"{use}:{one}" for use, one in zip(whole, each, strict=True)]
+    return whole

@@ -131,19 +131,19 @@ class InputOptions:
 
 
 def read_stdin(requests: Iterable[Request], images: ImagePaths, taken: str = "") -> None:
-    """Read the picture on standard input, if a request begins from it. BadFile, BadRequest.
+    """Read the picture on standard input, if a request names it. BadFile, BadRequest.
 
     `taken` is what else was read from there, if anything.
     """
-    named = [[request.image, request.mask].count(ImageRef(STDIN)) for request in requests]
+    named = [request.images.count(ImageRef(STDIN)) for request in requests]
     if not any(named):
         return
     if taken or max(named) > 1:
-        both = f"{taken} and a picture" if taken else "the picture and its mask"
+        both = f"{taken} and a picture" if taken else "two pictures"
         raise BadRequest(f"{both} cannot both come on standard input (-); name a file for one")
     images.stdin = sys.stdin.buffer.read(FILE_MAX + 1)
     if not images.stdin:
-        raise BadFile("--image -: nothing came on standard input")
+        raise BadFile("nothing came on standard input, where the picture - should be")
 
 
 def image_places(folders: Sequence[str] | None) -> ImagePaths:

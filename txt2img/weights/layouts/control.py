@@ -15,7 +15,7 @@ from txt2img.system.files import read_json
 from txt2img.system.text import shown
 from txt2img.weights.adapters.base_model import TEXT_WIDTHS
 from txt2img.weights.families import Family, normalise_depths
-from txt2img.weights.file_kind import kind_of
+from txt2img.weights.file_kind import check_kind, kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.formats.safetensors_file import TensorRef
@@ -180,11 +180,10 @@ def _check_kind(file: Path, name: str, tensors: Tensors) -> None:
     for start, what in REFUSED.items():
         if any(tensor.removeprefix(PREFIX).startswith(start) for tensor in tensors):
             raise UnknownLayout(f"{shown(name)} is {what}")
-    kind = kind_of(file)
-    if kind != "ControlNet":
-        what = f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}" if kind else "unknown"
-        some = "" if kind else f": it contains {first_names(list(tensors))}"
-        raise UnknownLayout(f"{shown(name)} is {what}, no ControlNet{some}")
+    check_kind(file, "ControlNet")
+    if not kind_of(file):
+        some = first_names(list(tensors))
+        raise UnknownLayout(f"{shown(name)} is unknown, no ControlNet: it contains {some}")
 
 
 def _has_config(file: Path) -> bool:

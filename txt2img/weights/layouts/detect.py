@@ -123,6 +123,8 @@ KINDS = (
         ),
     ),
     Kind("a ControlNet", ("control_model.", "controlnet_")),
+    Kind("a T2I-Adapter", ("adapter.body.", "body.0.resnets.", "body.0.block1.")),
+    Kind("an IP-Adapter", ("image_proj.", "ip_adapter.")),
 )
 
 

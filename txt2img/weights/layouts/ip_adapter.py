@@ -9,6 +9,7 @@ from txt2img.errors import BadRequest, MissingWeights, UnknownLayout
 from txt2img.models.configs import NetworkConfig, UNetConfig
 from txt2img.models.control_configs import IPAdapterConfig
 from txt2img.system.text import shown
+from txt2img.weights.file_kind import check_kind
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, first_names
@@ -34,6 +35,9 @@ class IPAdapterFile:
 
 def open_ip_adapter(path: Path) -> IPAdapterFile:
     """Open an IP-Adapter's file by its header. BadFile, UnknownLayout, MissingWeights."""
+    if path.is_dir():
+        raise UnknownLayout(f"{shown(path.name)} is a folder; give an IP-Adapter's .safetensors")
+    check_kind(path, "IP-Adapter")
     return IPAdapterFile(path, *ip_adapter_in(safetensors_file.header(path).tensors, path.name))
 
 
