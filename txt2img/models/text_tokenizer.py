@@ -3,13 +3,13 @@
 T5's, with a weight for each token, and Qwen3's, whose prompts are the user's turn of a chat.
 """
 
-from functools import cached_property
-from hashlib import sha256
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from txt2img.models.tokenizer import PLAIN, Chunk, Token
+from txt2img.models.tokenizer import PLAIN, Chunk, Token, digest_of
 from txt2img.request.compat import PromptRules
 from txt2img.request.prompt_syntax import spans
 from txt2img.system.text import shown
@@ -35,14 +35,12 @@ class TextTokenizer:
     @property
     def vocab(self) -> dict[str, int]:
         """Ids by token, the special ones included."""
-        vocab: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        return vocab
+        return _vocab(self._backend)
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash (64 hex digits) of all that decides a text's ids."""
-        rows = f"{self._backend.to_str()}\n{self.length} {self.pad_id} {self.eos_id}"
-        return sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
+        return _digest(self._backend)(f"\n{self.length} {self.pad_id} {self.eos_id}")
 
     def serialized(self) -> str:
         """The tokenizer as the text of a tokenizer.json."""
@@ -100,6 +98,17 @@ class TextTokenizer:
         """
         parts = spans(prompt, "text" if self.reads_chat else rules.grammar)
         return [[(index, part.weight) for part in parts for index in self.tokens(part.text)]]
+
+
+@lru_cache(maxsize=2)  # of a hundred thousand tokens, and asked for whenever a model is loaded
+def _vocab(backend: Backend) -> dict[str, int]:
+    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    return vocab
+
+
+@lru_cache(maxsize=2)
+def _digest(backend: Backend) -> Callable[[str], str]:
+    return digest_of(backend.to_str())
 
 
 def chat_prompt(prompt: str, thinking: bool) -> str:

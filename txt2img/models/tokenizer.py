@@ -4,10 +4,10 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from hashlib import sha256
 from itertools import islice
 from typing import Protocol
@@ -102,6 +102,7 @@ class Tokenizer:
         self._backend.normalizer = normalizer()
         self._backend.pre_tokenizer = pre_tokenizer()
         self._encode_word = lru_cache(maxsize=WORD_CACHE)(self._encode)
+        self._words_digest = cache(self._digest_words)
 
     def variant(self, length: int, pad_id: int) -> "Tokenizer":
         """The same words for another length and padding token, without textual inversions."""
@@ -118,9 +119,11 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash (64 hex digits) of all that decides a text's ids."""
+        return self._words_digest()(f"\n{self.length} {self.pad_id} {self.bos_id}")
+
+    def _digest_words(self) -> Callable[[str], str]:
         words = sorted(self.vocab, key=self.vocab.__getitem__)
-        rows = [*words, *map(" ".join, self.merges), f"{self.length} {self.pad_id} {self.bos_id}"]
-        return sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
+        return digest_of("\n".join([*words, *map(" ".join, self.merges)]))
 
     def tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt, without the first and last."""
@@ -181,6 +184,18 @@ class Tokenizer:
         weights = [1.0, *(weight for _, weight in tokens), 1.0]
         empty = self.length - len(ids)
         return Chunk(ids + [self.pad_id] * empty, weights + [1.0] * empty)
+
+
+def digest_of(text: str) -> Callable[[str], str]:
+    """The hash (64 hex digits) of a long text and an end, which is all that is hashed each time."""
+    begun = sha256(text.encode("utf-8", "surrogatepass"))
+
+    def with_end(end: str) -> str:
+        whole = begun.copy()
+        whole.update(end.encode())
+        return whole.hexdigest()
+
+    return with_end
 
 
 def tokens_before_comma(tokens: list[Token], comma: int | None, backtrack: int) -> int:
