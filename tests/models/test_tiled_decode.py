@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from txt2img.models.configs import VAEConfig
-from txt2img.models.tiled_decode import OVERLAP, TILE, decode_tiled, starts, weights
+from txt2img.models.tiling import OVERLAP, TILE, decode_tiled, starts, weights
 from txt2img.models.vae import VAE
 
 

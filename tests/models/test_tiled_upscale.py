@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.models.tiled_upscale import MARGIN, OVERLAP, tile_count, upscale_tiled
+from txt2img.models.tiling import MARGIN, OVERLAP, tile_count, upscale_tiled
 
 SCALE = 2
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support import tiny
 from tests.support.loaded import loaded, on_meta
 from txt2img.models.configs import FLUX2_VAE, FLUX_VAE, SD3_VAE, VAEConfig
-from txt2img.models.tiled_decode import decode_tiled
+from txt2img.models.tiling import decode_tiled
 from txt2img.models.vae import VAE
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import detect, key_maps

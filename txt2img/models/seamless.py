@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.models.tiled_decode import OVERLAP, decode_tiled
-from txt2img.models.tiled_decode import TILE as TILE_CELLS
+from txt2img.models.tiling import OVERLAP, decode_tiled
+from txt2img.models.tiling import TILE as TILE_CELLS
 from txt2img.request.fields import Tile
 
 HEIGHT, WIDTH = -2, -1  # of maps (B, C, H, W)

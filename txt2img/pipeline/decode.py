@@ -14,7 +14,7 @@ from torch import Tensor
 
 from txt2img.errors import Rejected
 from txt2img.models.seamless import decode_tiled_seamless, seamless
-from txt2img.models.tiled_decode import TILE
+from txt2img.models.tiling import TILE
 from txt2img.models.vae import VAE
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.estimates import activations

@@ -16,7 +16,7 @@ from txt2img.errors import BadRequest
 from txt2img.images.canvas import Canvas, canvas_of
 from txt2img.models.seamless import AXES, HEIGHT, WIDTH
 from txt2img.models.taesd import TinyVAE
-from txt2img.models.tiled_decode import OVERLAP, TILE, encode_tiled
+from txt2img.models.tiling import OVERLAP, TILE, encode_tiled
 from txt2img.pipeline import cpu_speed
 from txt2img.pipeline.decode import finite_by_vae, vae_in_use
 from txt2img.pipeline.noise import Shape, vae_noise

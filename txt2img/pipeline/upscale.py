@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from txt2img.errors import OutOfMemory
-from txt2img.models.tiled_upscale import OVERLAP, tile_count, upscale_tiled
+from txt2img.models.tiling import OVERLAP, tile_count, upscale_tiled
 from txt2img.request import Request
-from txt2img.request.size import check_size, written_size
+from txt2img.request.hires import check_size, written_size
 from txt2img.request.upscalers import Interpolation
 from txt2img.system import resources
 from txt2img.system.device.memory import free, oom_as_error

@@ -17,7 +17,7 @@ from txt2img.images import (
 )
 from txt2img.images.record import ImageInfo, Origin, metadata, pixels_sha256
 from txt2img.pipeline.generate import images_of
-from txt2img.request.size import written_size
+from txt2img.request.hires import written_size
 from txt2img.system.files import entries, open_regular
 from txt2img.system.text import shown
 from txt2img.system.version import __version__

@@ -1,4 +1,4 @@
-"""The second pass of a request, at a larger size: what A1111 calls hires. fix."""
+"""Larger pictures: the second pass, what A1111 calls hires. fix, and the size that is written."""
 
 from dataclasses import replace
 from typing import Any
@@ -111,3 +111,24 @@ def all_steps(request: Request) -> int:
 
 def _in_cells(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // CELL * CELL, size[1] // CELL * CELL
+
+
+PIXELS_MAX = 2**28  # of an upscaled picture: 16,384 x 16,384
+
+
+def written_size(request: Request) -> tuple[int, int]:
+    """Width and height of a filled, resolved request's picture file."""
+    width, height = drawn_size(request)
+    if request.upscale is None:
+        return width, height
+    by = request.upscale_by or 1.0
+    return round(width * by), round(height * by)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise BadRequest for an upscaled picture that is too large, or has no pixels."""
+    width, height = size
+    if width * height > PIXELS_MAX or min(size) < 1:
+        raise BadRequest(
+            f"upscaled to {width:,}x{height:,} pixels; at most {PIXELS_MAX:,} in all are possible"
+        )

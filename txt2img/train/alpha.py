@@ -11,8 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from txt2img.models.alpha_head import AlphaHead
-from txt2img.models.vae import VAE
+from txt2img.models.vae import VAE, AlphaHead
 from txt2img.train import checkpoint
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import Pictures

@@ -1,13 +1,15 @@
 """The class of every command: groups of options, sections in --help, config.toml's defaults."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from inspect import Parameter, signature
 from itertools import pairwise
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_type_hints
 
 from typer import TyperException
@@ -25,6 +27,36 @@ from txt2img.system.text import shown
 
 if TYPE_CHECKING:
     import typer
+
+COMMON = (
+    *("negative", "model", "width", "height", "steps", "cfg", "sampler", "seed", "count"),
+    *("output", "overwrite", "quiet", "prompts", "params-from", "sweep", "lora", "image"),
+    *("preview", "device", "dry-run"),
+)
+WIDTH_MAX = 100  # columns
+_MORE = re.compile(r"[:;]\s|\.(?:\s|$)| \(default")  # after it an option's help has details
+
+
+def short_help(rows: Sequence[tuple[str, str]], commands: Sequence[str], total: int) -> str:
+    """The short help: rows of an option's flags and its help, and `total`, how many there are."""
+    width = min(shutil.get_terminal_size().columns, WIDTH_MAX)
+    column = max(len(flags) for flags, _ in rows) + 2
+    lines = ['Usage: txt2img "what to draw" [OPTIONS]']
+    for flags, text in rows:
+        summary = _MORE.split(text)[0]
+        room = width - column - 3
+        cut = summary if len(summary) <= room else f"{summary[: room - 1].rstrip(' ,')}…"
+        lines.append(f"  {flags:<{column}}{cut}")
+    lines += wrap(f"Commands: {', '.join(commands)}", width, subsequent_indent=" " * 10)
+    lines.append(f"txt2img --help describes all {total} options, txt2img COMMAND -h a command.")
+    return "\n".join(lines)
+
+
+def in_order(options: Iterable[TyperOption]) -> list[TyperOption]:
+    """The options of the short help, the most common first."""
+    by_flag = {flag.removeprefix("--"): option for option in options for flag in option.opts}
+    return [by_flag[name] for name in COMMON]
+
 
 # Other names of options, without hyphens. Single letters are for prompt files alone.
 ALIASES = OTHER_NAMES | {
@@ -147,7 +179,6 @@ class ConfiguredCommand(SectionedCommand):
 
     def short_page(self, ctx: "typer.Context") -> str:
         """The most common options on one screen."""
-        from txt2img.cli.options.short_help import in_order, short_help
 
         options = [o for o in self.params if isinstance(o, TyperOption) and not o.hidden]
         records = [common.get_help_record(ctx) for common in in_order(options)]

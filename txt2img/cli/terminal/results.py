@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from txt2img.cli.terminal.console import Bar, log, print_json, print_path, rate
 from txt2img.errors import BadOutput, Txt2imgError
+from txt2img.request.hires import written_size
 from txt2img.request.request import Request
-from txt2img.request.size import written_size
 
 if TYPE_CHECKING:
     from txt2img.pipeline.batch import Failed, Finished, Started, Step, Upscaling
