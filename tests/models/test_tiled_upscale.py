@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from txt2img.models.tiling import MARGIN, OVERLAP, tile_count, upscale_tiled
+from txt2img.models.tiling import UPSCALE_MARGIN as MARGIN
+from txt2img.models.tiling import UPSCALE_OVERLAP as OVERLAP
+from txt2img.models.tiling import tile_count, upscale_tiled
 
 SCALE = 2
 

@@ -36,7 +36,7 @@ def viewer_of(
     vae = None if options.preview_vae is None else model.vae
     if options.preview_vae not in (None, OWN):
         vae = load_vae(str(options.preview_vae), model)
-    screen = Screen(bar, "off" if quiet else options.protocol)
+    screen = Screen(bar, options.preview if options.preview and not quiet else "off")
     return Viewer(
         options, Previewer(model, vae), origin(model), output, screen, bar, several, quiet
     )
@@ -78,7 +78,7 @@ class Viewer:
             self.frames |= {item.index: [] for item in step.items}
         every = self.options.preview_every or 1
         is_shown = self.screen.ready
-        is_used = is_shown or self.options.file or self.options.keeps_steps
+        is_used = is_shown or self.options.preview_file or self.options.keeps_steps
         if step.x0 is None or step.step % every or not is_used:
             return
         previews = self.previewer.images(step.x0, step.items[0].request.tile)
@@ -137,7 +137,7 @@ class Viewer:
 
     def write_preview(self, image: Image.Image, record: str) -> None:
         """Write the preview file, if one is named and no earlier write has failed."""
-        path = self.options.file
+        path = self.options.preview_file
         if path is None or self.preview_failed:
             return
         small = image.copy()

@@ -87,7 +87,7 @@ def test_the_config_takes_other_names_too(
 def test_other_names_are_not_shown(command: Command) -> None:
     text = command("--help").out
     shown = {word.rstrip(",") for word in text.split() if word.startswith("-")}
-    hidden = {f"--{name}" for name in (*ALIASES, "show", "outdir", "prompt")}
+    hidden = {f"--{name}" for name in (*ALIASES, "outdir", "prompt")}
     assert not shown & hidden
 
 

@@ -13,7 +13,6 @@ from tests.cli.test_errors import nothing_in, refused
 from tests.conftest import Command
 from tests.images.test_animation import milliseconds
 from txt2img.cli import live_preview
-from txt2img.cli.options.preview import PreviewOptions
 from txt2img.errors import BadOutput, Rejected
 from txt2img.images import animation, image_file
 from txt2img.models.latent_preview import colours
@@ -126,14 +125,6 @@ def test_what_cannot_be_shown_is_refused(
 ) -> None:
     refused(draw(*LINE, *options), 2, message)
     assert nothing_in(folder)
-
-
-def test_former_names_of_previews_work() -> None:
-    both = PreviewOptions(preview="now.png", show="kitty")
-    assert (both.protocol, both.file) == ("kitty", Path("now.png"))
-    now = PreviewOptions(preview="kitty", preview_file=Path("now.png"))
-    assert (now.protocol, now.file) == (both.protocol, both.file)
-    assert (PreviewOptions().protocol, PreviewOptions().file) == ("off", None)
 
 
 def test_no_picture_is_lost_to_a_preview(draw: Command, folder: Path) -> None:

@@ -23,7 +23,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard error, a terminal of 80x24 as standard output is; not for fixtures, whose streams
     the test's own capture replaces.
     """
-    for name in ("TMUX", "KITTY_WINDOW_ID", "TERM_PROGRAM", "NO_COLOR", "TXT2IMG_SHOW"):
+    for name in ("TMUX", "KITTY_WINDOW_ID", "TERM_PROGRAM", "NO_COLOR", "TXT2IMG_PREVIEW"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
@@ -55,8 +55,8 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
         ({"TERM": "xterm-kitty", "NO_COLOR": "1"}, "kitty"),
         ({"TERM": "dumb"}, "off"),
         ({}, "off"),
-        ({"TERM": "xterm-256color", "TXT2IMG_SHOW": "sixel"}, "sixel"),
-        ({"TERM": "xterm-256color", "TXT2IMG_SHOW": "nonsense"}, "blocks"),
+        ({"TERM": "xterm-256color", "TXT2IMG_PREVIEW": "sixel"}, "sixel"),
+        ({"TERM": "xterm-256color", "TXT2IMG_PREVIEW": "nonsense"}, "blocks"),
     ],
 )
 def test_the_environment_tells_the_way(environ: dict[str, str], kind: str) -> None:

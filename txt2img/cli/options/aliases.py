@@ -8,6 +8,7 @@ OTHER_NAMES = {  # without hyphens
     "from": "params-from",
     "keep-latents": "save-latents",
     "no-warm": "no-keep-alive",
+    "show": "preview",
     "warm": "keep-alive",
     "what": "stage",
     "zip": "sweep-zip",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from txt2img.cli.options import completion
-from txt2img.cli.worker.client import VARIABLES, seconds_in
+from txt2img.cli.worker.client import VARIABLE, seconds_in
 from txt2img.errors import BadRequest
 from txt2img.request.fields import SIDES
 from txt2img.request.resolve import AdapterPaths
@@ -208,19 +208,17 @@ class WorkerOptions:
             "--keep-alive",
             metavar="TIME",
             help="Keep the model loaded in a worker process for later calls with --keep-alive, "
-            f"until TIME after the last: 90s, 10m, 1h. {VARIABLES[0]}=TIME sets it for all calls.",
+            f"until TIME after the last: 90s, 10m, 1h. {VARIABLE}=TIME sets it for all calls.",
         ),
     ] = None
     no_keep_alive: Annotated[
         bool,
-        typer.Option(
-            "--no-keep-alive", help=f"Draw in this process, whatever {VARIABLES[0]} says."
-        ),
+        typer.Option("--no-keep-alive", help=f"Draw in this process, whatever {VARIABLE} says."),
     ] = False
 
     def check(self) -> None:
         """Raise BadRequest for an invalid time."""
-        times = {name: os.environ.get(name) or None for name in VARIABLES}
-        for name, text in {"--keep-alive": self.keep_alive, **times}.items():
+        times = {"--keep-alive": self.keep_alive, VARIABLE: os.environ.get(VARIABLE) or None}
+        for name, text in times.items():
             if text is not None and seconds_in(text) is None:
                 raise BadRequest(f"{name} takes a time of 1s … 24h like 10m, got {shown(text)}")

@@ -36,7 +36,6 @@ class PreviewOptions:
             "sixel, blocks, or off.",
         ),
     ] = None
-    show: Annotated[str | None, typer.Option("--show", hidden=True)] = None
     preview_file: Annotated[
         Path | None,
         typer.Option(
@@ -86,21 +85,22 @@ class PreviewOptions:
 
     def check(self, output: OutputOptions) -> None:
         """Raise BadRequest for values that cannot be, BadOutput for existing files in the way."""
-        if self.protocol not in PROTOCOLS:
+        if self.preview not in (None, *PROTOCOLS):
             choices = f"choose from {', '.join(PROTOCOLS)}, or give a file with --preview-file"
-            raise BadRequest(f"--preview {shown(self.protocol)}; {choices}")
+            raise BadRequest(f"--preview {shown(self.preview)}; {choices}")
         if self.animate is not None and self.kind not in animation.KINDS:
             kinds = ", ".join(animation.KINDS)
             raise BadRequest(f"--animate {shown(self.animate)}; name a file or a kind: {kinds}")
-        if self.file is not None and self.file.suffix.lower() != ".png":
-            raise BadRequest(f"--preview-file must be a .png file, got {shown(str(self.file))}")
+        file = self.preview_file
+        if file is not None and file.suffix.lower() != ".png":
+            raise BadRequest(f"--preview-file must be a .png file, got {shown(str(file))}")
         if output.out == "-" and (
             self.save_steps or (self.animate and self.animation_file is None)
         ):
             raise BadRequest(
                 "--save-steps and --animate need a picture's file to be beside; name it with -o"
             )
-        for option, path in (("--preview-file", self.file), ("--animate", self.animation_file)):
+        for option, path in (("--preview-file", file), ("--animate", self.animation_file)):
             if path is None:
                 continue
             if not path.parent.is_dir():
@@ -118,23 +118,8 @@ class PreviewOptions:
 
     def is_on(self, quiet: bool) -> bool:
         """Whether any preview is shown or saved."""
-        is_shown = self.protocol != "off" and not quiet
-        return is_shown or self.file is not None or self.keeps_steps
-
-    @property
-    def protocol(self) -> str:
-        """The terminal protocol of pictures: one of PROTOCOLS."""
-        return self.show or ("off" if self._old_file else self.preview) or "off"
-
-    @property
-    def file(self) -> Path | None:
-        """The preview's file."""
-        return self.preview_file or self._old_file
-
-    @property
-    def _old_file(self) -> Path | None:
-        """The file of --preview FILE, as --preview-file was once called: whatever has a suffix."""
-        return Path(self.preview) if self.preview and Path(self.preview).suffix else None
+        is_shown = self.preview not in (None, "off") and not quiet
+        return is_shown or self.preview_file is not None or self.keeps_steps
 
     @property
     def kind(self) -> str:

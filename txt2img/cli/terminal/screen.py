@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imported when a picture is shown: --help needs PROTOCOLS al
     from txt2img.cli.terminal.graphics import Cells
 
 PROTOCOLS = ("auto", "kitty", "iterm", "sixel", "blocks", "off")
-VARIABLES = ("TXT2IMG_PREVIEW", "TXT2IMG_SHOW")  # environment: overrides what auto detects
+VARIABLE = "TXT2IMG_PREVIEW"  # in the environment: overrides what auto detects
 SECONDS = 0.1  # between two pictures, at least
 LARGEST = (80, 32)  # columns, rows
 LEFT = 4  # rows for the bar, the path and the shell's prompt
@@ -30,9 +30,8 @@ SIXEL = ("foot", "mlterm", "contour", "yaft", "sixel")
 def detect_protocol(environ: Mapping[str, str]) -> str:
     """Detect how the terminal can show pictures, from the environment; "off" if it cannot."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
-    for name in VARIABLES:
-        if environ.get(name) in PROTOCOLS[1:]:
-            return environ[name]
+    if environ.get(VARIABLE) in PROTOCOLS[1:]:
+        return environ[VARIABLE]
     if term in ("", "dumb", "unknown"):
         return "off"
     if "TMUX" not in environ and not _in(("tmux", "screen"), term):  # which pass no pictures on

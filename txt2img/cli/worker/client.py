@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 KEEP_ALIVE = spellings("keep-alive")
-VARIABLES = ("TXT2IMG_KEEP_ALIVE", "TXT2IMG_WARM")  # the second is the former name
+VARIABLE = "TXT2IMG_KEEP_ALIVE"
 # Commands that draw nothing, or load several models.
 COMMANDS_WITHOUT_WORKER = {
     *("info", "verify", "train", "worker", "models", "decode", "env", "again"),
@@ -59,7 +59,7 @@ def idle_seconds(arguments: Sequence[str]) -> int | None:
         return None
     if OPTIONS_WITHOUT_WORKER & set(arguments) or ENV_WITHOUT_WORKER & set(os.environ):
         return None
-    texts = [option_value(arguments, KEEP_ALIVE), *map(os.environ.get, VARIABLES)]
+    texts = (option_value(arguments, KEEP_ALIVE), os.environ.get(VARIABLE))
     return seconds_in(next(filter(None, texts), "") or configured_time(arguments))
 
 
