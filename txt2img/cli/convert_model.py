@@ -8,6 +8,7 @@ import typer
 from txt2img.cli.options.completion import known_models
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_path, progress
+from txt2img.system.text import format_size
 
 Source = Annotated[
     str,
@@ -47,7 +48,6 @@ def convert_model(
 
     Memory holds one tensor at a time. Small layers that matter much stay wide.
     """
-    from txt2img.system.text import format_size
     from txt2img.weights.convert.convert import Report, convert, plan
 
     chosen, report = plan(source, out, to, layout), Report()

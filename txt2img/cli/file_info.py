@@ -11,6 +11,7 @@ from txt2img.images import formats, image_file, svg
 from txt2img.images.animation import STEP_KEY
 from txt2img.request.input_image import UNNAMED, ImageRef
 from txt2img.request.request import Request
+from txt2img.request.resolve import AdapterPaths
 from txt2img.system.files import open_regular, parse_json
 from txt2img.system.text import format_size, shown
 
@@ -116,8 +117,6 @@ def weights(name: str) -> dict[str, object]:
 def memory_of(name: str) -> str:
     """What drawing with a model takes here, as a whole and at least; empty if it is not whole."""
     from txt2img.pipeline.estimates.forecast import forecast_for
-    from txt2img.request.request import Request
-    from txt2img.request.resolve import AdapterPaths
 
     try:
         forecast = forecast_for(name, AdapterPaths(), None, None)

@@ -20,6 +20,7 @@ from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
 from txt2img.cli.run_options import RunOptions
 from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images import image_file
+from txt2img.images.image_folder import ImageFolders, pictures_at
 from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
@@ -244,8 +245,6 @@ def _expand(batch: Batch, options: BatchOptions) -> None:
     """Put the pictures of folders and the points of the sweep into the requests. BadRequest."""
     swept = [axis(text).field for text in options.sweep or ()]
     if any(request.has_input for request in batch.requests) or "image" in swept:
-        from txt2img.images.image_folder import ImageFolders, pictures_at
-
         read_stdin(batch.requests, batch.library.images, batch.on_stdin)
         errors = batch.errors if batch.skip_errors else None
         if "image" in swept:  # each with its mask of a folder of masks

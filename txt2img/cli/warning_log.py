@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from txt2img.errors import BadRequest
 from txt2img.images.metadata import a1111
 from txt2img.images.resume import Item
+from txt2img.request import taught_words
 from txt2img.request.adapters import Lora
 from txt2img.request.compat import rules
 from txt2img.request.lint import prompt_warnings, truncation_warnings
@@ -74,9 +75,9 @@ class WarningLog:
         table = self.checkpoint.taught_words if self.checkpoint else None
         if self.checkpoint is None or table is None or _teaches(request.loras):
             return ""
-        from txt2img.request.taught_words import warning
-
-        return warning(table, request, self.checkpoint.name, lambda: self._larger_model)
+        return taught_words.warning(
+            table, request, self.checkpoint.name, lambda: self._larger_model
+        )
 
     @cached_property
     def _larger_model(self) -> str:

@@ -25,8 +25,11 @@ from txt2img.diffusion.guidance import (
     image_guided,
     multi_guided,
 )
+from txt2img.diffusion.guidance_methods import DynamicThresholding, ProjectedGuidance
 from txt2img.diffusion.levels import Level, Process
 from txt2img.diffusion.predictions import PREDICTIONS
+from txt2img.models.perturbed import PerturbedUNet
+from txt2img.models.sd3 import SkipLayers
 from txt2img.pipeline.encode_prompts import and_parts
 from txt2img.request import Request
 from txt2img.request.compat import Rules
@@ -97,8 +100,6 @@ def mix_of(request: Request, rules: Rules) -> Mix | None:
     """Projected guidance or dynamic thresholding, if it is asked for."""
     if not (request.apg or request.dynamic_thresholding):
         return None
-    from txt2img.diffusion.guidance_methods import DynamicThresholding, ProjectedGuidance
-
     if request.apg:
         eta, threshold, momentum = parse_apg(request.apg)
         return ProjectedGuidance(eta, threshold, momentum, rules.program == "comfyui")
@@ -113,16 +114,12 @@ def away_guidance(
     The last is for a part of the steps, by their number.
     """
     if request.pag or request.seg:
-        from txt2img.models.perturbed import PerturbedUNet
-
         scale, sigma = parse_seg(request.seg) if request.seg else (request.pag or 0.0, None)
         weaker = PerturbedUNet(cast("UNet", model.network), sigma)
         weak_predict = replace(predict, network=weaker, deepcache=None)
         return SkipGuidance(weak_predict, positive, scale, lambda level: True)
     if not request.skip_layer_guidance:
         return None
-    from txt2img.models.sd3 import SkipLayers
-
     skipping = SkipLayers(cast("SD3Transformer", model.network), model.family.network.skip_layers)
     ratios, steps = [-level.ratio for level in levels], len(levels) - 1
     start, stop = SKIPPING

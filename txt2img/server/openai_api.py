@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from io import BytesIO
 
 from starlette.datastructures import FormData
@@ -19,14 +20,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from txt2img.errors import BadRequest, Txt2imgError
+from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.images import formats
 from txt2img.images.formats import Format
+from txt2img.images.input_image import open_image
 from txt2img.request.a1111_api import EMBEDDED
 from txt2img.server.answers import base64_of, without_paths
 from txt2img.server.bodies import form, json_object, json_values
 from txt2img.server.jobs import Job
-from txt2img.server.service import Service, finished, owner_of, service_of
+from txt2img.server.service import Service, check_picture, finished, owner_of, service_of
 from txt2img.system.text import shown
 
 Values = dict[str, object]
@@ -169,8 +171,6 @@ def take_format(values: Values) -> Format:
         return format
     if type(quality) is not int or not 0 <= quality <= 100:
         raise BadRequest(f"output_compression must be 0 … 100, got {shown(quality)}")
-    from dataclasses import replace
-
     return replace(format, quality=max(quality, formats.QUALITIES[0]))
 
 
@@ -200,10 +200,6 @@ def repaint_mask(content: bytes) -> bytes:
     A mask without transparency is one of ours already.
     """
     from PIL import Image, ImageOps
-
-    from txt2img.errors import BadFile
-    from txt2img.images.input_image import open_image
-    from txt2img.server.service import check_picture
 
     check_picture("mask", content)
     try:

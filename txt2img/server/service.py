@@ -14,6 +14,8 @@ from starlette.types import Receive
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
 from txt2img.images.formats import PNG, Format
+from txt2img.images.image_file import pillow_errors
+from txt2img.images.input_image import FORMATS
 from txt2img.request import Request
 from txt2img.request.a1111_api import picture
 from txt2img.request.fields import FIELDS, Field
@@ -204,9 +206,6 @@ def check_names(request: Request, library: AdapterPaths) -> None:
 def check_picture(name: str, content: bytes) -> None:
     """Raise BadRequest for what is no picture, or one of too many pixels. It is not decoded."""
     from PIL import Image
-
-    from txt2img.images.image_file import pillow_errors
-    from txt2img.images.input_image import FORMATS
 
     Image.init()
     try:

@@ -16,8 +16,9 @@ from txt2img.weights.families import Family
 from txt2img.weights.file_kind import check_kind, kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header
-from txt2img.weights.layouts import clip_vision, ip_adapter, t2i_adapter
+from txt2img.weights.layouts import clip_vision, ip_adapter, t2i_adapter, text_key_maps
 from txt2img.weights.layouts.components import text_widths
+from txt2img.weights.layouts.control import check_control, details, family_of
 from txt2img.weights.layouts.taesd import TRAINED_FOR, is_taesd
 from txt2img.weights.layouts.vae import open_vae
 
@@ -100,8 +101,6 @@ def check_library(library: AdapterPaths, family: Family, model: str) -> None:
     for path in library.ip_adapters.values():
         check_ip_adapter(path, family)
     if library.controls:
-        from txt2img.weights.layouts.control import check_control
-
         for path in library.controls.values():
             check_control(path, family, model)
 
@@ -189,8 +188,6 @@ def _vae(path: Path, header: Header) -> Details:
 
 def _text_encoder(path: Path, header: Header) -> Details:
     """A text encoder's kind and width."""
-    from txt2img.weights.layouts import text_key_maps
-
     found = text_key_maps.text_encoders(header.tensors)
     names = {"t5": "T5", "qwen3": "Qwen3", "clip": "CLIP"}
     widths = [*text_widths(header.tensors).values()] or [
@@ -242,8 +239,6 @@ def _t2i_adapter(path: Path, header: Header) -> Details:
 
 def _control(path: Path, header: Header) -> Details:
     """A ControlNet's method."""
-    from txt2img.weights.layouts.control import details, family_of
-
     return details(header.tensors), family_of(header.tensors)
 
 

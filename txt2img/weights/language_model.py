@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadFile, EnhanceFailed, ModelNotFound
+from txt2img.models.transformers_library import quietly
+from txt2img.system.device import memory
+from txt2img.system.device.device import has_bf16
+from txt2img.system.device.memory import oom_as_error
 from txt2img.system.files import read_json
 from txt2img.system.text import shown
 from txt2img.weights.formats import safetensors_file
@@ -58,10 +62,6 @@ class LanguageModel:
         """Load weights and tokenizer. BadFile, OutOfMemory."""
         import torch
 
-        from txt2img.models.transformers_library import quietly
-        from txt2img.system.device.device import has_bf16
-        from txt2img.system.device.memory import oom_as_error
-
         fast = torch.bfloat16 if has_bf16(device) else torch.float32
         half = torch.float16 if device.type in ("cuda", "mps") else fast
         with quietly(), oom_as_error("the language model"):
@@ -95,8 +95,6 @@ class LanguageModel:
         """Give the memory of its weights back."""
         import gc
 
-        from txt2img.system.device import memory
-
         self._loaded = None
         gc.collect()
         memory.free()
@@ -107,8 +105,6 @@ class LanguageModel:
         EnhanceFailed.
         """
         import torch
-
-        from txt2img.models.transformers_library import quietly
 
         assert self._loaded is not None, "load() comes first"
         model, tokenizer = self._loaded

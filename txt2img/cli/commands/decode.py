@@ -17,7 +17,7 @@ from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import print_json, print_path, progress
 from txt2img.cli.terminal.results import print_file_error
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.images import formats, output
+from txt2img.images import formats, image_file, output
 from txt2img.images.formats import PNG
 from txt2img.images.output import Output
 from txt2img.system import launcher
@@ -99,7 +99,6 @@ def output_of(name: str, out: str | None, overwrite: bool, several: bool) -> Out
 
 def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, index: int) -> Path:
     """Decode a latent, the `index`-th, and write its picture. Returns its path. Txt2imgError."""
-    from txt2img.images import image_file
     from txt2img.pipeline import generate
     from txt2img.weights.apply_adapters import resolve_upscaler
     from txt2img.weights.model import device_of, origin

@@ -1,11 +1,13 @@
 """txt2img enhance: print prompts as a language model rewrites them, without drawing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from txt2img.cli import requests
+from txt2img.cli.enhance import enhance_texts
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions
 from txt2img.cli.options.enhance import CONFIGURED, EnhanceOptions
@@ -47,9 +49,6 @@ def enhance(
     quiet: Quiet = False,
 ) -> None:
     """Print prompts as a language model rewrites them for the model that will draw, a line each."""
-    from dataclasses import replace
-
-    from txt2img.cli.enhance import enhance_texts
     from txt2img.weights.checkpoint import open_checkpoint
 
     asked = replace(options, enhance=options.enhance or CONFIGURED).settings()

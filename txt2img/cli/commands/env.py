@@ -15,6 +15,7 @@ import typer
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import print_json, print_line
 from txt2img.system.resources import cores
+from txt2img.system.user_config import config_path
 from txt2img.system.version import __version__
 
 EPILOG = """
@@ -75,7 +76,6 @@ def devices() -> dict[str, str]:
 def folders() -> dict[str, str]:
     """Where files are looked for and kept; those that are not there are told so."""
     from txt2img.pipeline.estimates import history
-    from txt2img.system.user_config import config_path
     from txt2img.weights.registry import find, hub_cache
 
     places = {

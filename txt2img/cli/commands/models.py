@@ -23,10 +23,11 @@ from txt2img.cli.terminal.console import (
     print_table,
     progress,
 )
-from txt2img.errors import BadFile, ModelNotFound, Txt2imgError
-from txt2img.request.taught_words import words_in
+from txt2img.errors import BadFile, BadRequest, ModelNotFound, Txt2imgError
+from txt2img.request.taught_words import describe, read_taught_words, words_in
+from txt2img.system import user_config
 from txt2img.system.files import cannot_read, open_regular
-from txt2img.system.text import format_size
+from txt2img.system.text import format_size, nearest, shown
 
 if TYPE_CHECKING:
     from txt2img.weights.checkpoint import Summary
@@ -138,8 +139,6 @@ def words_of(model: WordsModel = None, query: Query = None, json: WordsJson = Fa
 
     Prints each word and the things that it names. Without a query, prints the things.
     """
-    from txt2img.request.taught_words import describe, read_taught_words
-    from txt2img.system.text import shown
     from txt2img.weights.checkpoint import find_model
 
     name, query = _model_and_query(model, query)
@@ -223,8 +222,6 @@ def pull_model(
     name: HubId, variant: Variant = None, endpoint: Endpoint = None, quiet: Quiet = False
 ) -> None:
     """Download a model from the Hub, for use offline too. Prints its path."""
-    from txt2img.errors import BadRequest
-    from txt2img.system.text import nearest, shown
     from txt2img.weights.registry import hub
     from txt2img.weights.registry.aliases import ALIASES
     from txt2img.weights.registry.find import hub_ref
@@ -265,8 +262,6 @@ def remove_model(name: Name, yes: Yes = False) -> None:
 
     A model of the Hugging Face cache goes with all its revisions.
     """
-    from txt2img.errors import BadRequest
-    from txt2img.system.text import shown
     from txt2img.weights.checkpoint import DEFAULT, find_model
     from txt2img.weights.registry import find, hub_cache
 
@@ -291,7 +286,6 @@ def remove_model(name: Name, yes: Yes = False) -> None:
 
 def default_model(name: MaybeName = None) -> None:
     """Print the model that is used without --model, or make NAME that one, in config.toml."""
-    from txt2img.system import user_config
     from txt2img.weights.checkpoint import find_model, summary
 
     if name is None:

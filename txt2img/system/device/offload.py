@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from txt2img.errors import BadRequest, OutOfMemory
 from txt2img.system import resources
+from txt2img.system.stream_plan import plan_stream
 from txt2img.system.text import format_size
 
 if TYPE_CHECKING:
@@ -105,8 +106,6 @@ class Placement:
 
         None where memory is not short: all of the model stays in it, and has no limit.
         """
-        from txt2img.system.stream_plan import plan_stream
-
         room = None if self.mode == "none" and self.limit is None else self.room()
         if room is None or self.mode == "none":
             return room
@@ -131,8 +130,6 @@ class Placement:
         total = sum(weight.size for weights in sizes.values() for weight in weights.values())
         if not always and room is not None and total <= room:
             return {}
-        from txt2img.system.stream_plan import plan_stream
-
         if room is None:
             return {one: plan_stream(sizes[one], blocks_of(one)) for one in networks}
         leasts = {one: plan_stream(sizes[one], blocks_of(one), 0).least for one in networks}

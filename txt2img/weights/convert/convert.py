@@ -15,10 +15,13 @@ from txt2img.models.tokenizer import EOS, PromptTokenizer, Tokenizer
 from txt2img.system import files
 from txt2img.system.text import format_size, shown
 from txt2img.weights.checkpoint import Checkpoint, find_model, open_checkpoint
+from txt2img.weights.convert.folder import folder_of
+from txt2img.weights.convert.original import original_parts
 from txt2img.weights.convert.target import PREFIX, Part, Target, architecture, parse_target
 from txt2img.weights.formats import llama_cpp, quantized_layers, safetensors_file, tensors
 from txt2img.weights.formats.safetensors_file import GGUF, Header
 from txt2img.weights.formats.writers import write_gguf, write_safetensors
+from txt2img.weights.layouts.components import ALPHA_FILE, STEM
 from txt2img.weights.text_tokenizer_files import qwen_tokenizer, t5_tokenizer
 from txt2img.weights.tokenizer_files import clip_tokenizer
 
@@ -120,12 +123,8 @@ def _planned(source: str, path: Path, out: Path, target: Target, wanted: str) ->
         return text
     if header is None and wanted == "diffusers" and path.is_dir():
         return _folder(path, out, target)
-    from txt2img.weights.convert.original import original_parts
-
     checkpoint = open_checkpoint(source)
     if wanted == "diffusers":
-        from txt2img.weights.convert.folder import folder_of
-
         by_component, others = folder_of(checkpoint)
         weights = tuple(
             WeightFile(place, tuple(parts.values()), {"format": "pt"})
@@ -207,8 +206,6 @@ def _network_plan(
 
 def _folder(path: Path, out: Path, target: Target) -> Plan:
     """A diffusers folder by its own names, with its other files."""
-    from txt2img.weights.layouts.components import ALPHA_FILE, STEM
-
     weights, others = [], dict[str, bytes | Path]()
     for home in [path, *sorted(one for one in path.iterdir() if one.is_dir())]:
         place = "" if home == path else f"{home.name}/"

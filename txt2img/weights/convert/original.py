@@ -15,6 +15,8 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, published_name
+from txt2img.weights.layouts.text_key_maps import text_encoders
+from txt2img.weights.layouts.transformer_key_maps import layers_of
 
 Parts = dict[str, Part]
 # ComfyUI's names of text encoders by diffusers', where the network is a transformer.
@@ -47,8 +49,6 @@ def _network(checkpoint: Checkpoint, part: Component) -> Parts:
     if isinstance(network, UNetConfig):
         back = key_maps.inverted(key_maps.unet_from_ldm(network))
         return _renamed(part.tensors, back, PREFIX)
-    from txt2img.weights.layouts.transformer_key_maps import layers_of
-
     layers = layers_of(network)
     places: dict[str, dict[int, TensorRef]] = {}
     for name, ref in part.tensors.items():
@@ -126,8 +126,6 @@ def _open_clip(part: Component, config: TextConfig, prefix: str) -> Parts:
 
 def language_model(part: Component) -> dict[str, TensorRef]:
     """A T5's or Qwen3's tensors by transformers' names, those that no picture needs too."""
-    from txt2img.weights.layouts.text_key_maps import text_encoders
-
     refs = [*part.tensors.values()]
     used = {(ref.path, ref.start) for ref in refs}
     for path in {ref.path for ref in refs}:
