@@ -6,13 +6,14 @@ Run as a script it writes the current help text and file tree into README.md.
 import ast
 import re
 import shlex
+from collections.abc import Callable
 
 import pytest
 import typer
-import yaml
 
 from tests.test_layers import PACKAGE, ROWS
-from txt2img.cli.registry import NAMES, command
+from txt2img.cli.options.command import ALIASES
+from txt2img.cli.registry import NAMES, command, model_commands
 from txt2img.system import launcher
 
 ROOT = PACKAGE.parent
@@ -37,18 +38,25 @@ def block(name: str) -> str:
     return found[0]
 
 
-def test_options_of_the_table_exist() -> None:
-    function, _ = command("generate")
+def options_of(function: Callable[..., None]) -> set[str]:
+    """The options of a command, without hidden ones."""
     app = typer.Typer()
     app.command()(function)
     shown = [p for p in typer.main.get_command(app).params if not getattr(p, "hidden", False)]
-    options = {option for param in shown for option in (*param.opts, *param.secondary_opts)}
-    rows = re.search(r"<!-- options: begin -->(.*)<!-- options: end -->", README.read_text(), re.S)
-    assert rows
-    first = [line.split(" | ")[0] for line in rows[1].splitlines() if line.startswith("| `")]
-    named = {flag for cell in first for flag in re.findall(r"(--?[A-Za-z][a-z-]*)", cell)}
-    assert len(named) > 20
-    assert named <= options
+    return {option for param in shown for option in (*param.opts, *param.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "weights.md"])
+def test_options_in_the_text_exist(page: str) -> None:
+    code = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text("utf-8"))
+    ours = [text for text in code if not text.startswith(("make ", "pip ", "uv "))]
+    named = {flag for text in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    functions = [command(name)[0] for name in NAMES if name != "models"]
+    functions += [function for function, _ in model_commands().values()]
+    known = set().union(*map(options_of, functions))
+    known |= {f"--{name}" for name in (*ALIASES, "help", "install-completion")}
+    assert len(named) > 5
+    assert named <= known
 
 
 def test_tree_is_what_exists() -> None:
@@ -79,38 +87,28 @@ def test_lines_of_the_shell_name_options_that_exist() -> None:
     assert len(lines) > 35
     for words in lines:
         name = words[0] if words[0] in NAMES else "generate"
-        if words[0] == "models" or words in (["--help"], ["-h"]):
+        if words[0] == "models" or words[0] in ("--help", "-h", "help", "COMMAND"):
             continue
-        function, _ = command(name)
-        app = typer.Typer()
-        app.command()(function)
-        read = typer.main.get_command(app)
-        options = {o for p in read.params for o in (*p.opts, *p.secondary_opts)}
+        options = options_of(command(name)[0])
         asked = [word for word in words if re.match(r"--?[A-Za-z]", word)]
         assert set(asked) <= options | {"--install-completion", "-h"}, words
 
 
-def test_the_manifest_is_an_indexed_job_that_draws_all_parts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    manifest = re.search(r"```yaml\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    assert manifest
-    spec = yaml.safe_load(manifest[1])["spec"]
-    container = spec["template"]["spec"]["containers"][0]
-    variables = {one["name"]: one["value"] for one in container["env"]}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    for name in ("SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX"):
+def test_the_job_array_draws_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = re.search(r"```sh\n(#!/bin/bash\n.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert script
+    array = re.search(r"#SBATCH --array=0-(\d+)", script[1])
+    assert array and said(script[1].splitlines()[-1])[-2:] == ["--shard", "auto"]
+    for name in ("JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX"):
         monkeypatch.delenv(name, raising=False)
+    count = int(array[1]) + 1
     parts = []
-    for index in range(spec["completions"]):  # Kubernetes sets this one
-        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+    for index in range(count):  # as Slurm sets them
+        task = {"ID": index, "COUNT": count, "MIN": 0, "MAX": count - 1, "STEP": 1}
+        for name, value in task.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
         parts.append(launcher.array_part())
-    assert spec["completionMode"] == "Indexed"
-    assert parts == [(part, len(parts)) for part in range(1, len(parts) + 1)]
-    assert said(shlex.join(container["command"]))[-2:] == ["--shard", "auto"]
-    mounts = {one["name"] for one in container["volumeMounts"]}
-    assert mounts == {one["name"] for one in spec["template"]["spec"]["volumes"]}
+    assert parts == [(part, count) for part in range(1, count + 1)]
 
 
 def test_contents_lead_to_sections() -> None:

@@ -51,7 +51,7 @@ def test_a_models_file_enlarges_the_first_pass(draw: Command, command: Command) 
 def test_records_are_verified_and_replayed(
     draw: Command, command: Command, sd1_folder: Path
 ) -> None:
-    assert draw(*HIRES, "--hires-size", "96x80", "--hires-steps", "2", "-o", "a.png").code == 0
+    assert draw(*HIRES, "--hires", "96x80", "--hires-steps", "2", "-o", "a.png").code == 0
     assert pixels("a.png").shape == (80, 96, 3)
     model = ("-m", str(sd1_folder))
     assert command("verify", "a.png", *model).out == "a.png: identical\n"

@@ -73,8 +73,8 @@ cat --use-cpu all ‖ use --device cpu
 cat --gpu 0 ‖ use --device cuda
 cat --device gpu ‖ did you mean cuda?
 cat --device vulkan ‖ choose from cuda, mps, cpu
-cat --medvram ‖ use --offload model
-cat --low-vram ‖ use --offload model
+cat --medvram ‖ use --max-memory 4GB
+cat --low-vram ‖ use --max-memory 4GB
 cat --xformers ‖ attention is fast by default
 cat --opt-sdp-attention ‖ attention is fast by default
 cat --threads 4 ‖ set OMP_NUM_THREADS=4
@@ -134,8 +134,8 @@ cat --control-image a.png ‖ --control-image goes with --control MODEL, which i
 cat --ip-adapter-scale 1 ‖ --ip-adapter-weight goes with --ip-adapter MODEL
 cat --control a --control-image b --control-image c ‖ 2 of --control-image for 1 of --control
 cat --list-models ‖ use txt2img models list
-cat --list-samplers ‖ txt2img a --sampler list names them
-cat --variation 5 ‖ use --subseed and --subseed-strength
+cat --list-samplers ‖ txt2img samplers lists them
+cat --variation 5 ‖ use --subseed 7 --subseed-strength 0.2
 cat --low-memory yes ‖ takes no value, such as yes
 cat --offload yes ‖ choose auto, none, model or sequential
 cat --keep-alive forever ‖ takes a time of 1s … 24h

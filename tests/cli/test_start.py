@@ -1,5 +1,6 @@
 """The command answers at once: no network library is loaded to say what it can do."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import txt2img
+from tests.conftest import Command
 from tests.support import tiny
+from txt2img.request import Sampler, Schedule
 
 HEAVY = {"accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 
@@ -95,7 +98,7 @@ def test_help_fits_80_columns_and_shows_examples() -> None:
 def test_help_shows_every_option_once_in_a_section() -> None:
     text = run("--help").stdout
     titles = [line for line in text.splitlines() if re.fullmatch(r"[A-Z][^.:]*:", line)]
-    first = ["Arguments:", "Prompt:", "Picture:", "Guidance:", "Picture beside the prompt:"]
+    first = ["Arguments:", "Prompt:", "Picture:", "Guidance:", "Image to image and inpainting:"]
     assert titles[: len(first)] == first
     rest = text.split("\nOptions:\n")[1].split("\n\n")[0]
     own = {"--profile", "--version", "--install-completion", "--show-completion", "--help"}
@@ -109,3 +112,25 @@ def test_help_shows_every_option_once_in_a_section() -> None:
 )
 def test_help_is_a_word_for_help(asked: list[str], usual: list[str]) -> None:
     assert run(*asked).stdout == run(*usual).stdout
+
+
+def test_a_topic_of_help_has_the_options_seldom_used_too(command: Command) -> None:
+    whole, memory = command("--help").out, command("help", "memory").out
+    assert "--no-optimize" in memory and "--no-optimize" not in whole
+    assert memory.splitlines()[0] == "Device and memory:" and "--steps" not in memory
+    mask = command("help", "--mask").out  # an option
+    assert "--mask-blur" in mask and "--ip-mask" in mask and "--strength" not in mask
+    assert "--device" in command("help", "cuda").out  # a word of a description
+    unknown = command("help", "xyzzy")
+    assert unknown.code == 2 and "no topic" in unknown.err and "Guidance" in unknown.err
+
+
+def test_samplers_are_listed_with_their_names_elsewhere(command: Command) -> None:
+    listed = [json.loads(line) for line in command("samplers", "--json").out.splitlines()]
+    kinds = {"sampler": Sampler, "schedule": Schedule}
+    assert [row["name"] for row in listed] == [*Sampler, *Schedule]
+    for row in listed:
+        assert all(kinds[row["kind"]].parse(name) == row["name"] for name in row["aliases"])
+    text = command("samplers").out
+    assert command("--sampler", "list").out == command("a", "--schedule", "list").out == text
+    assert "EulerAncestralDiscreteScheduler" in text

@@ -111,9 +111,9 @@ def test_json_says_transparent_as_yes_or_by_name() -> None:
 
 
 def test_models_without_an_alpha_head_say_so(sd1_model: Model) -> None:
-    with pytest.raises(BadRequest, match="--transparent-border"):
+    with pytest.raises(BadRequest, match="--transparent border"):
         check_transparent(sd1_model, CUT)
-    with pytest.raises(BadRequest, match="--transparent-border"):
+    with pytest.raises(BadRequest, match="--transparent border"):
         check_transparent(sd1_model, Request(prompt="x", background="red"))
     check_transparent(sd1_model, Request(prompt="x", transparent=Transparent.BORDER))
 

@@ -54,7 +54,7 @@ def test_a_line_can_say_all_that_is_not_the_models() -> None:
         *("written", "enhancer"),
     }
     one_for_all = {"model", "vae", "refiner", "refiner_switch"}
-    in_json_alone = {"transparent", "references"}
+    in_json_alone = {"references"}
     assert {f.name for f in fields(Request)} == (
         said | made_of_the_prompt | one_for_all | in_json_alone
     )

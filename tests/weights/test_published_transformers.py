@@ -116,7 +116,7 @@ def test_the_table_has_the_sizes_and_estimates(name: str, tmp_path: Path) -> Non
     request = narrow.filled(Request(""))
     found = [
         format_size(2 * count),
-        *(format_size(one.weights) for one in (whole, narrow)),
+        format_size(whole.weights),
         format_size(narrow.peak(request).least),
     ]
-    assert [TABLE[name][2], *TABLE[name][4:]] == found
+    assert [TABLE[name][1], *TABLE[name][3:]] == found

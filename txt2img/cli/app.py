@@ -9,6 +9,7 @@ import os
 import signal
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -21,6 +22,8 @@ from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.system.files import reason
 from txt2img.system.text import nearest, shown
 
+WIDTH_MAX = 100  # columns of help
+LISTS = {("--sampler", "list"), ("--schedule", "list")}
 COMPLETE = "_TXT2IMG_COMPLETE"  # set by the completion scripts of shells
 
 
@@ -58,8 +61,13 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Run the command that the line names first, or generate. Returns the exit code."""
     if COMPLETE in os.environ:
         return _complete()
-    if arguments and arguments[0] == "help" and set(arguments[1:]) <= {*NAMES}:
-        arguments = [*arguments[1:2], "--help"]
+    topic = ""
+    if arguments[:1] in (["help"], ("help",)) and len(arguments) <= 2:
+        about = "".join(arguments[1:])
+        topic = "" if about in NAMES else about
+        arguments = [about, "--help"] if about in NAMES else ["--help"]
+    elif any(pair in LISTS for pair in pairwise(arguments)):
+        arguments = ["samplers"]
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
     if name == "models":
@@ -76,6 +84,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         settings = {
             "allow_extra_args": name in ("generate", "again"),
             "ignore_unknown_options": name == "again",
+            "max_content_width": WIDTH_MAX,
+            "obj": topic,
         }
         # Only generate reads config.toml.
         cls = ConfiguredCommand if name == "generate" else SectionedCommand

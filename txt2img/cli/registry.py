@@ -8,6 +8,7 @@ NAMES = (
     "generate",
     "info",
     "models",
+    "samplers",
     "replay",
     "verify",
     "decode",

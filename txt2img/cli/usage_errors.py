@@ -19,7 +19,7 @@ OTHER_PROGRAMS_OPTIONS = {
     "-S": "use --seed",
     "-b": "use --count, or --batch-size",
     "--uncond": "use --negative",
-    **dict.fromkeys(("--guidance", "--scale"), "use --cfg"),
+    "--scale": "use --cfg",
     "--scheduler": "use --sampler and --schedule",
     "--n-samples": "use --count, or --batch-size",
     **dict.fromkeys(("--file", "--prompt-file"), "use --prompts"),
@@ -33,7 +33,7 @@ OTHER_PROGRAMS_OPTIONS = {
     **dict.fromkeys(("--cpu", "--use-cpu"), "use --device cpu"),
     **dict.fromkeys(
         ("--medvram", "--lowvram", "--low-vram", "--lowram", "--novram", "--medvram-sdxl"),
-        "use --offload model or --offload sequential, or --low-memory",
+        "use --max-memory 4GB, or --low-memory",
     ),
     **dict.fromkeys(
         ("--xformers", "--opt-sdp-attention", "--opt-split-attention", "--flash-attention"),
@@ -58,7 +58,7 @@ OTHER_PROGRAMS_OPTIONS = {
         "use --hires 2, or --hires 2:UPSCALER",
     ),
     "--upscaler": "use --upscale",
-    **dict.fromkeys(("--variation", "--variations"), "use --subseed and --subseed-strength"),
+    **dict.fromkeys(("--variation", "--variations"), "use --subseed 7 --subseed-strength 0.2"),
     **dict.fromkeys(
         ("--safe", "--nsfw", "--disable-safety-checker", "--no-safety-checker", "--no-watermark"),
         "no picture is filtered or marked",
@@ -73,7 +73,7 @@ OTHER_PROGRAMS_OPTIONS = {
         "txt2img serve is a server; --keep-alive keeps the model loaded between calls",
     ),
     **dict.fromkeys(("--list-models", "--list-controlnets"), "use txt2img models list"),
-    **dict.fromkeys(("--list-samplers", "--samplers"), "txt2img a --sampler list names them"),
+    **dict.fromkeys(("--list-samplers", "--samplers"), "txt2img samplers lists them"),
     "--canny": "use --preprocess canny",
     **dict.fromkeys(
         ("--control-start", "--control-end", "--control-guidance-start", "--control-guidance-end"),

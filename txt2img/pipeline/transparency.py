@@ -36,13 +36,13 @@ def check_transparent(model: Model, request: Request) -> None:
         return
     if request.transparent is Transparent.MODEL:
         raise BadRequest(
-            f"{model.name} draws no transparent pictures; --transparent-border makes the even "
+            f"{model.name} draws no transparent pictures; --transparent border makes the even "
             "ground around the thing transparent"
         )
     if request.background is not None and request.transparent is not Transparent.BORDER:
         raise BadRequest(
             f"{model.name} cannot tell the ground from the thing, so --background needs "
-            "--transparent-border with it"
+            "--transparent border with it"
         )
 
 

@@ -358,7 +358,9 @@ class RequestFields:
         ),
     ] = None
     # What makes the ground transparent, and a colour in place of the ground.
-    transparent: Annotated[Transparent | None, Field(a1111="Transparent")] = None
+    transparent: Annotated[Transparent | None, Field(("--transparent",), a1111="Transparent")] = (
+        None
+    )
     background: Annotated[
         str | None,
         Field(

@@ -39,7 +39,7 @@ TEXTS = ("prompt", "negative")
 PATHS = tuple(name for name, field in FIELDS.items() if field.kind is ImageRef)
 LISTED = tuple(name for name, field in FIELDS.items() if field.listed)
 # Options whose value may be left out, and what it is then.
-LEFT_OUT = {"mask_invert": True, "only_masked": 32}
+LEFT_OUT = {"mask_invert": True, "only_masked": 32, "transparent": "model"}
 Values = dict[str, object]
 
 # An option where a word begins. Other short words with a hyphen are part of the prompt.

@@ -37,6 +37,21 @@ def test_list_prints_every_model(lora: Path, command: Command) -> None:
     assert rows[1]["path"] == str(lora) and rows[1]["size"] == lora.stat().st_size
 
 
+def test_the_list_has_the_names_of_config_toml_as_other_commands_find_them(
+    lora: Path, command: Command, folder: Path
+) -> None:
+    other = folder / "other.safetensors"
+    shutil.copy(lora, other)
+    config = folder / "CONFIG" / "txt2img" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[models]\nstyle = "{other}"\nmine = "{lora}"\ngone = "/no/file"\n')
+    rows = [json.loads(line) for line in command("models", "list", "--json").out.splitlines()]
+    paths = {row["name"]: row["path"] for row in rows}
+    assert len(paths) == len(rows)
+    assert (paths["style"], paths["mine"]) == (str(other), str(lora)) and "gone" not in paths
+    assert command("models", "path", "style").out == f"{other}\n"
+
+
 def test_other_weights_are_listed_by_their_kind(lora: Path, command: Command) -> None:
     import torch
     from safetensors.torch import save_file

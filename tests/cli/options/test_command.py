@@ -150,3 +150,25 @@ def test_a_line_without_words_has_no_values_left_out() -> None:
     assert with_left_out_values([]) == []
     masked = "--only-masked"
     assert with_left_out_values([masked]) == [masked, LEFT_OUT[masked][0]]
+
+
+BORDER = ["--transparent", "border"]
+
+
+def test_transparency_has_one_option_everywhere(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TXT2IMG_CONFIG", "config.toml")
+    Path("config.toml").write_text("[profiles.cut]\ntransparent = true\n", encoding="utf-8")
+    Path("lines.txt").write_text("an apple --transparent border\n", encoding="utf-8")
+
+    def drawn(*options: str) -> object:
+        done = command(*options, "--dry-run", "--json", "--seed", "1")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["id"]
+
+    model, border, none = (drawn("an apple", *o) for o in (["--transparent"], BORDER, []))
+    assert len({model, border, none}) == 3
+    assert drawn("an apple", "--transparent-border") == drawn("--prompts", "lines.txt") == border
+    assert drawn("an apple", "--profile", "cut") == model
+    assert drawn("an apple", "--profile", "cut", "--transparent", "none") == none

@@ -39,6 +39,7 @@ Commands (each has its own --help):
   txt2img generate "train"   Draw, even if the prompt is a command's name.
   txt2img info FILE...       Print what pictures and weight files contain.
   txt2img models VERB        List, show, convert and pull models.
+  txt2img samplers           List samplers and schedules.
   txt2img replay FILE...     Draw pictures again from their records.
   txt2img verify FILE...     Draw pictures again and compare.
   txt2img decode FILE...     Decode saved latents to pictures.
@@ -50,6 +51,8 @@ Commands (each has its own --help):
   txt2img worker status|stop List or stop the workers of --keep-alive.
   txt2img again [-n N]       Draw what was drawn last, with new seeds.
   txt2img env                Print versions, devices and folders.
+  txt2img help TOPIC         Describe one topic, such as memory or mask, with
+                             options seldom used, which are not listed here.
 """
 
 

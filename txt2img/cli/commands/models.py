@@ -88,7 +88,12 @@ def list_models(json: Json = False) -> None:
 
     unreadable: list[OSError] = []
     rows = []
-    for name, path in chain([("default", DEFAULT)], find.list_models(unreadable)):
+    found = chain([("default", DEFAULT)], find.list_configured(), find.list_models(unreadable))
+    seen = set[str]()
+    for name, path in found:
+        if name in seen:  # config.toml's comes first, as everywhere
+            continue
+        seen.add(name)
         if os.path.isfile(path) and (line := _unreadable(path)):
             log(f"Note: {line}")
             continue

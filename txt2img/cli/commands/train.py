@@ -51,51 +51,84 @@ class TrainOptions:
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="Where the model goes; of a LoRA or an embedding, checkpoints and samples.",
+            help="Where the model goes; for a LoRA or an embedding, its checkpoints and samples "
+            "(default: beside FILE).",
         ),
     ] = None
     lora: Annotated[
         Path | None,
-        typer.Option("--lora", metavar="FILE", help="Train a LoRA of a U-Net model instead."),
+        typer.Option(
+            "--lora", metavar="FILE", help="Train a LoRA for --model, and save it as FILE."
+        ),
     ] = None
     embedding: Annotated[
         Path | None,
         typer.Option(
-            "--embedding", metavar="FILE", help="Train a new word (textual inversion), called FILE."
+            "--embedding",
+            metavar="FILE",
+            help="Train a new word (textual inversion) for --model, and save it as FILE.",
         ),
     ] = None
     base: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME", help="The model that they are for."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="The U-Net model to train a LoRA or an embedding for (default: the package's).",
+        ),
     ] = None
     lora_rank: Annotated[
-        int | None, typer.Option("--rank", metavar="N", parser=positive, help="Of a LoRA; 16.")
+        int | None,
+        typer.Option(
+            "--rank", metavar="N", parser=positive, help="Rank of the LoRA (default: 16)."
+        ),
     ] = None
     lora_alpha: Annotated[
         float | None,
-        typer.Option("--alpha", metavar="X", parser=number, help="Of a LoRA; its rank."),
+        typer.Option(
+            "--alpha", metavar="X", parser=number, help="Alpha of the LoRA (default: its rank)."
+        ),
     ] = None
     vectors: Annotated[
         int | None,
-        typer.Option("--vectors", metavar="N", parser=positive, help="Of a new word; 4."),
+        typer.Option(
+            "--vectors", metavar="N", parser=positive, help="Vectors of the new word (default: 4)."
+        ),
     ] = None
     init_word: Annotated[
         str | None,
-        typer.Option("--init-word", metavar="WORD", help="What a new word begins as; thing."),
+        typer.Option(
+            "--init-word",
+            metavar="WORD",
+            help="The word that the new one begins as (default: thing).",
+        ),
     ] = None
     min_snr: Annotated[
         float | None,
-        typer.Option("--min-snr", metavar="GAMMA", parser=number, help="Min-SNR weights, say 5."),
+        typer.Option(
+            "--min-snr",
+            metavar="GAMMA",
+            parser=number,
+            help="Weigh noise levels by Min-SNR with this gamma; 5 is usual (default: all alike).",
+        ),
     ] = None
     caption_dropout: Annotated[
         float | None,
         typer.Option(
-            "--caption-dropout", metavar="X", parser=number, help="Share without caption; 0.1."
+            "--caption-dropout",
+            metavar="X",
+            parser=number,
+            help="Share of pictures trained without a caption (default: 0.1).",
         ),
     ] = None
     sample_prompts: Annotated[
         list[str] | None,
-        typer.Option("--sample-prompt", metavar="TEXT", help="Drawn on sheets of samples; repeat."),
+        typer.Option(
+            "--sample-prompt",
+            metavar="TEXT",
+            help="Draw this prompt on the sheets of samples. Repeatable.",
+        ),
     ] = None
     stage: Annotated[
         str | None,
@@ -108,7 +141,9 @@ class TrainOptions:
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", parser=positive, help="Steps of each stage."),
+        typer.Option(
+            "--steps", metavar="N", parser=positive, help="Training steps, of each stage."
+        ),
     ] = None
     batch_size: Annotated[
         int | None,
@@ -116,11 +151,13 @@ class TrainOptions:
     ] = None
     lr: Annotated[
         float | None,
-        typer.Option("--lr", metavar="X", parser=number, help="Highest learning rate."),
+        typer.Option("--lr", metavar="X", parser=number, help="The highest learning rate."),
     ] = None
     size: Annotated[
         int | None,
-        typer.Option("--size", metavar="PIXELS", parser=positive, help="Side of the pictures."),
+        typer.Option(
+            "--size", metavar="PIXELS", parser=positive, help="Side of the training pictures."
+        ),
     ] = None
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", parser=integer, help="Random seed.")

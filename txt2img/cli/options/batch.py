@@ -33,13 +33,16 @@ class BatchOptions:
             metavar="OPTION=VALUES",
             autocompletion=completion.swept,
             help="Draw with each value: cfg=4..10:1.5, sampler=euler,heun, lora=style:0..1:0.25. "
-            "Two sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV table.",
+            "Two sweeps: all combinations. Ends in a labelled sheet (an X/Y plot) and a CSV "
+            "table.",
         ),
     ] = None
     sweep_zip: Annotated[
         bool,
         typer.Option(
-            "--sweep-zip", help="Pair the values of several sweeps, not all combinations."
+            "--sweep-zip",
+            hidden=True,
+            help="Pair the values of several sweeps, not all combinations.",
         ),
     ] = False
     wildcards: Annotated[
@@ -62,8 +65,8 @@ class BatchOptions:
         bool,
         typer.Option(
             "--resume",
-            help="Skip pictures that are in the output folder already, recognised by their "
-            "metadata. Several processes may share a folder.",
+            help="Skip pictures that are in the output folder already. Needs --seed. Several "
+            "processes may share a folder.",
         ),
     ] = False
     shard: Annotated[
@@ -71,8 +74,8 @@ class BatchOptions:
         typer.Option(
             "--shard",
             metavar="I/N|auto",
-            help="Draw only part I of N parts, such as 2/8; auto: the part of this job of an array "
-            "of Slurm, Kubernetes or AWS Batch.",
+            help="Draw only part I of N, such as 2/8; auto: the part of this job of an array of "
+            "Slurm, Kubernetes or AWS Batch.",
         ),
     ] = None
     batch_size: Annotated[
@@ -96,7 +99,7 @@ class BatchOptions:
             "--reject",
             metavar="NAMES",
             autocompletion=completion.rejections,
-            help="Save no pictures that are black, or flat (one colour): black,flat.",
+            help="Save no pictures that are black, or flat (of one colour): black,flat.",
         ),
     ] = None
     retries: Annotated[

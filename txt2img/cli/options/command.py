@@ -21,7 +21,7 @@ from txt2img.cli.options.enhance import CONFIGURED, is_enhancer
 from txt2img.cli.registry import NAMES
 from txt2img.cli.terminal.console import print_line
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
-from txt2img.request.fields import COMPONENTS, FIELDS
+from txt2img.request.fields import COMPONENTS, FIELDS, Transparent
 from txt2img.system import user_config
 from txt2img.system.text import shown
 
@@ -77,6 +77,7 @@ OF_PICTURES = {*(row.option for row in FIELDS.values() if row.flags), *COMPONENT
 LEFT_OUT: Mapping[str, tuple[str, Callable[[str], bool]]] = {
     "--only-masked": ("32", str.isdecimal),
     "--enhance": (CONFIGURED, is_enhancer),
+    "--transparent": (Transparent.MODEL, {*Transparent}.__contains__),
 }
 
 
@@ -96,6 +97,9 @@ class SectionedCommand(TyperCommand):
     def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse a command line. BadFile, BadRequest."""
         args = with_left_out_values(args)
+        if topic := ctx.obj:
+            print_line(self.topic_page(ctx, str(topic)))
+            ctx.exit()
         if (place := _place_of_short_help(args)) is not None:
             following = "".join(args[place + 1 : place + 2])
             if following.isdigit():
@@ -150,16 +154,44 @@ class SectionedCommand(TyperCommand):
 
     def format_options(self, ctx: "typer.Context", formatter: HelpFormatter) -> None:  # type: ignore[override]
         """Write the arguments and the sections, in the order of the command's parameters."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+        for title, rows in self.sections(ctx).items():
+            with formatter.section(title):
+                formatter.write_dl([row for row, is_usual in rows if is_usual])
+
+    def sections(self, ctx: "typer.Context") -> dict[str, list[tuple[tuple[str, str], bool]]]:
+        """The rows of help by title, each with whether it is in --help, not in its topic alone."""
+        sections: dict[str, list[tuple[tuple[str, str], bool]]] = {}
         for param in self.get_params(ctx):
-            if row := param.get_help_record(ctx):
+            is_usual = not getattr(param, "hidden", False)
+            shown_param = copy(param)
+            if isinstance(shown_param, TyperOption):
+                shown_param.hidden = not shown_param.help  # other names have none
+            if row := shown_param.get_help_record(ctx):
                 if isinstance(param, TyperArgument):  # without the type, which is Python's
-                    sections.setdefault("Arguments", []).append((param.display_name_raw, row[1]))
-                elif isinstance(param, TyperOption):
-                    sections.setdefault(param.rich_help_panel or "Options", []).append(row)
-        for title, rows in sections.items():
+                    row, title = (param.display_name_raw, row[1]), "Arguments"
+                else:
+                    title = getattr(param, "rich_help_panel", None) or "Options"
+                sections.setdefault(title, []).append((row, is_usual))
+        return sections
+
+    def topic_page(self, ctx: "typer.Context", topic: str) -> str:
+        """What txt2img help TOPIC prints: sections, else options, of that name. BadRequest."""
+        word = topic.lower().strip("-").replace("_", "-")
+        sections = {title: [row for row, _ in rows] for title, rows in self.sections(ctx).items()}
+        found = {title: rows for title, rows in sections.items() if word in title.lower()}
+        for part in (0, 1):  # flags, then descriptions
+            found = found or {
+                title: matching
+                for title, rows in sections.items()
+                if (matching := [row for row in rows if word in row[part].lower()])
+            }
+        if not found:
+            raise BadRequest(f"no topic {shown(topic)}; topics: {', '.join(sections)}")
+        formatter = ctx.make_formatter()
+        for title, rows in found.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+        return formatter.getvalue().strip("\n")
 
 
 def with_left_out_values(args: Sequence[str]) -> list[str]:
@@ -270,6 +302,8 @@ def _is_about(message: str, option: TyperOption, value: object) -> bool:
 
 def _value(where: str, option: TyperOption, value: object) -> object:
     """A value of config.toml as the command line would give it. BadFile."""
+    if isinstance(value, bool) and (left_out := LEFT_OUT.get(max(option.opts, key=len))):
+        return left_out[0] if value else None
     values = value if isinstance(value, list) else [value]
     kinds = bool if option.is_flag else str | int | float
     if (isinstance(value, list) and not option.multiple) or not all(

@@ -49,6 +49,7 @@ class CompatOptions:
         field_option(
             "ensd",
             metavar="N",
+            seldom=True,
             help="A1111's eta noise seed delta: draw the steps' noise with seed + N.",
         ),
     ] = None
@@ -57,6 +58,7 @@ class CompatOptions:
         field_option(
             "rng",
             metavar="cpu|nv[:N]",
+            seldom=True,
             help="Random number generator: the CPU's, or an Nvidia GPU's (of N threads), computed "
             "without one. A second one after a comma is for the steps' noise.",
         ),

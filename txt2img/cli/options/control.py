@@ -17,7 +17,7 @@ from txt2img.request.resolve import AdapterPaths
 class ControlOptions:
     """Options for pictures that guide what is drawn."""
 
-    section: ClassVar = "Control by pictures"
+    section: ClassVar = "ControlNet and IP-Adapter"
 
     control: Annotated[
         list[str] | None,
@@ -25,9 +25,9 @@ class ControlOptions:
             "controls",
             metavar="MODEL:IMAGE[:W[:A..B]]",
             autocompletion=completion.known_models,
-            help="Follow a picture of edges, depths, poses, … by a ControlNet or T2I-Adapter, with "
-            "weight W (1), from fraction A to B of the steps (0..1). A Union model takes "
-            "MODEL@TYPE, as @depth. Repeatable.",
+            help="Follow a picture of edges, depths or a pose by a ControlNet or T2I-Adapter, "
+            "with weight W (1), from fraction A to B of the steps (0..1). MODEL@depth: a type of "
+            "a Union model. Repeatable.",
         ),
     ] = None
     preprocess: Annotated[
@@ -36,8 +36,8 @@ class ControlOptions:
             "preprocess",
             metavar="NAME[:N,…]|NAME:MODEL",
             autocompletion=completion.preprocessors,
-            help="Make the map from the control's picture: canny, lineart, scribble, depth:FOLDER "
-            "…, as txt2img preprocess shows it. One for all of --control, or one for each.",
+            help="Make that map from an ordinary picture: canny, lineart, scribble, depth:FOLDER "
+            "…; txt2img preprocess -h lists them. One for all of --control, or one for each.",
         ),
     ] = None
     control_mode: Annotated[
@@ -45,7 +45,7 @@ class ControlOptions:
         field_option(
             "control_mode",
             metavar="NAME",
-            help="What counts for more: balanced, prompt or control.",
+            help="What counts for more: balanced (default), prompt or control.",
         ),
     ] = None
     # The parts of --control as options of their own, as other programs have them.
@@ -66,8 +66,8 @@ class ControlOptions:
             "ip_adapters",
             metavar="MODEL:IMAGE[:W[:A..B]]",
             autocompletion=completion.known_models,
-            help="Draw like a picture, its style, things or face, by an IP-Adapter, likewise; "
-            "several pictures with commas between them. Repeatable.",
+            help="Draw like a picture, its style, things or face, by an IP-Adapter; W, A and B "
+            "as for --control. IMAGE may be several, with commas between. Repeatable.",
         ),
     ] = None
     ip_adapter_image: Annotated[
@@ -82,7 +82,8 @@ class ControlOptions:
         field_option(
             "ip_masks",
             metavar="FILE",
-            help="Where an IP-Adapter counts: white. One for each, in their order. Repeatable.",
+            help="Where an IP-Adapter counts: what is white. One for each, in their order. "
+            "Repeatable.",
         ),
     ] = None
     ip_encoder: Annotated[
@@ -91,8 +92,8 @@ class ControlOptions:
             "--ip-encoder",
             metavar="NAME|PATH",
             autocompletion=completion.known_models,
-            help="What IP-Adapters see pictures by, a CLIP image encoder (default: the one beside "
-            "the adapter, or in the folders of models). Repeatable.",
+            help="The CLIP image encoder of IP-Adapters (default: the one beside the adapter, or "
+            "in the folders of models). Repeatable.",
         ),
     ] = None
 

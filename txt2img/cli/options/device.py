@@ -110,6 +110,7 @@ class DeviceOptions:
         bool,
         typer.Option(
             "--no-optimize",
+            hidden=True,
             help="Compute in plain PyTorch, without faster CPU algorithms and CUDA graphs: the "
             "same picture up to rounding.",
         ),
@@ -213,7 +214,11 @@ class WorkerOptions:
     ] = None
     no_keep_alive: Annotated[
         bool,
-        typer.Option("--no-keep-alive", help=f"Draw in this process, whatever {VARIABLE} says."),
+        typer.Option(
+            "--no-keep-alive",
+            hidden=True,
+            help=f"Draw in this process, whatever {VARIABLE} says.",
+        ),
     ] = False
 
     def check(self) -> None:

@@ -65,6 +65,7 @@ class EnhanceOptions:
         typer.Option(
             "--enhance-temperature",
             metavar="X",
+            hidden=True,
             parser=number,
             help=f"Its temperature, 0 to 2: higher is more surprising ({TEMPERATURE:g}).",
         ),
@@ -74,6 +75,7 @@ class EnhanceOptions:
         typer.Option(
             "--enhance-seed",
             metavar="N",
+            hidden=True,
             parser=integer,
             help="Its seed (default: the picture's).",
         ),

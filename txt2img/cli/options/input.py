@@ -20,7 +20,7 @@ ImageDirs = Annotated[
     typer.Option(
         "--image-dir",
         metavar="DIR",
-        help="Where to find the pictures that a record names, by their hash. Repeatable.",
+        help="Look here for the input pictures that a record names. Repeatable.",
     ),
 ]
 
@@ -29,15 +29,15 @@ ImageDirs = Annotated[
 class InputOptions:
     """Options for a picture beside the prompt; None leaves one to the replayed record."""
 
-    section: ClassVar = "Picture beside the prompt"
+    section: ClassVar = "Image to image and inpainting"
 
     image: Annotated[
         str | None,
         field_option(
             "image",
             metavar="FILE|FOLDER|-",
-            help="Begin from a picture (- is standard input), or from each of a folder. Without -W "
-            "and -H it keeps its size.",
+            help="Begin from a picture, or from each of a folder; - is standard input. It keeps "
+            "its size without -W and -H.",
         ),
     ] = None
     strength: Annotated[
@@ -45,8 +45,7 @@ class InputOptions:
         field_option(
             "strength",
             metavar="X",
-            help="How much to change it: 0 keeps it, 1 draws it anew (default: 0.75). A share X of "
-            "the steps is drawn.",
+            help="How much to change it: 0 nothing, 1 all (default: 0.75).",
         ),
     ] = None
     resize: Annotated[
@@ -54,7 +53,7 @@ class InputOptions:
         field_option(
             "resize",
             metavar="crop|fill|stretch",
-            help="How a picture of another shape comes to -W and -H (default: crop).",
+            help="How to fit a picture of another shape to -W and -H (default: crop).",
         ),
     ] = None
     mask: Annotated[
@@ -63,8 +62,7 @@ class InputOptions:
             "mask",
             metavar="FILE|FOLDER",
             help="Repaint only what is white in this picture (default: what is transparent in "
-            "--image); all else stays as it is. For a folder of pictures one of masks, X.png or "
-            "X_mask.png.",
+            "--image). For a folder, a folder of masks: X.png or X_mask.png.",
         ),
     ] = None
     mask_blur: Annotated[
@@ -72,7 +70,7 @@ class InputOptions:
         field_option(
             "mask_blur",
             metavar="PIXELS",
-            help="Soften the mask's border by so much (default: 4); 0 keeps it hard.",
+            help="Soften the mask's border by this much (default: 4).",
         ),
     ] = None
     mask_invert: Annotated[
@@ -84,8 +82,8 @@ class InputOptions:
         field_option(
             "inpaint_fill",
             metavar="NAME",
-            help="What lies under the mask at first: original, fill (the colours around it), "
-            "noise or zero.",
+            help="What to begin from under the mask: original (default), fill (the colours "
+            "around it), noise or zero.",
         ),
     ] = None
     only_masked: Annotated[
@@ -93,8 +91,8 @@ class InputOptions:
         field_option(
             "only_masked",
             metavar="[PAD]",
-            help="Draw the masked part alone, PAD (32) pixels around it, at -W and -H, and put it "
-            "back: small things come out finer.",
+            help="Draw the masked part alone, with PAD (32) pixels around it, at -W and -H, and "
+            "put it back: small things come out finer.",
         ),
     ] = None
     outpaint: Annotated[
@@ -102,7 +100,7 @@ class InputOptions:
         field_option(
             "outpaint",
             metavar="SIDES",
-            help="Continue the picture beyond its edges: all=128, or left=64,up=32.",
+            help="Continue the picture beyond its edges: all=128, or left=64,up=32 (pixels).",
         ),
     ] = None
     image_cfg: Annotated[
@@ -110,8 +108,7 @@ class InputOptions:
         field_option(
             "image_cfg",
             metavar="X",
-            help="How closely a model of edits (InstructPix2Pix) follows its picture (default: "
-            "1.5).",
+            help="How closely InstructPix2Pix models follow the picture (default: 1.5).",
         ),
     ] = None
     reference: Annotated[
@@ -119,8 +116,8 @@ class InputOptions:
         field_option(
             "references",
             metavar="FILE",
-            help="Let a model of edits (FLUX.1 Kontext, FLUX.2 klein) look at a picture while it "
-            "draws. Repeatable.",
+            help="A picture for models of edits to look at (FLUX.1 Kontext, FLUX.2 klein). "
+            "Repeatable.",
         ),
     ] = None
     image_dir: ImageDirs = None

@@ -14,7 +14,6 @@ from txt2img.request.fields import FIELDS
 from txt2img.request.hires import STRENGTH, UPSCALER
 from txt2img.request.upscalers import (
     OF_PIXELS,
-    Interpolation,
     UpscalerRef,
     parse_upscaler,
     split_scale,
@@ -22,7 +21,7 @@ from txt2img.request.upscalers import (
 from txt2img.system.text import shown
 
 NONE = "none"  # undoes what a picture or config.toml says
-_HIRES = re.compile(r"([^:x×]+)x?(?::(.+))?", re.DOTALL)
+_HIRES = re.compile(r"([^:x×]+x?|\d+[x×*]\d+)(?::(.+))?", re.DOTALL)
 _SIZE = re.compile(r"(\d{1,5})[x×*](\d{1,5})", re.ASCII)
 
 
@@ -35,17 +34,17 @@ def _hidden(name: str) -> Any:
 class LargerOptions:
     """Options for pictures larger than a model draws; None leaves one to the record."""
 
-    section: ClassVar = "Larger pictures"
+    section: ClassVar = "Hires fix and upscaling"
 
     hires: Annotated[
         str | None,
         typer.Option(
             *FIELDS["hires"].flags,
-            metavar="X[:UPSCALER]",
+            metavar="X|WxH[:UPSCALER]",
             autocompletion=completion.hires,
-            help="Hires fix: make the picture X times larger and draw it once more. UPSCALER: "
-            f"{', '.join(Interpolation)}, or a model's .safetensors file (default: {UPSCALER}). "
-            "none turns it off.",
+            help="Hires fix: make the picture X times larger, or W times H pixels, and draw it "
+            f"once more. UPSCALER: {', '.join(OF_PIXELS)} (default: {UPSCALER}), latent or "
+            "another latent one of A1111, or a model's .safetensors file.",
         ),
     ] = None
     hires_upscaler: Annotated[
@@ -54,7 +53,7 @@ class LargerOptions:
     ] = None
     hires_size: Annotated[
         str | None,
-        typer.Option("--hires-size", metavar="WxH", help="The larger size, in place of X."),
+        typer.Option("--hires-size", metavar="WxH", hidden=True),
     ] = None
     hires_width: Annotated[int | None, _hidden("hires_width")] = None
     hires_height: Annotated[int | None, _hidden("hires_height")] = None
@@ -63,8 +62,8 @@ class LargerOptions:
         field_option(
             "hires_strength",
             metavar="X",
-            help="How much is drawn anew: 0 nothing, 1 all (default: "
-            f"{STRENGTH:g}; 0.2 for models of 256 pixels, which lose the whole beyond).",
+            help=f"How much of it is drawn anew, 0 to 1 (default: {STRENGTH:g}; 0.2 for models of "
+            "256 pixels, whose pictures fall apart above).",
         ),
     ] = None
     hires_steps: Annotated[
@@ -72,8 +71,7 @@ class LargerOptions:
         field_option(
             "hires_steps",
             metavar="N",
-            help="Steps of the second pass (default: of --steps, the share that --hires-strength "
-            "is; by A1111's rules all).",
+            help="Steps of the second pass (default: --steps times --hires-strength).",
         ),
     ] = None
     upscale: Annotated[
@@ -82,8 +80,8 @@ class LargerOptions:
             "upscale",
             metavar="MODEL[:X]",
             autocompletion=completion.upscalers,
-            help=f"Upscale the finished picture X times, by {', '.join(OF_PIXELS)} or a model's "
-            ".safetensors file; none does not. txt2img upscale does it to files.",
+            help=f"Enlarge the finished picture X times, by {', '.join(OF_PIXELS)} or a model's "
+            ".safetensors file. txt2img upscale does it to files.",
         ),
     ] = None
     upscale_by: Annotated[
@@ -131,15 +129,21 @@ class LargerOptions:
             return dict.fromkeys(name for name in FIELDS if name.startswith("hires"))
         values: dict[str, object] = {}
         by, upscaler = self.hires_parts
+        size = self.hires_size
+        if by is not None and _SIZE.fullmatch(by) and size is None:
+            by, size = None, by
         if by is not None:
-            values = {"hires": as_factor(by), "hires_width": None, "hires_height": None}
+            values = {
+                "hires": as_factor(by.removesuffix("x")),
+                "hires_width": None,
+                "hires_height": None,
+            }
         if upscaler is not None:
             values["hires_upscaler"] = asdict(find("--hires", upscaler)[0])
-        if self.hires_size is not None:
-            if by is not None or not (match := _SIZE.fullmatch(self.hires_size)):
+        if size is not None:
+            if by is not None or not (match := _SIZE.fullmatch(size)):
                 raise BadRequest(
-                    f"--hires-size is like 1024x768, in place of --hires; got "
-                    f"{shown(self.hires_size)}"
+                    f"--hires-size is like 1024x768, in place of --hires; got {shown(size)}"
                 )
             values |= {"hires": None, "hires_width": int(match[1]), "hires_height": int(match[2])}
         return values

@@ -48,7 +48,7 @@ class PromptOptions:
             "--prompts",
             metavar="FILE|-",
             help="Draw every line of a file (- is standard input): text, JSON lines or CSV. A "
-            "line may end in options: a red apple --seed 7 --cfg 5",
+            "line of text may end in options: a red apple --seed 7 --cfg 5",
         ),
     ] = None
     params_from: Annotated[
@@ -77,25 +77,30 @@ class PictureOptions:
     width: Annotated[
         int | None,
         field_option(
-            "width", metavar="PIXELS", help="Width, a multiple of 8 (default: the model's own)."
+            "width", metavar="PIXELS", help="Width, a multiple of 8 (default: the model's)."
         ),
     ] = None
     height: Annotated[
         int | None,
         field_option(
-            "height", metavar="PIXELS", help="Height, a multiple of 8 (default: the model's own)."
+            "height", metavar="PIXELS", help="Height, a multiple of 8 (default: the model's)."
         ),
     ] = None
     steps: Annotated[
         int | None,
-        field_option("steps", metavar="N", help="Sampling steps: more are finer and slower."),
+        field_option(
+            "steps",
+            metavar="N",
+            help="Sampling steps (default: the model's): more are finer and slower.",
+        ),
     ] = None
     cfg: Annotated[
         float | None,
         field_option(
             "cfg",
             metavar="X",
-            help="CFG (guidance) scale: how closely to follow the prompt. 7.5 is usual, 1 is none.",
+            help="CFG (guidance) scale: how closely to follow the prompt (default: the model's). "
+            "1 turns guidance off.",
         ),
     ] = None
     sampler: Annotated[
@@ -104,9 +109,9 @@ class PictureOptions:
             "sampler",
             metavar="NAME",
             autocompletion=completion.samplers,
-            help=f"Sampling method, one of {len(Sampler)} (default: the model's own): dpm++2m, "
-            "euler, euler_a, ddim, dpm++2m_sde, unipc, lcm …; --sampler list names all. Names of "
-            'other programs work too: "DPM++ 2M Karras", dpmpp_2m_sde_gpu.',
+            help=f"Sampling method, one of {len(Sampler)} (default: the model's): dpm++2m, euler, "
+            "euler_a, ddim, unipc, lcm …; txt2img samplers lists them. Other programs' names work "
+            'too: "DPM++ 2M Karras", dpmpp_2m_sde_gpu.',
         ),
     ] = None
     schedule: Annotated[
@@ -115,7 +120,8 @@ class PictureOptions:
             "schedule",
             metavar="NAME",
             autocompletion=completion.schedules,
-            help=f"Noise schedule: {', '.join(Schedule)} (default: the model's own).",
+            help=f"Noise schedule, one of {len(Schedule)} (default: the model's): karras, "
+            "trailing, sgm_uniform, exponential, beta …; txt2img samplers lists them.",
         ),
     ] = None
     sigmas: Annotated[
@@ -123,8 +129,9 @@ class PictureOptions:
         field_option(
             "sigmas",
             metavar="A,B,…,0",
+            seldom=True,
             help="The noise levels themselves, in place of --schedule and --steps: sigma / alpha "
-            "of a diffusion model, 1 to 0 of a flow.",
+            "of a diffusion model, 1 to 0 of a flow model.",
         ),
     ] = None
     eta: Annotated[
@@ -141,31 +148,25 @@ class PictureOptions:
         field_option(
             "tile",
             metavar="x|y|xy",
-            help="Seamless tiling: opposite edges continue each other, along these axes. none "
-            "turns it off.",
+            help="Seamless tiling: opposite edges continue each other.",
         ),
     ] = None
     transparent: Annotated[
-        bool,
-        typer.Option(
-            "--transparent",
-            help="Draw the thing alone, with transparency around it, with a model that was trained "
-            "to (it has an alpha head).",
+        str | None,
+        field_option(
+            "transparent",
+            metavar="[border]",
+            help="Leave the background out, by a model with an alpha head; with border, what is of "
+            "one colour at the picture's edge, by any model.",
         ),
-    ] = False
-    transparent_border: Annotated[
-        bool,
-        typer.Option(
-            "--transparent-border",
-            help="Make the even ground at the border transparent, with any model.",
-        ),
-    ] = False
+    ] = None
+    transparent_border: Annotated[bool, typer.Option("--transparent-border", hidden=True)] = False
     background: Annotated[
         str | None,
         field_option(
             "background",
             metavar="COLOR",
-            help="A colour in place of the ground: white, skyblue, #87ceeb.",
+            help="A colour in place of the background: white, skyblue, #87ceeb.",
         ),
     ] = None
     seed: Annotated[
@@ -186,9 +187,8 @@ class PictureOptions:
     def request_fields(self) -> dict[str, object]:
         """The given options as fields of a request."""
         values = given_fields(self)
-        if self.transparent or self.transparent_border:
-            border = self.transparent_border
-            values["transparent"] = Transparent.BORDER if border else Transparent.MODEL
+        if self.transparent_border:
+            values["transparent"] = Transparent.BORDER
         if self.sampler and not self.schedule:  # A1111 once named both in one
             sampler, schedule = split_sampler(self.sampler, None)
             values |= {"sampler": sampler} | ({"schedule": schedule} if schedule else {})

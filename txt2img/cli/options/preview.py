@@ -49,6 +49,7 @@ class PreviewOptions:
         typer.Option(
             "--preview-every",
             metavar="N",
+            hidden=True,
             parser=positive,
             help="Preview every N-th step only, in the terminal, in files and animations.",
         ),

@@ -50,9 +50,16 @@ def _hint(text: str) -> str:
 
 
 def field_option(
-    name: str, metavar: str, help: str, autocompletion: Callable[[str], list[str]] | None = None
+    name: str,
+    metavar: str,
+    help: str,
+    autocompletion: Callable[[str], list[str]] | None = None,
+    seldom: bool = False,
 ) -> Any:
-    """The option of a request's field, with the flags and the type of its row."""
+    """The option of a request's field, with the flags and the type of its row.
+
+    One that is seldom used is not in --help, but in txt2img help TOPIC.
+    """
     field = FIELDS[name]
     kind, names = field.kind, None
     if issubclass(kind, Name):
@@ -61,6 +68,7 @@ def field_option(
         *field.flags,
         metavar=metavar or None,  # a switch has none
         help=help,
+        hidden=seldom,
         parser={int: integer, float: number}.get(field.kind),
         autocompletion=autocompletion or names,
     )

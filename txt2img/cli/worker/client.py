@@ -25,7 +25,7 @@ VARIABLE = "TXT2IMG_KEEP_ALIVE"
 # Commands that draw nothing, or load several models.
 COMMANDS_WITHOUT_WORKER = {
     *("info", "verify", "train", "worker", "models", "decode", "env", "again"),
-    *("upscale", "preprocess", "enhance", "serve"),
+    *("upscale", "preprocess", "enhance", "serve", "samplers"),
 }
 OPTIONS_WITHOUT_WORKER = {
     *("--help", "--version", "--dry-run", *spellings("no-keep-alive")),

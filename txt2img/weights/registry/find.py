@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
@@ -58,6 +59,14 @@ def list_models(unreadable: list[OSError] | None = None) -> Iterator[tuple[str, 
             name = path.relative_to(folder).as_posix()
             yield name.removesuffix(SUFFIX) if path.suffix == SUFFIX else name, path
     yield from hub_cache.list_models(errors)
+
+
+def list_configured() -> Iterator[tuple[str, Path]]:
+    """Each model that config.toml names and that is on this machine."""
+    for name in user_config.read_config().models:
+        with suppress(BadRequest):  # may be any of several
+            if path := _search(name):
+                yield name, path
 
 
 def find(name: str) -> Path:
