@@ -38,7 +38,9 @@ def test_links_of_the_readme_work_away_from_the_repository(metadata: ModuleType)
     page = metadata.absolute(text, URL)
     assert f"]({URL}/raw/HEAD/tests/pictures/sheet.png)" in page
     assert f"]({URL}/blob/HEAD/weights.md)" in page
-    assert metadata.absolute("[Install](#install)", URL) == "[Install](#install)"  # of the page itself
+    assert (
+        metadata.absolute("[Install](#install)", URL) == "[Install](#install)"
+    )  # of the page itself
     relative = [link for link in re.findall(r"\]\(([^)#]+)", page) if "://" not in link]
     assert not relative
 

@@ -1,6 +1,5 @@
 """Options have sections in --help, other names that work, and defaults in config.toml."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from txt2img.cli.options.command import (
     SectionedCommand,
     with_left_out_values,
 )
+from txt2img.images import image_file
+from txt2img.request.fields import Transparent
 
 
 def command_of(name: str) -> SectionedCommand:
@@ -152,23 +153,18 @@ def test_a_line_without_words_has_no_values_left_out() -> None:
     assert with_left_out_values([masked]) == [masked, LEFT_OUT[masked][0]]
 
 
-BORDER = ["--transparent", "border"]
-
-
 def test_transparency_has_one_option_everywhere(
-    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+    draw: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TXT2IMG_CONFIG", "config.toml")
     Path("config.toml").write_text("[profiles.cut]\ntransparent = true\n", encoding="utf-8")
     Path("lines.txt").write_text("an apple --transparent border\n", encoding="utf-8")
-
-    def drawn(*options: str) -> object:
-        done = command(*options, "--dry-run", "--json", "--seed", "1")
+    border = ["an apple", "--transparent", "border"]
+    for options in (border, ["an apple", "--transparent-border"], ["--prompts", "lines.txt"]):
+        done = draw(*options, "--seed", "1", "-o", "a.png", "--overwrite")
         assert done.code == 0, done.err
-        return json.loads(done.out)["id"]
-
-    model, border, none = (drawn("an apple", *o) for o in (["--transparent"], BORDER, []))
-    assert len({model, border, none}) == 3
-    assert drawn("an apple", "--transparent-border") == drawn("--prompts", "lines.txt") == border
-    assert drawn("an apple", "--profile", "cut") == model
-    assert drawn("an apple", "--profile", "cut", "--transparent", "none") == none
+        request = image_file.read(Path("a.png")).request
+        assert request and request.transparent is Transparent.BORDER
+    for options in (["--transparent"], ["--profile", "cut"]):
+        assert "draws no transparent pictures" in draw("an apple", *options).err
+    assert draw("an apple", "--profile", "cut", "--transparent", "none", "-q").code == 0
