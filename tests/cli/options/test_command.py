@@ -1,5 +1,6 @@
 """Options have sections in --help, other names that work, and defaults in config.toml."""
 
+import json
 from pathlib import Path
 
 import pytest
