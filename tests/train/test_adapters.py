@@ -1,4 +1,4 @@
-"""LoRAs and embeddings are trained for every U-Net family, resume, and load in diffusers too."""
+"""LoRAs, embeddings and ControlNets are trained for every U-Net, and load in diffusers too."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler
+from diffusers import ControlNetModel, DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -27,6 +27,7 @@ from txt2img.request.resolve import AdapterPaths
 from txt2img.system.device.device import choose
 from txt2img.train.adapter_stage import AdapterStage
 from txt2img.train.config import Run, TrainConfig
+from txt2img.train.control import ControlStage
 from txt2img.train.data import Pictures
 from txt2img.train.lora import LoraStage
 from txt2img.train.samples import process_of
@@ -53,6 +54,7 @@ def config(folder: Path, kind: str, base: Path, **options: object) -> TrainConfi
         sample_every=1000,
         lora_rank=3,
         vectors=2,
+        control="canny:50,100",
         **{f"{kind}_run": FEW, **options},
     )
 
@@ -61,8 +63,17 @@ def stage_of(settings: TrainConfig) -> AdapterStage:
     """The stage of a configuration, before its first step."""
     AcceleratorState._reset_state()
     kinds: dict[str, type[AdapterStage]] = {"lora": LoraStage, "embedding": InversionStage}
+    kinds["control"] = ControlStage
     torch.manual_seed(0)
     return kinds[settings.stage](settings, Accelerator(cpu=True))
+
+
+def written(settings: TrainConfig) -> Path:
+    """The file of weights that a training leaves."""
+    if settings.stage == "control":
+        return settings.out / "diffusion_pytorch_model.safetensors"
+    assert settings.adapter is not None
+    return settings.adapter
 
 
 def scatter(learner: nn.Module) -> None:
@@ -113,7 +124,66 @@ def test_an_embeddings_file_says_what_was_trained(family: str, tmp_path: Path) -
     assert torch.equal(got, wanted.tokens)
 
 
-@pytest.mark.parametrize("kind", ["lora", "embedding"])
+@pytest.mark.parametrize("family", MODELS)
+def test_a_controlnet_begins_without_a_trace_and_diffusers_reads_what_it_becomes(
+    family: str, tmp_path: Path
+) -> None:
+    stage = stage_of(config(tmp_path, "control", MODELS[family]().folder))
+    assert isinstance(stage, ControlStage)
+    x, time = torch.randn(2, 4, 16, 16), torch.tensor([500.0, 20.0])
+    cond, control = stage.cond(["red disc", "blue bar"]), stage.control
+    [hints] = stage.row_inputs([0, 1])
+    assert hints.shape == (2, 3, 64, 64) and set(hints.flatten().tolist()) == {0.0, 1.0}
+    with torch.no_grad():
+        features = control.embed_hint(hints)
+        none = tuple(control(x, time, cond, features))
+        assert not any(one.any() for one in (features, *none))
+        plain = stage.network(x, time, cond)
+        assert torch.equal(stage.network(x, time, replace(cond, residuals=none)), plain)
+    base = stage.network.state_dict()
+    shared = [name for name in control.state_dict() if not name.startswith("controlnet_")]
+    assert len(shared) > 50 and all(
+        torch.equal(control.state_dict()[name], base[name].float()) for name in shared
+    )
+    scatter(control)
+    stage.export()
+    theirs = ControlNetModel.from_pretrained(stage.config.out)
+    added = {"text_embeds": cond.pooled, "time_ids": cond.size_ids} if family == "xl" else None
+    with torch.no_grad():
+        downs, middle = theirs(
+            x, time, cond.tokens, hints, added_cond_kwargs=added, return_dict=False
+        )
+        got = control(x, time, cond, control.embed_hint(hints))
+    for ours, wanted in zip(got, [*downs, middle], strict=True):
+        assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_controlnet_lowers_the_loss_and_draws_by_its_folder(
+    command: Command, folder: Path
+) -> None:
+    settings = config(folder, "control", tiny.sd1().folder, caption_dropout=1.0)
+    stage = stage_of(settings)
+    held = [stage.batch(1000 + n) for n in range(4)]
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(stage.learner(*batch)) for batch in held)
+
+    before, optimizer = loss(), torch.optim.Adam(stage.learner.parameters(), 3e-3)
+    for step in range(30):
+        stage.learner(*stage.batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss() < 0.9 * before
+    stage.export()
+    picture("red", "disc", 64).save("red.png")
+    small = ("-W", "64", "-H", "64", "--steps", "1", "--seed", "1", "-q")
+    given = ("--control", f"{settings.out}:red.png", "--preprocess", settings.control)
+    drawn = command("x", "-m", settings.base, *given, *small, "-o", "x.png")
+    assert (drawn.code, drawn.out) == (0, "x.png\n"), drawn.err
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding", "control"])
 @pytest.mark.parametrize("family", MODELS)
 def test_the_gradient_is_that_of_the_loss(kind: str, family: str, tmp_path: Path) -> None:
     stage = stage_of(config(tmp_path, kind, MODELS[family]().folder, min_snr=5.0))
@@ -134,19 +204,18 @@ def test_the_gradient_is_that_of_the_loss(kind: str, family: str, tmp_path: Path
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["lora", "embedding"])
+@pytest.mark.parametrize("kind", ["lora", "embedding", "control"])
 def test_it_learns_and_a_stopped_run_goes_on_as_if_it_had_not(kind: str, tmp_path: Path) -> None:
     settings = config(tmp_path, kind, tiny.sd1().folder)
     whole = run(settings)
-    assert settings.adapter is not None
-    wanted = load_file(settings.adapter)
+    wanted = load_file(written(settings))
     assert whole[-1].sheet is not None and whole[-1].sheet.exists()
     parts = replace(settings, out=tmp_path / "parts")
     run(parts, 4)  # one step after a checkpoint
     later = run(parts)
     assert [report.step for report in later] == [4, 5, 6]
     assert [report.loss for report in later] == [report.loss for report in whole[3:]]
-    got = load_file(settings.adapter)
+    got = load_file(written(parts))
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
@@ -219,6 +288,11 @@ def test_a_model_that_cannot_be_taught_is_refused(
         ("data.zip --lora a.safetensors --embedding b.safetensors", "give one of them"),
         ("data.zip --lora no/x.safetensors", "no folder"),
         ("data.zip --lora x.safetensors --rank 0", "at least 1"),
+        ("data.zip --lora x.safetensors --control canny", "give one of them"),
+        ("data.zip --control canny", "--out FOLDER"),
+        ("data.zip --out o --control cany", "did you mean canny?"),
+        ("data.zip --out o --control depth:x", "maps that OpenCV makes"),
+        ("data.zip --out o --stage control", "needs a preprocessor; name it with --control"),
         ("data.zip --lora x.safetensors --caption-dropout 2", "0 to 1"),
         ("data.zip --lora x.safetensors --model nowhere", "nowhere"),
     ],

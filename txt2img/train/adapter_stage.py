@@ -1,4 +1,4 @@
-"""Adapters of a finished U-Net model: what training a LoRA and an embedding have in common.
+"""Adapters of a finished U-Net model: what training LoRAs, embeddings, ControlNets shares.
 
 The model itself stays as it is; something small is trained beside it.
 """
@@ -7,6 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.guidance import Predictor, guided
+from txt2img.diffusion.guidance import Control, Predictor, guided
 from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.diffusion.schedules import SCHEDULES
 from txt2img.errors import BadRequest
@@ -23,7 +24,7 @@ from txt2img.models.vae import VAE
 from txt2img.train.config import Run, TrainConfig
 from txt2img.train.data import Pictures, drop_captions
 from txt2img.train.latent_cache import all_latents
-from txt2img.train.losses import LevelBatch, add_noise, denoising_loss, snr_weights
+from txt2img.train.losses import LevelBatch, add_noise, weighted_loss
 from txt2img.train.samples import sample_latents, save_sheet, sheet_prompts
 from txt2img.train.stages import SHEET_STEPS, batch_rows, sample_levels, step_rng
 from txt2img.weights.families import Family
@@ -52,6 +53,7 @@ class AdapterStage(ABC):
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run) -> None:
         self.accelerator, self.run = accelerator, run
         self.rates: dict[str, float] = {}
+        self.known: dict[str, Cond] = {}  # of captions
         self.pictures = Pictures(config.data)
         self.model = load(config.base, str(accelerator.device), dtype="float32")
         self.family = self.model.family
@@ -70,7 +72,7 @@ class AdapterStage(ABC):
         self.latents = all_latents(self.vae, self.pictures, self.config, accelerator)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """x0 and noise (B, C, h, w), time (B,), alpha, sigma (B, 1, 1, 1), then `text_inputs`."""
+        """x0, noise (B, C, h, w), time (B,), alpha, sigma (B, 1, 1, 1), then pictures', texts'."""
         config, size, device = self.config, self.run.batch_size, self.accelerator.device
         rng, generator = step_rng(config, step, self.accelerator)
         rows = batch_rows(self.accelerator, len(self.latents), size, step, config.seed)
@@ -79,15 +81,31 @@ class AdapterStage(ABC):
         inputs = sample_levels(self.process, config, rng, len(rows))
         x0 = self.latents[rows]
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        return (x0, noise, *(part.to(device) for part in inputs), *self.text_inputs(captions))
+        own = *self.row_inputs(rows), *self.text_inputs(captions)
+        return (x0, noise, *(part.to(device) for part in inputs), *own)
+
+    def row_inputs(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        """What the learner takes of pictures besides their latents."""
+        return ()
 
     def prepared(self, caption: str) -> str:
         """A caption as it is trained with."""
         return caption
 
-    @abstractmethod
     def text_inputs(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
-        """What the learner takes of captions, after what `loss` takes."""
+        """What the learner takes of captions, by default tokens (B, L, D), and what SDXL adds.
+
+        Pooled texts and size ids; each caption is encoded once.
+        """
+        with torch.no_grad():
+            for caption in captions:
+                if caption not in self.known:
+                    self.known[caption] = self.cond([caption]).on(torch.device("cpu"))
+        length = max(self.known[caption].tokens.shape[1] for caption in captions)
+        rows = [self.known[caption].padded_to(length) for caption in captions]
+        cond = reduce(Cond.join, rows).on(self.accelerator.device)
+        parts = cond.tokens, cond.pooled, cond.size_ids
+        return tuple(part for part in parts if part is not None)
 
     @abstractmethod
     def export(self) -> None:
@@ -113,8 +131,7 @@ class AdapterStage(ABC):
         dtype = next(self.network.parameters()).dtype
         noisy = add_noise(x0, noise, levels).to(dtype)
         output = self.network(noisy, time, cond.to(dtype))
-        losses = denoising_loss(output, x0, noise, levels, PREDICTIONS[kind])
-        return (snr_weights(kind, levels.snr, self.config.min_snr) * losses).mean()
+        return weighted_loss(output, x0, noise, levels, kind, self.config.min_snr)
 
     def draw(self, path: Path) -> None:
         """Draw the configured prompts, or the first captions."""
@@ -122,11 +139,14 @@ class AdapterStage(ABC):
         generator = torch.Generator().manual_seed(self.config.seed)
         save_sheet(path, torch.cat([self.drawn(self.prepared(p), generator) for p in prompts]))
 
-    def drawn(self, prompt: str, generator: torch.Generator) -> Tensor:
+    def drawn(
+        self, prompt: str, generator: torch.Generator, control: Control | None = None
+    ) -> Tensor:
         """Pixels (1, 3, H, W) of a prompt, by the model's own guidance and schedule."""
         defaults = self.family.defaults
         levels = SCHEDULES[str(defaults.schedule)](self.process, SHEET_STEPS)
-        predict = Predictor(self.network, self.process, PREDICTIONS[self.family.prediction])
+        kind = PREDICTIONS[self.family.prediction]
+        predict = Predictor(self.network, self.process, kind, control=control)
         words, empty = self.cond([prompt]), self.cond([""])
         length = max(words.tokens.shape[1], empty.tokens.shape[1])
         words, empty = words.padded_to(length), empty.padded_to(length)

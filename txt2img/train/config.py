@@ -12,7 +12,8 @@ from txt2img.system.text import shown
 
 T = TypeVar("T")
 STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill")  # of a model, in this order
-ADAPTERS = ("lora", "embedding")  # stages that teach something to a finished model, `base`
+ADAPTERS = ("lora", "embedding", "control")  # stages that teach something to a model, `base`
+FILES = ("lora", "embedding")  # of these, those that are written as one file
 STAGE_CHOICES = ("all", *STAGES, *ADAPTERS)
 BETAS = {  # start and end of each table: Ho et al. 2020, Rombach et al. 2022
     "linear": (0.0001, 0.02),
@@ -81,6 +82,7 @@ DECODER_RUN = Run(steps=0, lr=3e-4, ema=0.99)
 ALPHA_RUN = Run(steps=0, batch_size=8, ema=0.99)
 DISTILL_RUN = Run(steps=0, weight_decay=0.0, ema=0.99)
 LORA_RUN = Run(steps=1000, batch_size=1, lr=1e-4, warmup=20, ema=0.99)
+CONTROL_RUN = Run(steps=10_000, batch_size=8, lr=1e-4)
 EMBEDDING_RUN = Run(steps=1000, batch_size=1, lr=5e-3, warmup=20, weight_decay=0.0, ema=0.99)
 
 
@@ -93,6 +95,7 @@ class TrainConfig:
     stage: str = "all"
     base: str = "default"  # the model that an adapter is for
     adapter: Path | None = None  # its file
+    control: str = ""  # what makes the maps that a ControlNet learns to follow: canny:100,200
     size: int = 128  # pixels; of an adapter 0 is its model's own
     crop: int = 64  # pixels: the side of the crops that the VAE learns from
     seed: int = 0
@@ -140,6 +143,7 @@ class TrainConfig:
     distill_run: Run = DISTILL_RUN  # 0 steps: no few-step LoRA
     lora_run: Run = LORA_RUN
     embedding_run: Run = EMBEDDING_RUN
+    control_run: Run = CONTROL_RUN
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -175,7 +179,9 @@ class TrainConfig:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 <= self.caption_dropout <= 1:
             raise BadRequest(f"caption_dropout is {self.caption_dropout}; allowed: 0 to 1")
-        if self.stage in ADAPTERS and self.adapter is None:
+        if self.stage == "control" and not self.control:
+            raise BadRequest("stage control needs a preprocessor; name it with --control")
+        if self.stage in FILES and self.adapter is None:
             raise BadRequest(f"stage {self.stage} needs a file; name it with --{self.stage}")
         if self.prediction == "eps" and self.zero_snr:
             raise BadRequest("zero_snr begins at pure noise, where eps shows no picture; predict v")

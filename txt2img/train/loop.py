@@ -20,6 +20,7 @@ from txt2img.train import checkpoint
 from txt2img.train.alpha import AlphaStage
 from txt2img.train.checkpoint import load_state, read_progress, save_state
 from txt2img.train.config import ADAPTERS, Run, TrainConfig
+from txt2img.train.control import ControlStage
 from txt2img.train.distill import DistillStage
 from txt2img.train.ema import EMA
 from txt2img.train.finetune_decoder import DecoderStage
@@ -34,7 +35,7 @@ MIN_MINUTES_LEFT = 2.5 * MINUTE  # of a call, to start a stage that first compil
 GRADIENT_TOLERANCE = 0.2  # relative: more than rounding to bf16 in another order explains
 KINDS = (
     *(VAEStage, TextStage, UNetStage, DecoderStage, AlphaStage, DistillStage),
-    *(LoraStage, InversionStage),
+    *(LoraStage, InversionStage, ControlStage),
 )
 PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
@@ -106,8 +107,8 @@ def source_digests(config: TrainConfig, name: str) -> str:
     Such a stage starts over when these have changed, or its own settings have.
     """
     if name in ADAPTERS:
-        numbers = (config.lora_rank,) if name == LoraStage.name else (config.vectors,)
-        return " ".join(map(str, (config.base, config.size, *numbers)))
+        own = {"lora": config.lora_rank, "embedding": config.vectors, "control": config.control}
+        return " ".join(map(str, (config.base, config.size, own[name])))
     if name not in (DecoderStage.name, AlphaStage.name, DistillStage.name):
         return ""
     files = [("unet", checkpoint.NETWORK_FILE), ("text_encoder", checkpoint.TEXT_FILE)]

@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -95,19 +94,6 @@ class LoraStage(AdapterStage):
         alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
         self.objective = LoraObjective(self.layers, config.lora_rank, alpha, self.loss)
         self.learner = self.objective
-        self.known: dict[str, Cond] = {}
-
-    def text_inputs(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
-        """Tokens (B, L, D), and SDXL's pooled texts and size ids; each caption is encoded once."""
-        with torch.no_grad():
-            for caption in captions:
-                if caption not in self.known:
-                    self.known[caption] = self.cond([caption]).on(torch.device("cpu"))
-        length = max(self.known[caption].tokens.shape[1] for caption in captions)
-        rows = [self.known[caption].padded_to(length) for caption in captions]
-        cond = reduce(Cond.join, rows).on(self.accelerator.device)
-        parts = cond.tokens, cond.pooled, cond.size_ids
-        return tuple(part for part in parts if part is not None)
 
     def export(self) -> None:
         """Write the LoRA with kohya's names and metadata, in half precision."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from txt2img.diffusion.levels import Level
-from txt2img.diffusion.predictions import Prediction
+from txt2img.diffusion.predictions import PREDICTIONS, Prediction
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,19 @@ def denoising_loss(
     """Mean squared error (B,) of the network's output (B, C, H, W)."""
     target = prediction.target(x0, noise, levels)
     return (output.float() - target).square().mean(dim=(1, 2, 3))
+
+
+def weighted_loss(
+    output: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    levels: LevelBatch,
+    prediction: str,
+    gamma: float | None,
+) -> Tensor:
+    """The mean of a batch's denoising losses by their Min-SNR weights, a scalar."""
+    losses = denoising_loss(output, x0, noise, levels, PREDICTIONS[prediction])
+    return (snr_weights(prediction, levels.snr, gamma) * losses).mean()
 
 
 def contrastive_loss(texts: Tensor, images: Tensor, scale: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from txt2img.diffusion.conditioning import Cond
-from txt2img.diffusion.predictions import PREDICTIONS
 from txt2img.models.clip import TextEncoder
 from txt2img.models.unet import UNet
 from txt2img.models.vae import VAE
@@ -16,10 +15,9 @@ from txt2img.train.losses import (
     LevelBatch,
     add_noise,
     contrastive_loss,
-    denoising_loss,
     reconstruction_loss,
-    snr_weights,
     vae_loss,
+    weighted_loss,
 )
 
 
@@ -122,5 +120,4 @@ class DenoisingObjective(nn.Module):
         """x0, noise (B, C, h, w), ids (B, L), time (B,), alpha, sigma (B, 1, 1, 1) → a scalar."""
         levels = LevelBatch(alpha, sigma)
         output = self.unet(add_noise(x0, noise, levels), time, Cond(self.text(ids)))
-        losses = denoising_loss(output, x0, noise, levels, PREDICTIONS[self.prediction])
-        return (snr_weights(self.prediction, levels.snr, self.gamma) * losses).mean()
+        return weighted_loss(output, x0, noise, levels, self.prediction, self.gamma)

@@ -1,4 +1,4 @@
-"""txt2img train: train a model, a LoRA or an embedding on pictures with captions."""
+"""txt2img train: train a model, a LoRA, an embedding or a ControlNet on pictures with captions."""
 
 import os
 import time
@@ -16,6 +16,7 @@ from txt2img.cli.options.types import integer, number, positive
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_path, progress
 from txt2img.errors import BadRequest
+from txt2img.request.preprocess import parse_preprocess
 from txt2img.system.text import shown
 
 EPILOG = """
@@ -25,6 +26,7 @@ Examples:
   txt2img train pictures.zip --out my-model --config my.toml --stage unet
   txt2img train pictures/ --lora style.safetensors --model sd15 --rank 8
   txt2img train pictures/ --embedding my-toy.safetensors --model sd15
+  txt2img train pictures/ --control canny --model default --out my-control
   txt2img "a red apple" --model my-model
 
 The data is a folder or .zip of pictures with a metadata.jsonl of lines such as
@@ -67,6 +69,15 @@ class TrainOptions:
             "--embedding",
             metavar="FILE",
             help="Train a new word (textual inversion) for --model, and save it as FILE.",
+        ),
+    ] = None
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control",
+            metavar="NAME[:N,…]",
+            help="Train a ControlNet, which goes to --out, on maps of the pictures: canny, "
+            "lineart, … as txt2img preprocess makes them.",
         ),
     ] = None
     base: Annotated[
@@ -198,7 +209,7 @@ class TrainOptions:
 
 @grouped
 def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) -> None:
-    """Train a model, a LoRA or an embedding on pictures with captions. Prints its path."""
+    """Train a model, LoRA, embedding or ControlNet on pictures with captions. Prints its path."""
     options = with_adapter(options)
     data, stage = options.data, options.stage
     if config is None and (data is None or options.out is None):
@@ -217,13 +228,17 @@ def train(options: TrainOptions, config: Config = None, quiet: Quiet = False) ->
 
 
 def with_adapter(options: TrainOptions) -> TrainOptions:
-    """The options, of a LoRA or an embedding with its stage and a folder. BadRequest."""
+    """The options, of an adapter with its stage and a folder. BadRequest."""
     files = {"lora": options.lora, "embedding": options.embedding}
     given = {kind: path for kind, path in files.items() if path is not None}
-    if not given:
+    count = len(given) + (options.control is not None)
+    if not count:
         return options
-    if len(given) > 1 or options.stage is not None:
-        raise BadRequest("--lora, --embedding and --stage; give one of them")
+    if count > 1 or options.stage is not None:
+        raise BadRequest("--lora, --embedding, --control and --stage; give one of them")
+    if options.control is not None:
+        parse_preprocess(options.control)
+        return replace(options, stage="control", size=options.size or 0)
     [(kind, path)] = given.items()
     if path.suffix.lower() != ".safetensors":
         raise BadRequest(f"--{kind} {shown(str(path))}; name a .safetensors file")

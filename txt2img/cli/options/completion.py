@@ -103,7 +103,7 @@ def choices(metavar: str | None) -> Completion | None:
 
 # Those of train/config.py, which the command line imports only to train.
 STAGES = ("vae", "text", "unet", "decoder", "alpha", "distill")
-ADAPTERS = ("lora", "embedding")  # further ones, by options of their own
+ADAPTERS = ("lora", "embedding", "control")  # further ones, by options of their own
 
 
 @completion

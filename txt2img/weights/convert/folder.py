@@ -17,6 +17,7 @@ from txt2img.models.configs import (
     VAEConfig,
     ZImageConfig,
 )
+from txt2img.models.control_configs import ControlNetConfig
 from txt2img.models.text_tokenizer import TextTokenizer
 from txt2img.models.tokenizer import BOS, EOS, PromptTokenizer, Tokenizer
 from txt2img.weights.checkpoint import Checkpoint
@@ -203,6 +204,21 @@ def _unet(network: UNetConfig, side: int) -> Json:
     if network.scale_width:
         fields["time_cond_proj_dim"] = network.scale_width
     return fields
+
+
+def controlnet_config(config: ControlNetConfig) -> Json:
+    """The config.json of a ControlNet."""
+    unused = {"sample_size", "out_channels", "up_block_types", "time_cond_proj_dim"}
+    unused |= {"reverse_transformer_layers_per_block"}
+    fields = {name: value for name, value in _unet(config.unet, 0).items() if name not in unused}
+    return {
+        "_class_name": "ControlNetModel",
+        **fields,
+        "conditioning_channels": config.hint_channels,
+        "conditioning_embedding_out_channels": config.hint,
+        "controlnet_conditioning_channel_order": "bgr" if config.is_bgr else "rgb",
+        "global_pool_conditions": config.global_pool,
+    }
 
 
 def vae_config(vae: VAEConfig) -> Json:
