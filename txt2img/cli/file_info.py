@@ -150,7 +150,7 @@ def upscaler(path: Path) -> dict[str, object]:
         "weights": f"{sum(prod(ref.shape) for ref in refs):,} in {len(refs):,} tensors",
         "dtype": ", ".join(sorted({ref.dtype for ref in refs})),
         "size": format_size(sum(ref.nbytes for ref in refs)),
-        "used": f"txt2img upscale FILE --model {shown(str(path), 200)}, or --upscale",
+        "used": f"txt2img upscale FILE --model {shown(path, 200)}, or --upscale",
     }
 
 

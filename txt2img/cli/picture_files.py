@@ -34,7 +34,7 @@ from txt2img.images.output import Output
 from txt2img.images.record import ImageInfo, pixels_sha256
 from txt2img.request import Request
 from txt2img.system import launcher
-from txt2img.system.files import read_bounded
+from txt2img.system.files import read_bounded, reason
 from txt2img.system.text import shown
 
 if TYPE_CHECKING:
@@ -177,11 +177,10 @@ def _folder_pictures(folder: Path, result: str) -> Iterator[str]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.name[:1] != ".")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadFile(f"cannot read {shown(str(folder))}: {reason}") from error
+        raise BadFile(f"cannot read {shown(folder)}: {reason(error)}") from error
     named = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not named:
-        raise BadFile(f"{shown(str(folder))} has no pictures")
+        raise BadFile(f"{shown(folder)} has no pictures")
     stems = {path.stem for path in named}
     for path in named:
         match = re.fullmatch(rf"(.+){result}(?:-\d+)?", path.stem, re.DOTALL)

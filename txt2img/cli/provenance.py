@@ -13,7 +13,7 @@ from txt2img.system.text import escape, shown
 def request_of(path: Path, content: ImageInfo) -> Request:
     """The request that a picture records. BadRequest if it records none."""
     if content.request is None:
-        raise BadRequest(f"{shown(str(path))} does not say how it was drawn")
+        raise BadRequest(f"{shown(path)} does not say how it was drawn")
     return content.request
 
 
@@ -24,10 +24,10 @@ def require_model(path: Path, request: Request, model: str | None) -> None:
     pictures may have none, which never means the default model.
     """
     if model is None and not request.model:
-        raise BadRequest(f"{shown(str(path))} does not name its model; give --model")
+        raise BadRequest(f"{shown(path)} does not name its model; give --model")
     if model is None and request.model != "default":
         name = shown(request.model)
-        raise BadRequest(f"{shown(str(path))} was drawn by the model {name}; give its --model")
+        raise BadRequest(f"{shown(path)} was drawn by the model {name}; give its --model")
 
 
 def with_pictures(
@@ -52,7 +52,7 @@ def with_pictures(
         options = " and ".join(f"--{name}" for name in missing)
         named = any(ref.name != UNNAMED for ref in missing.values())
         where = ", or its folder with --image-dir" if named else ""
-        raise BadFile(f"{shown(str(path))} began from {whats}; give it with {options}{where}")
+        raise BadFile(f"{shown(path)} began from {whats}; give it with {options}{where}")
     return request.with_json(found)
 
 

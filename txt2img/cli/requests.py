@@ -206,7 +206,7 @@ def from_pictures(pictures: Sequence[Path], options: RunOptions) -> Batch:
         batch.library.images.beside.append(picture.parent)
         base = Request.from_json({**recorded.to_json(), **fields})
         request = base.seeded()
-        name = shown(str(picture))
+        name = shown(picture)
         which = f" of {name}" if len(pictures) > 1 else ""
         if base.seed is None:
             if launcher.current().world > 1:

@@ -162,7 +162,7 @@ def check_elsewhere(folder: Path, sources: Sequence[Path]) -> None:
     same = [source for source in sources if folder.exists() and folder.samefile(source)]
     if same:
         raise BadRequest(
-            f"the results would lie among the pictures of {shown(str(same[0]))}; name another "
+            f"the results would lie among the pictures of {shown(same[0])}; name another "
             "folder with -o, as -o drawn/"
         )
 

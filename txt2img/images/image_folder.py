@@ -9,6 +9,7 @@ from pathlib import Path
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.request import Request
 from txt2img.request.input_image import STDIN, ImagePaths, ImageRef
+from txt2img.system.files import reason
 from txt2img.system.text import shown
 
 # Of files that are taken for pictures; what they really are is found out when they are read.
@@ -46,8 +47,7 @@ def list_pictures(folder: Path) -> Listing:
                 if not entry.is_dir()
             ]
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadFile(f"cannot read {shown(str(folder))}: {reason}") from error
+        raise BadFile(f"cannot read {shown(folder)}: {reason(error)}") from error
     paths = [folder / name for name in sorted(names, key=natural_key)]
     by_stem: dict[str, Path] = {}
     for path in paths:
@@ -66,7 +66,7 @@ def pictures_at(path: str) -> list[str]:
 
 
 def _none_in(folder: Path) -> str:
-    return f"{shown(str(folder))} has no pictures, such as .png or .jpg files"
+    return f"{shown(folder)} has no pictures, such as .png or .jpg files"
 
 
 def _is_mask(path: Path, by_stem: Mapping[str, Path]) -> bool:
@@ -169,7 +169,7 @@ class ImageFolders:
             missing = len(listing.pictures) - masks
             rest = f"; {missing} have none and are redrawn as a whole" if missing else ""
             self.paths.note(
-                f"{shown(str(listing.folder))}: {masks} of its pictures have a mask beside them, "
+                f"{shown(listing.folder)}: {masks} of its pictures have a mask beside them, "
                 f"X{MASK} beside X{rest}"
             )
 
@@ -187,4 +187,4 @@ class ImageFolders:
 
 def _no_mask(picture: Path, folder: Path) -> str:
     names = " or ".join(shown(f"{picture.stem}{ending}.png") for ending in ("", MASK))
-    return f"no mask for {shown(picture.name)} in {shown(str(folder))}: name it {names}"
+    return f"no mask for {shown(picture.name)} in {shown(folder)}: name it {names}"

@@ -156,7 +156,7 @@ def load_image(ref: ImageRef, paths: ImagePaths) -> InputImage:
     with open_regular(path) as file:
         image = open_image(file, str(path))
     if image.hash != ref.hash:
-        raise BadFile(f"{shown(str(path))} was changed while it was in use; start again")
+        raise BadFile(f"{shown(path)} was changed while it was in use; start again")
     return image
 
 
@@ -238,7 +238,7 @@ def _places(ref: ImageRef, paths: ImagePaths) -> list[Path]:
 
 
 def _missing(ref: ImageRef, paths: ImagePaths) -> str:
-    places = ", ".join(shown(str(path)) for path in dict.fromkeys((*paths.beside, *paths.folders)))
+    places = ", ".join(shown(path) for path in dict.fromkeys((*paths.beside, *paths.folders)))
     where = f" in {places}" if places else ""
     return (
         f"no picture {shown(ref.name)} whose pixels have the hash {ref.hash[:12]}{where}; give its "

@@ -287,10 +287,9 @@ def _write_numbered(data: bytes, path: Path, first: int) -> Path:
 
 
 def already_exists(path: Path) -> BadOutput:
-    name = shown(str(path))
+    name = shown(path)
     return BadOutput(f"{name} exists; add --overwrite to replace a file, or choose another name")
 
 
 def _unwritable(path: Path, error: OSError) -> BadOutput:
-    reason = (error.strerror or str(error)).lower()
-    return BadOutput(f"cannot write {shown(str(path))}: {reason}; choose another --output")
+    return BadOutput(f"cannot write {shown(path)}: {files.reason(error)}; choose another --output")

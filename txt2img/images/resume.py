@@ -155,9 +155,8 @@ class ResumeIndex:
             try:
                 descriptor = files.claim(self._lock(item.id))
             except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                where = shown(str(self.folder))
-                raise BadOutput(f"cannot write in {where}: {reason}") from error
+                where = shown(self.folder)
+                raise BadOutput(f"cannot write in {where}: {files.reason(error)}") from error
             if descriptor is None:
                 return None
             self.locks[item.id] = (descriptor, 0)

@@ -133,11 +133,11 @@ def read(path: Path) -> Latent:
     """Read a latent from a file. BadFile, or BadRequest if its request cannot be."""
     with files.open_regular(path) as file:
         if format := formats.by_content(file.read(formats.HEAD)):
-            raise BadFile(f"{shown(str(path))} is a {format.name} picture already, and no latent")
+            raise BadFile(f"{shown(path)} is a {format.name} picture already, and no latent")
     header = safetensors_file.header(path)
     stored = header.tensors.get(TENSOR)
     if "txt2img" not in header.metadata or stored is None or len(stored.shape) != 3:
-        raise BadFile(f"{shown(str(path))} is no latent that txt2img saved")
+        raise BadFile(f"{shown(path)} is no latent that txt2img saved")
     try:
         record = json_object(files.parse_json(header.metadata["txt2img"]))
         if record.get("version") != FORMAT:
@@ -148,7 +148,7 @@ def read(path: Path) -> Latent:
         steps = _whole(record.get("step")), _whole(record.get("steps"))
         first_seed = None if first is None else _whole(first)
     except ValueError as error:
-        raise BadFile(f"{shown(str(path))} has a broken record: {error}") from error
+        raise BadFile(f"{shown(path)} has a broken record: {error}") from error
     x = tensors.read({TENSOR: stored}, torch.device("cpu"), torch.float32)[TENSOR]
     safe = name if NAME.fullmatch(name) and formats.by_suffix(name) else "picture.png"
     return Latent(x, request, origin, first_seed, safe, *steps)

@@ -42,10 +42,10 @@ def read_verifiable(path: Path) -> ImageInfo:
     """Read a picture's record, if it suffices to verify it. BadFile, BadRequest."""
     info = image_file.read(path)
     if info.request is None or not info.pixels_sha256:
-        raise BadRequest(f"{shown(str(path))} has no hash of its pixels: txt2img did not write it")
+        raise BadRequest(f"{shown(path)} has no hash of its pixels: txt2img did not write it")
     whole = info.request.only_masked is None  # else it has its start's size, which is not recorded
     if whole and (info.width, info.height) != written_size(info.request):
-        raise BadFile(f"{shown(str(path))} was changed: it has not the size that its record says")
+        raise BadFile(f"{shown(path)} was changed: it has not the size that its record says")
     return info
 
 
@@ -69,7 +69,7 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
     assert info.request is not None
     if formats.by_suffix(path.name) is formats.SVG:
         raise BadRequest(
-            f"{shown(str(path))} is traced into shapes, which no pixels can be compared with; "
+            f"{shown(path)} is traced into shapes, which no pixels can be compared with; "
             "replay draws it again"
         )
     with open_regular(path) as file:
@@ -81,7 +81,7 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
                 mode = "RGBA" if image.has_transparency_data else "RGB"
                 kind, then = image.format, image.convert(mode)
         except ValueError as error:
-            raise BadFile(f"{shown(str(path))} is not a whole picture: {error}") from error
+            raise BadFile(f"{shown(path)} is not a whole picture: {error}") from error
     is_lossy = kind != "PNG" and pixels_sha256(then) != info.pixels_sha256
     _check(path, info, then, f"{kind}" if is_lossy else "", lossy)
     request = resolve_adapters(model, replace(info.request, model=model.name))
@@ -99,7 +99,7 @@ def verify(path: Path, info: ImageInfo, model: Model, lossy: bool = False) -> Ve
 
 def _check(path: Path, info: ImageInfo, then: Image.Image, lossy_kind: str, lossy: bool) -> None:
     """Raise BadFile, BadRequest for what can be judged without drawing it again."""
-    name = shown(str(path))
+    name = shown(path)
     if lossy_kind and not lossy:
         raise BadRequest(f"{name}: {lossy_kind} is lossy, so it cannot be identical; try --psnr 30")
     if not lossy_kind and pixels_sha256(then) != info.pixels_sha256:

@@ -160,14 +160,14 @@ def find_below(folder: Path, name: str) -> Path | None:
 def require_folder(option: str, folder: Path) -> Path:
     """The folder, if it is one. ModelNotFound if nothing is there, else BadRequest."""
     if not folder.exists():
-        raise ModelNotFound(f"{option}: no folder {shown(str(folder))}")
+        raise ModelNotFound(f"{option}: no folder {shown(folder)}")
     if not folder.is_dir():
-        raise BadRequest(f"{option}: {shown(str(folder))} is not a folder")
+        raise BadRequest(f"{option}: {shown(folder)} is not a folder")
     return folder
 
 
 def _missing(what: str, name: str, folders: tuple[Path, ...], option: str) -> str:
-    places = ", ".join(shown(str(folder)) for folder in folders)
+    places = ", ".join(shown(folder) for folder in folders)
     where = f" in {places}" if folders else ""
     advice = f"give its file with {option} or its folder with {option}-dir"
     return f"no {what} {shown(name)}{where}; {advice}"

@@ -59,7 +59,7 @@ class Wildcards:
     def __init__(self, folder: Path) -> None:
         """Lists are read when a prompt first names them. BadRequest if there is no such folder."""
         if not folder.is_dir():
-            raise BadRequest(f"--wildcards {shown(str(folder))} is no folder; name one with lists")
+            raise BadRequest(f"--wildcards {shown(folder)} is no folder; name one with lists")
         self.folder = folder
         self.lists: dict[str, list[Option]] = {}
 
@@ -221,20 +221,20 @@ class Wildcards:
         try:
             lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
-            raise BadFile(f"{shown(str(path))} is not UTF-8 text; save it as UTF-8") from error
+            raise BadFile(f"{shown(path)} is not UTF-8 text; save it as UTF-8") from error
         for number, line in enumerate(lines, 1):
             if not line or line[0] == "#":
                 continue
             try:
                 yield template.parse_line(line)
             except BadRequest as error:
-                raise BadRequest(f"{shown(str(path))} line {number}: {error}") from error
+                raise BadRequest(f"{shown(path)} line {number}: {error}") from error
 
     def _unknown(self, name: str) -> str:
         known = self._known()
         near = [one for one in known if one.endswith(f"/{name}")]
         near = near or get_close_matches(name, known, n=1)
-        hint = f"; did you mean __{near[0]}__?" if near else f" in {shown(str(self.folder))}"
+        hint = f"; did you mean __{near[0]}__?" if near else f" in {shown(self.folder)}"
         return f"no list {shown(name)} for __{name}__{hint}"
 
     def _known(self) -> list[str]:

@@ -89,14 +89,14 @@ class _RegularFile(FileIO):
         try:
             return super().readinto(buffer)
         except OSError as error:
-            raise BadFile(f"cannot read {shown(str(self.path))}: {reason(error)}") from error
+            raise BadFile(f"cannot read {shown(self.path)}: {reason(error)}") from error
 
     def readall(self) -> bytes:
         """Read up to the end. BadFile."""
         try:
             return super().readall()
         except OSError as error:
-            raise BadFile(f"cannot read {shown(str(self.path))}: {reason(error)}") from error
+            raise BadFile(f"cannot read {shown(self.path)}: {reason(error)}") from error
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -108,10 +108,10 @@ def open_regular(path: Path) -> BufferedReader:
         descriptor = os.open(path, FLAGS)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise BadFile(f"{shown(str(path))} is not a regular file")
+            raise BadFile(f"{shown(path)} is not a regular file")
         return BufferedReader(_RegularFile(descriptor, path))
     except (OSError, ValueError) as error:
-        raise BadFile(f"cannot read {shown(str(path))}: {reason(error)}") from error
+        raise BadFile(f"cannot read {shown(path)}: {reason(error)}") from error
 
 
 def read_bounded(path: Path, most: int, advice: str = "") -> bytes:
@@ -119,7 +119,7 @@ def read_bounded(path: Path, most: int, advice: str = "") -> bytes:
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise BadFile(f"{shown(str(path))} is larger than {most >> 20} MiB{advice}")
+        raise BadFile(f"{shown(path)} is larger than {most >> 20} MiB{advice}")
     return content
 
 

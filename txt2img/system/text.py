@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import PurePath
 
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
 
@@ -24,9 +25,9 @@ def shown(value: object, limit: int = 60) -> str:
 
     Both ends are kept: paths differ in the last part.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str | PurePath):
         return escape(_cut(_repr(value), limit))
-    return f'"{escape(_cut(value, limit))}"'
+    return f'"{escape(_cut(str(value), limit))}"'
 
 
 def _cut(text: str, limit: int) -> str:

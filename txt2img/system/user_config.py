@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import NO_CONFIG, expand_user, read_bounded, write_atomic
+from txt2img.system.files import NO_CONFIG, expand_user, read_bounded, reason, write_atomic
 from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
@@ -71,7 +71,7 @@ def read_config() -> UserConfig:
     try:
         tables: Values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{shown(str(path))}: not TOML: {error}") from error
+        raise BadFile(f"{shown(path)}: not TOML: {error}") from error
     check_keys(str(path), tables, TABLES)
     enhance = _table(path, "enhance", tables.get("enhance", {}))
     check_keys(f"{path}: enhance", enhance, ENHANCE)
@@ -106,13 +106,12 @@ def set_default(key: str, value: str) -> Path:
         right = False
     if not right:
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        raise BadFile(f"{shown(str(path), 200)} cannot be changed; write {line} in [defaults]")
+        raise BadFile(f"{shown(path, 200)} cannot be changed; write {line} in [defaults]")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(changed.encode("utf-8"), path.resolve(), overwrite=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadFile(f"cannot write {shown(str(path), 200)}: {reason}") from error
+        raise BadFile(f"cannot write {shown(path, 200)}: {reason(error)}") from error
     return path
 
 
@@ -143,7 +142,7 @@ def check_keys(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
 
 def _table(path: Path, name: str, value: object) -> Values:
     if not isinstance(value, dict):
-        raise BadFile(f"{shown(str(path), 200)}: {shown(name)} must be a table: [{name}]")
+        raise BadFile(f"{shown(path, 200)}: {shown(name)} must be a table: [{name}]")
     return value
 
 
@@ -185,5 +184,5 @@ def _folders(path: Path, rows: Values) -> tuple[Path, ...]:
     check_keys(f"{path}: paths", rows, ("models",))
     texts = rows.get("models", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadFile(f'{shown(str(path), 200)}: paths.models must be a list: ["~/models"]')
+        raise BadFile(f'{shown(path, 200)}: paths.models must be a list: ["~/models"]')
     return tuple(path.parent / expand_user(text) for text in texts)

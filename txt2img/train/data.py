@@ -84,7 +84,7 @@ class Pictures:
     def __init__(self, source: Path, metadata: str = METADATA) -> None:
         self.source, self.metadata = source, metadata
         if not exists(source):
-            raise BadFile(f"training data: no such folder or archive: {shown(str(source), 200)}")
+            raise BadFile(f"training data: no such folder or archive: {shown(source, 200)}")
         self._archive = None if os.path.isdir(source) else _archive(source)
         self._one_large = Lock()
         self.rows = [_row(line, n) for n, line in enumerate(self._metadata().splitlines(), 1)]

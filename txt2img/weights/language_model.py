@@ -35,13 +35,13 @@ class LanguageModel:
         """Check the folder's files. ModelNotFound, BadFile."""
         if not folder.is_dir():
             raise ModelNotFound(
-                f"--enhance: no folder {shown(str(folder))}; give that of a language model "
+                f"--enhance: no folder {shown(folder)}; give that of a language model "
                 "(config.json, tokenizer.json, model.safetensors), or the URL of a server"
             )
         kinds = read_json(folder / "config.json").get("architectures")
         if not (isinstance(kinds, list) and kinds and str(kinds[0]).endswith(CAUSAL)):
             raise BadFile(
-                f"--enhance: {shown(str(folder))} is not a language model that writes texts, but "
+                f"--enhance: {shown(folder)} is not a language model that writes texts, but "
                 f"{shown(kinds[0] if isinstance(kinds, list) and kinds else kinds)}"
             )
         self.folder = folder
@@ -82,11 +82,11 @@ class LanguageModel:
             except BROKEN as error:
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 raise BadFile(
-                    f"--enhance: {shown(str(self.folder))} cannot be loaded: {shown(reason, 150)}"
+                    f"--enhance: {shown(self.folder)} cannot be loaded: {shown(reason, 150)}"
                 ) from error
             if missing := sorted(loading_info["missing_keys"]):
                 raise BadFile(
-                    f"--enhance: {shown(str(self.folder))} lacks {len(missing)} tensors, such as "
+                    f"--enhance: {shown(self.folder)} lacks {len(missing)} tensors, such as "
                     f"{shown(missing[0])}; download the folder again"
                 )
             self._loaded = model.to(device).eval(), tokenizer

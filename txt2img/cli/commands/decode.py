@@ -86,7 +86,7 @@ def read_latent(path: Path, model: str | None, vae: str | None) -> "Latent":
     require_model(path, latent.request, model)
     if vae is None and latent.request.vae is not None:
         name = shown(latent.request.vae.name)
-        raise BadRequest(f"{shown(str(path))} was drawn with the VAE {name}; give its --vae")
+        raise BadRequest(f"{shown(path)} was drawn with the VAE {name}; give its --vae")
     return latent
 
 
@@ -105,7 +105,7 @@ def write_picture(path: Path, latent: "Latent", model: "Model", target: Output, 
 
     request = latent.request
     if tuple(latent.x.shape) not in generate.latent_shapes(model, request):
-        raise BadFile(f"{shown(str(path))} has another shape than this model's latents")
+        raise BadFile(f"{shown(path)} has another shape than this model's latents")
     name = target.name(request, index) if target.pattern else latent.name
     form = formats.by_suffix(name) or PNG
     formats.check_writable(form)

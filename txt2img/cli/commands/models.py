@@ -276,8 +276,8 @@ def remove_model(name: Name, yes: Yes = False) -> None:
     if path == DEFAULT or DEFAULT in path.absolute().parents:
         raise BadRequest(f"{shown(name)} comes with txt2img, and stays")
     if pulled is None and not owned:
-        raise BadRequest(f"{shown(str(path))} is in no folder of models; delete it yourself")
-    target = f"{pulled.id}, with all its revisions," if pulled else shown(str(path))
+        raise BadRequest(f"{shown(path)} is in no folder of models; delete it yourself")
+    target = f"{pulled.id}, with all its revisions," if pulled else shown(path)
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadRequest(f"{target} is deleted for good; say --yes")

@@ -241,9 +241,9 @@ def with_adapter(options: TrainOptions) -> TrainOptions:
         return replace(options, stage="control", size=options.size or 0)
     [(kind, path)] = given.items()
     if path.suffix.lower() != ".safetensors":
-        raise BadRequest(f"--{kind} {shown(str(path))}; name a .safetensors file")
+        raise BadRequest(f"--{kind} {shown(path)}; name a .safetensors file")
     if not path.parent.is_dir():
-        raise BadRequest(f"--{kind}: no folder {shown(str(path.parent))}")
+        raise BadRequest(f"--{kind}: no folder {shown(path.parent)}")
     out = options.out or path.with_name(f"{path.stem}-training")
     return replace(options, stage=kind, out=out, size=options.size or 0)
 

@@ -11,6 +11,7 @@ from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_json, print_table
 from txt2img.cli.worker import protocol
 from txt2img.errors import BadRequest
+from txt2img.system.files import reason
 from txt2img.system.text import shown
 
 EPILOG = """
@@ -59,8 +60,7 @@ def sockets() -> list[Path]:
     except protocol.WrongOwner as error:
         raise BadRequest(f"{error}; remove it, or set XDG_RUNTIME_DIR") from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadRequest(f"no folder for sockets: {reason}; set XDG_RUNTIME_DIR") from None
+        raise BadRequest(f"no folder for sockets: {reason(error)}; set XDG_RUNTIME_DIR") from None
 
 
 def ask(path: Path, action: str) -> dict[str, object] | None:

@@ -263,7 +263,7 @@ class ConfiguredCommand(SectionedCommand):
         for name in ("defaults", f"profiles.{line.get('profile')}"):
             for key in tables.get(name, {}):
                 option = self.canonical_name(key)
-                self.config_places[option] = f"{shown(str(config.path), 200)}: {name}.{key}"
+                self.config_places[option] = f"{shown(config.path, 200)}: {name}.{key}"
         if line.get("params_from"):
             values = {name: value for name, value in values.items() if name not in OF_PICTURES}
         return values

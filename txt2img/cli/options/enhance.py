@@ -95,7 +95,7 @@ class EnhanceOptions:
             if not model:
                 raise BadRequest(
                     "--enhance needs the URL of a server, such as http://127.0.0.1:11434/v1, or a "
-                    f"folder: here, or as model in [enhance] of {shown(str(config.path), 200)}"
+                    f"folder: here, or as model in [enhance] of {shown(config.path, 200)}"
                 )
         file = self.enhance_prompt or _path(config, "prompt")
         temperature = _number(config, "temperature", self.enhance_temperature, TEMPERATURE)
@@ -130,16 +130,16 @@ def _read(path: Path, what: str) -> str:
     try:
         text = read_bounded(path, FILE_MAX).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadFile(f"{what}: {shown(str(path))} is not UTF-8 text") from error
+        raise BadFile(f"{what}: {shown(path)} is not UTF-8 text") from error
     if not text:
-        raise BadFile(f"{what}: {shown(str(path))} is empty")
+        raise BadFile(f"{what}: {shown(path)} is empty")
     return text
 
 
 def _text(config: "UserConfig", key: str) -> str:
     value = config.enhance.get(key, "")
     if not isinstance(value, str):
-        raise BadFile(f"{shown(str(config.path), 200)}: enhance.{key} must be a text")
+        raise BadFile(f"{shown(config.path, 200)}: enhance.{key} must be a text")
     return value
 
 
@@ -152,5 +152,5 @@ def _path(config: "UserConfig", key: str) -> Path | None:
 def _number(config: "UserConfig", key: str, given: float | None, default: float) -> float:
     value = config.enhance.get(key, default) if given is None else given
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise BadFile(f"{shown(str(config.path), 200)}: enhance.{key} must be a number from 0 up")
+        raise BadFile(f"{shown(config.path, 200)}: enhance.{key} must be a number from 0 up")
     return float(value)

@@ -94,7 +94,7 @@ class PreviewOptions:
             raise BadRequest(f"--animate {shown(self.animate)}; name a file or a kind: {kinds}")
         file = self.preview_file
         if file is not None and file.suffix.lower() != ".png":
-            raise BadRequest(f"--preview-file must be a .png file, got {shown(str(file))}")
+            raise BadRequest(f"--preview-file must be a .png file, got {shown(file)}")
         if output.out == "-" and (
             self.save_steps or (self.animate and self.animation_file is None)
         ):
@@ -105,7 +105,7 @@ class PreviewOptions:
             if path is None:
                 continue
             if not path.parent.is_dir():
-                raise BadRequest(f"{option}: no folder {shown(str(path.parent))}")
+                raise BadRequest(f"{option}: no folder {shown(path.parent)}")
             if output.out is not None and os.path.abspath(output.out) == os.path.abspath(path):
                 raise BadRequest(f"{option} and -o are the same file; name another")
             if os.path.lexists(path) and not output.overwrite and not animation.is_step_file(path):

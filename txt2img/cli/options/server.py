@@ -98,10 +98,10 @@ class ServerOptions:
         try:
             lines = read_bounded(path, KEYS_MAX).decode("utf-8").splitlines()
         except UnicodeDecodeError:
-            raise BadFile(f"{shown(str(path))} is not UTF-8 text") from None
+            raise BadFile(f"{shown(path)} is not UTF-8 text") from None
         keys = tuple(line.strip() for line in lines if line.strip() and line[0] != "#")
         if not keys or any(len(key) < KEY_MIN for key in keys):
             raise BadFile(
-                f"{shown(str(path))} must have a key of {KEY_MIN} characters or more in each line"
+                f"{shown(path)} must have a key of {KEY_MIN} characters or more in each line"
             )
         return keys

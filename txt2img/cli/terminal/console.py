@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import TYPE_CHECKING
 
 from txt2img.errors import BadOutput
+from txt2img.system.files import reason
 from txt2img.system.text import escape
 
 if TYPE_CHECKING:
@@ -209,5 +210,4 @@ def print_bytes(data: bytes) -> None:
         os.close(nothing)
         if isinstance(error, BrokenPipeError):
             raise BrokenStdout from error
-        reason = (error.strerror or str(error)).lower()
-        raise BadOutput(f"cannot write to standard output: {reason}") from error
+        raise BadOutput(f"cannot write to standard output: {reason(error)}") from error

@@ -91,9 +91,9 @@ def plan(source: str, out: Path, to: str | None = None, layout: str | None = Non
         raise BadRequest(f"--layout {shown(layout)}; choose from {', '.join(LAYOUTS)}")
     if target.gguf != (out.suffix == GGUF):
         kind = "ends in .gguf: say --to gguf:Q8_0" if out.suffix == GGUF else "must end in .gguf"
-        raise BadRequest(f"{shown(str(out))} {kind}")
+        raise BadRequest(f"{shown(out)} {kind}")
     if os.path.lexists(out):
-        raise BadOutput(f"{shown(str(out))} exists already; choose another name")
+        raise BadOutput(f"{shown(out)} exists already; choose another name")
     path = Path(source) if Path(source).exists() else find_model(source)
     is_file = path.is_file() and path.suffix != ".json"
     wanted = layout or _layout_of(out, target, is_file)
@@ -242,7 +242,7 @@ def convert(plan: Plan, report: Report) -> Iterator[Progress]:
         free = shutil.disk_usage(plan.out.absolute().parent).free
         if free < need:
             raise BadOutput(
-                f"{shown(str(plan.out))} takes {format_size(need)}, and {format_size(free)} of the "
+                f"{shown(plan.out)} takes {format_size(need)}, and {format_size(free)} of the "
                 "disk are free"
             )
         with _temporary(plan) as place:
@@ -250,7 +250,7 @@ def convert(plan: Plan, report: Report) -> Iterator[Progress]:
             yield from _check(plan, place, report)
             _finish(plan, place)
     except OSError as error:
-        raise BadOutput(f"cannot write {shown(str(plan.out))}: {files.reason(error)}") from error
+        raise BadOutput(f"cannot write {shown(plan.out)}: {files.reason(error)}") from error
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def weights_path(path: Path) -> Path:
     names = (f"{STEM}.safetensors", f"{STEM}.fp16.safetensors")
     file = next((path / name for name in names if (path / name).is_file()), None)
     if file is None:
-        raise UnknownLayout(f"{shown(str(path))} holds no {names[0]}: it is no ControlNet's folder")
+        raise UnknownLayout(f"{shown(path)} holds no {names[0]}: it is no ControlNet's folder")
     return file
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.system import user_config
-from txt2img.system.files import cannot_read, exists, expand_user, read_json, walk
+from txt2img.system.files import cannot_read, exists, expand_user, read_json, reason, walk
 from txt2img.system.text import nearest, shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.registry import hashes, hub_cache
@@ -139,7 +139,7 @@ def _search(name: str) -> Path | None:
         return pulled
     matches = _matches(name)
     if len(matches) > 1:
-        listed = ", ".join(shown(str(path), 200) for path in matches[:CANDIDATES_MAX])
+        listed = ", ".join(shown(path, 200) for path in matches[:CANDIDATES_MAX])
         raise BadRequest(
             f"{shown(name)} may be any of {len(matches)}: {listed}; say more of its path"
         )
@@ -218,8 +218,7 @@ def delete(path: Path) -> None:
         else:
             path.unlink()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadFile(f"cannot delete {shown(str(path))}: {reason}") from error
+        raise BadFile(f"cannot delete {shown(path)}: {reason(error)}") from error
 
 
 def leads_out(file: str) -> bool:

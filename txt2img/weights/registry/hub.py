@@ -18,7 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 from txt2img.errors import BadFile, BadOutput, BadRequest, ModelNotFound, Txt2imgError
-from txt2img.system.files import parse_json
+from txt2img.system.files import parse_json, reason
 from txt2img.system.text import format_size, shown
 from txt2img.weights.registry import hub_cache
 from txt2img.weights.registry.find import leads_out, pulled_before
@@ -133,9 +133,8 @@ def download(plan: Download, endpoint: str | None = None) -> Path:
             _check_hash(folder / file.name, file)
         hub_cache.set_branch(ref, plan.revision)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        place = shown(str(hub_cache.cache_dir()), 200)
-        raise BadOutput(f"cannot write to {place}: {reason}") from error
+        place = shown(hub_cache.cache_dir(), 200)
+        raise BadOutput(f"cannot write to {place}: {reason(error)}") from error
     return folder / ref.file if ref.file else folder
 
 
@@ -256,7 +255,7 @@ def _check_free_space(size: int) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     if size + SPARE > (free := shutil.disk_usage(cache).free):
         raise BadOutput(
-            f"{format_size(size + SPARE)} are needed in {shown(str(cache), 200)}, "
+            f"{format_size(size + SPARE)} are needed in {shown(cache, 200)}, "
             f"{format_size(free)} are free; set HF_HOME to another disk"
         )
 
