@@ -56,7 +56,7 @@ def shapes(tensors: Mapping[str, Tensor] | Mapping[str, TensorRef]) -> Shapes:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_unet_maps_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    found = key_maps.strip_prefix(stored(single_file(name)), key_maps.UNET)
+    found = key_maps.strip_prefix(stored(single_file(name)), f"{key_maps.UNET}.")
     with torch.device("meta"):
         wanted = shapes(UNet(family.network).state_dict())
     assert shapes(key_maps.renamed(found, key_maps.unet_from_ldm(family.network))) == wanted
@@ -65,7 +65,7 @@ def test_unet_maps_one_to_one(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vae_maps_one_to_one(name: str) -> None:
     family, _ = FAMILIES[name]
-    found = key_maps.strip_prefix(stored(single_file(name)), key_maps.VAE)
+    found = key_maps.strip_prefix(stored(single_file(name)), f"{key_maps.VAE}.")
     with torch.device("meta"):
         wanted = shapes(VAE(family.vae).state_dict())
     ours = key_maps.renamed(found, key_maps.vae_from_ldm(family.vae))
@@ -133,7 +133,7 @@ def test_open_clip_map_equals_diffusers_converter() -> None:
     theirs = convert_open_clip_checkpoint(model.text, single)
     table = key_maps.clip_from_open_clip(3)
     ours = key_maps.renamed(
-        key_maps.strip_prefix(key_maps.split_qkv(stored(single)), key_maps.OPEN_CLIP), table
+        key_maps.strip_prefix(key_maps.split_qkv(stored(single)), f"{key_maps.OPEN_CLIP}."), table
     )
     wanted = {n.removeprefix("text_model."): tuple(v.shape) for n, v in theirs.items()}
     wanted.pop("text_projection.weight", None)

@@ -140,8 +140,8 @@ def language_model(part: Component) -> dict[str, TensorRef]:
 
 def _inside(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
     """The tensors after a prefix, without what programs store beside a text encoder."""
-    inside = {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
     left = ("spiece_model", "tokenizer_json", "logit_scale")
+    inside = key_maps.strip_prefix(tensors, prefix)
     return {name: ref for name, ref in inside.items() if name not in left}
 
 

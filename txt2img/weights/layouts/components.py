@@ -58,7 +58,7 @@ def original_components(tensors: Tensors, family: Family) -> dict[str, Component
         )
     components = {
         name: component(
-            key_maps.split_qkv(key_maps.strip_prefix(tensors, prefix)), table, f"{prefix}."
+            key_maps.split_qkv(key_maps.strip_prefix(tensors, f"{prefix}.")), table, f"{prefix}."
         )
         for (name, prefix), table in tables.items()
     }
@@ -128,11 +128,8 @@ def text_component(tensors: Tensors, prefix: str, text: TextConfig) -> Component
 
     A whole CLIP's image encoder is left out, and a last layer that the model does not use.
     """
-    inside = {
-        name.removeprefix(prefix): ref
-        for name, ref in tensors.items()
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(VISION)
-    }
+    inside = key_maps.strip_prefix(tensors, prefix)
+    inside = {name: ref for name, ref in inside.items() if not name.startswith(VISION)}
     if _is_open_clip(inside):
         table = key_maps.clip_from_open_clip(text.layers, bool(text.projection))
         return component(key_maps.split_qkv(inside), table, prefix)

@@ -140,7 +140,7 @@ def detect(header: Header, prediction: str | None = None) -> Family:
         raise UnknownLayout(
             f"this is {kind.name}{unsupported}; a whole {SUPPORTED} model is needed here"
         )
-    unet, vae = strip_prefix(header.tensors, UNET), strip_prefix(header.tensors, VAE)
+    unet, vae = strip_prefix(header.tensors, f"{UNET}."), strip_prefix(header.tensors, f"{VAE}.")
     texts = _texts(header.tensors, family)
     network = unet_config(unet, family.unet, texts[-1].projection)
     prediction = prediction or prediction_of(header, family)
@@ -269,18 +269,18 @@ def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAE
 def _texts(tensors: Tensors, family: Family) -> tuple[TextConfig, ...]:
     """The text encoders' configs."""
     if family is SDXL:
-        clip = clip_config(strip_prefix(tensors, XL_CLIP), SDXL.clip_texts[0])
+        clip = clip_config(strip_prefix(tensors, f"{XL_CLIP}."), SDXL.clip_texts[0])
         return clip, _open_clip(tensors, XL_OPEN_CLIP, XL_BIG_G)
     if family is SDXL_REFINER:
         return (_open_clip(tensors, REFINER_CLIP, XL_BIG_G),)
     if family is SD15:
-        return (clip_config(strip_prefix(tensors, CLIP), SD15.clip_texts[0]),)
+        return (clip_config(strip_prefix(tensors, f"{CLIP}."), SD15.clip_texts[0]),)
     return (_open_clip(tensors, OPEN_CLIP, SD21.clip_texts[0]),)
 
 
 def clip_config(tensors: Tensors, like: TextConfig) -> TextConfig:
     """A CLIP config from transformers' names, with or without `text_model`."""
-    projection, clip = like.projection, strip_prefix(tensors, "text_model") or tensors
+    projection, clip = like.projection, strip_prefix(tensors, "text_model.") or tensors
     if projection:
         projection = _shape(tensors, "text_projection.weight", 2)[0]
     layers = _count(clip, "encoder.layers.")
@@ -291,7 +291,7 @@ def clip_config(tensors: Tensors, like: TextConfig) -> TextConfig:
 
 def _open_clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:
     """A CLIP config from OpenCLIP's names; SD 2 does not use the last layer, SDXL pools it."""
-    clip = strip_prefix(tensors, prefix)
+    clip = strip_prefix(tensors, f"{prefix}.")
     layers = _count(clip, "transformer.resblocks.")
     mlp = _shape(clip, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
     used = layers if like.projection or layers == OPEN_CLIP_USED else max(1, layers - 1)

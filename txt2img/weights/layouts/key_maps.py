@@ -119,10 +119,8 @@ def inverted(table: Table) -> dict[str, str]:
 
 
 def strip_prefix(tensors: Mapping[str, TensorRef], prefix: str) -> dict[str, TensorRef]:
-    """The tensors whose names begin with a prefix and a dot, without those."""
-    return {
-        n.removeprefix(f"{prefix}."): s for n, s in tensors.items() if n.startswith(f"{prefix}.")
-    }
+    """The tensors whose names begin with a prefix, without it."""
+    return {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
 
 
 def unet_from_ldm(config: UNetConfig) -> Table:

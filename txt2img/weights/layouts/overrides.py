@@ -60,11 +60,7 @@ def open_unet(name: str, family_before: Family, prediction: str | None) -> UNetO
     if prefix is None:
         some = first_names(list(header.tensors))
         raise UnknownLayout(f"{shown(title)} is no U-Net: it contains {some}")
-    tensors = {
-        name.removeprefix(prefix): ref
-        for name, ref in key_maps.without_leftovers(header.tensors).items()
-        if name.startswith(prefix)
-    }
+    tensors = key_maps.strip_prefix(key_maps.without_leftovers(header.tensors), prefix)
     if any(name.startswith("input_blocks.") for name in tensors):
         config = detect.unet_config(tensors, like, pooled)
         table = key_maps.unet_from_ldm(config)

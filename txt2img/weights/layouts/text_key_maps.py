@@ -11,9 +11,9 @@ from txt2img.errors import UnknownLayout
 from txt2img.models.configs import Qwen3TextConfig, T5TextConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats.json_values import Config, check_fixed, integer, number
-from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps
 from txt2img.weights.layouts.components import Component, Tensors, component
+from txt2img.weights.layouts.key_maps import strip_prefix
 
 Kind = Literal["t5", "qwen3", "clip"]
 
@@ -55,7 +55,7 @@ def text_encoders(tensors: Tensors) -> dict[str, Kind]:
 
 def t5_component(tensors: Tensors, prefix: str, config: T5TextConfig) -> Component:
     """T5's encoder after a prefix; a whole T5's decoder is left out."""
-    inside = _inside(tensors, prefix)
+    inside = strip_prefix(tensors, prefix)
     table = _T5_LEFTOVERS | {"shared": "encoder.embed_tokens"}
     if "shared.weight" in inside:
         table |= {"encoder.embed_tokens": None}  # the same tensor, where both are stored
@@ -64,7 +64,7 @@ def t5_component(tensors: Tensors, prefix: str, config: T5TextConfig) -> Compone
 
 def qwen3_component(tensors: Tensors, prefix: str, config: Qwen3TextConfig) -> Component:
     """Qwen3 after a prefix, up to the last layer that the config taps."""
-    inside = _inside(tensors, prefix)
+    inside = strip_prefix(tensors, prefix)
     is_whole = any(name.startswith("model.") for name in inside)  # a language model with its head
     stem = "model." if is_whole else ""
     table: key_maps.Table = dict.fromkeys((f"{stem}norm", "lm_head", "tokenizer_json"))
@@ -76,7 +76,7 @@ def qwen3_component(tensors: Tensors, prefix: str, config: Qwen3TextConfig) -> C
 
 def t5_config(tensors: Tensors, prefix: str = "", length: int = 512) -> T5TextConfig:
     """T5's config by its tensors' shapes. Raises UnknownLayout."""
-    inside = _inside(tensors, prefix)
+    inside = strip_prefix(tensors, prefix)
     first = "encoder.block.0.layer"
     bias = f"{first}.0.SelfAttention.relative_attention_bias.weight"
     buckets, heads = _shape(inside, bias)
@@ -97,7 +97,7 @@ def qwen3_config(
     tensors: Tensors, prefix: str = "", taps: tuple[int, ...] = (-2,), length: int = 512
 ) -> Qwen3TextConfig:
     """Qwen3's config by its tensors' shapes. Raises UnknownLayout."""
-    inside = _inside(tensors, prefix)
+    inside = strip_prefix(tensors, prefix)
     inside = {name.removeprefix("model."): ref for name, ref in inside.items()}
     vocab, hidden = _shape(inside, "embed_tokens.weight")
     first = "layers.0.self_attn"
@@ -175,10 +175,6 @@ def _checked_taps(config: Qwen3TextConfig) -> Qwen3TextConfig:
             f"a Qwen3 of {config.heads} heads, {config.kv_heads} of keys, {config.head_width} wide"
         )
     return config
-
-
-def _inside(tensors: Tensors, prefix: str) -> dict[str, TensorRef]:
-    return {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
 
 
 def _count(tensors: Tensors, pattern: str) -> int:

@@ -67,7 +67,7 @@ def _open_file(path: Path, base: VAEConfig, hashed: bool) -> VAEFiles:
     tensors: Mapping[str, TensorRef] = safetensors_file.header(path).tensors
     prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in tensors)), "")
     if prefix:
-        tensors = key_maps.strip_prefix(tensors, prefix.removesuffix("."))
+        tensors = key_maps.strip_prefix(tensors, prefix)
     record = VAERef(path.name, model_hash((path,)) if hashed else "")
     if taesd.is_taesd(tensors):
         return _open_taesd(record, tensors)
@@ -79,8 +79,7 @@ def _open_file(path: Path, base: VAEConfig, hashed: bool) -> VAEFiles:
 
 def vae_in(tensors: Mapping[str, TensorRef], prefix: str, base: VAEConfig) -> VAEConfigAndTensors:
     """The VAE among a file's tensors, in any layout; what they do not tell is as in `base`."""
-    inside = {n.removeprefix(prefix): ref for n, ref in tensors.items() if n.startswith(prefix)}
-    inside = key_maps.without_leftovers(inside, LEFTOVERS)
+    inside = key_maps.without_leftovers(key_maps.strip_prefix(tensors, prefix), LEFTOVERS)
     diffusers = any(name.startswith("decoder.up_blocks.") for name in inside)
     config = detect.vae_config(inside, base.scaling, diffusers)
     if not config.channels:
