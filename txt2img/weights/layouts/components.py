@@ -7,7 +7,7 @@ from pathlib import Path
 from txt2img.errors import MissingWeights, ModelNotFound, UnknownLayout
 from txt2img.models.configs import NetworkConfig, TextConfig
 from txt2img.system.files import expand_user
-from txt2img.system.text import shown
+from txt2img.system.text import escape, shown
 from txt2img.weights.families import Family
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import NAME_MAX, TensorRef
@@ -157,6 +157,29 @@ def _text_prefixes(tensors: Tensors, family: Family) -> dict[str, TextConfig]:
         return {key_maps.REFINER_CLIP: first}
     open_clip = any(name.startswith(f"{key_maps.OPEN_CLIP}.") for name in tensors)
     return {key_maps.OPEN_CLIP if open_clip else key_maps.CLIP: first}
+
+
+def shape_of(
+    owner: str, tensors: Tensors, names: str | tuple[str, ...], dimensions: int | None = 2
+) -> tuple[int, ...]:
+    """The shape of the first of some tensors, of which an `owner` such as "transformer" has one.
+
+    Raises UnknownLayout if none is there, or it has other dimensions.
+    """
+    names = (names,) if isinstance(names, str) else names
+    name = next((name for name in names if name in tensors), None)
+    if name is None:
+        raise UnknownLayout(f"{owner}: {names[0]} is missing: the file is incomplete")
+    shape = tensors[name].shape
+    if 0 in shape or (dimensions is not None and len(shape) != dimensions):
+        raise UnknownLayout(f"{owner}: {escape(name)} has the shape {shape}")
+    return shape
+
+
+def count_modules(tensors: Tensors, prefix: str) -> int:
+    """The number of numbered modules after a prefix."""
+    numbers = {n[len(prefix) :].split(".", 1)[0] for n in tensors if n.startswith(prefix)}
+    return sum(number.isdecimal() for number in numbers)
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -20,7 +20,13 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.json_values import Config
 from txt2img.weights.formats.safetensors_file import TensorRef
 from txt2img.weights.layouts import key_maps, t2i_adapter
-from txt2img.weights.layouts.components import STEM, Component, component, first_names
+from txt2img.weights.layouts.components import (
+    STEM,
+    Component,
+    component,
+    count_modules,
+    first_names,
+)
 from txt2img.weights.registry.find import model_name
 
 Tensors = Mapping[str, TensorRef]
@@ -166,7 +172,7 @@ def original_table(base: UNetConfig, tensors: Tensors) -> key_maps.Table:
     table = key_maps.unet_from_ldm(base)
     table["middle_block_out.0"] = "controlnet_mid_block"
     # Convolutions at even places, activations between them.
-    last = 2 * _count(tensors, "input_hint_block.") - 2
+    last = 2 * count_modules(tensors, "input_hint_block.") - 2
     for i in range(0, last + 1, 2):
         place = "conv_in" if i == 0 else "conv_out" if i == last else f"blocks.{i // 2 - 1}"
         table[f"input_hint_block.{i}"] = f"controlnet_cond_embedding.{place}"
@@ -215,7 +221,7 @@ def _control_config(
         is_shuffle,
         count,
         width,
-        _count(tensors, "transformer_layes."),
+        count_modules(tensors, "transformer_layes."),
     )
 
 
@@ -228,20 +234,20 @@ def _unet_like(tensors: Tensors, base: UNetConfig) -> UNetConfig | None:
     widths = [_shape(tensors, f"down_blocks.{i}.resnets.0.conv1.weight")[:1] for i in levels]
     depths = [
         [
-            _count(tensors, f"down_blocks.{i}.attentions.{layer}.transformer_blocks.")
+            count_modules(tensors, f"down_blocks.{i}.attentions.{layer}.transformer_blocks.")
             for layer in range(base.layers)
         ]
         for i in levels
     ]
-    middle = _count(tensors, "mid_block.attentions.0.transformer_blocks.")
+    middle = count_modules(tensors, "mid_block.attentions.0.transformer_blocks.")
     inputs = _shape(tensors, "conv_in.weight")[1:2]
     added = _shape(tensors, "add_embedding.linear_1.weight")[1:]
     sizes = base.pooled + base.sizes * base.size_width
     if (
         [*map(list, widths)] != [[width] for width in base.channels]
         or inputs != (base.in_channels,)
-        or _count(tensors, "down_blocks.") != len(base.channels)
-        or _count(tensors, "down_blocks.0.resnets.") != base.layers
+        or count_modules(tensors, "down_blocks.") != len(base.channels)
+        or count_modules(tensors, "down_blocks.0.resnets.") != base.layers
         or added != ((sizes,) if sizes else ())
     ):
         return None
@@ -259,9 +265,3 @@ def _unet_like(tensors: Tensors, base: UNetConfig) -> UNetConfig | None:
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
     return tensors[name].shape if name in tensors else ()
-
-
-def _count(tensors: Tensors, prefix: str) -> int:
-    """The number of numbered modules after a prefix."""
-    numbers = {n[len(prefix) :].split(".", 1)[0] for n in tensors if n.startswith(prefix)}
-    return sum(number.isdecimal() for number in numbers)

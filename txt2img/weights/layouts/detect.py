@@ -4,11 +4,11 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.configs import FLUX2_VAE, Depth, TextConfig, UNetConfig, VAEConfig
 from txt2img.system.files import ADVICE, open_regular
-from txt2img.system.text import shown
 from txt2img.weights.distilled import for_lcm
 from txt2img.weights.families import (
     SD15,
@@ -24,7 +24,7 @@ from txt2img.weights.families import (
     normalise_depths,
 )
 from txt2img.weights.formats.safetensors_file import Header, TensorRef
-from txt2img.weights.layouts.components import first_names
+from txt2img.weights.layouts.components import count_modules, first_names, shape_of
 from txt2img.weights.layouts.key_maps import (
     CLIP,
     OPEN_CLIP,
@@ -45,6 +45,7 @@ SUPPORTED = "SD 1, SD 2, SDXL, SD 3, FLUX.1, FLUX.2 klein or Z-Image"
 MARKERS = ("v_pred", "ztsnr")  # empty tensors that say v-prediction, zero terminal SNR
 STRUCT_FORMATS = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
+_shape = partial(shape_of, "SD model")
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def unet_config(tensors: Tensors, like: UNetConfig, pooled: int) -> UNetConfig:
     up = _up_levels(tensors, layers + 1, levels)
     attention = tuple(any(depths) for depths in down)
     # A last level without attention has the depth of the middle block.
-    deepest = _count(tensors, "middle_block.1.transformer_blocks.")
+    deepest = count_modules(tensors, "middle_block.1.transformer_blocks.")
     if not attention[-1]:
         down[-1], up[-1] = [deepest or 1], [deepest or 1]
     depth, up_depth = _depths(down, attention), _depths(up, attention)
@@ -229,7 +230,11 @@ def unet_config(tensors: Tensors, like: UNetConfig, pooled: int) -> UNetConfig:
         attention=attention,
         depth=depth,
         up_depth=None if up_depth == depth else up_depth,
-        middle="full" if deepest else "residual" if _count(tensors, "middle_block.") else "none",
+        middle="full"
+        if deepest
+        else "residual"
+        if count_modules(tensors, "middle_block.")
+        else "none",
         heads=tuple(max(1, width // HEAD_DIM) if fixed_head_dim else 8 for width in channels),
         cross_dim=_shape(tensors, f"{first}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         linear_projection=len(_shape(tensors, f"{first}.proj_in.weight", None)) == 2,
@@ -244,7 +249,7 @@ def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAE
     names = ("down_blocks", "resnets", "mid_block.attentions.0.", "up_blocks")
     down, block, attention, up = names if diffusers else ("down", "block", "mid.attn_1.", "up")
     start, end = f"encoder.{down}.", f"decoder.{up}."
-    levels = range(_count(tensors, start))
+    levels = range(count_modules(tensors, start))
 
     def widths(place: str) -> tuple[int, ...]:
         first = (f"{place}{level}.{block}.0.conv1.weight" for level in levels)
@@ -257,7 +262,7 @@ def vae_config(tensors: Tensors, scaling: float, diffusers: bool = False) -> VAE
         scaling=1.0 if normed else scaling,
         latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1] * patch**2,
         channels=channels,
-        layers=_count(tensors, f"{start}0.{block}."),
+        layers=count_modules(tensors, f"{start}0.{block}."),
         mid_attention=any(name.startswith(f"decoder.{attention}") for name in tensors),
         quant_conv=any(name in tensors for name in quant),
         patch=patch,
@@ -283,7 +288,7 @@ def clip_config(tensors: Tensors, like: TextConfig) -> TextConfig:
     projection, clip = like.projection, strip_prefix(tensors, "text_model.") or tensors
     if projection:
         projection = _shape(tensors, "text_projection.weight", 2)[0]
-    layers = _count(clip, "encoder.layers.")
+    layers = count_modules(clip, "encoder.layers.")
     token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
     mlp = _shape(clip, "encoder.layers.0.mlp.fc1.weight", 2)[0]
     return replace(_text_config(clip, token, position, layers, mlp, like), projection=projection)
@@ -292,7 +297,7 @@ def clip_config(tensors: Tensors, like: TextConfig) -> TextConfig:
 def _open_clip(tensors: Tensors, prefix: str, like: TextConfig) -> TextConfig:
     """A CLIP config from OpenCLIP's names; SD 2 does not use the last layer, SDXL pools it."""
     clip = strip_prefix(tensors, f"{prefix}.")
-    layers = _count(clip, "transformer.resblocks.")
+    layers = count_modules(clip, "transformer.resblocks.")
     mlp = _shape(clip, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
     used = layers if like.projection or layers == OPEN_CLIP_USED else max(1, layers - 1)
     token, position = "token_embedding.weight", "positional_embedding"
@@ -317,19 +322,21 @@ def _down_levels(tensors: Tensors, width: int) -> tuple[list[int], list[list[int
     """Channels and transformer depths of the down blocks, by level; each ends at a downsampler."""
     channels: list[int] = [width]
     depths: list[list[int]] = [[]]
-    for block in range(1, _count(tensors, "input_blocks.")):
+    for block in range(1, count_modules(tensors, "input_blocks.")):
         if f"input_blocks.{block}.0.op.weight" in tensors:
             channels, depths = [*channels, 0], [*depths, []]
             continue
         channels[-1] = _shape(tensors, f"input_blocks.{block}.0.out_layers.3.weight", 4)[0]
-        depths[-1].append(_count(tensors, f"input_blocks.{block}.1.transformer_blocks."))
+        depths[-1].append(count_modules(tensors, f"input_blocks.{block}.1.transformer_blocks."))
     return channels, depths
 
 
 def _up_levels(tensors: Tensors, count: int, levels: int) -> list[list[int]]:
     """Transformer depths of the up blocks, `count` a level, in the order of the down levels."""
-    blocks = range(_count(tensors, "output_blocks."))
-    each = [_count(tensors, f"output_blocks.{block}.1.transformer_blocks.") for block in blocks]
+    blocks = range(count_modules(tensors, "output_blocks."))
+    each = [
+        count_modules(tensors, f"output_blocks.{block}.1.transformer_blocks.") for block in blocks
+    ]
     return [each[level * count :][:count] for level in reversed(range(levels))]
 
 
@@ -346,19 +353,3 @@ def _first_attention(tensors: Tensors) -> str:
     if not names:
         raise UnknownLayout("a U-Net without attention on the text, which no SD model has")
     return names[0].removesuffix(end)
-
-
-def _count(tensors: Tensors, prefix: str) -> int:
-    """The number of numbered modules after a prefix."""
-    numbers = {n[len(prefix) :].split(".", 1)[0] for n in tensors if n.startswith(prefix)}
-    return sum(number.isdecimal() for number in numbers)
-
-
-def _shape(tensors: Tensors, name: str, dimensions: int | None) -> tuple[int, ...]:
-    """A tensor's shape. Raises UnknownLayout if it is missing or has other dimensions."""
-    if name not in tensors:
-        raise UnknownLayout(f"an SD model without the tensor {shown(name)}: the file is incomplete")
-    shape = tensors[name].shape
-    if 0 in shape or (dimensions is not None and len(shape) != dimensions):
-        raise UnknownLayout(f"{shown(name)} has the shape {shape}, which no SD model has")
-    return shape

@@ -5,6 +5,7 @@ Names are transformers' in all of them, after ComfyUI's prefixes in whole checkp
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from txt2img.errors import UnknownLayout
@@ -12,10 +13,11 @@ from txt2img.models.configs import Qwen3TextConfig, T5TextConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats.json_values import Config, check_fixed, integer, number
 from txt2img.weights.layouts import key_maps
-from txt2img.weights.layouts.components import Component, Tensors, component
+from txt2img.weights.layouts.components import Component, Tensors, component, shape_of
 from txt2img.weights.layouts.key_maps import strip_prefix
 
 Kind = Literal["t5", "qwen3", "clip"]
+_shape = partial(shape_of, "text encoder")
 
 # ComfyUI's prefixes of the text encoders in a whole checkpoint, by what diffusers calls them; the
 # file of one encoder has none.
@@ -80,7 +82,7 @@ def t5_config(tensors: Tensors, prefix: str = "", length: int = 512) -> T5TextCo
     first = "encoder.block.0.layer"
     bias = f"{first}.0.SelfAttention.relative_attention_bias.weight"
     buckets, heads = _shape(inside, bias)
-    vocab, width = _shape(inside, "shared.weight", "encoder.embed_tokens.weight")
+    vocab, width = _shape(inside, ("shared.weight", "encoder.embed_tokens.weight"))
     return T5TextConfig(
         vocab=vocab,
         width=width,
@@ -101,7 +103,7 @@ def qwen3_config(
     inside = {name.removeprefix("model."): ref for name, ref in inside.items()}
     vocab, hidden = _shape(inside, "embed_tokens.weight")
     first = "layers.0.self_attn"
-    [head_width] = _shape(inside, f"{first}.q_norm.weight", dimensions=1)
+    [head_width] = _shape(inside, f"{first}.q_norm.weight", 1)
     return _checked_taps(
         Qwen3TextConfig(
             vocab=vocab,
@@ -181,14 +183,3 @@ def _count(tensors: Tensors, pattern: str) -> int:
     """One more than the greatest number that a pattern finds in names."""
     matches = (re.match(pattern, name) for name in tensors)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
-
-
-def _shape(tensors: Tensors, *names: str, dimensions: int = 2) -> tuple[int, ...]:
-    """The shape of the first tensor there is. Raises UnknownLayout."""
-    for name in names:
-        if name in tensors:
-            shape = tensors[name].shape
-            if len(shape) != dimensions or 0 in shape:
-                raise UnknownLayout(f"{shown(name)} has the shape {shape}: no text encoder's")
-            return shape
-    raise UnknownLayout(f"a text encoder without the tensor {names[0]}: the file is incomplete")

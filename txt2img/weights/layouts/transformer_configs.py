@@ -1,29 +1,19 @@
 """Configs of diffusion transformers: from the tensors of a single file, and from diffusers'."""
 
-from collections.abc import Mapping
-from math import isqrt, prod
+from functools import partial
+from math import isqrt
 
 from txt2img.errors import BadFile, UnknownLayout
 from txt2img.models.configs import Flux2Config, FluxConfig, SD3Config, ZImageConfig
 from txt2img.system.text import shown
 from txt2img.weights.formats.json_values import Config, check_class, check_fixed, flag, integer
-from txt2img.weights.formats.safetensors_file import TensorRef
+from txt2img.weights.layouts.components import Tensors, shape_of
 
-Tensors = Mapping[str, TensorRef]
 BLOCKS_MAX, HEADS_MAX, WIDTH_MAX = 256, 256, 65536
 PATCH = 4  # latent cells of a 2×2 patch
+_shape = partial(shape_of, "transformer")
 FLUX_NORM = tuple(f"double_blocks.0.img_attn.norm.key_norm.{kind}" for kind in ("scale", "weight"))
 SD3_HEAD = 64  # where no norm tells
-
-
-def shape_of(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor that the architecture needs. Raises UnknownLayout."""
-    if name not in tensors:
-        raise UnknownLayout(f"transformer: {name} is missing")
-    shape = tensors[name].shape
-    if len(shape) != dimensions or not prod(shape):
-        raise UnknownLayout(f"transformer: {name} has the shape {shape}")
-    return shape
 
 
 def block_count(tensors: Tensors, prefix: str) -> int:
@@ -78,17 +68,11 @@ def layer_list(config: Config, key: str, layers: int) -> tuple[int, ...]:
     return tuple(sorted({integer({key: item}, key, 0, 0, layers - 1) for item in value}))
 
 
-def head_of(tensors: Tensors, *names: str) -> int:
-    """The features of a head, from the first norm that there is. Raises UnknownLayout."""
-    found = next((name for name in names if name in tensors), names[0])
-    return shape_of(tensors, found, 1)[0]
-
-
 def flux_config(tensors: Tensors) -> FluxConfig:
     """FLUX.1's config from a single file's tensors, without prefix. Raises UnknownLayout."""
-    width, inputs = shape_of(tensors, "img_in.weight", 2)
-    head_dim = head_of(tensors, *FLUX_NORM)
-    outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
+    width, inputs = _shape(tensors, "img_in.weight", 2)
+    [head_dim] = _shape(tensors, FLUX_NORM, 1)
+    outputs = _shape(tensors, "final_layer.linear.weight", 2)[0]
     return FluxConfig(
         in_channels=patches_of(inputs, "img_in"),
         out_channels=patches_of(outputs, "final_layer.linear"),
@@ -96,8 +80,8 @@ def flux_config(tensors: Tensors) -> FluxConfig:
         single_blocks=block_count(tensors, "single_blocks"),
         heads=heads_of(width, head_dim),
         head_dim=head_dim,
-        cross_dim=shape_of(tensors, "txt_in.weight", 2)[1],
-        pooled=shape_of(tensors, "vector_in.in_layer.weight", 2)[1],
+        cross_dim=_shape(tensors, "txt_in.weight", 2)[1],
+        pooled=_shape(tensors, "vector_in.in_layer.weight", 2)[1],
         embeds_guidance="guidance_in.in_layer.weight" in tensors,
         axes=checked_axes(FluxConfig.axes, head_dim),
     )
@@ -126,16 +110,16 @@ def flux_from_diffusers(config: Config) -> FluxConfig:
 
 def flux2_config(tensors: Tensors) -> Flux2Config:
     """FLUX.2's config from a single file's tensors, without prefix. Raises UnknownLayout."""
-    width, inputs = shape_of(tensors, "img_in.weight", 2)
-    head_dim = head_of(tensors, *FLUX_NORM)
+    width, inputs = _shape(tensors, "img_in.weight", 2)
+    [head_dim] = _shape(tensors, FLUX_NORM, 1)
     return Flux2Config(
         in_channels=inputs,
-        out_channels=shape_of(tensors, "final_layer.linear.weight", 2)[0],
+        out_channels=_shape(tensors, "final_layer.linear.weight", 2)[0],
         double_blocks=block_count(tensors, "double_blocks"),
         single_blocks=block_count(tensors, "single_blocks"),
         heads=heads_of(width, head_dim),
         head_dim=head_dim,
-        cross_dim=shape_of(tensors, "txt_in.weight", 2)[1],
+        cross_dim=_shape(tensors, "txt_in.weight", 2)[1],
         embeds_guidance="guidance_in.in_layer.weight" in tensors,
         axes=checked_axes(Flux2Config.axes, head_dim),
     )
@@ -172,20 +156,20 @@ def sd3_config(tensors: Tensors) -> SD3Config:
 
     Raises UnknownLayout.
     """
-    width, inputs = shape_of(tensors, "x_embedder.proj.weight", 4)[:2]
-    outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
+    width, inputs = _shape(tensors, "x_embedder.proj.weight", 4)[:2]
+    outputs = _shape(tensors, "final_layer.linear.weight", 2)[0]
     layers, attention = block_count(tensors, "joint_blocks"), "joint_blocks.0.x_block.attn"
     qk_norm = f"{attention}.ln_q.weight" in tensors
-    head_dim = head_of(tensors, f"{attention}.ln_q.weight") if qk_norm else SD3_HEAD
+    head_dim = _shape(tensors, f"{attention}.ln_q.weight", 1)[0] if qk_norm else SD3_HEAD
     return SD3Config(
         in_channels=inputs,
         out_channels=patches_of(outputs, "final_layer.linear"),
         layers=layers,
         heads=heads_of(width, head_dim),
         head_dim=head_dim,
-        cross_dim=shape_of(tensors, "context_embedder.weight", 2)[1],
-        pooled=shape_of(tensors, "y_embedder.mlp.0.weight", 2)[1],
-        positions=isqrt(shape_of(tensors, "pos_embed", 3)[1]),
+        cross_dim=_shape(tensors, "context_embedder.weight", 2)[1],
+        pooled=_shape(tensors, "y_embedder.mlp.0.weight", 2)[1],
+        positions=isqrt(_shape(tensors, "pos_embed", 3)[1]),
         dual_layers=tuple(
             index
             for index in range(layers)
@@ -223,9 +207,9 @@ def sd3_from_diffusers(config: Config) -> SD3Config:
 
 def z_image_config(tensors: Tensors) -> ZImageConfig:
     """Z-Image's config from a single file's tensors, without prefix. Raises UnknownLayout."""
-    width, inputs = shape_of(tensors, "x_embedder.weight", 2)
-    outputs = shape_of(tensors, "final_layer.linear.weight", 2)[0]
-    head_dim = head_of(tensors, "layers.0.attention.q_norm.weight")
+    width, inputs = _shape(tensors, "x_embedder.weight", 2)
+    outputs = _shape(tensors, "final_layer.linear.weight", 2)[0]
+    [head_dim] = _shape(tensors, "layers.0.attention.q_norm.weight", 1)
     return ZImageConfig(
         in_channels=patches_of(inputs, "x_embedder"),
         out_channels=patches_of(outputs, "final_layer.linear"),
@@ -233,7 +217,7 @@ def z_image_config(tensors: Tensors) -> ZImageConfig:
         refiner_layers=block_count(tensors, "noise_refiner"),
         heads=heads_of(width, head_dim),
         head_dim=head_dim,
-        cross_dim=shape_of(tensors, "cap_embedder.1.weight", 2)[1],
+        cross_dim=_shape(tensors, "cap_embedder.1.weight", 2)[1],
         axes=checked_axes(ZImageConfig.axes, head_dim),
     )
 
