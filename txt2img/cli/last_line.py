@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import read_json, write_atomic
+from txt2img.system.files import read_json, user_folder, write_atomic
 
 DRAW_NOTHING = ("--dry-run", "--help", "-h", "-help", "-?", "--version")
 DROPPED = ("--seed", "--shard")  # with their values; new pictures are no part of others
@@ -72,5 +72,4 @@ def _with_seed(output: str) -> str:
 
 
 def _path() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(base) / "txt2img" / "last.json"
+    return user_folder("STATE") / "last.json"

@@ -27,6 +27,7 @@ NO_CONFIG = ": no configuration"
 ADVICE = "download the real file again"
 TEMPORARY = ".txt2img-{}.tmp"  # beside the file that it becomes
 LOCK = ".txt2img-{}.lock"
+_HOMES = {"CONFIG": ".config", "DATA": ".local/share", "STATE": ".local/state", "CACHE": ".cache"}
 ABANDONED_SECONDS = 3600  # where there are no locks
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
@@ -40,6 +41,12 @@ def reason(error: Exception) -> str:
 def expand_user(text: str | Path) -> Path:
     """A path with ~ as a home folder; ~NAME stays as it is if there is no such user."""
     return Path(os.path.expanduser(text))
+
+
+def user_folder(kind: str) -> Path:
+    """This program's CONFIG, DATA, STATE or CACHE folder (XDG Base Directory Specification)."""
+    base = os.environ.get(f"XDG_{kind}_HOME") or os.path.expanduser(f"~/{_HOMES[kind]}")
+    return Path(base) / "txt2img"
 
 
 def exists(path: Path) -> bool:

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest
-from txt2img.system.files import NO_CONFIG, expand_user, read_bounded, reason, write_atomic
+from txt2img.system.files import (
+    NO_CONFIG,
+    expand_user,
+    read_bounded,
+    reason,
+    user_folder,
+    write_atomic,
+)
 from txt2img.system.text import nearest, nearest_or_all, shown
 
 CONFIG = "TXT2IMG_CONFIG"  # environment variable with the file's path
@@ -58,8 +65,7 @@ def config_path() -> Path:
     """The config file's path."""
     if given := os.environ.get(CONFIG):
         return expand_user(given)
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base) / "txt2img" / "config.toml"
+    return user_folder("CONFIG") / "config.toml"
 
 
 def read_config() -> UserConfig:

@@ -4,7 +4,6 @@ The file holds times and bytes by family, device and dtype; no prompt, no path, 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +16,7 @@ from txt2img.request.compat import Rules, rules, steps_of
 from txt2img.request.hires import drawn_size, second_pass, second_rules, without_hires
 from txt2img.request.prompt_syntax import split_and
 from txt2img.system import files
+from txt2img.system.files import user_folder
 
 FORMAT = 2
 KEYS_MAX = 256  # the oldest are dropped
@@ -139,8 +139,7 @@ def mixed(old: Speed, new: Speed) -> Speed:
 
 def path() -> Path:
     """The file's path."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(base) / "txt2img" / "speeds.json"
+    return user_folder("STATE") / "speeds.json"
 
 
 def _speed(row: object) -> Speed:

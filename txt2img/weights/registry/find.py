@@ -11,7 +11,15 @@ from pathlib import Path
 
 from txt2img.errors import BadFile, BadRequest, ModelNotFound
 from txt2img.system import user_config
-from txt2img.system.files import cannot_read, exists, expand_user, read_json, reason, walk
+from txt2img.system.files import (
+    cannot_read,
+    exists,
+    expand_user,
+    read_json,
+    reason,
+    user_folder,
+    walk,
+)
 from txt2img.system.text import nearest, shown
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.registry import hashes, hub_cache
@@ -37,8 +45,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 def models_dir() -> Path:
     """The folder for models of one's own, where earlier versions also put pulled ones."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return Path(base) / "txt2img" / "models"
+    return user_folder("DATA") / "models"
 
 
 def folders() -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from txt2img.system.files import open_regular, stat_key, write_atomic
+from txt2img.system.files import open_regular, stat_key, user_folder, write_atomic
 
 BLOCK = 2**22  # bytes
 OLD_DIGITS = 8  # of A1111's first hash
@@ -128,8 +128,7 @@ def _cache_path(path: Path, was: os.stat_result, start: int) -> Path:
 
 
 def _cache_dir(kind: str = "sha256") -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "txt2img" / kind
+    return user_folder("CACHE") / kind
 
 
 def _load(path: Path) -> str | None:
