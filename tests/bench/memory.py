@@ -63,7 +63,7 @@ side, steps = map(int, sys.argv[4:])
 {WAIT}
 if kept == "plain":
     from txt2img.models.optimize import cpu as prepared
-    prepared.WINOGRAD_CHANNELS = 2**31
+    prepared.winograd.CHANNELS = 2**31
 model = load(path, replace(choose("cpu", dtype), low=kept == "low"))
 if steps:
     generate(Request("a red apple", width=side, height=side, steps=steps, seed=1), model)

@@ -33,6 +33,11 @@ class Conv2d(nn.Conv2d):
         return (self.optimized or nn.Conv2d.forward)(self, x)
 
 
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a matrix product over channels, pixel by pixel."""
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1
+
+
 def weights_changed(layer: nn.Module) -> None:
     """Tell optimisations that a layer's weights were changed in place, so that caches are stale."""
     if isinstance(layer, Linear | Conv2d):

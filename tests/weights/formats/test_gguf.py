@@ -35,9 +35,8 @@ def test_values_are_the_packages_bit_for_bit(kind: str, monkeypatch: pytest.Monk
     values, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     content = np.random.default_rng(0).integers(0, 256, (37, nbytes), dtype=np.uint8)
     theirs = torch.from_numpy(gguf.dequantize(content, GGMLQuantizationType[kind]))
-    monkeypatch.setattr(dequantize, "PIECE", 8 * values)
-    packed = torch.from_numpy(content)
-    ours = dequantize.dequantize_flat(packed, kind, values, torch.float32).view_as(theirs)
+    monkeypatch.setattr(dequantize, "TILE", 8 * values)
+    ours = dequantize.dequantize(torch.from_numpy(content), kind, values)
     assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 

@@ -20,15 +20,13 @@ from txt2img.models.layers import (
     Linear,
     Optimized,
     attend,
+    is_pointwise,
     split_heads,
 )
 from txt2img.models.optimize import onednn, winograd
+from txt2img.models.optimize.packed import packed_weight
 from txt2img.models.optimize.quantize import is_quantized
 
-WINOGRAD_SIDE = (
-    16  # pixels: on smaller maps, multiplying costs less than reading 4 times the weights
-)
-WINOGRAD_CHANNELS = 64  # with fewer, the transforms cost more than the products that they save
 WINOGRAD_PIXELS = 1024  # over all evaluations, before a filter's transform pays
 PACKED_PIXELS = 1024  # of an output: for more, packing costs little compared with multiplying
 PACKED_EVALUATIONS = 2
@@ -41,7 +39,7 @@ class CpuPlan:
     """How far to optimise: what memory allows, and what pays for so many evaluations."""
 
     evaluations: int = 1  # of the network for a picture
-    winograd_side: int = WINOGRAD_SIDE  # pixels of a map's shorter side, at least
+    winograd_side: int = winograd.SIDE  # pixels of a map's shorter side, at least
     pack: bool = True  # small maps' filters too
 
 
@@ -202,7 +200,8 @@ def optimize(network: nn.Module, plan: CpuPlan | None = None, token_merging: flo
     for layer in network.modules():
         if not isinstance(layer, Linear | Conv2d | Attention | FeedForward):
             continue
-        if getattr(layer, "packed_shape", None) is not None:
+        if (packed := packed_weight(layer)) is not None:
+            packed.is_fast = plan is not None and first.dtype == torch.float32
             continue
         optimized, kind = layer.optimized, kinds.get(type(layer))
         if plan is not None and isinstance(optimized, Fast) and type(optimized) is kind:
@@ -227,29 +226,23 @@ def algorithm(layer: nn.Conv2d, height: int, width: int, plan: CpuPlan) -> str:
 
     Depends on sizes and the plan only, so that a picture's bits depend on nothing else.
     """
-    narrow = min(layer.in_channels, layer.out_channels) < WINOGRAD_CHANNELS
+    narrow = winograd.is_narrow(layer)
     worth = plan.evaluations * height * width >= WINOGRAD_PIXELS
-    if worth and min(height, width) >= plan.winograd_side and not narrow and is_3x3(layer, (1, 1)):
+    if (
+        worth
+        and min(height, width) >= plan.winograd_side
+        and not narrow
+        and winograd.is_3x3(layer, (1, 1))
+    ):
         return "winograd"
     if not is_small(layer, height, width):
         return "plain"
     if not plan.pack or plan.evaluations < PACKED_EVALUATIONS:
         return "small"
     few = height * width <= COLUMN_PIXELS * layer.stride[0] * layer.stride[1]
-    if few and not narrow and is_3x3(layer, layer.stride):
+    if few and not narrow and winograd.is_3x3(layer, layer.stride):
         return "im2col"
     return "packed" if onednn.available(torch.float32) else "small"
-
-
-def is_3x3(layer: nn.Conv2d, stride: tuple[int, ...]) -> bool:
-    """Whether a convolution is 3×3, of this stride, in one group, padded by a pixel of zeros."""
-    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
-    return shape == ((3, 3), stride, (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
-
-
-def is_pointwise(layer: nn.Conv2d) -> bool:
-    """Whether a convolution is a matrix product over channels, pixel by pixel."""
-    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1
 
 
 def is_small(layer: nn.Conv2d, height: int, width: int) -> bool:
@@ -289,11 +282,12 @@ def bytes_needed(network: nn.Module, height: int, width: int, plan: CpuPlan) -> 
     layers: list[nn.Module] = [c for c, *size in convs if is_pointwise(c) or is_small(c, *size)]
     linears = (part for part in network.modules() if isinstance(part, nn.Linear))
     layers += [part for part in linears if not is_quantized(part.weight)]
+    layers = [layer for layer in layers if packed_weight(layer) is None]
     return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in layers)
 
 
 def _float32_bytes(conv: nn.Conv2d, height: int, width: int, plan: CpuPlan) -> int:
-    if is_pointwise(conv):
+    if is_pointwise(conv) or packed_weight(conv) is not None:
         return 0
     sizes = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "im2col": 1.0}
     return int(4 * conv.weight.numel() * sizes.get(algorithm(conv, height, width, plan), 0.0))

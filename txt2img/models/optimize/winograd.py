@@ -7,12 +7,17 @@ is a third of that with the paper's 0, ±1, ±2 (Barabasz et al. 2020, "Error An
 the Accuracy of Winograd Convolution").
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable
 
+import torch
+from torch import Tensor, nn
+
+SIDE = 16  # pixels: on smaller maps, multiplying costs less than reading 4 times the weights
+CHANNELS = 64  # with fewer, the transforms cost more than the products that they save
 TILE = 4  # height and width of an output tile
 PATCH = 6  # height and width of its input
 CHUNK = 32 * 2**20  # bytes of intermediate results at a time, so that they stay in the cache
+SOME_ROWS = 32  # of a filter that are transformed at a time
 NEAR, FAR = 0.625, 1.5
 _ENDS, _SUM = NEAR**2 * FAR**2, NEAR**2 + FAR**2
 
@@ -68,13 +73,43 @@ def transformed(weight: Tensor) -> Tensor:
     return (FILTER_BOTH @ flat).view(PATCH * PATCH, channels, out)
 
 
+def transformed_once(weight: Tensor) -> Tensor:
+    """A filter as `transformed` gives it, twice as fast, for a convolution or two."""
+    out, channels = weight.shape[:2]
+    made = weight.new_empty(PATCH * PATCH, out * channels)
+    count = SOME_ROWS * channels
+    for squares, into in zip(weight.reshape(-1, 9).split(count), made.split(count, 1), strict=True):
+        torch.mm(FILTER_BOTH, squares.t(), out=into)
+    return made.view(-1, out, channels).transpose(1, 2)
+
+
+def is_3x3(layer: nn.Conv2d, stride: tuple[int, ...]) -> bool:
+    """Whether a convolution is 3×3, of this stride, in one group, padded by a pixel of zeros."""
+    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+    return shape == ((3, 3), stride, (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
+
+
+def is_narrow(layer: nn.Conv2d) -> bool:
+    """Whether a convolution has too few channels for transforms to pay."""
+    return min(layer.in_channels, layer.out_channels) < CHANNELS
+
+
 def convolve(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve x (B, I, H, W), padded by a pixel of zeros, by transformed filters: (B, O, H, W).
 
     The output is channels last in memory.
     """
+    return convolve_by_parts(x, lambda: [matrices], matrices.shape[2], bias)
+
+
+def convolve_by_parts(
+    x: Tensor, parts: Callable[[], Iterable[Tensor]], out_channels: int, bias: Tensor | None
+) -> Tensor:
+    """Convolve as `convolve` by filters of some output channels after others.
+
+    They are asked for again for each band of a large map.
+    """
     batch, channels, height, width = x.shape
-    out_channels = matrices.shape[2]
     rows, columns = (
         -(-height // TILE),
         -(-width // TILE),
@@ -92,19 +127,20 @@ def convolve(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
     for band in range(bands):
         top, bottom = rows * band // bands, rows * (band + 1) // bands
         part = padded[:, TILE * top : TILE * bottom + 2]
-        out[:, top:bottom] = _band(part, matrices, bias).permute(0, 1, 3, 2, 4, 5)
+        out[:, top:bottom] = _band(part, parts(), bias).permute(0, 1, 3, 2, 4, 5)
     whole = out.view(batch, rows * TILE, columns * TILE, out_channels).permute(0, 3, 1, 2)
     inside = whole[:, :, :height, :width]
     return inside.contiguous(memory_format=torch.channels_last)
 
 
-def _band(x: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
+def _band(x: Tensor, parts: Iterable[Tensor], bias: Tensor) -> Tensor:
     """Convolve rows of tiles: (B, 4·rows + 2, 4·columns + 2, I) → (B, rows, columns, 4, 4, O)."""
     patches = x.unfold(1, PATCH, TILE).unfold(2, PATCH, TILE)  # (B, rows, columns, I, 6, 6)
     shape = patches.shape[:3]
     squares = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, PATCH * PATCH, x.shape[3])
     tiles = len(squares)
     inputs = torch.bmm(INPUT_BOTH.expand(tiles, -1, -1), squares)  # (tiles, 36, I)
-    products = torch.bmm(inputs.transpose(0, 1), matrices)  # (36, tiles, O)
-    out = torch.baddbmm(bias, OUTPUT_BOTH.expand(tiles, -1, -1), products.transpose(0, 1))
+    products = [torch.bmm(inputs.transpose(0, 1), some) for some in parts]  # (36, tiles, …)
+    whole = products[0] if len(products) == 1 else torch.cat(products, dim=2)
+    out = torch.baddbmm(bias, OUTPUT_BOTH.expand(tiles, -1, -1), whole.transpose(0, 1))
     return out.view(*shape, TILE, TILE, -1)  # of (tiles, 16, O)

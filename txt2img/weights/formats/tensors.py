@@ -134,7 +134,8 @@ def read_stored(name: str, ref: TensorRef, files: Files | None = None) -> Tensor
 
     rows = _read_eight(name, ref, files)
     shape = ref.shape[::-1] if ref.transposed else ref.shape
-    value = dequantize_rows(rows, ref.dtype, True, torch.float32).reshape(shape)
+    value = torch.empty(shape)
+    dequantize_rows(rows, ref.dtype, True, value.view(len(rows), -1))
     return _oriented(rotated(value, ref.rotation) if ref.rotation else value, ref)
 
 
@@ -218,15 +219,14 @@ def block_shape(ref: TensorRef) -> tuple[int, int]:
     return math.prod(ref.shape) // ref.block[0], ref.block[1]
 
 
-def unpack_of(ref: TensorRef) -> Callable[[Tensor, torch.dtype], Tensor]:
-    """What unpacks a packable tensor's blocks; rotated ones stay so."""
-    from txt2img.weights.formats.dequantize import dequantize_flat, dequantize_rows
+def unpack_of(ref: TensorRef) -> Callable[[Tensor, Tensor], None]:
+    """What unpacks a packable tensor's blocks into (n, values); rotated ones stay so."""
+    from txt2img.weights.formats.dequantize import dequantize_into, dequantize_rows
 
+    kind, scaled = ref.dtype, ref.scale is not None
     if ref.block is None:
-        dtype_name, scaled = ref.dtype, ref.scale is not None
-        return lambda rows, dtype: dequantize_rows(rows, dtype_name, scaled, dtype)
-    kind, values = ref.dtype, ref.block[0]
-    return lambda blocks, dtype: dequantize_flat(blocks, kind, values, dtype)
+        return lambda rows, out: dequantize_rows(rows, kind, scaled, out)
+    return lambda blocks, out: dequantize_into(blocks, kind, out)
 
 
 def read_packed(refs: Mapping[str, TensorRef], device: torch.device) -> dict[str, Tensor]:
@@ -253,9 +253,9 @@ def _read_gguf(name: str, ref: TensorRef) -> Tensor:
     blocks, before = read_blocks(name, ref)
     if not ref.is_quantized:
         return blocks.view(GGUF_DTYPES[ref.dtype]).flatten()
-    from txt2img.weights.formats.dequantize import dequantize_flat
+    from txt2img.weights.formats.dequantize import dequantize
 
-    flat = dequantize_flat(blocks, ref.dtype, ref.block[0], torch.float32)
+    flat = dequantize(blocks, ref.dtype, ref.block[0]).flatten()
     return flat[before : before + math.prod(ref.shape)]
 
 
