@@ -179,6 +179,11 @@ def test_a_model_of_edits_needs_a_picture_and_draws_with_one(
     assert command("make it snow", *model, "-o", "b.png", "-i", str(picture)).code == 0
 
 
-def test_a_strength_without_a_picture_is_told(draw: Command) -> None:
-    told = draw("x", "--strength", "0.5", "--dry-run").err
+def test_options_that_change_nothing_are_told(draw: Command) -> None:
+    line = ("--strength", "0.5", "--mask-blur", "2", "--preprocess", "canny", "--steps", "3")
+    told = draw("x", *line, "--dry-run").err
     assert "--strength changes nothing without --image" in told
+    assert "--mask-blur changes nothing without --image" in told
+    assert "--preprocess changes nothing without --control" in told
+    assert "steps changes" not in told
+    assert "changes nothing" not in draw("x", "--dry-run").err

@@ -73,6 +73,9 @@ cat --use-cpu all ‖ use --device cpu
 cat --gpu 0 ‖ use --device cuda
 cat --device gpu ‖ did you mean cuda?
 cat --device vulkan ‖ choose from cuda, mps, cpu
+cat --max-memory 6 ‖ write 6GB
+cat --upscale 2 ‖ --upscale lanczos:2
+cat --enhance llama3 ‖ --enhance takes a URL with http://
 cat --medvram ‖ use --max-memory 4GB
 cat --low-vram ‖ use --max-memory 4GB
 cat --xformers ‖ attention is fast by default

@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from txt2img.cli.options.batch import BatchOptions
+from txt2img.cli.options.enhance import CONFIGURED
 from txt2img.cli.options.input import read_stdin
 from txt2img.cli.provenance import request_of, require_model, with_pictures
 from txt2img.cli.registry import MODEL_VERBS, NAMES, OTHER_VERBS
@@ -24,6 +25,7 @@ from txt2img.images.image_folder import ImageFolders, pictures_at
 from txt2img.images.input_image import resolve_images
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex
+from txt2img.request.fields import FIELDS
 from txt2img.request.input_image import STDIN, ImagePaths
 from txt2img.request.prompt_file import read_prompts
 from txt2img.request.prompt_line import LONG
@@ -38,6 +40,12 @@ if TYPE_CHECKING:
     from txt2img.images.image_folder import ImageFolders
 
 
+# Options that change nothing without another one, by its field.
+NEEDED_BY: Mapping[str, tuple[str, ...]] = {
+    "image": ("strength", "resize", "mask_blur", "mask_invert", "inpaint_fill", "only_masked"),
+    "controls": ("preprocess", "control_mode"),
+    "ip_adapters": ("ip_masks",),
+}
 # What a picture's prompt was made from, which another prompt was not.
 MADE_FROM = {"template": "", "written": "", "enhancer": None}
 SEEDS_SHOWN = 8  # random ones, in the note on them
@@ -135,7 +143,9 @@ def from_arguments(
     `is_named`: the command was named, so a prompt that looks like one is meant.
     """
     if len(prompts) > 1:
-        raise BadRequest(too_many_prompts(prompts))
+        takes = "; --enhance takes a URL with http://, or a folder"
+        hint = takes if options.enhance.enhance == CONFIGURED else ""
+        raise BadRequest(too_many_prompts(prompts) + hint)
     if prompts and prompts_file is not None:
         raise BadRequest("a prompt and --prompts; give one of them")
     lines = [line for prompt in prompts for line in warnings(prompt, is_named)]
@@ -244,6 +254,7 @@ def from_picture(
 def _expand(batch: Batch, options: BatchOptions) -> None:
     """Put the pictures of folders and the points of the sweep into the requests. BadRequest."""
     swept = [axis(text).field for text in options.sweep or ()]
+    batch.notes += without_effect(batch.requests, swept)
     if any(request.has_input for request in batch.requests) or "image" in swept:
         read_stdin(batch.requests, batch.library.images, batch.on_stdin)
         errors = batch.errors if batch.skip_errors else None
@@ -252,10 +263,17 @@ def _expand(batch: Batch, options: BatchOptions) -> None:
             batch.sweep, batch.requests = sweep, sweep
         folders = ImageFolders(batch.requests, batch.library.images, errors)
         batch.requests = batch.image_folders = folders
-    elif any(request.strength is not None for request in batch.requests):
-        batch.notes.append("--strength changes nothing without --image")
     if options.sweep and batch.sweep is None:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
+
+
+def without_effect(requests: Sequence[Request], swept: Sequence[str]) -> Iterator[str]:
+    """A note for each option that changes nothing, since the one that it goes with is missing."""
+    for needed, names in NEEDED_BY.items():
+        if needed not in swept and not any(getattr(request, needed) for request in requests):
+            for field in (FIELDS[name] for name in names):
+                if any(getattr(request, field.name) != field.default for request in requests):
+                    yield f"--{field.label} changes nothing without --{FIELDS[needed].label}"
 
 
 def _complete(batch: Batch, options: BatchOptions, random_seeds: Sequence[int] = ()) -> Batch:

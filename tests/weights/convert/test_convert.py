@@ -164,6 +164,7 @@ REFUSED = {
     "GGUF without a type": (("x.gguf",), 2, "ends in .gguf: say --to gguf:Q8_0"),
     "GGUF by another name": (("x.safetensors", "--to", "gguf:Q8_0"), 2, "must end in .gguf"),
     "a folder's name": (("x.safetensors", "--layout", "diffusers"), 2, "makes a folder"),
+    "a pickle": (("x.ckpt",), 2, "no pickles are written"),
     "a file's name": (("x", "--layout", "single"), 2, "must end in .safetensors"),
     "another layout": (("x", "--layout", "kohya"), 2, "choose from diffusers, single, network"),
     "what is there": (("there.safetensors",), 1, "exists already; choose another name"),

@@ -143,6 +143,10 @@ class DeviceOptions:
             raise BadRequest(
                 f"--max-memory {shown(self.max_memory)} is no size; write it like 6GB or 800MB"
             ) from error
+        if self.max_memory.strip().isdecimal() and size < LEAST:
+            raise BadRequest(
+                f"--max-memory {shown(self.max_memory)} is in bytes; write {self.max_memory}GB"
+            )
         if size < LEAST:
             raise BadRequest(
                 f"--max-memory {shown(self.max_memory)}: torch alone takes {format_size(LEAST)}"

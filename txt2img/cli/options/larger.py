@@ -164,5 +164,7 @@ def find(option: str, name: str) -> tuple[UpscalerRef, Path | None]:
         return ref, None
     from txt2img.weights.registry.find import find_upscaler
 
+    if re.fullmatch(r"[0-9.]+x?", name) and not Path(name).exists():
+        raise BadRequest(f"{option} needs an upscaler: {option} {UPSCALER}:{name.rstrip('x')}")
     path = find_upscaler(option, name)
     return parse_upscaler(path.name), path

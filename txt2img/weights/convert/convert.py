@@ -92,6 +92,8 @@ def plan(source: str, out: Path, to: str | None = None, layout: str | None = Non
     if target.gguf != (out.suffix == GGUF):
         kind = "ends in .gguf: say --to gguf:Q8_0" if out.suffix == GGUF else "must end in .gguf"
         raise BadRequest(f"{shown(out)} {kind}")
+    if out.suffix in safetensors_file.PICKLES:
+        raise BadRequest(f"no pickles are written: {shown(out)}; end it in .safetensors")
     if os.path.lexists(out):
         raise BadOutput(f"{shown(out)} exists already; choose another name")
     path = Path(source) if Path(source).exists() else find_model(source)
