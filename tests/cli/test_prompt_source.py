@@ -42,7 +42,8 @@ def test_a_hyphen_reads_standard_input(command: Command, monkeypatch: pytest.Mon
     [
         ("list", '"list" is drawn as a prompt; or did you mean txt2img models list?'),
         ("serve", "with --keep-alive"),
-        ("convert", "needs no conversion"),
+        ("convert", "did you mean txt2img models convert?"),
+        ("webui", "did you mean txt2img serve?"),
         ("trian", "did you mean txt2img train?"),
         ("cat --steps 5", 'prompt: "--steps 5" is part of it; close its quotes before the options'),
         ("a cat \u2014steps 5", "steps 5"),

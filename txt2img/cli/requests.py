@@ -55,9 +55,7 @@ COMMANDS = {
     **{verb: f"txt2img models {verb}" for verb in MODEL_VERBS},
     **{word: f"txt2img models {verb}" for word, verb in OTHER_VERBS.items() if verb == "pull"},
     **dict.fromkeys(("/help", "/h", "/?", "?", "usage", "man"), "txt2img --help"),
-    "serve": "a prompt with --keep-alive, which starts a worker",
-    "server": "a prompt with --keep-alive, which starts a worker",
-    "convert": "--model with the file, which needs no conversion",
+    **dict.fromkeys(("server", "webui", "gui", "api"), "txt2img serve"),
     "version": "txt2img --version",
 }
 _OPTION = re.compile(r"(?:^|(?<=\s))--[A-Za-z][\w-]*(?:[=\s]\S+)?")
@@ -267,7 +265,7 @@ def _expand(batch: Batch, options: BatchOptions) -> None:
         batch.requests = batch.sweep = Sweep(batch.requests, options.sweep, options.sweep_zip)
 
 
-def without_effect(requests: Sequence[Request], swept: Sequence[str]) -> Iterator[str]:
+def without_effect(requests: Iterable[Request], swept: Sequence[str]) -> Iterator[str]:
     """A note for each option that changes nothing, since the one that it goes with is missing."""
     for needed, names in NEEDED_BY.items():
         if needed not in swept and not any(getattr(request, needed) for request in requests):
