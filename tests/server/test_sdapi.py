@@ -195,6 +195,16 @@ def test_a_controlnet_is_used_by_the_name_that_is_offered(sd1_folder: Path) -> N
             drawn[weight] = result.image.tobytes()
         assert drawn[0.0] != drawn[1.0]
         assert "ControlNet 0" in result.info["infotexts"][0]
+        assert client.controlnet_version() == 3 and "canny" in client.controlnet_module_list()
+        assert client.controlnet_model_list() == ["tiny-canny"]
+        own, other = (webuiapi.ControlNetUnit(image=x, model="tiny-canny") for x in (None, edges))
+        from_edges = [
+            client.img2img(images=[edges], prompt="a", seed=1, controlnet_units=[unit], **SMALL)
+            for unit in (own, other)
+        ]
+        assert from_edges[0].image.tobytes() == from_edges[1].image.tobytes()
+        with pytest.raises(RuntimeError, match="ControlNet 0 has no image"):
+            client.txt2img(prompt="a", controlnet_units=[own], **SMALL)
         other = webuiapi.ControlNetUnit(image=edges, model="../other-canny")
         with pytest.raises(RuntimeError, match="is offered here"):
             client.txt2img(prompt="a", controlnet_units=[other], **SMALL)

@@ -75,7 +75,11 @@ def from_api(
         values.pop("sampler_index", None)  # its former name, which A1111 then ignores
     for convert in (_second_pass, _area, _blur, _first_picture):
         convert(values)
-    values = _controls(values.pop("alwayson_scripts", {}), contents) | values
+    scripts = values.pop("alwayson_scripts", {})
+    controls = _controls(scripts, contents, values.get("image"))
+    if "resize_mode" in values:  # of all pictures
+        controls.pop("resize", None)
+    values = controls | values
     named: Values = {}
     for name, value in values.items():
         field = name if name in FIELDS else options.get(f"--{name.replace('_', '-')}", name)
@@ -141,8 +145,11 @@ def _first_picture(values: Values) -> None:
         values["image"] = pictures[0]
 
 
-def _controls(scripts: object, contents: MutableMapping[str, bytes]) -> Values:
-    """The fields of the ControlNet extension's units. BadRequest for other extensions."""
+def _controls(scripts: object, contents: MutableMapping[str, bytes], init: object) -> Values:
+    """The fields of the ControlNet extension's units. BadRequest for other extensions.
+
+    A unit without a picture follows the one that img2img begins from, `init`.
+    """
     if not isinstance(scripts, dict):
         raise BadRequest(f"alwayson_scripts is an object, got {shown(scripts)}")
     units: list[Values] = []
@@ -156,6 +163,7 @@ def _controls(scripts: object, contents: MutableMapping[str, bytes]) -> Values:
             unit.setdefault(new, unit.get(old, unit.get(new)))
         image = unit["image"]
         image = image.get("image") if isinstance(image, dict) else image
+        image = image or init  # webuiapi sends "" for none
         if image is None and unit.get("enabled", True) and "model" in unit:
             raise BadRequest(f"ControlNet {number} has no image")
         unit["image"] = picture(image, contents) if isinstance(image, str) else image
