@@ -133,6 +133,15 @@ def test_nobody_found_is_a_black_map() -> None:
     assert (map_.size, map_.getextrema()) == (PICTURE.size, ((0, 0),) * 3)
 
 
+def test_a_picture_too_small_for_a_model_is_told() -> None:
+    for annotator in (
+        loaded(Preprocessor.POSE, pose_folder()),
+        loaded(Preprocessor.DEPTH, zoe_folder()),
+    ):
+        with pytest.raises(BadRequest, match="a picture of 40x3 pixels is too small for a model"):
+            annotator(Image.new("RGB", (40, 3)))
+
+
 def damaged(folder: Path, to: Path, **changes: object) -> Path:
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())

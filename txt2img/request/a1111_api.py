@@ -75,11 +75,7 @@ def from_api(
         values.pop("sampler_index", None)  # its former name, which A1111 then ignores
     for convert in (_second_pass, _area, _blur, _first_picture):
         convert(values)
-    scripts = values.pop("alwayson_scripts", {})
-    controls = _controls(scripts, contents, values.get("image"))
-    if "resize_mode" in values:  # of all pictures
-        controls.pop("resize", None)
-    values = controls | values
+    values = _controls(values, contents) | values
     named: Values = {}
     for name, value in values.items():
         field = name if name in FIELDS else options.get(f"--{name.replace('_', '-')}", name)
@@ -145,11 +141,12 @@ def _first_picture(values: Values) -> None:
         values["image"] = pictures[0]
 
 
-def _controls(scripts: object, contents: MutableMapping[str, bytes], init: object) -> Values:
-    """The fields of the ControlNet extension's units. BadRequest for other extensions.
+def _controls(values: Values, contents: MutableMapping[str, bytes]) -> Values:
+    """Take the ControlNet extension's units out, as fields. BadRequest for other extensions.
 
-    A unit without a picture follows the one that img2img begins from, `init`.
+    A unit without a picture follows the one that img2img begins from.
     """
+    scripts, init = values.pop("alwayson_scripts", {}), values.get("image")
     if not isinstance(scripts, dict):
         raise BadRequest(f"alwayson_scripts is an object, got {shown(scripts)}")
     units: list[Values] = []
@@ -174,6 +171,8 @@ def _controls(scripts: object, contents: MutableMapping[str, bytes], init: objec
     fields = unit_fields(units, notes)
     if notes:
         raise BadRequest(notes[0])
+    if "resize_mode" in values:  # the call's, of all its pictures
+        fields.pop("resize", None)
     return fields
 
 

@@ -38,6 +38,7 @@ CLASSES_OF_ADE20K = 150
 PERSON = ("person", "people", "human")  # a detector's class
 SURE = 0.3  # the least score of a person who is found
 AT_ONCE = 16  # people in a pass
+LEAST = 16  # pixels of a side: processors take tiny pictures' sides for channels
 SCIPY = "poses need SciPy: pip install --no-deps scipy"
 
 
@@ -63,8 +64,11 @@ class Annotator:
     def __call__(self, image: "Image.Image") -> Tensor:
         """Depths or classes (H, W) of an RGB picture's pixels, or keypoints of its people.
 
-        BadFile, OutOfMemory.
+        BadFile, BadRequest, OutOfMemory.
         """
+        if min(image.size) < LEAST:
+            size = f"{image.width}x{image.height}"
+            raise BadRequest(f"{self.kind}: a picture of {size} pixels is too small for a model")
         with quietly(), oom_as_error("the preprocessor's model"), errors_as_bad_file(self.name):
             if self.kind is not Preprocessor.POSE:
                 return self._map(image)
