@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PIECE = 2**20  # values that are quantised at a time, which bounds the memory besides
+PIECE = 2**18  # values that are quantised at a time, which stay in the cache
 
 
 def quantize(values: Tensor, kind: str) -> Tensor:
@@ -108,28 +108,31 @@ def q5_1(x: Tensor) -> Tensor:
 def _best_with_minimum(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The best scales and minima, below 0 and negated, of groups (n, groups, 32): (n, groups, 1).
 
-    Each candidate's numbers are fitted by least squares, values far from 0 counting more.
+    Each candidate's numbers are fitted by least squares, values far from 0 counting more. Errors
+    follow from the fit's own sums.
     """
     weight = x.square().mean(-1, keepdim=True).sqrt() + x.abs()
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True)
-    span = high - low
+    span, above = high - low, x - low
     total, first = weight.sum(-1, keepdim=True), (weight * x).sum(-1, keepdim=True)
     scale, least = span / most, low
     best = torch.full_like(span, torch.inf)
+    numbers, weighted, product = (torch.empty_like(x) for _ in range(3))
     for stretch in (0.0, -0.9, -0.7, -0.5, -0.3, -0.1, 0.1, 0.3, 0.5, 0.8):
-        numbers = ((x - low) * _inverse(span / (most + stretch))).round().clamp(0, most)
-        weighted = weight * numbers
-        one, two = weighted.sum(-1, keepdim=True), (weighted * numbers).sum(-1, keepdim=True)
-        mixed = (weighted * x).sum(-1, keepdim=True)
+        torch.mul(above, _inverse(span / (most + stretch)), out=numbers)
+        torch.mul(weight, numbers.round_().clamp_(0, most), out=weighted)
+        one = weighted.sum(-1, keepdim=True)
+        two = torch.mul(weighted, numbers, out=product).sum(-1, keepdim=True)
+        mixed = torch.mul(weighted, x, out=product).sum(-1, keepdim=True)
         fitted = total * two - one * one
-        slope = torch.where(
-            fitted > 0, (total * mixed - first * one) * _inverse(fitted), span / most
-        )
-        offset = torch.where(fitted > 0, (two * first - one * mixed) * _inverse(fitted), low)
-        above = offset > 0
-        slope = torch.where(above, mixed * _inverse(two), slope)
+        inverse, is_fit = _inverse(fitted), fitted > 0
+        slope = torch.where(is_fit, (total * mixed - first * one) * inverse, span / most)
+        offset = torch.where(is_fit, (two * first - one * mixed) * inverse, low)
+        slope = torch.where(offset > 0, mixed * _inverse(two), slope)
         offset = offset.clamp(max=0)
-        error = (weight * (slope * numbers + offset - x).square()).sum(-1, keepdim=True)
+        # less the sum of weighted squares, which is the same for all
+        error = slope * (slope * two + 2 * (offset * one - mixed))
+        error += offset * (offset * total - 2 * first)
         better = (error < best) & (slope >= 0)
         best, scale = torch.where(better, error, best), torch.where(better, slope, scale)
         least = torch.where(better, offset, least)
@@ -179,17 +182,19 @@ def q6_k(x: Tensor) -> Tensor:
     groups = x.unflatten(-1, (16, 16))
     most = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     weight = groups.square()
+    cubes = weight * groups
     scale, best = most / -32, torch.full_like(most, -1.0)
+    numbers, product = torch.empty_like(groups), torch.empty_like(groups)
     for stretch in range(-9, 10):
-        numbers = (groups * _inverse(most / -(32 + 0.1 * stretch))).round().clamp(-32, 31)
-        mixed = (weight * groups * numbers).sum(-1, keepdim=True)
-        two = (weight * numbers.square()).sum(-1, keepdim=True)
-        gain = mixed.square() * _inverse(two)
+        torch.mul(groups, _inverse(most / -(32 + 0.1 * stretch)), out=numbers)
+        numbers.round_().clamp_(-32, 31)
+        mixed = torch.mul(cubes, numbers, out=product).sum(-1, keepdim=True)
+        two = torch.mul(weight, numbers.square_(), out=product).sum(-1, keepdim=True)
+        inverse = _inverse(two)
+        gain = mixed.square() * inverse
         better = gain > best
-        best, scale = (
-            torch.where(better, gain, best),
-            torch.where(better, mixed * _inverse(two), scale),
-        )
+        best = torch.where(better, gain, best)
+        scale = torch.where(better, mixed * inverse, scale)
     scale = scale[..., 0]
     whole = scale.gather(1, scale.abs().argmax(1, keepdim=True)) / -128
     scales = (scale * _inverse(whole)).round().clamp(-128, 127)
