@@ -22,7 +22,8 @@ from txt2img.weights.layouts.control import type_index
 from txt2img.weights.model import Model
 
 SOFT = 0.825  # by which each residual is less than the next deeper one, in A1111
-SOFT_LEVELS = 0.25, 0.62, 0.825, 1.0  # the same for a T2I-Adapter's levels
+# The same for a T2I-Adapter's levels (sd-webui-controlnet, scripts/hook.py: soft_injection).
+SOFT_LEVELS = 0.25, 0.62, 0.825, 1.0
 DEEPEST = 12  # the number of SD 1's middle block, whose residual that is nothing less
 
 
