@@ -41,7 +41,7 @@ def test_a_hyphen_reads_standard_input(command: Command, monkeypatch: pytest.Mon
     ("prompt", "line"),
     [
         ("list", '"list" is drawn as a prompt; or did you mean txt2img models list?'),
-        ("serve", "with --keep-alive"),
+        ("serve", "did you mean txt2img serve?"),
         ("convert", "did you mean txt2img models convert?"),
         ("webui", "did you mean txt2img serve?"),
         ("trian", "did you mean txt2img train?"),
