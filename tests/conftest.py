@@ -3,6 +3,7 @@
 torch and diffusers are imported by the fixtures that need them: most tests need neither.
 """
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +28,12 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what all modules imported out of the collector's rounds, which take a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

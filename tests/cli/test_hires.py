@@ -148,8 +148,7 @@ def test_a_prompt_file_may_ask_for_it_a_line(draw: Command) -> None:
     assert one == line and replace(one, hires=None) != one  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("model", ["sd1", "inpaint"])
-@pytest.mark.parametrize("upscaler", ["lanczos", "latent"])
+@pytest.mark.parametrize(("model", "upscaler"), [("sd1", "latent"), ("inpaint", "lanczos")])
 def test_outside_a_mask_a_larger_picture_has_the_pixels_of_its_start(
     command: Command, model: str, upscaler: str
 ) -> None:

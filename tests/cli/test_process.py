@@ -58,7 +58,6 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(picture: str) -> None:
     ("line", "kept"),
     [
         ("--prompts p.txt --seed 1 --dry-run", 0),
-        ("--prompts p.txt --seed 1 --dry-run --json", 0),
         ("--prompts p.txt --seed 1 --steps 1 -W 64 -H 64 -o art/ -m $M --no-keep-alive --json", 1),
         ("a --seed 1 --steps 1 -W 64 -H 64 -m $M --no-keep-alive -o -", 0),
     ],

@@ -35,7 +35,7 @@ from txt2img.weights.load import load
 from txt2img.weights.model import Model
 
 CPU = Device(torch.device("cpu"), torch.float32)
-STEPS, CFG, SHAPE = 20, 7.5, (1, 4, 8, 8)
+STEPS, CFG, SHAPE = 8, 7.5, (1, 4, 8, 8)
 PROMPTS = ["a red apple, 3d emoji", "", "Zoë's CAFÉ — 42 cats!! 猫 🐈‍⬛", "don't  stop"]
 MODELS = {"sd1": tiny.sd1, "sd2": tiny.sd2}
 LAYOUTS = [(name, layout) for name in MODELS for layout in ("folder", "file")]
@@ -179,8 +179,13 @@ def encoded(name: str) -> Tensor:
     return ours(name, "folder").text.encode(["blurry", "a red apple"]).tokens
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("sampler", "schedule", "theirs", "setting", "plain"), CASES)
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule", "theirs", "setting", "plain"),
+    [
+        *(("sd1", *case) for case in CASES),
+        *(("sd2", *case) for case in CASES if case[0] in ("ddpm", "dpm++2m", "lcm")),
+    ],
+)
 def test_final_latents_equal_diffusers(
     name: str,
     sampler: str,

@@ -42,9 +42,15 @@ def draw_moved(sd1_model: Model, monkeypatch: pytest.MonkeyPatch) -> Draw:
     return draw
 
 
-@pytest.mark.parametrize("tile", list(CELLS))
-@pytest.mark.parametrize("more", [{}, {"reuse": 2}, {"token_merging": 0.5}], ids=str)
-@pytest.mark.parametrize("tiling", ["off", "on"])
+@pytest.mark.parametrize(
+    ("tile", "more", "tiling"),
+    [
+        *((tile, {}, "off") for tile in CELLS),
+        *((tile, {}, "on") for tile in CELLS),
+        (Tile.XY, {"reuse": 2}, "off"),
+        (Tile.XY, {"token_merging": 0.5}, "off"),
+    ],
+)
 def test_a_picture_moves_with_its_noise(
     sd1_model: Model,
     draw_moved: Draw,

@@ -50,6 +50,18 @@ def test_with_low_memory_the_largest_part_counts_as_it_is_stored(sd1_folder: Pat
     assert narrow.weights == low.weights / 2
 
 
+def test_tensors_are_weighed_once_for_all_pictures(
+    forecast: Forecast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each for every line of a prompt file."""
+    request = forecast.filled(Request("", width=64, height=64, steps=2))
+    first = forecast.peak(request)
+    monkeypatch.delattr(Forecast, "_size")
+    assert forecast.peak(request) == first
+    assert forecast.peak(replace(request, width=128)).bytes > first.bytes
+    assert forecast.memory(request, 1) == forecast.weights
+
+
 def test_tokens_are_those_that_the_text_encoder_sees(forecast: Forecast, sd1_model: Model) -> None:
     prompt = "a red apple, " * 40 + "BREAK a cat"
     request = Request(prompt, negative="blurry", steps=4)

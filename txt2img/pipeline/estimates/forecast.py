@@ -98,11 +98,19 @@ class Forecast:
     @cached_property
     def weights(self) -> int:
         """The most bytes of weights in memory at once."""
-        sizes = [
-            sum(self._size(component, stored) for stored in part.tensors.values())
-            for component, part in self.checkpoint.components.items()
-        ]
+        sizes = [sum(one.size for one in part.values()) for part in self._tensors.values()]
         return max(sizes) if self.low and self.device == "cpu" else sum(sizes)
+
+    @cached_property
+    def _tensors(self) -> dict[str, dict[str, Weight]]:
+        """Each component's tensors as they will be in memory."""
+        return {
+            name: {
+                tensor: Weight(self._size(name, stored), len(stored.shape))
+                for tensor, stored in part.tensors.items()
+            }
+            for name, part in self.checkpoint.components.items()
+        }
 
     def _size(self, component: str, stored: TensorRef) -> int:
         """The bytes of a weight in memory; on a CPU large filters stay as stored."""
@@ -207,17 +215,10 @@ class Forecast:
 
     def peak(self, request: Request, batch: int = 1) -> Peak:
         """The estimated peak for `batch` images at once, and what comes block by block."""
-        weights = {
-            name: {
-                tensor: Weight(self._size(name, stored), len(stored.shape))
-                for tensor, stored in part.tensors.items()
-            }
-            for name, part in self.checkpoint.components.items()
-        }
-        dtypes = {name: self.dtypes[device_names.part_of(name)] for name in weights}
+        dtypes = {name: self.dtypes[device_names.part_of(name)] for name in self._tensors}
         itemsizes = {name: device_names.BYTES[dtype] for name, dtype in dtypes.items()}
         family = self.checkpoint.family
-        parts = parts_of(family, weights, itemsizes, request, batch)
+        parts = parts_of(family, self._tensors, itemsizes, request, batch)
         heavy = family.prompt_encoder != "clip"
         return peak_of(parts, self.device, self.offload, self.max_memory, heavy)
 
