@@ -20,4 +20,4 @@ def test_the_help_lists_every_command() -> None:
     _, epilog = command("generate")
     listed = epilog.partition("Commands (each has its own --help):")[2].splitlines()
     named = [line.split()[1] for line in listed if line.strip().startswith("txt2img ")]
-    assert sorted(named) == sorted(NAMES)
+    assert sorted(named) == sorted([*NAMES, "help"])
