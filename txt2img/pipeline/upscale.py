@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from txt2img.errors import OutOfMemory
-from txt2img.models.tiling import OVERLAP, tile_count, upscale_tiled
+from txt2img.models.tiling import UPSCALE_OVERLAP, tile_count, upscale_tiled
 from txt2img.request import Request
 from txt2img.request.hires import check_size, written_size
 from txt2img.request.upscalers import Interpolation
@@ -25,7 +25,7 @@ from txt2img.weights.model import Model
 from txt2img.weights.upscaler import Upscaler
 
 TILE_CPU, TILE_GPU = 256, 512  # pixels; a tile on a CPU takes long, and progress is told by tiles
-TILE_MIN = 2 * OVERLAP
+TILE_MIN = 2 * UPSCALE_OVERLAP
 MEMORY_PART = 0.5  # of the free memory, for a tile
 LAYERS_HELD = 3  # maps of a network's widest layer, at the result's size, that are held at once
 PASSES_MAX = 3  # as in A1111

@@ -37,10 +37,10 @@ def test_a_folder_becomes_maps_of_the_same_sizes_once(command: Command) -> None:
 
 
 def test_a_models_map_is_recorded_by_its_name(command: Command) -> None:
-    picture("a.png")
+    picture("a.png", size=(20, 16))
     outcome = command("preprocess", "a.png", "-p", f"depth:{depth_folder()}", "--json")
     record = json.loads(outcome.out)
-    assert (record["path"], record["size"]) == ("a-depth.png", [20, 12])
+    assert (record["path"], record["size"]) == ("a-depth.png", [20, 16])
     assert (record["preprocess"], len(record["hash"])) == ("depth:dpt", 10)
     assert image_file.read(Path("a-depth.png")).texts == {
         "postprocessing": 'Preprocessor: "depth:dpt"'
@@ -123,7 +123,7 @@ def test_a_control_follows_the_map_that_the_command_shows(
 
 
 def test_a_pose_without_a_detector_says_that_it_is_of_one_person(command: Command) -> None:
-    picture("a.png")
+    picture("a.png", size=(20, 16))
     outcome = command("preprocess", "a.png", "-p", f"pose:{pose_folder()}")
     assert outcome.out == "a-pose.png\n"
     assert "the whole picture is taken for one person; pose:MODEL,DETECTOR" in outcome.err

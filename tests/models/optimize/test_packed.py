@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from tests.models.optimize.test_cpu import draw
 from txt2img.models.layers import Conv2d, Linear
-from txt2img.models.optimize import CpuPlan, optimize, packed
+from txt2img.models.optimize import packed
+from txt2img.models.optimize.cpu import CpuPlan, optimize
 from txt2img.models.optimize.packed import pack
 from txt2img.weights.formats.dequantize import dequantize, dequantize_into
 from txt2img.weights.formats.quantize_blocks import ENCODERS, quantize

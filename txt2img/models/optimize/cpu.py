@@ -24,7 +24,7 @@ from txt2img.models.layers import (
     split_heads,
 )
 from txt2img.models.optimize import onednn, winograd
-from txt2img.models.optimize.packed import packed_weight
+from txt2img.models.optimize.packed import PackedWeight, packed_weight
 from txt2img.models.optimize.quantize import is_quantized
 
 WINOGRAD_PIXELS = 1024  # over all evaluations, before a filter's transform pays
@@ -200,8 +200,8 @@ def optimize(network: nn.Module, plan: CpuPlan | None = None, token_merging: flo
     for layer in network.modules():
         if not isinstance(layer, Linear | Conv2d | Attention | FeedForward):
             continue
-        if (packed := packed_weight(layer)) is not None:
-            packed.is_fast = plan is not None and first.dtype == torch.float32
+        if isinstance(layer.optimized, PackedWeight):
+            layer.optimized.is_fast = plan is not None and first.dtype == torch.float32
             continue
         optimized, kind = layer.optimized, kinds.get(type(layer))
         if plan is not None and isinstance(optimized, Fast) and type(optimized) is kind:
