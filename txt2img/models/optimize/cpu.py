@@ -24,7 +24,7 @@ from txt2img.models.layers import (
     split_heads,
 )
 from txt2img.models.optimize import onednn, winograd
-from txt2img.models.optimize.packed import PackedWeight, packed_weight
+from txt2img.models.optimize.packed import PackedWeight
 from txt2img.models.optimize.quantize import is_quantized
 
 WINOGRAD_PIXELS = 1024  # over all evaluations, before a filter's transform pays
@@ -282,12 +282,12 @@ def bytes_needed(network: nn.Module, height: int, width: int, plan: CpuPlan) -> 
     layers: list[nn.Module] = [c for c, *size in convs if is_pointwise(c) or is_small(c, *size)]
     linears = (part for part in network.modules() if isinstance(part, nn.Linear))
     layers += [part for part in linears if not is_quantized(part.weight)]
-    layers = [layer for layer in layers if packed_weight(layer) is None]
+    layers = [layer for layer in layers if not getattr(layer, "packed_shape", None)]
     return dtype.itemsize * sum(layer.get_parameter("weight").numel() for layer in layers)
 
 
 def _float32_bytes(conv: nn.Conv2d, height: int, width: int, plan: CpuPlan) -> int:
-    if is_pointwise(conv) or packed_weight(conv) is not None:
+    if is_pointwise(conv) or getattr(conv, "packed_shape", None):
         return 0
     sizes = {"winograd": winograd.PATCH**2 / 9, "packed": 1.0, "im2col": 1.0}
     return int(4 * conv.weight.numel() * sizes.get(algorithm(conv, height, width, plan), 0.0))
