@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Command
 from tests.support import tiny, tiny_text
-from tests.weights.convert.test_layouts import converted
+from tests.weights.convert.test_layouts import MODELS, converted
 from tests.weights.test_gguf_models import CPU, SIZE, a_pass, loaded, tiny_files
 from tests.weights.test_gguf_texts import wide_qwen3
 from tests.weights.test_text_loading import states
@@ -23,6 +23,7 @@ from txt2img.request.resolve import ComponentOverrides
 from txt2img.weights.convert import convert as converting
 from txt2img.weights.convert.convert import plan
 from txt2img.weights.formats import safetensors_file
+from txt2img.weights.layouts import detect
 from txt2img.weights.load import load
 
 FAMILIES = ("flux_dev", "sd3", "z_image", "flux2_klein")
@@ -113,24 +114,63 @@ def test_what_is_quantised_becomes_wide_again(tmp_path: Path) -> None:
         assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("to", "layout"),
-    [("gguf:Q4_K", "network"), ("int8", "single"), ("fp8", "single"), ("fp16", "diffusers")],
+# Targets in the layout that people use them in, and what `info` calls each family: Stable
+# Diffusion is told by its sizes, which the tiny ones have not.
+CHAINS = (
+    *(("gguf:Q8_0", "network"), ("gguf:Q4_K", "network"), ("int8", "single"), ("fp8", "single")),
+    *(("bf16", "single"), ("fp16", "diffusers"), ("int8", "network")),
 )
-def test_convert_info_draw_verify(command: Command, to: str, layout: str) -> None:
-    files = tiny_files("flux_dev")
+CALLED = {
+    "sd1": "latent diffusion",
+    "sd2": "latent diffusion",
+    "xl": "latent diffusion",
+    "flux": "FLUX.1",
+    "sd3": "Stable Diffusion 3",
+    "z_image": "Z-Image",
+    "flux2": "FLUX.2",
+}
+UNETS = "sd1", "sd2", "xl"
+QUICK = dict(zip(CALLED, CHAINS, strict=True)) | {"flux": ("gguf:Q4_K", "network")}
+
+
+def parts_of(name: str, out: str) -> tuple[str, ...]:
+    """The options that draw with a network alone, in a file `out`."""
+    if name in UNETS:
+        return ("--model", str(MODELS[name]()[0]), "--unet", out)
+    files = tiny_files({"flux": "flux_dev", "flux2": "flux2_klein"}.get(name, name))
+    texts = [part for path in files.texts for part in ("--text-encoder", str(path))]
+    return ("--model", out, *texts, "--vae", str(files.vae))
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "layout"),
+    [
+        pytest.param(name, *chain, marks=[pytest.mark.slow] * (chain != QUICK[name]))
+        for name in CALLED
+        for chain in CHAINS
+    ],
+)
+def test_convert_info_draw_verify(
+    command: Command, name: str, to: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "OPEN_CLIP_USED", 3)  # layers of the tiny Stable Diffusion 2's
+    folder, file = MODELS[name]()
+    source = folder if layout == "single" else file
     out = "out" if layout == "diffusers" else out_name(to)
-    done = command("models", "convert", str(files.single), out, "--to", to, "--layout", layout)
+    done = command("models", "convert", str(source), out, "--to", to, "--layout", layout)
     assert done.code == 0, done.err
     assert done.out.strip() == out and "largest relative error" in done.err
     told = command("info", out)
-    assert told.code == 0 and "FLUX.1" in told.out
-    assert ("bits a weight" in told.out) == (to != "fp16")
-    texts = [part for path in files.texts for part in ("--text-encoder", str(path))]
-    rest = (*texts, "--vae", str(files.vae)) if layout == "network" else ()
-    drawn = command("a", "--model", out, *rest, *SIZE, "-o", "x.png")
+    called = CALLED[name]
+    if layout == "network" and name in UNETS:
+        called = "a U-Net"
+    assert told.code == 0 and called in told.out, told.out + told.err
+    assert ("bits a weight" in told.out) == (to not in ("bf16", "fp16"))
+    options = parts_of(name, out) if layout == "network" else ("--model", out)
+    drawn = command("a", *options, *SIZE, "-o", "x.png")
     assert drawn.code == 0, drawn.err
-    assert command("verify", "x.png", "--model", out, *rest).code == 0
+    verified = command("verify", "x.png", *options)
+    assert verified.code == 0 and "identical" in verified.out, verified.out + verified.err
 
 
 @pytest.mark.parametrize("to", ["int8", "fp8"])
