@@ -28,11 +28,11 @@ def test_times_are_spread_as_a_power(process: Diffusion | Flow, noisy: float) ->
 
 
 def test_low_noise_puts_times_where_outlines_are_made() -> None:
-    """Half lie around 1000 · sigmoid(−1.3), of the rest 5 % anywhere and the others below 850."""
+    """Half lie around 1000 · sigmoid(−1.3), and the rest anywhere."""
     rng, config = random.Random(0), TrainConfig(low_noise_share=0.5)
     times = sorted(sample_time(TABLE, config, rng) for _ in range(20_000))
     assert times[0] >= 0 and times[-1] <= 999
-    assert sum(t > 850 for t in times) / len(times) == pytest.approx(0.5 * 0.05 * 0.15, abs=0.003)
+    assert sum(t > 850 for t in times) / len(times) == pytest.approx(0.5 * 0.15, abs=0.006)
     only = replace(config, low_noise_share=1.0)
     low = sorted(sample_time(TABLE, only, rng) for _ in range(20_000))
     assert low[10_000] == pytest.approx(1000 / (1 + math.exp(1.3)), rel=0.03)

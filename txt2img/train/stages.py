@@ -47,7 +47,6 @@ from txt2img.weights import tokenizer_files
 
 GIB = 2**30
 LOW_NOISE = -1.3, 0.8  # mean and standard deviation of the times' logit where outlines are made
-LEARNABLE = 0.85  # of the times: beyond, a picture is so noisy that only its caption helps
 SHEET_STEPS = 20  # of each picture on a sheet
 SIMILARITY_PICTURES = 64  # in the similarity matrix of captions and pictures
 STATISTICS_PICTURES = 512  # enough for the latents' mean and standard deviation
@@ -111,14 +110,12 @@ def sample_time(process: Process, config: TrainConfig, rng: random.Random) -> fl
     """Sample a training time: any real on a flow, an entry of the table otherwise.
 
     Its density grows as the power `time_bias` of time, since captions matter most where little else
-    is visible. With a `low_noise_share`, most of the rest leaves out the noisiest times.
+    is visible. The `low_noise_share` of times lies where outlines are made.
     """
     part: float
     if rng.random() < config.low_noise_share:
         mean, spread = LOW_NOISE
         part = 1.0 / (1.0 + math.exp(-rng.gauss(mean, spread)))
-    elif config.low_noise_share and rng.random() < 0.95:
-        part = LEARNABLE * rng.random()
     else:
         part = rng.random() ** (1.0 / (1.0 + config.time_bias))
     if isinstance(process, Flow):
