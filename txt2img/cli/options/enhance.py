@@ -12,7 +12,6 @@ from txt2img.cli.options.types import integer, number
 from txt2img.errors import BadFile, BadRequest
 from txt2img.request.enhance import TEMPERATURE, Instructions, check_temperature
 from txt2img.system import user_config
-from txt2img.system.chat_endpoint import KEY
 from txt2img.system.files import expand_user, read_bounded
 from txt2img.system.text import shown
 
@@ -122,6 +121,8 @@ def is_enhancer(text: str) -> bool:
 
 def _key(config: "UserConfig") -> str:
     """The key of a server, from the environment or a file. BadFile."""
+    from txt2img.system.chat_endpoint import KEY  # it imports asyncio, which takes 40 ms
+
     file = _path(config, "key-file")
     return os.environ.get(KEY, "") or ("" if file is None else _read(file, "key-file"))
 
