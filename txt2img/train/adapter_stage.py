@@ -44,6 +44,11 @@ def check_trainable(family: Family) -> None:
         raise BadRequest(f"{family.name} takes {family.extra_inputs}; train on its plain model")
 
 
+def cond_of(tokens: Tensor, pooled: Tensor | None = None, size_ids: Tensor | None = None) -> Cond:
+    """The condition of what AdapterStage.text_inputs gives."""
+    return Cond(tokens, pooled, size_ids)
+
+
 class AdapterStage(ABC):
     """Trains an adapter on pictures with captions, against the model's own loss."""
 

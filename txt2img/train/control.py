@@ -22,7 +22,7 @@ from txt2img.models.control_configs import ControlNetConfig
 from txt2img.models.controlnet import ControlNet
 from txt2img.request.preprocess import parse_preprocess
 from txt2img.train import checkpoint
-from txt2img.train.adapter_stage import SHEET_PROMPTS, AdapterStage
+from txt2img.train.adapter_stage import SHEET_PROMPTS, AdapterStage, cond_of
 from txt2img.train.config import TrainConfig
 from txt2img.train.data import ImageCache, shuffled_indices
 from txt2img.train.losses import LevelBatch, add_noise
@@ -50,12 +50,10 @@ class ControlObjective(nn.Module):
         alpha: Tensor,
         sigma: Tensor,
         hints: Tensor,
-        tokens: Tensor,
-        pooled: Tensor | None = None,
-        size_ids: Tensor | None = None,
+        *texts: Tensor,
     ) -> Tensor:
         """A batch as AdapterStage.batch gives it, with hints (B, 3, H, W) in 0…1 → a scalar."""
-        cond = Cond(tokens, pooled, size_ids)
+        cond = cond_of(*texts)
         noisy = add_noise(x0, noise, LevelBatch(alpha, sigma))
         residuals = self.control(noisy, time, cond, self.control.embed_hint(hints))
         with_them = replace(cond, residuals=tuple(residuals))

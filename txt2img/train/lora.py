@@ -9,10 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from txt2img.diffusion.conditioning import Cond
 from txt2img.models.configs import UNetConfig
 from txt2img.models.layers import Conv2d, Linear
-from txt2img.train.adapter_stage import AdapterStage
+from txt2img.train.adapter_stage import AdapterStage, cond_of
 from txt2img.train.config import TrainConfig
 from txt2img.train.distill import new_lora_factors, parameter_key
 from txt2img.weights.formats.safetensors_file import write
@@ -74,12 +73,10 @@ class LoraObjective(nn.Module):
         time: Tensor,
         alpha: Tensor,
         sigma: Tensor,
-        tokens: Tensor,
-        pooled: Tensor | None = None,
-        size_ids: Tensor | None = None,
+        *texts: Tensor,
     ) -> Tensor:
-        """A batch as AdapterStage.batch gives it; SDXL has pooled texts and size ids → a scalar."""
-        return self.loss(Cond(tokens, pooled, size_ids), x0, noise, time, alpha, sigma)
+        """A batch as AdapterStage.batch gives it, texts as its text_inputs → a scalar."""
+        return self.loss(cond_of(*texts), x0, noise, time, alpha, sigma)
 
 
 class LoraStage(AdapterStage):
