@@ -38,6 +38,9 @@ cat --stes 30 ‖ did you mean --steps?
 cat --steps 30.5 ‖ --steps must be a whole number
 cat --steps 30,40 ‖ several values take --sweep OPTION=30,40
 cat --steps ten ‖ --steps must be a whole number
+cat --background redd ‖ did you mean red?
+cat --transparent ‖ --transparent border makes the even ground
+cat --transparent border -o a.jpg ‖ a JPEG file holds no transparency
 cat --steps 0 ‖ steps must be 1 … 10,000
 cat --steps ‖ --steps needs a value
 cat --steps --seed 5 ‖ --steps needs a value, and --seed is an option

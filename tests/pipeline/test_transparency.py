@@ -14,13 +14,14 @@ from txt2img.images.formats import FORMATS
 from txt2img.images.image_file import check_record_fits, encode
 from txt2img.images.record import Origin
 from txt2img.pipeline.generate import generate
-from txt2img.pipeline.transparency import check_transparent, from_border, has_alpha, image_of
+from txt2img.pipeline.transparency import from_border, image_of
 from txt2img.request import Request
 from txt2img.request.fields import Transparent
 from txt2img.system.device.device import choose
 from txt2img.train.config import Run
+from txt2img.weights.families import check_transparent
 from txt2img.weights.load import load
-from txt2img.weights.model import Model
+from txt2img.weights.model import has_alpha
 
 PLAIN = Request(prompt="x")
 CUT = Request(prompt="x", transparent=Transparent.MODEL)
@@ -110,12 +111,13 @@ def test_json_says_transparent_as_yes_or_by_name() -> None:
         assert Request.from_json(request.to_json()) == request
 
 
-def test_models_without_an_alpha_head_say_so(sd1_model: Model) -> None:
+def test_models_without_an_alpha_head_say_so() -> None:
     with pytest.raises(BadRequest, match="--transparent border"):
-        check_transparent(sd1_model, CUT)
+        check_transparent(False, "model", CUT)
     with pytest.raises(BadRequest, match="--transparent border"):
-        check_transparent(sd1_model, Request(prompt="x", background="red"))
-    check_transparent(sd1_model, Request(prompt="x", transparent=Transparent.BORDER))
+        check_transparent(False, "model", Request(prompt="x", background="red"))
+    check_transparent(False, "model", Request(prompt="x", transparent=Transparent.BORDER))
+    check_transparent(True, "model", CUT)
 
 
 def test_a_format_without_transparency_is_refused() -> None:

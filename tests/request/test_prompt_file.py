@@ -512,3 +512,24 @@ def test_a_call_with_a_second_pass_is_read() -> None:
 def test_what_a_call_asks_for_in_vain_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(BadRequest, match=f"line 1: .*{message}"):
         requests(json.dumps({"prompt": "x", **values}))
+
+
+def test_a_json_document_is_one_request_or_a_list_of_them() -> None:
+    listed = json.dumps([{"prompt": "cat", "steps": 3}, "dog --seed 7"], indent=2)
+    cat, dog = requests(listed)
+    assert (cat.prompt, cat.steps, dog.prompt, dog.seed) == ("cat", 3, "dog", 7)
+    assert one('{\n "prompt": "cat",\n "steps": 3\n}') == cat
+    for prompt in ("[cat:dog:0.5]", "{red|blue}", "[1, 2]"):  # no documents of requests
+        assert one(prompt).prompt == prompt
+    with pytest.raises(BadRequest, match=r'"prompts" item 2: .* did you mean steps'):
+        requests('["cat", {"prompt": "dog", "stepz": 3}]')
+    with pytest.raises(BadRequest, match="no prompts"):
+        requests("[]")
+
+
+@pytest.mark.parametrize("suffix", ["toml", "YAML", "yml", "html"])
+def test_settings_and_pages_are_no_prompts(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p.{suffix}"
+    path.write_text('prompt = "a cat"\n')
+    with pytest.raises(BadRequest, match="no list of prompts"):
+        prompt_file.read_prompts(str(path), io.BytesIO(), BASE)

@@ -13,7 +13,9 @@ from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
+from txt2img.images.image_file import check_record_fits
 from txt2img.images.output import describe_value
+from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.compat import rules, steps_of
 from txt2img.request.fields import FIELDS
@@ -106,7 +108,7 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
     """
     resume = settings.batch.resume and settings.target.folder.is_dir()
     model = forecast.origin if resume or settings.json else None
-    pictures = items(filled_requests(batch, forecast), settings.target, model)
+    pictures = items(filled_requests(batch, forecast, settings), settings.target, model)
     shard = settings.batch.shard_items(pictures)
     if not resume or model is None:
         if resume:
@@ -117,11 +119,14 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
         yield from batch.pending(shard, index)
 
 
-def filled_requests(batch: Batch, forecast: "Forecast") -> Iterator[Request]:
+def filled_requests(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterator[Request]:
     """Each picture's request with the model's defaults. BadRequest, unless errors are skipped."""
+    made_by = forecast.origin or Origin()
     for number, request in enumerate(batch.pictures()):
         try:
-            yield forecast.filled(request)
+            filled = forecast.filled(request)
+            check_record_fits(filled, made_by, settings.target.format)
+            yield filled
         except BadRequest as error:
             if not batch.skip_errors:
                 raise

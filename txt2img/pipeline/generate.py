@@ -46,8 +46,9 @@ from txt2img.request.hires import (
 from txt2img.request.sampling import parse_sigmas
 from txt2img.system.device.memory import CPU, IMAGE_ENCODER, free, moved_to, oom_as_error
 from txt2img.weights.apply_adapters import resolve_adapters
+from txt2img.weights.families import check_transparent
 from txt2img.weights.load import load
-from txt2img.weights.model import Model, device_of, origin
+from txt2img.weights.model import Model, device_of, has_alpha, origin
 from txt2img.weights.refiner import is_refiner_step, refiner_of, without_adapters
 
 ON_CPU = "Out of memory while drawing, even piecemeal: drawn on the CPU instead"
@@ -152,10 +153,7 @@ def prepare(
     first = requests[0]
     assert all(batch_key(request) == batch_key(first) for request in requests)
     device, rules = device or device_of(model), rules or compat.rules(first)
-    if first.transparent or first.background:
-        from txt2img.pipeline.transparency import check_transparent
-
-        check_transparent(model, first)
+    check_transparent(has_alpha(model), model.name, first)
 
     # 1. Prompts → conditions, with LoRAs and embeddings applied.
     conds = conditions(model, requests, rules)
@@ -415,7 +413,11 @@ def latent_shapes(model: Model, request: Request) -> list[tuple[int, int, int]]:
 
 
 def check_drawable(model: Model, request: Request) -> None:
-    """Raise BadRequest if the model cannot draw a filled request: its sizes, or so many steps."""
+    """Raise BadRequest if the model cannot draw a filled request.
+
+    Its sizes, its number of steps, or transparency may be what the model has not.
+    """
+    check_transparent(has_alpha(model), model.name, request)
     latent_shapes(model, request)
     noise_levels(model, request, compat.rules(request))
     if request.has_hires:

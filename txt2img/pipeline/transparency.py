@@ -8,11 +8,9 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
-from txt2img.errors import BadRequest
 from txt2img.pipeline.decode import to_image
 from txt2img.request import Request
 from txt2img.request.fields import Transparent
-from txt2img.weights.model import Model
 
 OPAQUE = 0.97  # an opacity beyond is whole
 CLEAR = 0.03  # one below is none
@@ -23,27 +21,6 @@ SAMPLED = 2**16  # clear pixels, which suffice to measure that
 WHITE = 0.965  # a ground whose channels are all above is white
 FLOODED = 128  # in a map of 0 for the ground's colour, 255 for others
 TOLERANCE = 24  # over all channels, of 255, from the border's colour that is the ground
-
-
-def has_alpha(model: Model) -> bool:
-    """Whether a model's decoder says how opaque each pixel is."""
-    return bool(getattr(model.vae.config, "alpha", 0))
-
-
-def check_transparent(model: Model, request: Request) -> None:
-    """Raise BadRequest for transparency that a model cannot give."""
-    if has_alpha(model):
-        return
-    if request.transparent is Transparent.MODEL:
-        raise BadRequest(
-            f"{model.name} draws no transparent pictures; --transparent border makes the even "
-            "ground around the thing transparent"
-        )
-    if request.background is not None and request.transparent is not Transparent.BORDER:
-        raise BadRequest(
-            f"{model.name} cannot tell the ground from the thing, so --background needs "
-            "--transparent border with it"
-        )
 
 
 def image_of(pixels: Tensor, request: Request) -> Image.Image:

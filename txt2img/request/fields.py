@@ -7,10 +7,12 @@ records) they derive from FIELDS.
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from types import UnionType
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+from txt2img.errors import BadRequest
 from txt2img.request.adapters import (
     Embedding,
     Lora,
@@ -42,6 +44,7 @@ from txt2img.request.sampling import (
     parse_sigmas,
 )
 from txt2img.request.upscalers import SCALE_MAX, UpscalerRef, upscaler_from_json
+from txt2img.system.text import shown
 
 SEEDS = 2**64
 STEPS = range(1, 10_001)
@@ -54,6 +57,7 @@ TEXTUAL = (
     str | int | float | Interval | ImageRef | Margins | UpscalerRef
 )  # kinds whose values are one text
 COLOUR = r"#[0-9a-fA-F]{3}|#[0-9a-fA-F]{6}|[a-zA-Z]{3,20}"
+COLOUR_HELP = "a colour such as white, skyblue or #87ceeb"
 HIRES_MAX = 8.0  # times
 SWITCH = 0.8  # where A1111 and diffusers let the refiner take over
 # Options that are no fields but choose the model, as --model does.
@@ -78,6 +82,17 @@ class Transparent(Name):
     NONE = NameRow("none", aliases=("false",), is_default=True)
     MODEL = NameRow("model", aliases=("true",))
     BORDER = NameRow("border")
+
+
+def check_colour(text: str) -> None:
+    """Raise BadRequest for a word that names no colour."""
+    from PIL import ImageColor
+
+    if text.startswith("#") or text.lower() in ImageColor.colormap:
+        return
+    near = get_close_matches(text.lower(), ImageColor.colormap, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise BadRequest(f"background must be {COLOUR_HELP}; got {shown(text)}{hint}")
 
 
 @dataclass(frozen=True)
@@ -368,7 +383,8 @@ class RequestFields:
             ("--bg",),
             a1111="Background",
             pattern=COLOUR,
-            pattern_help="a colour such as white, skyblue or #87ceeb",
+            pattern_help=COLOUR_HELP,
+            parse=check_colour,
         ),
     ] = None
     # ControlNets, each with a picture that it follows; and whether they or the prompt count more.

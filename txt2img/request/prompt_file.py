@@ -1,4 +1,4 @@
-"""Prompts from a file: lines with options of their own, JSON objects, or CSV."""
+"""Prompts from a file: lines with options of their own, JSON objects or a list of them, or CSV."""
 
 import csv
 import re
@@ -7,13 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from txt2img.errors import BadFile, BadRequest, Txt2imgError
 from txt2img.request.input_image import STDIN, ImageRef
-from txt2img.request.prompt_line import columns, from_json, from_line, from_row
+from txt2img.request.prompt_line import (
+    Values,
+    columns,
+    from_json,
+    from_line,
+    from_row,
+    from_values,
+)
 from txt2img.request.request import Request
-from txt2img.system.files import open_regular
+from txt2img.system.files import open_regular, parse_json
 from txt2img.system.text import shown
 
 SIZE_MAX = 2**26  # bytes
@@ -21,6 +28,8 @@ HEADER_MAX = 1000  # characters of a first line that may be CSV's though the fil
 _OBJECT = re.compile(r'\{\s*(["}]|$)')  # not {red|blue}: that is a prompt with alternatives
 _KEY = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')  # of a JSON object among plain lines
 _DELIMITERS = ",;\t"
+# Files of settings and pages, whose lines are no prompts.
+_OTHER_KINDS = (".toml", ".yaml", ".yml", ".ini", ".xml", ".html")
 Line = tuple[int, str]  # its number, from 1, and its text
 
 
@@ -45,6 +54,11 @@ def read_prompts(
     BadFile for what cannot be read; BadRequest with a line's number, unless errors are skipped.
     """
     name = "standard input" if path == "-" else path
+    if (suffix := Path(path).suffix.lower()) in _OTHER_KINDS:
+        raise BadRequest(
+            f"{shown(name)} is {suffix[1:].upper()}, no list of prompts; write one prompt a line, "
+            "JSON objects, or CSV"
+        )
     if path == "-":
         content = stdin.read(SIZE_MAX + 1)
     else:
@@ -70,18 +84,26 @@ def parse_prompts(
     result = PromptFile()
     skipped: list[str] = []
     places: dict[str, list[int]] = {}  # of each option that is skipped
-    for number, make in _makers(text, base, name, skipped, result.pictures):
+    listed = _json_list(text)
+    unit = "line" if listed is None else "item"
+    if listed is None:
+        makers = _makers(text, base, name, skipped, result.pictures)
+    else:
+        makers = _from_list(listed, base, skipped, result.pictures)
+    for number, make in makers:
         try:
             result.requests.append(_relative_to(folder or Path(), make(), base, result.pictures))
             for option in skipped:
                 places.setdefault(option, []).append(number)
         except BadRequest as error:
-            numbered = BadRequest(f"{shown(name)} line {number}: {error}")
+            numbered = BadRequest(f"{shown(name)} {unit} {number}: {error}")
             if not skip_errors:
                 raise numbered from error
             result.errors[number] = numbered
         skipped.clear()
-    result.notes = [_skipped_note(option, numbers, name) for option, numbers in places.items()]
+    result.notes = [
+        _skipped_note(option, numbers, name, unit) for option, numbers in places.items()
+    ]
     if not result.requests and not result.errors:
         raise BadRequest(f"{shown(name)} has no prompts: write one a line")
     return result
@@ -101,10 +123,10 @@ def _relative_to(
     return request.with_images(relative) if request.has_input else request
 
 
-def _skipped_note(option: str, numbers: Sequence[int], name: str) -> str:
+def _skipped_note(option: str, numbers: Sequence[int], name: str, unit: str) -> str:
     """The note on an option that some lines have, and that asks for nothing."""
     more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
-    return f"{shown(name)} line {numbers[0]}{more}: {option} has no effect here and is skipped"
+    return f"{shown(name)} {unit} {numbers[0]}{more}: {option} has no effect here and is skipped"
 
 
 def _decode(content: bytes, name: str) -> str:
@@ -120,6 +142,32 @@ def _decode(content: bytes, name: str) -> str:
         number = content.count(b"\n", 0, error.start) + 1
         message = f"{shown(name)} line {number} is not UTF-8 text; save it as UTF-8"
         raise BadFile(message) from error
+
+
+def _json_list(text: str) -> list[object] | None:
+    """The items of a text that is one JSON object, or a list of objects or prompts; else None."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        values = parse_json(text)
+    except ValueError:
+        return None
+    if isinstance(values, dict):
+        return [values] if "\n" in text.strip() else None
+    if not isinstance(values, list) or not all(isinstance(item, dict | str) for item in values):
+        return None
+    return values
+
+
+def _from_list(
+    items: Sequence[object], base: Request, skipped: list[str], pictures: dict[str, bytes]
+) -> Iterator[tuple[int, Callable[[], Request]]]:
+    """Each item's number, from 1, and what makes its request."""
+    for number, item in enumerate(items, start=1):
+        if isinstance(item, str):
+            yield number, partial(from_line, item, base, skipped)
+        else:
+            yield number, partial(from_values, cast("Values", item), base, pictures)
 
 
 def _makers(

@@ -16,7 +16,7 @@ from txt2img.models.configs import (
 )
 from txt2img.models.tokenizer import EOS
 from txt2img.request import Defaults, Request, Sampler, Schedule
-from txt2img.request.fields import Tile
+from txt2img.request.fields import Tile, Transparent
 from txt2img.request.request import size_problem
 
 
@@ -363,6 +363,25 @@ def check_family(family: Family) -> Family:
     if family.edits or family.inpaints:  # they see the picture, and need not begin from it
         return replace(family, defaults=replace(family.defaults, strength=1.0))
     return family
+
+
+def check_transparent(has_alpha: bool, name: str, request: Request) -> None:
+    """Raise BadRequest for transparency that a model of that name cannot give.
+
+    `has_alpha` tells whether its decoder has an alpha head.
+    """
+    if has_alpha or request.transparent is Transparent.BORDER:
+        return
+    if request.transparent is Transparent.MODEL:
+        raise BadRequest(
+            f"{name} draws no transparent pictures; --transparent border makes the even ground "
+            "around the thing transparent"
+        )
+    if request.background is not None:
+        raise BadRequest(
+            f"{name} cannot tell the ground from the thing, so --background needs "
+            "--transparent border with it"
+        )
 
 
 def keeps_float8(family: Family) -> bool:

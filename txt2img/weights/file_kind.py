@@ -9,6 +9,7 @@ from txt2img.weights.formats import safetensors_file
 from txt2img.weights.layouts.components import VISION, text_widths
 from txt2img.weights.layouts.taesd import is_taesd
 
+NAME_IN_FOLDER = "diffusion_pytorch_model.safetensors"  # of a folder that holds a single network
 # A tensor of each of the architectures that most upscalers have; spandrel knows more.
 UPSCALERS = {
     *("conv_first.weight", "model.1.sub.0.RDB1.conv1.0.weight"),  # SwinIR, HAT, DAT, …; ESRGAN
@@ -54,6 +55,11 @@ OPTIONS = {  # that take a file of a kind
 }
 
 
+def file_of(path: Path) -> Path:
+    """The weight file of a folder that holds a single network; else the path itself."""
+    return path / NAME_IN_FOLDER if (path / NAME_IN_FOLDER).is_file() else path
+
+
 def with_article(kind: str) -> str:
     """A kind of file with a or an."""
     return f"{'an' if kind[:1] in 'aeiouI' else 'a'} {kind}"
@@ -67,9 +73,12 @@ def check_kind(path: Path, wanted: str) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """LoRA, embedding, upscaler, encoder or one of STARTS; empty for all else, or broken."""
+    """LoRA, embedding, upscaler, encoder or one of STARTS; empty for all else, or broken.
+
+    A folder's is that of the single network in it.
+    """
     try:
-        tensors = safetensors_file.header(path).tensors
+        tensors = safetensors_file.header(file_of(path)).tensors
     except BadFile:
         return ""
     if {file_layout.split(name)[1] for name in tensors} - {"", "ia3"}:

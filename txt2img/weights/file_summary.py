@@ -13,7 +13,7 @@ from txt2img.system.text import shown
 from txt2img.weights.adapters import file_layout
 from txt2img.weights.adapters.base_model import TEXT_WIDTHS, base_model, text_widths_of
 from txt2img.weights.families import Family
-from txt2img.weights.file_kind import check_kind, kind_of
+from txt2img.weights.file_kind import check_kind, file_of, kind_of
 from txt2img.weights.formats import safetensors_file
 from txt2img.weights.formats.safetensors_file import Header
 from txt2img.weights.layouts import clip_vision, ip_adapter, t2i_adapter, text_key_maps
@@ -23,7 +23,6 @@ from txt2img.weights.layouts.taesd import TRAINED_FOR, is_taesd
 from txt2img.weights.layouts.vae import open_vae
 
 TAGS_SHOWN = 8  # of a training set's
-NAME_IN_FOLDER = "diffusion_pytorch_model.safetensors"
 # Roles of tensors that only one method has.
 METHODS = {
     "hada_w1_a": "LoHa",
@@ -65,7 +64,7 @@ class FileSummary:
 
 def summarise(path: Path) -> FileSummary | None:
     """What a file is, or the file in the folder of a single network; None for all else. BadFile."""
-    path = path / NAME_IN_FOLDER if (path / NAME_IN_FOLDER).is_file() else path
+    path = file_of(path)
     kind = kind_of(path) if path.is_file() else ""
     if not kind:
         return None

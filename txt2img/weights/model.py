@@ -147,3 +147,8 @@ def precision(model: Model) -> str:
     if len(set(names.values())) == 1:
         return names[denoiser]
     return ",".join(f"{part}={name}" for part, name in names.items())
+
+
+def has_alpha(model: Model) -> bool:
+    """Whether a model's decoder says how opaque each pixel is."""
+    return bool(getattr(model.vae.config, "alpha", 0))

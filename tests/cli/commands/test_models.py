@@ -57,6 +57,7 @@ def test_other_weights_are_listed_by_their_kind(lora: Path, command: Command) ->
     from safetensors.torch import save_file
 
     from tests.support import tiny
+    from txt2img.weights.file_kind import NAME_IN_FOLDER, kind_of
 
     unet, text = tiny.sd1().unet.state_dict(), tiny.bare(tiny.sd1().text)
     kinds = {
@@ -75,10 +76,17 @@ def test_other_weights_are_listed_by_their_kind(lora: Path, command: Command) ->
         whole = {key: value.clone().contiguous() for key, value in state.items()}
         save_file(whole, lora.parent / f"{name}.safetensors")
     (lora.parent / "x.safetensors").write_bytes(b"broken")
+    net = lora.parent / "net"
+    net.mkdir()
+    save_file({"controlnet_blocks.0.bias": torch.ones(2)}, net / NAME_IN_FOLDER)
+    (net / "config.json").write_text("{}")
     outcome = command("models", "list", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     rows = {row["name"]: row["kind"] for row in map(json.loads, outcome.out.splitlines())}
-    wanted = {name: kind for name, (kind, _) in kinds.items()}
+    wanted = {name: kind for name, (kind, _) in kinds.items()} | {
+        "net/diffusion_pytorch_model": "ControlNet"
+    }
+    assert kind_of(net) == "ControlNet"  # as config.toml may name it
     assert rows == {"default": "model", **wanted, "style": "", "x": "", "few-steps": "LoRA"}
 
 

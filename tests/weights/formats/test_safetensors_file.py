@@ -167,6 +167,7 @@ LOOKALIKES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("html", holds(b"\n<!DOCTYPE html><html>"), "a.safetensors", "web page"),
     ("gguf", holds(b"GGUF\x03\0\0\0 and so on"), "a.gguf", "tensors; at most"),
     ("picture", holds(b"\x89PNG\r\n\x1a\n and so on"), "a.png", "picture"),
+    ("text", holds("notes: café, \n".encode() * 9), "a.txt", "a text, not weights"),
     ("empty", holds(b""), "a.safetensors", "empty"),
     ("short", holds(b"\x01\x02"), "a.safetensors", "truncated"),
     ("cut in the header", holds(struct.pack("<Q", 900) + b'{"a"'), "a.safetensors", "truncated"),

@@ -99,7 +99,7 @@ def list_models(json: Json = False) -> None:
             continue
         model = _summary(name, path)
         family, layout = (model.family.name, model.layout) if model else ("", "")
-        kind = "model" if model else kind_of(path) if os.path.isfile(path) else ""
+        kind = "model" if model else kind_of(path)
         if not kind and hub_cache.source(path):
             continue  # weights of other programs
         size = model.size if model else _size(path)

@@ -29,7 +29,7 @@ from txt2img.weights.checkpoint import (
     open_checkpoint,
 )
 from txt2img.weights.distilled import from_loras
-from txt2img.weights.families import Family, keeps_float8
+from txt2img.weights.families import Family, check_transparent, keeps_float8
 from txt2img.weights.file_summary import (
     check_embedding,
     check_ip_adapter,
@@ -131,6 +131,7 @@ class Forecast:
                 done, self.library, family.clip_texts, self.library.images.notes
             )
         family.latent_size(done, family.vae.factor)
+        check_transparent(bool(family.vae.alpha), self.checkpoint.name, done)
         if done.has_hires:
             family.latent_size(second_pass(done), family.vae.factor)
         self._check_adapters(done)

@@ -287,7 +287,15 @@ def _refuse(path: Path, beginning: bytes, size: int) -> None:
             raise UnknownLayout(f"{path.name} is {what}; {remedy}")
     if path.suffix.lower() in PICKLES:
         raise UnknownLayout(f"{path.name} is {PICKLE}; {CONVERT}")
+    if _is_text(beginning):
+        raise UnknownLayout(f"{path.name} is a text, not weights; give a weight file")
     raise BadFile(f"{path.name}: not a safetensors file, or truncated; {ADVICE}")
+
+
+def _is_text(beginning: bytes) -> bool:
+    """Whether a file begins with text: UTF-8, perhaps cut in a character, without controls."""
+    text = beginning.decode("utf-8", "replace").rstrip("\ufffd")
+    return "\ufffd" not in text and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
 def _with_scales(
