@@ -1,7 +1,7 @@
 # Both `make demo` and `make test` set up all they need first, once, in $(VENV).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format dist bench bench-memory readme default-model large-data large-model ship-model
+.PHONY: demo test lint format dist bench bench-memory readme default-model large-model ship-model
 .PHONY: eval-model sheet clean help
 
 VENV ?= .venv
@@ -27,8 +27,7 @@ MODEL ?= default
 # What the default model goes on from; nothing for one of another shape.
 WARM ?= default
 SHEET := tests/pictures/sheet.png
-LARGE := CONFIG=txt2img/train/default_model/gpu.toml DATA=data/large.zip OUT=runs/large CONCEPTS= \
-	WARM= SCENES=5000 QUALITY=90
+GPU_CONFIG := txt2img/train/default_model/gpu.toml
 PARTS := scheduler text_encoder tokenizer unet vae
 # Of each file the tests run in one process, so that what they share is made once.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
@@ -75,12 +74,11 @@ default-model: $(VENV)/train.done $(DATA) ## train the default model on from the
 	$(VENV)/bin/txt2img train $(DATA) --out $(OUT) --config $(CONFIG) $(ARGS)
 	@$(MAKE) --no-print-directory ship-model
 
-large-data: ## draw the large model's training pictures into data/large.zip
-	@$(MAKE) --no-print-directory data/large.zip $(LARGE)
-
-large-model: ## train the large default model on a GPU, and ship it in the package
-	@test -d runs/large/vae || { mkdir -p runs/large && cp -R txt2img/weights/default/vae runs/large/; }
-	@$(MAKE) --no-print-directory default-model $(LARGE) TORCH=torch
+large-model: $(VENV)/train.done $(DATA) ## train the default model on from WARM on a GPU for a quarter of an hour, and ship it
+	@test -d runs/large/unet || $(PY) -m txt2img.train.default_model.warm_start --model $(WARM) --data $(DATA) --out runs/large --config $(GPU_CONFIG)
+	@for stage in unet decoder alpha distill; do \
+		$(VENV)/bin/txt2img train $(DATA) --out runs/large --config $(GPU_CONFIG) --stage $$stage $(ARGS) || exit 1; done
+	@$(MAKE) --no-print-directory ship-model OUT=runs/large
 
 ship-model: ## put the model in OUT into the package
 	@test -f $(OUT)/model_index.json -a -f $(OUT)/vae/config.json \

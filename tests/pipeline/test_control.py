@@ -78,6 +78,10 @@ def test_prompt_mode_lets_the_outer_residuals_count_less(picture: Path) -> None:
     assert use.weights(3) == pytest.approx([0.2, 2 * 10**-0.5, 2.0])
     use.mode = ControlMode.BALANCED
     assert use.weights(2) == [2, 2]
+    like_a1111 = filled(picture, use=":2", control_mode="control", compat="a1111")
+    controls = pipeline_control.controls_of(ours(), like_a1111, rules(like_a1111), [])
+    assert controls is not None and controls.uses[0].spares_negatives
+    assert controls.uses[0].weights(13) == pytest.approx([2 * one for one in soft])
 
 
 def test_an_interval_is_of_whole_steps() -> None:

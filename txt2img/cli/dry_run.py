@@ -14,7 +14,7 @@ from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
 from txt2img.images.image_file import check_record_fits
-from txt2img.images.output import describe_value
+from txt2img.images.output import described
 from txt2img.images.record import Origin
 from txt2img.images.resume import Item, ResumeIndex, items
 from txt2img.request.compat import rules, steps_of
@@ -82,7 +82,7 @@ def settings_told(request: Request, first: Request, swept: Sequence[str]) -> lis
     names = [name for name in plain if getattr(request, name) != getattr(first, name)]
     told = dict.fromkeys([*(name for name in swept if name in plain), *names])
     return [
-        f"{FIELDS[name].label} {describe_value(getattr(request, name))}"
+        f"{FIELDS[name].label} {described(request, name)}"
         for name in told
         if name not in ("seed", "count")
     ]

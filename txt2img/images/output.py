@@ -23,6 +23,7 @@ from txt2img.request.control import CONTROL_PARTS
 from txt2img.request.fields import FIELDS
 from txt2img.request.input_image import ImageRef
 from txt2img.request.request import check_text
+from txt2img.request.sampler_names import Name
 from txt2img.system import files
 from txt2img.system.files import TEMPORARY
 from txt2img.system.text import shown
@@ -144,7 +145,7 @@ class Output:
             if isinstance(picture := getattr(request, token, None), ImageRef):
                 return stem(picture.name)
             if token in SWEPT and token not in TOKENS:
-                return slug(describe_value(getattr(request, token)))
+                return slug(described(request, token))
             value = getattr(request, token, None) if token in TOKENS else None
             if token == "prompt":  # as a resumed run knows it, before it is rewritten
                 value = request.written or value
@@ -214,8 +215,11 @@ def _check_tokens(text: str) -> None:
             raise BadRequest(f"--output {braced}: only {numbers} take digits, as {{seed:06}}")
 
 
-def describe_value(value: object) -> str:
-    """A field's value as text for a name or a line."""
+def described(request: Request, name: str) -> str:
+    """The value of a request's field as text for a name or a line."""
+    value = getattr(request, name)
+    if value is None and name in FIELDS and issubclass(kind := FIELDS[name].kind, Name):
+        value = next((member for member in kind if member.is_default), None)
     if isinstance(value, tuple):
         value = "+".join(f"{x.name} {x.unet:g}" if isinstance(x, Lora) else str(x) for x in value)
     if value is None or value == "":

@@ -44,6 +44,7 @@ class ControlUse:
     control: Control
     mode: ControlMode
     kind: int | None  # of a Union model
+    soft: bool = False  # also where the ControlNet counts for more, as in A1111
     hint: Hint | None = None  # from the first use on
 
     @property
@@ -55,7 +56,8 @@ class ControlUse:
     def weights(self, count: int) -> list[float]:
         """The factor of each of the residuals, the middle's last."""
         weight = self.control.weight
-        if self.mode is ControlMode.PROMPT:
+        soft = ControlMode.PROMPT, *([ControlMode.CONTROL] if self.soft else [])
+        if self.mode in soft:
             return [weight * SOFT ** (DEEPEST - i) for i in range(count)]
         if self.mode is ControlMode.CONTROL and not self.network.control_config.global_pool:
             return [weight * 10 ** (i / (count - 1) - 1) for i in range(count)]
@@ -165,7 +167,7 @@ def controls_of(
             uses.append(AdapterUse(network, pixels, one, mode))
             continue
         kind = type_index(files[one.model.name].config, one.type, one.model.name)
-        uses.append(ControlUse(network, pixels, one, mode, kind))
+        uses.append(ControlUse(network, pixels, one, mode, kind, rules.soft_control))
     return ControlNets(uses, levels) if uses else None
 
 

@@ -80,6 +80,7 @@ class Rules:
     skip_negative: bool = True  # clip skip applies to the negative prompt too
     no_padding: bool = False  # a short prompt gets no empty chunks to match a long one
     zero_empty_negative: bool = True  # an empty negative is zeros, in families trained that way
+    soft_control: bool = False  # a ControlNet that counts for more is soft in its outer blocks
     image: ImageRules = ImageRules()
 
 
@@ -101,6 +102,7 @@ A1111 = Rules(
     # sd_samplers_kdiffusion.py: discard_next_to_last_sigma.
     without_penultimate=frozenset({Sampler.DPM2, Sampler.DPM2_A, Sampler.DPMPP_3M_SDE}),
     no_padding=True,  # sd_samplers_cfg_denoiser.py: two passes, unless "Pad conds" is on
+    soft_control=True,  # sd-webui-controlnet, scripts/hook.py: soft_injection in both other modes
     # sd_samplers_common.py: setup_img2img_steps; processing.py: the mask is rounded;
     # sd_samplers_cfg_denoiser.py: apply_blend.
     image=ImageRules(

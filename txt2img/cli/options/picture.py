@@ -47,7 +47,7 @@ class PromptOptions:
         typer.Option(
             "--prompts",
             metavar="FILE|-",
-            help="Draw every line of a file (- is standard input): text, JSON lines or CSV. A "
+            help="Draw every line of a file (- is standard input): text, JSON or CSV. A "
             "line of text may end in options: a red apple --seed 7 --cfg 5",
         ),
     ] = None
