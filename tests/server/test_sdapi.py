@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.server.conftest import Running, start
 from txt2img.images import image_file
+from txt2img.images.preprocess import preprocess
+from txt2img.request.preprocess import Preprocess, Preprocessor
 from txt2img.request.sampler_names import Sampler
 
 webuiapi = pytest.importorskip("webuiapi")
@@ -210,3 +212,32 @@ def test_a_controlnet_is_used_by_the_name_that_is_offered(sd1_folder: Path) -> N
             client.txt2img(prompt="a", controlnet_units=[other], **SMALL)
     finally:
         stop()
+
+
+def test_a_controlnets_map_is_drawn_as_the_command_draws_it(serving: Running) -> None:
+    client = webuiapi.WebUIApi(port=serving.port)
+    photo = Image.effect_noise((64, 96), 90).convert("RGB")
+    found = client.controlnet_detect([photo, photo], "canny", 128, 20, 60)
+    how = Preprocess(Preprocessor.CANNY, (20, 60))
+    large = photo.resize((128, 192), Image.Resampling.BICUBIC)
+    assert found.info == "Success" and len(found.images) == 2
+    assert found.images[1].tobytes() == preprocess(large, how).tobytes()
+    plain = client.controlnet_detect([photo], "none", 64)
+    assert plain.image.tobytes() == photo.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"controlnet_module": "canny"}, "controlnet_input_images"),
+        ({"controlnet_module": "canny", "controlnet_input_images": ["x"]}, "as base64"),
+        ({"controlnet_module": "depth"}, "needs a model"),
+        ({"controlnet_module": "cany"}, "did you mean canny"),
+        ({"controlnet_processor_res": 10**6}, "controlnet_processor_res is 64"),
+    ],
+)
+def test_a_map_that_cannot_be_drawn_is_refused(
+    values: dict[str, object], says: str, serving: Running
+) -> None:
+    answer = requests.post(f"{serving.url}/controlnet/detect", json=values, timeout=30)
+    assert answer.status_code == 400 and says in answer.json()["detail"]

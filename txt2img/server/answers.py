@@ -45,7 +45,7 @@ def error(request: Request, status: int, message: str, headers: dict[str, str]) 
         kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         code = "model_not_found" if message.startswith("no model") else CODES.get(status)
         content: object = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    elif path.startswith("/sdapi"):
+    elif path.startswith(("/sdapi", "/controlnet")):
         content = {"error": "HTTPException", "detail": message, "body": "", "errors": message}
     else:
         content = {"detail": message}

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from txt2img.errors import Txt2imgError
-from txt2img.server import openai_api, sdapi
+from txt2img.server import controlnet, openai_api, sdapi
 from txt2img.server.answers import http_error, own_error, unexpected_error
 from txt2img.server.guard import Access, Guard
 from txt2img.server.listen import Connections
@@ -37,6 +37,7 @@ def make_app(service: Service, access: Access, connections: Connections, log: Lo
         Route("/metrics", metrics),
         *openai_api.ROUTES,
         *sdapi.ROUTES,
+        *controlnet.ROUTES,
     ]
     cors = Middleware(
         CORSMiddleware,

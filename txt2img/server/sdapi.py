@@ -18,7 +18,6 @@ from txt2img.errors import BadFile, BadRequest
 from txt2img.images.image_file import read_stream
 from txt2img.images.metadata import a1111
 from txt2img.request.a1111_api import picture
-from txt2img.request.preprocess import Preprocessor
 from txt2img.request.sampler_names import Sampler, Schedule
 from txt2img.request.upscalers import SCALE_MAX, Interpolation, parse_upscaler
 from txt2img.server.answers import base64_of
@@ -240,18 +239,6 @@ async def latent_upscale_modes(request: Request) -> Response:
     return JSONResponse([{"name": one.label} for one in Interpolation if one.of_latents])
 
 
-async def controlnet(request: Request) -> Response:
-    """GET /controlnet/version, model_list and module_list, of A1111's extension."""
-    library = service_of(request).catalog.library
-    answers = {
-        "version": 3,
-        "model_list": sorted({*library.controls, *library.ip_adapters}),
-        "module_list": [one.label for one in Preprocessor if not one.model],
-    }
-    name = request.url.path.rpartition("/")[2]
-    return JSONResponse({name: answers[name]})
-
-
 async def refresh(request: Request) -> Response:
     """POST /sdapi/v1/refresh-checkpoints and refresh-loras."""
     await service_of(request).refresh()
@@ -328,10 +315,6 @@ ROUTES = [
     Route("/sdapi/v1/embeddings", embeddings),
     Route("/sdapi/v1/upscalers", upscalers),
     Route("/sdapi/v1/latent-upscale-modes", latent_upscale_modes),
-    *(
-        Route(f"/controlnet/{name}", controlnet)
-        for name in ("version", "model_list", "module_list")
-    ),
     *(Route(f"/sdapi/v1/{name}", interrupt, methods=POST) for name in ("interrupt", "skip")),
     *(
         Route(f"/sdapi/v1/{name}", refresh, methods=POST)
