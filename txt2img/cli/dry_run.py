@@ -13,6 +13,7 @@ from txt2img.cli.terminal.console import print_json, print_row
 from txt2img.cli.terminal.results import print_error, request_summary
 from txt2img.cli.warning_log import WarningLog
 from txt2img.errors import BadRequest
+from txt2img.images.formats import Format
 from txt2img.images.image_file import check_record_fits
 from txt2img.images.output import described
 from txt2img.images.record import Origin
@@ -108,7 +109,9 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
     """
     resume = settings.batch.resume and settings.target.folder.is_dir()
     model = forecast.origin if resume or settings.json else None
-    pictures = items(filled_requests(batch, forecast, settings), settings.target, model)
+    pictures = items(
+        filled_requests(batch, forecast, settings.target.format), settings.target, model
+    )
     shard = settings.batch.shard_items(pictures)
     if not resume or model is None:
         if resume:
@@ -119,13 +122,19 @@ def pending(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterat
         yield from batch.pending(shard, index)
 
 
-def filled_requests(batch: Batch, forecast: "Forecast", settings: RunSettings) -> Iterator[Request]:
-    """Each picture's request with the model's defaults. BadRequest, unless errors are skipped."""
+def filled_requests(
+    batch: Batch, forecast: "Forecast", form: Format | None = None
+) -> Iterator[Request]:
+    """Each picture's request with the model's defaults. BadRequest, unless errors are skipped.
+
+    A file of a format, if one is given, must be able to hold it.
+    """
     made_by = forecast.origin or Origin()
     for number, request in enumerate(batch.pictures()):
         try:
             filled = forecast.filled(request)
-            check_record_fits(filled, made_by, settings.target.format)
+            if form is not None:
+                check_record_fits(filled, made_by, form)
             yield filled
         except BadRequest as error:
             if not batch.skip_errors:
