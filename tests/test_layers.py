@@ -40,7 +40,10 @@ HOMES = {
         *("system/device/", "diffusion/", "models/", "weights/", "pipeline/", "train/"),
         *("images/preprocess.py", "images/pose.py", "images/canvas.py"),
     ),
-    "PIL": ("images/", "pipeline/", "train/", "server/", "cli/", "weights/annotator.py"),
+    "PIL": (
+        *("images/", "pipeline/", "train/", "server/", "cli/", "weights/annotator.py"),
+        "request/fields.py",  # the names of colours
+    ),
     "resvg_py": ("train/default_model/build_dataset.py",),
     "rich": ("cli/",),
     "safetensors": ("weights/", "train/"),
