@@ -199,6 +199,13 @@ def test_folders_keep_their_other_files(tmp_path: Path) -> None:
     assert load(str(tmp_path / "made"), CPU).family == load(str(files.folder), CPU).family
 
 
+def test_a_folder_that_diffusers_cannot_read_is_told(tmp_path: Path) -> None:
+    source = str(tiny_files("z_image").folder)
+    for to, told in (("int8", True), ("fp8", True), ("bf16", False), (None, False)):
+        notes = plan(source, tmp_path / "made", to).notes
+        assert any("this one is for txt2img" in note for note in notes) == told
+
+
 REFUSED = {
     "another type": (("x.gguf", "--to", "gguf:Q9"), 2, "no|choose from|mean"),
     "GGUF without a type": (("x.gguf",), 2, "ends in .gguf: say --to gguf:Q8_0"),

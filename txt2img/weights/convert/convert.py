@@ -105,7 +105,11 @@ def plan(source: str, out: Path, to: str | None = None, layout: str | None = Non
         raise BadRequest(f"{shown(out.name)} must end in .safetensors for --layout {wanted}")
     if target.gguf and wanted != "network":
         raise BadRequest("GGUF files are of a network alone; leave --layout out")
-    return _planned(source, path, out, target, wanted)
+    planned = _planned(source, path, out, target, wanted)
+    if wanted == "diffusers" and target.kind in (quantized_layers.FLOAT8[0], "I8"):
+        note = f"diffusers reads no folder in {to}: this one is for txt2img"
+        return replace(planned, notes=(*planned.notes, f"{note}; ComfyUI reads --layout single"))
+    return planned
 
 
 def _layout_of(out: Path, target: Target, is_file: bool) -> str:
