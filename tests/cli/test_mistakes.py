@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import Command
 
-OTHER_COMMANDS = ("models", "info", "replay", "verify", "decode", "train", "worker")
+OTHER_COMMANDS = ("models", "info", "replay", "verify", "decode", "train", "worker", "serve")
 USAGE = """
 red apple ‖ put the prompt in quotes: "red apple"
 "cat" dog ‖ put the prompt in quotes: "cat dog"
@@ -38,6 +38,7 @@ cat --stes 30 ‖ did you mean --steps?
 cat --steps 30.5 ‖ --steps must be a whole number
 cat --steps 30,40 ‖ several values take --sweep OPTION=30,40
 cat --steps ten ‖ --steps must be a whole number
+serve --count 3 ‖ leave out --count
 cat --background redd ‖ did you mean red?
 cat --transparent ‖ --transparent border makes the even ground
 cat --transparent border -o a.jpg ‖ a JPEG file holds no transparency

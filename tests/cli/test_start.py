@@ -108,7 +108,13 @@ def test_help_shows_every_option_once_in_a_section() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "usual"), [(["help"], ["--help"]), (["help", "info"], ["info", "--help"])]
+    ("asked", "usual"),
+    [
+        (["help"], ["--help"]),
+        (["help", "info"], ["info", "--help"]),
+        (["help", "models", "pull"], ["models", "pull", "--help"]),
+        (["help", "-h"], ["help", "help"]),
+    ],
 )
 def test_help_is_a_word_for_help(asked: list[str], usual: list[str]) -> None:
     assert run(*asked).stdout == run(*usual).stdout
@@ -121,6 +127,7 @@ def test_a_topic_of_help_has_the_options_seldom_used_too(command: Command) -> No
     mask = command("help", "--mask").out  # an option
     assert "--mask-blur" in mask and "--ip-mask" in mask and "--strength" not in mask
     assert "--device" in command("help", "cuda").out  # a word of a description
+    assert "\n  Guidance\n" in command("help", "help").out
     unknown = command("help", "xyzzy")
     assert unknown.code == 2 and "no topic" in unknown.err and "Guidance" in unknown.err
 

@@ -66,6 +66,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         about = "".join(arguments[1:])
         topic = "" if about in NAMES else about
         arguments = [about, "--help"] if about in NAMES else ["--help"]
+    elif arguments[:2] == ["help", "models"] and arguments[2:] and arguments[2] in MODEL_VERBS:
+        arguments = ["models", arguments[2], "--help"]
     elif any(pair in LISTS for pair in pairwise(arguments)):
         arguments = ["samplers"]
     named = bool(arguments) and arguments[0] in NAMES

@@ -70,7 +70,7 @@ def check_writable(format: Format) -> None:
         return
     if format.name == SVG.name:
         if find_spec("vtracer") is None:
-            raise BadRequest('svg needs the package vtracer: pip install "txt2img[svg]"')
+            raise BadRequest("svg needs the package vtracer: pip install vtracer")
         return
     from PIL import features
 

@@ -22,7 +22,7 @@ DTYPES = {
 PARTS = ("unet", "vae", "text")
 ALIASES = {"transformer": "unet"}  # both denoise; a model has one of them
 DTYPE_NAMES = "float32, bf16, fp16"
-TORCHAO = 'needs torchao, which is not installed: pip install "txt2img[quantize]"'
+TORCHAO = "needs torchao, which is not installed: pip install torchao"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

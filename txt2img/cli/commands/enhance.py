@@ -11,7 +11,6 @@ from txt2img.cli.enhance import enhance_texts
 from txt2img.cli.options.command import grouped
 from txt2img.cli.options.device import DeviceName, DeviceOptions
 from txt2img.cli.options.enhance import CONFIGURED, EnhanceOptions
-from txt2img.cli.options.output import Quiet
 from txt2img.cli.options.picture import ModelName
 from txt2img.cli.registry import Command
 from txt2img.cli.terminal.console import log, print_line, progress
@@ -34,6 +33,7 @@ Prompts = Annotated[
         metavar="PROMPT", help="What to draw; - reads a prompt a line.", show_default=False
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print prompts and errors only.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="End with an error if a prompt is not rewritten.")
 ]

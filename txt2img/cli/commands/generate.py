@@ -23,13 +23,13 @@ Examples:
   txt2img "a green tree" --count 4 -o trees/
   txt2img "a cat" -m models/sd15.safetensors -W 512 -H 512 -n "blurry"
   txt2img --prompts prompts.txt --seed 1 -o art/ --resume
-  txt2img "a cat" --sweep cfg=4..10:2 --sweep sampler=euler,heun -o cats/
+  txt2img "a cat" --sweep cfg=2..6:2 --sweep sampler=euler,heun -o cats/
   txt2img "a green apple" --image apple.png --strength 0.6
   txt2img --params-from apple.png --seed 43
 
 \b
 Exit codes:
-  0  all done                    4  a picture was rejected
+  0  all done                    4  a picture was rejected, or not finite
   1  a model, file or disk       5  out of memory
   2  an option, prompt or size   130, 143  stopped (Ctrl-C, SIGTERM): once
   3  some pictures failed             finishes the picture, twice stops now
@@ -46,10 +46,10 @@ Commands (each has its own --help):
   txt2img upscale FILE...    Make pictures larger.
   txt2img preprocess FILE... Make maps of pictures for ControlNets.
   txt2img enhance PROMPT...  Print prompts rewritten by a language model.
-  txt2img train DATA         Train a model, a LoRA or a word on pictures.
+  txt2img train DATA         Train a model, LoRA, word or ControlNet.
   txt2img serve              Answer APIs and a page in the browser.
   txt2img worker status|stop List or stop the workers of --keep-alive.
-  txt2img again [-n N]       Draw what was drawn last, with new seeds.
+  txt2img again [--count N]  Draw what was drawn last, with new seeds.
   txt2img env                Print versions, devices and folders.
   txt2img help TOPIC         Describe one topic, such as memory or mask, with
                              options seldom used, which are not listed here.

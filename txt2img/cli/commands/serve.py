@@ -17,7 +17,7 @@ from txt2img.cli.registry import Command
 from txt2img.cli.run_options import RunOptions
 from txt2img.cli.terminal.console import BrokenStdout, log, print_json, progress
 from txt2img.cli.terminal.signals import STOP
-from txt2img.errors import Txt2imgError
+from txt2img.errors import BadRequest, Txt2imgError
 from txt2img.request import Request
 from txt2img.request.resolve import AdapterPaths
 from txt2img.system import user_config
@@ -34,11 +34,11 @@ Examples:
   txt2img serve --model sdxl --lora-dir loras/ --port 8080
   txt2img serve --host 0.0.0.0 --api-key-file keys.txt --allow-host studio.example.org
 \b
-Options for pictures are the defaults of requests. Models are offered by the names of
-txt2img models list, LoRAs by those in --lora-dir and the folders of models.
-Fields of A1111's API and of prompt files are taken by /v1 too: seed, steps, negative_prompt, ….
-The first SIGINT or SIGTERM ends the server once the picture in work is answered (exit code 0),
-the second one at once (130, 143).
+Options for pictures are the defaults of requests. Models are offered by the
+names of txt2img models list, LoRAs by those in --lora-dir and the folders of
+models. Fields of A1111's API and of prompt files are taken by /v1 too: seed,
+steps, negative_prompt, …. The first SIGINT or SIGTERM ends the server once the
+picture in work is answered (exit code 0), the second one at once (130, 143).
 """
 EXTRA = {"starlette": "starlette", "uvicorn": "uvicorn", "python-multipart": "python_multipart"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -59,6 +59,10 @@ def serve(
     One picture is drawn at a time, with one model in memory; other requests wait.
     """
     server.check()
+    if picture.count is not None:
+        raise BadRequest(
+            "each request says how many pictures it wants (n, batch_size); leave out --count"
+        )
     device.check()
     require_extra()
     keys = server.keys()

@@ -178,6 +178,9 @@ class SectionedCommand(TyperCommand):
         """What txt2img help TOPIC prints: sections, else options, of that name. BadRequest."""
         word = topic.lower().strip("-").replace("_", "-")
         sections = {title: [row for row, _ in rows] for title, rows in self.sections(ctx).items()}
+        if word in ("h", "help"):
+            listed = "\n".join(f"  {title}" for title in sections)
+            return f"Topics, besides options and words of their descriptions:\n{listed}"
         found = {title: rows for title, rows in sections.items() if word in title.lower()}
         for part in (0, 1):  # flags, then descriptions
             found = found or {

@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             import resvg_py  # noqa: F401
         except ImportError as error:
-            raise BadRequest("resvg_py is missing: pip install 'txt2img[train]'") from error
+            raise BadRequest("resvg_py is missing: pip install resvg_py") from error
         start, out = time.monotonic(), options.out
         counts = build(out, Options(**{f.name: getattr(options, f.name) for f in fields(Options)}))
     except Txt2imgError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from txt2img.errors import Txt2imgError, UnknownLayout
 
-INSTALL = 'pip install "txt2img[gguf]"'
+INSTALL = "pip install gguf"
 PIECE = 2**22  # values that are dequantised at a time on a card, and looked at elsewhere
 TILE = 2**20  # values that are dequantised at a time on a CPU
 
