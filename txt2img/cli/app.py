@@ -61,14 +61,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Run the command that the line names first, or generate. Returns the exit code."""
     if COMPLETE in os.environ:
         return _complete()
-    topic = ""
-    if arguments[:1] in (["help"], ("help",)) and len(arguments) <= 2:
-        about = "".join(arguments[1:])
-        topic = "" if about in NAMES else about
-        arguments = [about, "--help"] if about in NAMES else ["--help"]
-    elif arguments[:2] == ["help", "models"] and arguments[2:] and arguments[2] in MODEL_VERBS:
-        arguments = ["models", arguments[2], "--help"]
-    elif any(pair in LISTS for pair in pairwise(arguments)):
+    topic, arguments = _help_asked(list(arguments))
+    if any(pair in LISTS for pair in pairwise(arguments)):
         arguments = ["samplers"]
     named = bool(arguments) and arguments[0] in NAMES
     name, rest = (arguments[0], arguments[1:]) if named else ("generate", arguments)
@@ -98,6 +92,19 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if name == "generate" and not code:
         last_line.save(rest)
     return code
+
+
+def _help_asked(arguments: list[str]) -> tuple[str, list[str]]:
+    """The topic of txt2img help [COMMAND|TOPIC], and the line that prints it; else the line."""
+    if arguments[:1] != ["help"]:
+        return "", arguments
+    about = arguments[1:]
+    if about[:1] == ["models"] and about[1:] and about[1] in MODEL_VERBS:
+        return "", [*about[:2], "--help"]
+    if len(about) > 1:  # a prompt without quotes
+        return "", arguments
+    word = "".join(about)
+    return ("", [word, "--help"]) if word in NAMES else (word, ["--help"])
 
 
 def _app(completion: bool = False) -> typer.Typer:
