@@ -84,7 +84,7 @@ def test_another_programs_file_has_a_size_and_no_texts(tmp_path: Path) -> None:
 
 def test_without_the_tracer_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(BadRequest, match=r"txt2img\[svg\]"):
+    with pytest.raises(BadRequest, match=r"pip install vtracer"):
         formats.check_writable(FORMATS["svg"])
 
 

@@ -153,7 +153,7 @@ def test_names_may_hold_the_day_and_the_models_hash(own: Path, command: Command)
     assert len(day) == 10 and clock.isdigit() and len(clock) == 6 and seed == "5"
     assert digits == image_file.read(Path(done.out.strip())).origin.hash
     dry = command("red apple", "--steps", "1", "--seed", "5", "-o", name, "--dry-run")
-    assert f"_{digits}_5.png" in dry.out
+    assert f"_{digits}_5" in dry.out  # and -2 if it is the same second
 
 
 def test_a_dry_run_tells_what_differs_between_lines(own: Path, command: Command) -> None:

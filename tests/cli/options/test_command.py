@@ -105,7 +105,7 @@ def test_spellings_are_all_that_mean_an_option() -> None:
         ('cfg_scale = "x"', "defaults.cfg_scale must be a number"),
         ('sampler = "eulr"', 'defaults.sampler: no sampler "eulr"'),
         ('lora = ["few-steps", "nope"]', 'defaults.lora: --lora: no file "nope"'),
-        ('lora = ["bad.safetensors"]', "defaults.lora: bad.safetensors: not a safetensors file"),
+        ('lora = ["bad.safetensors"]', "defaults.lora: bad.safetensors is a text, not weights"),
         ('format = "bmp"', 'defaults.format: no format "bmp"'),
         ('sweep = ["cfg"]', "defaults.sweep: --sweep"),
         ('device = "gpu"', 'defaults.device: no device "gpu"'),

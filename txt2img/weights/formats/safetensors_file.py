@@ -288,7 +288,7 @@ def _refuse(path: Path, beginning: bytes, size: int) -> None:
     if path.suffix.lower() in PICKLES:
         raise UnknownLayout(f"{path.name} is {PICKLE}; {CONVERT}")
     if _is_text(beginning):
-        raise UnknownLayout(f"{path.name} is a text, not weights; give a weight file")
+        raise BadFile(f"{path.name} is a text, not weights; give a weight file")
     raise BadFile(f"{path.name}: not a safetensors file, or truncated; {ADVICE}")
 
 
